@@ -1,0 +1,215 @@
+"""auto-LiRPA as an engine: float64, one graph per network, an eps per sample in the shapes that are right."""
+
+import copy
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from verifiers.bound_propagation.auto_lirpa import compat, guard
+from verifiers.certificate import Norm, Unsupported
+from verifiers.falsify import per_sample
+
+METHODS = {"ibp": "IBP", "crown": "CROWN"}
+DUAL = {Norm.L2: 2.0, Norm.L1: float("inf")}
+
+
+class AutoLirpa:
+    """A network bounded by auto-LiRPA.
+
+    The network is copied to float64; dropout, the identity in eval mode, is dropped from the copy (auto-LiRPA would
+    switch the network to train mode for it).
+
+    Args:
+        model: in eval mode, from images in [0, 1] to logits.
+        x: two or more sample images.
+
+    Raises:
+        Unsupported: auto-LiRPA is missing, or a layer or operator is not on the allow-list.
+        Contradiction: the graph that auto-LiRPA built is not the network.
+    """
+
+    name = "auto-lirpa"
+
+    def __init__(self, model: nn.Module, x: Float[Tensor, "batch *shape"]) -> None:
+        try:
+            self._lirpa = compat.load()
+        except compat.AutoLirpaMissing as missing:
+            raise Unsupported(str(missing)) from None
+        self.model = _without_dropout(copy.deepcopy(model)).double().eval().requires_grad_(False)
+        guard.check_modules(self.model)
+        x = x[:2].double()
+        self._graph = self._build(x)
+        self._sample = x[:1]
+        self._rows: dict[tuple[str, Norm], Tensor] = {}
+        self._first_affine = [node.name for node in self._graph._modules.values() if _is_first_affine(node)]
+        guard.check_operators(iter(self._graph._modules.items()))
+        guard.check_forward(self.model, self._graph, x)
+        convolutional = any(isinstance(module, nn.Conv2d) for module in self.model.modules())
+        # Intermediate bounds of conv nets are computed for the union of unstable neurons over the batch: keep it small.
+        self.batch_size = 4 if convolutional else 128
+        self._limit_batch(x)
+
+    def _build(self, x: Tensor) -> Any:
+        try:
+            with _float64_and_quiet():
+                graph = self._lirpa.BoundedModule(self.model, x[:1], bound_opts={"conv_mode": "matrix"})
+                graph(self._ball(x[:1], torch.zeros(1, dtype=torch.float64, device=x.device), Norm.LINF))
+                return graph
+        except (NotImplementedError, AssertionError, AttributeError, KeyError, RuntimeError, TypeError) as error:
+            raise Unsupported(f"auto-LiRPA cannot build the graph: {_one_line(error)}") from error
+
+    def _limit_batch(self, x: Tensor) -> None:
+        """Constants that broadcast over the batch work one sample at a time only."""
+        eye = torch.eye(self._graph.final_shape[1], dtype=x.dtype, device=x.device)
+        eps = torch.full((len(x),), 1e-3, dtype=x.dtype, device=x.device)
+        try:
+            self._run(x, eps, eye.expand(len(x), -1, -1), Norm.LINF, "crown")
+        except RuntimeError as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            self.batch_size = 1
+
+    def lower_bounds(
+        self,
+        x: Float[Tensor, "batch *shape"],
+        eps: Float[Tensor, " batch"],
+        specification: Float[Tensor, "batch rows classes"],
+        *,
+        norm: Norm,
+        method: str,
+    ) -> Float[Tensor, "batch rows"]:
+        """Lower bounds of ``specification @ logits`` over each sample's ball within the image box, in float64.
+
+        Raises:
+            Unsupported: auto-LiRPA fails on an operator in this method.
+        """
+        try:
+            bounds = [
+                self._run(*part, norm, method)
+                for part in zip(
+                    x.double().split(self.batch_size),
+                    eps.double().split(self.batch_size),
+                    specification.double().split(self.batch_size),
+                    strict=True,
+                )
+            ]
+        except torch.OutOfMemoryError:
+            raise
+        except (NotImplementedError, AssertionError, AttributeError, ValueError, TypeError, RuntimeError) as error:
+            if "memory" in str(error).lower():
+                raise
+            raise Unsupported(f"auto-LiRPA fails in {METHODS[method]}: {_one_line(error)}") from error
+        return torch.cat(bounds)
+
+    def _run(self, x: Tensor, eps: Tensor, specification: Tensor, norm: Norm, method: str) -> Tensor:
+        bounded = self._ball(x, eps, norm)
+        known = self._affine_bounds(x, eps, norm)
+        with _float64_and_quiet(), torch.no_grad():
+            lower, _ = self._graph.compute_bounds(
+                x=(bounded,),
+                C=specification.contiguous(),
+                method=METHODS[method],
+                bound_upper=False,
+                intermediate_layer_bounds=known,
+            )
+        return lower
+
+    def _affine_bounds(self, x: Tensor, eps: Tensor, norm: Norm) -> dict[str, list[Tensor]] | None:
+        """Exact bounds, by the dual norm, of the layers that are affine in the input (the box loses them for l2, l1)."""
+        if norm is Norm.LINF:
+            return None
+        known: dict[str, list[Tensor]] = {}
+        for name in self._first_affine:
+            value = self._graph(x, final_node_name=name)
+            reach = per_sample(eps, value) * self._row_norms(name, norm)
+            known[name] = [value - reach, value + reach]
+        return known
+
+    def _row_norms(self, name: str, norm: Norm, rows: int = 256) -> Float[Tensor, "1 *shape"]:
+        """Dual norm of each row of the linear part of a node that is affine in the input; computed once."""
+        if (name, norm) not in self._rows:
+            origin = torch.zeros_like(self._sample)
+            shape = self._graph(origin, final_node_name=name).shape
+            found = []
+            for chunk in torch.arange(shape.numel(), device=origin.device).split(rows):
+                points = origin.expand(len(chunk), *origin.shape[1:]).clone().requires_grad_(True)
+                output = self._graph(points, final_node_name=name).flatten(1).gather(1, chunk[:, None])
+                (gradient,) = torch.autograd.grad(output.sum(), points)
+                found.append(torch.linalg.vector_norm(gradient.flatten(1), DUAL[norm], dim=1))
+            self._rows[name, norm] = torch.cat(found).reshape(shape)
+        return self._rows[name, norm]
+
+    def _ball(self, x: Tensor, eps: Tensor, norm: Norm) -> Tensor:
+        return self._lirpa.BoundedTensor(x, _perturbation(self._lirpa, x, eps, norm))
+
+
+def _perturbation(lirpa: Any, x: Tensor, eps: Tensor, norm: Norm) -> Any:
+    """The ball around each sample, intersected with the image box.
+
+    auto-LiRPA handles an eps per sample only as the two corners of a box, and for l2 and l1 its interval propagation
+    reads [x, x] as a box without width wherever the first layer is not linear: unsound. So every ball is given as its
+    bounding box, whose propagation is sound for all norms, and the linear bounds are concretised here with the dual
+    norm of the true ball.
+    """
+    radius = per_sample(eps, x)
+    low, high = (x - radius).clamp_min(0.0), (x + radius).clamp_max(1.0)
+    box = lirpa.PerturbationLpNorm(norm=float("inf"), x_L=torch.minimum(low, x), x_U=torch.maximum(high, x))
+    if norm is Norm.LINF:
+        return box
+    by_box = box.concretize_matrix
+
+    def concretize_matrix(center: Tensor, coefficients: Any, sign: int, extra: Any = None) -> Tensor:
+        bound = by_box(center, coefficients, sign, extra)
+        if not isinstance(coefficients, Tensor):
+            return bound
+        flat = coefficients.reshape(coefficients.shape[0], coefficients.shape[1], -1)
+        middle = flat.matmul(x.reshape(len(x), -1, 1)).squeeze(-1)
+        reach = torch.linalg.vector_norm(flat, DUAL[norm], dim=-1) * eps[:, None]
+        by_ball = (middle + sign * reach).reshape(bound.shape)
+        return torch.maximum(bound, by_ball) if sign < 0 else torch.minimum(bound, by_ball)
+
+    box.concretize_matrix = concretize_matrix
+    return box
+
+
+def _is_first_affine(node: nn.Module) -> bool:
+    """A linear or convolution operator whose every input-dependent ancestor is affine."""
+    return type(node).__name__ in ("BoundConv", "BoundLinear") and _affine_in_input(node)
+
+
+def _affine_in_input(node: nn.Module) -> bool:
+    if not node.perturbed or type(node).__name__ == "BoundInput":
+        return True
+    affine = {"BoundConv", "BoundLinear", "BoundBatchNormalization", "BoundAdd", "BoundSub", "BoundFlatten"}
+    affine |= {"BoundReshape", "BoundTranspose", "BoundUnsqueeze", "BoundSqueeze", "BoundIdentity"}
+    return type(node).__name__ in affine and all(_affine_in_input(parent) for parent in node.inputs)  # type: ignore[union-attr]
+
+
+def _without_dropout(model: nn.Module) -> nn.Module:
+    for path, module in list(model.named_modules()):
+        if isinstance(module, nn.modules.dropout._DropoutNd) and path:
+            parent, _, name = path.rpartition(".")
+            setattr(model.get_submodule(parent), name, nn.Identity())
+    return model
+
+
+def _one_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+@contextmanager
+def _float64_and_quiet() -> Iterator[None]:
+    """auto-LiRPA makes some of its tensors in the default dtype, prints to the warnings and reorders their filters."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        torch.set_default_dtype(before)

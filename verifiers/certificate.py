@@ -1,0 +1,216 @@
+"""What every certificate has: its status, its guarantee, its columns, and the record of the method that issues it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum, StrEnum
+from fractions import Fraction
+from typing import Any, Protocol
+
+import numpy as np
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from verifiers.errors import InputError
+
+
+class Status(IntEnum):
+    """What became of one sample; exactly one per row. A failure is never folded into NOT_CERTIFIED."""
+
+    PENDING = 0
+    CERTIFIED = 1
+    NOT_CERTIFIED = 2
+    ABSTAINED = 3
+    MISCLASSIFIED = 4
+    FALSIFIED = 5
+    VACUOUS = 6
+    UNSUPPORTED = 7
+    OUT_OF_MEMORY = 8
+    TIMEOUT = 9
+    ERROR = 10
+
+
+#: Rows in these states say nothing about the sample: a resumed run tries them again.
+FAILURES = (Status.UNSUPPORTED, Status.OUT_OF_MEMORY, Status.TIMEOUT, Status.ERROR)
+
+
+class Guarantee(StrEnum):
+    """What a method's answer is worth."""
+
+    DETERMINISTIC = "deterministic"  # a proof, up to the stated rounding allowance
+    PROBABILISTIC = "probabilistic"  # confidence 1 - alpha per sample
+    ESTIMATE = "estimate"  # no proof; never feeds a radius
+
+
+class Norm(StrEnum):
+    """The norm of the ball around an image. The region is the ball intersected with the image box [0, 1]^d."""
+
+    LINF = "linf"
+    L2 = "l2"
+    L1 = "l1"
+
+
+@dataclass(frozen=True)
+class Epsilon:
+    """A radius in pixel units ([0, 1] images), kept exactly as it was written.
+
+    ``text`` round-trips to the certificate file ("2/255"); ``value`` is the nearest float64.
+    """
+
+    text: str
+    value: float
+
+    @classmethod
+    def parse(cls, given: "str | float | Epsilon") -> "Epsilon":
+        """Read ``"8/255"``, ``"0.03"``, ``"1e-3"`` or a number.
+
+        Raises:
+            InputError: not a finite positive number.
+        """
+        if isinstance(given, Epsilon):
+            return given
+        value = parse_number(given, name="eps")
+        if value <= 0:
+            raise InputError(f"eps must be positive, got {given!r}: write it like 8/255 or 0.03")
+        return cls("".join(str(given).split()), float(value))
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def parse_number(given: object, *, name: str = "number") -> Fraction:
+    """An exact number from ``8/255``, ``0.03``, ``1e-3``, an int or a finite float.
+
+    Raises:
+        InputError: for anything else, with the input repeated.
+    """
+    text = "".join(str(given).split())
+    try:
+        if isinstance(given, bool):
+            raise ValueError
+        return Fraction(text)
+    except ZeroDivisionError:
+        raise InputError(f"{name}: {given!r} divides by zero; write it like 8/255 or 0.03") from None
+    except (ValueError, OverflowError):
+        raise InputError(f"{name}: {given!r} is not a number; write it like 8/255, 0.03 or 1e-3") from None
+
+
+@dataclass(frozen=True)
+class Column:
+    """One per-sample value of a method, as it is stored.
+
+    Attributes:
+        name: dataset name in the certificate file.
+        dtype: numpy dtype string.
+        units: "pixels", "logits", "seconds" or "" for counts, flags and labels.
+        description: one line that says what the value is.
+        per_pixel: the row is an image, not a scalar.
+    """
+
+    name: str
+    dtype: str
+    units: str
+    description: str
+    per_pixel: bool = False
+
+    @property
+    def fill(self) -> Any:
+        """The value of a row that is not computed yet (or never will be)."""
+        return np.nan if self.dtype.startswith("float") else -1 if self.dtype.startswith("int") else 0
+
+
+#: The columns that every method has. ``certify.py`` fills all but radius and margin.
+COMMON_COLUMNS = (
+    Column("index", "int64", "", "index of the sample in its data set split"),
+    Column("label", "int64", "", "true class"),
+    Column("predicted", "int64", "", "class predicted by the network on the clean image"),
+    Column("correct", "uint8", "", "1 when the predicted class is the true class"),
+    Column("radius", "float64", "pixels", "largest radius proved, rounded down; 0 when none or misclassified"),
+    Column("margin", "float64", "logits", "smallest margin of the predicted class found or bounded at eps"),
+    Column("certified", "uint8", "", "1 when correct and radius >= eps"),
+    Column("seconds", "float64", "seconds", "time spent on the row: its batch's time over the batch's rows"),
+    Column("status", "uint8", "", "; ".join(f"{s.value} {s.name}" for s in Status)),
+)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of a method.
+
+    Attributes:
+        eps: the radius the certified accuracy is reported at.
+        norm: norm of the ball.
+        seed: run seed; all randomness is keyed by it and the sample index.
+        options: the method's own settings, by name, defaults filled in.
+    """
+
+    eps: Epsilon
+    norm: Norm
+    seed: int = 0
+    options: Mapping[str, float] = field(default_factory=dict)
+
+
+Columns = dict[str, np.ndarray]
+
+
+class BatchCertifier(Protocol):
+    """A method made ready for one network.
+
+    Called with images in [0, 1], their predicted classes and their sample indices, it returns at least ``status``,
+    ``radius`` and ``margin``, one value per row. ``batch_size`` is the number of rows that suits it, ``notes`` are
+    stored as attributes of its group.
+    """
+
+    @property
+    def batch_size(self) -> int: ...
+
+    @property
+    def notes(self) -> Mapping[str, str]: ...
+
+    def __call__(
+        self,
+        x: Float[Tensor, "batch *shape"],
+        predicted: Int[Tensor, " batch"],
+        indices: Int[Tensor, " batch"],
+    ) -> Columns: ...
+
+
+@dataclass(frozen=True)
+class MethodInfo:
+    """A certificate method, as ``certkd methods`` lists it.
+
+    Attributes:
+        name: group name in the certificate file.
+        guarantee: what its radius is worth.
+        norms: the norms it handles.
+        claim: one line: what a row says.
+        paper: where it comes from.
+        cost: rough cost per sample, in forward passes or words.
+        prepare: makes it ready for a network, given two sample images; raises ``Unsupported`` when it cannot.
+        columns: its own columns, after the common ones.
+        options: default of each of its settings.
+    """
+
+    name: str
+    guarantee: Guarantee
+    norms: tuple[Norm, ...]
+    claim: str
+    paper: str
+    cost: str
+    prepare: Callable[[nn.Module, Float[Tensor, "samples *shape"], Request], BatchCertifier]
+    columns: tuple[Column, ...] = ()
+    options: Mapping[str, float] = field(default_factory=dict)
+
+
+class Unsupported(Exception):
+    """A method cannot handle a network or a norm; the message names the layer or what is missing."""
+
+
+class Contradiction(Exception):
+    """Two facts about a network exclude each other: a bound is broken by an attack, or a graph is another network."""
+
+
+def margins(logits: Float[Tensor, "batch classes"], predicted: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]:
+    """Smallest margin f_y - f_j over the other classes j, y the predicted class."""
+    own = logits.gather(1, predicted[:, None])
+    others = logits.scatter(1, predicted[:, None], -float("inf"))
+    return (own - others.amax(1, keepdim=True)).squeeze(1)

@@ -1,0 +1,450 @@
+"""Certify a network on samples: batches, statuses, timing, memory, progress and writing, once for every method."""
+
+import hashlib
+import platform
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from os import PathLike
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from verifiers.bound_propagation.auto_lirpa import compat
+from verifiers.certificate import (
+    BatchCertifier,
+    Columns,
+    Contradiction,
+    Epsilon,
+    Guarantee,
+    MethodInfo,
+    Norm,
+    Request,
+    Status,
+    Unsupported,
+)
+from verifiers.errors import InputError, did_you_mean
+from verifiers.fingerprint import DataFingerprint, weights_sha256
+from verifiers.methods import find
+from verifiers.reporter import Reporter
+from verifiers.store import CertificateFile, Certificates
+
+DEFAULT_METHODS = ("pgd", "ibp", "crown")
+#: Pixels this far outside [0, 1] are rounding of an image pipeline; they are clamped.
+PIXEL_TOLERANCE = 1e-5
+CLEAN_BATCH = 256
+
+
+class Images(Protocol):
+    """Images in [0, 1], all in memory (a tensor) or read when asked for."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, indices: Int[Tensor, " batch"]) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Checked samples with the network's predictions on them."""
+
+    images: Images
+    labels: Int[Tensor, " samples"]
+    predicted: Int[Tensor, " samples"]
+    finite: Tensor
+    indices: Int[Tensor, " samples"]
+    data_sha256: str
+
+    def batch(self, rows: np.ndarray, device: torch.device) -> Tensor:
+        """The images of some rows, clamped to [0, 1], on the device."""
+        return self.images[torch.as_tensor(rows)].to(device).float().clamp(0.0, 1.0)
+
+
+def certify(
+    model: nn.Module,
+    images: Images | Tensor,
+    labels: Int[Tensor, " samples"],
+    *,
+    eps: str | float | Epsilon,
+    norm: str | Norm = Norm.LINF,
+    methods: Sequence[str] = DEFAULT_METHODS,
+    out: str | PathLike[str] | None = None,
+    seed: int = 0,
+    batch_size: int | None = None,
+    options: Mapping[str, float] | None = None,
+    indices: Int[Tensor, " samples"] | None = None,
+    identity: Mapping[str, Any] | None = None,
+    reporter: Reporter | None = None,
+) -> Certificates:
+    """Certify each sample with each method, and write the certificate file.
+
+    Args:
+        model: ``nn.Module`` from images in [0, 1] to logits, normalisation inside. Put in eval mode while this runs.
+        images: tensor ``(samples, *shape)`` in [0, 1], or anything that yields such a tensor for a tensor of rows.
+        labels: true classes.
+        eps: radius in pixel units that certified accuracy is reported at, like ``"8/255"``.
+        norm: ``"linf"``, ``"l2"`` or ``"l1"``.
+        methods: names from ``certkd methods``, run in this order.
+        out: certificate file; the same call on an unfinished file goes on with it. In memory when None.
+        seed: keys all randomness, together with the sample index.
+        batch_size: rows at a time; each method's own when None. Halved when memory runs out.
+        options: settings of methods, such as ``{"steps": 50}``.
+        indices: index of each sample in its data set split; 0, 1, ... when None.
+        identity: more facts that rows depend on, stored as attributes; a file that differs in one is refused.
+        reporter: told about progress.
+
+    Returns:
+        the finished rows of all methods.
+
+    Raises:
+        InputError: images outside [0, 1], a network that is not one fixed function, an unknown method or option, a
+            file that holds something else.
+    """
+    reporter = reporter or Reporter()
+    infos = [find(name) for name in methods]
+    requests = _requests(infos, Epsilon.parse(eps), _norm(norm), seed, options or {})
+    with _eval_mode(model), trusted_arithmetic():
+        samples = _look_at_samples(model, images, labels, indices, reporter)
+        identity = {
+            "model_sha256": weights_sha256(model),
+            "architecture": type(model).__name__,
+            "data_sha256": samples.data_sha256,
+            "indices_sha256": hashlib.sha256(samples.indices.numpy().tobytes()).hexdigest(),
+            "samples": len(samples.labels),
+            "norm": str(requests[infos[0].name].norm),
+            "eps_text": requests[infos[0].name].eps.text,
+            "seed": seed,
+            "settings": {info.name: dict(requests[info.name].options) for info in infos},
+            **(identity or {}),
+        }
+        with CertificateFile(
+            out,
+            identity=identity,
+            facts=_facts(model),
+            samples=len(samples.labels),
+            image_shape=tuple(_first_images(samples, model)[0].shape),
+            methods=infos,
+            requests=requests,
+        ) as file:
+            for info in infos:
+                _run_method(info, requests[info.name], model, samples, file, batch_size, reporter)
+            return file.read()
+
+
+def _requests(
+    infos: Sequence[MethodInfo], eps: Epsilon, norm: Norm, seed: int, options: Mapping[str, float]
+) -> dict[str, Request]:
+    if not infos:
+        raise InputError("no method was named; 'certkd methods' lists them")
+    known = sorted({name for info in infos for name in info.options})
+    for name, value in options.items():
+        if name not in known:
+            raise InputError(f"none of the methods {', '.join(i.name for i in infos)} has an option {name!r}.")
+        if not value > 0:
+            raise InputError(f"option {name} must be positive, got {value!r}")
+    return {
+        info.name: Request(
+            eps, norm, seed, {**info.options, **{name: options[name] for name in info.options if name in options}}
+        )
+        for info in infos
+    }
+
+
+def _norm(given: str | Norm) -> Norm:
+    try:
+        return Norm(given)
+    except ValueError:
+        names = [n.value for n in Norm]
+        raise InputError(f"unknown norm {given!r}.{did_you_mean(str(given), names)}") from None
+
+
+def _look_at_samples(
+    model: nn.Module, images: Images | Tensor, labels: Tensor, indices: Tensor | None, reporter: Reporter
+) -> Samples:
+    """Range, shape and class checks, predictions and clean accuracy, and that the network is one fixed function."""
+    if len(images) != len(labels) or len(labels) == 0:
+        raise InputError(f"need as many images as labels and at least one: got {len(images)} and {len(labels)}")
+    labels = labels.cpu().long()
+    fingerprint, predictions, finite, classes = DataFingerprint(), [], [], 0
+    for start in range(0, len(labels), CLEAN_BATCH):
+        rows = torch.arange(start, min(start + CLEAN_BATCH, len(labels)))
+        batch = images[rows]
+        _check_pixels(batch)
+        fingerprint.update(batch, labels[rows])
+        logits = _logits(model, batch)
+        if start == 0:
+            _check_fixed_function(model, batch, logits)
+        classes = logits.shape[1]
+        predictions.append(logits.argmax(1).cpu())
+        finite.append(torch.isfinite(logits).all(1).cpu())
+    if int(labels.min()) < 0 or int(labels.max()) >= classes:
+        raise InputError(
+            f"labels run from {int(labels.min())} to {int(labels.max())}, the network has {classes} classes"
+        )
+    predicted = torch.cat(predictions)
+    accuracy = float((predicted == labels).double().mean())
+    reporter.clean(accuracy, len(labels))
+    if accuracy <= 1.5 / classes and len(labels) >= 20:
+        reporter.warn(
+            f"clean accuracy {accuracy:.1%} is near chance for {classes} classes: are these the right weights?"
+        )
+    order = torch.arange(len(labels)) if indices is None else indices.cpu().long()
+    return Samples(images, labels, predicted, torch.cat(finite), order, fingerprint.hexdigest())
+
+
+def _check_pixels(batch: Tensor) -> None:
+    if not batch.is_floating_point():
+        raise InputError(f"images must be floating point in [0, 1], got {batch.dtype}: divide bytes by 255")
+    low, high = float(batch.min()), float(batch.max())
+    if not (low >= -PIXEL_TOLERANCE and high <= 1 + PIXEL_TOLERANCE):
+        raise InputError(
+            f"images must be in [0, 1], got values from {low:.3g} to {high:.3g}: "
+            "undo the normalisation and make it the network's first layer"
+        )
+
+
+def _logits(model: nn.Module, batch: Tensor) -> Tensor:
+    with torch.no_grad():
+        logits = model(batch.to(_device(model)).float().clamp(0.0, 1.0))
+    if logits.dim() != 2 or logits.shape[1] < 2 or len(logits) != len(batch):
+        raise InputError(f"the network must give one row of logits per image, got shape {tuple(logits.shape)}")
+    return logits
+
+
+def _check_fixed_function(model: nn.Module, batch: Tensor, logits: Tensor) -> None:
+    again = _logits(model, batch)
+    if not torch.equal(again.nan_to_num(), logits.nan_to_num()):
+        difference = float((again - logits).abs().max())
+        raise InputError(f"the network is not one fixed function: two passes differ by {difference:.3g} in eval mode")
+
+
+def _first_images(samples: Samples, model: nn.Module, count: int = 2) -> Tensor:
+    rows = np.arange(min(count, len(samples.labels)))
+    first = samples.batch(rows, _device(model))
+    return first if len(first) == count else first.repeat(count, *[1] * (first.dim() - 1))
+
+
+def _device(model: nn.Module) -> torch.device:
+    tensor = next(iter([*model.parameters(), *model.buffers()]), None)
+    return tensor.device if tensor is not None else torch.device("cpu")
+
+
+def _run_method(
+    info: MethodInfo,
+    request: Request,
+    model: nn.Module,
+    samples: Samples,
+    file: CertificateFile,
+    batch_size: int | None,
+    reporter: Reporter,
+) -> None:
+    pending = file.pending(info.name)
+    reporter.start(info.name, len(samples.labels), len(samples.labels) - len(pending))
+    if len(pending):
+        certifier = _prepare(info, request, model, samples, file, reporter)
+        size = batch_size or certifier.batch_size
+        _work_off(info, certifier, samples, file, pending, size, _device(model), reporter)
+    reporter.finish(info.name)
+
+
+def _prepare(
+    info: MethodInfo,
+    request: Request,
+    model: nn.Module,
+    samples: Samples,
+    file: CertificateFile,
+    reporter: Reporter,
+) -> BatchCertifier:
+    """The method made ready, or what gives every row its failure when it cannot be."""
+    if request.norm not in info.norms:
+        refusal = _Refusal(Status.UNSUPPORTED, f"{info.name} does not handle the norm {request.norm}")
+    else:
+        try:
+            certifier = info.prepare(model, _first_images(samples, model), request)
+            for name, value in certifier.notes.items():
+                file.note(info.name, name, value)
+            return certifier
+        except Unsupported as error:
+            refusal = _Refusal(Status.UNSUPPORTED, str(error))
+        except Contradiction as error:
+            refusal = _Refusal(Status.ERROR, str(error))
+    _explain(info, refusal, file, reporter)
+    return refusal
+
+
+@dataclass
+class _Refusal:
+    """Gives every row the same failure, with its reason."""
+
+    status: Status
+    reason: str
+    batch_size: int = CLEAN_BATCH
+    notes: Mapping[str, str] = field(default_factory=dict)
+
+    def __call__(self, x: Tensor, predicted: Tensor, indices: Tensor) -> Columns:
+        return _same(self.status, len(x))
+
+
+def _same(status: Status, rows: int) -> Columns:
+    return {
+        "status": np.full(rows, status.value, "uint8"),
+        "radius": np.zeros(rows),
+        "margin": np.full(rows, np.nan),
+    }
+
+
+def _explain(info: MethodInfo, refusal: _Refusal, file: CertificateFile, reporter: Reporter) -> None:
+    file.note(info.name, "reason", refusal.reason)
+    reporter.warn(f"{info.name}: {refusal.status.name}: {refusal.reason}")
+
+
+def _work_off(
+    info: MethodInfo,
+    certifier: BatchCertifier,
+    samples: Samples,
+    file: CertificateFile,
+    pending: np.ndarray,
+    size: int,
+    device: torch.device,
+    reporter: Reporter,
+) -> None:
+    """Batch after batch; a batch that does not fit into memory is halved, a single row that does not is recorded."""
+    while len(pending):
+        rows = pending[:size]
+        started = time.perf_counter()
+        try:
+            columns = _certify_rows(info, certifier, samples, rows, device)
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not _out_of_memory(error):
+                raise
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+            if len(rows) > 1:
+                size = len(rows) // 2
+                continue
+            columns = _finish(info, samples, rows, _same(Status.OUT_OF_MEMORY, 1))
+        except Unsupported as error:
+            refusal = _Refusal(Status.UNSUPPORTED, str(error))
+            _explain(info, refusal, file, reporter)
+            certifier = refusal
+            continue
+        columns["seconds"] = np.full(len(rows), (time.perf_counter() - started) / len(rows))
+        _check_against_attack(info, file, rows, columns, reporter)
+        file.write(info.name, rows, columns)
+        pending = pending[len(rows) :]
+        reporter.advance(len(rows))
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
+def _certify_rows(
+    info: MethodInfo, certifier: BatchCertifier, samples: Samples, rows: np.ndarray, device: torch.device
+) -> Columns:
+    """Columns of some rows. Misclassified rows and rows without finite logits are settled here."""
+    predicted, labels = samples.predicted[rows], samples.labels[rows]
+    finite = samples.finite[rows].numpy()
+    correct = (predicted == labels).numpy()
+    columns = _same(Status.MISCLASSIFIED, len(rows))
+    columns["status"][~finite] = Status.ERROR
+    asked = np.flatnonzero(correct & finite)
+    if len(asked):
+        x = samples.batch(rows[asked], device)
+        answers = certifier(x, predicted[asked].to(device), samples.indices[rows[asked]])
+        for name, values in answers.items():
+            if name not in columns:
+                columns[name] = _blank(info, name, len(rows), values)
+            columns[name][asked] = values
+    return _finish(info, samples, rows, columns)
+
+
+def _blank(info: MethodInfo, name: str, rows: int, values: np.ndarray) -> np.ndarray:
+    fill = next(column.fill for column in info.columns if column.name == name)
+    return np.full((rows, *values.shape[1:]), fill, values.dtype)
+
+
+def _finish(info: MethodInfo, samples: Samples, rows: np.ndarray, columns: Columns) -> Columns:
+    """Add the common columns and hold the rules: no radius without a proof, none that is not a finite number."""
+    status, radius = columns["status"], columns["radius"]
+    status[~np.isfinite(radius)] = Status.ERROR
+    sound = (status == Status.CERTIFIED) & (info.guarantee != Guarantee.ESTIMATE)
+    columns["radius"] = np.where(sound, radius, 0.0)
+    correct = (samples.predicted[rows] == samples.labels[rows]).numpy()
+    columns.update(
+        index=samples.indices[rows].numpy(),
+        label=samples.labels[rows].numpy(),
+        predicted=samples.predicted[rows].numpy(),
+        correct=correct.astype("uint8"),
+    )
+    return columns
+
+
+def _check_against_attack(
+    info: MethodInfo, file: CertificateFile, rows: np.ndarray, columns: Columns, reporter: Reporter
+) -> None:
+    """A stored counterexample inside a radius is a contradiction: the row is an ERROR, never a certificate."""
+    eps = file.eps(info.name)
+    contradicted = np.zeros(len(rows), bool)
+    if info.guarantee is Guarantee.DETERMINISTIC:
+        distance = file.attack_distance(rows)
+        contradicted = (columns["radius"] > 0) & (columns["radius"] >= distance)  # nan compares false
+    if contradicted.any():
+        columns["status"][contradicted] = Status.ERROR
+        columns["radius"][contradicted] = 0.0
+        reason = f"{int(contradicted.sum())} rows claim a radius that a stored counterexample lies inside"
+        _explain(info, _Refusal(Status.ERROR, reason), file, reporter)
+    columns["certified"] = (columns["correct"].astype(bool) & (columns["radius"] >= eps)).astype("uint8")
+
+
+@contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    """Every module in eval mode, and afterwards as it was."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
+def trusted_arithmetic() -> Iterator[None]:
+    """TF32 off and deterministic algorithms on; both as they were afterwards.
+
+    TF32 convolutions, on by default on NVIDIA GPUs, are off by 1e-3: enough to void a bound.
+    """
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = (matmul.allow_tf32, cudnn.allow_tf32, torch.are_deterministic_algorithms_enabled())
+    matmul.allow_tf32 = cudnn.allow_tf32 = False
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before[:2]
+        torch.use_deterministic_algorithms(before[2])
+
+
+def _facts(model: nn.Module) -> dict[str, Any]:
+    """What may differ between two runs of the same certification."""
+    from verifiers import __version__
+
+    return {
+        "certkd_version": __version__,
+        "torch_version": str(torch.__version__),
+        "numpy_version": np.__version__,
+        "auto_lirpa_version": compat.version() or "not installed",
+        "python_version": platform.python_version(),
+        "device": str(_device(model)),
+        "dtype": str(next(iter(model.parameters())).dtype).removeprefix("torch.") if list(model.parameters()) else "",
+        "tf32": False,
+        "deterministic_algorithms": True,
+        "command": " ".join(sys.argv),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }

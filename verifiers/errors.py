@@ -1,0 +1,17 @@
+"""The one exception for input that a person can correct."""
+
+
+class InputError(ValueError):
+    """Something given from outside cannot be used.
+
+    The message is one line: it repeats what was given and says what to do. The command line prints it as it is and
+    exits with code 2.
+    """
+
+
+def did_you_mean(given: str, known: list[str]) -> str:
+    """``" Did you mean 'x'?"`` for the nearest known name, or the list of all of them when none is near."""
+    import difflib
+
+    near = difflib.get_close_matches(given, known, n=1, cutoff=0.6)
+    return f" Did you mean {near[0]!r}?" if near else f" Known: {', '.join(known)}."

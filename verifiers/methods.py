@@ -1,0 +1,20 @@
+"""Every certificate method there is: one record a method, listed once."""
+
+from verifiers.bound_propagation.certify import CROWN, IBP
+from verifiers.certificate import MethodInfo
+from verifiers.errors import InputError, did_you_mean
+from verifiers.falsify import PGD
+
+METHODS: tuple[MethodInfo, ...] = (PGD, IBP, CROWN)
+
+
+def find(name: str) -> MethodInfo:
+    """The method of that name.
+
+    Raises:
+        InputError: unknown name, with the nearest known one.
+    """
+    for method in METHODS:
+        if method.name == name:
+            return method
+    raise InputError(f"unknown method {name!r}.{did_you_mean(name, [m.name for m in METHODS])}")

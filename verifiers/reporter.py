@@ -1,0 +1,20 @@
+"""What a running certification tells: nothing by default; the command line shows progress bars."""
+
+
+class Reporter:
+    """Hooks called by ``certify``; every one may be ignored."""
+
+    def clean(self, accuracy: float, samples: int) -> None:
+        """Clean accuracy, before any certificate is tried."""
+
+    def start(self, method: str, total: int, done: int) -> None:
+        """A method begins; ``done`` rows were finished by an earlier run."""
+
+    def advance(self, rows: int) -> None:
+        """Rows of the current method were written."""
+
+    def finish(self, method: str) -> None:
+        """The current method has an answer for every row."""
+
+    def warn(self, text: str) -> None:
+        """Something a person should know; one line."""

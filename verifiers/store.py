@@ -1,0 +1,361 @@
+"""The certificate file: HDF5, one group per method, one row per sample, written so that a killed run loses nothing.
+
+Columns are allocated at full length when the file is created, under a temporary name that is renamed when complete. Rows
+are written data first, then flushed, then their status, then flushed: a row counts only when its status is not PENDING.
+So a process killed at any moment leaves a readable file with every finished row in it. One process writes (HDF5's file
+lock); any number may read, also while it is being written.
+"""
+
+import errno
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import h5py
+import numpy as np
+
+from verifiers.certificate import COMMON_COLUMNS, FAILURES, Column, Columns, MethodInfo, Norm, Request, Status
+from verifiers.errors import InputError
+
+FORMAT = "certkd-certificates"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class MethodRows:
+    """All rows of one method, as arrays, with its attributes (name, guarantee, norm, eps, settings)."""
+
+    name: str
+    attributes: Mapping[str, Any]
+    columns: Mapping[str, np.ndarray]
+
+    def __getitem__(self, column: str) -> np.ndarray:
+        return self.columns[column]
+
+    def __len__(self) -> int:
+        return len(self.columns["status"])
+
+    @property
+    def eps(self) -> float:
+        """The radius that certified accuracy is reported at, pixel units."""
+        return float(self.attributes["eps"])
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether its radii are proofs."""
+        return bool(self.attributes["guarantee"] == "deterministic")
+
+    def count(self, status: Status) -> int:
+        """Rows in that status."""
+        return int((self.columns["status"] == status).sum())
+
+
+@dataclass(frozen=True)
+class Certificates:
+    """A whole certificate file (or an equal result that was never written): attributes and methods by name."""
+
+    attributes: Mapping[str, Any]
+    methods: Mapping[str, MethodRows]
+    path: str = ""
+
+    def __getitem__(self, method: str) -> MethodRows:
+        return self.methods[method]
+
+    @property
+    def pending(self) -> int:
+        """Rows without an answer yet, over all methods."""
+        return sum(rows.count(Status.PENDING) for rows in self.methods.values())
+
+    def to_dict(self) -> dict[str, dict[str, np.ndarray]]:
+        """Columns by method and name, ready for ``pandas.DataFrame``; images are left out."""
+        return {
+            name: {column: values for column, values in rows.columns.items() if values.ndim == 1}
+            for name, rows in self.methods.items()
+        }
+
+
+class CertificateFile:
+    """The one writer of a certificate file, used as a context manager.
+
+    Opening creates the file, or goes on with the one that is there when it was started with the same configuration.
+    Rows that ended in a failure (UNSUPPORTED, OUT_OF_MEMORY, TIMEOUT, ERROR) become PENDING again.
+
+    Args:
+        path: where; its folder is made. None keeps the rows in memory.
+        identity: what the rows depend on (network, data, method settings); a file with another identity is refused.
+        facts: attributes that may differ between two runs (device, versions, command line, time).
+        samples: number of rows.
+        image_shape: shape of one image, for columns that hold images.
+        methods: their records.
+        request: norm, eps and options by method name.
+
+    Raises:
+        InputError: not a certificate file, another configuration, another writer, no permission, no space.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str] | None,
+        *,
+        identity: Mapping[str, Any],
+        facts: Mapping[str, Any],
+        samples: int,
+        image_shape: Sequence[int],
+        methods: Sequence[MethodInfo],
+        requests: Mapping[str, Request],
+    ) -> None:
+        self.path = Path(path or "in memory")
+        self._identity = json.dumps(identity, sort_keys=True)
+
+        def fill(file: h5py.File) -> None:
+            _fill(file, self._identity, facts, samples, image_shape, methods, requests)
+
+        if path is None:
+            self._file = h5py.File("in memory", "w", driver="core", backing_store=False)
+            fill(self._file)
+        else:
+            if not self.path.exists():
+                _create(self.path, fill)
+            self._file = _open_for_writing(self.path)
+        try:
+            self._check_identity()
+            for method in methods:
+                self._retry_failures(method.name)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._file.close()
+        except (OSError, RuntimeError) as problem:
+            if error is None:
+                raise InputError(_cannot_write(self.path, problem)) from None
+
+    def _check_identity(self) -> None:
+        _check_format(self._file, self.path)
+        there = json.loads(self._file.attrs["identity"])
+        wanted = json.loads(self._identity)
+        different = sorted(key for key in there.keys() | wanted.keys() if there.get(key) != wanted.get(key))
+        if different:
+            key = different[0]
+            raise InputError(
+                f"{self.path} was made with another {key} ({_short(there.get(key))}, now {_short(wanted.get(key))}): "
+                "give --out another name, or delete the file"
+            )
+
+    def _retry_failures(self, method: str) -> None:
+        status = self._file[method]["status"][:]
+        failed = np.isin(status, [int(s) for s in FAILURES])
+        if failed.any():
+            status[failed] = Status.PENDING
+            self._file[method]["status"][:] = status
+            self._file.flush()
+
+    def pending(self, method: str) -> np.ndarray:
+        """Row numbers of the method that have no answer yet."""
+        return np.flatnonzero(self._file[method]["status"][:] == Status.PENDING)
+
+    def eps(self, method: str) -> float:
+        """The radius that certified accuracy is reported at."""
+        return float(self._file[method].attrs["eps"])
+
+    def attack_distance(self, rows: np.ndarray) -> np.ndarray:
+        """Length of the shortest counterexample stored for each row; nan when there is none."""
+        found = [group["distance"][:][rows] for group in self._file.values() if "distance" in group]
+        return np.fmin.reduce(found) if found else np.full(len(rows), np.nan)
+
+    def note(self, method: str, name: str, value: Any) -> None:
+        """Set an attribute of a method's group, such as the engine that ran or why it could not."""
+        self._file[method].attrs[name] = value
+
+    def write(self, method: str, rows: np.ndarray, columns: Columns) -> None:
+        """Write whole rows: every column first, the status last, each flushed to the operating system.
+
+        Args:
+            rows: ascending row numbers.
+            columns: one value per row, ``status`` among them and not PENDING.
+
+        Raises:
+            InputError: the disk is full or the file cannot be written; finished rows stay.
+        """
+        group = self._file[method]
+        try:
+            for name, values in columns.items():
+                if name != "status":
+                    group[name][rows] = values
+            self._file.flush()
+            group["status"][rows] = columns["status"]
+            self._file.flush()
+        except (OSError, RuntimeError) as problem:
+            raise InputError(_cannot_write(self.path, problem)) from None
+
+    def read(self) -> Certificates:
+        """The rows as they stand."""
+        return _contents(self._file, self.path)
+
+
+def read(path: str | os.PathLike[str]) -> Certificates:
+    """Read a certificate file, finished or not, also while another process writes it.
+
+    Raises:
+        InputError: missing, not HDF5, not a certificate file, or of a newer format version.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"no certificate file at {path}")
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            _check_format(file, path)
+            return _contents(file, path)
+    except OSError as problem:
+        raise InputError(f"{path} is not a certificate file: {_reason(problem)}") from None
+
+
+def _contents(file: h5py.File, path: Path) -> Certificates:
+    methods = {}
+    for name, group in file.items():
+        columns = {column: data[:] for column, data in group.items() if data.ndim == 1}
+        methods[name] = MethodRows(name, _plain(group.attrs), columns)
+    order = list(file.attrs["methods"])
+    return Certificates(_plain(file.attrs), {name: methods[name] for name in order}, str(path))
+
+
+def read_images(path: str | os.PathLike[str], method: str, column: str, rows: Sequence[int]) -> np.ndarray:
+    """Images of a per-pixel column, such as ``read_images("s.h5", "pgd", "counterexample", [3])``."""
+    with h5py.File(path, "r", locking=False) as file:
+        return file[method][column][sorted(rows)]
+
+
+def _plain(attributes: h5py.AttributeManager) -> dict[str, Any]:
+    return {name: value.item() if isinstance(value, np.generic) else value for name, value in attributes.items()}
+
+
+def _check_format(file: h5py.File, path: Path) -> None:
+    if file.attrs.get("format") != FORMAT:
+        raise InputError(f"{path} is an HDF5 file but not a certificate file: it has no format={FORMAT!r}")
+    if file.attrs["format_version"] != FORMAT_VERSION:
+        raise InputError(
+            f"{path} has format version {file.attrs['format_version']}, this certkd reads {FORMAT_VERSION}: update certkd"
+        )
+
+
+def _create(path: Path, fill: Callable[[h5py.File], None]) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with h5py.File(temporary, "w", locking=True) as file:
+            fill(file)
+            file.flush()
+        _publish(temporary, path)
+    except (OSError, RuntimeError) as problem:
+        raise InputError(_cannot_write(path, problem)) from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _fill(
+    file: h5py.File,
+    identity: str,
+    facts: Mapping[str, Any],
+    samples: int,
+    image_shape: Sequence[int],
+    methods: Sequence[MethodInfo],
+    requests: Mapping[str, Request],
+) -> None:
+    file.attrs.update({"format": FORMAT, "format_version": FORMAT_VERSION, "identity": identity})
+    file.attrs["methods"] = [method.name for method in methods]
+    for name, value in {**json.loads(identity), **facts}.items():
+        file.attrs[name] = value if isinstance(value, str | int | float | bool) else json.dumps(value)
+    for method in methods:
+        _create_group(file, method, requests[method.name], samples, image_shape)
+
+
+def _publish(temporary: Path, path: Path) -> None:
+    """Give the complete file its name, unless another process was faster: then go on with that one."""
+    with open(temporary, "rb") as handle:
+        os.fsync(handle.fileno())
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        pass
+    except OSError as problem:
+        if problem.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.EXDEV):
+            raise
+        os.rename(temporary, path)  # a file system without hard links
+
+
+def _create_group(
+    file: h5py.File, method: MethodInfo, request: Request, samples: int, image_shape: Sequence[int]
+) -> None:
+    group = file.create_group(method.name)
+    group.attrs.update({"guarantee": str(method.guarantee), "claim": method.claim, "paper": method.paper})
+    group.attrs.update({"eps": request.eps.value, "eps_text": request.eps.text, "norm": str(request.norm)})
+    group.attrs.update({"seed": request.seed, **request.options})
+    for column in (*COMMON_COLUMNS, *method.columns):
+        shape = (samples, *image_shape) if column.per_pixel else (samples,)
+        _create_column(group, column, shape)
+
+
+def _create_column(group: h5py.Group, column: Column, shape: tuple[int, ...]) -> None:
+    """Contiguous and allocated now. Images are left as holes, which cost no disk until a row is written."""
+    creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    creation.set_layout(h5py.h5d.CONTIGUOUS)
+    creation.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    if column.per_pixel:
+        creation.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    else:
+        creation.set_fill_value(np.array(column.fill, dtype=column.dtype))
+        creation.set_fill_time(h5py.h5d.FILL_TIME_ALLOC)
+    kind = h5py.h5t.py_create(np.dtype(column.dtype), logical=True)
+    h5py.h5d.create(group.id, column.name.encode(), kind, h5py.h5s.create_simple(shape), dcpl=creation)
+    group[column.name].attrs.update({"description": column.description, "units": column.units})
+
+
+def _open_for_writing(path: Path) -> h5py.File:
+    try:
+        return h5py.File(path, "r+", locking=True)
+    except BlockingIOError:
+        raise InputError(
+            f"{path} is being written by another process: wait for it, or give --out another name"
+        ) from None
+    except OSError as problem:
+        if problem.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise InputError(_cannot_write(path, problem)) from None
+        raise InputError(f"{path} is not a certificate file: {_reason(problem)}; give --out another name") from None
+
+
+def _cannot_write(path: Path, problem: Exception) -> str:
+    hint = "finished rows are kept; free some space or give --out another folder, then run the same command again"
+    number = getattr(problem, "errno", None)
+    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+        hint = "give --out a folder that can be written"
+    return f"cannot write {path}: {_reason(problem)}; {hint}"
+
+
+def _reason(problem: Exception) -> str:
+    number = getattr(problem, "errno", None)
+    text = " ".join(str(problem).split())
+    if number is None:
+        known = [c for c in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO) if os.strerror(c) in text]
+        number = known[0] if known else None
+    return os.strerror(number) if number else text[:160]
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 24 else f"{text[:16]}…"
+
+
+def norm_of(certificates: Certificates) -> Norm:
+    """The norm that the file's radii are measured in."""
+    return Norm(certificates.attributes["norm"])
