@@ -120,7 +120,7 @@ class AutoLirpa:
         return lower
 
     def _affine_bounds(self, x: Tensor, eps: Tensor, norm: Norm) -> dict[str, list[Tensor]] | None:
-        """Exact bounds, by the dual norm, of the layers that are affine in the input (the box loses them for l2, l1)."""
+        """Exact bounds of the layers that are affine in the input, by the dual norm; the box loses them for l2, l1."""
         if norm is Norm.LINF:
             return None
         known: dict[str, list[Tensor]] = {}
