@@ -1,7 +1,7 @@
 """The certificate file: HDF5, one group per method, one row per sample, written so that a killed run loses nothing.
 
-Columns are allocated at full length when the file is created, under a temporary name that is renamed when complete. Rows
-are written data first, then flushed, then their status, then flushed: a row counts only when its status is not PENDING.
+Columns are allocated at full length when the file is created, under a temporary name that is renamed when complete.
+Rows are written data first, then flushed, then their status, then flushed: a row counts only when it has a status.
 So a process killed at any moment leaves a readable file with every finished row in it. One process writes (HDF5's file
 lock); any number may read, also while it is being written.
 """
@@ -244,9 +244,8 @@ def _check_format(file: h5py.File, path: Path) -> None:
     if file.attrs.get("format") != FORMAT:
         raise InputError(f"{path} is an HDF5 file but not a certificate file: it has no format={FORMAT!r}")
     if file.attrs["format_version"] != FORMAT_VERSION:
-        raise InputError(
-            f"{path} has format version {file.attrs['format_version']}, this certkd reads {FORMAT_VERSION}: update certkd"
-        )
+        version = file.attrs["format_version"]
+        raise InputError(f"{path} has format version {version}, this certkd reads {FORMAT_VERSION}: update certkd")
 
 
 def _create(path: Path, fill: Callable[[h5py.File], None]) -> None:

@@ -126,7 +126,7 @@ def _set_opset_version(opset: int) -> None:
 
 def _add_node_items() -> None:
     if not hasattr(torch._C.Node, "__getitem__"):
-        torch._C.Node.__getitem__ = lambda node, key: getattr(node, node.kindOf(key))(key)  # type: ignore[attr-defined]
+        torch._C.Node.__getitem__ = lambda node, key: getattr(node, node.kindOf(key))(key)  # type: ignore[method-assign]
 
 
 def _accept_remove_duplicate(bounded_module: type) -> None:

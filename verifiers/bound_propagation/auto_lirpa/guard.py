@@ -7,6 +7,7 @@ wrong too, every graph is held against the network (same logits) and its bounds 
 """
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -113,7 +114,7 @@ def check_modules(model: nn.Module) -> None:
             raise Unsupported(f"auto-LiRPA: layer {where!r} ({type(module).__name__}): {reason}")
 
 
-def check_operators(nodes: Iterator[tuple[str, nn.Module]]) -> None:
+def check_operators(nodes: Iterator[tuple[str, Any]]) -> None:
     """Refuse a graph with an operator that is not on the list and depends on the input.
 
     Functional calls (``F.avg_pool2d`` instead of a module) are seen only here, so attributes are checked again.
@@ -134,11 +135,11 @@ def check_operators(nodes: Iterator[tuple[str, nn.Module]]) -> None:
             raise Unsupported(f"auto-LiRPA: operator {kind.removeprefix('Bound')} at {name!r}: {reason}")
 
 
-def _pooling_operator(node: nn.Module) -> str | None:
-    kernel, stride, padding = (tuple(getattr(node, name)) for name in ("kernel_size", "stride", "padding"))  # type: ignore[arg-type]
+def _pooling_operator(node: Any) -> str | None:
+    kernel, stride, padding = (tuple(getattr(node, name)) for name in ("kernel_size", "stride", "padding"))
     if kernel != stride or any(padding) or kernel[0] != kernel[1]:
         return f"kernel {kernel}, stride {stride}, padding {padding}: only square, disjoint, unpadded windows are sound"
-    height, width = node.input_shape[-2:]  # type: ignore[index]
+    height, width = node.input_shape[-2:]
     if height % kernel[0] or width % kernel[1]:
         return f"windows {kernel} do not divide the {height}x{width} input"
     return None
