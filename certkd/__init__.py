@@ -1,0 +1,31 @@
+"""Train students that keep their teacher's robustness, and prove, sample by sample, how much they kept.
+
+The names below are imported when first used, so that ``import certkd`` is quick.
+"""
+
+from importlib import import_module
+from typing import Any
+
+_WHERE = {
+    "Adversarial": "certkd.objectives",
+    "Kd": "certkd.objectives",
+    "Kdiga": "certkd.objectives",
+    "Standard": "certkd.objectives",
+    "Recipe": "certkd.config",
+    "SelectionConfig": "certkd.config",
+    "InputError": "verifiers.errors",
+    "certify": "verifiers.certify",
+    "compare": "certkd.compare",
+    "load_checkpoint": "certkd.checkpoint:load",
+    "read_certificates": "verifiers.store:read",
+    "train": "certkd.training",
+}
+
+__all__ = sorted(_WHERE)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'certkd' has no attribute {name!r}")
+    module, _, attribute = _WHERE[name].partition(":")
+    return getattr(import_module(module), attribute or name)

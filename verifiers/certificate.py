@@ -3,14 +3,13 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
-from fractions import Fraction
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from verifiers.errors import InputError
+from verifiers.quantities import Epsilon
 
 
 class Status(IntEnum):
@@ -47,51 +46,6 @@ class Norm(StrEnum):
     LINF = "linf"
     L2 = "l2"
     L1 = "l1"
-
-
-@dataclass(frozen=True)
-class Epsilon:
-    """A radius in pixel units ([0, 1] images), kept exactly as it was written.
-
-    ``text`` round-trips to the certificate file ("2/255"); ``value`` is the nearest float64.
-    """
-
-    text: str
-    value: float
-
-    @classmethod
-    def parse(cls, given: "str | float | Epsilon") -> "Epsilon":
-        """Read ``"8/255"``, ``"0.03"``, ``"1e-3"`` or a number.
-
-        Raises:
-            InputError: not a finite positive number.
-        """
-        if isinstance(given, Epsilon):
-            return given
-        value = parse_number(given, name="eps")
-        if value <= 0:
-            raise InputError(f"eps must be positive, got {given!r}: write it like 8/255 or 0.03")
-        return cls("".join(str(given).split()), float(value))
-
-    def __str__(self) -> str:
-        return self.text
-
-
-def parse_number(given: object, *, name: str = "number") -> Fraction:
-    """An exact number from ``8/255``, ``0.03``, ``1e-3``, an int or a finite float.
-
-    Raises:
-        InputError: for anything else, with the input repeated.
-    """
-    text = "".join(str(given).split())
-    try:
-        if isinstance(given, bool):
-            raise ValueError
-        return Fraction(text)
-    except ZeroDivisionError:
-        raise InputError(f"{name}: {given!r} divides by zero; write it like 8/255 or 0.03") from None
-    except (ValueError, OverflowError):
-        raise InputError(f"{name}: {given!r} is not a number; write it like 8/255, 0.03 or 1e-3") from None
 
 
 @dataclass(frozen=True)
@@ -146,12 +100,13 @@ class Request:
     eps: Epsilon
     norm: Norm
     seed: int = 0
-    options: Mapping[str, float] = field(default_factory=dict)
+    options: Mapping[str, int | float] = field(default_factory=dict)
 
 
 Columns = dict[str, np.ndarray]
 
 
+@runtime_checkable
 class BatchCertifier(Protocol):
     """A method made ready for one network.
 
@@ -198,7 +153,7 @@ class MethodInfo:
     cost: str
     prepare: Callable[[nn.Module, Float[Tensor, "samples *shape"], Request], BatchCertifier]
     columns: tuple[Column, ...] = ()
-    options: Mapping[str, float] = field(default_factory=dict)
+    options: Mapping[str, int | float] = field(default_factory=dict)
 
 
 class Unsupported(Exception):

@@ -1,0 +1,73 @@
+"""Certify a checkpoint on its data set: what ``certkd certify`` and ``certkd run`` share."""
+
+import json
+from collections.abc import Mapping, Sequence
+from os import PathLike
+
+import torch
+
+from certkd.checkpoint import Checkpoint
+from certkd.config import DataConfig
+from certkd.data import DataSet
+from verifiers.certificate import Norm
+from verifiers.certify import DEFAULT_METHODS, certify
+from verifiers.errors import InputError, did_you_mean
+from verifiers.quantities import Epsilon
+from verifiers.reporter import Reporter
+from verifiers.store import Certificates
+
+
+def certify_checkpoint(
+    known: Checkpoint,
+    data: DataSet,
+    config: DataConfig,
+    *,
+    eps: str | Epsilon,
+    norm: str | Norm = Norm.LINF,
+    methods: Sequence[str] = DEFAULT_METHODS,
+    out: str | PathLike[str] | None = None,
+    split: str = "test",
+    limit: int | None = None,
+    seed: int = 0,
+    batch_size: int | None = None,
+    options: Mapping[str, float] | None = None,
+    device: torch.device | None = None,
+    reporter: Reporter | None = None,
+) -> Certificates:
+    """Certify a network on a split of a data set, the first ``limit`` samples of it.
+
+    Raises:
+        InputError: another input shape or too few classes, an unknown split, and whatever ``certify`` refuses.
+    """
+    if split not in data.splits:
+        raise InputError(f"unknown split {split!r}.{did_you_mean(split, list(data.splits))}")
+    spec = known.model.spec
+    if spec.shape != data.shape or spec.classes < data.classes:
+        raise InputError(
+            f"the network takes images {spec.shape} of {spec.classes} classes, "
+            f"{data.name} has {data.shape} of {data.classes}"
+        )
+    samples = data.splits[split]
+    if limit is not None and limit < len(samples):
+        samples = samples.take(torch.arange(limit))
+    return certify(
+        known.model.to(device or torch.device("cpu")),
+        samples.images,
+        samples.labels,
+        eps=eps,
+        norm=norm,
+        methods=methods,
+        out=out,
+        seed=seed,
+        batch_size=batch_size,
+        options=options,
+        indices=samples.indices,
+        identity={
+            "architecture": f"{spec.name} {json.dumps(spec.options)}" if spec.options else spec.name,
+            "data": config.name,
+            "data_seed": config.seed,
+            "split": split,
+            "teacher_sha256": known.teacher_sha256,
+        },
+        reporter=reporter,
+    )

@@ -1,0 +1,58 @@
+"""The command line: one file a command; torch is imported only inside one."""
+
+import os
+import sys
+
+import click
+
+from certkd.cli.certify import certify
+from certkd.cli.compare import compare
+from certkd.cli.methods import methods, objectives
+from certkd.cli.run import run
+from certkd.cli.show import show
+from certkd.cli.train import train
+from verifiers import __version__
+from verifiers.errors import InputError
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="certkd")
+def cli() -> None:
+    """Train students that keep their teacher's robustness, and prove, sample by sample, how much they kept.
+
+    All radii are in pixel units: images are in [0, 1]. Exit codes: 0 done, 1 a check failed, 2 bad input.
+    --debug, anywhere, shows the traceback of an error.
+    """
+
+
+for command in (train, certify, show, compare, run, methods, objectives):
+    cli.add_command(command)
+
+
+def main() -> None:
+    """Run the command line; every error is one line on stderr."""
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    debug = len(arguments) < len(sys.argv) - 1
+    try:
+        code = cli.main(arguments or ["--help"], prog_name="certkd", standalone_mode=False)
+        sys.stdout.flush()
+    except click.ClickException as error:
+        code = _fail(error.format_message(), error.exit_code, debug)
+    except InputError as error:
+        code = _fail(str(error), 2, debug)
+    except (click.Abort, KeyboardInterrupt):
+        code = _fail("interrupted; what is finished is kept, the same command goes on", 130, False)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except Exception as error:  # noqa: BLE001 - the last line of defence says what happened
+        text = " ".join(str(error).split())[:300]
+        code = _fail(f"this is a bug in certkd ({type(error).__name__}: {text}); --debug shows where", 70, debug)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str, code: int, debug: bool) -> int:
+    if debug:
+        raise  # the error that is being handled
+    click.echo(f"certkd: {' '.join(message.split())}", err=True)
+    return code

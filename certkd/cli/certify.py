@@ -1,0 +1,108 @@
+"""``certkd certify``."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from certkd.cli.options import Assignment, EpsilonType, data_options, numbers
+from verifiers.quantities import Epsilon
+
+if TYPE_CHECKING:
+    from verifiers.store import Certificates
+
+
+@click.command()
+@click.option("--model", required=True, metavar="NETWORK", help="Checkpoint, or source:name with pre-trained weights.")
+@click.option("--teacher", metavar="NETWORK", help="Certify this network too, and compare.")
+@click.option("--eps", required=True, type=EpsilonType(), help="Radius in pixel units, like 8/255.")
+@click.option("--norm", default="linf", show_default=True, help="linf, l2 or l1.")
+@click.option("--methods", default="pgd,ibp,crown", show_default=True, help="See 'certkd methods'.")
+@click.option("--option", "settings", multiple=True, type=Assignment(), help="A method's setting, like steps=50.")
+@click.option("--data", metavar="NAME", help="Data set.  [default: the checkpoint's own]")
+@click.option("--split", default="test", show_default=True, help="train, validation or test.")
+@click.option("--limit", type=click.IntRange(min=1), help="Only the first so many samples.")
+@click.option("--out", metavar="FILE", help="Certificate file.  [default: beside the checkpoint]")
+@click.option("--teacher-out", metavar="FILE", help="The teacher's certificate file.")
+@click.option("--arch", metavar="NAME[,KEY=VALUE]", help="What bare weights belong to: certkd:resnet,depth=20")
+@click.option("--mean", metavar="M,...", help="Normalisation that bare weights expect.")
+@click.option("--std", metavar="S,...", help="Normalisation that bare weights expect.")
+@click.option("--seed", default=0, show_default=True, help="Keys the attack's random starts.")
+@click.option("--batch-size", type=click.IntRange(min=1), help="Samples at a time.  [default: the method's own]")
+@data_options
+def certify(model: str, teacher: str | None, eps: Epsilon, norm: str, **options: Any) -> int:
+    """Certify a network sample by sample.
+
+    Clean accuracy first, then an attack (an upper limit) and bound propagation: certified at eps, and the largest
+    certified radius of each sample. Rows go to an HDF5 file as they are done; the same command goes on with an
+    unfinished one.
+    """
+    from certkd.compare import compare
+    from certkd.report import tables
+    from certkd.report.console import stdout
+
+    console = stdout()
+    done = {"student": _certify(model, options["out"], eps, norm, options)}
+    if teacher is not None:
+        done["teacher"] = _certify(teacher, options["teacher_out"], eps, norm, options)
+    for certificates in done.values():
+        console.print(tables.contents(certificates))
+        console.print(f"written to {certificates.path}")
+    failed = [line for certificates in done.values() for line in _failures(certificates)]
+    if teacher is not None and not failed:
+        for part in tables.comparison(compare(done["teacher"], done["student"]), "teacher", "student"):
+            console.print(part)
+    return 1 if failed else 0
+
+
+def _certify(name: str, out: str | None, eps: Epsilon, norm: str, options: dict[str, Any]) -> "Certificates":
+    from certkd import data, networks
+    from certkd.certification import certify_checkpoint
+    from certkd.config import DataConfig
+    from certkd.report.console import CertifyProgress
+    from certkd.training import choose_device
+
+    device = choose_device(options["device"] or "auto")
+    root, download, named = options["data_root"], options["download"], options["data"]
+    samples = data.load(DataConfig(name=named, root=root, download=download)) if named else None
+    known = networks.trained(
+        name,
+        architecture=options["arch"],
+        data=samples,
+        mean=numbers(options["mean"], "--mean"),
+        std=numbers(options["std"], "--std"),
+    )
+    config = networks.data_of(known, named, root, download)
+    return certify_checkpoint(
+        known,
+        data.load(config),
+        config,
+        eps=eps,
+        norm=norm,
+        methods=tuple(options["methods"].split(",")),
+        out=out or _default_out(name, eps, norm),
+        split=options["split"],
+        limit=options["limit"],
+        seed=options["seed"],
+        batch_size=options["batch_size"],
+        options=dict(options["settings"]),
+        device=device,
+        reporter=CertifyProgress(name),
+    )
+
+
+def _default_out(name: str, eps: Epsilon, norm: str) -> Path:
+    """Beside the checkpoint, named after it, the norm and eps, so that other settings get another file."""
+    place = Path(name) if "/" in name or Path(name).exists() else Path(name.replace(":", "-"))
+    return place.with_name(f"{place.stem}-{norm}-{eps.text.replace('/', '_')}.h5")
+
+
+def _failures(certificates: "Certificates") -> list[str]:
+    """Methods that ended in ERROR, and the lack of any certificate method that could run."""
+    from verifiers.certificate import Status
+
+    failed = [name for name, rows in certificates.methods.items() if rows.count(Status.ERROR)]
+    proofs = [rows for rows in certificates.methods.values() if rows.deterministic]
+    if proofs and all(rows.count(Status.UNSUPPORTED) for rows in proofs):
+        failed.append("no certificate method could run")
+    return failed

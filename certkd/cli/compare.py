@@ -1,0 +1,46 @@
+"""``certkd compare``."""
+
+import json
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("teacher")
+@click.argument("student")
+@click.option("--method", default="best", show_default=True, help="Whose radii: one method, or the best of all proofs.")
+@click.option("--require", "conditions", multiple=True, metavar="CONDITION", help="Like 'retention>=0.9'; else exit 1.")
+@click.option("--plot", metavar="FILE.png", help="Also plot both radius distributions.")
+@click.option("--json", "as_json", is_flag=True, help="Print plain values instead of tables.")
+def compare(
+    teacher: str, student: str, method: str, conditions: tuple[str, ...], plot: str | None, as_json: bool
+) -> int:
+    """Compare two certificate files sample by sample: TEACHER.h5 STUDENT.h5.
+
+    retention: of the samples that the teacher has certified at eps, the share that the student has too;
+    radius_retention: the share where its radius is also at least the teacher's. --require may also ask about clean,
+    pgd, certified and mean_radius (of the student; teacher_clean and so on of the teacher), gains and losses.
+    """
+    from certkd.compare import Requirement, radii
+    from certkd.compare import compare as compare_files
+    from certkd.report import plots, tables
+    from certkd.report.console import stderr, stdout
+    from verifiers.store import read
+
+    requirements = [Requirement.parse(text) for text in conditions]
+    files = {"teacher": read(teacher), "student": read(student)}
+    result = compare_files(files["teacher"], files["student"], method=method)
+    missed = [requirement for requirement in requirements if not requirement.holds(result)]
+    if as_json:
+        click.echo(json.dumps({**result.to_dict(), "metrics": result.metrics()}, indent=1))
+    else:
+        for part in tables.comparison(result, "teacher", "student"):
+            stdout().print(part, soft_wrap=isinstance(part, str))
+    if plot is not None:
+        curves = {name: radii(certificates, method) for name, certificates in files.items()}
+        eps = files["teacher"].eps
+        plots.radius_curves(Path(plot), curves, norm=result.norm, eps=eps, samples=result.samples)
+    for requirement in missed:
+        stderr().print(f"not met: {requirement.text} (it is {result.metrics()[requirement.metric]:.4f})")
+    return 1 if missed else 0

@@ -1,0 +1,65 @@
+"""Option types and options that several commands share."""
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from verifiers.errors import InputError
+from verifiers.quantities import Epsilon, parse_number
+
+
+class EpsilonType(click.ParamType):
+    """A positive radius in pixel units, written 8/255 or 0.03."""
+
+    name = "radius"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Epsilon:
+        return Epsilon.parse(value)
+
+
+class Assignment(click.ParamType):
+    """key=number."""
+
+    name = "key=number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, float]:
+        key, separator, number = str(value).partition("=")
+        if not separator or not key:
+            raise InputError(f"--option {value!r} must look like steps=50")
+        return key, float(parse_number(number, name=f"--option {key}"))
+
+
+def numbers(text: str | None, name: str) -> tuple[float, ...]:
+    """Comma-separated numbers."""
+    return tuple(float(parse_number(part, name=name)) for part in text.split(",")) if text else ()
+
+
+def overrides(command: Callable[..., Any]) -> Callable[..., Any]:
+    """``--set key.sub=value``, any number of times."""
+    return click.option(
+        "--set",
+        "overrides",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Override a setting: objective.lambda_iga=0.3",
+    )(command)
+
+
+def data_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Where data sets lie, and the device."""
+    for option in (
+        click.option("--device", default=None, help="auto, cpu or cuda.  [default: auto]"),
+        click.option("--download", is_flag=True, help="Let torchvision download a missing data set."),
+        click.option("--data-root", metavar="FOLDER", help="Where data sets lie.  [default: $CERTKD_DATA]"),
+    ):
+        command = option(command)
+    return command
+
+
+def with_data_options(overrides: tuple[str, ...], root: str | None, download: bool, device: str | None) -> list[str]:
+    """The data options as overrides of a configuration."""
+    extra = [f"data.root={root}"] if root else []
+    extra += ["data.download=true"] if download else []
+    extra += [f"device={device}"] if device else []
+    return [*overrides, *extra]

@@ -1,0 +1,39 @@
+"""``certkd run``."""
+
+import click
+
+from certkd.cli.options import data_options, overrides, with_data_options
+
+
+@click.command()
+@click.argument("config")
+@overrides
+@data_options
+@click.option("--overwrite", is_flag=True, help="Delete the experiment in the output folder first.")
+def run(
+    config: str,
+    overrides: tuple[str, ...],
+    data_root: str | None,
+    download: bool,
+    device: str | None,
+    overwrite: bool,
+) -> int:
+    """Run a whole experiment: train teacher and students, certify all, compare.
+
+    The same command goes on with one that was interrupted. The summary and the plots are written below the
+    configuration's out folder, in report/.
+    """
+    from certkd.config import ExperimentConfig, read
+    from certkd.experiment import run as run_experiment
+    from certkd.report import tables
+    from certkd.report.console import CertifyProgress, TrainProgress, stdout
+
+    settings = read(config, ExperimentConfig, with_data_options(overrides, data_root, download, device))
+    done = run_experiment(settings, overwrite=overwrite, training_reporter=TrainProgress, reporter=CertifyProgress)
+    console = stdout()
+    console.print(tables.experiment(done.networks, done.comparisons))
+    console.print(tables.EXPLANATION, soft_wrap=True)
+    console.print(
+        f"plots and summary.json are in {done.folder / 'report'}, certificates in {done.folder / 'certificates'}"
+    )
+    return 1 if done.collapsed else 0

@@ -1,0 +1,32 @@
+"""``certkd show``."""
+
+import csv
+import sys
+
+import click
+
+from verifiers.errors import InputError, did_you_mean
+
+
+@click.command()
+@click.argument("file")
+@click.option("--csv", "method", metavar="METHOD", help="Print that method's rows as CSV instead.")
+def show(file: str, method: str | None) -> None:
+    """Print what is in a certificate file, finished or still being written."""
+    from certkd.report import tables
+    from certkd.report.console import stdout
+    from verifiers.store import read
+
+    certificates = read(file)
+    if method is None:
+        console = stdout()
+        console.print(tables.contents(certificates))
+        for line in tables.facts(certificates):
+            console.print(line, soft_wrap=True)
+        return
+    if method not in certificates.methods:
+        raise InputError(f"{file} has no method {method!r}.{did_you_mean(method, list(certificates.methods))}")
+    columns = certificates.to_dict()[method]
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(zip(*(values.tolist() for values in columns.values()), strict=True))

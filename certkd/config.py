@@ -1,0 +1,237 @@
+"""The whole configuration: frozen models that refuse unknown keys, read from YAML."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ValidationError, model_validator
+
+from certkd.objectives import AnyObjective
+from certkd.objectives.base import Count, Number, Positive, Strict
+from verifiers.certificate import Norm
+from verifiers.errors import InputError, did_you_mean
+from verifiers.quantities import Epsilon
+
+
+def _epsilon(value: Any) -> str:
+    return Epsilon.parse(value).text
+
+
+#: A positive radius, kept as it was written ("8/255").
+EpsilonText = Annotated[str, BeforeValidator(_epsilon)]
+
+
+class DataConfig(Strict):
+    """Which data set, where it lies, and the seed of its splits."""
+
+    name: str = "digits"
+    root: str | None = None
+    download: bool = False
+    seed: int = 0
+    image_size: Count = 224
+
+
+class ModelConfig(Strict):
+    """Which network: ``source:name``, from random weights or its source's pre-trained ones, or a checkpoint's path."""
+
+    name: str = "certkd:mlp"
+    options: dict[str, Any] = {}
+    normalize: bool = True
+    pretrained: bool = False
+
+
+class OptimizerConfig(Strict):
+    """Adam or SGD with Nesterov momentum 0.9; the rate is multiplied by ``drop`` at each share of the epochs."""
+
+    kind: Literal["adam", "sgd"] = "adam"
+    rate: Positive = 2e-3
+    weight_decay: Number = 0.0
+    schedule: Literal["constant", "steps", "cosine"] = "steps"
+    milestones: tuple[Positive, ...] = (0.6, 0.85)
+    drop: Positive = 0.1
+
+
+class SelectionConfig(Strict):
+    """The best epoch has the highest ``metric`` on the validation split; PGD accuracy is measured when eps is given."""
+
+    metric: Literal["clean", "pgd"] = "clean"
+    eps: EpsilonText | None = None
+    norm: Norm = Norm.LINF
+    steps: Count = 10
+
+    @model_validator(mode="after")
+    def _pgd_needs_eps(self) -> "SelectionConfig":
+        if self.metric == "pgd" and self.eps is None:
+            raise ValueError("selection by pgd needs an eps")
+        return self
+
+
+class Recipe(Strict):
+    """How a network is trained, whatever its objective."""
+
+    model: ModelConfig = ModelConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    epochs: Count = 60
+    batch_size: Count = 128
+    augment: Literal["none", "crop-flip"] = "none"
+
+
+class RoleConfig(Recipe):
+    """One network and its objective."""
+
+    objective: AnyObjective
+
+
+class StudentsConfig(Recipe):
+    """One network trained by several objectives, all else equal."""
+
+    objectives: dict[str, AnyObjective]
+
+
+class TrainConfig(RoleConfig):
+    """One training: ``certkd train --config``."""
+
+    out: str
+    seed: int = 0
+    data: DataConfig = DataConfig()
+    teacher: str | None = None
+    selection: SelectionConfig = SelectionConfig()
+    device: str = "auto"
+
+
+class CertifyConfig(Strict):
+    """How all networks of an experiment are certified."""
+
+    eps: EpsilonText
+    norm: Norm = Norm.LINF
+    methods: tuple[str, ...] = ("pgd", "ibp", "crown")
+    options: dict[str, Positive] = {}
+    limit: Count | None = None
+    seed: int = 0
+
+
+class ExperimentConfig(Strict):
+    """``certkd run``: a teacher, students, certificates for all, a comparison."""
+
+    out: str
+    seed: int = 0
+    data: DataConfig = DataConfig()
+    device: str = "auto"
+    teacher: RoleConfig
+    students: StudentsConfig
+    certify: CertifyConfig
+    selection: SelectionConfig = SelectionConfig()
+
+
+Config = TypeVar("Config", bound=BaseModel)
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that refuses a key given twice."""
+
+
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    keys = [loader.construct_object(key) for key, _ in node.value]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise InputError(f"line {node.start_mark.line + 1}: the key {key!r} is given twice")
+    return dict(loader.construct_pairs(node, deep=True))
+
+
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+
+
+def read(path: str | os.PathLike[str], kind: type[Config], overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file into a configuration, with ``key.sub=value`` overrides applied.
+
+    Raises:
+        InputError: missing file, broken YAML, a key given twice, an unknown key (with the nearest known one), a value
+            of the wrong type; the message names the key and repeats the value.
+    """
+    return parse(_override(_load_yaml(Path(path)), overrides), kind, source=str(path))
+
+
+def parse(tree: Mapping[str, Any], kind: type[Config], *, source: str = "configuration") -> Config:
+    """A configuration from plain values.
+
+    Raises:
+        InputError: as ``read``.
+    """
+    try:
+        return kind.model_validate(tree)
+    except ValidationError as error:
+        raise InputError(f"{source}: {_first_problem(error, kind)}") from None
+
+
+def _load_yaml(path: Path) -> dict[str, Any]:
+    try:
+        with open(path, encoding="utf-8") as file:
+            tree = yaml.load(file, _Loader)
+    except FileNotFoundError:
+        raise InputError(f"no such configuration: {path}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {path}: {error}") from None
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())[:200]}") from None
+    if not isinstance(tree, dict):
+        raise InputError(f"{path} must hold key: value lines, it holds {type(tree).__name__}")
+    return tree
+
+
+def _override(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator or not key.strip():
+            raise InputError(f"--set {override!r} must look like key=value, for example --set objective.lambda_iga=0.3")
+        *parents, last = key.strip().split(".")
+        node = tree
+        for name in parents:
+            child = node.setdefault(name, {})
+            if not isinstance(child, dict):
+                raise InputError(f"--set {override!r}: {name!r} is a value, not a section")
+            node = child
+        node[last] = yaml.load(text, _Loader) if text.strip() else None
+    return tree
+
+
+def _first_problem(error: ValidationError, kind: type[BaseModel]) -> str:
+    problem = error.errors()[0]
+    where = ".".join(str(part) for part in problem["loc"])
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if problem["type"] == "extra_forbidden":
+        key = str(problem["loc"][-1])
+        known = _known_keys(kind, problem["loc"][:-1])
+        return f"unknown key {where!r}.{did_you_mean(key, known)}{more}"
+    if problem["type"] == "missing":
+        return f"the key {where!r} is missing{more}"
+    message = problem["msg"].removeprefix("Value error, ")
+    given = "" if repr(problem["input"]) in message else f", got {problem['input']!r}"
+    return f"{where}: {message}{given}{more}"
+
+
+def _known_keys(kind: type[BaseModel], location: Sequence[Any]) -> list[str]:
+    """Field names at a place in the tree; at a union, those of the tagged member."""
+    models: list[type[BaseModel]] = [kind]
+    for part in location:
+        found: list[type[BaseModel]] = []
+        for model in models:
+            annotation = model.model_fields[part].annotation if part in model.model_fields else None
+            found += [m for m in _models_in(annotation) if m is not None]
+        tagged = [m for m in models if str(part) == _tag(m)]
+        models = tagged or found or models
+    return sorted({name for model in models for name in model.model_fields})
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [m for argument in getattr(annotation, "__args__", ()) for m in _models_in(argument)]
+
+
+def _tag(model: type[BaseModel]) -> str | None:
+    kind = model.model_fields.get("kind")
+    return str(kind.default) if kind is not None else None

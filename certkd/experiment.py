@@ -1,0 +1,197 @@
+"""``certkd run``: teacher, students, certificates for all, one comparison.
+
+Finished parts are kept and begun ones resumed when the same experiment is run again.
+"""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from certkd import checkpoint, data, networks
+from certkd.certification import certify_checkpoint
+from certkd.checkpoint import Checkpoint, write_whole
+from certkd.compare import Comparison, compare, radii, summary
+from certkd.config import ExperimentConfig, RoleConfig, TrainConfig
+from certkd.report import plots
+from certkd.runlog import TrainingReporter
+from certkd.training import RESUME, TrainingResult, choose_device, has_collapsed, resume_state, train
+from verifiers.errors import InputError
+from verifiers.reporter import Reporter
+from verifiers.store import Certificates
+
+#: Settings that do not change what a training computes.
+_FREE = {"out", "device"}
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What a run ended with, by network name; the teacher comes first."""
+
+    networks: dict[str, Certificates]
+    comparisons: dict[str, Comparison]
+    collapsed: list[str]
+    folder: Path
+
+
+def run_training(
+    config: TrainConfig, *, resume: bool = False, overwrite: bool = False, reporter: TrainingReporter | None = None
+) -> TrainingResult:
+    """Train as a configuration says, into its ``out`` folder.
+
+    Raises:
+        InputError: the folder holds a training and neither ``resume`` nor ``overwrite`` was given, or one with other
+            settings is to be resumed; and whatever ``train`` refuses.
+    """
+    out = Path(config.out)
+    device = choose_device(config.device)
+    teacher = checkpoint.load(config.teacher) if config.teacher is not None else None
+    about = _about(config, teacher)
+    state = None if overwrite else resume_state(out)
+    if state is not None:
+        _check_resumable(out, state, about, resume)
+    elif overwrite and out.exists():
+        shutil.rmtree(out)
+    samples = data.load(config.data)
+    student = networks.fresh(config.model, samples, config.seed)
+    if teacher is not None and teacher.model.spec.shape != student.spec.shape:
+        raise InputError(
+            f"the teacher {config.teacher} takes images {teacher.model.spec.shape}, the student {student.spec.shape}"
+        )
+    return train(
+        student,
+        samples.splits["train"],
+        config.objective,
+        teacher=teacher.model if teacher is not None else None,
+        validation=samples.splits["validation"],
+        recipe=config,
+        selection=config.selection,
+        seed=config.seed,
+        device=str(device),
+        out=out,
+        resume=state is not None,
+        about=about,
+        reporter=reporter,
+    )
+
+
+def _about(config: TrainConfig, teacher: Checkpoint | None) -> dict[str, Any]:
+    """What checkpoints store: the data set, the teacher's hash and the settings."""
+    settings = config.model_dump(mode="json", exclude=_FREE)
+    settings["data"] = {key: settings["data"][key] for key in ("name", "seed", "image_size")}
+    return {
+        "data": settings["data"],
+        "teacher_sha256": teacher.sha256 if teacher is not None else "",
+        "training": settings,
+    }
+
+
+def _check_resumable(out: Path, state: dict[str, Any], about: dict[str, Any], resume: bool) -> None:
+    there, wanted = json.loads(state["about"]), about
+    if not resume:
+        epochs = f"{state['progress']['epoch']} of {there.get('training', {}).get('epochs', '?')} epochs"
+        raise InputError(f"{out} already holds a training ({epochs}): add --resume to go on, or --overwrite")
+    for part in wanted:
+        if there.get(part) != wanted[part]:
+            keys = [key for key in wanted["training"] if there["training"].get(key) != wanted["training"][key]]
+            what = f"other settings ({', '.join(keys)})" if keys else f"another {part}"
+            raise InputError(f"{out} holds a training with {what}: give another out, or --overwrite")
+
+
+def run(
+    config: ExperimentConfig,
+    *,
+    overwrite: bool = False,
+    training_reporter: Callable[[str], TrainingReporter] | None = None,
+    reporter: Callable[[str], Reporter] | None = None,
+) -> Experiment:
+    """Run an experiment into ``config.out``; the same call goes on with one that was interrupted.
+
+    Writes ``teacher/``, ``students/NAME/`` (checkpoints and logs), ``certificates/NAME.h5``, and ``report/`` (summary
+    as JSON, plots as PNG).
+
+    Raises:
+        InputError: the folder holds an experiment with other settings, and whatever its parts refuse.
+    """
+    folder = Path(config.out)
+    if overwrite and folder.exists():
+        shutil.rmtree(folder)
+    trainings = {"teacher": _training(config, "teacher", config.teacher, None)}
+    teacher = f"{trainings['teacher'].out}/best.pt"
+    for name in config.students.objectives:
+        trainings[name] = _training(config, name, _student(config, name), teacher)
+    results = {}
+    for name, training in trainings.items():
+        reported = training_reporter(name) if training_reporter else None
+        results[name] = _train_once(training, reported)
+    certificates = {name: _certify(config, name, training, reporter) for name, training in trainings.items()}
+    return _report(config, folder, results, certificates)
+
+
+def _student(config: ExperimentConfig, name: str) -> RoleConfig:
+    common = {key: value for key, value in config.students if key != "objectives"}
+    return RoleConfig(**common, objective=config.students.objectives[name])
+
+
+def _training(config: ExperimentConfig, name: str, role: RoleConfig, teacher: str | None) -> TrainConfig:
+    """One network's training; students without need of a teacher still record it, for the comparison."""
+    folder = Path(config.out) / (name if teacher is None else f"students/{name}")
+    return TrainConfig(
+        **dict(role),
+        out=str(folder),
+        seed=config.seed,
+        data=config.data,
+        teacher=teacher,
+        selection=config.selection,
+        device=config.device,
+    )
+
+
+def _train_once(training: TrainConfig, reporter: TrainingReporter | None) -> TrainingResult:
+    return run_training(training, resume=(Path(training.out) / RESUME).exists(), reporter=reporter)
+
+
+def _certify(
+    config: ExperimentConfig, name: str, training: TrainConfig, reporter: Callable[[str], Reporter] | None
+) -> Certificates:
+    wanted = config.certify
+    return certify_checkpoint(
+        checkpoint.load(f"{training.out}/best.pt"),
+        data.load(config.data),
+        config.data,
+        eps=wanted.eps,
+        norm=wanted.norm,
+        methods=wanted.methods,
+        out=Path(config.out) / "certificates" / f"{name}.h5",
+        limit=wanted.limit,
+        seed=wanted.seed,
+        options=wanted.options,
+        device=choose_device(config.device),
+        reporter=reporter(name) if reporter else None,
+    )
+
+
+def _report(
+    config: ExperimentConfig, folder: Path, results: dict[str, TrainingResult], networks: dict[str, Certificates]
+) -> Experiment:
+    teacher = networks["teacher"]
+    comparisons = {name: compare(teacher, c) for name, c in networks.items() if name != "teacher"}
+    collapsed = [name for name, result in results.items() if has_collapsed(result.history[-1]["validation"])]
+    report = folder / "report"
+    curves = {name: radii(certificates) for name, certificates in networks.items()}
+    norm, eps, samples = str(config.certify.norm), teacher.eps, len(curves["teacher"])
+    plots.radius_curves(report / "radius.png", curves, norm=norm, eps=eps, samples=samples)
+    plots.training_curves(report / "training.png", {name: result.history for name, result in results.items()})
+    for name in comparisons:
+        path = report / f"{name}-against-teacher.png"
+        plots.paired_radii(path, curves["teacher"], curves[name], norm=norm, eps=eps, name=name)
+    content = {
+        "config": config.model_dump(mode="json"),
+        "networks": {name: vars(summary(certificates)) for name, certificates in networks.items()},
+        "comparisons": {name: result.to_dict() for name, result in comparisons.items()},
+        "collapsed": collapsed,
+    }
+    write_whole(report / "summary.json", lambda path: path.write_text(json.dumps(content, indent=1)))
+    return Experiment(networks, comparisons, collapsed, folder)

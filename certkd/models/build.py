@@ -1,0 +1,185 @@
+"""From a network's name to an ``nn.Module`` that takes images in [0, 1] and has its normalisation inside."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from certkd.models import small
+from verifiers.errors import InputError, did_you_mean
+
+OWN: dict[str, Callable[..., nn.Module]] = {"mlp": small.mlp, "cnn": small.cnn, "resnet": small.resnet}
+
+
+class ModelSpec(BaseModel):
+    """All that is needed to build a network again, in plain values; stored in every checkpoint.
+
+    Attributes:
+        name: ``source:name``.
+        options: keyword arguments of the network's builder.
+        classes: number of logits.
+        shape: of one image, (channels, height, width).
+        mean: per-channel mean that is subtracted first; () for none.
+        std: per-channel standard deviation that is divided by; () for none.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    options: dict[str, Any] = {}
+    classes: int
+    shape: tuple[int, ...]
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+
+class Normalize(nn.Module):
+    """(x - mean) / std per channel, as a depthwise 1x1 convolution: a layer that every bound engine knows."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        scale = 1.0 / torch.tensor(std, dtype=torch.float64)
+        shift = -torch.tensor(mean, dtype=torch.float64) * scale
+        self.register_buffer("weight", scale.float().reshape(-1, 1, 1, 1))
+        self.register_buffer("bias", shift.float())
+
+    def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels height width"]:
+        return nn.functional.conv2d(x, self.weight, self.bias, groups=len(self.bias))
+
+
+class Classifier(nn.Module):
+    """A network that takes images in [0, 1]; ``spec`` says how to build it again."""
+
+    def __init__(self, spec: ModelSpec, network: nn.Module) -> None:
+        super().__init__()
+        self.spec = spec
+        self.normalize = Normalize(spec.mean, spec.std) if spec.std else nn.Identity()
+        self.network = network
+
+    def forward(self, x: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch classes"]:
+        return self.network(self.normalize(x))
+
+
+def build(spec: ModelSpec, *, pretrained: bool = False) -> Classifier:
+    """Build the network that ``spec`` names, randomly initialised or with its source's pre-trained weights.
+
+    Raises:
+        InputError: unknown source or name (with the nearest known one), an option or input shape it does not take, or
+            weights that cannot be fetched.
+    """
+    source, _, name = spec.name.partition(":")
+    builders = {"certkd": _own, "torchvision": _torchvision, "timm": _timm}
+    if not name or source not in builders:
+        raise InputError(f"unknown network {spec.name!r}.{_suggest(spec.name)}")
+    return builders[source](name, spec, pretrained)
+
+
+def known_models(source: str) -> list[str]:
+    """Names that a source offers, with its prefix."""
+    if source == "torchvision":
+        import torchvision
+
+        return [f"torchvision:{name}" for name in torchvision.models.list_models(module=torchvision.models)]
+    if source == "timm":
+        import timm
+
+        return [f"timm:{name}" for name in timm.list_models()]
+    return [f"certkd:{name}" for name in OWN]
+
+
+def _suggest(name: str) -> str:
+    source, _, rest = name.partition(":")
+    if rest and source in ("certkd", "torchvision", "timm"):
+        known = known_models(source)
+        if len(known) > 20:
+            return did_you_mean(name, known).replace(f" Known: {', '.join(known)}.", f" {len(known)} are known.")
+        return did_you_mean(name, known)
+    hint = did_you_mean(name, [*known_models("certkd"), *OWN])
+    return (
+        f"{hint} Names look like certkd:mlp, torchvision:resnet18, timm:vit_tiny_patch16_224, or a checkpoint's path."
+    )
+
+
+def _own(name: str, spec: ModelSpec, pretrained: bool) -> Classifier:
+    if name not in OWN:
+        raise InputError(f"unknown network {spec.name!r}.{_suggest(spec.name)}")
+    if pretrained:
+        raise InputError(f"{spec.name} has no pre-trained weights: give a checkpoint's path instead")
+    builder = OWN[name]
+    known = [p.name for p in inspect.signature(builder).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    for option in spec.options:
+        if option not in known:
+            raise InputError(f"{spec.name} has no option {option!r}.{did_you_mean(option, known)}")
+    if name != "mlp" and len(spec.shape) != 3:
+        raise InputError(f"{spec.name} wants images of shape (channels, height, width), got {spec.shape}")
+    try:
+        return Classifier(spec, builder(spec.shape, spec.classes, **spec.options))
+    except (ValueError, TypeError, RuntimeError, ZeroDivisionError) as error:
+        raise InputError(f"{spec.name} with {spec.options} on images of shape {spec.shape}: {error}") from None
+
+
+def _torchvision(name: str, spec: ModelSpec, pretrained: bool) -> Classifier:
+    import torchvision
+
+    if spec.name not in known_models("torchvision"):
+        raise InputError(f"unknown network {spec.name!r}.{_suggest(spec.name)}")
+    if len(spec.shape) != 3 or spec.shape[0] != 3:
+        raise InputError(f"{spec.name} wants three colour channels, the data has shape {spec.shape}: use timm:NAME")
+    try:
+        if not pretrained:
+            network = torchvision.models.get_model(name, weights=None, num_classes=spec.classes, **spec.options)
+            return Classifier(spec, network)
+        network = torchvision.models.get_model(name, weights="DEFAULT", **spec.options)
+    except TypeError as error:
+        raise InputError(f"{spec.name} with {spec.options}: {error}") from None
+    except OSError as error:
+        raise InputError(f"cannot fetch the weights of {spec.name}: {error}") from None
+    _replace_head(network, spec.classes)
+    normalised = spec.model_copy(update={"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)})
+    return Classifier(normalised, network)
+
+
+def _replace_head(network: nn.Module, classes: int) -> None:
+    """A fresh last linear layer when the pre-trained one has another number of classes."""
+    path, last = [(path, module) for path, module in network.named_modules() if isinstance(module, nn.Linear)][-1]
+    if last.out_features != classes:
+        parent, _, name = path.rpartition(".")
+        setattr(network.get_submodule(parent), name, nn.Linear(last.in_features, classes))
+
+
+def _timm(name: str, spec: ModelSpec, pretrained: bool) -> Classifier:
+    import timm
+
+    if not timm.is_model(name) and not name.startswith("hf-hub:"):
+        raise InputError(f"unknown network {spec.name!r}.{_suggest(spec.name)}")
+    options = dict(spec.options)
+    if _takes_image_size(name):
+        options.setdefault("img_size", spec.shape[1])
+    try:
+        network = timm.create_model(
+            name, pretrained=pretrained, num_classes=spec.classes, in_chans=spec.shape[0], **options
+        )
+    except TypeError as error:
+        raise InputError(f"{spec.name} with {spec.options}: {error}") from None
+    except (OSError, RuntimeError) as error:
+        what = "fetch the weights of" if pretrained else "build"
+        raise InputError(f"cannot {what} {spec.name}: {' '.join(str(error).split())[:200]}") from None
+    if pretrained:
+        statistics: Any = network.pretrained_cfg
+        spec = spec.model_copy(update={"mean": tuple(statistics["mean"]), "std": tuple(statistics["std"])})
+    return Classifier(spec, network)
+
+
+def _takes_image_size(name: str) -> bool:
+    import timm
+
+    return name.split(".")[0] in timm.list_models() and any(
+        word in name for word in ("vit_", "deit", "swin", "mixer", "beit", "cait", "xcit")
+    )

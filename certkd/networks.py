@@ -1,0 +1,101 @@
+"""A network from what a person wrote: a checkpoint's path, bare weights with an architecture, or ``source:name``."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import yaml
+
+from certkd import checkpoint
+from certkd.checkpoint import Checkpoint
+from certkd.config import DataConfig, ModelConfig
+from certkd.data import DataSet
+from certkd.models import Classifier, ModelSpec, build
+from verifiers.errors import InputError
+
+SUFFIXES = (".pt", ".pth", ".safetensors", ".bin", ".ckpt")
+
+
+def is_path(name: str) -> bool:
+    """Whether a network's name means a file."""
+    return name.endswith(SUFFIXES) or Path(name).is_file()
+
+
+def fresh(config: ModelConfig, data: DataSet, seed: int) -> Classifier:
+    """The network to start a training from: random weights keyed by the seed, pre-trained ones, or a checkpoint's."""
+    if is_path(config.name):
+        model = checkpoint.load(config.name).model
+        if model.spec.classes != data.classes or model.spec.shape != data.shape:
+            raise InputError(
+                f"{config.name} takes images {model.spec.shape} of {model.spec.classes} classes, "
+                f"{data.name} has {data.shape} of {data.classes}"
+            )
+        return model
+    mean, std = data.statistics if config.normalize else ((), ())
+    spec = ModelSpec(
+        name=config.name, options=config.options, classes=data.classes, shape=data.shape, mean=mean, std=std
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return build(spec, pretrained=config.pretrained)
+
+
+def trained(
+    name: str,
+    *,
+    architecture: str | None = None,
+    data: DataSet | None = None,
+    mean: Sequence[float] = (),
+    std: Sequence[float] = (),
+) -> Checkpoint:
+    """The network to certify.
+
+    Args:
+        name: a checkpoint's path, or ``source:name`` for its source's pre-trained weights.
+        architecture: for bare weights: ``source:name`` and options, as in ``certkd:resnet,depth=20``.
+        data: gives classes and shape where no checkpoint does.
+        mean, std: normalisation that bare weights expect, per channel.
+
+    Raises:
+        InputError: as ``checkpoint.load`` and ``build``; or no data set was named where one is needed.
+    """
+    if is_path(name) or ":" not in name:
+        spec = None
+        if architecture is not None:
+            if data is None:
+                raise InputError(f"--arch {architecture} needs --data, which says how many classes and what shape")
+            spec = parse_architecture(architecture, data).model_copy(update={"mean": tuple(mean), "std": tuple(std)})
+        return checkpoint.load(name, architecture=spec)
+    if data is None:
+        raise InputError(f"{name} needs --data, which says how many classes and what shape")
+    return Checkpoint(build(parse_architecture(name, data), pretrained=True).eval())
+
+
+def parse_architecture(text: str, data: DataSet) -> ModelSpec:
+    """``certkd:resnet,depth=20`` for the classes and shape of a data set.
+
+    Raises:
+        InputError: an option that is not key=value.
+    """
+    name, *pairs = text.split(",")
+    options = {}
+    for pair in pairs:
+        key, separator, value = pair.partition("=")
+        if not separator:
+            raise InputError(f"--arch {text!r}: {pair!r} must look like key=value, as in certkd:resnet,depth=20")
+        options[key.strip()] = yaml.safe_load(value)
+    return ModelSpec(name=name, options=options, classes=data.classes, shape=data.shape)
+
+
+def data_of(known: Checkpoint, name: str | None, root: str | None, download: bool) -> DataConfig:
+    """The data set to certify on: the one named, or the checkpoint's own.
+
+    Raises:
+        InputError: the checkpoint does not say, and none was named.
+    """
+    stored = dict(known.data)
+    if name is not None and name != stored.get("name"):
+        stored = {"name": name}
+    if not stored:
+        raise InputError("the checkpoint does not say what data it belongs to: name it with --data")
+    return DataConfig(**{**stored, "root": root, "download": download})

@@ -1,0 +1,93 @@
+"""What every training objective is: frozen settings with a ``terms`` method that gives named, weighted terms."""
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from torch import Tensor, nn
+
+from verifiers.quantities import parse_number
+
+
+def _number(value: Any) -> float:
+    return float(parse_number(value))
+
+
+def _integer(value: Any) -> int:
+    exact = parse_number(value)
+    if exact.denominator != 1:
+        raise ValueError(f"{value!r} is not a whole number")
+    return int(exact)
+
+
+#: A number as configurations write it: 0.1, 8/255, 1e-3. Negative ones are refused.
+Number = Annotated[float, BeforeValidator(_number), Field(ge=0)]
+Positive = Annotated[float, BeforeValidator(_number), Field(gt=0)]
+Count = Annotated[int, BeforeValidator(_integer), Field(ge=1)]
+
+
+class Strict(BaseModel):
+    """Settings that cannot change and refuse unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One training step's material.
+
+    Attributes:
+        student: in train mode.
+        teacher: frozen, in eval mode; None when the objective needs none.
+        x: images in [0, 1].
+        y: true labels.
+        generator: for the step's random numbers, keyed by (seed, epoch, step).
+    """
+
+    student: nn.Module
+    teacher: nn.Module | None
+    x: Float[Tensor, "batch *shape"]
+    y: Int[Tensor, " batch"]
+    generator: torch.Generator
+
+
+@dataclass(frozen=True)
+class Term:
+    """One part of a loss: its weight and its value before weighting."""
+
+    weight: float
+    value: Tensor
+
+
+Terms = dict[str, Term]
+
+
+def total(terms: Terms) -> Tensor:
+    """The scalar that is back-propagated: the sum of weight times value."""
+    return torch.stack([term.weight * term.value for term in terms.values()]).sum()
+
+
+class Objective(Strict):
+    """Settings of a training objective; ``kind`` is its name in configurations."""
+
+    needs_teacher: ClassVar[bool] = False
+    summary: ClassVar[str]
+    paper: ClassVar[str]
+
+    @abstractmethod
+    def terms(self, batch: Batch) -> Terms:
+        """The loss of one batch, as named terms whose weights do not depend on batch size or number of classes."""
+
+
+@contextmanager
+def twice_differentiable_attention() -> Iterator[None]:
+    """Run attention by the plain kernel: the fused ones have no second derivative."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    with sdpa_kernel(SDPBackend.MATH):
+        yield

@@ -1,0 +1,47 @@
+"""Knowledge distillation: match the teacher's softened outputs on clean images."""
+
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from certkd.objectives.base import Batch, Number, Objective, Positive, Term, Terms
+
+
+def softened_kl(
+    student: Float[Tensor, "batch classes"], teacher: Float[Tensor, "batch classes"], temperature: float
+) -> Float[Tensor, ""]:
+    """T^2 KL(softmax(teacher / T) || softmax(student / T)), summed over classes, averaged over the batch."""
+    log_student = F.log_softmax(student / temperature, dim=1)
+    log_teacher = F.log_softmax(teacher / temperature, dim=1)
+    return temperature**2 * F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
+
+
+class Kd(Objective):
+    """lambda_ce CE(s(x), y) + lambda_kl T^2 KL(t(x) || s(x))."""
+
+    kind: Literal["kd"] = "kd"
+    lambda_ce: Number = 0.5
+    lambda_kl: Number = 0.5
+    temperature: Positive = 1.0
+    needs_teacher: ClassVar[bool] = True
+    summary: ClassVar[str] = "cross-entropy and the teacher's softened outputs"
+    paper: ClassVar[str] = "Hinton et al., arXiv 1503.02531"
+
+    def terms(self, batch: Batch) -> Terms:
+        assert batch.teacher is not None
+        with torch.no_grad():
+            target = batch.teacher(batch.x)
+        logits = batch.student(batch.x)
+        return self.weigh(F.cross_entropy(logits, batch.y), logits, target)
+
+    def weigh(
+        self, ce: Float[Tensor, ""], logits: Float[Tensor, "batch classes"], target: Float[Tensor, "batch classes"]
+    ) -> Terms:
+        """The terms from one student forward pass; those of weight 0 are left out."""
+        terms = {"ce": Term(self.lambda_ce, ce)}
+        if self.lambda_kl > 0:
+            terms["kl"] = Term(self.lambda_kl, softened_kl(logits, target, self.temperature))
+        return terms

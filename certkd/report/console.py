@@ -1,0 +1,121 @@
+"""The console: results on stdout, progress and warnings on stderr; nothing is cut, nothing is read as markup."""
+
+import shutil
+import sys
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from certkd.runlog import TrainingReporter
+from verifiers.reporter import Reporter
+
+
+def stdout() -> Console:
+    """For results. A pipe gets lines of any width; a terminal its own."""
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 200
+    return Console(markup=False, highlight=False, width=max(width, 100))
+
+
+def stderr() -> Console:
+    """For progress and warnings."""
+    return Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
+
+
+def table(title: str, columns: list[str], rows: list[list[str]]) -> Table:
+    """A table whose first column is text and the others numbers; no cell is shortened."""
+    made = Table(title=title, title_justify="left", title_style="bold")
+    for i, name in enumerate(columns):
+        made.add_column(name, justify="left" if i == 0 else "right", no_wrap=True)
+    for row in rows:
+        made.add_row(*row)
+    return made
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left:"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=console,
+        transient=True,
+    )
+
+
+class CertifyProgress(Reporter):
+    """A bar per method on a terminal, one line per method otherwise."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._console = stderr()
+        self._bar: Progress | None = None
+        self._task: Any = None
+
+    def clean(self, accuracy: float, samples: int) -> None:
+        self._console.print(f"{self._name}: clean accuracy {accuracy:.1%} on {samples} samples")
+
+    def start(self, method: str, total: int, done: int) -> None:
+        if done == total:
+            return
+        went_on = f" ({done} rows were there)" if done else ""
+        if not self._console.is_terminal:
+            self._console.print(f"{self._name}: {method}{went_on} ...")
+            return
+        self._bar = _progress(self._console)
+        self._bar.start()
+        self._task = self._bar.add_task(f"{self._name}: {method}", total=total, completed=done, note="")
+
+    def advance(self, rows: int) -> None:
+        if self._bar is not None:
+            self._bar.advance(self._task, rows)
+
+    def finish(self, method: str) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def warn(self, text: str) -> None:
+        self._console.print(f"{self._name}: warning: {text}")
+
+
+class TrainProgress(TrainingReporter):
+    """A bar with the last epoch's figures on a terminal, a line every tenth of the epochs otherwise."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._console = stderr()
+        self._bar: Progress | None = None
+        self._task: Any = None
+        self._epochs = 0
+
+    def start(self, epochs: int, done: int, steps: int) -> None:
+        self._epochs = epochs
+        if self._console.is_terminal and done < epochs:
+            self._bar = _progress(self._console)
+            self._bar.start()
+            total, completed = epochs * steps, done * steps
+            self._task = self._bar.add_task(f"{self._name}: training", total=total, completed=completed, note="")
+
+    def step(self) -> None:
+        if self._bar is not None:
+            self._bar.advance(self._task)
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        number, validation = record["epoch"] + 1, record["validation"]
+        figures = f"epoch {number}/{self._epochs} loss {record['terms']['loss']:.3f} clean {validation['clean']:.3f}"
+        figures += f" pgd {validation['pgd']:.3f}" if "pgd" in validation else ""
+        if self._bar is not None:
+            self._bar.update(self._task, note=figures)
+            if number == self._epochs:
+                self._bar.stop()
+                self._bar = None
+        elif number == self._epochs or number % max(1, self._epochs // 5) == 0:
+            self._console.print(f"{self._name}: {figures}")
+
+    def warn(self, text: str) -> None:
+        self._console.print(f"{self._name}: warning: {text}")

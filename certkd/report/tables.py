@@ -1,0 +1,119 @@
+"""Certificates and comparisons as tables."""
+
+import json
+import math
+
+import numpy as np
+from rich.table import Table
+
+from certkd.compare import QUANTILES, Comparison, Side, summary
+from certkd.report.console import table
+from verifiers.certificate import Status
+from verifiers.store import Certificates
+
+
+def percent(value: float) -> str:
+    """A share with one decimal; a dash for nan."""
+    return "-" if math.isnan(value) else f"{value:.1%}"
+
+
+def contents(certificates: Certificates) -> Table:
+    """What is in a certificate file: one row per method."""
+    rows = []
+    for name, method in certificates.methods.items():
+        counts = {status: method.count(status) for status in Status}
+        states = ", ".join(f"{count} {status.name}" for status, count in counts.items() if count)
+        radius = f"{np.mean(method['radius']):.4f}" if method.deterministic else "-"
+        certified = percent(float(np.mean(method["certified"]))) if method.deterministic else "-"
+        seconds = f"{np.nanmean(method['seconds']):.4f}" if np.isfinite(method["seconds"]).any() else "-"
+        rows.append([name, str(method.attributes["guarantee"]), certified, radius, seconds, states])
+    attributes = certificates.attributes
+    title = (
+        f"{attributes['norm']} ball, eps {attributes['eps_text']} (pixels in [0, 1]), {attributes['samples']} samples"
+    )
+    return table(title, ["method", "guarantee", "certified at eps", "mean radius", "s/sample", "rows"], rows)
+
+
+def facts(certificates: Certificates) -> list[str]:
+    """Where a file's rows come from, one line each."""
+    attributes = certificates.attributes
+    settings = json.loads(str(attributes["settings"]))
+    lines = [
+        f"model      {attributes['architecture']}  sha256 {attributes['model_sha256']}",
+        *([f"teacher    sha256 {attributes['teacher_sha256']}"] if attributes.get("teacher_sha256") else []),
+        f"data       {attributes.get('data', 'given as arrays')}  sha256 {attributes['data_sha256']}",
+        f"settings   {'; '.join(f'{m} {s}' for m, s in settings.items())}  seed {attributes['seed']}",
+        f"made by    certkd {attributes['certkd_version']}, torch {attributes['torch_version']}, "
+        f"auto-LiRPA {attributes['auto_lirpa_version']}, on {attributes['device']} at {attributes['started']}",
+        f"command    {attributes['command']}",
+    ]
+    for name, method in certificates.methods.items():
+        engine = f", engine {method.attributes['engine']}" if "engine" in method.attributes else ""
+        lines.append(f"{name:<10} {method.attributes['claim']}{engine}")
+        if "reason" in method.attributes:
+            lines.append(f"{'':<10} {method.attributes['reason']}")
+    return lines
+
+
+def sides(named: dict[str, Side], norm: str, eps: str, samples: int) -> Table:
+    """Clean, attacked and certified accuracy and the radius distribution of several networks."""
+    columns = ["network", "clean", "PGD", "certified", "mean radius", *(f"{q:.0%} quantile" for q in QUANTILES)]
+    rows = [
+        [name, percent(s.clean), percent(s.pgd), percent(s.certified), f"{s.mean_radius:.4f}"]
+        + [f"{q:.4f}" for q in s.quantiles]
+        for name, s in named.items()
+    ]
+    return table(f"{norm} ball, eps {eps} (pixels in [0, 1]), {samples} samples", columns, rows)
+
+
+def comparison(result: Comparison, teacher: str, student: str) -> list[Table | str]:
+    """The two networks side by side, what changed, and what was kept."""
+    parts: list[Table | str] = [
+        sides({teacher: result.teacher, student: result.student}, result.norm, result.eps, result.samples)
+    ]
+    rows = [
+        [name, f"{d.mean:+.4f}", "-" if math.isnan(d.standard_error) else f"{d.standard_error:.4f}"]
+        for name, d in result.differences.items()
+        if not math.isnan(d.mean)
+    ]
+    parts.append(table(f"{student} minus {teacher}, paired", ["figure", "difference", "standard error"], rows))
+    parts.append(verdict(result))
+    for what, indices in (("gained", result.gains), ("lost", result.losses)):
+        shown = ", ".join(str(i) for i in indices[:20]) + (" ..." if len(indices) > 20 else "")
+        parts.append(f"{what} at eps: {len(indices)} samples{f' (index {shown})' if indices else ''}")
+    return parts
+
+
+def verdict(result: Comparison) -> str:
+    """One sentence a person can read."""
+    kept, full = result.retention, result.radius_retention
+    if kept.cases == 0:
+        return f"the teacher has no certificate at eps {result.eps} ({result.norm}): there is nothing to keep"
+    return (
+        f"On {result.samples} samples at eps {result.eps} ({result.norm}) the student keeps {kept.value:.1%} "
+        f"[{kept.low:.1%}, {kept.high:.1%}] of the teacher's {kept.cases} certificates; on {full.value:.1%} "
+        f"[{full.low:.1%}, {full.high:.1%}] of them its radius is at least the teacher's."
+    )
+
+
+def experiment(networks: dict[str, Certificates], comparisons: dict[str, Comparison]) -> Table:
+    """One line per network: accuracies, mean radius, and for students what they kept."""
+    columns = ["network", "clean", "PGD", "certified", "mean radius", "retention", "radius >= teacher's"]
+    rows = []
+    for name, certificates in networks.items():
+        side, result = summary(certificates), comparisons.get(name)
+        kept = [percent(result.retention.value), percent(result.radius_retention.value)] if result else ["", ""]
+        rows.append(
+            [name, percent(side.clean), percent(side.pgd), percent(side.certified), f"{side.mean_radius:.4f}", *kept]
+        )
+    attributes = next(iter(networks.values())).attributes
+    title = f"{attributes['norm']} ball, eps {attributes['eps_text']}, {attributes['samples']} test samples"
+    return table(title, columns, rows)
+
+
+#: What the columns of an experiment's table mean.
+EXPLANATION = (
+    "PGD: correct and not falsified by the attack at eps (an upper limit). certified: correct and proved at eps. "
+    "retention: of the teacher's certified samples, the share the student has certified too; "
+    "radius >= teacher's: the share where its certified radius is also at least the teacher's."
+)

@@ -1,0 +1,63 @@
+"""What a training leaves behind for people and plots: JSON lines, TensorBoard when installed, progress hooks."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+class TrainingReporter:
+    """Hooks called while training; every one may be ignored."""
+
+    def start(self, epochs: int, done: int, steps: int) -> None:
+        """Training begins: so many epochs, so many already done, so many steps in each."""
+
+    def step(self) -> None:
+        """One optimiser step was made."""
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        """One epoch ended; the record that is logged."""
+
+    def warn(self, text: str) -> None:
+        """Something a person should know; one line."""
+
+
+class RunLog:
+    """``log.jsonl``, one record per epoch, and TensorBoard's event files when it is installed."""
+
+    def __init__(self, out: Path | None, resume: bool) -> None:
+        self._path = out / "log.jsonl" if out is not None else None
+        self._board: Any = None
+        if self._path is not None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            if not resume:
+                self._path.write_text("")
+            self._board = _tensorboard(self._path.parent)
+
+    def keep_epochs(self, count: int) -> None:
+        """Drop records of epochs that will be run again."""
+        if self._path is not None and self._path.exists():
+            lines = self._path.read_text().splitlines()[:count]
+            self._path.write_text("".join(f"{line}\n" for line in lines))
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Append one epoch."""
+        if self._path is not None:
+            with open(self._path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+        if self._board is not None:
+            for group in ("terms", "validation"):
+                for name, value in record[group].items():
+                    self._board.add_scalar(f"{group}/{name}", value, record["epoch"])
+
+    def close(self) -> None:
+        """Flush TensorBoard's file."""
+        if self._board is not None:
+            self._board.close()
+
+
+def _tensorboard(folder: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(folder / "tensorboard"))
