@@ -8,8 +8,10 @@ would run code is refused. ``.safetensors`` files carry the same metadata as JSO
 import json
 import os
 import pickle
+import re
 import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,7 +63,7 @@ def save(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> None:
         "training": dict(checkpoint.training),
         "metrics": dict(checkpoint.metrics),
     }
-    state = {name: value.detach().cpu().clone() for name, value in checkpoint.model.state_dict().items()}
+    state = {name: value.detach().cpu().contiguous().clone() for name, value in checkpoint.model.state_dict().items()}
 
     def write(temporary: Path) -> None:
         if path.suffix == ".safetensors":
@@ -88,7 +90,8 @@ def write_whole(path: Path, write: Any) -> None:
     except (OSError, RuntimeError) as error:
         raise InputError(f"cannot write {path}: {' '.join(str(error).split())[:200]}") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # where it cannot be removed it could not be made
+            temporary.unlink()
 
 
 def load(path: str | os.PathLike[str], *, architecture: ModelSpec | None = None) -> Checkpoint:
@@ -122,8 +125,9 @@ def _read_torch(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         culprit = _culprit(str(error))
+        what = f"holds code ({culprit})" if culprit else "torch.save did not write"
         raise InputError(
-            f"{path} is a pickle that holds code ({culprit}) and is not run: save plain weights with "
+            f"{path} is a pickle that {what} and is not run: save plain weights with "
             "torch.save(model.state_dict(), ...)"
         ) from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, IndexError) as error:
@@ -141,6 +145,8 @@ def _read_torch(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def _sniff(path: Path) -> None:
     """Name the usual things that are not a checkpoint."""
+    if path.is_dir():
+        raise InputError(f"{path} is a folder: give a checkpoint in it, such as {path / 'best.pt'}")
     if not path.is_file():
         raise InputError(f"no such checkpoint: {path}")
     with open(path, "rb") as file:
@@ -151,15 +157,16 @@ def _sniff(path: Path) -> None:
         raise InputError(f"{path} is an HTML page, not a checkpoint: the download probably met a login or error page")
     if head.startswith(b"version https://git-lfs"):
         raise InputError(f"{path} is a Git LFS pointer, not the file itself: run 'git lfs pull'")
+    if path.suffix != ".safetensors" and not head.startswith((b"PK", b"\x80")):
+        raise InputError(f"{path} is not a checkpoint: its content is not what torch.save writes")
     if head.startswith(b"PK") and not zipfile.is_zipfile(path):
         raise InputError(f"{path} is truncated: its archive has no end; copy or download it again")
 
 
-def _culprit(message: str) -> str:
-    for marker in ("GLOBAL ", "global ", "Unsupported global: GLOBAL "):
-        if marker in message:
-            return message.split(marker, 1)[1].split()[0].strip("`'\",.")
-    return message.strip().splitlines()[-1][:80] if message.strip() else "unknown"
+def _culprit(message: str) -> str | None:
+    """What a refused pickle wants to call; None when torch does not say."""
+    marked = re.search(r"GLOBAL ([\w.]+)", message)
+    return marked[1].rstrip(".") if marked else None
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

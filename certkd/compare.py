@@ -88,8 +88,8 @@ class Comparison:
     losses: tuple[int, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON."""
-        return asdict(self)
+        """Plain values, ready for JSON; None where a figure is not a number."""
+        return dict(plain({**asdict(self), "metrics": self.metrics()}))
 
     def metrics(self) -> dict[str, float]:
         """The numbers that ``--require`` may ask about, by name."""
@@ -137,6 +137,15 @@ def compare(teacher: Certificates, student: Certificates, *, method: str = "best
         gains=tuple(int(i) for i in index[kept & ~had]),
         losses=tuple(int(i) for i in index[had & ~kept]),
     )
+
+
+def plain(value: Any) -> Any:
+    """The same value with None for nan, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def radii(certificates: Certificates, method: str = "best") -> np.ndarray:
@@ -234,11 +243,12 @@ def _methods(teacher: Certificates, student: Certificates, method: str) -> list[
     if method != "best" and method not in common:
         raise InputError(f"no deterministic method {method!r} in both files.{did_you_mean(method, ['best', *common])}")
     names = common if method == "best" else [method]
-    names = [name for name in names if not (_unsupported(teacher, name) and _unsupported(student, name))]
+    names = [name for name in names if not (_unsupported(teacher, name) or _unsupported(student, name))]
     if not names:
         raise InputError(f"{teacher.path} and {student.path} have no deterministic method with an answer in common")
     settings = [json.loads(str(c.attributes["settings"])) for c in (teacher, student)]
-    for name in names:
+    attacks = ["pgd"] if "pgd" in teacher.methods and "pgd" in student.methods else []
+    for name in [*names, *attacks]:
         if settings[0][name] != settings[1][name]:
             raise InputError(f"the files ran {name} with other settings: {settings[0][name]} and {settings[1][name]}")
     for certificates in (teacher, student):

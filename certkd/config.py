@@ -1,12 +1,13 @@
 """The whole configuration: frozen models that refuse unknown keys, read from YAML."""
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, field_validator, model_validator
 
 from certkd.objectives import AnyObjective
 from certkd.objectives.base import Count, Number, Positive, Strict
@@ -19,8 +20,16 @@ def _epsilon(value: Any) -> str:
     return Epsilon.parse(value).text
 
 
+def _seed(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("a seed is a whole number")
+    return value
+
+
 #: A positive radius, kept as it was written ("8/255").
 EpsilonText = Annotated[str, BeforeValidator(_epsilon)]
+#: Keys all randomness; a whole number that every generator takes.
+Seed = Annotated[int, BeforeValidator(_seed), Field(ge=0, lt=2**63)]
 
 
 class DataConfig(Strict):
@@ -29,7 +38,7 @@ class DataConfig(Strict):
     name: str = "digits"
     root: str | None = None
     download: bool = False
-    seed: int = 0
+    seed: Seed = 0
     image_size: Count = 224
 
 
@@ -89,12 +98,20 @@ class StudentsConfig(Recipe):
 
     objectives: dict[str, AnyObjective]
 
+    @field_validator("objectives")
+    @classmethod
+    def _names_are_file_names(cls, objectives: dict[str, Any]) -> dict[str, Any]:
+        for name in objectives:
+            if name == "teacher" or not re.fullmatch(r"\w[\w.+-]*", name):
+                raise ValueError(f"a student cannot be named {name!r}: its files are named after it")
+        return objectives
+
 
 class TrainConfig(RoleConfig):
     """One training: ``certkd train --config``."""
 
     out: str
-    seed: int = 0
+    seed: Seed = 0
     data: DataConfig = DataConfig()
     teacher: str | None = None
     selection: SelectionConfig = SelectionConfig()
@@ -109,14 +126,14 @@ class CertifyConfig(Strict):
     methods: tuple[str, ...] = ("pgd", "ibp", "crown")
     options: dict[str, Positive] = {}
     limit: Count | None = None
-    seed: int = 0
+    seed: Seed = 0
 
 
 class ExperimentConfig(Strict):
     """``certkd run``: a teacher, students, certificates for all, a comparison."""
 
     out: str
-    seed: int = 0
+    seed: Seed = 0
     data: DataConfig = DataConfig()
     device: str = "auto"
     teacher: RoleConfig
@@ -137,7 +154,10 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     for key in keys:
         if keys.count(key) > 1:
             raise InputError(f"line {node.start_mark.line + 1}: the key {key!r} is given twice")
-    return dict(loader.construct_pairs(node, deep=True))
+    try:
+        return dict(loader.construct_pairs(node, deep=True))
+    except TypeError:
+        raise InputError(f"line {node.start_mark.line + 1}: a key must be a word, not a list or a section") from None
 
 
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
@@ -162,7 +182,9 @@ def parse(tree: Mapping[str, Any], kind: type[Config], *, source: str = "configu
     try:
         return kind.model_validate(tree)
     except ValidationError as error:
-        raise InputError(f"{source}: {_first_problem(error, kind)}") from None
+        raise InputError(f"{source}: {_first_problem(error, kind, tree)}") from None
+    except OverflowError:
+        raise InputError(f"{source}: a number is too large") from None
 
 
 def _load_yaml(path: Path) -> dict[str, Any]:
@@ -194,13 +216,18 @@ def _override(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
             if not isinstance(child, dict):
                 raise InputError(f"--set {override!r}: {name!r} is a value, not a section")
             node = child
-        node[last] = yaml.load(text, _Loader) if text.strip() else None
+        try:
+            node[last] = yaml.load(text, _Loader) if text.strip() else None
+        except yaml.YAMLError as error:
+            raise InputError(
+                f"--set {override!r}: the value is not YAML: {' '.join(str(error).split())[:120]}"
+            ) from None
     return tree
 
 
-def _first_problem(error: ValidationError, kind: type[BaseModel]) -> str:
+def _first_problem(error: ValidationError, kind: type[BaseModel], tree: Mapping[str, Any]) -> str:
     problem = error.errors()[0]
-    where = ".".join(str(part) for part in problem["loc"])
+    where = ".".join(_written(problem["loc"], tree))
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if problem["type"] == "extra_forbidden":
         key = str(problem["loc"][-1])
@@ -213,15 +240,27 @@ def _first_problem(error: ValidationError, kind: type[BaseModel]) -> str:
     return f"{where}: {message}{given}{more}"
 
 
+def _written(location: Sequence[Any], tree: Any) -> list[str]:
+    """The keys of an error's place as they stand in the file: without the tags that pydantic adds at a union."""
+    keys = []
+    for number, part in enumerate(location):
+        inside = isinstance(tree, Mapping) and part in tree
+        listed = isinstance(tree, list | tuple) and isinstance(part, int)
+        if inside or listed or number == len(location) - 1:
+            keys.append(str(part))
+            tree = tree[part] if inside or (listed and part < len(tree)) else None
+    return keys
+
+
 def _known_keys(kind: type[BaseModel], location: Sequence[Any]) -> list[str]:
     """Field names at a place in the tree; at a union, those of the tagged member."""
     models: list[type[BaseModel]] = [kind]
-    for part in location:
+    for number, part in enumerate(location):
         found: list[type[BaseModel]] = []
         for model in models:
             annotation = model.model_fields[part].annotation if part in model.model_fields else None
             found += [m for m in _models_in(annotation) if m is not None]
-        tagged = [m for m in models if str(part) == _tag(m)]
+        tagged = [m for m in models if str(part) == _tag(m)] if number == len(location) - 1 else []
         models = tagged or found or models
     return sorted({name for model in models for name in model.model_fields})
 

@@ -5,6 +5,9 @@
 """
 
 import os
+import pickle
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -58,7 +61,13 @@ class FileImages:
         return len(self.order)
 
     def __getitem__(self, rows: Int[Tensor, " batch"]) -> Float[Tensor, "batch channels height width"]:
-        return torch.stack(list(self.pool.map(lambda i: self.folder[i][0], self.order[rows].tolist())))
+        return torch.stack(list(self.pool.map(self._image, self.order[rows].tolist())))
+
+    def _image(self, number: int) -> Float[Tensor, "channels height width"]:
+        try:
+            return self.folder[number][0]
+        except OSError as error:
+            raise InputError(f"cannot read the image {self.folder.samples[number][0]}: {_short(error)}") from None
 
 
 @dataclass(frozen=True)
@@ -160,6 +169,8 @@ def _torchvision(config: DataConfig) -> DataSet:
     root = _root(config)
     try:
         parts = [kinds[config.name](root, train=train, download=config.download) for train in (True, False)]
+    except (AssertionError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        raise InputError(f"{config.name} in {root} is damaged ({_short(error)}): copy or download it again") from None
     except (RuntimeError, OSError) as error:
         raise InputError(
             f"{config.name} is not in {root} ({_short(error)}): set --data-root or CERTKD_DATA, or pass --download"
@@ -213,11 +224,14 @@ def _npz(config: DataConfig) -> DataSet:
     if not path.is_file() and config.root is not None:
         path = Path(config.root) / config.name
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        archive = np.load(path, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise ValueError("it holds a single array")
+        with archive:
             arrays = {key: archive[key] for key in archive.files}
     except FileNotFoundError:
         raise InputError(f"no such file: {path}") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"{path} is not a plain .npz archive: {_short(error)}") from None
     missing = [key for key in ("x_train", "y_train", "x_test", "y_test") if key not in arrays]
     if missing:
@@ -230,9 +244,14 @@ def _npz(config: DataConfig) -> DataSet:
 
 
 def _array_images(path: Path, name: str, array: np.ndarray) -> TensorImages:
+    if array.ndim < 2 or not array.size:
+        raise InputError(f"{path}: x_{name} must hold images, one per row; got shape {array.shape}")
     if array.dtype != np.uint8:
-        if not np.issubdtype(array.dtype, np.floating) or not (array.min() >= 0 and array.max() <= 1):
+        if not np.issubdtype(array.dtype, np.floating):
             raise InputError(f"{path}: x_{name} must be bytes, or floats in [0, 1]; got {array.dtype}")
+        if not (array.min() >= 0 and array.max() <= 1):
+            found = f"{array.min():g} to {array.max():g}"
+            raise InputError(f"{path}: x_{name} must be bytes, or floats in [0, 1]; got values from {found}")
         array = array.astype(np.float32)
     images = torch.from_numpy(array)
     return TensorImages(images[:, None] if images.dim() == 3 else images)
@@ -246,6 +265,10 @@ def _array_labels(path: Path, name: str, array: np.ndarray, count: int) -> Tenso
 
 def _assemble(config: DataConfig, train: Images, train_labels: Tensor, test: Images, test_labels: Tensor) -> DataSet:
     """Cut the validation split (a tenth, 5000 at most) from the training images by the seed."""
+    if len(train_labels) < 2 or not len(test_labels):
+        raise InputError(
+            f"{config.name} has {len(train_labels)} training and {len(test_labels)} test images: two and one at least"
+        )
     order = torch.from_numpy(np.random.default_rng(config.seed).permutation(len(train_labels)))
     held_out = min(max(1, len(order) // 10), 5000)
     whole = Split(train, train_labels, torch.arange(len(train_labels)))
@@ -255,8 +278,10 @@ def _assemble(config: DataConfig, train: Images, train_labels: Tensor, test: Ima
         "test": Split(test, test_labels, torch.arange(len(test_labels))),
     }
     classes = int(max(train_labels.max(), test_labels.max())) + 1
-    shape = tuple(test[torch.zeros(1, dtype=torch.long)].shape[1:])
-    return DataSet(config.name, classes, shape, splits)
+    shapes = [tuple(images[torch.zeros(1, dtype=torch.long)].shape[1:]) for images in (train, test)]
+    if shapes[0] != shapes[1]:
+        raise InputError(f"{config.name}: training images have shape {shapes[0]}, test images {shapes[1]}")
+    return DataSet(config.name, classes, shapes[1], splits)
 
 
 def _root(config: DataConfig) -> Path:

@@ -13,17 +13,19 @@ from typing import Any
 from certkd import checkpoint, data, networks
 from certkd.certification import certify_checkpoint
 from certkd.checkpoint import Checkpoint, write_whole
-from certkd.compare import Comparison, compare, radii, summary
+from certkd.compare import Comparison, compare, plain, radii, summary
 from certkd.config import ExperimentConfig, RoleConfig, TrainConfig
 from certkd.report import plots
 from certkd.runlog import TrainingReporter
 from certkd.training import RESUME, TrainingResult, choose_device, has_collapsed, resume_state, train
+from verifiers.certificate import Guarantee
 from verifiers.errors import InputError
+from verifiers.methods import find
 from verifiers.reporter import Reporter
 from verifiers.store import Certificates
 
-#: Settings that do not change what a training computes.
-_FREE = {"out", "device"}
+#: Settings that do not change what a training computes (the teacher is known by its hash).
+_FREE = {"out", "device", "teacher"}
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,8 @@ def run(
         InputError: the folder holds an experiment with other settings, and whatever its parts refuse.
     """
     folder = Path(config.out)
+    if not any(find(name).guarantee is Guarantee.DETERMINISTIC for name in config.certify.methods):
+        raise InputError(f"certify.methods {', '.join(config.certify.methods)} proves nothing: add ibp or crown")
     if overwrite and folder.exists():
         shutil.rmtree(folder)
     trainings = {"teacher": _training(config, "teacher", config.teacher, None)}
@@ -189,7 +193,7 @@ def _report(
         plots.paired_radii(path, curves["teacher"], curves[name], norm=norm, eps=eps, name=name)
     content = {
         "config": config.model_dump(mode="json"),
-        "networks": {name: vars(summary(certificates)) for name, certificates in networks.items()},
+        "networks": {name: plain(vars(summary(certificates))) for name, certificates in networks.items()},
         "comparisons": {name: result.to_dict() for name, result in comparisons.items()},
         "collapsed": collapsed,
     }

@@ -1,5 +1,6 @@
 """A network from what a person wrote: a checkpoint's path, bare weights with an architecture, or ``source:name``."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -59,6 +60,8 @@ def trained(
     Raises:
         InputError: as ``checkpoint.load`` and ``build``; or no data set was named where one is needed.
     """
+    if len(mean) != len(std) or min(std, default=1) <= 0 or (std and architecture is None):
+        raise InputError(f"--mean and --std belong together and to --arch, --std is positive: got {mean} and {std}")
     if is_path(name) or ":" not in name:
         spec = None
         if architecture is not None:
@@ -77,13 +80,16 @@ def parse_architecture(text: str, data: DataSet) -> ModelSpec:
     Raises:
         InputError: an option that is not key=value.
     """
-    name, *pairs = text.split(",")
+    name, *pairs = re.split(r",(?![^\[]*\])", text)  # not at the commas of a list
     options = {}
     for pair in pairs:
         key, separator, value = pair.partition("=")
         if not separator:
             raise InputError(f"--arch {text!r}: {pair!r} must look like key=value, as in certkd:resnet,depth=20")
-        options[key.strip()] = yaml.safe_load(value)
+        try:
+            options[key.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise InputError(f"--arch {text!r}: {value!r} is not a value: write depth=20 or hidden=[64,64]") from None
     return ModelSpec(name=name, options=options, classes=data.classes, shape=data.shape)
 
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from os import PathLike
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ from verifiers.certificate import (
     Unsupported,
 )
 from verifiers.errors import InputError, did_you_mean
-from verifiers.fingerprint import DataFingerprint, weights_sha256
+from verifiers.fingerprint import DataFingerprint, structure_sha256, weights_sha256
 from verifiers.methods import find
 from verifiers.reporter import Reporter
 from verifiers.store import CertificateFile, Certificates
@@ -41,6 +41,7 @@ PIXEL_TOLERANCE = 1e-5
 CLEAN_BATCH = 256
 
 
+@runtime_checkable
 class Images(Protocol):
     """Images in [0, 1], all in memory (a tensor) or read when asked for."""
 
@@ -60,6 +61,11 @@ class Samples:
     indices: Int[Tensor, " samples"]
     data_sha256: str
 
+    @property
+    def correct(self) -> Tensor:
+        """Which predictions are right; logits that are not finite predict nothing."""
+        return (self.predicted == self.labels) & self.finite
+
     def batch(self, rows: np.ndarray, device: torch.device) -> Tensor:
         """The images of some rows, clamped to [0, 1], on the device."""
         return self.images[torch.as_tensor(rows)].to(device).float().clamp(0.0, 1.0)
@@ -76,7 +82,7 @@ def certify(
     out: str | PathLike[str] | None = None,
     seed: int = 0,
     batch_size: int | None = None,
-    options: Mapping[str, float] | None = None,
+    options: Mapping[str, int | float] | None = None,
     indices: Int[Tensor, " samples"] | None = None,
     identity: Mapping[str, Any] | None = None,
     reporter: Reporter | None = None,
@@ -106,12 +112,15 @@ def certify(
             file that holds something else.
     """
     reporter = reporter or Reporter()
+    if batch_size is not None and batch_size < 1:
+        raise InputError(f"batch_size must be at least 1, got {batch_size}")
     infos = [find(name) for name in methods]
     requests = _requests(infos, Epsilon.parse(eps), _norm(norm), seed, options or {})
-    with _eval_mode(model), trusted_arithmetic():
+    with eval_mode(model), trusted_arithmetic():
         samples = _look_at_samples(model, images, labels, indices, reporter)
         identity = {
             "model_sha256": weights_sha256(model),
+            "structure_sha256": structure_sha256(model),
             "architecture": type(model).__name__,
             "data_sha256": samples.data_sha256,
             "indices_sha256": hashlib.sha256(samples.indices.numpy().tobytes()).hexdigest(),
@@ -137,16 +146,21 @@ def certify(
 
 
 def _requests(
-    infos: Sequence[MethodInfo], eps: Epsilon, norm: Norm, seed: int, options: Mapping[str, float]
+    infos: Sequence[MethodInfo], eps: Epsilon, norm: Norm, seed: int, options: Mapping[str, int | float]
 ) -> dict[str, Request]:
     if not infos:
         raise InputError("no method was named; 'certkd methods' lists them")
+    names = [info.name for info in infos]
+    if len(set(names)) < len(names):
+        raise InputError(f"each method once, got {', '.join(names)}")
+    if seed < 0:
+        raise InputError(f"seed must not be negative, got {seed}")
     known = sorted({name for info in infos for name in info.options})
     for name, value in options.items():
         if name not in known:
             raise InputError(f"none of the methods {', '.join(i.name for i in infos)} has an option {name!r}.")
-        if not value > 0:
-            raise InputError(f"option {name} must be positive, got {value!r}")
+        if not 0 < value < float("inf"):
+            raise InputError(f"option {name} must be positive and finite, got {value!r}")
     return {
         info.name: Request(
             eps, norm, seed, {**info.options, **{name: options[name] for name in info.options if name in options}}
@@ -169,6 +183,10 @@ def _look_at_samples(
     """Range, shape and class checks, predictions and clean accuracy, and that the network is one fixed function."""
     if len(images) != len(labels) or len(labels) == 0:
         raise InputError(f"need as many images as labels and at least one: got {len(images)} and {len(labels)}")
+    order = torch.arange(len(labels)) if indices is None else indices.cpu().long()
+    if len(order) != len(labels) or int(order.min()) < 0:
+        raise InputError(f"need one index of 0 or more per label: got {len(order)} for {len(labels)} labels")
+    _check_dtype(model)
     labels = labels.cpu().long()
     fingerprint, predictions, finite, classes = DataFingerprint(), [], [], 0
     for start in range(0, len(labels), CLEAN_BATCH):
@@ -186,15 +204,20 @@ def _look_at_samples(
         raise InputError(
             f"labels run from {int(labels.min())} to {int(labels.max())}, the network has {classes} classes"
         )
-    predicted = torch.cat(predictions)
-    accuracy = float((predicted == labels).double().mean())
+    samples = Samples(images, labels, torch.cat(predictions), torch.cat(finite), order, fingerprint.hexdigest())
+    accuracy = float(samples.correct.double().mean())
     reporter.clean(accuracy, len(labels))
     if accuracy <= 1.5 / classes and len(labels) >= 20:
         reporter.warn(
             f"clean accuracy {accuracy:.1%} is near chance for {classes} classes: are these the right weights?"
         )
-    order = torch.arange(len(labels)) if indices is None else indices.cpu().long()
-    return Samples(images, labels, predicted, torch.cat(finite), order, fingerprint.hexdigest())
+    return samples
+
+
+def _check_dtype(model: nn.Module) -> None:
+    found = {str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.is_floating_point()} - {"float32"}
+    if found:
+        raise InputError(f"the network's weights must be float32, got {found.pop()}: certify model.float()")
 
 
 def _check_pixels(batch: Tensor) -> None:
@@ -266,6 +289,7 @@ def _prepare(
     else:
         try:
             certifier = info.prepare(model, _first_images(samples, model), request)
+            file.note(info.name, "reason", None)  # of an earlier run that could not
             for name, value in certifier.notes.items():
                 file.note(info.name, name, value)
             return certifier
@@ -273,6 +297,10 @@ def _prepare(
             refusal = _Refusal(Status.UNSUPPORTED, str(error))
         except Contradiction as error:
             refusal = _Refusal(Status.ERROR, str(error))
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not _out_of_memory(error):
+                raise
+            refusal = _Refusal(Status.OUT_OF_MEMORY, "two samples do not fit into memory")
     _explain(info, refusal, file, reporter)
     return refusal
 
@@ -328,10 +356,10 @@ def _work_off(
                 size = len(rows) // 2
                 continue
             columns = _finish(info, samples, rows, _same(Status.OUT_OF_MEMORY, 1))
-        except Unsupported as error:
-            refusal = _Refusal(Status.UNSUPPORTED, str(error))
-            _explain(info, refusal, file, reporter)
-            certifier = refusal
+        except (Unsupported, Contradiction) as error:
+            status = Status.UNSUPPORTED if isinstance(error, Unsupported) else Status.ERROR
+            certifier = _Refusal(status, str(error))
+            _explain(info, certifier, file, reporter)
             continue
         columns["seconds"] = np.full(len(rows), (time.perf_counter() - started) / len(rows))
         _check_against_attack(info, file, rows, columns, reporter)
@@ -348,12 +376,10 @@ def _certify_rows(
     info: MethodInfo, certifier: BatchCertifier, samples: Samples, rows: np.ndarray, device: torch.device
 ) -> Columns:
     """Columns of some rows. Misclassified rows and rows without finite logits are settled here."""
-    predicted, labels = samples.predicted[rows], samples.labels[rows]
-    finite = samples.finite[rows].numpy()
-    correct = (predicted == labels).numpy()
+    predicted, finite, correct = (t[rows] for t in (samples.predicted, samples.finite, samples.correct))
     columns = _same(Status.MISCLASSIFIED, len(rows))
-    columns["status"][~finite] = Status.ERROR
-    asked = np.flatnonzero(correct & finite)
+    columns["status"][~finite.numpy()] = Status.ERROR
+    asked = np.flatnonzero(correct.numpy())
     if len(asked):
         x = samples.batch(rows[asked], device)
         answers = certifier(x, predicted[asked].to(device), samples.indices[rows[asked]])
@@ -372,10 +398,11 @@ def _blank(info: MethodInfo, name: str, rows: int, values: np.ndarray) -> np.nda
 def _finish(info: MethodInfo, samples: Samples, rows: np.ndarray, columns: Columns) -> Columns:
     """Add the common columns and hold the rules: no radius without a proof, none that is not a finite number."""
     status, radius = columns["status"], columns["radius"]
-    status[~np.isfinite(radius)] = Status.ERROR
-    sound = (status == Status.CERTIFIED) & (info.guarantee != Guarantee.ESTIMATE)
-    columns["radius"] = np.where(sound, radius, 0.0)
-    correct = (samples.predicted[rows] == samples.labels[rows]).numpy()
+    claims = status == Status.CERTIFIED
+    status[~np.isfinite(radius) | (status == Status.PENDING)] = Status.ERROR
+    status[claims & ((radius <= 0) | (info.guarantee == Guarantee.ESTIMATE))] = Status.ERROR
+    columns["radius"] = np.where(status == Status.CERTIFIED, radius, 0.0)
+    correct = samples.correct[rows].numpy()
     columns.update(
         index=samples.indices[rows].numpy(),
         label=samples.labels[rows].numpy(),
@@ -403,7 +430,7 @@ def _check_against_attack(
 
 
 @contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
+def eval_mode(model: nn.Module) -> Iterator[None]:
     """Every module in eval mode, and afterwards as it was."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -421,14 +448,14 @@ def trusted_arithmetic() -> Iterator[None]:
     TF32 convolutions, on by default on NVIDIA GPUs, are off by 1e-3: enough to void a bound.
     """
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = (matmul.allow_tf32, cudnn.allow_tf32, torch.are_deterministic_algorithms_enabled())
+    before = (matmul.allow_tf32, cudnn.allow_tf32, torch.get_deterministic_debug_mode())
     matmul.allow_tf32 = cudnn.allow_tf32 = False
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.set_deterministic_debug_mode("warn")  # use_deterministic_algorithms takes seconds to import the compiler
     try:
         yield
     finally:
         matmul.allow_tf32, cudnn.allow_tf32 = before[:2]
-        torch.use_deterministic_algorithms(before[2])
+        torch.set_deterministic_debug_mode(before[2])
 
 
 def _facts(model: nn.Module) -> dict[str, Any]:

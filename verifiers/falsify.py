@@ -108,6 +108,14 @@ def ascend(
     return adversarial.detach()
 
 
+def reachable(eps: float, norm: Norm, x: Float[Tensor, "batch *shape"]) -> float:
+    """A little less than eps: rounding x + delta to x's dtype moves no point of this ball out of the one of eps."""
+    step = torch.finfo(x.dtype).eps / 4  # half a unit in the last place of a pixel in [0.5, 1]
+    pixels = x[0].numel()
+    rounding = step * {Norm.LINF: 1.0, Norm.L2: pixels**0.5, Norm.L1: float(pixels)}[norm]
+    return max(eps * (1 - 1e-6) - rounding, eps / 2)
+
+
 @dataclass
 class _Pgd:
     """PGD against the predicted class: margin loss and cross-entropy in turn, random starts keyed by sample index."""
@@ -121,7 +129,7 @@ class _Pgd:
         self, x: Float[Tensor, "batch *shape"], predicted: Int[Tensor, " batch"], indices: Int[Tensor, " batch"]
     ) -> Columns:
         best, worst_margin = self._attack(x, predicted, indices)
-        found = worst_margin <= 0
+        found = worst_margin < 0
         nearest = torch.full(x.shape[:1], float("nan"), dtype=torch.float64, device=x.device)
         if bool(found.any()):
             best[found] = self._shorten(x[found], best[found], predicted[found])
@@ -140,9 +148,10 @@ class _Pgd:
 
     def _attack(self, x: Tensor, predicted: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
         """The point of smallest margin over all restarts and both losses."""
-        # Strictly inside the ball: a counterexample must not owe its success to the last bit of eps.
-        eps = torch.full(x.shape[:1], self.request.eps.value * (1 - 1e-6), dtype=x.dtype, device=x.device)
-        best, worst_margin = x.clone(), torch.full(x.shape[:1], float("inf"), dtype=x.dtype, device=x.device)
+        reach = reachable(self.request.eps.value, self.request.norm, x)
+        eps = torch.full(x.shape[:1], reach, dtype=x.dtype, device=x.device)
+        with torch.no_grad():
+            best, worst_margin = x.clone(), margins(self.model(x), predicted)
         losses: tuple[Objective, ...] = (
             lambda z: -margins(self.model(z), predicted),
             lambda z: nn.functional.cross_entropy(self.model(z), predicted, reduction="none"),
@@ -159,9 +168,12 @@ class _Pgd:
             )
             with torch.no_grad():
                 margin = margins(self.model(adversarial), predicted)
-            better = margin < worst_margin
+            better = (margin < worst_margin) & self._inside(x, adversarial)
             best[better], worst_margin[better] = adversarial[better], margin[better]
         return best, worst_margin
+
+    def _inside(self, x: Tensor, point: Tensor) -> Tensor:
+        return norms(point.double() - x.double(), self.request.norm) <= self.request.eps.value
 
     def _start(self, x: Tensor, eps: Tensor, indices: Tensor, restart: int) -> Tensor:
         rows = []
@@ -179,7 +191,7 @@ class _Pgd:
             middle = (low + high) / 2
             point = (x + per_sample(middle.to(x.dtype), x) * (adversarial - x)).clamp(0.0, 1.0)
             with torch.no_grad():
-                fooled = margins(self.model(point), predicted) <= 0
+                fooled = (margins(self.model(point), predicted) < 0) & self._inside(x, point)
             nearest[fooled] = point[fooled]
             high, low = torch.where(fooled, middle, high), torch.where(fooled, low, middle)
         return nearest

@@ -21,6 +21,16 @@ def weights_sha256(weights: nn.Module | Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def structure_sha256(model: nn.Module) -> str:
+    """SHA-256 of what a state dict leaves out: types and settings of the layers, and buffers that are not saved.
+
+    Two networks with the same weights and another activation, stride or normalisation differ in it.
+    """
+    saved = model.state_dict().keys()
+    unsaved = {name: buffer for name, buffer in model.named_buffers() if name not in saved}
+    return hashlib.sha256(f"{model!r}|{weights_sha256(unsaved)}".encode()).hexdigest()
+
+
 class DataFingerprint:
     """SHA-256 over images (as float32) and labels, fed in order, batch by batch."""
 

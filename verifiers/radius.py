@@ -24,7 +24,7 @@ def largest_certified(
     Every row is bounded at eps first; a row that holds there doubles its radius until it fails, then the bracket
     [proved, failed] shrinks by interpolation between its two margins, every third step by halving. Rows the batch
     when the bracket is narrower than ``tolerance`` times the radius. Only a radius whose own evaluation gave a positive
-    bound is ever returned; a bound that is nan counts as failed.
+    bound is ever returned; a bound that is nan or infinite counts as failed.
 
     Args:
         bound: evaluates rows, each at its own eps.
@@ -49,6 +49,7 @@ def largest_certified(
             break
         chosen = rows[active]
         margin = bound(chosen, trial[chosen]).to(clean.dtype)
+        margin = margin.where(margin < float("inf"), float("nan"))
         if step == 0:
             at_eps[chosen] = margin
         holds = margin > 0

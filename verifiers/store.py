@@ -7,22 +7,29 @@ lock); any number may read, also while it is being written.
 """
 
 import errno
+import itertools
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import h5py
 import numpy as np
 
-from verifiers.certificate import COMMON_COLUMNS, FAILURES, Column, Columns, MethodInfo, Norm, Request, Status
+from verifiers.certificate import COMMON_COLUMNS, FAILURES, Column, Columns, MethodInfo, Request, Status
 from verifiers.errors import InputError
 
 FORMAT = "certkd-certificates"
 FORMAT_VERSION = 1
+#: Room for a method's notes, in bytes, and for each of them, in characters. The notes are one attribute of fixed size,
+#: overwritten in place: a new attribute moves parts of the file, and a kill in between makes it unreadable.
+NOTES_BYTES, NOTE_LENGTH = 8192, 1000
+_NO_SPACE = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO)
+_in_memory = (f"in memory {number}" for number in itertools.count())
 
 
 @dataclass(frozen=True)
@@ -64,6 +71,11 @@ class Certificates:
 
     def __getitem__(self, method: str) -> MethodRows:
         return self.methods[method]
+
+    @property
+    def eps(self) -> float:
+        """The radius that certified accuracy is reported at, pixel units."""
+        return next(iter(self.methods.values())).eps
 
     @property
     def pending(self) -> int:
@@ -108,17 +120,17 @@ class CertificateFile:
         methods: Sequence[MethodInfo],
         requests: Mapping[str, Request],
     ) -> None:
-        self.path = Path(path or "in memory")
+        self.path = Path("in memory" if path is None else path)
         self._identity = json.dumps(identity, sort_keys=True)
 
         def fill(file: h5py.File) -> None:
             _fill(file, self._identity, facts, samples, image_shape, methods, requests)
 
         if path is None:
-            self._file = h5py.File("in memory", "w", driver="core", backing_store=False)
+            self._file = h5py.File(next(_in_memory), "w", driver="core", backing_store=False)
             fill(self._file)
         else:
-            if not self.path.exists():
+            if not _exists(self.path):
                 _create(self.path, fill)
             self._file = _open_for_writing(self.path)
         try:
@@ -129,7 +141,7 @@ class CertificateFile:
             self._file.close()
             raise
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "CertificateFile":
         return self
 
     def __exit__(
@@ -158,8 +170,9 @@ class CertificateFile:
         failed = np.isin(status, [int(s) for s in FAILURES])
         if failed.any():
             status[failed] = Status.PENDING
-            self._file[method]["status"][:] = status
-            self._file.flush()
+            with _clear_errors(self.path):
+                self._file[method]["status"][:] = status
+                self._file.flush()
 
     def pending(self, method: str) -> np.ndarray:
         """Row numbers of the method that have no answer yet."""
@@ -174,9 +187,14 @@ class CertificateFile:
         found = [group["distance"][:][rows] for group in self._file.values() if "distance" in group]
         return np.fmin.reduce(found) if found else np.full(len(rows), np.nan)
 
-    def note(self, method: str, name: str, value: Any) -> None:
-        """Set an attribute of a method's group, such as the engine that ran or why it could not."""
-        self._file[method].attrs[name] = value
+    def note(self, method: str, name: str, value: str | None) -> None:
+        """Note something about a method, such as the engine that ran or why it could not; None takes it back."""
+        notes = {**_notes(self._file[method]), name: value and value[:NOTE_LENGTH]}
+        text = json.dumps({key: known for key, known in notes.items() if known is not None}, ensure_ascii=False)
+        if len(text.encode()) > NOTES_BYTES:
+            raise ValueError(f"{method}: notes take more than {NOTES_BYTES} bytes: {', '.join(notes)}")
+        with _clear_errors(self.path):
+            self._file[method].attrs.modify("notes", np.bytes_(text.encode()))
 
     def write(self, method: str, rows: np.ndarray, columns: Columns) -> None:
         """Write whole rows: every column first, the status last, each flushed to the operating system.
@@ -189,15 +207,14 @@ class CertificateFile:
             InputError: the disk is full or the file cannot be written; finished rows stay.
         """
         group = self._file[method]
-        try:
+        with _clear_errors(self.path):
             for name, values in columns.items():
                 if name != "status":
-                    group[name][rows] = values
+                    there = _has_value(values)
+                    _put(group[name], rows[there], values[there])
             self._file.flush()
-            group["status"][rows] = columns["status"]
+            _put(group["status"], rows, columns["status"])
             self._file.flush()
-        except (OSError, RuntimeError) as problem:
-            raise InputError(_cannot_write(self.path, problem)) from None
 
     def read(self) -> Certificates:
         """The rows as they stand."""
@@ -224,16 +241,41 @@ def read(path: str | os.PathLike[str]) -> Certificates:
 def _contents(file: h5py.File, path: Path) -> Certificates:
     methods = {}
     for name, group in file.items():
-        columns = {column: data[:] for column, data in group.items() if data.ndim == 1}
-        methods[name] = MethodRows(name, _plain(group.attrs), columns)
+        status = group["status"][:]  # first: all other columns of a row with a status were written before it
+        columns = {
+            column: status if column == "status" else data[:] for column, data in group.items() if data.ndim == 1
+        }
+        attributes = {key: value for key, value in _plain(group.attrs).items() if key != "notes"}
+        methods[name] = MethodRows(name, {**attributes, **_notes(group)}, columns)
     order = list(file.attrs["methods"])
     return Certificates(_plain(file.attrs), {name: methods[name] for name in order}, str(path))
 
 
-def read_images(path: str | os.PathLike[str], method: str, column: str, rows: Sequence[int]) -> np.ndarray:
-    """Images of a per-pixel column, such as ``read_images("s.h5", "pgd", "counterexample", [3])``."""
+def read_images(path: str | os.PathLike[str], method: str, column: str, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Images of a per-pixel column in the order asked, such as ``read_images("s.h5", "pgd", "counterexample", [3])``.
+
+    Rows that have none (see the method's other columns) are all zero.
+    """
+    ascending, place = np.unique(np.asarray(rows, int), return_inverse=True)
     with h5py.File(path, "r", locking=False) as file:
-        return file[method][column][sorted(rows)]
+        return file[method][column][ascending][place]
+
+
+def _notes(group: h5py.Group) -> dict[str, str]:
+    return dict(json.loads(bytes(group.attrs["notes"]).rstrip(b"\0")))
+
+
+def _put(column: h5py.Dataset, rows: np.ndarray, values: np.ndarray) -> None:
+    if len(rows):
+        consecutive = rows[-1] - rows[0] == len(rows) - 1
+        column[slice(int(rows[0]), int(rows[-1]) + 1) if consecutive else rows] = values
+
+
+def _has_value(values: np.ndarray) -> np.ndarray:
+    """Which rows to write: all, except images that are all nan, which stay holes."""
+    if values.ndim == 1 or values.dtype.kind != "f":
+        return np.ones(len(values), bool)
+    return ~np.isnan(values.reshape(len(values), -1)).all(axis=1)
 
 
 def _plain(attributes: h5py.AttributeManager) -> dict[str, Any]:
@@ -241,25 +283,34 @@ def _plain(attributes: h5py.AttributeManager) -> dict[str, Any]:
 
 
 def _check_format(file: h5py.File, path: Path) -> None:
-    if file.attrs.get("format") != FORMAT:
+    attributes = _plain(file.attrs)
+    if str(attributes.get("format")) != FORMAT:
         raise InputError(f"{path} is an HDF5 file but not a certificate file: it has no format={FORMAT!r}")
-    if file.attrs["format_version"] != FORMAT_VERSION:
-        version = file.attrs["format_version"]
+    version = attributes.get("format_version")
+    if str(version) != str(FORMAT_VERSION):
         raise InputError(f"{path} has format version {version}, this certkd reads {FORMAT_VERSION}: update certkd")
+
+
+def _exists(path: Path) -> bool:
+    if "\0" in str(path):
+        raise InputError(f"{str(path)!r} is not a file name")
+    with _clear_errors(path):
+        return path.exists()
 
 
 def _create(path: Path, fill: Callable[[h5py.File], None]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with h5py.File(temporary, "w", locking=True) as file:
-            fill(file)
-            file.flush()
-        _publish(temporary, path)
-    except (OSError, RuntimeError) as problem:
-        raise InputError(_cannot_write(path, problem)) from None
+        with _clear_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.unlink(missing_ok=True)  # of a killed process with our number: perhaps a second name of its file
+            with h5py.File(h5py.h5f.create(bytes(temporary), h5py.h5f.ACC_TRUNC, fapl=_access())) as file:
+                fill(file)
+                file.flush()
+            _publish(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # where it cannot be removed it could not be made
+            temporary.unlink(missing_ok=True)
 
 
 def _fill(
@@ -300,6 +351,7 @@ def _create_group(
     group.attrs.update({"guarantee": str(method.guarantee), "claim": method.claim, "paper": method.paper})
     group.attrs.update({"eps": request.eps.value, "eps_text": request.eps.text, "norm": str(request.norm)})
     group.attrs.update({"seed": request.seed, **request.options})
+    group.attrs.create("notes", np.bytes_(b"{}"), dtype=f"S{NOTES_BYTES}")
     for column in (*COMMON_COLUMNS, *method.columns):
         shape = (samples, *image_shape) if column.per_pixel else (samples,)
         _create_column(group, column, shape)
@@ -320,9 +372,24 @@ def _create_column(group: h5py.Group, column: Column, shape: tuple[int, ...]) ->
     group[column.name].attrs.update({"description": column.description, "units": column.units})
 
 
+def _access() -> h5py.h5p.PropFAID:
+    """Locked; unbuffered, because HDF5 writes its buffer when it likes, and h5py drops the error when that fails.
+
+    The earliest format, whose headers have no checksum: a half-written note leaves them readable.
+    """
+    access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
+    access.set_fclose_degree(h5py.h5f.CLOSE_STRONG)
+    access.set_file_locking(True, False)
+    access.set_sieve_buf_size(0)
+    access.set_libver_bounds(h5py.h5f.LIBVER_EARLIEST, h5py.h5f.LIBVER_LATEST)
+    return access
+
+
 def _open_for_writing(path: Path) -> h5py.File:
+    if path.is_file() and path.stat().st_size == 0:  # HDF5 would make it one
+        raise InputError(f"{path} is not a certificate file: it is empty; give --out another name")
     try:
-        return h5py.File(path, "r+", locking=True)
+        return h5py.File(h5py.h5f.open(bytes(path), h5py.h5f.ACC_RDWR, fapl=_access()))
     except BlockingIOError:
         raise InputError(
             f"{path} is being written by another process: wait for it, or give --out another name"
@@ -333,10 +400,19 @@ def _open_for_writing(path: Path) -> h5py.File:
         raise InputError(f"{path} is not a certificate file: {_reason(problem)}; give --out another name") from None
 
 
+@contextmanager
+def _clear_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError) as problem:  # h5py makes some failed writes a ValueError
+        if isinstance(problem, ValueError) and "write failed" not in str(problem):
+            raise
+        raise InputError(_cannot_write(path, problem)) from None
+
+
 def _cannot_write(path: Path, problem: Exception) -> str:
     hint = "finished rows are kept; free some space or give --out another folder, then run the same command again"
-    number = getattr(problem, "errno", None)
-    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+    if getattr(problem, "errno", None) not in (None, *_NO_SPACE):
         hint = "give --out a folder that can be written"
     return f"cannot write {path}: {_reason(problem)}; {hint}"
 
@@ -345,7 +421,7 @@ def _reason(problem: Exception) -> str:
     number = getattr(problem, "errno", None)
     text = " ".join(str(problem).split())
     if number is None:
-        known = [c for c in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO) if os.strerror(c) in text]
+        known = [c for c in _NO_SPACE if os.strerror(c) in text]
         number = known[0] if known else None
     return os.strerror(number) if number else text[:160]
 
@@ -353,8 +429,3 @@ def _reason(problem: Exception) -> str:
 def _short(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value)
     return text if len(text) <= 24 else f"{text[:16]}…"
-
-
-def norm_of(certificates: Certificates) -> Norm:
-    """The norm that the file's radii are measured in."""
-    return Norm(certificates.attributes["norm"])

@@ -39,7 +39,7 @@ def certify(model: str, teacher: str | None, eps: Epsilon, norm: str, **options:
     """
     from certkd.compare import compare
     from certkd.report import tables
-    from certkd.report.console import stdout
+    from certkd.report.console import stderr, stdout
 
     console = stdout()
     done = {"student": _certify(model, options["out"], eps, norm, options)}
@@ -47,11 +47,13 @@ def certify(model: str, teacher: str | None, eps: Epsilon, norm: str, **options:
         done["teacher"] = _certify(teacher, options["teacher_out"], eps, norm, options)
     for certificates in done.values():
         console.print(tables.contents(certificates))
-        console.print(f"written to {certificates.path}")
+        console.print(f"written to {certificates.path}", soft_wrap=True)
     failed = [line for certificates in done.values() for line in _failures(certificates)]
     if teacher is not None and not failed:
         for part in tables.comparison(compare(done["teacher"], done["student"]), "teacher", "student"):
-            console.print(part)
+            console.print(part, soft_wrap=isinstance(part, str))
+    for line in failed:
+        stderr().print(f"failed: {line}")
     return 1 if failed else 0
 
 
@@ -101,7 +103,8 @@ def _failures(certificates: "Certificates") -> list[str]:
     """Methods that ended in ERROR, and the lack of any certificate method that could run."""
     from verifiers.certificate import Status
 
-    failed = [name for name, rows in certificates.methods.items() if rows.count(Status.ERROR)]
+    errors = {name: rows.count(Status.ERROR) for name, rows in certificates.methods.items()}
+    failed = [f"{count} rows of {name} ended in ERROR" for name, count in errors.items() if count]
     proofs = [rows for rows in certificates.methods.values() if rows.deterministic]
     if proofs and all(rows.count(Status.UNSUPPORTED) for rows in proofs):
         failed.append("no certificate method could run")

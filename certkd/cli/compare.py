@@ -33,7 +33,7 @@ def compare(
     result = compare_files(files["teacher"], files["student"], method=method)
     missed = [requirement for requirement in requirements if not requirement.holds(result)]
     if as_json:
-        click.echo(json.dumps({**result.to_dict(), "metrics": result.metrics()}, indent=1))
+        click.echo(json.dumps(result.to_dict(), indent=1))
     else:
         for part in tables.comparison(result, "teacher", "student"):
             stdout().print(part, soft_wrap=isinstance(part, str))

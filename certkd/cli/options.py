@@ -1,5 +1,6 @@
 """Option types and options that several commands share."""
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -59,7 +60,7 @@ def data_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def with_data_options(overrides: tuple[str, ...], root: str | None, download: bool, device: str | None) -> list[str]:
     """The data options as overrides of a configuration."""
-    extra = [f"data.root={root}"] if root else []
+    extra = [f"data.root={json.dumps(root)}"] if root else []  # quoted: a path is not YAML
     extra += ["data.download=true"] if download else []
-    extra += [f"device={device}"] if device else []
+    extra += [f"device={json.dumps(device)}"] if device else []
     return [*overrides, *extra]

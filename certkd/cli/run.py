@@ -34,6 +34,7 @@ def run(
     console.print(tables.experiment(done.networks, done.comparisons))
     console.print(tables.EXPLANATION, soft_wrap=True)
     console.print(
-        f"plots and summary.json are in {done.folder / 'report'}, certificates in {done.folder / 'certificates'}"
+        f"plots and summary.json are in {done.folder / 'report'}, certificates in {done.folder / 'certificates'}",
+        soft_wrap=True,
     )
     return 1 if done.collapsed else 0

@@ -34,5 +34,5 @@ def train(
     result = run_training(settings, resume=resume, overwrite=overwrite, reporter=TrainProgress(kind))
     best = {name: value for name, value in result.best.items() if name in ("clean", "pgd")}
     figures = ", ".join(f"{name} {value:.1%}" for name, value in best.items())
-    stdout().print(f"best epoch {result.best_epoch + 1}: validation {figures}; {settings.out}/best.pt")
+    stdout().print(f"best epoch {result.best_epoch + 1}: validation {figures}; {settings.out}/best.pt", soft_wrap=True)
     return 1 if result.collapsed else 0

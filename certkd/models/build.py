@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -78,7 +79,25 @@ def build(spec: ModelSpec, *, pretrained: bool = False) -> Classifier:
     builders = {"certkd": _own, "torchvision": _torchvision, "timm": _timm}
     if not name or source not in builders:
         raise InputError(f"unknown network {spec.name!r}.{_suggest(spec.name)}")
-    return builders[source](name, spec, pretrained)
+    model = builders[source](name, spec, pretrained)
+    _try(model)
+    return model
+
+
+def _try(model: Classifier) -> None:
+    """One blank image through the network, so that a shape it does not take is known at once."""
+    spec, training = model.spec, model.training
+    try:
+        with torch.no_grad():
+            logits = model.eval()(torch.zeros(1, *spec.shape))
+    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+        raise InputError(
+            f"{spec.name} does not take images of shape {spec.shape}: {' '.join(str(error).split())[:120]}"
+        ) from None
+    finally:
+        model.train(training)
+    if logits.shape != (1, spec.classes):
+        raise InputError(f"{spec.name} gives {tuple(logits.shape)} instead of one logit for each of {spec.classes}")
 
 
 def known_models(source: str) -> list[str]:
@@ -139,19 +158,23 @@ def _torchvision(name: str, spec: ModelSpec, pretrained: bool) -> Classifier:
         network = torchvision.models.get_model(name, weights="DEFAULT", **spec.options)
     except TypeError as error:
         raise InputError(f"{spec.name} with {spec.options}: {error}") from None
-    except OSError as error:
-        raise InputError(f"cannot fetch the weights of {spec.name}: {error}") from None
-    _replace_head(network, spec.classes)
+    except (OSError, RuntimeError, ValueError) as error:
+        what = "fetch the weights of" if pretrained else "build"
+        raise InputError(f"cannot {what} {spec.name}: {' '.join(str(error).split())[:200]}") from None
+    _replace_head(network, spec)
     normalised = spec.model_copy(update={"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)})
     return Classifier(normalised, network)
 
 
-def _replace_head(network: nn.Module, classes: int) -> None:
+def _replace_head(network: nn.Module, spec: ModelSpec) -> None:
     """A fresh last linear layer when the pre-trained one has another number of classes."""
-    path, last = [(path, module) for path, module in network.named_modules() if isinstance(module, nn.Linear)][-1]
-    if last.out_features != classes:
+    linear = [(path, module) for path, module in network.named_modules() if isinstance(module, nn.Linear)]
+    if not linear:
+        raise InputError(f"{spec.name} has no linear last layer to replace: use another network for fine-tuning")
+    path, last = linear[-1]
+    if last.out_features != spec.classes:
         parent, _, name = path.rpartition(".")
-        setattr(network.get_submodule(parent), name, nn.Linear(last.in_features, classes))
+        setattr(network.get_submodule(parent), name, nn.Linear(last.in_features, spec.classes))
 
 
 def _timm(name: str, spec: ModelSpec, pretrained: bool) -> Classifier:
@@ -159,22 +182,32 @@ def _timm(name: str, spec: ModelSpec, pretrained: bool) -> Classifier:
 
     if not timm.is_model(name) and not name.startswith("hf-hub:"):
         raise InputError(f"unknown network {spec.name!r}.{_suggest(spec.name)}")
-    options = dict(spec.options)
-    if _takes_image_size(name):
-        options.setdefault("img_size", spec.shape[1])
+    if len(spec.shape) != 3:
+        raise InputError(f"{spec.name} wants images of shape (channels, height, width), got {spec.shape}")
+    sized = {"img_size": spec.shape[1], **spec.options} if _takes_image_size(name) else spec.options
+    create = partial(timm.create_model, name, pretrained=pretrained, num_classes=spec.classes, in_chans=spec.shape[0])
     try:
-        network = timm.create_model(
-            name, pretrained=pretrained, num_classes=spec.classes, in_chans=spec.shape[0], **options
-        )
+        try:
+            network = create(**sized)
+        except TypeError as error:
+            if "img_size" in spec.options or "'img_size'" not in str(error):
+                raise
+            network = create(**spec.options)  # a name that looks like a vision transformer's
     except TypeError as error:
         raise InputError(f"{spec.name} with {spec.options}: {error}") from None
     except (OSError, RuntimeError) as error:
         what = "fetch the weights of" if pretrained else "build"
         raise InputError(f"cannot {what} {spec.name}: {' '.join(str(error).split())[:200]}") from None
     if pretrained:
-        statistics: Any = network.pretrained_cfg
-        spec = spec.model_copy(update={"mean": tuple(statistics["mean"]), "std": tuple(statistics["std"])})
+        known: Any = network.pretrained_cfg
+        statistics = {key: _per_channel(known[key], spec.shape[0]) for key in ("mean", "std")}
+        spec = spec.model_copy(update=statistics)
     return Classifier(spec, network)
+
+
+def _per_channel(values: Sequence[float], channels: int) -> tuple[float, ...]:
+    """Statistics of colour images for another number of channels: the mean of them, as timm sums their weights."""
+    return tuple(values) if len(values) == channels else (sum(values) / len(values),) * channels
 
 
 def _takes_image_size(name: str) -> bool:

@@ -15,12 +15,12 @@ from verifiers.reporter import Reporter
 def stdout() -> Console:
     """For results. A pipe gets lines of any width; a terminal its own."""
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 200
-    return Console(markup=False, highlight=False, width=max(width, 100))
+    return Console(markup=False, emoji=False, highlight=False, width=max(width, 100))
 
 
 def stderr() -> Console:
     """For progress and warnings."""
-    return Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
+    return Console(stderr=True, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 def table(title: str, columns: list[str], rows: list[list[str]]) -> Table:
@@ -35,13 +35,13 @@ def table(title: str, columns: list[str], rows: list[list[str]]) -> Table:
 
 def _progress(console: Console) -> Progress:
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("left:"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
         console=console,
         transient=True,
     )

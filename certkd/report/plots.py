@@ -25,7 +25,7 @@ def radius_curves(path: Path, radii: Mapping[str, np.ndarray], *, norm: str, eps
         steps = np.sort(values[values > 0])
         remaining = len(steps) - np.arange(len(steps) + 1)
         x = np.concatenate([[0.0], steps])
-        axes.step(x, remaining / len(values), where="pre", label=name, linewidth=1.8)
+        axes.step(x, remaining / len(values), where="post", label=name, linewidth=1.8)
     axes.axvline(eps, color="grey", linewidth=1, linestyle=":", label=f"eps = {eps:.4g}")
     axes.set(xlabel=f"radius r ({norm}, pixels in [0, 1])", ylabel="certified accuracy at r")
     axes.set(xlim=(0, top * 1.02 or 1), ylim=(0, 1.02), title=f"Certified radius, {samples} test samples")

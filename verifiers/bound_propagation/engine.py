@@ -1,6 +1,6 @@
 """What a bound-propagation engine offers, and the specification matrices it is asked about."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -13,6 +13,7 @@ from verifiers.certificate import Norm
 ROUNDING_UNITS = 64 * 2.0**-23
 
 
+@runtime_checkable
 class Engine(Protocol):
     """A network's graph, built once; bounds of linear functions of its logits over balls."""
 
@@ -33,7 +34,7 @@ class Engine(Protocol):
 
 def margin_specification(
     predicted: Int[Tensor, " batch"], classes: int, dtype: torch.dtype
-) -> Float[Tensor, "batch classes-1 classes"]:
+) -> Float[Tensor, "batch {classes}-1 {classes}"]:
     """Rows e_y - e_j for every class j other than the predicted y."""
     eye = torch.eye(classes, dtype=dtype, device=predicted.device)
     rows = eye[predicted][:, None, :] - eye[None, :, :]

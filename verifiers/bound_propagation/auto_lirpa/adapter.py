@@ -16,6 +16,19 @@ from verifiers.falsify import per_sample
 
 METHODS = {"ibp": "IBP", "crown": "CROWN"}
 DUAL = {Norm.L2: 2.0, Norm.L1: float("inf")}
+#: Relaxations of tanh and sigmoid come from a table that ends here; beyond it they are wrong.
+SIGMOID_LIMIT = 500.0
+#: What auto-LiRPA raises on networks that it cannot handle.
+FAILURES = (
+    NotImplementedError,
+    AssertionError,
+    AttributeError,
+    IndexError,
+    KeyError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 
 
 class AutoLirpa:
@@ -60,19 +73,30 @@ class AutoLirpa:
                 graph = self._lirpa.BoundedModule(self.model, x[:1], bound_opts={"conv_mode": "matrix"})
                 graph(self._ball(x[:1], torch.zeros(1, dtype=torch.float64, device=x.device), Norm.LINF))
                 return graph
-        except (NotImplementedError, AssertionError, AttributeError, KeyError, RuntimeError, TypeError) as error:
+        except FAILURES as error:
             raise Unsupported(f"auto-LiRPA cannot build the graph: {_one_line(error)}") from error
 
     def _limit_batch(self, x: Tensor) -> None:
-        """Constants that broadcast over the batch work one sample at a time only."""
-        eye = torch.eye(self._graph.final_shape[1], dtype=x.dtype, device=x.device)
-        eps = torch.full((len(x),), 1e-3, dtype=x.dtype, device=x.device)
+        """One sample at a time where a batch fails or mixes its samples.
+
+        Constants with a batch dimension make it fail; a reshape to the traced batch size puts samples together.
+        """
+        x = torch.cat([x, 1 - x])[:2]
+        eye = torch.eye(self._graph.final_shape[1], dtype=x.dtype, device=x.device).expand(2, -1, -1)
+        eps = torch.tensor([1e-3, 3e-2], dtype=x.dtype, device=x.device)
         try:
-            self._run(x, eps, eye.expand(len(x), -1, -1), Norm.LINF, "crown")
-        except RuntimeError as error:
-            if isinstance(error, torch.OutOfMemoryError):
-                raise
+            same = _agree(self._graph(x), self.model(x))
+            for method in METHODS:
+                together = self._run(x, eps, eye, Norm.LINF, method)
+                alone = [self._run(x[i], eps[i], eye[i], Norm.LINF, method) for i in (slice(0, 1), slice(1, 2))]
+                same = same and _agree(together, torch.cat(alone))
+        except torch.OutOfMemoryError:
+            raise
+        except FAILURES:
+            same = False
+        if not same:
             self.batch_size = 1
+            self._graph(x[:1])  # the batch that failed left its shapes in the nodes
 
     def lower_bounds(
         self,
@@ -100,7 +124,7 @@ class AutoLirpa:
             ]
         except torch.OutOfMemoryError:
             raise
-        except (NotImplementedError, AssertionError, AttributeError, ValueError, TypeError, RuntimeError) as error:
+        except FAILURES as error:
             if "memory" in str(error).lower():
                 raise
             raise Unsupported(f"auto-LiRPA fails in {METHODS[method]}: {_one_line(error)}") from error
@@ -117,6 +141,16 @@ class AutoLirpa:
                 bound_upper=False,
                 intermediate_layer_bounds=known,
             )
+        return self._trusted(lower) if method == "crown" else lower
+
+    def _trusted(self, lower: Float[Tensor, "batch rows"]) -> Float[Tensor, "batch rows"]:
+        """No bound (-inf) for samples whose input of a tanh or sigmoid may leave the table of its relaxations."""
+        for node in self._graph._modules.values():
+            if type(node).__name__ not in ("BoundTanh", "BoundSigmoid") or not node.perturbed:
+                continue
+            entry = node.inputs[0]
+            inside = (entry.lower >= -SIGMOID_LIMIT) & (entry.upper <= SIGMOID_LIMIT)
+            lower = lower.where(inside.flatten(1).all(1)[:, None], -float("inf"))
         return lower
 
     def _affine_bounds(self, x: Tensor, eps: Tensor, norm: Norm) -> dict[str, list[Tensor]] | None:
@@ -136,7 +170,7 @@ class AutoLirpa:
             origin = torch.zeros_like(self._sample)
             shape = self._graph(origin, final_node_name=name).shape
             found = []
-            for chunk in torch.arange(shape.numel(), device=origin.device).split(rows):
+            for chunk in torch.arange(shape.numel(), device=origin.device).split(rows if self.batch_size > 1 else 1):
                 points = origin.expand(len(chunk), *origin.shape[1:]).clone().requires_grad_(True)
                 output = self._graph(points, final_node_name=name).flatten(1).gather(1, chunk[:, None])
                 (gradient,) = torch.autograd.grad(output.sum(), points)
@@ -191,11 +225,15 @@ def _affine_in_input(node: nn.Module) -> bool:
 
 
 def _without_dropout(model: nn.Module) -> nn.Module:
-    for path, module in list(model.named_modules()):
+    for path, module in list(model.named_modules(remove_duplicate=False)):
         if isinstance(module, nn.modules.dropout._DropoutNd) and path:
             parent, _, name = path.rpartition(".")
             setattr(model.get_submodule(parent), name, nn.Identity())
     return model
+
+
+def _agree(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and torch.allclose(one, other, rtol=1e-9, atol=1e-9)
 
 
 def _one_line(error: BaseException) -> str:

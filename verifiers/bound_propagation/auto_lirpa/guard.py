@@ -37,6 +37,16 @@ def _convolution(module: nn.Module) -> str | None:
     return f"dilation={module.dilation}" if _pair(module.dilation) != (1, 1) else None
 
 
+def _leaky(module: nn.Module) -> str | None:
+    assert isinstance(module, nn.LeakyReLU)
+    return _slope(module.negative_slope)
+
+
+def _slope(slope: float) -> str | None:
+    """Its interval bounds need a slope that does not fall, its relaxation a convex function."""
+    return None if 0 <= slope <= 1 else f"negative_slope={slope} outside [0, 1]"
+
+
 def _pooling(module: nn.Module) -> str | None:
     assert isinstance(module, nn.AvgPool2d | nn.MaxPool2d)
     kernel, stride = _pair(module.kernel_size), _pair(module.stride or module.kernel_size)
@@ -72,7 +82,7 @@ MODULES: dict[type[nn.Module], Check] = {
     nn.BatchNorm1d: _batch_norm,
     nn.BatchNorm2d: _batch_norm,
     nn.ReLU: _always,
-    nn.LeakyReLU: _always,
+    nn.LeakyReLU: _leaky,
     nn.Sigmoid: _always,
     nn.Tanh: _always,
     nn.SiLU: _always,
@@ -129,6 +139,8 @@ def check_operators(nodes: Iterator[tuple[str, Any]]) -> None:
         reason = None if kind in OPERATORS else "not among the operators it bounds soundly"
         if kind in ("BoundAveragePool", "BoundMaxPool"):
             reason = _pooling_operator(node)
+        elif kind == "BoundLeakyRelu":
+            reason = _slope(node.alpha)
         elif kind == "BoundConv" and tuple(node.dilation) != (1, 1):
             reason = f"dilation={tuple(node.dilation)}"
         if reason is not None:

@@ -1,0 +1,32 @@
+"""Alternating runs of several ways to do one thing, in one process: medians and the ratio of each pair of runs."""
+
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+
+def alternate(ways: dict[str, Callable[[], object]], runs: int, warmup: int = 1) -> dict[str, list[float]]:
+    """Seconds of each run of each way; the ways take turns, so that drift of the machine hits all of them."""
+    for _ in range(warmup):
+        for way in ways.values():
+            way()
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(runs):
+        for name, way in ways.items():
+            start = time.perf_counter()
+            way()
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def report(title: str, seconds: dict[str, list[float]], base: str) -> None:
+    """Median seconds of each way, and the median of the run-by-run ratios to ``base``."""
+    print(f"{title}   ({torch.get_num_threads()} threads, {len(seconds[base])} alternating runs)")
+    for name, values in seconds.items():
+        ratios = sorted(value / other for value, other in zip(values, seconds[base], strict=True))
+        print(
+            f"  {name:<44} median {statistics.median(values):9.4f} s   ratio to {base}: "
+            f"{statistics.median(ratios):.3f} [{ratios[0]:.3f}, {ratios[-1]:.3f}]"
+        )
