@@ -5,8 +5,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from verifiers.certificate import Norm
-from verifiers.certify import eval_mode
 from verifiers.falsify import ascend, random_start
+from verifiers.modes import eval_mode
 
 
 def pgd(

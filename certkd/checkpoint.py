@@ -9,6 +9,8 @@ import json
 import os
 import pickle
 import re
+import struct
+import warnings
 import zipfile
 from collections.abc import Mapping
 from contextlib import suppress
@@ -17,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from certkd.models import Classifier, ModelSpec, build
@@ -67,9 +70,13 @@ def save(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> None:
 
     def write(temporary: Path) -> None:
         if path.suffix == ".safetensors":
+            from safetensors import SafetensorError
             from safetensors.torch import save_file
 
-            save_file(state, temporary, metadata={"certkd": json.dumps(metadata)})
+            try:
+                save_file(state, temporary, metadata={"certkd": json.dumps(metadata)})
+            except SafetensorError as error:
+                raise OSError(str(error)) from None
         else:
             torch.save({**metadata, "state_dict": state}, temporary)
 
@@ -108,7 +115,7 @@ def load(path: str | os.PathLike[str], *, architecture: ModelSpec | None = None)
             f"{path} has checkpoint version {metadata['format_version']}, not {FORMAT_VERSION}: update certkd"
         )
     if metadata:
-        spec = ModelSpec(**metadata["architecture"])
+        spec = _spec(metadata, path)
     elif architecture is not None:
         spec = architecture
     else:
@@ -119,10 +126,21 @@ def load(path: str | os.PathLike[str], *, architecture: ModelSpec | None = None)
     return Checkpoint(model.eval(), **about)
 
 
+def _spec(metadata: Mapping[str, Any], path: Path) -> ModelSpec:
+    try:
+        return ModelSpec.model_validate(metadata.get("architecture"))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(["architecture", *map(str, problem["loc"])])
+        raise InputError(f"{path} is damaged: {where}: {problem['msg']}") from None
+
+
 def _read_torch(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     _sniff(path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():  # about pickles of other origin, which are refused
+            warnings.simplefilter("ignore")
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         culprit = _culprit(str(error))
         what = f"holds code ({culprit})" if culprit else "torch.save did not write"
@@ -130,10 +148,11 @@ def _read_torch(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"{path} is a pickle that {what} and is not run: save plain weights with "
             "torch.save(model.state_dict(), ...)"
         ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, IndexError) as error:
-        raise InputError(f"{path} is damaged or truncated: {' '.join(str(error).split())[:120]}") from None
+    except (RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError, struct.error) as error:
+        why = " ".join(str(error).split())[:120] or "it ends too early"
+        raise InputError(f"{path} is damaged or truncated: {why}") from None
     if isinstance(content, dict) and content.get("format") == FORMAT:
-        state = content.pop("state_dict")
+        state = content.pop("state_dict", {})
         return state, content
     for key in ("state_dict", "model_state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):

@@ -20,8 +20,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from certkd.config import DataConfig
-from verifiers.certify import Images
 from verifiers.errors import InputError, did_you_mean
+from verifiers.samples import Images
 
 SPLITS = ("train", "validation", "test")
 NAMES = ("digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "imagenet", "folder")
@@ -194,6 +194,8 @@ def _folders(config: DataConfig) -> DataSet:
     from torchvision import datasets
 
     root = _root(config)
+    if config.name == "imagenet" and (root / "imagenet").is_dir():
+        root = root / "imagenet"
     test = next((name for name in ("test", "val", "validation") if (root / name).is_dir()), None)
     if test is None or not (root / "train").is_dir():
         raise InputError(f"{root} must hold folders train and val (or test) with one folder per class")

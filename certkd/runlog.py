@@ -1,6 +1,7 @@
 """What a training leaves behind for people and plots: JSON lines, TensorBoard when installed, progress hooks."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,22 +23,18 @@ class TrainingReporter:
 
 
 class RunLog:
-    """``log.jsonl``, one record per epoch, and TensorBoard's event files when it is installed."""
+    """``log.jsonl``, one record per epoch, and TensorBoard's event files when it is installed.
 
-    def __init__(self, out: Path | None, resume: bool) -> None:
+    The log starts with ``history``, the epochs that are already done, whatever an interrupted run left of it.
+    """
+
+    def __init__(self, out: Path | None, history: Sequence[dict[str, Any]] = ()) -> None:
         self._path = out / "log.jsonl" if out is not None else None
         self._board: Any = None
         if self._path is not None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            if not resume:
-                self._path.write_text("")
+            self._path.write_text("".join(f"{json.dumps(record)}\n" for record in history))
             self._board = _tensorboard(self._path.parent)
-
-    def keep_epochs(self, count: int) -> None:
-        """Drop records of epochs that will be run again."""
-        if self._path is not None and self._path.exists():
-            lines = self._path.read_text().splitlines()[:count]
-            self._path.write_text("".join(f"{line}\n" for line in lines))
 
     def write(self, record: dict[str, Any]) -> None:
         """Append one epoch."""

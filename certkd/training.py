@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,14 +20,14 @@ from certkd.models import Classifier
 from certkd.objectives import Objective
 from certkd.objectives.base import Batch, Terms, total
 from certkd.runlog import RunLog, TrainingReporter
-from verifiers.certify import eval_mode
 from verifiers.errors import InputError
+from verifiers.modes import eval_mode
 from verifiers.quantities import Epsilon
+from verifiers.samples import chance_limit
 
 RESUME = "resume.pt"
-#: A network has collapsed when this share of the validation images gets one and the same class, or when its clean
-#: accuracy is below this many times that of guessing.
-CONSTANT_SHARE, NEAR_CHANCE = 0.95, 1.5
+#: A network has collapsed when this share of the validation images gets one and the same class, or when it guesses.
+CONSTANT_SHARE = 0.95
 
 
 @dataclass
@@ -105,15 +105,15 @@ def train(
     fit, held_out = _splits(data, validation, seed)
     if objective.needs_teacher and teacher is None:
         raise InputError(f"the objective {objective.kind!r} needs a teacher: give one")  # type: ignore[attr-defined]
+    if out is not None and not resume and (out / RESUME).exists():
+        raise InputError(f"{out} already holds a training: resume it, or give another folder")
     student.to(place)
     if teacher is not None:
         teacher.to(place)
         _check_classes(student, teacher, fit, place)
     optimizer = _optimizer(student, recipe.optimizer)
-    log = RunLog(out, resume)
-    progress = _load_progress(out, student, optimizer, place) if resume else Progress()
-    log.keep_epochs(progress.epoch)
-    with torch.random.fork_rng(), _frozen(teacher):
+    progress = _load_progress(out, student, optimizer) if resume else Progress()
+    with closing(RunLog(out, progress.history)) as log, torch.random.fork_rng(), _frozen(teacher):
         reporter.start(recipe.epochs, progress.epoch, -(-len(fit) // recipe.batch_size))
         for epoch in range(progress.epoch, recipe.epochs):
             started = time.perf_counter()
@@ -125,7 +125,6 @@ def train(
                 _save_epoch(out, progress, student, optimizer, about or {})
             log.write(record)
             reporter.epoch(record)
-    log.close()
     collapsed = has_collapsed(progress.history[-1]["validation"])
     if collapsed:
         reporter.warn(_collapse_message(progress.history[-1]["validation"], objective))
@@ -223,7 +222,7 @@ def evaluate(
                 attacked += _attacked_correct(model, x.detach(), y, selection, _generator(seed, number, 3))
     share = float(torch.cat(predictions).bincount().max()) / len(split)
     metrics = {"clean": clean / len(split), "gradient_norm": gradient / len(split), "constant_share": share}
-    metrics["chance"] = 1 / logits.shape[1]
+    metrics["chance_limit"] = chance_limit(logits.shape[1], len(split))
     if selection.eps is not None:
         metrics["pgd"] = attacked / len(split)
     return metrics
@@ -231,7 +230,7 @@ def evaluate(
 
 def has_collapsed(metrics: Mapping[str, float]) -> bool:
     """Whether a network that was measured by ``evaluate`` is (almost) a constant classifier."""
-    return metrics["constant_share"] >= CONSTANT_SHARE or metrics["clean"] <= NEAR_CHANCE * metrics["chance"]
+    return metrics["constant_share"] >= CONSTANT_SHARE or metrics["clean"] <= metrics["chance_limit"]
 
 
 def _attacked_correct(
@@ -258,7 +257,13 @@ def _keep(progress: Progress, record: dict[str, Any], student: nn.Module, metric
 def _save_epoch(
     out: Path, progress: Progress, student: nn.Module, optimizer: torch.optim.Optimizer, about: Mapping[str, Any]
 ) -> None:
-    """Resume state first, then last.pt, and best.pt when this epoch is the best: each whole or not at all."""
+    """last.pt, best.pt when this epoch is the best, then the resume state: each whole or not at all.
+
+    The resume state comes last: killed before it, a resumed training repeats the epoch and writes the same files.
+    """
+    names = ["last.pt"] + (["best.pt"] if progress.best_epoch == progress.epoch - 1 else [])
+    for name in names:
+        save_network(student, out / name, about, progress.history[-1]["validation"])
     state = {
         "progress": vars(progress),
         "student": student.state_dict(),
@@ -266,9 +271,6 @@ def _save_epoch(
         "about": json.dumps(about, sort_keys=True),
     }
     checkpoint.write_whole(out / RESUME, lambda path: torch.save(state, path))
-    names = ["last.pt"] + (["best.pt"] if progress.best_epoch == progress.epoch - 1 else [])
-    for name in names:
-        save_network(student, out / name, about, progress.history[-1]["validation"])
 
 
 def save_network(student: nn.Module, path: Path, about: Mapping[str, Any], metrics: Mapping[str, Any]) -> None:
@@ -290,19 +292,22 @@ def resume_state(out: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        return dict(torch.load(path, map_location="cpu", weights_only=True))
+        state = dict(torch.load(path, map_location="cpu", weights_only=True))
+        return {key: state[key] for key in ("progress", "student", "optimizer", "about")}
     except Exception as error:
         raise InputError(f"{path} is damaged ({type(error).__name__}): delete it to start again") from error
 
 
-def _load_progress(
-    out: Path | None, student: nn.Module, optimizer: torch.optim.Optimizer, place: torch.device
-) -> Progress:
+def _load_progress(out: Path | None, student: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
     state = resume_state(out) if out is not None else None
     if state is None:
         raise InputError(f"nothing to resume: {out} holds no {RESUME}")
-    student.load_state_dict(state["student"])
-    optimizer.load_state_dict(state["optimizer"])
+    try:
+        student.load_state_dict(state["student"])
+        optimizer.load_state_dict(state["optimizer"])
+    except (RuntimeError, ValueError) as error:
+        why = " ".join(str(error).split())[:160]
+        raise InputError(f"{out}/{RESUME} belongs to another network or optimizer: {why}") from None
     return Progress(**state["progress"])
 
 

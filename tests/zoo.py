@@ -157,7 +157,7 @@ ZOO: tuple[Kind, ...] = (
     Kind("dropout", _dropout, (6,)),
     Kind("normalized", lambda: nn.Sequential(normalize((0.5, 0.3), (0.2, 0.3)), *_conv(nn.ReLU())), _IMAGE),
     Kind("tanh", lambda: mlp((6, 10, 10, 3), nn.Tanh), (6,)),
-    Kind("sigmoid", lambda: mlp((6, 10, 10, 3), nn.Sigmoid), (6,)),
+    Kind("sigmoid", lambda: mlp((6, 10, 3), nn.Sigmoid), (6,)),
     Kind("leaky", lambda: mlp((6, 10, 10, 3), lambda: nn.LeakyReLU(0.1)), (6,)),
     Kind("silu", lambda: mlp((6, 8, 3), nn.SiLU), (6,)),
     Kind("silu cnn", lambda: _conv(nn.SiLU()), _IMAGE),

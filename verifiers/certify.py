@@ -4,12 +4,11 @@ import hashlib
 import platform
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from os import PathLike
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,45 +29,14 @@ from verifiers.certificate import (
     Unsupported,
 )
 from verifiers.errors import InputError, did_you_mean
-from verifiers.fingerprint import DataFingerprint, structure_sha256, weights_sha256
+from verifiers.fingerprint import structure_sha256, weights_sha256
 from verifiers.methods import find
+from verifiers.modes import eval_mode, trusted_arithmetic
 from verifiers.reporter import Reporter
+from verifiers.samples import CLEAN_BATCH, Images, Samples, device_of, first_images, look_at
 from verifiers.store import CertificateFile, Certificates
 
 DEFAULT_METHODS = ("pgd", "ibp", "crown")
-#: Pixels this far outside [0, 1] are rounding of an image pipeline; they are clamped.
-PIXEL_TOLERANCE = 1e-5
-CLEAN_BATCH = 256
-
-
-@runtime_checkable
-class Images(Protocol):
-    """Images in [0, 1], all in memory (a tensor) or read when asked for."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, indices: Int[Tensor, " batch"]) -> Tensor: ...
-
-
-@dataclass(frozen=True)
-class Samples:
-    """Checked samples with the network's predictions on them."""
-
-    images: Images
-    labels: Int[Tensor, " samples"]
-    predicted: Int[Tensor, " samples"]
-    finite: Tensor
-    indices: Int[Tensor, " samples"]
-    data_sha256: str
-
-    @property
-    def correct(self) -> Tensor:
-        """Which predictions are right; logits that are not finite predict nothing."""
-        return (self.predicted == self.labels) & self.finite
-
-    def batch(self, rows: np.ndarray, device: torch.device) -> Tensor:
-        """The images of some rows, clamped to [0, 1], on the device."""
-        return self.images[torch.as_tensor(rows)].to(device).float().clamp(0.0, 1.0)
 
 
 def certify(
@@ -116,33 +84,37 @@ def certify(
         raise InputError(f"batch_size must be at least 1, got {batch_size}")
     infos = [find(name) for name in methods]
     requests = _requests(infos, Epsilon.parse(eps), _norm(norm), seed, options or {})
-    with eval_mode(model), trusted_arithmetic():
-        samples = _look_at_samples(model, images, labels, indices, reporter)
-        identity = {
-            "model_sha256": weights_sha256(model),
-            "structure_sha256": structure_sha256(model),
-            "architecture": type(model).__name__,
-            "data_sha256": samples.data_sha256,
-            "indices_sha256": hashlib.sha256(samples.indices.numpy().tobytes()).hexdigest(),
-            "samples": len(samples.labels),
-            "norm": str(requests[infos[0].name].norm),
-            "eps_text": requests[infos[0].name].eps.text,
-            "seed": seed,
-            "settings": {info.name: dict(requests[info.name].options) for info in infos},
-            **(identity or {}),
-        }
+    with torch.inference_mode(False), eval_mode(model), trusted_arithmetic():
+        samples = look_at(model, images, labels, indices, reporter)
         with CertificateFile(
             out,
-            identity=identity,
+            identity={**_identity(model, samples, requests), **(identity or {})},
             facts=_facts(model),
             samples=len(samples.labels),
-            image_shape=tuple(_first_images(samples, model)[0].shape),
+            image_shape=tuple(first_images(samples, model)[0].shape),
             methods=infos,
             requests=requests,
         ) as file:
             for info in infos:
                 _run_method(info, requests[info.name], model, samples, file, batch_size, reporter)
             return file.read()
+
+
+def _identity(model: nn.Module, samples: Samples, requests: Mapping[str, Request]) -> dict[str, Any]:
+    """All that rows depend on: a file is resumed only by a run that agrees in every entry."""
+    request = next(iter(requests.values()))
+    return {
+        "model_sha256": weights_sha256(model),
+        "structure_sha256": structure_sha256(model),
+        "architecture": type(model).__name__,
+        "data_sha256": samples.data_sha256,
+        "indices_sha256": hashlib.sha256(samples.indices.numpy().tobytes()).hexdigest(),
+        "samples": len(samples.labels),
+        "norm": str(request.norm),
+        "eps_text": request.eps.text,
+        "seed": request.seed,
+        "settings": {name: dict(request.options) for name, request in requests.items()},
+    }
 
 
 def _requests(
@@ -177,86 +149,6 @@ def _norm(given: str | Norm) -> Norm:
         raise InputError(f"unknown norm {given!r}.{did_you_mean(str(given), names)}") from None
 
 
-def _look_at_samples(
-    model: nn.Module, images: Images | Tensor, labels: Tensor, indices: Tensor | None, reporter: Reporter
-) -> Samples:
-    """Range, shape and class checks, predictions and clean accuracy, and that the network is one fixed function."""
-    if len(images) != len(labels) or len(labels) == 0:
-        raise InputError(f"need as many images as labels and at least one: got {len(images)} and {len(labels)}")
-    order = torch.arange(len(labels)) if indices is None else indices.cpu().long()
-    if len(order) != len(labels) or int(order.min()) < 0:
-        raise InputError(f"need one index of 0 or more per label: got {len(order)} for {len(labels)} labels")
-    _check_dtype(model)
-    labels = labels.cpu().long()
-    fingerprint, predictions, finite, classes = DataFingerprint(), [], [], 0
-    for start in range(0, len(labels), CLEAN_BATCH):
-        rows = torch.arange(start, min(start + CLEAN_BATCH, len(labels)))
-        batch = images[rows]
-        _check_pixels(batch)
-        fingerprint.update(batch, labels[rows])
-        logits = _logits(model, batch)
-        if start == 0:
-            _check_fixed_function(model, batch, logits)
-        classes = logits.shape[1]
-        predictions.append(logits.argmax(1).cpu())
-        finite.append(torch.isfinite(logits).all(1).cpu())
-    if int(labels.min()) < 0 or int(labels.max()) >= classes:
-        raise InputError(
-            f"labels run from {int(labels.min())} to {int(labels.max())}, the network has {classes} classes"
-        )
-    samples = Samples(images, labels, torch.cat(predictions), torch.cat(finite), order, fingerprint.hexdigest())
-    accuracy = float(samples.correct.double().mean())
-    reporter.clean(accuracy, len(labels))
-    if accuracy <= 1.5 / classes and len(labels) >= 20:
-        reporter.warn(
-            f"clean accuracy {accuracy:.1%} is near chance for {classes} classes: are these the right weights?"
-        )
-    return samples
-
-
-def _check_dtype(model: nn.Module) -> None:
-    found = {str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.is_floating_point()} - {"float32"}
-    if found:
-        raise InputError(f"the network's weights must be float32, got {found.pop()}: certify model.float()")
-
-
-def _check_pixels(batch: Tensor) -> None:
-    if not batch.is_floating_point():
-        raise InputError(f"images must be floating point in [0, 1], got {batch.dtype}: divide bytes by 255")
-    low, high = float(batch.min()), float(batch.max())
-    if not (low >= -PIXEL_TOLERANCE and high <= 1 + PIXEL_TOLERANCE):
-        raise InputError(
-            f"images must be in [0, 1], got values from {low:.3g} to {high:.3g}: "
-            "undo the normalisation and make it the network's first layer"
-        )
-
-
-def _logits(model: nn.Module, batch: Tensor) -> Tensor:
-    with torch.no_grad():
-        logits = model(batch.to(_device(model)).float().clamp(0.0, 1.0))
-    if logits.dim() != 2 or logits.shape[1] < 2 or len(logits) != len(batch):
-        raise InputError(f"the network must give one row of logits per image, got shape {tuple(logits.shape)}")
-    return logits
-
-
-def _check_fixed_function(model: nn.Module, batch: Tensor, logits: Tensor) -> None:
-    again = _logits(model, batch)
-    if not torch.equal(again.nan_to_num(), logits.nan_to_num()):
-        difference = float((again - logits).abs().max())
-        raise InputError(f"the network is not one fixed function: two passes differ by {difference:.3g} in eval mode")
-
-
-def _first_images(samples: Samples, model: nn.Module, count: int = 2) -> Tensor:
-    rows = np.arange(min(count, len(samples.labels)))
-    first = samples.batch(rows, _device(model))
-    return first if len(first) == count else first.repeat(count, *[1] * (first.dim() - 1))
-
-
-def _device(model: nn.Module) -> torch.device:
-    tensor = next(iter([*model.parameters(), *model.buffers()]), None)
-    return tensor.device if tensor is not None else torch.device("cpu")
-
-
 def _run_method(
     info: MethodInfo,
     request: Request,
@@ -271,7 +163,7 @@ def _run_method(
     if len(pending):
         certifier = _prepare(info, request, model, samples, file, reporter)
         size = batch_size or certifier.batch_size
-        _work_off(info, certifier, samples, file, pending, size, _device(model), reporter)
+        _work_off(info, certifier, samples, file, pending, size, device_of(model), reporter)
     reporter.finish(info.name)
 
 
@@ -288,7 +180,7 @@ def _prepare(
         refusal = _Refusal(Status.UNSUPPORTED, f"{info.name} does not handle the norm {request.norm}")
     else:
         try:
-            certifier = info.prepare(model, _first_images(samples, model), request)
+            certifier = info.prepare(model, first_images(samples, model), request)
             file.note(info.name, "reason", None)  # of an earlier run that could not
             for name, value in certifier.notes.items():
                 file.note(info.name, name, value)
@@ -429,35 +321,6 @@ def _check_against_attack(
     columns["certified"] = (columns["correct"].astype(bool) & (columns["radius"] >= eps)).astype("uint8")
 
 
-@contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Every module in eval mode, and afterwards as it was."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
-@contextmanager
-def trusted_arithmetic() -> Iterator[None]:
-    """TF32 off and deterministic algorithms on; both as they were afterwards.
-
-    TF32 convolutions, on by default on NVIDIA GPUs, are off by 1e-3: enough to void a bound.
-    """
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = (matmul.allow_tf32, cudnn.allow_tf32, torch.get_deterministic_debug_mode())
-    matmul.allow_tf32 = cudnn.allow_tf32 = False
-    torch.set_deterministic_debug_mode("warn")  # use_deterministic_algorithms takes seconds to import the compiler
-    try:
-        yield
-    finally:
-        matmul.allow_tf32, cudnn.allow_tf32 = before[:2]
-        torch.set_deterministic_debug_mode(before[2])
-
-
 def _facts(model: nn.Module) -> dict[str, Any]:
     """What may differ between two runs of the same certification."""
     from verifiers import __version__
@@ -468,7 +331,7 @@ def _facts(model: nn.Module) -> dict[str, Any]:
         "numpy_version": np.__version__,
         "auto_lirpa_version": compat.version() or "not installed",
         "python_version": platform.python_version(),
-        "device": str(_device(model)),
+        "device": str(device_of(model)),
         "dtype": str(next(iter(model.parameters())).dtype).removeprefix("torch.") if list(model.parameters()) else "",
         "tf32": False,
         "deterministic_algorithms": True,

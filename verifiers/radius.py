@@ -22,9 +22,9 @@ def largest_certified(
     """Largest radius proved per sample, and the margin bound at eps.
 
     Every row is bounded at eps first; a row that holds there doubles its radius until it fails, then the bracket
-    [proved, failed] shrinks by interpolation between its two margins, every third step by halving. Rows the batch
-    when the bracket is narrower than ``tolerance`` times the radius. Only a radius whose own evaluation gave a positive
-    bound is ever returned; a bound that is nan or infinite counts as failed.
+    [proved, failed] shrinks by interpolation between its two margins, every third step by halving. Rows leave the
+    batch when the bracket is narrower than ``tolerance`` times the radius. Only a radius whose own evaluation gave a
+    positive bound is ever returned; a bound that is nan or infinite counts as failed.
 
     Args:
         bound: evaluates rows, each at its own eps.

@@ -56,6 +56,11 @@ class MethodRows:
         """Whether its radii are proofs."""
         return bool(self.attributes["guarantee"] == "deterministic")
 
+    @property
+    def answered(self) -> bool:
+        """Whether every row has an answer: none pending, none that ended in a failure."""
+        return not np.isin(self.columns["status"], [Status.PENDING, *FAILURES]).any()
+
     def count(self, status: Status) -> int:
         """Rows in that status."""
         return int((self.columns["status"] == status).sum())

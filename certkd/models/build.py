@@ -141,7 +141,8 @@ def _own(name: str, spec: ModelSpec, pretrained: bool) -> Classifier:
     try:
         return Classifier(spec, builder(spec.shape, spec.classes, **spec.options))
     except (ValueError, TypeError, RuntimeError, ZeroDivisionError) as error:
-        raise InputError(f"{spec.name} with {spec.options} on images of shape {spec.shape}: {error}") from None
+        why = " ".join(str(error).split())[:200]
+        raise InputError(f"{spec.name} with {spec.options} on images of shape {spec.shape}: {why}") from None
 
 
 def _torchvision(name: str, spec: ModelSpec, pretrained: bool) -> Classifier:

@@ -15,7 +15,10 @@ from verifiers.quantities import parse_number
 
 
 def _number(value: Any) -> float:
-    return float(parse_number(value))
+    try:
+        return float(parse_number(value))
+    except OverflowError:
+        raise ValueError(f"{value!r} is too large a number") from None
 
 
 def _integer(value: Any) -> int:

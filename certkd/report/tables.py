@@ -9,7 +9,7 @@ from rich.table import Table
 from certkd.compare import QUANTILES, Comparison, Side, summary
 from certkd.report.console import table
 from verifiers.certificate import Status
-from verifiers.store import Certificates
+from verifiers.store import Certificates, MethodRows
 
 
 def percent(value: float) -> str:
@@ -23,15 +23,23 @@ def contents(certificates: Certificates) -> Table:
     for name, method in certificates.methods.items():
         counts = {status: method.count(status) for status in Status}
         states = ", ".join(f"{count} {status.name}" for status, count in counts.items() if count)
-        radius = f"{np.mean(method['radius']):.4f}" if method.deterministic else "-"
-        certified = percent(float(np.mean(method["certified"]))) if method.deterministic else "-"
+        radius = f"{np.mean(method['radius']):.4f}" if method.deterministic and method.answered else "-"
         seconds = f"{np.nanmean(method['seconds']):.4f}" if np.isfinite(method["seconds"]).any() else "-"
-        rows.append([name, str(method.attributes["guarantee"]), certified, radius, seconds, states])
+        rows.append([name, str(method.attributes["guarantee"]), _accuracy(method), radius, seconds, states])
     attributes = certificates.attributes
     title = (
         f"{attributes['norm']} ball, eps {attributes['eps_text']} (pixels in [0, 1]), {attributes['samples']} samples"
     )
-    return table(title, ["method", "guarantee", "certified at eps", "mean radius", "s/sample", "rows"], rows)
+    return table(title, ["method", "guarantee", "accuracy at eps", "mean radius", "s/sample", "rows"], rows)
+
+
+def _accuracy(method: MethodRows) -> str:
+    """Certified accuracy of a proof, the upper limit that an attack leaves; a dash while rows have no answer."""
+    if not method.answered:
+        return "-"
+    if method.deterministic:
+        return f">= {percent(float(np.mean(method['certified'])))}"
+    return f"<= {percent(float(np.mean(method['status'] == Status.NOT_CERTIFIED)))}"
 
 
 def facts(certificates: Certificates) -> list[str]:

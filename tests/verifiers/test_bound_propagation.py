@@ -181,7 +181,7 @@ def test_a_sample_does_not_notice_its_batch(kind: Kind) -> None:
         torch.testing.assert_close(alone, together[4:5], rtol=0, atol=1e-9, msg=f"{method} {norm}: neighbours matter")
 
 
-@pytest.mark.parametrize("name", ["mlp", "residual", "tanh"])
+@pytest.mark.parametrize("name", ["mlp", "residual"])
 def test_an_evaluation_leaves_nothing_behind_for_the_next(name: str) -> None:
     kind = BY_NAME[name]
     x = kind.images(2)
@@ -267,7 +267,9 @@ def test_radius_of_a_linear_classifier(norm: Norm, method: MethodInfo) -> None:
     found = radii(method, network, x, norm).numpy()
     assert (found <= exact).all(), f"a radius above the exact one: {found - exact}"
     if method is CROWN or norm is Norm.LINF:
-        allowance = rounding_allowance(network(x)).numpy() / margins(network(x), network(x).argmax(1)).detach().numpy()
+        with torch.no_grad():
+            logits = network(x)
+        allowance = (rounding_allowance(logits) / margins(logits, logits.argmax(1))).numpy()
         assert (found >= exact * (1 - TOLERANCE - allowance) - 1e-12).all(), f"{found / exact} of the exact radius"
     else:
         assert (found > 0.3 * exact).all(), "far below the exact radius"
@@ -340,13 +342,13 @@ def inside_points(x: Tensor, eps: float, norm: Norm, count: int) -> Tensor:
     return points
 
 
-def attacked(network: nn.Module, x: Tensor, radius: Tensor, norm: Norm, steps: int = 25) -> Tensor:
+def attacked(network: nn.Module, x: Tensor, radius: Tensor, norm: Norm, steps: int = 15, starts: int = 2) -> Tensor:
     """Smallest margins found by PGD inside balls of these radii, in the network's own arithmetic."""
     reach = torch.tensor([reachable(float(r), norm, x) for r in radius], dtype=x.dtype)
     with torch.no_grad():
         predicted = network(x).argmax(1)
     worst = torch.full((len(x),), float("inf"))
-    for seed in range(2):
+    for seed in range(starts):
         start = random_start(x, reach, norm, torch.Generator().manual_seed(seed)) if seed else None
         found = ascend(lambda z: -margins(network(z), predicted), x, eps=reach, norm=norm, steps=steps, start=start)
         with torch.no_grad():
@@ -357,11 +359,11 @@ def attacked(network: nn.Module, x: Tensor, radius: Tensor, norm: Norm, steps: i
 def smallest_attack(network: nn.Module, x: Tensor, limit: float, norm: Norm) -> Tensor:
     """Radius per sample at which PGD succeeds, by bisection; infinite where it never does."""
     high = torch.full((len(x),), limit, dtype=torch.float64)
-    high[attacked(network, x, high, norm) > 0] = float("inf")
+    high[attacked(network, x, high, norm, steps=8, starts=1) > 0] = float("inf")
     low, top = torch.zeros_like(high), high.clamp_max(limit)
-    for _ in range(7):
+    for _ in range(5):
         middle = (low + top) / 2
-        fooled = attacked(network, x, middle, norm) <= 0
+        fooled = attacked(network, x, middle, norm, steps=8, starts=1) <= 0
         top, low = torch.where(fooled, middle, top), torch.where(fooled, low, middle)
     return torch.where(torch.isfinite(high), top, high)
 
