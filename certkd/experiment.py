@@ -4,6 +4,7 @@ Finished parts are kept and begun ones resumed when the same experiment is run a
 """
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -54,14 +55,15 @@ def run_training(
     state = None if overwrite else resume_state(out)
     if state is not None:
         _check_resumable(out, state, about, resume)
-    elif overwrite and out.exists():
-        shutil.rmtree(out)
+    elif overwrite:
+        _delete(out, RESUME, "log.jsonl")
     samples = data.load(config.data)
     student = networks.fresh(config.model, samples, config.seed)
     if teacher is not None and teacher.model.spec.shape != student.spec.shape:
         raise InputError(
             f"the teacher {config.teacher} takes images {teacher.model.spec.shape}, the student {student.spec.shape}"
         )
+    _make_folder(out)
     return train(
         student,
         samples.splits["train"],
@@ -77,6 +79,30 @@ def run_training(
         about=about,
         reporter=reporter,
     )
+
+
+def _delete(folder: Path, *marks: str) -> None:
+    """Delete an output folder, and nothing else: one of these must be in it.
+
+    Raises:
+        InputError: the folder holds other things.
+    """
+    try:
+        if any((folder / mark).exists() for mark in marks):
+            shutil.rmtree(folder)
+        elif folder.exists() and any(folder.iterdir()):
+            raise InputError(f"{folder} is no output of certkd and is not overwritten: give another out, or delete it")
+    except OSError as error:
+        raise InputError(f"cannot delete {folder}: {error.strerror}") from None
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write {folder}: {error.strerror}: give another out") from None
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"cannot write {folder}: no permission: give another out")
 
 
 def _about(config: TrainConfig, teacher: Checkpoint | None) -> dict[str, Any]:
@@ -120,8 +146,8 @@ def run(
     folder = Path(config.out)
     if not any(find(name).guarantee is Guarantee.DETERMINISTIC for name in config.certify.methods):
         raise InputError(f"certify.methods {', '.join(config.certify.methods)} proves nothing: add ibp or crown")
-    if overwrite and folder.exists():
-        shutil.rmtree(folder)
+    if overwrite:
+        _delete(folder, "teacher", "certificates")
     trainings = {"teacher": _training(config, "teacher", config.teacher, None)}
     teacher = f"{trainings['teacher'].out}/best.pt"
     for name in config.students.objectives:

@@ -31,8 +31,13 @@ def cnn(shape: Sequence[int], classes: int, *, width: int = 16, hidden: int = 10
         classes: number of logits.
         width: channels of the first convolution; the second has twice as many.
         hidden: width of the dense layer.
+
+    Raises:
+        ValueError: smaller images.
     """
     channels, height, breadth = shape
+    if min(height, breadth) < 4:
+        raise ValueError(f"images must be at least 4x4, got {height}x{breadth}")
     features = 2 * width * (height // 2 // 2) * (breadth // 2 // 2)
     return nn.Sequential(
         nn.Conv2d(channels, width, 4, stride=2, padding=1),

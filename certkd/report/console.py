@@ -14,7 +14,7 @@ from verifiers.reporter import Reporter
 
 def stdout() -> Console:
     """For results. A pipe gets lines of any width; a terminal its own."""
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 200
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 10_000
     return Console(markup=False, emoji=False, highlight=False, width=max(width, 100))
 
 
@@ -27,7 +27,7 @@ def table(title: str, columns: list[str], rows: list[list[str]]) -> Table:
     """A table whose first column is text and the others numbers; no cell is shortened."""
     made = Table(title=title, title_justify="left", title_style="bold")
     for i, name in enumerate(columns):
-        made.add_column(name, justify="left" if i == 0 else "right", no_wrap=True)
+        made.add_column(name, justify="left" if i == 0 else "right", overflow="fold")
     for row in rows:
         made.add_row(*row)
     return made

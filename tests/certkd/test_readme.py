@@ -5,6 +5,7 @@ import runpy
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[2]
 BLOCKS = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S | re.M)
@@ -19,6 +20,11 @@ def test_a_python_example_runs(block: str, tmp_path: Path, monkeypatch: pytest.M
     script = tmp_path / "example.py"
     script.write_text(block, encoding="utf-8")
     monkeypatch.chdir(ROOT)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # tiny networks: more threads only wait for each other
     before = sorted(path.name for path in ROOT.iterdir())
-    runpy.run_path(str(script), run_name="__main__")
+    try:
+        runpy.run_path(str(script), run_name="__main__")
+    finally:
+        torch.set_num_threads(threads)
     assert sorted(path.name for path in ROOT.iterdir()) == before, "an example leaves files in the repository"

@@ -169,16 +169,16 @@ def _eight_by_eight(name: str):
 
 @every_kind
 def test_a_sample_does_not_notice_its_batch(kind: Kind) -> None:
-    engine, x = engine_of(kind.name), kind.images(6)
+    engine, x = engine_of(kind.name), kind.images(4)
     rows = margin_rows(kind.network(), x)
-    eps = torch.linspace(0.001, 0.1, 6, dtype=torch.float64)
-    order = torch.tensor([3, 0, 5, 1, 4, 2])
+    eps = torch.linspace(0.001, 0.1, 4, dtype=torch.float64)
+    order = torch.tensor([3, 0, 2, 1])
     for norm, method in itertools.product((Norm.LINF, Norm.L2), METHODS):
         together = engine.lower_bounds(x, eps, rows, norm=norm, method=method)
         shuffled = engine.lower_bounds(x[order], eps[order], rows[order], norm=norm, method=method)
-        alone = engine.lower_bounds(x[4:5], eps[4:5], rows[4:5], norm=norm, method=method)
+        alone = engine.lower_bounds(x[2:3], eps[2:3], rows[2:3], norm=norm, method=method)
         torch.testing.assert_close(shuffled, together[order], rtol=0, atol=1e-9, msg=f"{method} {norm}: order matters")
-        torch.testing.assert_close(alone, together[4:5], rtol=0, atol=1e-9, msg=f"{method} {norm}: neighbours matter")
+        torch.testing.assert_close(alone, together[2:3], rtol=0, atol=1e-9, msg=f"{method} {norm}: neighbours matter")
 
 
 @pytest.mark.parametrize("name", ["mlp", "residual"])
@@ -359,11 +359,11 @@ def attacked(network: nn.Module, x: Tensor, radius: Tensor, norm: Norm, steps: i
 def smallest_attack(network: nn.Module, x: Tensor, limit: float, norm: Norm) -> Tensor:
     """Radius per sample at which PGD succeeds, by bisection; infinite where it never does."""
     high = torch.full((len(x),), limit, dtype=torch.float64)
-    high[attacked(network, x, high, norm, steps=8, starts=1) > 0] = float("inf")
+    high[attacked(network, x, high, norm, steps=6, starts=1) > 0] = float("inf")
     low, top = torch.zeros_like(high), high.clamp_max(limit)
     for _ in range(5):
         middle = (low + top) / 2
-        fooled = attacked(network, x, middle, norm, steps=8, starts=1) <= 0
+        fooled = attacked(network, x, middle, norm, steps=6, starts=1) <= 0
         top, low = torch.where(fooled, middle, top), torch.where(fooled, low, middle)
     return torch.where(torch.isfinite(high), top, high)
 
@@ -371,13 +371,13 @@ def smallest_attack(network: nn.Module, x: Tensor, limit: float, norm: Norm) -> 
 @every_kind
 @every_norm
 def test_no_attack_inside_a_certified_radius_changes_the_class(kind: Kind, norm: Norm) -> None:
-    network, x = kind.network(), kind.images(3)
+    network, x = kind.network(), kind.images(2)
     with torch.no_grad():
         predicted = network(x).argmax(1)
     found = {method.name: radii(method, network, x, norm) for method in (IBP, CROWN)}
     largest = torch.stack(list(found.values())).amax(0)
     assert bool((largest > 0).any()), "nothing is certified, so nothing is tested"
-    for i in range(3):
+    for i in range(2):
         with torch.no_grad():
             classes = network(inside_points(x[i], float(largest[i]), norm, 10_000)).argmax(1)
         changed = int((classes != predicted[i]).sum())

@@ -109,7 +109,7 @@ def test_ascent_stays_in_ball_and_box_and_goes_up(norm: Norm) -> None:
 def attack(
     network: nn.Module, x: Tensor, norm: Norm, eps: str | float, indices: Tensor | None = None, seed: int = 0
 ) -> dict[str, np.ndarray]:
-    request = Request(Epsilon.parse(eps), norm, seed=seed, options=PGD.options)
+    request = Request(Epsilon.parse(eps), norm, seed=seed, options={"steps": 15, "restarts": 4})
     with torch.no_grad():
         predicted = network(x).argmax(1)
     indices = torch.arange(len(x)) if indices is None else indices

@@ -229,15 +229,15 @@ def test_a_first_layer_that_is_not_linear(first: Callable[[Tensor], Tensor]) -> 
 
 
 @pytest.mark.parametrize("activation", [nn.Tanh, nn.Sigmoid, nn.SiLU])
-@pytest.mark.parametrize("scale", [30.0, 1e3, 1e5])
+@pytest.mark.parametrize("scale", [30.0, 3e3, 1e5])
 def test_saturated_activations(activation: type[nn.Module], scale: float) -> None:
     kind = Kind("", lambda: mlp((6, 8, 8, 3), activation), (6,))
-    network, x = kind.network(seed=2), kind.images(4)
+    network, x = kind.network(), kind.images(8)
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.mul_(scale)
     engine = AutoLirpa(network, x)
-    for norm, eps in itertools.product((Norm.LINF, Norm.L2), (1e-9, 1e-3, 0.1, 0.5)):
+    for norm, eps in itertools.product((Norm.LINF, Norm.L2), (1e-9, 0.01, 0.03, 0.1, 0.3)):
         excess = broken_by(engine, x, eps, norm, "crown")
         assert excess <= 1e-9, f"weights times {scale}: {norm} at {eps} is broken by {excess:.3g}"
 
