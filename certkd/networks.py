@@ -11,8 +11,8 @@ from certkd import checkpoint
 from certkd.checkpoint import Checkpoint
 from certkd.config import DataConfig, ModelConfig
 from certkd.data import DataSet
-from certkd.models import Classifier, ModelSpec, build
-from verifiers.errors import InputError
+from certkd.models import Classifier, ModelSpec, build, known_models
+from verifiers.errors import InputError, did_you_mean
 
 SUFFIXES = (".pt", ".pth", ".safetensors", ".bin", ".ckpt")
 
@@ -62,6 +62,9 @@ def trained(
     """
     if len(mean) != len(std) or min(std, default=1) <= 0 or (std and architecture is None):
         raise InputError(f"--mean and --std belong together and to --arch, --std is positive: got {mean} and {std}")
+    if ":" not in name and not is_path(name) and not Path(name).exists():
+        known = did_you_mean(name, known_models("certkd"))
+        raise InputError(f"{name!r} is neither a checkpoint's path nor a network's name like timm:resnet18.{known}")
     if is_path(name) or ":" not in name:
         spec = None
         if architecture is not None:

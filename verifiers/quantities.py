@@ -45,8 +45,8 @@ def parse_number(given: object, *, name: str = "") -> Fraction:
     """
     text, prefix = "".join(str(given).split()), f"{name}: " if name else ""
     try:
-        if isinstance(given, bool):
-            raise ValueError
+        if isinstance(given, bool) or abs(int(text.lower().partition("e")[2] or 0)) > 400:
+            raise ValueError  # exact arithmetic on 1e999999999 would not end
         return Fraction(text)
     except ZeroDivisionError:
         raise InputError(f"{prefix}{given!r} divides by zero; write it like 8/255 or 0.03") from None

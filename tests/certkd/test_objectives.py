@@ -23,7 +23,7 @@ SHAPE, CLASSES = (1, 2, 3), 4
 Weights = list[nn.Parameter]
 
 
-# ---------------------------------------------------------------------------------------------------- literal oracles
+# ------------------------------------------------------------------------------------------------------ literal oracles
 
 
 def log_softmax(logits: list[float], temperature: float = 1.0) -> list[float]:
@@ -97,7 +97,7 @@ def oracle_kdiga(batch: Batch) -> dict[str, float]:
     return {"ce": literal_ce(batch), "kl": literal_kl(batch, 2.0), "iga": sum(gaps) / len(gaps)}
 
 
-# ---------------------------------------------------------------------------------------------------------- the table
+# ------------------------------------------------------------------------------------------------------------ the table
 
 
 @dataclass(frozen=True)
@@ -328,7 +328,7 @@ def test_identical_networks_have_no_distance_and_finite_gradients(row: Row) -> N
         assert weight.grad is not None and bool(weight.grad.isfinite().all()), f"gradient of {name} is not finite"
 
 
-# ------------------------------------------------------------------------------------------------- what is particular
+# --------------------------------------------------------------------------------------------------- what is particular
 
 
 def test_input_gradient_of_a_linear_softmax_model() -> None:
@@ -419,7 +419,7 @@ def test_alignment_is_symmetric_unsquared_and_zero_at_zero(reduction: str) -> No
     same = a.clone().requires_grad_(True)
     value = alignment(same, a, reduction)  # type: ignore[arg-type]
     (slope,) = torch.autograd.grad(value, same)
-    assert float(value.detach()) == 0 and bool(slope.isfinite().all()), "the norm has no finite gradient at a gap of zero"
+    assert float(value.detach()) == 0 and bool(slope.isfinite().all()), "the norm has no finite gradient at zero"
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0, 20.0])

@@ -66,15 +66,16 @@ def whole_box(norm: Norm, pixels: int) -> float:
 
 
 def _prepare(method: str, model: nn.Module, samples: Tensor, request: Request) -> _Certifier:
-    """Build the graph and try to break it on the samples, at the requested eps.
+    """Build the graph and try to break it on the samples, at the requested eps and at a larger one.
 
     Raises:
         Unsupported: a layer is not on the allow-list, or auto-LiRPA is not installed.
         Contradiction: a point of the ball breaks a bound.
     """
     engine = AutoLirpa(model, samples)
-    eps = torch.full((len(samples),), request.eps.value, dtype=torch.float64, device=samples.device)
-    check_sandwich(engine.model, engine, samples.double(), eps, norm=request.norm, method=method)
+    for scale in (1.0, 8.0):  # the search goes beyond eps
+        eps = torch.full((len(samples),), scale * request.eps.value, dtype=torch.float64, device=samples.device)
+        check_sandwich(engine.model, engine, samples.double(), eps, norm=request.norm, method=method)
     return _Certifier(model, engine, method, request)
 
 

@@ -1,6 +1,7 @@
 """auto-LiRPA as an engine: float64, one graph per network, an eps per sample in the shapes that are right."""
 
 import copy
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -221,6 +222,8 @@ def _affine_in_input(node: nn.Module) -> bool:
         return True
     affine = {"BoundConv", "BoundLinear", "BoundBatchNormalization", "BoundAdd", "BoundSub", "BoundFlatten"}
     affine |= {"BoundReshape", "BoundTranspose", "BoundUnsqueeze", "BoundSqueeze", "BoundIdentity"}
+    if sum(bool(parent.perturbed) for parent in node.inputs) == 1:  # type: ignore[union-attr]
+        affine |= {"BoundMul", "BoundDiv"}  # scaling by constants; the guard lets nothing divide by the input
     return type(node).__name__ in affine and all(_affine_in_input(parent) for parent in node.inputs)  # type: ignore[union-attr]
 
 
@@ -242,12 +245,14 @@ def _one_line(error: BaseException) -> str:
 
 @contextmanager
 def _float64_and_quiet() -> Iterator[None]:
-    """auto-LiRPA makes some of its tensors in the default dtype, prints to the warnings and reorders their filters."""
-    before = torch.get_default_dtype()
+    """auto-LiRPA makes some tensors in the default dtype, sets warning filters, and logs what it then raises."""
+    before, logger = torch.get_default_dtype(), logging.getLogger("auto_LiRPA.utils")
     torch.set_default_dtype(torch.float64)
+    logger.disabled = True
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
         torch.set_default_dtype(before)
+        logger.disabled = False

@@ -139,6 +139,8 @@ def check_operators(nodes: Iterator[tuple[str, Any]]) -> None:
         reason = None if kind in OPERATORS else "not among the operators it bounds soundly"
         if kind in ("BoundAveragePool", "BoundMaxPool"):
             reason = _pooling_operator(node)
+        elif kind == "BoundDiv":
+            reason = "a divisor that depends on the input" if node.inputs[1].perturbed else None
         elif kind == "BoundLeakyRelu":
             reason = _slope(node.alpha)
         elif kind == "BoundConv" and tuple(node.dilation) != (1, 1):

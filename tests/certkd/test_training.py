@@ -1,0 +1,804 @@
+"""The training loop: what it leaves alone, what a resumed training ends with, what it selects, logs and refuses."""
+
+import json
+import random
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from certkd import checkpoint, training
+from certkd.config import DataConfig, ModelConfig, OptimizerConfig, Recipe, SelectionConfig, TrainConfig
+from certkd.data import Split, TensorImages, load
+from certkd.experiment import run_training
+from certkd.models import Classifier, ModelSpec, build
+from certkd.objectives import Adversarial, Kd, Kdiga, Objective, Standard
+from certkd.runlog import TrainingReporter
+from certkd.training import (
+    RESUME,
+    TrainingResult,
+    choose_device,
+    crop_and_flip,
+    evaluate,
+    has_collapsed,
+    learning_rate,
+    train,
+)
+from verifiers.errors import InputError
+
+CPU = torch.device("cpu")
+CLASSES = 4
+
+
+class Interrupted(Exception):
+    """Stands for a kill, Ctrl-C, a full disk."""
+
+
+class Listener(TrainingReporter):
+    """Remembers every call; raises at the given step, or after the given epoch."""
+
+    def __init__(self, at_step: int | None = None, after_epoch: int | None = None) -> None:
+        self.at_step, self.after_epoch = at_step, after_epoch
+        self.calls: list[str] = []
+        self.records: list[dict[str, Any]] = []
+        self.warnings: list[str] = []
+        self.started: tuple[int, int, int] = (0, 0, 0)
+
+    def start(self, epochs: int, done: int, steps: int) -> None:
+        self.calls.append("start")
+        self.started = (epochs, done, steps)
+
+    def step(self) -> None:
+        self.calls.append("step")
+        if self.calls.count("step") == self.at_step:
+            raise Interrupted
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        self.calls.append("epoch")
+        self.records.append(record)
+        if record["epoch"] == self.after_epoch:
+            raise Interrupted
+
+    def warn(self, text: str) -> None:
+        self.calls.append("warn")
+        self.warnings.append(text)
+
+
+def samples(count: int = 120, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Noisy 4x4 images with one brighter quadrant, which is their class."""
+    generator = torch.Generator().manual_seed(seed)
+    y = torch.randint(0, CLASSES, (count,), generator=generator)
+    x = 0.6 * torch.rand((count, 1, 4, 4), generator=generator)
+    for image, label in zip(x, y.tolist(), strict=True):
+        row, column = 2 * (label // 2), 2 * (label % 2)
+        image[0, row : row + 2, column : column + 2] += 0.3
+    return x, y
+
+
+def seeded(make: Callable[[], nn.Module], seed: int) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return make()
+
+
+def plain(seed: int = 0, classes: int = CLASSES) -> nn.Module:
+    return seeded(lambda: nn.Sequential(nn.Flatten(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, classes)), seed)
+
+
+def busy(seed: int = 0) -> nn.Module:
+    """A network with batch statistics and dropout: everything that a resumed training could get wrong."""
+
+    def make() -> nn.Module:
+        body = (nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.3), nn.Flatten())
+        return nn.Sequential(*body, nn.Linear(64, CLASSES))
+
+    return seeded(make, seed)
+
+
+def state_of(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def assert_same_state(found: dict[str, Tensor], wanted: dict[str, Tensor], what: str) -> None:
+    assert found.keys() == wanted.keys(), what
+    for name, value in wanted.items():
+        assert torch.equal(found[name], value), f"{what}: {name} differs"
+
+
+def without_seconds(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{key: value for key, value in record.items() if key != "seconds"} for record in history]
+
+
+FAST = OptimizerConfig(rate=0.02)
+SHORT = Recipe(epochs=3, batch_size=32, optimizer=FAST)
+
+
+def fit(student: nn.Module, objective: Objective | None = None, **arguments: Any) -> TrainingResult:
+    """A short training on the synthetic images."""
+    defaults: dict[str, Any] = {
+        "recipe": Recipe(epochs=3, batch_size=32),
+        "device": "cpu",
+        "validation": samples(80, 1),
+    }
+    return train(student, samples(), objective or Standard(), **{**defaults, **arguments})
+
+
+def log_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+# ------------------------------------------------------------------------------------------------- what it leaves alone
+
+
+@pytest.mark.parametrize("interrupt", [None, 5], ids=["to the end", "interrupted"])
+@pytest.mark.parametrize("objective", [Standard(), Kd(), Kdiga()], ids=lambda o: o.kind)
+def test_teacher_is_left_bit_for_bit(objective: Objective, interrupt: int | None) -> None:
+    teacher = busy(7).train()
+    teacher[3].eval()  # type: ignore[operator,index]
+    teacher[0].weight.requires_grad_(False)  # type: ignore[union-attr,index]
+    state, modes = state_of(teacher), [module.training for module in teacher.modules()]
+    trainable = [parameter.requires_grad for parameter in teacher.parameters()]
+    try:
+        fit(plain(), objective, teacher=teacher, reporter=Listener(at_step=interrupt))
+        assert interrupt is None
+    except Interrupted:
+        assert interrupt is not None
+    assert_same_state(teacher.state_dict(), state, "the teacher was changed")
+    assert [module.training for module in teacher.modules()] == modes, "the teacher's training mode was changed"
+    assert [p.requires_grad for p in teacher.parameters()] == trainable, "the teacher's requires_grad was changed"
+    assert all(p.grad is None for p in teacher.parameters()), "gradients were left on the teacher"
+
+
+def test_teacher_answers_in_eval_mode() -> None:
+    """A teacher in train mode would answer with batch statistics and dropout, differently at each call."""
+    modes: list[bool] = []
+    teacher = busy(7).train()
+    teacher.register_forward_hook(lambda module, given, answer: modes.append(module.training))
+    fit(plain(), Kdiga(), teacher=teacher)
+    assert modes and not any(modes)
+
+
+def test_global_random_state_is_left_alone_and_ignored() -> None:
+    trained = []
+    for global_seed in (1, 2):
+        torch.manual_seed(global_seed)
+        before = torch.get_rng_state()
+        student = busy()
+        fit(student, Adversarial(eps=0.1, steps=2))
+        assert torch.equal(torch.get_rng_state(), before), "a training changes torch's global generator"
+        trained.append(state_of(student))
+    assert_same_state(trained[0], trained[1], "a training depends on torch's global generator")
+
+
+def test_seed_decides() -> None:
+    trained = []
+    for seed in (0, 0, 1):
+        student = busy()
+        fit(student, seed=seed)
+        trained.append(state_of(student))
+    assert_same_state(trained[0], trained[1], "same seed")
+    assert not torch.equal(trained[0]["0.weight"], trained[2]["0.weight"]), "the seed has no effect"
+
+
+def test_frozen_weights_of_the_student_stay() -> None:
+    student = plain()
+    student[1].weight.requires_grad_(False)  # type: ignore[union-attr,index]
+    before = state_of(student)
+    fit(student, recipe=Recipe(epochs=2, optimizer=OptimizerConfig(weight_decay=0.1)))
+    assert torch.equal(student[1].weight, before["1.weight"]), "a frozen weight was trained"  # type: ignore[index]
+    assert not torch.equal(student[3].weight, before["3.weight"]), "nothing was trained"  # type: ignore[index]
+
+
+def test_training_images_and_labels_stay() -> None:
+    x, y = samples()
+    image, label = x.clone(), y.clone()
+    train(plain(), (x, y), Kdiga(), teacher=plain(1), recipe=Recipe(epochs=1, augment="crop-flip"), device="cpu")
+    assert torch.equal(x, image) and torch.equal(y, label) and not x.requires_grad
+
+
+@pytest.mark.parametrize("objective", [Standard(), Adversarial(eps=0.1, steps=3), Kd(), Kdiga()], ids=lambda o: o.kind)
+def test_batch_statistics_advance_once_a_step(objective: Objective) -> None:
+    student, listener = busy(), Listener()
+    fit(student, objective, teacher=plain(1), selection=SelectionConfig(metric="pgd", eps="0.1"), reporter=listener)
+    epochs = [record["validation"]["pgd"] for record in listener.records]
+    best = fit_epoch_of_best(listener.records, "pgd")
+    assert len(epochs) == 3 and int(student[1].num_batches_tracked) == 4 * (best + 1)  # type: ignore[index]
+
+
+def fit_epoch_of_best(records: list[dict[str, Any]], metric: str) -> int:
+    """The first epoch of the highest metric; of equal ones the one of higher PGD accuracy."""
+    scores = [(record["validation"][metric], record["validation"].get("pgd", 0.0)) for record in records]
+    return scores.index(max(scores))
+
+
+# --------------------------------------------------------------------------------------------------------------- resume
+
+
+EPOCHS, STEPS = 5, 4
+ADVERSARIAL = Adversarial(eps=0.1, steps=2)
+LONG = Recipe(epochs=EPOCHS, batch_size=32, augment="crop-flip")
+
+
+def interruptions() -> list[dict[str, int]]:
+    chance = random.Random(0)
+    in_an_epoch = [{"at_step": chance.randrange(1, EPOCHS * STEPS)} for _ in range(3)]
+    return [*in_an_epoch, {"after_epoch": chance.randrange(EPOCHS - 1)}, {"after_epoch": EPOCHS - 1}, {"at_step": 2}]
+
+
+@pytest.mark.parametrize("interruption", interruptions(), ids=str)
+def test_resumed_training_equals_an_uninterrupted_one(tmp_path: Path, interruption: dict[str, int]) -> None:
+    """Dropout, batch statistics, random starts, augmentation and Adam's moments all go on where they were."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    student = busy()
+    result = fit(student, ADVERSARIAL, recipe=LONG, out=whole)
+    with pytest.raises(Interrupted):
+        fit(busy(), ADVERSARIAL, recipe=LONG, out=parts, reporter=Listener(**interruption))
+    if interruption == {"at_step": 2}:  # nothing was finished: there is nothing to resume
+        with pytest.raises(InputError, match=f"nothing to resume: .*{RESUME}"):
+            fit(busy(3), ADVERSARIAL, recipe=LONG, out=parts, resume=True)
+        return
+    again, listener = busy(3), Listener()  # other initial weights: a resumed training has no use for them
+    resumed = fit(again, ADVERSARIAL, recipe=LONG, out=parts, resume=True, reporter=listener)
+    done = interruption.get("after_epoch", interruption.get("at_step", 1) // STEPS - 1) + 1
+    if "at_step" in interruption:
+        done = (interruption["at_step"] - 1) // STEPS
+    assert listener.started == (EPOCHS, done, STEPS)
+    assert_same_state(again.state_dict(), student.state_dict(), "the resumed student")
+    assert without_seconds(resumed.history) == without_seconds(result.history)
+    assert (resumed.best_epoch, resumed.collapsed) == (result.best_epoch, result.collapsed)
+    for name in ("best.pt", "last.pt"):
+        one, other = (torch.load(folder / name, weights_only=True) for folder in (whole, parts))
+        assert_same_state(other, one, f"{name} of the resumed training")
+    assert without_seconds(log_of(parts)) == without_seconds(log_of(whole)), "log.jsonl of the resumed training"
+
+
+def test_a_kill_between_two_files_costs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed before each file of each epoch in turn, and resumed: best.pt is the best epoch's, the log is whole."""
+    student = busy()
+    result = fit(student, ADVERSARIAL, recipe=LONG, out=tmp_path / "whole")
+    write, written = checkpoint.write_whole, 0
+    for kill_at in range(4, 10):
+        written, folder = 0, tmp_path / str(kill_at)
+
+        def write_or_die(path: Path, content: Any, kill_at: int = kill_at) -> None:
+            nonlocal written
+            written += 1
+            if written == kill_at:
+                raise Interrupted
+            write(path, content)
+
+        monkeypatch.setattr(checkpoint, "write_whole", write_or_die)
+        with pytest.raises(Interrupted):
+            fit(busy(), ADVERSARIAL, recipe=LONG, out=folder)
+        monkeypatch.undo()
+        fit(busy(3), ADVERSARIAL, recipe=LONG, out=folder, resume=True)
+        best = torch.load(folder / "best.pt", weights_only=True)
+        assert_same_state(best, student.state_dict(), f"best.pt after a kill before file {kill_at}")
+        assert without_seconds(log_of(folder)) == without_seconds(result.history), f"log after a kill before {kill_at}"
+
+
+def test_log_is_whole_again_after_a_kill_before_its_line(tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        fit(busy(), recipe=LONG, out=tmp_path, reporter=Listener(after_epoch=2))
+    lines = (tmp_path / "log.jsonl").read_text().splitlines()
+    (tmp_path / "log.jsonl").write_text("\n".join(lines[:2]) + "\n" + lines[2][:25])
+    result = fit(busy(), recipe=LONG, out=tmp_path, resume=True)
+    assert log_of(tmp_path) == result.history, "log.jsonl lost an epoch that the resume state has"
+
+
+def test_finished_training_is_resumed_without_a_step(tmp_path: Path) -> None:
+    student, again, listener = plain(), plain(5), Listener()
+    result = fit(student, out=tmp_path)
+    resumed = fit(again, out=tmp_path, resume=True, reporter=listener)
+    assert listener.calls == ["start"] and resumed == result
+    assert_same_state(again.state_dict(), student.state_dict(), "the student of a finished training")
+
+
+def test_occupied_folder_is_refused_by_train(tmp_path: Path) -> None:
+    fit(plain(), out=tmp_path)
+    before = (tmp_path / "log.jsonl").read_text()
+    with pytest.raises(InputError, match=r"already holds a training"):
+        fit(plain(), out=tmp_path)
+    assert (tmp_path / "log.jsonl").read_text() == before, "the refused training has touched the folder"
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "empty": lambda path: path.write_bytes(b""),
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "garbage": lambda path: path.write_bytes(b"\x80garbage" * 50),
+    "without its parts": lambda path: torch.save({"progress": {}}, path),
+    "a tensor": lambda path: torch.save(torch.zeros(3), path),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_resume_state_is_named(tmp_path: Path, damage: str) -> None:
+    fit(plain(), out=tmp_path)
+    DAMAGES[damage](tmp_path / RESUME)
+    with pytest.raises(InputError, match=rf"{RESUME} is damaged .*delete it") as caught:
+        fit(plain(), out=tmp_path, resume=True)
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_resume_state_of_another_network_is_refused(tmp_path: Path) -> None:
+    fit(plain(), out=tmp_path)
+    with pytest.raises(InputError, match="belongs to another network"):
+        fit(busy(), out=tmp_path, resume=True)
+
+
+# --------------------------------------------------------------------------------------------- trainings with all files
+
+
+def archive(folder: Path) -> str:
+    """The synthetic images as an .npz data set of 8x8 pixels."""
+    parts = {}
+    for name, count, seed in (("train", 150, 0), ("test", 20, 1)):
+        x, y = samples(count, seed)
+        parts[f"x_{name}"], parts[f"y_{name}"] = x.repeat(1, 1, 2, 2).numpy(), y.numpy()
+    np.savez(folder / "quadrants.npz", **parts)
+    return str(folder / "quadrants.npz")
+
+
+def configured(folder: Path, name: str = "out", **changes: Any) -> TrainConfig:
+    """A residual network (batch normalisation) trained against an attack, into ``folder / name``."""
+    settings: dict[str, Any] = {
+        "out": str(folder / name),
+        "data": DataConfig(name=archive(folder)),
+        "model": ModelConfig(name="certkd:resnet", options={"width": 2}),
+        "objective": Adversarial(eps=0.05, steps=1),
+        "epochs": 3,
+        "batch_size": 64,
+        "device": "cpu",
+    }
+    return TrainConfig(**{**settings, **changes})
+
+
+def test_files_of_a_resumed_training_equal_those_of_an_uninterrupted_one(tmp_path: Path) -> None:
+    whole = run_training(configured(tmp_path, "whole"))
+    with pytest.raises(Interrupted):
+        run_training(configured(tmp_path, "parts"), reporter=Listener(at_step=5))
+    resumed = run_training(configured(tmp_path, "parts"), resume=True)
+    assert without_seconds(resumed.history) == without_seconds(whole.history)
+    for name in ("best.pt", "last.pt"):
+        one, other = (checkpoint.load(tmp_path / folder / name) for folder in ("whole", "parts"))
+        assert_same_state(other.model.state_dict(), one.model.state_dict(), name)
+        assert (other.metrics, other.training, other.data) == (one.metrics, one.training, one.data)
+    logs = [log_of(tmp_path / folder) for folder in ("whole", "parts")]
+    assert without_seconds(logs[0]) == without_seconds(logs[1])
+    assert [record["epoch"] for record in logs[1]] == [0, 1, 2]
+
+
+def test_resume_of_an_empty_folder_starts(tmp_path: Path) -> None:
+    result = run_training(configured(tmp_path, epochs=1), resume=True)
+    assert len(result.history) == 1
+
+
+def test_occupied_folder_needs_resume_or_overwrite(tmp_path: Path) -> None:
+    run_training(configured(tmp_path, epochs=2))
+    with pytest.raises(InputError, match=r"2 of 2 epochs\): add --resume .* or --overwrite"):
+        run_training(configured(tmp_path, epochs=2))
+    (tmp_path / "out" / "left over").write_text("")
+    result = run_training(configured(tmp_path, epochs=1, seed=4), overwrite=True)
+    assert len(result.history) == len(log_of(tmp_path / "out")) == 1
+    assert not (tmp_path / "out" / "left over").exists(), "--overwrite keeps files of the old training"
+
+
+CHANGES: dict[str, dict[str, Any]] = {
+    "objective": {"objective": Adversarial(eps=0.06, steps=1)},
+    "epochs": {"epochs": 5},
+    "batch_size": {"batch_size": 32},
+    "seed": {"seed": 1},
+    "model": {"model": ModelConfig(name="certkd:resnet", options={"width": 4})},
+    "optimizer": {"optimizer": OptimizerConfig(rate=1e-3)},
+    "augment": {"augment": "crop-flip"},
+    "selection": {"selection": SelectionConfig(eps="0.1")},
+    "data": {"data": DataConfig(seed=1)},
+}
+
+
+def test_other_settings_are_refused_on_resume_by_name(tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        run_training(configured(tmp_path), reporter=Listener(after_epoch=0))
+    for key, change in CHANGES.items():
+        with pytest.raises(InputError, match=rf"other settings \({key}\)"):
+            run_training(configured(tmp_path, **change), resume=True)
+    assert len(run_training(configured(tmp_path), resume=True).history) == 3, "the training itself cannot be resumed"
+
+
+def test_another_teacher_under_the_same_name_is_refused_on_resume(tmp_path: Path) -> None:
+    path = tmp_path / "teacher.pt"
+    spec = ModelSpec(name="certkd:mlp", classes=CLASSES, shape=(1, 8, 8))
+    config = configured(tmp_path, teacher=str(path), objective=Kd())
+    for seed in (0, 1):
+        checkpoint.save(checkpoint.Checkpoint(seeded(lambda: build(spec), seed)), path)  # type: ignore[arg-type]
+        if seed == 0:
+            with pytest.raises(Interrupted):
+                run_training(config, reporter=Listener(after_epoch=0))
+            assert checkpoint.load(tmp_path / "out" / "last.pt").teacher_sha256 == checkpoint.load(path).sha256
+    with pytest.raises(InputError, match="another teacher"):
+        run_training(config, resume=True)
+
+
+def test_checkpoint_says_how_it_was_trained(tmp_path: Path) -> None:
+    config = configured(tmp_path, epochs=1)
+    result = run_training(config)
+    best = checkpoint.load(tmp_path / "out" / "best.pt")
+    assert TrainConfig(**{**best.training, "out": config.out, "device": "cpu", "data": config.data}) == config
+    assert best.metrics == result.best
+
+
+# ----------------------------------------------------------------------------------------------------- terms and epochs
+
+
+def test_log_has_a_line_per_epoch_with_every_term(tmp_path: Path) -> None:
+    objective = Kdiga(lambda_ce=0.3, lambda_kl=0.8, lambda_iga=0.5, temperature=2)
+    result = fit(plain(), objective, teacher=plain(1), out=tmp_path)
+    lines = log_of(tmp_path)
+    assert lines == result.history and [line["epoch"] for line in lines] == [0, 1, 2]
+    for line in lines:
+        terms = line["terms"]
+        assert set(terms) == {"ce", "kl", "iga", "loss"}
+        expected = 0.3 * terms["ce"] + 0.8 * terms["kl"] + 0.5 * terms["iga"]
+        assert terms["loss"] == pytest.approx(expected, rel=1e-5), "terms times weights are not what was minimised"
+    assert lines[-1]["terms"]["loss"] < lines[0]["terms"]["loss"], "training does not lower the loss"
+
+
+def test_logged_term_is_the_mean_over_samples_of_all_batches() -> None:
+    """With a rate of almost 0 it is the loss over the training images, the short last batch in proportion."""
+    student = plain()
+    x, y = samples()
+    before = float(F.cross_entropy(student(x), y).detach())
+    listener = Listener()
+    still = Recipe(epochs=1, batch_size=50, optimizer=OptimizerConfig(rate=1e-12))
+    fit(student, recipe=still, reporter=listener)
+    assert listener.records[0]["terms"]["ce"] == pytest.approx(before, rel=1e-6)
+
+
+def test_every_image_is_used_once_an_epoch_in_a_new_order() -> None:
+    student, seen = plain(), list[Tensor]()
+    student.register_forward_pre_hook(lambda module, given: seen.append(given[0].detach()) if module.training else None)
+    fit(student, recipe=Recipe(epochs=2, batch_size=50))
+    first, second = torch.cat(seen[:3]), torch.cat(seen[3:])
+    for epoch in (first, second):
+        keys = sorted(image.sum().item() for image in epoch)
+        assert keys == sorted(image.sum().item() for image in samples()[0]), "an epoch is not all images once"
+    assert not torch.equal(first, second), "the order is the same in each epoch"
+
+
+def test_hooks_are_called_in_order() -> None:
+    listener = Listener()
+    result = fit(plain(), recipe=Recipe(epochs=2, batch_size=50, optimizer=FAST), reporter=listener)
+    assert listener.calls == ["start", *["step"] * 3, "epoch", *["step"] * 3, "epoch"]
+    assert listener.started == (2, 0, 3)
+    assert listener.records == result.history
+
+
+# ------------------------------------------------------------------------------------------------------------ selection
+
+
+SCRIPT = {"clean": [0.5, 0.9, 0.7, 0.9, 0.9, 0.8], "pgd": [0.2, 0.3, 0.6, 0.4, 0.4, 0.6]}
+#: Of epochs 1, 3 and 4, equally clean, 3 and 4 are the more robust ones; the earlier one stays.
+BEST = {"clean": 3, "pgd": 2}
+
+
+class Keeper(Listener):
+    """Remembers the student's weights of every epoch."""
+
+    def __init__(self, student: nn.Module) -> None:
+        super().__init__()
+        self.student, self.states = student, list[dict[str, Tensor]]()
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        super().epoch(record)
+        self.states.append(state_of(self.student))
+
+
+@pytest.mark.parametrize("metric", ["clean", "pgd"])
+def test_best_epoch_has_the_highest_metric(tmp_path: Path, metric: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = iter(zip(*SCRIPT.values(), strict=True))
+
+    def scripted(*arguments: Any) -> dict[str, float]:
+        clean, attacked = next(script)
+        return {"clean": clean, "pgd": attacked, "gradient_norm": 1.0, "constant_share": 0.3, "chance_limit": 0.3}
+
+    monkeypatch.setattr(training, "evaluate", scripted)
+    student, best = busy(), BEST[metric]
+    keeper = Keeper(student)
+    selection = SelectionConfig(metric=metric, eps="0.1")  # type: ignore[arg-type]
+    result = fit(student, recipe=Recipe(epochs=6), selection=selection, out=tmp_path, reporter=keeper)
+    assert result.best_epoch == best and result.best == result.history[best]["validation"]
+    assert_same_state(student.state_dict(), keeper.states[best], "the student after training is not its best epoch")
+    for name, epoch in (("best.pt", best), ("last.pt", -1)):
+        found = torch.load(tmp_path / name, weights_only=True)
+        assert_same_state(found, keeper.states[epoch], f"{name} is not the network of its epoch")
+
+
+def test_student_ends_as_what_was_measured_in_eval_mode() -> None:
+    student, selection = busy(), SelectionConfig(metric="pgd", eps="0.15")
+    result = fit(student, selection=selection)
+    assert not student.training, "the student is left in train mode"
+    x, y = samples(80, 1)
+    assert evaluate(student, Split(TensorImages(x), y, torch.arange(80)), selection, CPU) == result.best
+
+
+def test_evaluate_against_a_literal_loop() -> None:
+    model, (x, y) = busy().train(), samples(50)
+    metrics = evaluate(model, Split(TensorImages(x), y, torch.arange(50)), SelectionConfig(), CPU, batch=7)
+    assert model.training, "evaluation leaves the network in eval mode"
+    model.eval()
+    right, slopes, predictions = 0, 0.0, []
+    for image, label in zip(x, y, strict=True):
+        pixels = image[None].clone().requires_grad_(True)
+        logits = model(pixels)
+        (slope,) = torch.autograd.grad(F.cross_entropy(logits, label[None]), pixels)
+        predictions.append(int(logits.argmax()))
+        right += predictions[-1] == int(label)
+        slopes += float(slope.norm())
+    assert metrics["clean"] == right / 50
+    assert metrics["gradient_norm"] == pytest.approx(slopes / 50, rel=1e-5)
+    assert metrics["constant_share"] == max(predictions.count(k) for k in range(CLASSES)) / 50
+    assert "pgd" not in metrics, "an attack was run that nobody asked for"
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_attacked_accuracy_falls_with_eps() -> None:
+    model = plain()
+    fit(model, recipe=Recipe(epochs=20, batch_size=16))
+    split = Split(TensorImages(samples(80, 1)[0]), samples(80, 1)[1], torch.arange(80))
+    found = [evaluate(model, split, SelectionConfig(eps=eps), CPU) for eps in ("1e-6", "0.1", "0.2", "0.5")]
+    accuracies = [metrics["pgd"] for metrics in found]
+    assert accuracies[0] == found[0]["clean"] > accuracies[1] > accuracies[2] > accuracies[3], accuracies
+
+
+# ------------------------------------------------------------------------------------------------------------- collapse
+
+
+def digits() -> tuple[Split, Split]:
+    splits = load(DataConfig()).splits
+    return splits["train"], splits["validation"]
+
+
+class Sharpened(nn.Module):
+    """An overconfident teacher: its loss gradients vanish on almost every image."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 10 * self.model(x)
+
+
+def digits_mlp(seed: int, hidden: list[int]) -> Classifier:
+    spec = ModelSpec(name="certkd:mlp", options={"hidden": hidden}, classes=10, shape=(1, 8, 8))
+    return seeded(lambda: build(spec), seed)  # type: ignore[return-value]
+
+
+@pytest.fixture(scope="module")
+def confident_teacher() -> nn.Module:
+    teacher = digits_mlp(5, [64])
+    train(teacher, digits()[0], Standard(), validation=digits()[1], recipe=Recipe(epochs=15), device="cpu")
+    return Sharpened(teacher)
+
+
+@pytest.mark.parametrize("objective", [Kdiga(lambda_iga=100), Kd()], ids=lambda o: o.kind)
+def test_collapse_is_flagged_and_a_normal_training_is_not(objective: Objective, confident_teacher: nn.Module) -> None:
+    listener, student = Listener(), digits_mlp(0, [64, 64, 64])
+    recipe = Recipe(epochs=6, optimizer=OptimizerConfig(rate=5e-3))
+    fit_to, validation = digits()
+    result = train(
+        student,
+        fit_to,
+        objective,
+        teacher=confident_teacher,
+        validation=validation,
+        recipe=recipe,
+        device="cpu",
+        reporter=listener,
+    )
+    last = result.history[-1]["validation"]
+    if objective.kind == "kd":
+        assert not result.collapsed and not listener.warnings and last["clean"] > 0.8, (last, listener.warnings)
+        return
+    assert last["clean"] < 0.25, f"lambda_iga 100 does not collapse this student, the test needs another one: {last}"
+    assert result.collapsed, f"a constant student is not flagged: {last}"
+    assert len(listener.warnings) == 1 and listener.calls[-1] == "warn"
+    for part in ("collapsed", "lambda_iga 100", "lower it", f"{last['clean']:.1%}"):
+        assert part in listener.warnings[0], f"{part!r} is not in {listener.warnings[0]!r}"
+
+
+def test_a_weak_network_of_two_classes_has_not_collapsed() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand((400, 4), generator=generator)
+    y = (x[:, 0] > 0.5).long()
+    y = torch.where(
+        torch.rand(400, generator=generator) < 0.3, 1 - y, y
+    )  # 30 % wrong labels: 70 % is the best there is
+    listener = Listener()
+    recipe = Recipe(epochs=6, batch_size=20, optimizer=OptimizerConfig(rate=0.02))
+    result = train(nn.Linear(4, 2), (x[:200], y[:200]), Standard(), validation=(x[200:], y[200:]), recipe=recipe,
+                   device="cpu", reporter=listener)  # fmt: skip
+    assert 0.6 < result.history[-1]["validation"]["clean"] < 0.8
+    assert not result.collapsed and not listener.warnings, listener.warnings
+
+
+def test_constant_network_has_collapsed_whatever_its_accuracy() -> None:
+    constant = {"clean": 0.5, "constant_share": 1.0, "gradient_norm": 1.0, "chance_limit": 0.2}
+    guessing = {"clean": 0.15, "constant_share": 0.3, "gradient_norm": 1.0, "chance_limit": 0.2}
+    good = {"clean": 0.9, "constant_share": 0.3, "gradient_norm": 1e-9, "chance_limit": 0.2}
+    assert has_collapsed(constant) and has_collapsed(guessing) and not has_collapsed(good)
+
+
+# ------------------------------------------------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize("objective", [Kd(), Kdiga()], ids=lambda o: o.kind)
+def test_missing_teacher_is_refused(objective: Objective) -> None:
+    with pytest.raises(InputError, match=f"{objective.kind}.* needs a teacher"):
+        fit(plain(), objective)
+
+
+@pytest.mark.parametrize("objective", [Standard(), Kd()], ids=lambda o: o.kind)
+def test_teacher_of_other_classes_is_refused(objective: Objective) -> None:
+    with pytest.raises(InputError, match="the teacher has 7 classes, the student 4"):
+        fit(plain(), objective, teacher=plain(1, classes=7))
+
+
+def test_loss_that_is_not_finite_is_refused() -> None:
+    with pytest.raises(InputError, match=r"not finite in epoch \d.*lower the learning rate"):
+        fit(plain(), recipe=Recipe(epochs=8, optimizer=OptimizerConfig(kind="sgd", rate=1e30)))
+
+
+def test_numbers_of_images_and_labels_must_agree() -> None:
+    x, y = samples()
+    with pytest.raises(InputError, match="got 120 and 119"):
+        train(plain(), (x, y[1:]), Standard(), device="cpu")
+
+
+def test_absent_cuda_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match=r"'cuda'.*no CUDA device.*--device cpu"):
+        fit(plain(), device="cuda")
+    assert choose_device("auto") == CPU
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert choose_device("auto").type == "cuda" and choose_device("cuda:1").index == 1
+    with pytest.raises(InputError, match=r"'cuda:2'.*2 CUDA devices"):
+        choose_device("cuda:2")
+    with pytest.raises(InputError, match="unknown device 'gpu'"):
+        choose_device("gpu")
+
+
+# ---------------------------------------------------------------------------------------------------------- TensorBoard
+
+
+@pytest.mark.parametrize("interrupt", [None, 1], ids=["to the end", "interrupted"])
+def test_tensorboard_has_every_term(tmp_path: Path, interrupt: int | None) -> None:
+    accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    try:
+        fit(plain(), Kd(), teacher=plain(1), out=tmp_path, reporter=Listener(after_epoch=interrupt))
+    except Interrupted:
+        assert interrupt is not None
+    events = accumulators.EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    wanted = {"terms/ce", "terms/kl", "terms/loss", "validation/clean"}
+    assert wanted <= set(events.Tags()["scalars"]), "epochs are missing in the TensorBoard file"
+    logged = [event.value for event in events.Scalars("terms/kl")]
+    assert logged == pytest.approx([line["terms"]["kl"] for line in log_of(tmp_path)], rel=1e-6)
+
+
+def test_training_works_without_tensorboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    fit(plain(), out=tmp_path)
+    assert len(log_of(tmp_path)) == 3 and not (tmp_path / "tensorboard").exists()
+
+
+# --------------------------------------------------------------------------------------- schedule, augmentation, splits
+
+
+def test_rate_after_the_second_milestone_is_dropped_twice() -> None:
+    config = OptimizerConfig(rate=0.1, schedule="steps", milestones=(0.5, 0.75), drop=0.1)
+    rates = [learning_rate(config, epoch, 20) for epoch in range(20)]
+    assert rates == pytest.approx([0.1] * 10 + [0.01] * 5 + [0.001] * 5)
+
+
+def test_cosine_falls_from_the_rate_to_almost_nothing() -> None:
+    config = OptimizerConfig(rate=0.1, schedule="cosine")
+    rates = [learning_rate(config, epoch, 100) for epoch in range(100)]
+    assert rates[0] == pytest.approx(0.1) and rates[50] == pytest.approx(0.05) and 0 < rates[-1] < 1e-4
+    assert rates == sorted(rates, reverse=True)
+
+
+def test_constant_rate_stays() -> None:
+    config = OptimizerConfig(rate=0.03, schedule="constant")
+    assert {learning_rate(config, epoch, 7) for epoch in range(7)} == {0.03}
+
+
+@pytest.mark.parametrize("kind", ["adam", "sgd"])
+def test_optimizer_takes_the_rate_of_the_epoch(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    owner = torch.optim.Adam if kind == "adam" else torch.optim.SGD
+    step, seen = owner.step, list[float]()
+
+    def spy(self: torch.optim.Optimizer, *arguments: Any, **named: Any) -> Any:
+        seen.append(self.param_groups[0]["lr"])
+        return step(self, *arguments, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(owner, "step", spy)
+    config = OptimizerConfig(kind=kind, rate=0.1, milestones=(0.3, 0.7))  # type: ignore[arg-type]
+    result = fit(plain(), recipe=Recipe(epochs=3, batch_size=60, optimizer=config))
+    assert seen == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
+    assert [record["rate"] for record in result.history] == pytest.approx([0.1, 0.01, 0.001])
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 5), (1, 4, 6)])
+def test_crop_and_flip_against_a_literal_loop(shape: tuple[int, int, int]) -> None:
+    x = 0.1 + 0.9 * torch.rand((40, *shape), generator=torch.Generator().manual_seed(1))
+    found = crop_and_flip(x, torch.Generator().manual_seed(2), padding=2)
+    again = torch.Generator().manual_seed(2)
+    tops, lefts = torch.randint(0, 5, (2, 40), generator=again).tolist()
+    mirrored = (torch.rand(40, generator=again) < 0.5).tolist()
+    expected = torch.zeros_like(x)
+    channels, height, width = shape
+    for i in range(40):
+        for c in range(channels):
+            for row in range(height):
+                for column in range(width):
+                    r, k = row + tops[i] - 2, column + lefts[i] - 2
+                    target = width - 1 - column if mirrored[i] else column
+                    if 0 <= r < height and 0 <= k < width:
+                        expected[i, c, row, target] = x[i, c, r, k]
+    assert torch.equal(found, expected)
+    assert 0 < sum(mirrored) < 40 and set(tops) == set(lefts) == set(range(5)), "some crops never come up"
+
+
+def test_augmentation_is_for_training_images_only() -> None:
+    fed: dict[bool, list[Tensor]] = {True: [], False: []}
+    student = plain()
+    student.register_forward_pre_hook(lambda module, given: fed[module.training].append(given[0].detach()))
+    fit(student, recipe=Recipe(epochs=1, batch_size=120, augment="crop-flip"))
+    images = {tuple(image.ravel().tolist()) for image in samples()[0]}
+    kept = sum(tuple(image.ravel().tolist()) in images for image in fed[True][0])
+    assert kept < 12, f"{kept} of 120 training images were not augmented"
+    assert torch.equal(torch.cat(fed[False]), samples(80, 1)[0]), "validation images were augmented"
+
+
+def ids(images: list[Tensor]) -> set[float]:
+    return {float(image.sum()) for batch in images for image in batch}
+
+
+def test_validation_split_by_default_is_a_tenth_cut_by_the_seed() -> None:
+    held_out = []
+    for seed in (0, 0, 1):
+        fed: dict[bool, list[Tensor]] = {True: [], False: []}
+        student = plain()
+        student.register_forward_pre_hook(lambda module, given, fed=fed: fed[module.training].append(given[0].detach()))
+        train(student, samples(), Standard(), recipe=Recipe(epochs=1), seed=seed, device="cpu")
+        assert len(ids(fed[False])) == 12 and len(ids(fed[True])) == 108
+        assert not ids(fed[True]) & ids(fed[False]), "an image is in both splits"
+        held_out.append(ids(fed[False]))
+    assert held_out[0] == held_out[1] != held_out[2], "the split is not cut by the seed"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.uint8])
+def test_tensors_and_a_plain_module_are_enough(dtype: torch.dtype) -> None:
+    x, y = samples()
+    images = (255 * x).round().to(dtype) if dtype == torch.uint8 else x.to(dtype)
+    student = plain()
+    recipe = Recipe(epochs=30, batch_size=16, optimizer=FAST)
+    result = train(student, (images, y.int()), Standard(), recipe=recipe, device="cpu")
+    assert len(result.history) == 30 and result.history[-1]["terms"]["ce"] < 0.3
+    accuracy = float((student(samples(200, 5)[0]).argmax(1) == samples(200, 5)[1]).float().mean())
+    assert accuracy > 0.9, f"the student learnt nothing: {accuracy:.2f}"
+
+
+def test_flat_images_are_images() -> None:
+    x, y = samples()
+    student = seeded(lambda: nn.Linear(16, CLASSES), 0)
+    result = train(student, (x.flatten(1), y), Kdiga(), teacher=plain(1), recipe=Recipe(epochs=2), device="cpu")
+    assert len(result.history) == 2
