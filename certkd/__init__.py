@@ -3,9 +3,7 @@
 The names below are imported when first used, so that ``import certkd`` is quick.
 """
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import Any
 
 _WHERE = {
@@ -17,7 +15,7 @@ _WHERE = {
     "SelectionConfig": "certkd.config",
     "InputError": "verifiers.errors",
     "certify": "verifiers.certify",
-    "compare": "certkd.compare",
+    "compare": "certkd.comparison",
     "load_checkpoint": "certkd.checkpoint:load",
     "read_certificates": "verifiers.store:read",
     "train": "certkd.training",
@@ -31,14 +29,3 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'certkd' has no attribute {name!r}")
     module, _, attribute = _WHERE[name].partition(":")
     return getattr(import_module(module), attribute or name)
-
-
-class _Package(ModuleType):
-    """``certkd.compare`` stays the function, also after Python has imported the submodule of that name."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name not in _WHERE or not isinstance(value, ModuleType):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

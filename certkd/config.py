@@ -249,6 +249,8 @@ def _first_problem(error: ValidationError, kind: type[BaseModel], tree: Mapping[
         key = str(problem["loc"][-1])
         known = _known_keys(kind, problem["loc"][:-1])
         return f"unknown key {where!r}.{did_you_mean(key, known)}{more}"
+    if problem["type"] == "union_tag_not_found":
+        return f"the key {where + '.kind'!r} is missing{more}"
     if problem["type"] == "missing":
         return f"the key {where!r} is missing{more}"
     message = problem["msg"].removeprefix("Value error, ")

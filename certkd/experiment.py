@@ -14,7 +14,7 @@ from typing import Any
 from certkd import checkpoint, data, networks
 from certkd.certification import certify_checkpoint
 from certkd.checkpoint import Checkpoint, write_whole
-from certkd.compare import Comparison, compare, plain, radii, summary
+from certkd.comparison import Comparison, compare, plain, radii, summary
 from certkd.config import ExperimentConfig, RoleConfig, TrainConfig
 from certkd.report import plots
 from certkd.runlog import TrainingReporter

@@ -167,7 +167,7 @@ class CertificateFile:
             key = different[0]
             raise InputError(
                 f"{self.path} was made with another {key} ({_short(there.get(key))}, now {_short(wanted.get(key))}): "
-                "give --out another name, or delete the file"
+                "choose another output file, or delete this one"
             )
 
     def _retry_failures(self, method: str) -> None:

@@ -37,7 +37,7 @@ def certify(model: str, teacher: str | None, eps: Epsilon, norm: str, **options:
     certified radius of each sample. Rows go to an HDF5 file as they are done; the same command goes on with an
     unfinished one.
     """
-    from certkd.compare import compare
+    from certkd.comparison import compare
     from certkd.report import tables
     from certkd.report.console import stderr, stdout
 
@@ -66,7 +66,8 @@ def _certify(name: str, out: str | None, eps: Epsilon, norm: str, options: dict[
 
     device = choose_device(options["device"] or "auto")
     root, download, named = options["data_root"], options["download"], options["data"]
-    samples = data.load(DataConfig(name=named, root=root, download=download)) if named else None
+    wanted = DataConfig(name=named, root=root, download=download) if named else None
+    samples = data.load(wanted) if wanted is not None else None
     known = networks.trained(
         name,
         architecture=options["arch"],
@@ -77,7 +78,7 @@ def _certify(name: str, out: str | None, eps: Epsilon, norm: str, options: dict[
     config = networks.data_of(known, named, root, download)
     return certify_checkpoint(
         known,
-        data.load(config),
+        samples if samples is not None and config == wanted else data.load(config),
         config,
         eps=eps,
         norm=norm,

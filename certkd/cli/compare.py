@@ -22,8 +22,8 @@ def compare(
     radius_retention: the share where its radius is also at least the teacher's. --require may also ask about clean,
     pgd, certified and mean_radius (of the student; teacher_clean and so on of the teacher), gains and losses.
     """
-    from certkd.compare import Requirement, radii
-    from certkd.compare import compare as compare_files
+    from certkd.comparison import Requirement, radii
+    from certkd.comparison import compare as compare_files
     from certkd.report import plots, tables
     from certkd.report.console import stderr, stdout
     from verifiers.store import read

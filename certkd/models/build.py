@@ -163,8 +163,10 @@ def _torchvision(name: str, spec: ModelSpec, pretrained: bool) -> Classifier:
         what = "fetch the weights of" if pretrained else "build"
         raise InputError(f"cannot {what} {spec.name}: {' '.join(str(error).split())[:200]}") from None
     _replace_head(network, spec)
-    normalised = spec.model_copy(update={"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)})
-    return Classifier(normalised, network)
+    update: dict[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+    if getattr(network, "transform_input", False):  # inception and googlenet: the weights come with this option on
+        update["options"] = {**spec.options, "transform_input": True}
+    return Classifier(spec.model_copy(update=update), network)
 
 
 def _replace_head(network: nn.Module, spec: ModelSpec) -> None:

@@ -6,7 +6,7 @@ import math
 import numpy as np
 from rich.table import Table
 
-from certkd.compare import QUANTILES, Comparison, Side, summary
+from certkd.comparison import QUANTILES, Comparison, Side, summary
 from certkd.report.console import table
 from verifiers.certificate import Status
 from verifiers.store import Certificates, MethodRows

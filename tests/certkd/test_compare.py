@@ -13,7 +13,7 @@ from scipy import stats
 from torch import nn
 
 import certkd
-from certkd.compare import QUANTILES, Comparison, Requirement, compare, paired, radii, summary, wilson
+from certkd.comparison import QUANTILES, Comparison, Requirement, compare, paired, radii, summary, wilson
 from verifiers.bound_propagation.certify import CROWN, IBP
 from verifiers.certificate import MethodInfo, Norm, Request, Status
 from verifiers.certify import certify
@@ -187,7 +187,7 @@ def test_real_certificates_of_two_networks() -> None:
 
 
 def test_comparing_in_python_twice() -> None:
-    from certkd.compare import wilson as same
+    from certkd.comparison import wilson as same
 
     assert same is wilson
     assert certkd.compare is compare and certkd.compare is compare, "the submodule must not hide the function"

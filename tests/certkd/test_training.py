@@ -74,10 +74,10 @@ def samples(count: int = 120, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Noisy 4x4 images with one brighter quadrant, which is their class."""
     generator = torch.Generator().manual_seed(seed)
     y = torch.randint(0, CLASSES, (count,), generator=generator)
-    x = 0.6 * torch.rand((count, 1, 4, 4), generator=generator)
+    x = 0.5 * torch.rand((count, 1, 4, 4), generator=generator)
     for image, label in zip(x, y.tolist(), strict=True):
         row, column = 2 * (label // 2), 2 * (label % 2)
-        image[0, row : row + 2, column : column + 2] += 0.3
+        image[0, row : row + 2, column : column + 2] += 0.4
     return x, y
 
 
@@ -115,7 +115,7 @@ def without_seconds(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{key: value for key, value in record.items() if key != "seconds"} for record in history]
 
 
-FAST = OptimizerConfig(rate=0.02)
+FAST = OptimizerConfig(rate=0.05)
 SHORT = Recipe(epochs=3, batch_size=32, optimizer=FAST)
 
 
@@ -311,7 +311,7 @@ def test_occupied_folder_is_refused_by_train(tmp_path: Path) -> None:
 DAMAGES: dict[str, Callable[[Path], object]] = {
     "empty": lambda path: path.write_bytes(b""),
     "truncated": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
-    "garbage": lambda path: path.write_bytes(b"\x80garbage" * 50),
+    "garbage": lambda path: path.write_bytes(b"garbage" * 50),
     "without its parts": lambda path: torch.save({"progress": {}}, path),
     "a tensor": lambda path: torch.save(torch.zeros(3), path),
 }
@@ -617,13 +617,14 @@ def test_a_weak_network_of_two_classes_has_not_collapsed() -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.rand((400, 4), generator=generator)
     y = (x[:, 0] > 0.5).long()
-    y = torch.where(
-        torch.rand(400, generator=generator) < 0.3, 1 - y, y
-    )  # 30 % wrong labels: 70 % is the best there is
+    wrong = torch.rand(400, generator=generator) < 0.3  # so that 70 % is the best there is
+    y = torch.where(wrong, 1 - y, y)
     listener = Listener()
-    recipe = Recipe(epochs=6, batch_size=20, optimizer=OptimizerConfig(rate=0.02))
-    result = train(nn.Linear(4, 2), (x[:200], y[:200]), Standard(), validation=(x[200:], y[200:]), recipe=recipe,
-                   device="cpu", reporter=listener)  # fmt: skip
+    recipe = Recipe(epochs=10, batch_size=20, optimizer=FAST)
+    halves = ((x[:200], y[:200]), (x[200:], y[200:]))
+    result = train(
+        nn.Linear(4, 2), halves[0], Standard(), validation=halves[1], recipe=recipe, device="cpu", reporter=listener
+    )
     assert 0.6 < result.history[-1]["validation"]["clean"] < 0.8
     assert not result.collapsed and not listener.warnings, listener.warnings
 

@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 from scipy.special import ndtri
 
-from verifiers.certificate import Status
+from verifiers.certificate import FAILURES, Status
 from verifiers.errors import InputError, did_you_mean
 from verifiers.store import Certificates
 
 #: Quantiles of the radius distribution that tables show.
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
-#: Attributes that two files must share.
-SHARED = ("data_sha256", "indices_sha256", "norm", "eps_text")
+#: Attributes that two files must share, besides the value of eps.
+SHARED = ("data_sha256", "indices_sha256", "norm")
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def compare(teacher: Certificates, student: Certificates, *, method: str = "best
         method: a deterministic method in both files, or "best": each sample's larger radius over all of them.
 
     Raises:
-        InputError: unfinished rows; other data, norm, eps or settings; no such method in both; failed rows.
+        InputError: unfinished or failed rows; other data, norm, eps or settings; no such method in both.
     """
     _check_same(teacher, student)
     names = _methods(teacher, student, method)
@@ -236,6 +236,9 @@ def _check_same(teacher: Certificates, student: Certificates) -> None:
                 f"{student.path} and {teacher.path} cannot be compared: they differ in {name} "
                 f"({_short(ours)} and {_short(theirs)})"
             )
+    if student.eps != teacher.eps:
+        texts = [certificates.attributes["eps_text"] for certificates in (student, teacher)]
+        raise InputError(f"{student.path} and {teacher.path} cannot be compared: eps is {texts[0]} and {texts[1]}")
 
 
 def _methods(teacher: Certificates, student: Certificates, method: str) -> list[str]:
@@ -253,9 +256,10 @@ def _methods(teacher: Certificates, student: Certificates, method: str) -> list[
             raise InputError(f"the files ran {name} with other settings: {settings[0][name]} and {settings[1][name]}")
     for certificates in (teacher, student):
         for name in names:
-            errors = certificates[name].count(Status.ERROR)
-            if errors:
-                raise InputError(f"{certificates.path}: {errors} rows of {name} ended in ERROR; certify it again")
+            failed = {status.name: certificates[name].count(status) for status in FAILURES}
+            if any(failed.values()):
+                what = ", ".join(f"{count} {status}" for status, count in failed.items() if count)
+                raise InputError(f"{certificates.path}: rows of {name} have no answer ({what}); certify it again")
     return names
 
 
