@@ -167,7 +167,7 @@ class CertificateFile:
             key = different[0]
             raise InputError(
                 f"{self.path} was made with another {key} ({_short(there.get(key))}, now {_short(wanted.get(key))}): "
-                "choose another output file, or delete this one"
+                "choose another output file (--out), or delete this one"
             )
 
     def _retry_failures(self, method: str) -> None:

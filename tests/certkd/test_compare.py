@@ -253,7 +253,7 @@ def refusal(teacher: Certificates, student: Certificates, method: str = "best") 
         ({"data_sha256": "other"}, "differ in data_sha256 (other and data)"),
         ({"indices_sha256": "other"}, "differ in indices_sha256"),
         ({"norm": "l2"}, "differ in norm (l2 and linf)"),
-        ({"eps": "0.2"}, "differ in eps_text (0.2 and 0.1)"),
+        ({"eps": "0.2"}, "eps is 0.2 and 0.1"),
         ({"settings": {"crown": {"probes": 1}}}, "ran crown with other settings"),
         ({"settings": {"pgd": {"steps": 1}}}, "ran pgd with other settings"),
     ],
@@ -275,12 +275,14 @@ def test_unfinished_files_are_refused_and_named(tmp_path: Path) -> None:
         assert "student.h5 is not finished (5 rows are pending)" in message, message
 
 
-def test_error_rows_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("status", [Status.ERROR, Status.OUT_OF_MEMORY, Status.TIMEOUT])
+def test_rows_without_an_answer_are_refused(tmp_path: Path, status: Status) -> None:
     (teacher,) = pair(tmp_path, 1)
     content = random_content(2)
-    content["crown"]["status"][:2] = Status.ERROR
+    content["crown"]["status"][:2] = status
     student = file(tmp_path / "student.h5", content)
-    assert "2 rows of crown ended in ERROR" in refusal(teacher, student)
+    message = refusal(teacher, student)
+    assert f"rows of crown have no answer (2 {status.name})" in message, message
     assert compare(teacher, student, method="ibp").method == "ibp", "the other method has its answers"
 
 

@@ -294,8 +294,9 @@ def test_log_is_whole_again_after_a_kill_before_its_line(tmp_path: Path) -> None
 
 def test_finished_training_is_resumed_without_a_step(tmp_path: Path) -> None:
     student, again, listener = plain(), plain(5), Listener()
-    result = fit(student, out=tmp_path)
-    resumed = fit(again, out=tmp_path, resume=True, reporter=listener)
+    learnt = Recipe(epochs=8, batch_size=16, optimizer=FAST)
+    result = fit(student, recipe=learnt, out=tmp_path)
+    resumed = fit(again, recipe=learnt, out=tmp_path, resume=True, reporter=listener)
     assert listener.calls == ["start"] and resumed == result
     assert_same_state(again.state_dict(), student.state_dict(), "the student of a finished training")
 
@@ -473,9 +474,9 @@ def test_every_image_is_used_once_an_epoch_in_a_new_order() -> None:
 
 def test_hooks_are_called_in_order() -> None:
     listener = Listener()
-    result = fit(plain(), recipe=Recipe(epochs=2, batch_size=50, optimizer=FAST), reporter=listener)
-    assert listener.calls == ["start", *["step"] * 3, "epoch", *["step"] * 3, "epoch"]
-    assert listener.started == (2, 0, 3)
+    result = fit(plain(), recipe=Recipe(epochs=2, batch_size=16, optimizer=FAST), reporter=listener)
+    assert listener.calls == ["start", *["step"] * 8, "epoch", *["step"] * 8, "epoch"]
+    assert listener.started == (2, 0, 8)
     assert listener.records == result.history
 
 
