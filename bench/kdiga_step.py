@@ -59,6 +59,7 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--runs", type=int, default=15)
     runs = arguments.parse_args().runs
+    torch.set_num_threads(1)
     weights = Kdiga()
     for title, name, options, teacher_name, teacher_options, shape, size, repeat in CASES:
         torch.manual_seed(0)

@@ -21,7 +21,7 @@ from certkd.objectives import Objective
 from certkd.objectives.base import Batch, Terms, total
 from certkd.runlog import RunLog, TrainingReporter
 from verifiers.errors import InputError
-from verifiers.modes import eval_mode
+from verifiers.modes import eval_mode, suitable_threads
 from verifiers.quantities import Epsilon
 from verifiers.samples import chance_limit
 
@@ -113,7 +113,10 @@ def train(
         _check_classes(student, teacher, fit, place)
     optimizer = _optimizer(student, recipe.optimizer)
     progress = _load_progress(out, student, optimizer) if resume else Progress()
-    with closing(RunLog(out, progress.history)) as log, torch.random.fork_rng(), _frozen(teacher):
+    threads = suitable_threads(
+        teacher or student, fit.batch(torch.zeros(1, dtype=torch.long), place)[0], recipe.batch_size
+    )
+    with closing(RunLog(out, progress.history)) as log, torch.random.fork_rng(), _frozen(teacher), threads:
         reporter.start(recipe.epochs, progress.epoch, -(-len(fit) // recipe.batch_size))
         for epoch in range(progress.epoch, recipe.epochs):
             started = time.perf_counter()

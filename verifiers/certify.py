@@ -31,7 +31,7 @@ from verifiers.certificate import (
 from verifiers.errors import InputError, did_you_mean
 from verifiers.fingerprint import structure_sha256, weights_sha256
 from verifiers.methods import find
-from verifiers.modes import eval_mode, trusted_arithmetic
+from verifiers.modes import eval_mode, suitable_threads, trusted_arithmetic
 from verifiers.reporter import Reporter
 from verifiers.samples import CLEAN_BATCH, Images, Samples, device_of, first_images, look_at
 from verifiers.store import CertificateFile, Certificates
@@ -86,15 +86,20 @@ def certify(
     requests = _requests(infos, Epsilon.parse(eps), _norm(norm), seed, options or {})
     with torch.inference_mode(False), eval_mode(model), trusted_arithmetic():
         samples = look_at(model, images, labels, indices, reporter)
-        with CertificateFile(
-            out,
-            identity={**_identity(model, samples, requests), **(identity or {})},
-            facts=_facts(model),
-            samples=len(samples.labels),
-            image_shape=tuple(first_images(samples, model)[0].shape),
-            methods=infos,
-            requests=requests,
-        ) as file:
+        first = first_images(samples, model)
+        threads = suitable_threads(model, first[:1], CLEAN_BATCH)
+        with (
+            threads,
+            CertificateFile(
+                out,
+                identity={**_identity(model, samples, requests), **(identity or {})},
+                facts=_facts(model),
+                samples=len(samples.labels),
+                image_shape=tuple(first.shape[1:]),
+                methods=infos,
+                requests=requests,
+            ) as file,
+        ):
             for info in infos:
                 _run_method(info, requests[info.name], model, samples, file, batch_size, reporter)
             return file.read()

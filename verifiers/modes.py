@@ -1,10 +1,17 @@
 """How a network and torch's arithmetic are set while certifying or attacking; all of it is undone afterwards."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+#: Below this many floating-point operations per batch, other threads cost more than they do: on a shared two-core
+#: machine a second thread made small networks 4 to 50 times slower.
+SMALL_WORK = 1e9
 
 
 @contextmanager
@@ -36,6 +43,29 @@ def trusted_arithmetic() -> Iterator[None]:
         torch.set_float32_matmul_precision(before[0])
         cudnn.allow_tf32 = before[1]
         torch.set_deterministic_debug_mode(before[2])
+
+
+@contextmanager
+def suitable_threads(model: nn.Module, sample: Float[Tensor, "1 *shape"], batch: int) -> Iterator[None]:
+    """One thread while a small network works on the CPU; the number that was set afterwards.
+
+    The choice depends on the network and the batch size alone, so that a resumed run computes the same. A machine
+    whose owner set OMP_NUM_THREADS keeps that number.
+    """
+    before = torch.get_num_threads()
+    free = sample.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ
+    if free and _operations(model, sample, batch) < SMALL_WORK:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _operations(model: nn.Module, sample: Tensor, batch: int) -> float:
+    with torch.no_grad(), eval_mode(model), FlopCounterMode(display=False) as counter:
+        model(sample)
+    return float(counter.get_total_flops()) * batch
 
 
 def _matmul_precision() -> str:

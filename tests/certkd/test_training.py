@@ -155,13 +155,24 @@ def test_teacher_is_left_bit_for_bit(objective: Objective, interrupt: int | None
     assert all(p.grad is None for p in teacher.parameters()), "gradients were left on the teacher"
 
 
-def test_teacher_answers_in_eval_mode() -> None:
+def test_teacher_is_frozen_while_it_answers() -> None:
     """A teacher in train mode would answer with batch statistics and dropout, differently at each call."""
-    modes: list[bool] = []
+    modes: list[tuple[bool, bool]] = []
+
+    def look(module: nn.Module, given: object, answer: object) -> None:
+        modes.append((module.training, any(parameter.requires_grad for parameter in module.parameters())))
+
     teacher = busy(7).train()
-    teacher.register_forward_hook(lambda module, given, answer: modes.append(module.training))
+    teacher.register_forward_hook(look)
     fit(plain(), Kdiga(), teacher=teacher)
-    assert modes and not any(modes)
+    assert set(modes) == {(False, False)}, "the teacher answers in train mode, or with a graph of its weights"
+
+
+def test_student_given_in_eval_mode_is_trained_in_train_mode() -> None:
+    one, other = busy().train(), busy().eval()
+    fit(one)
+    fit(other)
+    assert_same_state(other.state_dict(), one.state_dict(), "a student given in eval mode")
 
 
 def test_global_random_state_is_left_alone_and_ignored() -> None:
