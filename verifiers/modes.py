@@ -7,7 +7,6 @@ from contextlib import contextmanager
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 #: Below this many floating-point operations per batch, other threads cost more than they do: on a shared two-core
 #: machine a second thread made small networks 4 to 50 times slower.
@@ -63,9 +62,23 @@ def suitable_threads(model: nn.Module, sample: Float[Tensor, "1 *shape"], batch:
 
 
 def _operations(model: nn.Module, sample: Tensor, batch: int) -> float:
-    with torch.no_grad(), eval_mode(model), FlopCounterMode(display=False) as counter:
-        model(sample)
-    return float(counter.get_total_flops()) * batch
+    """Two for each weight of a linear or convolution layer and each position it is applied at."""
+    counts = []
+
+    def count(module: nn.Module, given: object, output: Tensor) -> None:
+        weight = module.weight
+        assert isinstance(weight, Tensor)
+        counts.append(2.0 * weight.numel() * output.numel() / len(weight))
+
+    layers = [module for module in model.modules() if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d)]
+    hooks = [layer.register_forward_hook(count) for layer in layers]
+    try:
+        with torch.no_grad(), eval_mode(model):
+            model(sample)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return sum(counts) * batch
 
 
 def _matmul_precision() -> str:

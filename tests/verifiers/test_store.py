@@ -303,7 +303,7 @@ def test_answers_are_kept(tmp_path: Path, status: Status) -> None:
 def test_another_configuration_is_refused_by_name(tmp_path: Path, key: str, value: Any) -> None:
     write_all(tmp_path / "a.h5")
     before = (tmp_path / "a.h5").read_bytes()
-    with pytest.raises(InputError, match=f"made with another {key} .*--out another name") as refusal:
+    with pytest.raises(InputError, match=f"made with another {key} .*another output file .--out.") as refusal:
         open_file(tmp_path / "a.h5", identity={**IDENTITY, key: value})
     assert len(str(refusal.value).splitlines()) == 1
     assert (tmp_path / "a.h5").read_bytes() == before, "a refused file was changed"
