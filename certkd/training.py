@@ -28,6 +28,8 @@ from verifiers.samples import chance_limit
 RESUME = "resume.pt"
 #: A network has collapsed when this share of the validation images gets one and the same class, or when it guesses.
 CONSTANT_SHARE = 0.95
+#: A student below this share of its teacher's clean accuracy is worth a warning: a large lambda_iga does that too.
+FAR_BELOW = 0.8
 
 
 @dataclass
@@ -128,9 +130,12 @@ def train(
                 _save_epoch(out, progress, student, optimizer, about or {})
             log.write(record)
             reporter.epoch(record)
-    collapsed = has_collapsed(progress.history[-1]["validation"])
+    last = progress.history[-1]["validation"]
+    collapsed = has_collapsed(last)
     if collapsed:
-        reporter.warn(_collapse_message(progress.history[-1]["validation"], objective))
+        reporter.warn(_collapse_message(last, objective))
+    elif teacher is not None and last["clean"] < FAR_BELOW * (theirs := _clean_accuracy(teacher, held_out, place)):
+        reporter.warn(f"clean accuracy {last['clean']:.1%} is far below the teacher's {theirs:.1%}{_hint(objective)}")
     student.load_state_dict(progress.best_state)
     student.eval()
     return TrainingResult(progress.history, progress.best_epoch, collapsed)
@@ -225,7 +230,7 @@ def evaluate(
                 attacked += _attacked_correct(model, x.detach(), y, selection, _generator(seed, number, 3))
     share = float(torch.cat(predictions).bincount().max()) / len(split)
     metrics = {"clean": clean / len(split), "gradient_norm": gradient / len(split), "constant_share": share}
-    metrics["chance_limit"] = chance_limit(logits.shape[1], len(split))
+    metrics["chance_limit"] = chance_limit(logits.shape[1], len(split)) if len(split) >= 20 else 0.0
     if selection.eps is not None:
         metrics["pgd"] = attacked / len(split)
     return metrics
@@ -233,7 +238,8 @@ def evaluate(
 
 def has_collapsed(metrics: Mapping[str, float]) -> bool:
     """Whether a network that was measured by ``evaluate`` is (almost) a constant classifier."""
-    return metrics["constant_share"] >= CONSTANT_SHARE or metrics["clean"] <= metrics["chance_limit"]
+    constant = metrics["constant_share"] >= CONSTANT_SHARE > metrics["clean"]
+    return constant or metrics["clean"] <= metrics["chance_limit"]
 
 
 def _attacked_correct(
@@ -387,12 +393,19 @@ def _frozen(teacher: nn.Module | None) -> Iterator[None]:
 
 
 def _collapse_message(metrics: Mapping[str, float], objective: Objective) -> str:
-    weight = getattr(objective, "lambda_iga", 0)
-    hint = f": lambda_iga {weight} is too large from these weights; lower it" if weight else ": lower the learning rate"
     return (
         f"the student collapsed to a constant: one class for {metrics['constant_share']:.0%} of the validation images, "
-        f"clean accuracy {metrics['clean']:.1%}, mean input gradient {metrics['gradient_norm']:.2g}{hint}"
+        f"clean accuracy {metrics['clean']:.1%}, mean input gradient {metrics['gradient_norm']:.2g}{_hint(objective)}"
     )
+
+
+def _hint(objective: Objective) -> str:
+    weight = getattr(objective, "lambda_iga", 0)
+    return f": lambda_iga {weight} is too large from these weights; lower it" if weight else ": lower the learning rate"
+
+
+def _clean_accuracy(model: nn.Module, split: Split, place: torch.device) -> float:
+    return evaluate(model, split, SelectionConfig(), place)["clean"]
 
 
 def _key(*parts: int) -> int:

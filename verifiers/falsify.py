@@ -103,6 +103,8 @@ def ascend(
         adversarial = adversarial.detach().requires_grad_(True)
         with torch.enable_grad():
             (gradient,) = torch.autograd.grad(objective(adversarial).sum(), adversarial)
+        blocked = ((adversarial <= 0) & (gradient < 0)) | ((adversarial >= 1) & (gradient > 0))  # by the image box
+        gradient = gradient.masked_fill(blocked, 0.0)
         delta = project(adversarial.detach() - x + rate * steepest(gradient, norm), eps, norm)
         adversarial = (x + delta).clamp(0.0, 1.0)
     return adversarial.detach()

@@ -53,7 +53,7 @@ def suitable_threads(model: nn.Module, sample: Float[Tensor, "1 *shape"], batch:
     """
     before = torch.get_num_threads()
     free = sample.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ
-    if free and _operations(model, sample, batch) < SMALL_WORK:
+    if free and 0 < _operations(model, sample, batch) < SMALL_WORK:
         torch.set_num_threads(1)
     try:
         yield
@@ -78,7 +78,7 @@ def _operations(model: nn.Module, sample: Tensor, batch: int) -> float:
     finally:
         for hook in hooks:
             hook.remove()
-    return sum(counts) * batch
+    return sum(counts, 0.0) * batch
 
 
 def _matmul_precision() -> str:

@@ -40,7 +40,7 @@ class Kd(Objective):
     def weigh(
         self, ce: Float[Tensor, ""], logits: Float[Tensor, "batch classes"], target: Float[Tensor, "batch classes"]
     ) -> Terms:
-        """The terms from one student forward pass; those of weight 0 are left out."""
+        """The terms from one student forward pass; KL is left out at weight 0."""
         terms = {"ce": Term(self.lambda_ce, ce)}
         if self.lambda_kl > 0:
             terms["kl"] = Term(self.lambda_kl, softened_kl(logits, target, self.temperature))

@@ -14,6 +14,7 @@ from certkd.config import DataConfig, OptimizerConfig, Recipe, SelectionConfig
 from certkd.data import DataSet, load
 from certkd.models import ModelSpec, build
 from certkd.objectives import Adversarial, Kd, Kdiga, Objective, Standard
+from certkd.runlog import TrainingReporter
 from certkd.training import evaluate, train
 from verifiers.certify import certify
 
@@ -106,3 +107,23 @@ def test_alignment_transfers_certificates(networks: dict[str, nn.Module], data: 
     kd, kdiga = certificates(networks["kd"], data), certificates(networks["kdiga"], data)
     assert kdiga >= kd, f"kdiga has {kdiga} CROWN certificates, kd {kd}"
     assert kdiga >= CERTIFIED_IMAGES / 4, f"kdiga has {kdiga} CROWN certificates of {CERTIFIED_IMAGES}, 74 are usual"
+
+
+class Listener(TrainingReporter):
+    """Keeps the warnings."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
+
+
+def test_a_far_too_large_lambda_is_said() -> None:
+    """From random weights it leaves the student near a constant, whether or not every image gets the same class."""
+    fit, held_out = (load(DataConfig()).splits[name] for name in ("train", "validation"))
+    teacher, student, listener = network([64, 64]), network([64, 64]), Listener()
+    train(teacher, fit, Standard(), validation=held_out, recipe=Recipe(epochs=15))
+    kdiga = Kdiga(lambda_iga=100)
+    train(student, fit, kdiga, teacher=teacher, validation=held_out, recipe=Recipe(epochs=10), reporter=listener)
+    assert len(listener.warnings) == 1 and "lambda_iga 100" in listener.warnings[0], listener.warnings

@@ -5,7 +5,7 @@ import random
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -19,6 +19,7 @@ from certkd.data import Split, TensorImages, load
 from certkd.experiment import run_training
 from certkd.models import Classifier, ModelSpec, build
 from certkd.objectives import Adversarial, Kd, Kdiga, Objective, Standard
+from certkd.objectives.base import Batch, Terms
 from certkd.runlog import TrainingReporter
 from certkd.training import (
     RESUME,
@@ -196,6 +197,26 @@ def test_seed_decides() -> None:
         trained.append(state_of(student))
     assert_same_state(trained[0], trained[1], "same seed")
     assert not torch.equal(trained[0]["0.weight"], trained[2]["0.weight"]), "the seed has no effect"
+
+
+class Spy(Standard):
+    """Cross-entropy; remembers the seed of each step's generator."""
+
+    seeds: ClassVar[list[int]] = []
+
+    def terms(self, batch: Batch) -> Terms:
+        self.seeds.append(batch.generator.initial_seed())
+        return super().terms(batch)
+
+
+def test_every_step_of_every_epoch_has_its_own_random_numbers() -> None:
+    runs = []
+    for seed in (0, 0, 1):
+        Spy.seeds.clear()
+        fit(plain(), Spy(), seed=seed)
+        runs.append(list(Spy.seeds))
+    assert runs[0] == runs[1], "the random numbers of a step are not decided by the seed"
+    assert len(runs[0]) == 12 and len({*runs[0], *runs[2]}) == 24, "two steps, or two seeds, share random numbers"
 
 
 def test_frozen_weights_of_the_student_stay() -> None:
@@ -693,12 +714,16 @@ def test_absent_cuda_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("interrupt", [None, 1], ids=["to the end", "interrupted"])
-def test_tensorboard_has_every_term(tmp_path: Path, interrupt: int | None) -> None:
+def test_tensorboard_has_every_term(tmp_path: Path, interrupt: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    writer = pytest.importorskip("torch.utils.tensorboard").SummaryWriter
+    close, closed = writer.close, list[bool]()
+    monkeypatch.setattr(writer, "close", lambda self: (closed.append(True), close(self)))
     try:
         fit(plain(), Kd(), teacher=plain(1), out=tmp_path, reporter=Listener(after_epoch=interrupt))
     except Interrupted:
         assert interrupt is not None
+    assert closed, "the TensorBoard file was not closed: its last minutes can be lost"
     events = accumulators.EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     wanted = {"terms/ce", "terms/kl", "terms/loss", "validation/clean"}
