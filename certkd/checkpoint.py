@@ -114,6 +114,8 @@ def load(path: str | os.PathLike[str], *, architecture: ModelSpec | None = None)
         raise InputError(
             f"{path} has checkpoint version {metadata['format_version']}, not {FORMAT_VERSION}: update certkd"
         )
+    if metadata and architecture is not None:
+        raise InputError(f"{path} says itself what network it is: drop --arch")
     if metadata:
         spec = _spec(metadata, path)
     elif architecture is not None:

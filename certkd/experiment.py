@@ -27,6 +27,7 @@ from verifiers.store import Certificates
 
 #: Settings that do not change what a training computes (the teacher is known by its hash).
 _FREE = {"out", "device", "teacher"}
+TRAINING_OUTPUTS = ("best.pt", "last.pt", "log.jsonl", RESUME, "tensorboard")
 
 
 @dataclass(frozen=True)
@@ -55,14 +56,14 @@ def run_training(
     state = None if overwrite else resume_state(out)
     if state is not None:
         _check_resumable(out, state, about, resume)
-    elif overwrite:
-        _delete(out, RESUME, "log.jsonl")
     samples = data.load(config.data)
     student = networks.fresh(config.model, samples, config.seed)
     if teacher is not None and teacher.model.spec.shape != student.spec.shape:
         raise InputError(
             f"the teacher {config.teacher} takes images {teacher.model.spec.shape}, the student {student.spec.shape}"
         )
+    if overwrite:
+        _delete(out, RESUME, TRAINING_OUTPUTS)
     _make_folder(out)
     return train(
         student,
@@ -81,17 +82,23 @@ def run_training(
     )
 
 
-def _delete(folder: Path, *marks: str) -> None:
-    """Delete an output folder, and nothing else: one of these must be in it.
+def _delete(folder: Path, mark: str, outputs: tuple[str, ...]) -> None:
+    """Delete earlier outputs in a folder, and nothing else.
 
     Raises:
-        InputError: the folder holds other things.
+        InputError: the folder holds other things and no ``mark`` of certkd.
     """
     try:
-        if any((folder / mark).exists() for mark in marks):
-            shutil.rmtree(folder)
-        elif folder.exists() and any(folder.iterdir()):
-            raise InputError(f"{folder} is no output of certkd and is not overwritten: give another out, or delete it")
+        if not (folder / mark).exists():
+            if folder.exists() and any(folder.iterdir()):
+                raise InputError(f"{folder} is no output of certkd and is not overwritten: give another out")
+            return
+        for name in outputs:
+            path = folder / name
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
     except OSError as error:
         raise InputError(f"cannot delete {folder}: {error.strerror}") from None
 
@@ -147,7 +154,8 @@ def run(
     if not any(find(name).guarantee is Guarantee.DETERMINISTIC for name in config.certify.methods):
         raise InputError(f"certify.methods {', '.join(config.certify.methods)} proves nothing: add ibp or crown")
     if overwrite:
-        _delete(folder, "teacher", "certificates")
+        data.load(config.data)  # what cannot work is known before anything is deleted
+        _delete(folder, f"teacher/{RESUME}", ("teacher", "students", "certificates", "report"))
     trainings = {"teacher": _training(config, "teacher", config.teacher, None)}
     teacher = f"{trainings['teacher'].out}/best.pt"
     for name in config.students.objectives:

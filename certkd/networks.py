@@ -31,6 +31,10 @@ def fresh(config: ModelConfig, data: DataSet, seed: int) -> Classifier:
                 f"{config.name} takes images {model.spec.shape} of {model.spec.classes} classes, "
                 f"{data.name} has {data.shape} of {data.classes}"
             )
+        if config.options or config.pretrained or not config.normalize:
+            raise InputError(
+                f"{config.name} is a checkpoint and says itself how it is built: drop the model's other keys"
+            )
         return model
     mean, std = data.statistics if config.normalize else ((), ())
     spec = ModelSpec(

@@ -111,6 +111,8 @@ def train(
         raise InputError(f"{out} already holds a training: resume it, or give another folder")
     student.to(place)
     if teacher is not None:
+        if {id(p) for p in teacher.parameters()} & {id(p) for p in student.parameters()}:
+            raise InputError("teacher and student share weights: copy one of them first (copy.deepcopy)")
         teacher.to(place)
         _check_classes(student, teacher, fit, place)
     optimizer = _optimizer(student, recipe.optimizer)
@@ -394,7 +396,7 @@ def _frozen(teacher: nn.Module | None) -> Iterator[None]:
 
 def _collapse_message(metrics: Mapping[str, float], objective: Objective) -> str:
     return (
-        f"the student collapsed to a constant: one class for {metrics['constant_share']:.0%} of the validation images, "
+        f"the student collapsed: one class for {metrics['constant_share']:.0%} of the validation images, "
         f"clean accuracy {metrics['clean']:.1%}, mean input gradient {metrics['gradient_norm']:.2g}{_hint(objective)}"
     )
 

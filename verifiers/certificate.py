@@ -79,7 +79,12 @@ COMMON_COLUMNS = (
     Column("predicted", "int64", "", "class predicted by the network on the clean image"),
     Column("correct", "uint8", "", "1 when the predicted class is the true class"),
     Column("radius", "float64", "pixels", "largest radius proved, rounded down; 0 when none or misclassified"),
-    Column("margin", "float64", "logits", "smallest margin of the predicted class found or bounded at eps"),
+    Column(
+        "margin",
+        "float64",
+        "logits",
+        "smallest margin at eps: found by an attack, or bounded from below less the rounding allowance",
+    ),
     Column("certified", "uint8", "", "1 when correct and radius >= eps"),
     Column("seconds", "float64", "seconds", "time spent on the row: its batch's time over the batch's rows"),
     Column("status", "uint8", "", "; ".join(f"{s.value} {s.name}" for s in Status)),

@@ -63,7 +63,7 @@ def certify(
         labels: true classes.
         eps: radius in pixel units that certified accuracy is reported at, like ``"8/255"``.
         norm: ``"linf"``, ``"l2"`` or ``"l1"``.
-        methods: names from ``certkd methods``, run in this order.
+        methods: names from ``certkd methods``; attacks run first, whatever the order.
         out: certificate file; the same call on an unfinished file goes on with it. In memory when None.
         seed: keys all randomness, together with the sample index.
         batch_size: rows at a time; each method's own when None. Halved when memory runs out.
@@ -82,7 +82,7 @@ def certify(
     reporter = reporter or Reporter()
     if batch_size is not None and batch_size < 1:
         raise InputError(f"batch_size must be at least 1, got {batch_size}")
-    infos = [find(name) for name in methods]
+    infos = sorted((find(name) for name in methods), key=lambda info: info.guarantee != Guarantee.ESTIMATE)
     requests = _requests(infos, Epsilon.parse(eps), _norm(norm), seed, options or {})
     with torch.inference_mode(False), eval_mode(model), trusted_arithmetic():
         samples = look_at(model, images, labels, indices, reporter)
@@ -101,8 +101,19 @@ def certify(
             ) as file,
         ):
             for info in infos:
+                _check_predictions(info, samples, file)
+            for info in infos:  # attacks first: proofs are held against their counterexamples
                 _run_method(info, requests[info.name], model, samples, file, batch_size, reporter)
             return file.read()
+
+
+def _check_predictions(info: MethodInfo, samples: Samples, file: CertificateFile) -> None:
+    """Finished rows must be this network's: weights and layers alone do not tell two functions apart."""
+    stored, finished = file.predicted(info.name)
+    if not np.array_equal(stored[finished], samples.predicted.numpy()[finished]):
+        raise InputError(
+            f"{file.path} holds rows of a network that predicts otherwise: choose another output file (--out)"
+        )
 
 
 def _identity(model: nn.Module, samples: Samples, requests: Mapping[str, Request]) -> dict[str, Any]:
@@ -130,14 +141,16 @@ def _requests(
     names = [info.name for info in infos]
     if len(set(names)) < len(names):
         raise InputError(f"each method once, got {', '.join(names)}")
-    if seed < 0:
-        raise InputError(f"seed must not be negative, got {seed}")
+    if not 0 <= seed < 2**63:
+        raise InputError(f"seed must be from 0 to 2^63 - 1, got {seed}")
     known = sorted({name for info in infos for name in info.options})
     for name, value in options.items():
         if name not in known:
             raise InputError(f"none of the methods {', '.join(i.name for i in infos)} has an option {name!r}.")
         if not 0 < value < float("inf"):
             raise InputError(f"option {name} must be positive and finite, got {value!r}")
+        if any(isinstance(info.options.get(name), int) for info in infos) and value != int(value):
+            raise InputError(f"option {name} must be a whole number, got {value!r}")
     return {
         info.name: Request(
             eps, norm, seed, {**info.options, **{name: options[name] for name in info.options if name in options}}

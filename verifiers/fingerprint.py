@@ -24,7 +24,7 @@ def weights_sha256(weights: nn.Module | Mapping[str, Tensor]) -> str:
 def structure_sha256(model: nn.Module) -> str:
     """SHA-256 of what a state dict leaves out: types and settings of the layers, and buffers that are not saved.
 
-    Two networks with the same weights and another activation, stride or normalisation differ in it.
+    Networks with the same weights and other layers differ in it; functions called in ``forward`` do not show.
     """
     saved = model.state_dict().keys()
     unsaved = {name: buffer for name, buffer in model.named_buffers() if name not in saved}

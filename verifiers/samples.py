@@ -123,7 +123,10 @@ def _check_fixed_function(model: nn.Module, batch: Tensor, logits: Tensor) -> No
         raise InputError(f"the network is not one fixed function: two passes differ by {difference:.3g} in eval mode")
     gap = float((alone - logits[:1]).abs().max())
     if gap > 1e-3 * max(1.0, float(logits[:1].abs().max())):
-        raise InputError(f"the network mixes the samples of a batch: alone, the first one's logits differ by {gap:.3g}")
+        raise InputError(
+            f"the network mixes the samples of a batch, or float32 is too coarse for it: alone, the first one's logits "
+            f"differ by {gap:.3g}"
+        )
 
 
 def first_images(samples: Samples, model: nn.Module, count: int = 2) -> Tensor:

@@ -108,7 +108,7 @@ class CertificateFile:
         samples: number of rows.
         image_shape: shape of one image, for columns that hold images.
         methods: their records.
-        request: norm, eps and options by method name.
+        requests: norm, eps and options by method name.
 
     Raises:
         InputError: not a certificate file, another configuration, another writer, no permission, no space.
@@ -182,6 +182,11 @@ class CertificateFile:
     def pending(self, method: str) -> np.ndarray:
         """Row numbers of the method that have no answer yet."""
         return np.flatnonzero(self._file[method]["status"][:] == Status.PENDING)
+
+    def predicted(self, method: str) -> tuple[np.ndarray, np.ndarray]:
+        """Predicted classes as stored, and which rows are finished."""
+        group = self._file[method]
+        return group["predicted"][:], group["status"][:] != Status.PENDING
 
     def eps(self, method: str) -> float:
         """The radius that certified accuracy is reported at."""

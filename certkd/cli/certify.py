@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @click.option("--split", default="test", show_default=True, help="train, validation or test.")
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first so many samples.")
 @click.option("--out", metavar="FILE", help="Certificate file.  [default: beside the checkpoint]")
-@click.option("--teacher-out", metavar="FILE", help="The teacher's certificate file.")
+@click.option("--teacher-out", metavar="FILE", help="The teacher's certificate file.  [default: beside it]")
 @click.option("--arch", metavar="NAME[,KEY=VALUE]", help="What bare weights belong to: certkd:resnet,depth=20")
 @click.option("--mean", metavar="M,...", help="Normalisation that bare weights expect.")
 @click.option("--std", metavar="S,...", help="Normalisation that bare weights expect.")
@@ -82,7 +82,7 @@ def _certify(name: str, out: str | None, eps: Epsilon, norm: str, options: dict[
         config,
         eps=eps,
         norm=norm,
-        methods=tuple(options["methods"].split(",")),
+        methods=tuple(name.strip() for name in options["methods"].split(",")),
         out=out or _default_out(name, eps, norm),
         split=options["split"],
         limit=options["limit"],
@@ -95,7 +95,7 @@ def _certify(name: str, out: str | None, eps: Epsilon, norm: str, options: dict[
 
 
 def _default_out(name: str, eps: Epsilon, norm: str) -> Path:
-    """Beside the checkpoint, named after it, the norm and eps, so that other settings get another file."""
+    """Beside the checkpoint, named after it, the norm and eps, so that another eps gets another file."""
     place = Path(name) if "/" in name or Path(name).exists() else Path(name.replace(":", "-"))
     return place.with_name(f"{place.stem}-{norm}-{eps.text.replace('/', '_')}.h5")
 

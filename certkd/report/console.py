@@ -84,7 +84,7 @@ class CertifyProgress(Reporter):
 
 
 class TrainProgress(TrainingReporter):
-    """A bar with the last epoch's figures on a terminal, a line every tenth of the epochs otherwise."""
+    """A bar with the last epoch's figures on a terminal, a line every fifth of the epochs otherwise."""
 
     def __init__(self, name: str) -> None:
         self._name = name

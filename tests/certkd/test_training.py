@@ -417,10 +417,16 @@ def test_occupied_folder_needs_resume_or_overwrite(tmp_path: Path) -> None:
     run_training(configured(tmp_path, epochs=2))
     with pytest.raises(InputError, match=r"2 of 2 epochs\): add --resume .* or --overwrite"):
         run_training(configured(tmp_path, epochs=2))
-    (tmp_path / "out" / "left over").write_text("")
+    (tmp_path / "out" / "notes.txt").write_text("")
     result = run_training(configured(tmp_path, epochs=1, seed=4), overwrite=True)
     assert len(result.history) == len(log_of(tmp_path / "out")) == 1
-    assert not (tmp_path / "out" / "left over").exists(), "--overwrite keeps files of the old training"
+    assert (tmp_path / "out" / "notes.txt").exists(), "--overwrite deleted what certkd did not write"
+
+
+def test_teacher_and_student_with_the_same_weights_are_refused() -> None:
+    network = plain()
+    with pytest.raises(InputError, match="share weights"):
+        fit(network, Kd(), teacher=network)
 
 
 CHANGES: dict[str, dict[str, Any]] = {

@@ -455,7 +455,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "norm": ({"norm": "linff"}, "unknown norm 'linff'. Did you mean 'linf'?"),
     "eps text": ({"eps": "8/0"}, "'8/0' divides by zero"),
     "eps sign": ({"eps": "-1/255"}, "eps must be positive.*, got '-1/255'"),
-    "seed": ({"seed": -1}, "seed must not be negative, got -1"),
+    "seed": ({"seed": -1}, "seed must be from 0"),
     "batch": ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
 }
 

@@ -9,9 +9,18 @@ from torch import Tensor, nn
 
 from verifiers.bound_propagation.auto_lirpa.adapter import AutoLirpa
 from verifiers.bound_propagation.auto_lirpa.guard import check_sandwich
-from verifiers.bound_propagation.engine import Engine, margin_specification, rounding_allowance
+from verifiers.bound_propagation.engine import (
+    Engine,
+    margin_specification,
+    measured_rounding,
+    rounding_allowance,
+)
 from verifiers.certificate import Columns, Guarantee, MethodInfo, Norm, Request, Status, margins
 from verifiers.radius import largest_certified
+
+#: A margin's bound must exceed this many times the difference of float32 and float64 logits that was measured.
+SAFETY = 16.0
+ARITHMETIC = "float64; margins exceed 2^-17 x max(1, largest |logit|) and 16 x the measured float32 error"
 
 
 @dataclass
@@ -27,14 +36,15 @@ class _Certifier:
 
     @property
     def notes(self) -> dict[str, str]:
-        return {"engine": self.engine.name, "arithmetic": "float64; margins exceed 2^-17 x max(1, largest |logit|)"}
+        return {"engine": self.engine.name, "arithmetic": ARITHMETIC}
 
     def __call__(
         self, x: Float[Tensor, "batch *shape"], predicted: Int[Tensor, " batch"], indices: Int[Tensor, " batch"]
     ) -> Columns:
         with torch.no_grad():
             logits = self.model(x)
-        allowance = rounding_allowance(logits)
+        measured = measured_rounding(self.model, self.engine.model, x, self.request.eps.value)
+        allowance = torch.maximum(rounding_allowance(logits), SAFETY * measured)
         specification = margin_specification(predicted, logits.shape[1], torch.float64)
 
         def bound(rows: Tensor, eps: Tensor) -> Tensor:

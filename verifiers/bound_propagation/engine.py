@@ -4,7 +4,7 @@ from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from verifiers.certificate import Norm
 
@@ -19,6 +19,7 @@ class Engine(Protocol):
 
     name: str
     batch_size: int
+    model: nn.Module  # the network in float64
 
     def lower_bounds(
         self,
@@ -43,5 +44,22 @@ def margin_specification(
 
 
 def rounding_allowance(logits: Float[Tensor, "batch classes"]) -> Float[Tensor, " batch"]:
-    """What a margin's lower bound must exceed to hold for the network as it runs in float32."""
+    """What a margin's lower bound must exceed to hold for an ordinary network as it runs in float32."""
     return ROUNDING_UNITS * logits.abs().amax(1).clamp_min(1.0).double()
+
+
+def measured_rounding(
+    network: nn.Module, exact: nn.Module, x: Float[Tensor, "batch *shape"], eps: float, probes: int = 8
+) -> Float[Tensor, " batch"]:
+    """Largest difference of float32 and float64 logits on each image and on random corners of its linf ball.
+
+    Networks whose large hidden values cancel are off by far more than their logits suggest.
+    """
+    generator = torch.Generator().manual_seed(0)
+    worst = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+    for probe in range(probes):
+        sign = torch.randint(0, 2, x.shape, generator=generator).to(x) * 2 - 1
+        point = (x + sign * eps).clamp(0.0, 1.0) if probe else x
+        with torch.no_grad():
+            worst = torch.maximum(worst, (network(point).double() - exact(point.double())).abs().amax(1))
+    return worst
