@@ -304,6 +304,7 @@ class Liar:
 
     def __init__(self, engine: AutoLirpa, lie: float) -> None:
         self.name, self.batch_size, self.engine, self.lie = engine.name, engine.batch_size, engine, lie
+        self.model = engine.model
 
     def lower_bounds(self, x: Tensor, eps: Tensor, specification: Tensor, *, norm: Norm, method: str) -> Tensor:
         return self.engine.lower_bounds(x, eps, specification, norm=norm, method=method) + self.lie
