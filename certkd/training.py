@@ -118,7 +118,9 @@ def train(
     optimizer = _optimizer(student, recipe.optimizer)
     progress = _load_progress(out, student, optimizer) if resume else Progress()
     threads = suitable_threads(
-        teacher or student, fit.batch(torch.zeros(1, dtype=torch.long), place)[0], recipe.batch_size
+        student if teacher is None else teacher,
+        fit.batch(torch.zeros(1, dtype=torch.long), place)[0],
+        recipe.batch_size,
     )
     with closing(RunLog(out, progress.history)) as log, torch.random.fork_rng(), _frozen(teacher), threads:
         reporter.start(recipe.epochs, progress.epoch, -(-len(fit) // recipe.batch_size))

@@ -2,7 +2,6 @@
 
 import copy
 import itertools
-from collections.abc import Iterator
 from functools import cache
 
 import numpy as np
@@ -30,15 +29,6 @@ EPS = {Norm.LINF: 0.03, Norm.L2: 0.1, Norm.L1: 0.2}
 every_norm = pytest.mark.parametrize("norm", ALL_NORMS, ids=str)
 every_method = pytest.mark.parametrize("method", METHODS)
 every_kind = pytest.mark.parametrize("kind", ZOO, ids=lambda kind: kind.name)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Networks this small lose more to threads that wait for each other than they gain."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @cache

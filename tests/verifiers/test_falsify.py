@@ -2,7 +2,6 @@
 
 import copy
 import math
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -19,15 +18,6 @@ from verifiers.falsify import PGD, ascend, norms, project, random_start, reachab
 
 every_norm = pytest.mark.parametrize("norm", tuple(Norm), ids=str)
 EPS = {Norm.LINF: "8/255", Norm.L2: "0.5", Norm.L1: "3"}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Networks this small lose more to threads that wait for each other than they gain."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 # Projections and directions

@@ -5,7 +5,7 @@ import itertools
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -25,15 +25,6 @@ pytestmark = pytest.mark.skipif(compat.version() is None, reason="auto-LiRPA is 
 every_norm = pytest.mark.parametrize("norm", tuple(Norm), ids=str)
 METHODS = ("ibp", "crown")
 IMAGE = (2, 6, 6)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Networks this small lose more to threads that wait for each other than they gain."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 class Custom(nn.Module):
