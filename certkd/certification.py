@@ -31,6 +31,8 @@ def certify_checkpoint(
     seed: int = 0,
     batch_size: int | None = None,
     options: Mapping[str, float] | None = None,
+    engine: str = "auto",
+    cross_check: int = 0,
     device: torch.device | None = None,
     reporter: Reporter | None = None,
 ) -> Certificates:
@@ -61,6 +63,8 @@ def certify_checkpoint(
         seed=seed,
         batch_size=batch_size,
         options=options,
+        engine=engine,
+        cross_check=cross_check,
         indices=samples.indices,
         identity={
             "architecture": f"{spec.name} {json.dumps(spec.options)}" if spec.options else spec.name,

@@ -125,6 +125,7 @@ class CertifyConfig(Strict):
     norm: Norm = Norm.LINF
     methods: tuple[str, ...] = ("pgd", "ibp", "crown")
     options: dict[str, Positive] = {}
+    engine: Literal["auto", "auto-lirpa", "native"] = "auto"
     limit: Count | None = None
     seed: Seed = 0
 

@@ -206,6 +206,7 @@ def _certify(
         limit=wanted.limit,
         seed=wanted.seed,
         options=wanted.options,
+        engine=wanted.engine,
         device=choose_device(config.device),
         reporter=reporter(name) if reporter else None,
     )

@@ -100,12 +100,16 @@ class Request:
         norm: norm of the ball.
         seed: run seed; all randomness is keyed by it and the sample index.
         options: the method's own settings, by name, defaults filled in.
+        engine: bound-propagation engine: ``auto``, ``auto-lirpa`` or ``native``.
+        cross_check: number of samples whose bounds are held against the other engine's.
     """
 
     eps: Epsilon
     norm: Norm
     seed: int = 0
     options: Mapping[str, int | float] = field(default_factory=dict)
+    engine: str = "auto"
+    cross_check: int = 0
 
 
 Columns = dict[str, np.ndarray]

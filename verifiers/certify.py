@@ -5,7 +5,7 @@ import platform
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from os import PathLike
 from typing import Any
@@ -16,6 +16,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from verifiers.bound_propagation.auto_lirpa import compat
+from verifiers.bound_propagation.engines import names_of
 from verifiers.certificate import (
     BatchCertifier,
     Columns,
@@ -51,6 +52,8 @@ def certify(
     seed: int = 0,
     batch_size: int | None = None,
     options: Mapping[str, int | float] | None = None,
+    engine: str = "auto",
+    cross_check: int = 0,
     indices: Int[Tensor, " samples"] | None = None,
     identity: Mapping[str, Any] | None = None,
     reporter: Reporter | None = None,
@@ -68,6 +71,8 @@ def certify(
         seed: keys all randomness, together with the sample index.
         batch_size: rows at a time; each method's own when None. Halved when memory runs out.
         options: settings of methods, such as ``{"steps": 50}``.
+        engine: of bound propagation: ``auto-lirpa``, ``native``, or ``auto``: the first where it takes the network.
+        cross_check: number of samples whose bounds are held against the other engine's; a contradiction is an ERROR.
         indices: index of each sample in its data set split; 0, 1, ... when None.
         identity: more facts that rows depend on, stored as attributes; a file that differs in one is refused.
         reporter: told about progress.
@@ -83,7 +88,11 @@ def certify(
     if batch_size is not None and batch_size < 1:
         raise InputError(f"batch_size must be at least 1, got {batch_size}")
     infos = sorted((find(name) for name in methods), key=lambda info: info.guarantee != Guarantee.ESTIMATE)
-    requests = _requests(infos, Epsilon.parse(eps), _norm(norm), seed, options or {})
+    names_of(engine)
+    if cross_check < 0:
+        raise InputError(f"cross_check must be at least 0, got {cross_check}")
+    base = Request(Epsilon.parse(eps), _norm(norm), seed, engine=engine, cross_check=cross_check)
+    requests = _requests(infos, base, options or {})
     with torch.inference_mode(False), eval_mode(model), trusted_arithmetic():
         samples = look_at(model, images, labels, indices, reporter)
         first = first_images(samples, model)
@@ -129,20 +138,19 @@ def _identity(model: nn.Module, samples: Samples, requests: Mapping[str, Request
         "norm": str(request.norm),
         "eps_text": request.eps.text,
         "seed": request.seed,
+        "engine": request.engine,
         "settings": {name: dict(request.options) for name, request in requests.items()},
     }
 
 
-def _requests(
-    infos: Sequence[MethodInfo], eps: Epsilon, norm: Norm, seed: int, options: Mapping[str, int | float]
-) -> dict[str, Request]:
+def _requests(infos: Sequence[MethodInfo], base: Request, options: Mapping[str, int | float]) -> dict[str, Request]:
     if not infos:
         raise InputError("no method was named; 'certkd methods' lists them")
     names = [info.name for info in infos]
     if len(set(names)) < len(names):
         raise InputError(f"each method once, got {', '.join(names)}")
-    if not 0 <= seed < 2**63:
-        raise InputError(f"seed must be from 0 to 2^63 - 1, got {seed}")
+    if not 0 <= base.seed < 2**63:
+        raise InputError(f"seed must be from 0 to 2^63 - 1, got {base.seed}")
     known = sorted({name for info in infos for name in info.options})
     for name, value in options.items():
         if name not in known:
@@ -152,8 +160,8 @@ def _requests(
         if any(isinstance(info.options.get(name), int) for info in infos) and value != int(value):
             raise InputError(f"option {name} must be a whole number, got {value!r}")
     return {
-        info.name: Request(
-            eps, norm, seed, {**info.options, **{name: options[name] for name in info.options if name in options}}
+        info.name: replace(
+            base, options={**info.options, **{name: options[name] for name in info.options if name in options}}
         )
         for info in infos
     }

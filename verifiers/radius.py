@@ -1,13 +1,43 @@
 """From "certified at eps" to the largest certified eps, for all samples of a batch at once."""
 
+import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-#: Lower margin bounds (less the rounding allowance) of the given rows, each at its own eps.
-MarginBound = Callable[[Int[Tensor, " rows"], Float[Tensor, " rows"]], Float[Tensor, " rows"]]
+
+class Evaluation(NamedTuple):
+    """What one evaluation of rows, each at its own eps, proved.
+
+    Attributes:
+        margin: lower bound of the margin on the ball of radius eps, less the rounding allowance.
+        radius: a radius up to eps that the evaluation certifies even where the margin is negative (0 when none): the
+            planes that were proved on the large ball hold on every smaller one.
+    """
+
+    margin: Float[Tensor, " rows"]
+    radius: Float[Tensor, " rows"]
+
+
+#: Evaluates the given rows, each at its own eps.
+MarginBound = Callable[[Int[Tensor, " rows"], Float[Tensor, " rows"]], Evaluation]
+
+
+class Search(NamedTuple):
+    """Result of a search, one value per row.
+
+    Attributes:
+        radius: largest radius proved, rounded down by one unit in the last place; 0 where nothing was proved.
+        margin: the bound at eps.
+        finished: whether the search ended by itself, not by the limit of time or of evaluations.
+    """
+
+    radius: Float[Tensor, " batch"]
+    margin: Float[Tensor, " batch"]
+    finished: Bool[Tensor, " batch"]
 
 
 def largest_certified(
@@ -17,69 +47,106 @@ def largest_certified(
     eps: float,
     limit: float,
     tolerance: float,
+    known: Float[Tensor, " batch"] | None = None,
+    seconds: float = float("inf"),
     max_steps: int = 40,
-) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
-    """Largest radius proved per sample, and the margin bound at eps.
+) -> Search:
+    """Largest radius proved per row.
 
-    Every row is bounded at eps first; a row that holds there doubles its radius until it fails, then the bracket
-    [proved, failed] shrinks by interpolation between its two margins, every third step by halving. Rows leave the
-    batch when the bracket is narrower than ``tolerance`` times the radius. Only a radius whose own evaluation gave a
-    positive bound is ever returned; a bound that is nan or infinite counts as failed.
+    Every row is bounded at eps first. The next trial is where the margin would be zero if it fell by a power of eps
+    through the last two margins, set off by less than half the tolerance so that its answer closes the bracket
+    [proved, failed]; every fourth trial halves the bracket.
+    Rows leave the batch when the bracket is narrower than ``tolerance`` times the radius. Only what an evaluation
+    proved is ever returned; a bound that is nan or infinite counts as failed.
 
     Args:
-        bound: evaluates rows, each at its own eps.
-        clean: margin on the clean image, used to start the interpolation; rows with clean <= 0 get radius 0.
+        bound: evaluates rows.
+        clean: margin on the clean image; rows with clean <= 0 get radius 0.
         eps: first radius tried, pixel units.
         limit: radius beyond which nothing is searched (the whole image box).
         tolerance: relative width of the final bracket.
-        max_steps: evaluations per row at most; what is proved by then is returned.
-
-    Returns:
-        radius: float64, rounded down by one unit in the last place; 0 where nothing was proved.
-        margin: the bound at eps.
+        known: radii proved already, by another method.
+        seconds: no evaluation starts later than this after the first.
+        max_steps: evaluations per row at most.
     """
-    rows = torch.arange(len(clean), device=clean.device)
-    proved, failed = torch.zeros_like(clean), torch.full_like(clean, float("inf"))
-    margin_proved, margin_failed = clean.clone(), torch.full_like(clean, float("-inf"))
-    trial = torch.full_like(clean, min(eps, limit))
-    at_eps = torch.full_like(clean, float("nan"))
-    active = clean > 0
+    state = _State(clean, min(eps, limit), limit, tolerance, eps)
+    started, margins_at_eps = time.perf_counter(), torch.full_like(clean, float("nan"))
     for step in range(max_steps):
-        if not bool(active.any()):
+        rows = state.active.nonzero().squeeze(1)
+        if not len(rows) or (step and time.perf_counter() - started > seconds):
             break
-        chosen = rows[active]
-        margin = bound(chosen, trial[chosen]).to(clean.dtype)
+        found = bound(rows, state.trial[rows])
+        margin = found.margin.to(clean.dtype)
         margin = margin.where(margin < float("inf"), float("nan"))
         if step == 0:
-            at_eps[chosen] = margin
-        holds = margin > 0
-        good, bad = chosen[holds], chosen[~holds]
-        proved[good], margin_proved[good] = trial[good], margin[holds]
-        failed[bad], margin_failed[bad] = trial[bad], margin[~holds]
-        active = active & (proved < limit) & (failed - proved > tolerance * proved.clamp_min(1e-3 * eps))
-        halve = step % 3 == 2
-        trial = _next_trial(proved, failed, margin_proved, margin_failed, limit, tolerance, halve)
-    return torch.nextafter(proved, torch.zeros_like(proved)), at_eps
+            margins_at_eps[rows] = margin
+        state.record(rows, margin, found.radius.to(clean.dtype))
+        if step == 0 and known is not None:
+            state.raise_to(known.to(clean))
+        state.choose(halve=step % 4 == 3)
+    radius = torch.nextafter(state.proved, torch.zeros_like(state.proved))
+    return Search(radius, margins_at_eps, ~state.active)
 
 
-def _next_trial(
-    proved: Tensor,
-    failed: Tensor,
-    margin_proved: Tensor,
-    margin_failed: Tensor,
-    limit: float,
-    tolerance: float,
-    halve: bool,
-) -> Float[Tensor, " batch"]:
-    """Doubling while nothing failed; else where the margins' straight line crosses zero, half a tolerance off the ends.
+class _State:
+    """Brackets of all rows, and the last two margins of each."""
 
-    An estimate within half a tolerance of one end is moved inside: the next answer then closes the bracket.
+    def __init__(self, clean: Tensor, trial: float, limit: float, tolerance: float, eps: float) -> None:
+        self.limit, self.tolerance, self.eps = limit, tolerance, eps
+        self.proved, self.failed = torch.zeros_like(clean), torch.full_like(clean, float("inf"))
+        self.clean = clean
+        self.points = [torch.zeros_like(clean), torch.zeros_like(clean)]  # eps evaluated last, and before that
+        self.margins = [clean.clone(), clean.clone()]
+        self.trial = torch.full_like(clean, trial)
+        self.active = clean > 0
+
+    def record(self, rows: Tensor, margin: Tensor, free: Tensor) -> None:
+        """Take in an evaluation of rows at their trials."""
+        trial, holds = self.trial[rows], margin > 0
+        self.points[1][rows], self.margins[1][rows] = self.points[0][rows], self.margins[0][rows]
+        self.points[0][rows], self.margins[0][rows] = trial, margin
+        self.failed[rows[~holds]] = trial[~holds]
+        free = free.where(free < float("inf"), 0.0).clamp_min(0.0)
+        reached = torch.where(holds, trial, torch.minimum(free, trial))
+        self.proved[rows] = torch.maximum(self.proved[rows], reached)
+        self._leave()
+
+    def raise_to(self, known: Tensor) -> None:
+        """Radii that were proved elsewhere."""
+        self.proved = torch.where(self.active, torch.maximum(self.proved, known), self.proved)
+        self.failed = torch.where(self.failed > self.proved, self.failed, float("inf"))
+        self._leave()
+
+    def _leave(self) -> None:
+        wide = self.failed - self.proved > self.tolerance * self.proved.clamp_min(1e-3 * self.eps)
+        self.active = self.active & (self.proved < self.limit) & wide
+
+    def choose(self, *, halve: bool) -> None:
+        """The next trial of every row."""
+        bracketed = torch.isfinite(self.failed)
+        width = torch.where(bracketed, self.failed - self.proved, 0.0)
+        zero = _crossing(self.points, self.margins, self.clean)
+        off = 0.4 * self.tolerance * self.proved
+        last_failed = self.trial == self.failed
+        zero = torch.where(last_failed, zero - off, zero + off)
+        edge = torch.minimum(0.5 * self.tolerance * self.proved, 0.5 * width)
+        edge = torch.where(self.proved > 0, edge, 0.1 * width)
+        middle = self.proved + 0.5 * width
+        inside = torch.where(torch.isfinite(zero) & (not halve), zero, middle)
+        inside = inside.clamp(self.proved + edge, self.proved + (width - edge))
+        doubled = 2 * self.proved
+        ahead = torch.isfinite(zero) & (zero > self.proved)
+        further = torch.where(ahead, zero, doubled).clamp(1.2 * self.proved, doubled)
+        self.trial = torch.where(bracketed, inside, further.clamp_max(self.limit))
+
+
+def _crossing(points: list[Tensor], margins: list[Tensor], clean: Tensor) -> Tensor:
+    """Where the margin is zero if it falls by a power of eps: exact on the two points, a straight line through one.
+
+    nan where no line can be drawn.
     """
-    bracketed = torch.isfinite(failed)
-    width = torch.where(bracketed, failed - proved, 0.0)
-    share = margin_proved / (margin_proved - margin_failed)
-    usable = torch.isfinite(share) & torch.isfinite(margin_failed) & (not halve)
-    share = torch.where(usable, share.clamp(0.1, 0.9), 0.5)
-    step = 0.5 * torch.minimum(tolerance * proved, width)
-    inside = (proved + share * width).clamp(proved + step, proved + width - step)
-    return torch.where(bracketed, inside, (2 * proved).clamp_max(limit))
+    (a, b), (loss_a, loss_b) = points, [clean - margin for margin in margins]
+    power = (loss_b / loss_a).log() / (b / a).log()
+    power = torch.where(torch.isfinite(power) & (power > 0.2), power, 1.0)
+    pole, loss = torch.where(a > 0, a, b), torch.where(a > 0, loss_a, loss_b)
+    return pole * (clean / loss) ** (1 / power)

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 @click.option("--norm", default="linf", show_default=True, help="linf, l2 or l1.")
 @click.option("--methods", default="pgd,ibp,crown", show_default=True, help="See 'certkd methods'.")
 @click.option("--option", "settings", multiple=True, type=Assignment(), help="A method's setting, like steps=50.")
+@click.option("--engine", default="auto", show_default=True, help="Of bound propagation: auto, auto-lirpa or native.")
+@click.option("--cross-check", default=0, metavar="N", help="Hold the bounds of N samples against the other engine's.")
 @click.option("--data", metavar="NAME", help="Data set.  [default: the checkpoint's own]")
 @click.option("--split", default="test", show_default=True, help="train, validation or test.")
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first so many samples.")
@@ -89,6 +91,8 @@ def _certify(name: str, out: str | None, eps: Epsilon, norm: str, options: dict[
         seed=options["seed"],
         batch_size=options["batch_size"],
         options=dict(options["settings"]),
+        engine=options["engine"],
+        cross_check=options["cross_check"],
         device=device,
         reporter=CertifyProgress(name),
     )

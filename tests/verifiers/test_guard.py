@@ -15,15 +15,16 @@ from torch import Tensor, nn
 from tests.zoo import BY_NAME, ZOO, Kind, images, mlp
 from verifiers.bound_propagation.auto_lirpa import compat
 from verifiers.bound_propagation.auto_lirpa.adapter import AutoLirpa
-from verifiers.bound_propagation.auto_lirpa.guard import check_forward, check_sandwich
 from verifiers.bound_propagation.certify import CROWN, IBP
+from verifiers.bound_propagation.checks import check_forward, check_sandwich
+from verifiers.bound_propagation.engine import Planes
 from verifiers.certificate import Contradiction, Epsilon, Norm, Request, Unsupported
 from verifiers.falsify import project, random_start
 
 pytestmark = pytest.mark.skipif(compat.version() is None, reason="auto-LiRPA is not installed")
 
 every_norm = pytest.mark.parametrize("norm", tuple(Norm), ids=str)
-METHODS = ("ibp", "crown")
+METHODS = ("ibp", "crown-ibp", "crown")
 IMAGE = (2, 6, 6)
 
 
@@ -130,6 +131,38 @@ def test_an_unsound_function_is_refused_by_its_operator(name: str) -> None:
             AutoLirpa(network, x)
     finally:
         logging.getLogger("auto_LiRPA").disabled = False
+
+
+def test_the_layer_before_a_refused_operator_is_named() -> None:
+    network, x = custom(FUNCTIONS["square root"][0])
+    nested = nn.Sequential(nn.Sequential(nn.Conv2d(2, 2, 1), network)).eval()
+    with pytest.raises(Unsupported, match=r"operator Sqrt at '/\d+' \(after layer '0\.1\.conv'\)"):
+        AutoLirpa(nested, x)
+    dilated = nn.Sequential(nn.Conv2d(2, 2, 1), Dilated()).eval()
+    with pytest.raises(Unsupported, match=r"operator Conv at '/\S+' \(layer '1'\): dilation"):
+        AutoLirpa(dilated, x)
+
+
+class Dilated(nn.Module):
+    """A convolution that no module of torch makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(3, 2, 3, 3)), nn.Parameter(torch.zeros(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight, self.bias, dilation=2).flatten(1)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (6, 1), (6, 1, 1, 1), (2, 6, 6)], ids=str)
+@pytest.mark.parametrize("method", ["ibp", "crown-ibp", "crown", "alpha-crown"])
+def test_eps_of_another_shape_is_refused_where_the_batch_is_the_image_side(shape: tuple[int, ...], method: str) -> None:
+    kind = BY_NAME["cnn"]
+    x, rows = kind.images(6).double(), torch.eye(3, dtype=torch.float64).expand(6, 3, 3)
+    engine = AutoLirpa(kind.network(), x)
+    plain = getattr(AutoLirpa.lower_bounds, "__wrapped__", AutoLirpa.lower_bounds)  # as it runs without type checks
+    with pytest.raises(ValueError, match="radii"):
+        plain(engine, x, torch.full(shape, 0.1, dtype=torch.float64), rows, norm=Norm.LINF, method=method)
 
 
 @pytest.mark.parametrize("function", [lambda z: z - z.mean(0, keepdim=True)], ids=["batch mean"])
@@ -297,6 +330,10 @@ class Liar:
         self.name, self.batch_size, self.engine, self.lie = engine.name, engine.batch_size, engine, lie
         self.model = engine.model
 
+    def planes(self, x: Tensor, eps: Tensor, specification: Tensor, *, norm: Norm, method: str) -> Planes:
+        told = self.engine.planes(x, eps, specification, norm=norm, method=method)
+        return Planes(told.bound + self.lie, told.value, told.steepness)
+
     def lower_bounds(self, x: Tensor, eps: Tensor, specification: Tensor, *, norm: Norm, method: str) -> Tensor:
         return self.engine.lower_bounds(x, eps, specification, norm=norm, method=method) + self.lie
 
@@ -323,7 +360,7 @@ def test_a_method_does_not_start_with_a_lying_engine(monkeypatch: pytest.MonkeyP
 def test_a_graph_that_is_another_network_is_caught() -> None:
     kind = BY_NAME["cnn"]
     network, x = kind.network().double(), kind.images(2).double()
-    check_forward(network, network, x)
+    check_forward(network, network, x, "a graph")
     other = copy.deepcopy(network)
     with torch.no_grad():
         other[-1].bias[0] += 1e-6
@@ -333,7 +370,7 @@ def test_a_graph_that_is_another_network_is_caught() -> None:
 
     for graph in (other, kind.network(seed=1).double(), sometimes_nan):
         with pytest.raises(Contradiction, match="another network"):
-            check_forward(network, graph, x)
+            check_forward(network, graph, x, "a graph")
 
 
 # What is left as it was

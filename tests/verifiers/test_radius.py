@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from verifiers.radius import largest_certified
+from verifiers.radius import Evaluation, largest_certified
 
 Margin = Callable[[int, float], float]
 
@@ -20,11 +20,11 @@ class Recorder:
     def __init__(self, margin: Margin) -> None:
         self.margin, self.calls, self.seen = margin, 0, []
 
-    def __call__(self, rows: Tensor, eps: Tensor) -> Tensor:
+    def __call__(self, rows: Tensor, eps: Tensor) -> Evaluation:
         self.calls += 1
         found = [self.margin(row, e) for row, e in zip(rows.tolist(), eps.tolist(), strict=True)]
         self.seen += list(zip(rows.tolist(), eps.tolist(), found, strict=True))
-        return torch.tensor(found, dtype=torch.float64)
+        return Evaluation(torch.tensor(found, dtype=torch.float64), torch.zeros(len(found), dtype=torch.float64))
 
     def proved(self, row: int) -> list[float]:
         """Radii at which the row had a positive, finite margin."""
@@ -42,7 +42,9 @@ def search(
 ) -> tuple[Tensor, Tensor, Recorder]:
     recorder = Recorder(margin)
     start = torch.tensor(list(clean), dtype=torch.float64)
-    radius, at_eps = largest_certified(recorder, start, eps=eps, limit=limit, tolerance=tolerance, max_steps=max_steps)
+    radius, at_eps, _ = largest_certified(
+        recorder, start, eps=eps, limit=limit, tolerance=tolerance, max_steps=max_steps
+    )
     return radius, at_eps, recorder
 
 

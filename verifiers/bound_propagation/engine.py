@@ -1,5 +1,7 @@
 """What a bound-propagation engine offers, and the specification matrices it is asked about."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -12,6 +14,32 @@ from verifiers.certificate import Norm
 #: 2^-23 times the size of the logits: up to 20 units measured on nets of 3 to 9 layers. A margin must exceed this many.
 ROUNDING_UNITS = 64 * 2.0**-23
 
+#: Methods that an engine may offer, each at least as tight as the one before it.
+METHODS = ("ibp", "crown-ibp", "crown", "alpha-crown")
+
+
+@dataclass(frozen=True)
+class Planes:
+    """Lower bounds of rows over each sample's ball, with the linear functions of the image that gave them.
+
+    Each function is below its row on the whole ball. ``value`` is its value at the centre, ``steepness`` its dual norm,
+    so that value - r * steepness bounds the row on the concentric ball of any smaller radius r. Both are nan where an
+    engine does not tell them.
+    """
+
+    bound: Float[Tensor, "*rows"]
+    value: Float[Tensor, "*rows"]
+    steepness: Float[Tensor, "*rows"]
+
+    def reshape(self, shape: Sequence[int]) -> "Planes":
+        """In another shape."""
+        return Planes(*(getattr(self, field.name).reshape(shape) for field in fields(self)))
+
+
+def joined(parts: Sequence[Planes]) -> Planes:
+    """Planes one after another."""
+    return Planes(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Planes)))
+
 
 @runtime_checkable
 class Engine(Protocol):
@@ -20,6 +48,21 @@ class Engine(Protocol):
     name: str
     batch_size: int
     model: nn.Module  # the network in float64
+
+    def planes(
+        self,
+        x: Float[Tensor, "batch *shape"],
+        eps: Float[Tensor, " batch"],
+        specification: Float[Tensor, "batch rows classes"],
+        *,
+        norm: Norm,
+        method: str,
+    ) -> Planes:
+        """Lower bounds of ``specification @ logits`` over each sample's own ball intersected with the image box.
+
+        Raises:
+            Unsupported: the engine has no such method for this network.
+        """
 
     def lower_bounds(
         self,
@@ -30,7 +73,7 @@ class Engine(Protocol):
         norm: Norm,
         method: str,
     ) -> Float[Tensor, "batch rows"]:
-        """Lower bounds of ``specification @ logits`` over each sample's own ball intersected with the image box."""
+        """The bounds alone."""
 
 
 def margin_specification(

@@ -3,8 +3,10 @@
 import copy
 import logging
 import warnings
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,10 +14,18 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from verifiers.bound_propagation.auto_lirpa import compat, guard
+from verifiers.bound_propagation.checks import check_forward
+from verifiers.bound_propagation.engine import Planes
 from verifiers.certificate import Norm, Unsupported
 from verifiers.falsify import per_sample
 
-METHODS = {"ibp": "IBP", "crown": "CROWN"}
+METHODS = {"ibp": "IBP", "crown-ibp": "CROWN-IBP", "crown": "CROWN", "alpha-crown": "CROWN-Optimized"}
+#: Operators whose relaxation alpha-CROWN optimises here. Max pooling keeps CROWN's: in 0.3 its weights are float32 and
+#: sum to 1 only nearly, and networks with another layer behind it fail.
+OPTIMIZED = ("BoundRelu", "BoundTanh", "BoundSigmoid")
+#: Samples at once, of convolutional networks in CROWN and of others in alpha-CROWN, whose steps keep all relaxations.
+#: alpha-CROWN takes images one by one: slopes of the union of their unstable neurons cost more than they save.
+CONVOLUTIONAL_BATCH, ALPHA_BATCH = 4, 32
 DUAL = {Norm.L2: 2.0, Norm.L1: float("inf")}
 #: Relaxations of tanh and sigmoid come from a table that ends here; beyond it they are wrong.
 SIGMOID_LIMIT = 500.0
@@ -41,15 +51,19 @@ class AutoLirpa:
     Args:
         model: in eval mode, from images in [0, 1] to logits.
         x: two or more sample images.
+        iterations: steps of alpha-CROWN, the first of which evaluates CROWN's own slopes.
 
     Raises:
+        ValueError: there is no step to take.
         Unsupported: auto-LiRPA is missing, or a layer or operator is not on the allow-list.
         Contradiction: the graph that auto-LiRPA built is not the network.
     """
 
     name = "auto-lirpa"
 
-    def __init__(self, model: nn.Module, x: Float[Tensor, "batch *shape"]) -> None:
+    def __init__(self, model: nn.Module, x: Float[Tensor, "batch *shape"], iterations: int = 20) -> None:
+        if iterations < 1:
+            raise ValueError(f"alpha-CROWN takes at least one step, not {iterations}")
         try:
             self._lirpa = compat.load()
         except compat.AutoLirpaMissing as missing:
@@ -58,39 +72,37 @@ class AutoLirpa:
         guard.check_modules(self.model)
         x = x[:2].double()
         self._graph = self._build(x)
-        self._sample = x[:1]
+        self._classes: int = self._graph.final_shape[1]
+        self._samples, self._sample = torch.cat([x, 1 - x])[:2], x[:1]
+        self._iterations = iterations
+        self._alpha_graph: Any = None  # built when it is first needed
+        self._alpha_batch = 0
         self._rows: dict[tuple[str, Norm], Tensor] = {}
         self._first_affine = [node.name for node in self._graph._modules.values() if _is_first_affine(node)]
         guard.check_operators(iter(self._graph._modules.items()))
-        guard.check_forward(self.model, self._graph, x)
+        check_forward(self.model, self._graph, x, "auto-LiRPA")
         convolutional = any(isinstance(module, nn.Conv2d) for module in self.model.modules())
         # Intermediate bounds of conv nets are computed for the union of unstable neurons over the batch: keep it small.
-        self.batch_size = 4 if convolutional else 128
-        self._limit_batch(x)
+        self.batch_size = CONVOLUTIONAL_BATCH if convolutional else 128
+        self._limit_batch()
 
-    def _build(self, x: Tensor) -> Any:
+    def _build(self, x: Tensor, **options: Any) -> Any:
         try:
             with _float64_and_quiet():
-                graph = self._lirpa.BoundedModule(self.model, x[:1], bound_opts={"conv_mode": "matrix"})
+                graph = self._lirpa.BoundedModule(self.model, x[:1], bound_opts={"conv_mode": "matrix", **options})
                 graph(self._ball(x[:1], torch.zeros(1, dtype=torch.float64, device=x.device), Norm.LINF))
-                return graph
+                return graph.requires_grad_(False)
         except FAILURES as error:
             raise Unsupported(f"auto-LiRPA cannot build the graph: {_one_line(error)}") from error
 
-    def _limit_batch(self, x: Tensor) -> None:
+    def _limit_batch(self) -> None:
         """One sample at a time where a batch fails or mixes its samples.
 
         Constants with a batch dimension make it fail; a reshape to the traced batch size puts samples together.
         """
-        x = torch.cat([x, 1 - x])[:2]
-        eye = torch.eye(self._graph.final_shape[1], dtype=x.dtype, device=x.device).expand(2, -1, -1)
-        eps = torch.tensor([1e-3, 3e-2], dtype=x.dtype, device=x.device)
+        x = self._samples
         try:
-            same = _agree(self._graph(x), self.model(x))
-            for method in METHODS:
-                together = self._run(x, eps, eye, Norm.LINF, method)
-                alone = [self._run(x[i], eps[i], eye[i], Norm.LINF, method) for i in (slice(0, 1), slice(1, 2))]
-                same = same and _agree(together, torch.cat(alone))
+            same = _agree(self._graph(x), self.model(x)) and all(self._batch_is_samples(m) for m in list(METHODS)[:-1])
         except torch.OutOfMemoryError:
             raise
         except FAILURES:
@@ -98,6 +110,33 @@ class AutoLirpa:
         if not same:
             self.batch_size = 1
             self._graph(x[:1])  # the batch that failed left its shapes in the nodes
+
+    def _batch_is_samples(self, method: str) -> bool:
+        """Whether two samples are bounded together as they are one by one."""
+        x, run = self._samples, self._optimized if method == "alpha-crown" else partial(self._run, method=method)
+        eye = torch.eye(self._classes, dtype=x.dtype, device=x.device).expand(2, -1, -1)
+        eps = torch.tensor([1e-3, 3e-2], dtype=x.dtype, device=x.device)
+        alone = [run(x[i : i + 1], eps[i : i + 1], eye[i : i + 1], Norm.LINF) for i in range(2)]
+        try:
+            return _agree(run(x, eps, eye, Norm.LINF), torch.cat(alone))
+        except torch.OutOfMemoryError:
+            raise
+        except FAILURES:
+            return False
+
+    def planes(
+        self,
+        x: Float[Tensor, "batch *shape"],
+        eps: Float[Tensor, " batch"],
+        specification: Float[Tensor, "batch rows classes"],
+        *,
+        norm: Norm,
+        method: str,
+    ) -> Planes:
+        """The bounds of ``lower_bounds``; auto-LiRPA keeps its linear functions to itself."""
+        bound = self.lower_bounds(x, eps, specification, norm=norm, method=method)
+        untold = torch.full_like(bound, float("nan"))
+        return Planes(bound, untold, untold)
 
     def lower_bounds(
         self,
@@ -111,16 +150,20 @@ class AutoLirpa:
         """Lower bounds of ``specification @ logits`` over each sample's ball within the image box, in float64.
 
         Raises:
+            ValueError: eps is not one number per sample; auto-LiRPA would spread it over the pixels.
             Unsupported: auto-LiRPA fails on an operator in this method.
         """
+        if eps.shape != x.shape[:1] or specification.shape[:1] != x.shape[:1]:
+            raise ValueError(f"{tuple(eps.shape)} radii and {tuple(specification.shape)} rows for {len(x)} samples")
         try:
+            if method == "alpha-crown":
+                size, run = self._prepare_alpha(), self._optimized
+            else:
+                size, run = self.batch_size, partial(self._run, method=method)
             bounds = [
-                self._run(*part, norm, method)
-                for part in zip(
-                    x.double().split(self.batch_size),
-                    eps.double().split(self.batch_size),
-                    specification.double().split(self.batch_size),
-                    strict=True,
+                run(images, radii, rows, norm)
+                for images, radii, rows in zip(
+                    x.double().split(size), eps.double().split(size), specification.double().split(size), strict=True
                 )
             ]
         except torch.OutOfMemoryError:
@@ -128,21 +171,66 @@ class AutoLirpa:
         except FAILURES as error:
             if "memory" in str(error).lower():
                 raise
-            raise Unsupported(f"auto-LiRPA fails in {METHODS[method]}: {_one_line(error)}") from error
+            if method == "alpha-crown" and self._alpha_batch > 1:  # some failures depend on the samples of a batch
+                self._alpha_batch = 1
+                return self.lower_bounds(x, eps, specification, norm=norm, method=method)
+            where = guard.name_unoptimizable(iter(self._graph._modules.items())) if method == "alpha-crown" else ""
+            raise Unsupported(f"auto-LiRPA fails in {METHODS[method]}{where}: {_one_line(error)}") from error
         return torch.cat(bounds)
 
     def _run(self, x: Tensor, eps: Tensor, specification: Tensor, norm: Norm, method: str) -> Tensor:
-        bounded = self._ball(x, eps, norm)
+        with torch.no_grad():
+            lower = self._compute(self._graph, x, eps, specification, norm, method)
+        return lower if method == "ibp" else self._trusted(lower)
+
+    def _compute(
+        self, graph: Any, x: Tensor, eps: Tensor, specification: Tensor, norm: Norm, method: str
+    ) -> Float[Tensor, "batch rows"]:
         known = self._affine_bounds(x, eps, norm)
-        with _float64_and_quiet(), torch.no_grad():
-            lower, _ = self._graph.compute_bounds(
-                x=(bounded,),
+        with _float64_and_quiet():
+            lower, _ = graph.compute_bounds(
+                x=(self._ball(x, eps, norm),),
                 C=specification.contiguous(),
                 method=METHODS[method],
                 bound_upper=False,
-                intermediate_layer_bounds=known,
+                **{compat.bounds_argument(graph): known},
             )
-        return self._trusted(lower) if method == "crown" else lower
+        return lower.detach()
+
+    def _prepare_alpha(self) -> int:
+        """Build alpha-CROWN's own graph, whose state the other methods never see; how many samples it takes at once.
+
+        Slopes are stored for unstable neurons only, but for every row: in 0.3, slopes for unstable rows only fail when
+        the set of these rows changes between two steps, and slopes for all neurons when 90% of them are unstable.
+        """
+        if self._alpha_graph is None:
+            self._alpha_graph = self._build(self._sample, sparse_spec_alpha=False, minimum_sparsity=1.0)
+            compat.set_iterations(self._alpha_graph, self._iterations)
+            nodes = self._alpha_graph.optimizable_activations
+            self._alpha_graph.optimizable_activations = [n for n in nodes if type(n).__name__ in OPTIMIZED]
+        if not self._alpha_batch:
+            together = self.batch_size > CONVOLUTIONAL_BATCH and self._batch_is_samples("alpha-crown")
+            self._alpha_batch = min(self.batch_size, ALPHA_BATCH) if together else 1
+            self._alpha_graph(self._sample)  # a batch that failed left its shapes in the nodes
+        return self._alpha_batch
+
+    def _optimized(self, x: Tensor, eps: Tensor, specification: Tensor, norm: Norm) -> Float[Tensor, "batch rows"]:
+        """The better of CROWN's bound and the best bound of all steps.
+
+        CROWN's bounds show that the inputs of tanh and sigmoid stay where their relaxations are right; what is looser
+        on the way to an optimum is cut off there, which takes no point of the ball away.
+        """
+        crown = self._run(x, eps, specification, norm, "crown")
+        if not any(node.perturbed for node in self._graph._modules.values() if type(node).__name__ in OPTIMIZED):
+            return crown
+        try:
+            with torch.enable_grad():
+                lower = self._compute(self._alpha_graph, x, eps, specification, norm, "alpha-crown")
+        finally:
+            for node in self._alpha_graph.optimizable_activations:
+                node.opt_end()
+                node.alpha = OrderedDict()
+        return torch.where(crown.isfinite() & lower.isfinite() & (lower > crown), lower, crown)
 
     def _trusted(self, lower: Float[Tensor, "batch rows"]) -> Float[Tensor, "batch rows"]:
         """No bound (-inf) for samples whose input of a tanh or sigmoid may leave the table of its relaxations."""
@@ -160,7 +248,7 @@ class AutoLirpa:
             return None
         known: dict[str, list[Tensor]] = {}
         for name in self._first_affine:
-            value = self._graph(x, final_node_name=name)
+            value = self._graph(x, final_node_name=name).detach()
             reach = per_sample(eps, value) * self._row_norms(name, norm)
             known[name] = [value - reach, value + reach]
         return known
@@ -172,9 +260,10 @@ class AutoLirpa:
             shape = self._graph(origin, final_node_name=name).shape
             found = []
             for chunk in torch.arange(shape.numel(), device=origin.device).split(rows if self.batch_size > 1 else 1):
-                points = origin.expand(len(chunk), *origin.shape[1:]).clone().requires_grad_(True)
-                output = self._graph(points, final_node_name=name).flatten(1).gather(1, chunk[:, None])
-                (gradient,) = torch.autograd.grad(output.sum(), points)
+                with torch.enable_grad():
+                    points = origin.expand(len(chunk), *origin.shape[1:]).clone().requires_grad_(True)
+                    output = self._graph(points, final_node_name=name).flatten(1).gather(1, chunk[:, None])
+                    (gradient,) = torch.autograd.grad(output.sum(), points)
                 found.append(torch.linalg.vector_norm(gradient.flatten(1), DUAL[norm], dim=1))
             self._rows[name, norm] = torch.cat(found).reshape(shape)
         return self._rows[name, norm]
@@ -198,8 +287,8 @@ def _perturbation(lirpa: Any, x: Tensor, eps: Tensor, norm: Norm) -> Any:
         return box
     by_box = box.concretize_matrix
 
-    def concretize_matrix(center: Tensor, coefficients: Any, sign: int, extra: Any = None) -> Tensor:
-        bound = by_box(center, coefficients, sign, extra)
+    def concretize_matrix(center: Tensor, coefficients: Any, sign: int, *rest: Any) -> Tensor:
+        bound = by_box(center, coefficients, sign, *rest)
         if not isinstance(coefficients, Tensor):
             return bound
         flat = coefficients.reshape(coefficients.shape[0], coefficients.shape[1], -1)

@@ -1,14 +1,19 @@
 """auto-LiRPA 0.3 on current numpy and torch.
 
-The newest release on the package index was written for torch < 1.13 and does not import with numpy 2 or torch 2. Four
+The newest release on the package index was written for torch < 1.13 and does not import with numpy 2 or torch 2. Five
 points are missing; each is supplied only where it is missing, so that a newer release runs untouched:
 
 1. ``numpy.lib.arraysetops.isin`` (gone in numpy 2),
 2. ``torch.onnx.utils._optimize_graph`` and ``torch.onnx.symbolic_helper._set_opset_version`` (moved in torch 2),
 3. item access on ``torch._C.Node``,
-4. ``remove_duplicate`` in ``BoundedModule._named_members`` (passed by ``nn.Module`` since torch 2).
+4. ``remove_duplicate`` in ``BoundedModule._named_members`` (passed by ``nn.Module`` since torch 2),
+5. the subgradient 1 of ``torch.clamp`` at its bounds (0 since torch 2.14). alpha-CROWN starts its slopes at exactly 0
+   or 1 and clamps them to [0, 1]: with the new subgradient none of them ever moves. Newer releases need this too.
 
-The first two are visible only while auto-LiRPA is being imported: torch and numpy stay as they are for other code.
+The first two are visible only while auto-LiRPA is being imported, the fifth only in its modules that clamp slopes:
+torch and numpy stay as they are for other code.
+
+Where releases call the same thing by different names, ``bounds_argument`` and ``set_iterations`` find the name in use.
 """
 
 import importlib
@@ -56,7 +61,24 @@ def load() -> types.ModuleType:
     with _numpy_arraysetops(), _onnx_functions(), _quiet_import():
         auto_lirpa = importlib.import_module("auto_LiRPA")
     _accept_remove_duplicate(auto_lirpa.BoundedModule)
+    if not _slopes_move():
+        _restore_clamp_gradient()
     return auto_lirpa
+
+
+def bounds_argument(bounded_module: Any) -> str:
+    """What ``compute_bounds`` calls the bounds of intermediate layers that it is given."""
+    import inspect
+
+    known = inspect.signature(bounded_module.compute_bounds).parameters
+    return next((name for name in ("intermediate_layer_bounds", "interm_bounds") if name in known), "interm_bounds")
+
+
+def set_iterations(bounded_module: Any, iterations: int) -> None:
+    """Steps of alpha-CROWN, all of them taken: stopping early prints, and depends on the other samples of a batch."""
+    options = bounded_module.bound_opts["optimize_bound_args"]
+    options["ob_iteration" if "ob_iteration" in options and "iteration" not in options else "iteration"] = iterations
+    options["early_stop_patience"] = iterations + 1
 
 
 @contextmanager
@@ -142,3 +164,50 @@ def _accept_remove_duplicate(bounded_module: type) -> None:
         return original(self, get_members_fn, prefix, recurse)
 
     bounded_module._named_members = named_members  # type: ignore[attr-defined]
+
+
+def _slopes_move() -> bool:
+    """Whether clamp passes the gradient on at its bounds."""
+    with torch.enable_grad():
+        point = torch.tensor([0.0, 1.0], requires_grad=True)
+        (slope,) = torch.autograd.grad(torch.clamp(point, min=0.0, max=1.0).sum(), point)
+    return bool((slope == 1).all())
+
+
+class _Clamp(torch.autograd.Function):
+    """torch.clamp, whose gradient is passed on wherever the value is unchanged."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: torch.Tensor, low: Any, high: Any) -> torch.Tensor:
+        value = torch.clamp(tensor, low, high)
+        ctx.save_for_backward(value == tensor)
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (unchanged,) = ctx.saved_tensors
+        return gradients[0] * unchanged, None, None
+
+
+class _TorchOfSlopes(types.ModuleType):
+    """torch, but for clamp's gradient at its bounds."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+    @staticmethod
+    def clamp(input: torch.Tensor, min: Any = None, max: Any = None, **rest: Any) -> torch.Tensor:  # torch's own names
+        if rest or isinstance(min, torch.Tensor) or isinstance(max, torch.Tensor):
+            return torch.clamp(input, min, max, **rest)
+        return _Clamp.apply(input, min, max)
+
+
+#: Modules of auto-LiRPA that clamp slopes between the parameter and the bound: up to 0.3, and since 0.4.
+_CLAMP_SLOPES = ("auto_LiRPA.operators.activation", "auto_LiRPA.operators.relu")
+
+
+def _restore_clamp_gradient() -> None:
+    for name in _CLAMP_SLOPES:
+        module = sys.modules.get(name)
+        if module is not None and getattr(module, "torch", None) is torch:
+            module.torch = _TorchOfSlopes("torch")  # type: ignore[attr-defined]

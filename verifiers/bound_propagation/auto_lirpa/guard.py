@@ -9,13 +9,9 @@ wrong too, every graph is held against the network (same logits) and its bounds 
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
-from verifiers.bound_propagation.engine import Engine
-from verifiers.certificate import Contradiction, Norm, Unsupported
-from verifiers.falsify import ascend, project, random_start
+from verifiers.certificate import Unsupported
 
 Check = Callable[[nn.Module], str | None]
 
@@ -130,7 +126,7 @@ def check_operators(nodes: Iterator[tuple[str, Any]]) -> None:
     Functional calls (``F.avg_pool2d`` instead of a module) are seen only here, so attributes are checked again.
 
     Raises:
-        Unsupported: with the operator's name.
+        Unsupported: with the operator's name, and the path of its layer or of the last layer before it.
     """
     for name, node in nodes:
         if not getattr(node, "perturbed", False):
@@ -146,7 +142,38 @@ def check_operators(nodes: Iterator[tuple[str, Any]]) -> None:
         elif kind == "BoundConv" and tuple(node.dilation) != (1, 1):
             reason = f"dilation={tuple(node.dilation)}"
         if reason is not None:
-            raise Unsupported(f"auto-LiRPA: operator {kind.removeprefix('Bound')} at {name!r}: {reason}")
+            raise Unsupported(f"auto-LiRPA: operator {kind.removeprefix('Bound')} at {place(name, node)}: {reason}")
+
+
+def place(name: str, node: Any) -> str:
+    """The node's name in the graph, and its layer's path, or the path of the last layer with parameters before it."""
+    if paths := _paths(node):
+        return f"{name!r} (layer {paths[0]!r})"
+    reached, generation = {id(node)}, [node]
+    while generation:
+        generation = [parent for child in generation for parent in child.inputs if id(parent) not in reached]
+        reached |= {id(parent) for parent in generation}
+        if paths := [path for parent in generation for path in _paths(parent)]:
+            return f"{name!r} (after layer {paths[0]!r})"
+    return repr(name)
+
+
+def _paths(node: Any) -> list[str]:
+    """Path of the module whose parameters a graph node uses; the graph keeps no other trace of the modules."""
+    names = [getattr(parent, "ori_name", None) for parent in node.inputs if type(parent).__name__ == "BoundParams"]
+    return [name.rpartition(".")[0] for name in names if name and "." in name]
+
+
+def name_unoptimizable(nodes: Iterator[tuple[str, Any]]) -> str:
+    """Where alpha-CROWN fails in 0.3: at S-shaped functions of images whose bounds another such layer needs."""
+    found = [
+        f"{type(node).__name__.removeprefix('Bound')} at {place(name, node)}"
+        for name, node in nodes
+        if type(node).__name__ in ("BoundTanh", "BoundSigmoid")
+        and getattr(node, "perturbed", False)
+        and len(node.output_shape or ()) > 2
+    ]
+    return f" (operator {', '.join(found)})" if found else ""
 
 
 def _pooling_operator(node: Any) -> str | None:
@@ -157,65 +184,3 @@ def _pooling_operator(node: Any) -> str | None:
     if height % kernel[0] or width % kernel[1]:
         return f"windows {kernel} do not divide the {height}x{width} input"
     return None
-
-
-def check_forward(
-    model: nn.Module, graph: Callable[[Tensor], Tensor], x: Float[Tensor, "batch *shape"], scale: float = 1e-9
-) -> None:
-    """The graph is the network: same logits on the samples and on noise.
-
-    Raises:
-        Contradiction: with the largest difference.
-    """
-    points = torch.cat([x, torch.rand(x.shape, generator=torch.Generator().manual_seed(0), dtype=x.dtype).to(x.device)])
-    with torch.no_grad():
-        expected = model(points)
-        # The maximum of a tensor is nan where one value is, unlike that of a list.
-        difference = float((torch.cat([graph(point[None]) for point in points]) - expected).abs().max())
-    if not difference <= scale * max(1.0, float(expected.abs().max())):
-        raise Contradiction(f"auto-LiRPA's graph is another network: its logits differ by {difference:.3g}")
-
-
-def check_sandwich(
-    model: nn.Module,
-    engine: Engine,
-    x: Float[Tensor, "batch *shape"],
-    eps: Float[Tensor, " batch"],
-    *,
-    norm: Norm,
-    method: str,
-    points: int = 32,
-) -> None:
-    """No point of the ball breaks a bound: corners, random points and an attack on every logit, from both sides.
-
-    Raises:
-        Contradiction: with the size of the break.
-    """
-    with torch.no_grad():
-        classes = model(x).shape[1]
-    eye = torch.eye(classes, dtype=x.dtype, device=x.device).expand(len(x), classes, classes)
-    both = torch.cat([eye, -eye], dim=1)
-    bounds = engine.lower_bounds(x, eps, both, norm=norm, method=method)
-    slack = 1e-9 * bounds.abs().amax(1, keepdim=True).clamp_min(1.0)
-    for attacked in _probes(model, x, eps, both, norm, points):
-        with torch.no_grad():
-            logits = model(attacked)
-        values = torch.cat([logits, -logits], dim=1)
-        broken = (bounds - values - slack).amax()
-        if not float(broken) <= 0:
-            raise Contradiction(
-                f"auto-LiRPA's {method} bound is broken by a point inside the {norm} ball by {float(broken):.3g}"
-            )
-
-
-def _probes(
-    model: nn.Module, x: Tensor, eps: Tensor, both: Tensor, norm: Norm, points: int
-) -> Iterator[Float[Tensor, "batch *shape"]]:
-    generator = torch.Generator().manual_seed(0)
-    for kind in range(points):
-        delta = random_start(x, eps, norm, generator)
-        if kind % 2:  # a corner of the box, or a point of the sphere
-            delta = project(delta.sign() * 1e3, eps, norm) if norm is Norm.LINF else project(delta * 1e3, eps, norm)
-        yield (x + delta).clamp(0.0, 1.0)
-    for row in range(min(both.shape[1], 20)):
-        yield ascend(lambda z, r=row: -(both[:, r] * model(z)).sum(1), x, eps=eps, norm=norm, steps=8)  # type: ignore[misc]

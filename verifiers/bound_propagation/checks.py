@@ -1,0 +1,76 @@
+"""What every engine must stand when its graph is built: same logits as the network, no bound that a point breaks."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from verifiers.bound_propagation.engine import Engine
+from verifiers.certificate import Contradiction, Norm
+from verifiers.falsify import ascend, project, random_start
+
+
+def check_forward(
+    model: nn.Module, graph: Callable[[Tensor], Tensor], x: Float[Tensor, "batch *shape"], name: str
+) -> None:
+    """The graph is the network: same logits on the samples and on noise, one image at a time.
+
+    Raises:
+        Contradiction: with the largest difference.
+    """
+    noise = torch.rand(x.shape, generator=torch.Generator().manual_seed(0), dtype=x.dtype).to(x.device)
+    points = torch.cat([x, noise]).split(1)
+    with torch.no_grad():
+        expected, found = (torch.cat([f(point) for point in points]) for f in (model, graph))
+    # The maximum of a tensor is nan where one value is, unlike that of a list.
+    difference = float((found - expected).abs().max()) if found.shape == expected.shape else float("nan")
+    scale = 1e-9 if x.dtype == torch.float64 else 1e-3
+    if not difference <= scale * max(1.0, float(expected.abs().max())):
+        raise Contradiction(f"{name}'s graph is another network: its logits differ by {difference:.3g}")
+
+
+def check_sandwich(
+    model: nn.Module,
+    engine: Engine,
+    x: Float[Tensor, "batch *shape"],
+    eps: Float[Tensor, " batch"],
+    *,
+    norm: Norm,
+    method: str,
+    points: int = 32,
+) -> None:
+    """No point of the ball breaks a bound: corners, random points and an attack on every logit, from both sides.
+
+    Raises:
+        Contradiction: with the size of the break.
+    """
+    with torch.no_grad():
+        classes = model(x).shape[1]
+    eye = torch.eye(classes, dtype=x.dtype, device=x.device).expand(len(x), classes, classes)
+    both = torch.cat([eye, -eye], dim=1)
+    bounds = engine.lower_bounds(x, eps, both, norm=norm, method=method)
+    slack = 1e-9 * bounds.abs().amax(1, keepdim=True).clamp_min(1.0)
+    for attacked in _probes(model, x, eps, both, norm, points):
+        with torch.no_grad():
+            logits = model(attacked)
+        values = torch.cat([logits, -logits], dim=1)
+        broken = (bounds - values - slack).amax()
+        if not float(broken) <= 0:
+            raise Contradiction(
+                f"the {method} bound of engine {engine.name} is broken by a point inside the {norm} ball "
+                f"by {float(broken):.3g}"
+            )
+
+
+def _probes(
+    model: nn.Module, x: Tensor, eps: Tensor, both: Tensor, norm: Norm, points: int
+) -> Iterator[Float[Tensor, "batch *shape"]]:
+    generator = torch.Generator().manual_seed(0)
+    for kind in range(points):
+        delta = random_start(x, eps, norm, generator)
+        if kind % 2:  # a corner of the box, or a point of the sphere
+            delta = project(delta.sign() * 1e3, eps, norm) if norm is Norm.LINF else project(delta * 1e3, eps, norm)
+        yield (x + delta).clamp(0.0, 1.0)
+    for row in range(min(both.shape[1], 20)):
+        yield ascend(lambda z, r=row: -(both[:, r] * model(z)).sum(1), x, eps=eps, norm=norm, steps=8)  # type: ignore[misc]

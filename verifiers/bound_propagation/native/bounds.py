@@ -1,0 +1,245 @@
+"""Bounds of a graph over a batch of balls: intervals forward, rows backward, tighter intervals where they pay.
+
+Every row is a lower bound; an upper bound is the negated lower bound of the negated row. A row starts at a node and is
+pushed back through the linear relaxation of one operator after another until it is a linear function of the image,
+whose minimum over the ball is known.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from verifiers.bound_propagation.engine import Planes, joined
+from verifiers.bound_propagation.native.graph import Graph
+from verifiers.bound_propagation.native.operators import Interval, Relaxation
+from verifiers.bound_propagation.native.relaxations.lines import Places
+from verifiers.bound_propagation.native.rows import Rows, add, one_hot, shape_size
+from verifiers.certificate import Norm
+from verifiers.falsify import per_sample
+
+#: Order of the norm that measures linear functions on the ball.
+DUAL = {Norm.LINF: 1.0, Norm.L2: 2.0, Norm.L1: float("inf")}
+#: Coefficients that one block of rows may hold at a node.
+BLOCK = 2**22
+
+
+@dataclass(frozen=True)
+class Balls:
+    """A ball around each image, intersected with the image box [0, 1]^d."""
+
+    x: Float[Tensor, "batch *shape"]
+    eps: Float[Tensor, " batch"]
+    norm: Norm
+
+    def box(self) -> Interval:
+        """Its bounding box, which for linf is the region itself."""
+        radius = per_sample(self.eps, self.x)
+        low, high = (self.x - radius).clamp_min(0.0), (self.x + radius).clamp_max(1.0)
+        return Interval(torch.minimum(low, self.x), torch.maximum(high, self.x))
+
+    def take(self, samples: Tensor) -> "Balls":
+        """The balls of some of the images."""
+        return Balls(self.x[samples], self.eps[samples], self.norm)
+
+
+#: Free lines of the relaxation of a node in the bounds of a start node.
+Choices = Mapping[tuple[int, int], Places]
+
+
+@dataclass
+class Bounds:
+    """Intervals of all nodes for one batch of balls; filled by ``propagate``."""
+
+    graph: Graph
+    balls: Balls
+    reaches: Mapping[int, Tensor] = field(default_factory=dict)  # dual norms of affine nodes, for l2 and l1
+    intersect: bool = True
+    choices: Choices = field(default_factory=dict)
+    intervals: list[Interval] = field(default_factory=list)
+    refined: list[int] = field(default_factory=list)
+    relaxations: dict[tuple[int, int], Relaxation] = field(default_factory=dict)
+
+    def propagate(self, *, refine: bool) -> None:
+        """Interval bounds of every node; with ``refine``, rows wherever tighter bounds tighten a relaxation."""
+        nodes = self.graph.nodes
+        box = self.balls.box()
+        shape = (len(self.balls.x), *nodes[0].shape)
+        self.intervals = [Interval(box.low.reshape(shape), box.high.reshape(shape))]
+        self.refined = []
+        for position, node in enumerate(nodes[1:], start=1):
+            assert node.operator is not None
+            boxes = [self.intervals[i] for i in node.inputs]
+            if refine:
+                for i, loose in zip(node.inputs, node.operator.loose(boxes), strict=True):
+                    if loose is not None and i and i not in self.refined and not self._exact(i):
+                        self._refine(i, loose)
+                        self.refined.append(i)
+                boxes = [self.intervals[i] for i in node.inputs]
+            interval = node.operator.interval(*boxes)
+            if position in self.reaches:
+                interval = self._exactly(position, interval)
+            self.intervals.append(interval)
+
+    def _exact(self, position: int) -> bool:
+        """Known exactly already: the box through one mixing operator, or the dual norm of an affine node."""
+        if position in self.reaches:
+            return True
+        inputs = self.graph.nodes[position].inputs
+        mixed_once = self.graph.affine[position] and all(self.graph.entrywise[i] for i in inputs)
+        return mixed_once and len(inputs) == 1 and self.balls.norm is Norm.LINF
+
+    def _exactly(self, position: int, interval: Interval) -> Interval:
+        value = self.graph.values(self.balls.x)[position]
+        reach = per_sample(self.balls.eps, value) * self.reaches[position]
+        ball = Interval(value - reach, value + reach)
+        return _common(interval, ball) if self.intersect else ball
+
+    def _refine(self, position: int, loose: Tensor) -> None:
+        """Both bounds of the loose entries of a node by rows."""
+        samples, entries = loose.flatten(1).nonzero(as_tuple=True)
+        if not len(samples):
+            return
+        before = self.intervals[position]
+        ends = [sign * self.lower(position, samples, entries, float(sign)).bound for sign in (1, -1)]
+        place = (samples, entries)
+        low, high = (
+            old.flatten(1).index_put(place, torch.where(torch.isfinite(new), new, old.flatten(1)[place]))
+            for old, new in zip(before, ends, strict=True)
+        )
+        after = Interval(low.reshape(before.low.shape), high.reshape(before.high.shape))
+        self.intervals[position] = _common(before, after) if self.intersect else _ordered(after)
+
+    def lower(self, start: int, samples: Int[Tensor, " rows"], entries: Int[Tensor, " rows"], sign: float) -> Planes:
+        """Lower bounds of ``sign * node[entry]``, block by block."""
+        shape = self.graph.nodes[start].shape
+        widest = max(shape_size(node.shape) for node in self.graph.nodes[: start + 1])
+        parts = []
+        for chunk in torch.arange(len(samples), device=samples.device).split(block_of(widest)):
+            rows = one_hot(shape, entries[chunk], self.balls.x.new_full((len(chunk),), sign))
+            parts.append(self.push(start, rows, samples[chunk]))
+        return joined(parts)
+
+    def by_rows(self, specification: Float[Tensor, "batch rows classes"]) -> Planes:
+        """Rows of the specification pushed back from the logits; planes ``(batch, rows)``."""
+        start, samples = self._merged(specification)
+        widest = max(shape_size(node.shape) for node in self.graph.nodes)
+        ids = torch.arange(len(samples), device=samples.device)
+        parts = [
+            self.push(self.graph.output, start.take(start.values[chunk]), samples[chunk], chunk)
+            for chunk in ids.split(block_of(widest))
+        ]
+        return joined(parts).reshape(specification.shape[:2])
+
+    def by_intervals(self, specification: Float[Tensor, "batch rows classes"]) -> Planes:
+        """Interval arithmetic of the specification merged with the last affine operator; the planes are constant."""
+        start, samples = self._merged(specification)
+        last, affine = self.graph.nodes[self.graph.output], self.graph.affine_operator(self.graph.output)
+        low = torch.zeros(len(samples), dtype=specification.dtype, device=samples.device)
+        parts = [(self.graph.output, start)]
+        if affine and last.operator is not None:
+            pushed = last.operator.relax([]).push(start, samples)
+            low = low if pushed.constant is None else low + pushed.constant
+            parts = [(i, part) for i, part in zip(last.inputs, pushed.inputs, strict=True) if part is not None]
+        for position, part in parts:
+            values, box = part.dense(self.graph.nodes[position].shape).values, self.intervals[position]
+            ends = values.clamp_min(0) * box.low[samples] + values.clamp_max(0) * box.high[samples]
+            low = low + ends.flatten(1).sum(1)
+        return Planes(low, low, torch.zeros_like(low)).reshape(specification.shape[:2])
+
+    def _merged(self, specification: Tensor) -> tuple[Rows, Tensor]:
+        """All rows of all samples in one tensor, and the sample of each."""
+        batch, rows = specification.shape[:2]
+        values = specification.reshape(batch * rows, *self.graph.nodes[self.graph.output].shape)
+        return Rows(values), torch.arange(batch, device=values.device).repeat_interleave(rows)
+
+    def push(
+        self, start: int, rows: Rows, samples: Int[Tensor, " rows"], ids: Int[Tensor, " rows"] | None = None
+    ) -> Planes:
+        """Push rows of a node back to the image and minimise them over each row's ball.
+
+        ``ids`` number the rows of a specification, for relaxations that are chosen per row. Only they get planes;
+        for the rows of an inner node just the bound counts.
+        """
+        pending = {start: rows}
+        constant = self.balls.x.new_zeros(len(samples))
+        for position in range(start, 0, -1):
+            if (here := pending.pop(position, None)) is None:
+                continue
+            node = self.graph.nodes[position]
+            relaxation, per_row = self._relaxation(position, start, samples, ids)
+            pushed = relaxation.push(here, torch.arange(len(samples), device=samples.device) if per_row else samples)
+            if pushed.constant is not None:
+                constant = constant + pushed.constant
+            for i, part in zip(node.inputs, pushed.inputs, strict=True):
+                if part is not None:
+                    pending[i] = add(pending[i], part, self.graph.nodes[i].shape) if i in pending else part
+        return self._minimum(pending.get(0), constant, samples, ids is not None)
+
+    def _relaxation(self, position: int, start: int, samples: Tensor, ids: Tensor | None) -> tuple[Relaxation, bool]:
+        """The relaxation of a node for rows from a start node, and whether it has its own lines for every row."""
+        node = self.graph.nodes[position]
+        assert node.operator is not None
+        boxes = [self.intervals[i] for i in node.inputs]
+        places = self.choices.get((start, position))
+        if places is not None and ids is not None:
+            own = [Interval(box.low[samples], box.high[samples]) for box in boxes]
+            return node.operator.relax(own, (places[0][ids], places[1][ids])), True
+        key = (position, start if places is not None else -1)
+        if key not in self.relaxations:
+            self.relaxations[key] = node.operator.relax(boxes, places)
+        return self.relaxations[key], False
+
+    def _minimum(self, rows: Rows | None, constant: Tensor, samples: Tensor, with_planes: bool) -> Planes:
+        if rows is None:
+            return Planes(constant, constant, torch.zeros_like(constant))
+        shape, linf = self.graph.nodes[0].shape, self.balls.norm is Norm.LINF
+        box, x = self.intervals[0], self.balls.x.reshape(len(self.balls.x), *shape)
+        by_box = constant + rows.dot(box.center, samples) - rows.take(rows.values.abs()).dot(box.reach, samples)
+        if linf and not with_planes:
+            return Planes(by_box, by_box, by_box)
+        value = constant + rows.dot(x, samples)
+        inside = rows.masked(shape).values.flatten(1)
+        steepness = torch.linalg.vector_norm(inside, DUAL[self.balls.norm], dim=1)
+        by_ball = value - self.balls.eps[samples] * steepness
+        return Planes(by_box if linf else torch.maximum(by_box, by_ball), value, steepness)
+
+
+def block_of(widest: int) -> int:
+    """Rows at a time, for a graph whose widest node has so many entries."""
+    return max(16, min(1024, BLOCK // max(1, widest)))
+
+
+def _common(one: Interval, other: Interval) -> Interval:
+    return _ordered(Interval(torch.maximum(one.low, other.low), torch.minimum(one.high, other.high)))
+
+
+def _ordered(interval: Interval) -> Interval:
+    """Ends that rounding has crossed, put in order."""
+    return Interval(torch.minimum(*interval), torch.maximum(*interval))
+
+
+def dual_reaches(graph: Graph, norm: Norm) -> dict[int, Tensor]:
+    """For every affine node that something nonlinear reads: the dual norm of each entry's row, ``(1, *shape)``."""
+    if norm is Norm.LINF:
+        return {}
+    wanted = {
+        i
+        for position, node in enumerate(graph.nodes)
+        for i in node.inputs
+        if graph.affine[i] and i and not graph.affine[position]
+    }
+    zero = torch.zeros((1, *graph.nodes[0].shape), dtype=graph.like.dtype, device=graph.like.device)
+    balls = Balls(zero, zero.new_zeros(1), norm)
+    values = graph.values(zero)
+    found = {}
+    for position in wanted:
+        bounds = Bounds(graph, balls)
+        bounds.intervals = [Interval(value, value) for value in values]
+        shape = graph.nodes[position].shape
+        entries = torch.arange(shape_size(shape), device=zero.device)
+        steepness = bounds.lower(position, torch.zeros_like(entries), entries, 1.0).steepness
+        found[position] = steepness.reshape(1, *shape)
+    return found

@@ -1,0 +1,106 @@
+"""The engine ``native``: bounds from certkd's own graphs."""
+
+import copy
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from verifiers.bound_propagation.checks import check_forward
+from verifiers.bound_propagation.engine import METHODS, Planes, joined
+from verifiers.bound_propagation.native.alpha import optimized
+from verifiers.bound_propagation.native.bounds import Balls, Bounds, dual_reaches
+from verifiers.bound_propagation.native.graph import capture
+from verifiers.bound_propagation.native.rows import shape_size
+from verifiers.certificate import Norm, Unsupported
+
+#: Values that the intervals of one batch may hold.
+BATCH = 2**23
+
+
+class Native:
+    """A network bounded by certkd's own engine.
+
+    Args:
+        model: in eval mode, from images in [0, 1] to logits.
+        x: two or more sample images.
+        dtype: in which everything is computed.
+        intersect: whether tightened intervals are intersected with the plain ones. Without it bounds are CROWN's as
+            published, and comparable to those of another engine.
+        iterations: steps of alpha-CROWN's optimiser.
+
+    Raises:
+        Unsupported: the network cannot be captured, or an operator has no bounds here.
+        Contradiction: the graph is not the network.
+    """
+
+    name = "native"
+
+    def __init__(
+        self,
+        model: nn.Module,
+        x: Float[Tensor, "batch *shape"],
+        *,
+        dtype: torch.dtype = torch.float64,
+        intersect: bool = True,
+        iterations: int = 20,
+    ) -> None:
+        self.model = copy.deepcopy(model).to(dtype).eval().requires_grad_(False)
+        self.intersect, self.iterations, self.dtype = intersect, iterations, dtype
+        self.graph = capture(self.model, x[:1], dtype)
+        self._reaches: dict[Norm, dict[int, Tensor]] = {}
+        check_forward(self.model, self.graph, x[:2].to(dtype), "the native engine")
+        entries = sum(shape_size(node.shape) for node in self.graph.nodes)
+        self.batch_size = max(1, min(128, BATCH // max(1, entries)))
+
+    def lower_bounds(
+        self,
+        x: Float[Tensor, "batch *shape"],
+        eps: Float[Tensor, " batch"],
+        specification: Float[Tensor, "batch rows classes"],
+        *,
+        norm: Norm,
+        method: str,
+    ) -> Float[Tensor, "batch rows"]:
+        """Lower bounds of ``specification @ logits`` over each sample's ball within the image box."""
+        return self.planes(x, eps, specification, norm=norm, method=method).bound
+
+    def planes(
+        self,
+        x: Float[Tensor, "batch *shape"],
+        eps: Float[Tensor, " batch"],
+        specification: Float[Tensor, "batch rows classes"],
+        *,
+        norm: Norm,
+        method: str,
+    ) -> Planes:
+        """As ``lower_bounds``, with the value at the centre and the steepness, each ``(batch, rows)``."""
+        if eps.shape != x.shape[:1]:
+            raise ValueError(f"one eps per sample, got {tuple(eps.shape)} for {len(x)} samples")
+        if method not in METHODS:
+            raise Unsupported(f"native: no method {method!r}")
+        parts = [
+            self._planes(*part, norm, method)
+            for part in zip(
+                x.to(self.dtype).split(self.batch_size),
+                eps.to(self.dtype).split(self.batch_size),
+                specification.to(self.dtype).split(self.batch_size),
+                strict=True,
+            )
+        ]
+        return joined(parts)
+
+    def _planes(self, x: Tensor, eps: Tensor, specification: Tensor, norm: Norm, method: str) -> Planes:
+        bounds = Bounds(self.graph, Balls(x, eps, norm), self._dual_reaches(norm), self.intersect)
+        if method == "alpha-crown":
+            return optimized(bounds, specification, self.iterations)
+        with torch.no_grad():
+            bounds.propagate(refine=method == "crown")
+            by_intervals = method == "ibp" and not self.graph.affine[self.graph.output]
+            return bounds.by_intervals(specification) if by_intervals else bounds.by_rows(specification)
+
+    def _dual_reaches(self, norm: Norm) -> dict[int, Tensor]:
+        if norm not in self._reaches:
+            with torch.no_grad():
+                self._reaches[norm] = dual_reaches(self.graph, norm)
+        return self._reaches[norm]

@@ -1,0 +1,178 @@
+"""A network as a graph of operators, captured with torch.export for one sample.
+
+The graph is that of a batch of one, and every operator treats a batch sample by sample, so that nothing in the
+network can mix the samples of a batch. What the lowering table does not know is refused with the module it stands in.
+"""
+
+import copy
+import operator
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from verifiers.bound_propagation.native.affine import Affine, Reshape, Scale
+from verifiers.bound_propagation.native.operators import Operator
+from verifiers.bound_propagation.native.rows import Shape
+from verifiers.certificate import Unsupported
+
+
+@dataclass(frozen=True)
+class Node:
+    """An operator with its inputs (positions in the graph), its output's shape for one sample, and where it is."""
+
+    operator: Operator | None  # None: the image
+    inputs: tuple[int, ...]
+    shape: Shape
+    path: str
+    kind: str
+
+
+class Graph:
+    """Nodes in an order in which inputs come first; node 0 is the image, the last one gives the logits."""
+
+    def __init__(self, nodes: Sequence[Node], like: Tensor) -> None:
+        self.nodes, self.like = list(nodes), like
+
+    @property
+    def output(self) -> int:
+        return len(self.nodes) - 1
+
+    def values(self, x: Float[Tensor, "batch *shape"]) -> list[Float[Tensor, "batch *shape"]]:
+        """Values of all nodes."""
+        found: list[Tensor] = [x.reshape(len(x), *self.nodes[0].shape)]
+        for node in self.nodes[1:]:
+            assert node.operator is not None
+            found.append(node.operator.forward(*(found[i] for i in node.inputs)))
+        return found
+
+    def __call__(self, x: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch classes"]:
+        """The logits."""
+        return self.values(x)[-1].flatten(1)
+
+    @cached_property
+    def affine(self) -> list[bool]:
+        """Whether each node is an affine function of the image."""
+        known = [True]
+        for node in self.nodes[1:]:
+            known.append(isinstance(node.operator, Affine) and all(known[i] for i in node.inputs))
+        return known
+
+    def affine_operator(self, position: int) -> bool:
+        """Whether the operator of a node is affine."""
+        return isinstance(self.nodes[position].operator, Affine)
+
+    @cached_property
+    def entrywise(self) -> list[bool]:
+        """Whether each entry of a node is an affine function of one entry of the image."""
+        known = [True]
+        for node in self.nodes[1:]:
+            known.append(isinstance(node.operator, Scale | Reshape) and known[node.inputs[0]])
+        return known
+
+
+@dataclass(frozen=True)
+class Ref:
+    """An intermediate value that depends on the image."""
+
+    node: int
+    shape: Shape
+
+
+class Builder:
+    """Grows a graph; what the lowering functions work with."""
+
+    def __init__(self, like: Tensor) -> None:
+        self.nodes = [Node(None, (), tuple(like.shape), "", "image")]
+        self.like = like
+        self.path = self.kind = ""
+
+    def add(self, made: Operator, inputs: Sequence[Ref], shape: Sequence[int]) -> Ref:
+        """Append an operator."""
+        self.nodes.append(Node(made, tuple(ref.node for ref in inputs), tuple(shape), self.path, self.kind))
+        return Ref(len(self.nodes) - 1, tuple(shape))
+
+    def refuse(self, reason: str) -> Unsupported:
+        """The refusal of the operator at hand."""
+        return Unsupported(f"native: operator {self.kind!r} at {self.path or 'the network itself'!r}: {reason}")
+
+
+def capture(model: nn.Module, x: Float[Tensor, "1 *shape"], dtype: torch.dtype = torch.float64) -> Graph:
+    """The graph of a network in eval mode, in the given dtype, for images like ``x``.
+
+    Raises:
+        Unsupported: the network cannot be exported, or an operator is not known.
+    """
+    from verifiers.bound_propagation.native.lowering import LOWERINGS
+
+    exported = _export(copy.deepcopy(model).to(dtype).eval().requires_grad_(False), x[:1].detach().to(dtype))
+    builder = Builder(x[:1].detach().to(dtype))
+    known: dict[str, Any] = _constants(exported)
+    for node in exported.graph.nodes:
+        if node.op == "placeholder":
+            known.setdefault(node.name, Ref(0, tuple(x[:1].shape)))
+        elif node.op == "call_function":
+            builder.path, builder.kind = _path(node), _kind(node.target)
+            args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), lambda n: known[n.name])
+            known[node.name] = _lower(builder, node.target, args, kwargs, LOWERINGS)
+        elif node.op == "output":
+            return _finish(builder, torch.fx.node.map_arg(node.args, lambda n: known[n.name])[0])
+    raise AssertionError("a graph without an output")
+
+
+def _export(model: nn.Module, x: Tensor) -> Any:
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            return torch.export.export(model, (x,), strict=False).run_decompositions({})
+    except Exception as error:  # torch.export raises whatever the network's own code does with its tracers
+        text = " ".join(str(error).split())[:200]
+        raise Unsupported(f"native: torch.export cannot capture the network: {type(error).__name__}: {text}") from error
+
+
+def _constants(exported: Any) -> dict[str, Any]:
+    signature, state = exported.graph_signature, exported.state_dict
+    known = {name: state[target] for name, target in signature.inputs_to_parameters.items()}
+    for name, target in signature.inputs_to_buffers.items():
+        known[name] = state[target] if target in state else exported.constants[target]
+    for name, target in signature.inputs_to_lifted_tensor_constants.items():
+        known[name] = exported.constants[target]
+    if signature.buffers_to_mutate:
+        raise Unsupported(
+            f"native: the network changes its buffer {next(iter(signature.buffers_to_mutate.values()))!r}"
+        )
+    return {name: value.detach() for name, value in known.items()}
+
+
+def _lower(builder: Builder, target: Any, args: Any, kwargs: Any, table: dict[str, Callable[..., Any]]) -> Any:
+    depends = any(isinstance(leaf, Ref) for leaf in torch.utils._pytree.tree_leaves((args, kwargs)))
+    if not depends or target is operator.getitem:
+        return target(*args, **kwargs)
+    if builder.kind not in table:
+        raise builder.refuse("not among the operators it bounds")
+    return table[builder.kind](builder, *args, **kwargs)
+
+
+def _finish(builder: Builder, outputs: Sequence[Any]) -> Graph:
+    if len(outputs) != 1 or not isinstance(outputs[0], Ref):
+        raise Unsupported("native: the network's output must be one tensor that depends on the image")
+    graph = Graph(builder.nodes, builder.like)
+    if outputs[0].node != graph.output:  # an output that other operators use as well, or that later code ignores
+        graph = Graph(builder.nodes[: outputs[0].node + 1], builder.like)
+    return graph
+
+
+def _kind(target: Any) -> str:
+    """aten.conv2d.default -> conv2d."""
+    return str(target.name()).removeprefix("aten::").split(".")[0] if hasattr(target, "name") else str(target)
+
+
+def _path(node: Any) -> str:
+    stack = node.meta.get("nn_module_stack") or {}
+    paths = [path for path, _ in stack.values()]
+    return str(paths[-1]).removeprefix("L['self'].") if paths else ""

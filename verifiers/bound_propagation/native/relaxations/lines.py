@@ -1,0 +1,42 @@
+"""The form that every elementwise relaxation has: two lines that enclose a function on an interval."""
+
+from typing import NamedTuple, Protocol, runtime_checkable
+
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+
+class Lines(NamedTuple):
+    """For every x in [low, high]: lower_slope x + lower_offset <= f(x) <= upper_slope x + upper_offset."""
+
+    lower_slope: Float[Tensor, "*shape"]
+    lower_offset: Float[Tensor, "*shape"]
+    upper_slope: Float[Tensor, "*shape"]
+    upper_offset: Float[Tensor, "*shape"]
+
+
+#: Where, from 0 to 1, the free lower and the free upper line are chosen among those that a relaxation allows.
+Places = tuple[Float[Tensor, "*shape"], Float[Tensor, "*shape"]]
+
+
+@runtime_checkable
+class Activation(Protocol):
+    """An elementwise function with its range and its relaxation; all methods take and give tensors of one shape.
+
+    ``low`` and ``high`` are finite with low <= high; equal ends are allowed. Results carry gradients to ``low``,
+    ``high`` and ``places``, which are never nan.
+    """
+
+    def __call__(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """The function itself."""
+
+    def interval(
+        self, low: Float[Tensor, "*shape"], high: Float[Tensor, "*shape"]
+    ) -> tuple[Float[Tensor, "*shape"], Float[Tensor, "*shape"]]:
+        """The smallest interval that holds f([low, high])."""
+
+    def lines(self, low: Float[Tensor, "*shape"], high: Float[Tensor, "*shape"], places: Places | None = None) -> Lines:
+        """The relaxation on [low, high]; ``places`` picks the lines that are free, a good default otherwise."""
+
+    def bent(self, low: Float[Tensor, "*shape"], high: Float[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
+        """Where f is not one line on [low, high], so that tighter ends would tighten the relaxation."""

@@ -1,0 +1,164 @@
+"""Rows: the coefficients of many linear functions of one node, each row about one sample.
+
+A row's coefficients are dense, or, on feature maps, a small window of the map around the neuron that the row started
+from, so that the work of a row does not grow with the image. All rows of a batch stand in one tensor, whichever
+sample they are about: a sample with few unstable neurons has few rows.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Window:
+    """Where the windows of rows lie in their map: row r starts at ``start[r] * stride + offset``, maybe outside.
+
+    ``clean`` says that coefficients outside the map are zero.
+    """
+
+    start: Int[Tensor, "rows 2"]
+    stride: tuple[int, int]
+    offset: tuple[int, int]
+    clean: bool
+
+    def origin(self) -> Int[Tensor, "rows 2"]:
+        """Map position of each row's first coefficient."""
+        return self.start * self.start.new_tensor(self.stride) + self.start.new_tensor(self.offset)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Coefficients ``values`` of a node, ``(rows, *shape)`` or windows ``(rows, channels, height, width)``."""
+
+    values: Float[Tensor, "rows *shape"]
+    window: Window | None = None
+
+    def take(self, values: Tensor) -> "Rows":
+        """The same rows with other coefficients."""
+        return replace(self, values=values)
+
+    def outside(self, clean: bool) -> "Rows":
+        """The same rows, their coefficients outside the map known (or not known) to be zero."""
+        return self if self.window is None else replace(self, window=replace(self.window, clean=clean))
+
+    def masked(self, shape: Shape) -> "Rows":
+        """The same rows with zeros outside the map."""
+        if self.window is None or self.window.clean:
+            return self
+        origin, (height, width) = self.window.origin(), self.values.shape[-2:]
+        y = origin[:, 0, None] + torch.arange(height, device=origin.device)
+        x = origin[:, 1, None] + torch.arange(width, device=origin.device)
+        inside = ((y >= 0) & (y < shape[-2]))[:, None, :, None] & ((x >= 0) & (x < shape[-1]))[:, None, None, :]
+        return self.take(self.values * inside).outside(clean=True)
+
+    def dense(self, shape: Shape) -> "Rows":
+        """The same rows with a coefficient for every entry of the node."""
+        if self.window is None:
+            return self
+        rows, channels, height, width = self.values.shape
+        origin = self.window.origin()
+        low, high = origin.amin(0).clamp_max(0), (origin + origin.new_tensor([height, width])).amax(0)
+        margin = (-low).tolist()
+        tall, wide = (max(int(high[i]), shape[i - 2]) + margin[i] for i in (0, 1))
+        canvas = self.values.new_zeros((rows, channels, tall, wide))
+        top, left = (origin[:, i] + margin[i] for i in (0, 1))
+        index_y = top[:, None] + torch.arange(height, device=origin.device)
+        index_x = left[:, None] + torch.arange(width, device=origin.device)
+        row = torch.arange(rows, device=origin.device)[:, None, None]
+        canvas = canvas.permute(0, 2, 3, 1).index_put(
+            (row, index_y[:, :, None], index_x[:, None, :]), self.values.permute(0, 2, 3, 1)
+        )
+        whole = canvas[:, margin[0] : margin[0] + shape[-2], margin[1] : margin[1] + shape[-1]].permute(0, 3, 1, 2)
+        return Rows(whole.reshape(rows, *shape))
+
+    def windowed(self, shape: Shape) -> "Rows":
+        """Dense once a window is as large as the map."""
+        if self.window is None or self.values.shape[-2] < shape[-2] or self.values.shape[-1] < shape[-1]:
+            return self
+        return self.dense(shape)
+
+    def gather(self, maps: Float[Tensor, "batch *shape"], samples: Int[Tensor, " rows"]) -> Tensor:
+        """Values of each row's own sample where the row has coefficients; zero outside the map."""
+        if self.window is None:
+            return maps if len(maps) == 1 else maps[samples]
+        height, width = self.values.shape[-2:]
+        origin = self.window.origin()
+        low = (-origin.amin(0)).clamp_min(0).tolist()
+        size = origin.new_tensor([height, width])
+        high = (origin.amax(0) + size - origin.new_tensor(maps.shape[-2:])).clamp_min(0).tolist()
+        padded = F.pad(maps.reshape(len(maps), *maps.shape[-3:]), (low[1], high[1], low[0], high[0]))
+        return _patches(
+            padded, samples if len(maps) > 1 else samples * 0, origin + origin.new_tensor(low), height, width
+        )
+
+    def dot(self, maps: Float[Tensor, "batch *shape"], samples: Int[Tensor, " rows"]) -> Float[Tensor, " rows"]:
+        """Inner product of each row with its own sample's map."""
+        values = self.values.flatten(1)
+        if self.window is not None:
+            return (self.values * self.gather(maps, samples)).flatten(1).sum(1)
+        if len(maps) == 1:
+            return values @ maps.flatten()
+        return (values * maps.flatten(1)[samples]).sum(1)
+
+
+def _patches(
+    maps: Float[Tensor, "batch channels height width"],
+    samples: Int[Tensor, " rows"],
+    origin: Int[Tensor, "rows 2"],
+    height: int,
+    width: int,
+) -> Float[Tensor, "rows channels {height} {width}"]:
+    """Patches of maps, channels last in memory: then the entries of one line of a patch lie side by side."""
+    last = maps.permute(0, 2, 3, 1).contiguous()
+    batch, tall, wide, channels = last.shape
+    lines = last.as_strided((batch, tall, wide - width + 1, width * channels), (*last.stride()[:2], channels, 1))
+    y = origin[:, :1] + torch.arange(height, device=maps.device)
+    found = lines[samples[:, None], y, origin[:, 1:]]
+    return found.view(len(samples), height, width, channels).permute(0, 3, 1, 2)
+
+
+def add(one: Rows, other: Rows, shape: Shape) -> Rows:
+    """The sum of two sets of coefficients of the same rows and node."""
+    if one.window is None or other.window is None or one.window.stride != other.window.stride:
+        return Rows(one.dense(shape).values + other.dense(shape).values)
+    first = [min(a, b) for a, b in zip(one.window.offset, other.window.offset, strict=True)]
+    last = [
+        max(one.window.offset[i] + one.values.shape[i + 2], other.window.offset[i] + other.values.shape[i + 2])
+        for i in (0, 1)
+    ]
+    clean = one.window.clean and other.window.clean
+    window = replace(one.window, offset=(first[0], first[1]), clean=clean)
+    return Rows(_grown(one, first, last) + _grown(other, first, last), window).windowed(shape)
+
+
+def _grown(rows: Rows, first: list[int], last: list[int]) -> Tensor:
+    assert rows.window is not None
+    (top, left), (height, width) = rows.window.offset, rows.values.shape[-2:]
+    before = (top - first[0], left - first[1])
+    after = (last[0] - top - height, last[1] - left - width)
+    return F.pad(rows.values, (before[1], after[1], before[0], after[0])) if any(before + after) else rows.values
+
+
+def one_hot(shape: Shape, entries: Int[Tensor, " rows"], signs: Float[Tensor, " rows"]) -> Rows:
+    """Rows ``sign * node[entry]``: windows of one position on feature maps ``(1, channels, height, width)``."""
+    rows = torch.arange(len(entries), device=entries.device)
+    if len(shape) == 4 and shape[0] == 1 and shape[2] * shape[3] > 1:
+        _, channels, height, width = shape
+        values = signs.new_zeros((len(entries), channels, 1, 1))
+        values[rows, entries // (height * width), 0, 0] = signs
+        start = torch.stack([entries // width % height, entries % width], 1)
+        return Rows(values, Window(start, (1, 1), (0, 0), clean=True))
+    flat = signs.new_zeros((len(entries), shape_size(shape)))
+    flat[rows, entries] = signs
+    return Rows(flat.reshape(len(entries), *shape))
+
+
+def shape_size(shape: Shape) -> int:
+    """Number of entries of a node."""
+    return int(torch.Size(shape).numel())
