@@ -267,7 +267,10 @@ def without_auto_lirpa(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def test_without_auto_lirpa_the_other_methods_work(without_auto_lirpa: None) -> None:
     recorder = Recorder()
-    certificates = run("ibp", "pgd", options=QUICK, reporter=recorder)
+    native = run("ibp")["ibp"]
+    assert native.attributes["engine"] == "native" and native.count(Status.UNSUPPORTED) == 0, "the other engine works"
+    assert native.attributes["passed_over"] == compat.INSTALL, "the file must say why auto-LiRPA was passed over"
+    certificates = run("ibp", "pgd", options=QUICK, engine="auto-lirpa", reporter=recorder)
     ibp = certificates["ibp"]
     assert_total(ibp)
     assert (ibp["status"][WRONG:] == Status.UNSUPPORTED).all()
@@ -278,10 +281,10 @@ def test_without_auto_lirpa_the_other_methods_work(without_auto_lirpa: None) -> 
 
 
 def test_a_reason_is_forgotten_when_the_method_works_later(tmp_path: Path, without_auto_lirpa: None) -> None:
-    assert "reason" in run("ibp", out=tmp_path / "a.h5")["ibp"].attributes
+    assert "reason" in run("ibp", engine="auto-lirpa", out=tmp_path / "a.h5")["ibp"].attributes
     with pytest.MonkeyPatch.context() as again:
         again.setattr(compat, "version", lambda: "0.3")
-        rows = run("ibp", out=tmp_path / "a.h5")["ibp"]
+        rows = run("ibp", engine="auto-lirpa", out=tmp_path / "a.h5")["ibp"]
     assert rows.count(Status.UNSUPPORTED) == 0, "failed rows were not tried again"
     assert "reason" not in rows.attributes, "the file still says why the method could not"
 

@@ -95,7 +95,8 @@ def test_an_unsound_layer_is_refused_by_its_path(name: str) -> None:
 def test_the_path_of_a_nested_layer_is_named() -> None:
     network, x = around(nn.Sequential(nn.ReLU(), nn.Sequential(nn.GELU())))
     with pytest.raises(Unsupported, match=r"layer '2\.1\.0' \(GELU\)"):
-        CROWN.prepare(network, x, Request(Epsilon.parse(0.01), Norm.LINF, options=CROWN.options))
+        request = Request(Epsilon.parse(0.01), Norm.LINF, options=CROWN.options, engine="auto-lirpa")
+        CROWN.prepare(network, x, request)
 
 
 FUNCTIONS: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
@@ -345,7 +346,7 @@ def test_a_lying_engine_is_caught(norm: Norm, lie: float) -> None:
     engine, x = AutoLirpa(kind.network(), kind.images(2)), kind.images(2).double()
     eps = torch.full((2,), 0.02, dtype=torch.float64)
     check_sandwich(engine.model, engine, x, eps, norm=norm, method="crown")
-    with pytest.raises(Contradiction, match="crown bound is broken"):
+    with pytest.raises(Contradiction, match="crown bound of engine auto-lirpa is broken"):
         check_sandwich(engine.model, Liar(engine, lie), x, eps, norm=norm, method="crown")
 
 

@@ -291,7 +291,10 @@ VALUES: dict[str, tuple[tuple[int, ...], Callable[[], nn.Module]]] = {
     ),
     "quotient": (FLAT, lambda: Net(lambda n, x: n.a(x) / (n.a(x).abs() + 0.5), a=nn.Linear(6, 4))),
     "matmul": (TOKENS, lambda: Net(lambda n, x: n.a(x) @ n.b(x).mT, a=nn.Linear(6, 3), b=nn.Linear(6, 3))),
-    "matmul by constants": (TOKENS, lambda: Fn(lambda x: torch.relu(_constant(3, 4) @ (x @ _constant(6, 5))))),
+    "matmul by constants": (
+        TOKENS,
+        lambda: Net(lambda n, x: torch.relu(n.left @ (x @ n.right)), left=_constant(3, 4), right=_constant(6, 5)),
+    ),
     "attention by hand": (TOKENS, lambda: Net(_by_hand, qkv=nn.Linear(6, 18), out=nn.Linear(6, 4))),
     "fused attention": (TOKENS, lambda: Net(_fused, qkv=nn.Linear(6, 9))),
     "fused attention with a mask": (TOKENS, lambda: Net(_masked, qkv=nn.Linear(6, 9), mask=_constant(4, 4))),
@@ -335,16 +338,16 @@ def _constant(*shape: int) -> Tensor:
 # Shapes and constants
 
 
-def _arithmetic(x: Tensor) -> Tensor:
-    row, column = _constant(6).to(x), _constant(6, 1).to(x)
+def _arithmetic(net: nn.Module, x: Tensor) -> Tensor:
+    row, column = net.row, net.column
     y = torch.relu((x - row) / (column.abs() + 0.5) * -1.5 + 0.3)
     return 2 - torch.sub(y, x, alpha=0.5) + (row - x) * row - (-x)
 
 
-def _growing(x: Tensor) -> Tensor:
+def _growing(net: nn.Module, x: Tensor) -> Tensor:
     """Constants of more axes or entries than the value."""
-    column, whole = _constant(6, 1).to(x), _constant(2, 6, 6).to(x)
-    return torch.relu(x.mean(-1, keepdim=True).mean(1, keepdim=True) * whole + column) - x.mean(2, keepdim=True) * column
+    small = x.mean(-1, keepdim=True).mean(1, keepdim=True)
+    return torch.relu(small * net.whole + net.column) - x.mean(2, keepdim=True) * net.column
 
 
 def _reshaped(x: Tensor) -> Tensor:
@@ -389,8 +392,11 @@ SHAPES: dict[str, tuple[tuple[int, ...], Callable[[], nn.Module]]] = {
     "linear on the last axis": (TOKENS, lambda: nn.Sequential(nn.Linear(6, 3), nn.ReLU(), nn.Linear(3, 2, bias=False))),
     "batch norm 1d": (FLAT, lambda: nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.BatchNorm1d(5))),
     "one dimension": (TOKENS, _one_dimensional),
-    "arithmetic": (IMAGE, lambda: nn.Sequential(Fn(_arithmetic), nn.ReLU())),
-    "constants that broadcast": (IMAGE, lambda: Fn(_growing)),
+    "arithmetic": (
+        IMAGE,
+        lambda: nn.Sequential(Net(_arithmetic, row=_constant(6), column=_constant(6, 1)), nn.ReLU()),
+    ),
+    "constants that broadcast": (IMAGE, lambda: Net(_growing, whole=_constant(2, 6, 6), column=_constant(6, 1))),
     "reshapes": (IMAGE, lambda: nn.Sequential(_maps(2, 2), Fn(_reshaped))),
     "parts": (IMAGE, lambda: nn.Sequential(_maps(2, 2), Fn(_parts), nn.ReLU())),
     "picks": (IMAGE, lambda: nn.Sequential(_maps(2, 2), Fn(_picked))),

@@ -79,7 +79,7 @@ class Dense(Affine):
 class Scale(Affine):
     """scale x + shift, entry by entry; both broadcast to the node's shape."""
 
-    def __init__(self, scale: Float[Tensor, "*shape"], shift: Float[Tensor, "*shape"] | None, shape: Shape) -> None:
+    def __init__(self, scale: Float[Tensor, "..."], shift: Float[Tensor, "..."] | None, shape: Shape) -> None:
         self.shape = shape
         self.scale = scale.reshape((1,) * (len(shape) - scale.ndim) + scale.shape)
         self.shift = None if shift is None else shift.expand(shape)
@@ -199,7 +199,7 @@ class General(Affine):
     def __init__(
         self, function: Function, before: Sequence[Shape], after: Shape, like: Tensor, absolute: Function | None = None
     ) -> None:
-        self.after = after
+        self.before, self.after, self.picks = before, after, absolute is None
         zeros = [like.new_zeros(shape) for shape in before]
         constant, transpose = torch.func.vjp(function, *zeros)[:2]
         self._constant = constant if bool(constant.any()) else None

@@ -43,7 +43,7 @@ class Graph:
     def output(self) -> int:
         return len(self.nodes) - 1
 
-    def values(self, x: Float[Tensor, "batch *shape"]) -> list[Float[Tensor, "batch *shape"]]:
+    def values(self, x: Float[Tensor, "batch *shape"]) -> list[Float[Tensor, "batch ..."]]:
         """Values of all nodes."""
         found: list[Tensor] = [x.reshape(len(x), *self.nodes[0].shape)]
         for node in self.nodes[1:]:

@@ -208,19 +208,19 @@ def _normalized(builder: Builder, x: Ref, folded: Shape, eps: float) -> Ref:
     return builder.add(Normalization(eps, folded), [x], folded)
 
 
-def add(builder: Builder, left: Value, right: Value, *, alpha: float = 1) -> Ref:
+def add(builder: Builder, left: Value, right: Value, *, alpha: int | float = 1) -> Ref:
     return _plus(builder, left, 1, right, alpha)
 
 
-def sub(builder: Builder, left: Value, right: Value, *, alpha: float = 1) -> Ref:
+def sub(builder: Builder, left: Value, right: Value, *, alpha: int | float = 1) -> Ref:
     return _plus(builder, left, 1, right, -alpha)
 
 
-def rsub(builder: Builder, left: Value, right: Value, alpha: float = 1) -> Ref:
+def rsub(builder: Builder, left: Value, right: Value, alpha: int | float = 1) -> Ref:
     return _plus(builder, left, -alpha, right, 1)
 
 
-def _plus(builder: Builder, left: Value, a: float, right: Value, b: float) -> Ref:
+def _plus(builder: Builder, left: Value, a: int | float, right: Value, b: int | float) -> Ref:
     """a left + b right."""
     if not isinstance(left, Ref):
         left, a, right, b = right, b, left, a
@@ -286,7 +286,7 @@ def attention(
     dropout_p: float = 0.0,
     is_causal: bool = False,
     *,
-    scale: float | None = None,
+    scale: int | float | None = None,
     enable_gqa: bool = False,
 ) -> Ref:
     """softmax(q k^T / sqrt(d) + mask) v."""

@@ -102,9 +102,14 @@ class Rows:
         values = self.values.flatten(1)
         if self.window is not None:
             return (self.values * self.gather(maps, samples)).flatten(1).sum(1)
+        flat = maps.flatten(1)
         if len(maps) == 1:
-            return values @ maps.flatten()
-        return (values * maps.flatten(1)[samples]).sum(1)
+            return values @ flat[0]
+        owners, counts = samples.unique_consecutive(return_counts=True)
+        if len(owners) * 4 > len(samples):
+            return (values * flat[samples]).sum(1)
+        parts = zip(values.split(counts.tolist()), owners.tolist(), strict=True)
+        return torch.cat([part @ flat[owner] for part, owner in parts])
 
 
 def _patches(

@@ -86,7 +86,7 @@ class _Chosen:
         positive = values.clamp_min(0)
         negative = values - positive
         below, above, slope, offset = (
-            dense.gather(t, samples).expand(values.shape) for t in (self.below, self.above, self.slope, self.offset)
+            t[samples].expand(values.shape) for t in (self.below, self.above, self.slope, self.offset)
         )
         result = values.new_zeros((*values.shape[:2], self.pool.before[-2] * self.pool.before[-1]))
         result = result.scatter_add(2, below, positive).scatter_add(2, above, negative * slope)

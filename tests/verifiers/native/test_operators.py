@@ -1,0 +1,188 @@
+"""The native engine on a table of tiny networks, one or more per operator: attacks, planes, small balls, batches.
+
+Every network is bounded once, in a batch of as many samples as an image's side, each with its own eps.
+"""
+
+import itertools
+from dataclasses import dataclass
+from functools import cache
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests import oracles
+from tests.verifiers.native.nets import CASES
+from tests.zoo import BY_NAME, Kind, images, mlp
+from verifiers.bound_propagation.auto_lirpa import compat
+from verifiers.bound_propagation.auto_lirpa.adapter import AutoLirpa
+from verifiers.bound_propagation.engine import METHODS, Planes
+from verifiers.bound_propagation.native.engine import Native
+from verifiers.certificate import Norm
+from verifiers.falsify import ascend, norms, per_sample, project, random_start
+
+EPS = torch.tensor([1e-6, 1e-3, 0.02, 0.06, 0.2, 0.5], dtype=torch.float64)
+SCALE = {Norm.LINF: 1.0, Norm.L2: 1.5, Norm.L1: 3.0}
+INTERSECT = (True, False)
+
+every_case = pytest.mark.parametrize("name", CASES)
+every_norm = pytest.mark.parametrize("norm", tuple(Norm), ids=str)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network with images, the rows e_k and -e_k, and its engine."""
+
+    engine: Native
+    x: Tensor
+    rows: Tensor
+
+    def values(self, points: Tensor) -> Tensor:
+        """Rows of the network's logits at points (batch, count, *shape), as (batch, count, rows)."""
+        with torch.no_grad():
+            logits = self.engine.model(points.flatten(0, 1))
+        return logits.unflatten(0, points.shape[:2]) @ self.rows[0].T
+
+    def planes(self, norm: Norm, method: str, intersect: bool = True, only: slice = slice(None)) -> Planes:
+        self.engine.intersect = intersect
+        eps = SCALE[norm] * EPS
+        return self.engine.planes(self.x[only], eps[only], self.rows[only], norm=norm, method=method)
+
+
+@cache
+def subject(name: str) -> Subject:
+    kind = CASES[name] if name in CASES else BY_NAME[name]
+    x = kind.images(len(EPS)).double()
+    engine = Native(kind.network(), x[:2].float(), iterations=3)
+    with torch.no_grad():
+        classes = engine.model(x[:1]).shape[1]
+    eye = torch.eye(classes, dtype=x.dtype)
+    return Subject(engine, x, torch.cat([eye, -eye]).expand(len(x), -1, -1))
+
+
+@cache
+def planes(name: str, norm: Norm, method: str, intersect: bool) -> Planes:
+    return subject(name).planes(norm, method, intersect)
+
+
+@cache
+def attacked(name: str, norm: Norm) -> tuple[Tensor, Tensor]:
+    """Points of the balls, (batch, count, *shape), and the rows there, (batch, count, rows)."""
+    net = subject(name)
+    points = torch.cat([_sampled(net.x, SCALE[norm] * EPS, norm), _ascended(net, SCALE[norm] * EPS, norm)], 1)
+    return points, net.values(points)
+
+
+def _sampled(x: Tensor, eps: Tensor, norm: Norm, count: int = 96) -> Tensor:
+    """Points inside, corners or points of the sphere, and points that differ in one or two pixels."""
+    generator = torch.Generator().manual_seed(0)
+    found = []
+    for kind in range(count):
+        delta = random_start(x, eps, norm, generator)
+        if kind % 3 == 1:
+            delta = delta.sign() * per_sample(eps, x) if norm is Norm.LINF else project(delta * 1e3, eps, norm)
+        if kind % 3 == 2:
+            keep = torch.rand(x.flatten(1).shape, generator=generator).argsort(1) < 1 + kind % 2
+            kept = (delta.flatten(1) * keep).reshape(x.shape)
+            delta = project(kept.sign() * 2 * per_sample(eps, x), eps, norm)
+        found.append((x + delta).clamp(0.0, 1.0))
+    return torch.stack(found, 1)
+
+
+def _ascended(net: Subject, eps: Tensor, norm: Norm) -> Tensor:
+    """Attacks on every row: one long step, which is best on a linear function, and many from a random start."""
+    count = net.rows.shape[1]
+    x, radius = net.x.repeat_interleave(count, 0), eps.repeat_interleave(count)
+    rows = net.rows.flatten(0, 1)
+    start = random_start(x, radius, norm, torch.Generator().manual_seed(1))
+
+    def objective(z: Tensor) -> Tensor:
+        return -(rows * net.engine.model(z)).sum(1)
+
+    once = ascend(objective, x, eps=radius, norm=norm, steps=1, step_size=1.0)
+    often = ascend(objective, x, eps=radius, norm=norm, steps=8, start=start)
+    return torch.stack([once, often], 1).reshape(len(eps), -1, *x.shape[1:])
+
+
+def _clean(name: str) -> Tensor:
+    net = subject(name)
+    return net.values(net.x[:, None])[:, 0]
+
+
+# Soundness
+
+
+@every_case
+def test_the_graph_is_the_network_on_a_batch(name: str) -> None:
+    net = subject(name)
+    with torch.no_grad():
+        apart = float((net.engine.graph(net.x) - net.engine.model(net.x)).abs().max())
+    assert apart < 1e-10, f"logits differ by {apart:.3g}"
+
+
+@every_case
+@every_norm
+def test_no_point_of_the_ball_breaks_a_bound(name: str, norm: Norm) -> None:
+    least = attacked(name, norm)[1].amin(1)
+    for method, intersect in itertools.product(METHODS, INTERSECT):
+        if method == "alpha-crown" and not intersect:
+            continue  # four times the work of all others
+        bound = planes(name, norm, method, intersect).bound
+        slack = 1e-9 * bound.abs().nan_to_num(0.0, 0.0, 0.0).clamp_min(1.0)
+        worst = (bound - least - slack).amax(1)
+        assert not bound.isnan().any(), f"{method}, intersect={intersect}: nan for eps {EPS[bound.isnan().any(1)]}"
+        assert (worst <= 0).all(), f"{method}, intersect={intersect}: broken by {worst} for eps {EPS}"
+
+
+@every_case
+@every_norm
+def test_planes_bound_every_smaller_ball(name: str, norm: Norm) -> None:
+    points, values = attacked(name, norm)
+    x = subject(name).x
+    distance = norms((points - x[:, None]).flatten(0, 1), norm).reshape(values.shape[:2])
+    for method in ("crown-ibp", "crown", "alpha-crown"):
+        found = planes(name, norm, method, True)
+        below = found.value[:, None] - distance[:, :, None] * found.steepness[:, None]
+        slack = 1e-9 * values.abs().amax().clamp_min(1.0)
+        worst = (below - values - slack).amax((1, 2))
+        assert not (worst > 0).any(), f"{method}: a plane is above the network by {worst} for eps {EPS}"
+        drop = found.value - SCALE[norm] * EPS[:, None] * found.steepness - found.bound
+        assert not (drop > 1e-9).any(), f"{method}: the bound is below its own plane by {drop.amax(1)}"
+
+
+# Tightness
+
+
+#: Networks with a kink at the image itself, whose lines need not tend to the function.
+KINKED = ("x * x", "max pool of relu")
+
+
+@every_case
+@pytest.mark.parametrize("norm", [Norm.LINF, Norm.L2], ids=str)
+def test_bounds_are_the_linear_function_on_a_tiny_ball(name: str, norm: Norm) -> None:
+    clean, least = _clean(name)[0], attacked(name, norm)[1][0].amin(0)
+    exact = clean - least
+    for method in ("crown-ibp", "crown", "alpha-crown"):
+        gap = clean - planes(name, norm, method, False).bound[0]
+        excess = float((gap - 1.01 * exact).max())
+        assert excess < 1e-8 * clean.abs().max().clamp_min(1.0), f"{method}: {gap} where the network falls by {exact}"
+
+
+@every_case
+@every_norm
+def test_methods_are_in_order(name: str, norm: Norm) -> None:
+    crown, alpha = planes(name, norm, "crown", True).bound, planes(name, norm, "alpha-crown", True).bound
+    lost = float((crown - alpha).amax())
+    assert not lost > 1e-9, f"alpha-CROWN is below CROWN by {lost:.3g}"
+
+
+@every_case
+@pytest.mark.parametrize("method", METHODS[:3])
+def test_a_batch_gives_what_each_sample_gives_alone(name: str, method: str) -> None:
+    norm = list(Norm)[len(name) % 3]
+    together = planes(name, norm, method, True).bound
+    for i in range(0, len(EPS), 2):
+        alone = subject(name).planes(norm, method, True, slice(i, i + 1)).bound[0]
+        apart = (together[i] - alone).abs() / alone.abs().clamp_min(1.0)
+        same = (together[i] == alone) | (apart < 1e-9)
+        assert same.all(), f"sample {i} changes by {apart.max():.3g} in a batch of {len(EPS)}"
