@@ -33,6 +33,7 @@ def certify_checkpoint(
     options: Mapping[str, float] | None = None,
     engine: str = "auto",
     cross_check: int = 0,
+    teacher: Checkpoint | None = None,
     device: torch.device | None = None,
     reporter: Reporter | None = None,
 ) -> Certificates:
@@ -65,6 +66,7 @@ def certify_checkpoint(
         options=options,
         engine=engine,
         cross_check=cross_check,
+        teacher=None if teacher is None else teacher.model.to(device or torch.device("cpu")),
         indices=samples.indices,
         identity={
             "architecture": f"{spec.name} {json.dumps(spec.options)}" if spec.options else spec.name,

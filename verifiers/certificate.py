@@ -102,6 +102,7 @@ class Request:
         options: the method's own settings, by name, defaults filled in.
         engine: bound-propagation engine: ``auto``, ``auto-lirpa`` or ``native``.
         cross_check: number of samples whose bounds are held against the other engine's.
+        teacher: the network that the joint method holds the certified one against.
     """
 
     eps: Epsilon
@@ -110,6 +111,7 @@ class Request:
     options: Mapping[str, int | float] = field(default_factory=dict)
     engine: str = "auto"
     cross_check: int = 0
+    teacher: nn.Module | None = None
 
 
 Columns = dict[str, np.ndarray]

@@ -54,6 +54,7 @@ def certify(
     options: Mapping[str, int | float] | None = None,
     engine: str = "auto",
     cross_check: int = 0,
+    teacher: nn.Module | None = None,
     indices: Int[Tensor, " samples"] | None = None,
     identity: Mapping[str, Any] | None = None,
     reporter: Reporter | None = None,
@@ -73,6 +74,7 @@ def certify(
         options: settings of methods, such as ``{"steps": 50}``.
         engine: of bound propagation: ``auto-lirpa``, ``native``, or ``auto``: the first where it takes the network.
         cross_check: number of samples whose bounds are held against the other engine's; a contradiction is an ERROR.
+        teacher: the network that the method ``joint`` compares with, from the same images to the same classes.
         indices: index of each sample in its data set split; 0, 1, ... when None.
         identity: more facts that rows depend on, stored as attributes; a file that differs in one is refused.
         reporter: told about progress.
@@ -91,9 +93,9 @@ def certify(
     names_of(engine)
     if cross_check < 0:
         raise InputError(f"cross_check must be at least 0, got {cross_check}")
-    base = Request(Epsilon.parse(eps), _norm(norm), seed, engine=engine, cross_check=cross_check)
+    base = Request(Epsilon.parse(eps), _norm(norm), seed, engine=engine, cross_check=cross_check, teacher=teacher)
     requests = _requests(infos, base, options or {})
-    with torch.inference_mode(False), eval_mode(model), trusted_arithmetic():
+    with torch.inference_mode(False), eval_mode(model), eval_mode(teacher or model), trusted_arithmetic():
         samples = look_at(model, images, labels, indices, reporter)
         first = first_images(samples, model)
         threads = suitable_threads(model, first[:1], CLEAN_BATCH)
@@ -139,6 +141,7 @@ def _identity(model: nn.Module, samples: Samples, requests: Mapping[str, Request
         "eps_text": request.eps.text,
         "seed": request.seed,
         "engine": request.engine,
+        "joint_teacher_sha256": "" if request.teacher is None else weights_sha256(request.teacher),
         "settings": {name: dict(request.options) for name, request in requests.items()},
     }
 

@@ -1,11 +1,12 @@
 """Every certificate method there is: one record a method, listed once."""
 
 from verifiers.bound_propagation.certify import ALPHA_CROWN, CROWN, CROWN_IBP, IBP
+from verifiers.bound_propagation.joint import JOINT
 from verifiers.certificate import MethodInfo
 from verifiers.errors import InputError, did_you_mean
 from verifiers.falsify import PGD
 
-METHODS: tuple[MethodInfo, ...] = (PGD, IBP, CROWN_IBP, CROWN, ALPHA_CROWN)
+METHODS: tuple[MethodInfo, ...] = (PGD, IBP, CROWN_IBP, CROWN, ALPHA_CROWN, JOINT)
 
 
 def find(name: str) -> MethodInfo:

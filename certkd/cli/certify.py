@@ -9,12 +9,14 @@ from certkd.cli.options import Assignment, EpsilonType, data_options, numbers
 from verifiers.quantities import Epsilon
 
 if TYPE_CHECKING:
+    from certkd.checkpoint import Checkpoint
+    from certkd.data import DataSet
     from verifiers.store import Certificates
 
 
 @click.command()
 @click.option("--model", required=True, metavar="NETWORK", help="Checkpoint, or source:name with pre-trained weights.")
-@click.option("--teacher", metavar="NETWORK", help="Certify this network too, and compare.")
+@click.option("--teacher", metavar="NETWORK", help="Certify this network too, compare, and bound both jointly.")
 @click.option("--eps", required=True, type=EpsilonType(), help="Radius in pixel units, like 8/255.")
 @click.option("--norm", default="linf", show_default=True, help="linf, l2 or l1.")
 @click.option("--methods", default="pgd,ibp,crown", show_default=True, help="See 'certkd methods'.")
@@ -43,10 +45,15 @@ def certify(model: str, teacher: str | None, eps: Epsilon, norm: str, **options:
     from certkd.report import tables
     from certkd.report.console import stderr, stdout
 
-    console = stdout()
-    done = {"student": _certify(model, options["out"], eps, norm, options)}
-    if teacher is not None:
-        done["teacher"] = _certify(teacher, options["teacher_out"], eps, norm, options)
+    console, methods = stdout(), [name.strip() for name in options["methods"].split(",")]
+    done: dict[str, Certificates] = {}
+    reference = None if teacher is None else _network(teacher, options)
+    if teacher is not None and reference is not None:
+        alone = [name for name in methods if name != "joint"]
+        done["teacher"] = _certify(reference, teacher, options["teacher_out"], eps, norm, alone, options)
+        methods = [*alone, "joint"] if {"crown", "joint"} & set(methods) else alone
+    student = _network(model, options)
+    done["student"] = _certify(student, model, options["out"], eps, norm, methods, options, reference)
     for certificates in done.values():
         console.print(tables.contents(certificates))
         console.print(f"written to {certificates.path}", soft_wrap=True)
@@ -54,37 +61,57 @@ def certify(model: str, teacher: str | None, eps: Epsilon, norm: str, **options:
     if teacher is not None and not failed:
         for part in tables.comparison(compare(done["teacher"], done["student"]), "teacher", "student"):
             console.print(part, soft_wrap=isinstance(part, str))
+        if "joint" in done["student"].methods:
+            console.print(tables.agreement(done["student"]), soft_wrap=True)
     for line in failed:
         stderr().print(f"failed: {line}")
     return 1 if failed else 0
 
 
-def _certify(name: str, out: str | None, eps: Epsilon, norm: str, options: dict[str, Any]) -> "Certificates":
-    from certkd import data, networks
-    from certkd.certification import certify_checkpoint
-    from certkd.config import DataConfig
-    from certkd.report.console import CertifyProgress
-    from certkd.training import choose_device
+def _network(name: str, options: dict[str, Any]) -> "Checkpoint":
+    from certkd import networks
 
-    device = choose_device(options["device"] or "auto")
-    root, download, named = options["data_root"], options["download"], options["data"]
-    wanted = DataConfig(name=named, root=root, download=download) if named else None
-    samples = data.load(wanted) if wanted is not None else None
-    known = networks.trained(
+    return networks.trained(
         name,
         architecture=options["arch"],
-        data=samples,
+        data=_named_data(options),
         mean=numbers(options["mean"], "--mean"),
         std=numbers(options["std"], "--std"),
     )
-    config = networks.data_of(known, named, root, download)
+
+
+def _named_data(options: dict[str, Any]) -> "DataSet | None":
+    from certkd import data
+    from certkd.config import DataConfig
+
+    if not options["data"]:
+        return None
+    return data.load(DataConfig(name=options["data"], root=options["data_root"], download=options["download"]))
+
+
+def _certify(
+    known: "Checkpoint",
+    name: str,
+    out: str | None,
+    eps: Epsilon,
+    norm: str,
+    methods: list[str],
+    options: dict[str, Any],
+    teacher: "Checkpoint | None" = None,
+) -> "Certificates":
+    from certkd import data, networks
+    from certkd.certification import certify_checkpoint
+    from certkd.report.console import CertifyProgress
+    from certkd.training import choose_device
+
+    config = networks.data_of(known, options["data"], options["data_root"], options["download"])
     return certify_checkpoint(
         known,
-        samples if samples is not None and config == wanted else data.load(config),
+        data.load(config),
         config,
         eps=eps,
         norm=norm,
-        methods=tuple(name.strip() for name in options["methods"].split(",")),
+        methods=methods,
         out=out or _default_out(name, eps, norm),
         split=options["split"],
         limit=options["limit"],
@@ -93,7 +120,8 @@ def _certify(name: str, out: str | None, eps: Epsilon, norm: str, options: dict[
         options=dict(options["settings"]),
         engine=options["engine"],
         cross_check=options["cross_check"],
-        device=device,
+        teacher=teacher,
+        device=choose_device(options["device"] or "auto"),
         reporter=CertifyProgress(name),
     )
 

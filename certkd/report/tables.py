@@ -104,6 +104,20 @@ def verdict(result: Comparison) -> str:
     )
 
 
+def agreement(student: Certificates) -> str:
+    """What the joint bounds of student and teacher say, in one sentence."""
+    rows = student["joint"]
+    asked = np.isfinite(rows["gap"])
+    if not asked.any():
+        return f"joint bounds: {rows.attributes.get('reason', 'no sample was classified correctly')}"
+    agree, gap, deficit = rows["certified"].mean(), np.median(rows["gap"][asked]), np.median(rows["deficit"][asked])
+    return (
+        f"Joint bounds ({rows.attributes['graphs']} graph): on {agree:.1%} of the samples student and teacher provably "
+        f"predict the same, right class everywhere on the ball; on the median sample their margins differ there by at "
+        f"most {gap:.3g} logits, and the student's falls short of the teacher's by at most {max(deficit, 0.0):.3g}."
+    )
+
+
 def experiment(networks: dict[str, Certificates], comparisons: dict[str, Comparison]) -> Table:
     """One line per network: accuracies, mean radius, and for students what they kept."""
     columns = ["network", "clean", "PGD", "certified", "mean radius", "retention", "radius >= teacher's"]

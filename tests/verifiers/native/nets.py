@@ -254,7 +254,7 @@ def _encoder(**options: object) -> nn.Module:
 
 def _class_token(net: nn.Module, x: Tensor) -> Tensor:
     whole = torch.cat([net.token.expand(len(x), -1, -1), x], 1) + net.position
-    return net.layer(net.norm(whole))[:, 0]
+    return net.layer(net.norm(whole))[:, :3]
 
 
 def _excited(net: nn.Module, x: Tensor) -> Tensor:
@@ -360,12 +360,18 @@ def _parts(x: Tensor) -> Tensor:
     d, e = x.chunk(2, -1)
     f, g = x.unbind(1)
     stacked = torch.stack([f * 2, torch.relu(g - f)], 1)
-    return torch.cat([torch.relu(a - 0.5), b, torch.relu(c - b[:, :, 1:]), stacked[:, :, :, ::3].mT, e.roll(1, 3).mT - d.mT], 2)
+    return torch.cat(
+        [torch.relu(a - 0.5), b, torch.relu(c - b[:, :, 1:]), stacked[:, :, :, ::3].mT, e.roll(1, 3).mT - d.mT], 2
+    )
 
 
 def _picked(x: Tensor) -> Tensor:
     y = torch.relu(x.index_select(2, torch.tensor([5, 0, 0, 3])) - x[:, :, [1, 2, 2, 4]])
-    return torch.relu(y.repeat(1, 1, 2, 1) + x.new_full((8, 6), 0.2).tril() - y[..., :1].expand(-1, -1, -1, 6).tile(2, 1).triu())
+    return torch.relu(
+        y.repeat(1, 1, 2, 1)
+        + x.new_full((8, 6), 0.2).tril()
+        - y[..., :1].expand(-1, -1, -1, 6).repeat(1, 1, 2, 1).triu()
+    )
 
 
 def _cancelling(net: nn.Module, x: Tensor) -> Tensor:
@@ -411,7 +417,18 @@ SHAPES: dict[str, tuple[tuple[int, ...], Callable[[], nn.Module]]] = {
 
 def _cases() -> list[Kind]:
     cases = [Kind(name, on(FLAT, partial(within_mlp, made), 1.5), FLAT) for name, made in ACTIVATIONS.items()]
-    for name in ("relu", "leaky of slope 2", "hardtanh", "elu", "gelu", "silu", "hardswish", "tanh", "sigmoid", "softmax"):
+    for name in (
+        "relu",
+        "leaky of slope 2",
+        "hardtanh",
+        "elu",
+        "gelu",
+        "silu",
+        "hardswish",
+        "tanh",
+        "sigmoid",
+        "softmax",
+    ):
         cases.append(Kind(f"{name}, large weights", on(FLAT, partial(within_mlp, ACTIVATIONS[name]), 12.0), FLAT))
     for table in (CONVOLUTIONS, POOLS):
         cases += [Kind(name, on(IMAGE, made, 1.5), IMAGE) for name, made in table.items()]

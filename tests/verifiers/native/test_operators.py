@@ -11,19 +11,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests import oracles
 from tests.verifiers.native.nets import CASES
-from tests.zoo import BY_NAME, Kind, images, mlp
-from verifiers.bound_propagation.auto_lirpa import compat
-from verifiers.bound_propagation.auto_lirpa.adapter import AutoLirpa
+from tests.zoo import BY_NAME
 from verifiers.bound_propagation.engine import METHODS, Planes
 from verifiers.bound_propagation.native.engine import Native
 from verifiers.certificate import Norm
 from verifiers.falsify import ascend, norms, per_sample, project, random_start
 
-EPS = torch.tensor([1e-6, 1e-3, 0.02, 0.06, 0.2, 0.5], dtype=torch.float64)
+EPS = torch.tensor([1e-8, 1e-3, 0.02, 0.06, 0.2, 0.5], dtype=torch.float64)
 SCALE = {Norm.LINF: 1.0, Norm.L2: 1.5, Norm.L1: 3.0}
 INTERSECT = (True, False)
+
+#: Networks with functions whose domain is a half-line, which plain CROWN's intervals may leave.
+PARTIAL = ("sqrt", "rsqrt", "reciprocal", "powers", "log", "quotient")
 
 every_case = pytest.mark.parametrize("name", CASES)
 every_norm = pytest.mark.parametrize("norm", tuple(Norm), ids=str)
@@ -130,8 +130,9 @@ def test_no_point_of_the_ball_breaks_a_bound(name: str, norm: Norm) -> None:
         bound = planes(name, norm, method, intersect).bound
         slack = 1e-9 * bound.abs().nan_to_num(0.0, 0.0, 0.0).clamp_min(1.0)
         worst = (bound - least - slack).amax(1)
-        assert not bound.isnan().any(), f"{method}, intersect={intersect}: nan for eps {EPS[bound.isnan().any(1)]}"
-        assert (worst <= 0).all(), f"{method}, intersect={intersect}: broken by {worst} for eps {EPS}"
+        known = ~bound.isnan().any(1)
+        assert known.all() or (name in PARTIAL and not intersect), f"{method}, {intersect}: nan for eps {EPS[~known]}"
+        assert not (worst > 0).any(), f"{method}, intersect={intersect}: broken by {worst} for eps {EPS}"
 
 
 @every_case
@@ -153,19 +154,23 @@ def test_planes_bound_every_smaller_ball(name: str, norm: Norm) -> None:
 # Tightness
 
 
-#: Networks with a kink at the image itself, whose lines need not tend to the function.
-KINKED = ("x * x", "max pool of relu")
+#: Networks with kinks that every image lies on: two windows share their largest entry, y - y is not known to be 0.
+KINKED = {"max pool of relu": METHODS, "cancellation": ("crown-ibp",)}
 
 
 @every_case
 @pytest.mark.parametrize("norm", [Norm.LINF, Norm.L2], ids=str)
-def test_bounds_are_the_linear_function_on_a_tiny_ball(name: str, norm: Norm) -> None:
+def test_bounds_are_those_of_the_linear_function_on_a_tiny_ball(name: str, norm: Norm) -> None:
+    """Single-step attacks are exact there, so bounds may not fall by more than the network does."""
     clean, least = _clean(name)[0], attacked(name, norm)[1][0].amin(0)
-    exact = clean - least
+    fall = clean - least
     for method in ("crown-ibp", "crown", "alpha-crown"):
-        gap = clean - planes(name, norm, method, False).bound[0]
-        excess = float((gap - 1.01 * exact).max())
-        assert excess < 1e-8 * clean.abs().max().clamp_min(1.0), f"{method}: {gap} where the network falls by {exact}"
+        if method not in KINKED.get(name, ()):
+            gap = clean - planes(name, norm, method, True).bound[0]
+            excess = float((gap - 1.01 * fall).max())
+            assert excess < 1e-11 * clean.abs().max().clamp_min(1.0), (
+                f"{method}: {gap} where the network falls by {fall}"
+            )
 
 
 @every_case

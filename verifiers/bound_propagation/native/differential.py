@@ -2,7 +2,7 @@
 
 For pruned, quantised and fine-tuned copies d is small, and bounding it directly keeps what a difference of two bounds
 loses (ReluDiff, arXiv 2001.03662; NeuroDiff, arXiv 2009.09943). An affine layer gives
-d' = A_s d + (A_s - A_t) t + (b_s - b_t); ReLU has its own relaxation; every other operator is applied to t + d and to t.
+d' = A_s d + (A_s - A_t) t + (b_s - b_t); ReLU has its own relaxation; other operators are applied to t + d and to t.
 """
 
 from collections.abc import Sequence
@@ -159,7 +159,9 @@ def _minus_general(ours: Affine, theirs: Affine, like: Tensor) -> Affine | None:
     if ours.picks and theirs.picks and torch.equal(function(*probe), function(*zeros)):
         if not bool(function(*zeros).any()):
             return None
-        return General(lambda *v: function(*zeros) + 0 * function(*v), ours.before, ours.after, like, lambda *v: 0 * absolute(*v))
+        return General(
+            lambda *v: function(*zeros) + 0 * function(*v), ours.before, ours.after, like, lambda *v: 0 * absolute(*v)
+        )
     return General(function, ours.before, ours.after, like, absolute)
 
 
@@ -174,10 +176,10 @@ def _minus_bias(one: Tensor | None, other: Tensor | None) -> Tensor | None:
 class ReluDifference:
     """g = relu(t + d) - relu(t), given boxes of t, d and s = t + d.
 
-    As ReLU is monotone and has slopes in [0, 1], g lies between min(d, 0) and max(d, 0). Candidates for the plane above:
-    the chord of max(d, 0), and relu's line above at s less its line below at t; for the plane below: the chord of
-    min(d, 0), and the line below at s less the line above at t. All are sound; the one whose value at the centre of the
-    box is closer to g is taken, which is the one that encloses less volume.
+    As ReLU is monotone and has slopes in [0, 1], g lies between min(d, 0) and max(d, 0). Candidates for the plane
+    above: the chord of max(d, 0), and relu's line above at s less its line below at t; for the plane below: the chord
+    of min(d, 0), and the line below at s less the line above at t. All are sound; the one whose value at the centre of
+    the box is closer to g is taken, which is the one that encloses less volume.
     """
 
     def forward(self, *values: Tensor) -> Tensor:
@@ -229,7 +231,9 @@ class _Planes:
         values, negative = rows.values, rows.values.clamp_max(0)
         positive = values - negative
         inputs: list[Rows | None] = [
-            rows.take(positive * rows.gather(below, samples) + negative * rows.gather(above, samples)).outside(clean=True)
+            rows.take(positive * rows.gather(below, samples) + negative * rows.gather(above, samples)).outside(
+                clean=True
+            )
             for below, above in zip(self.below, self.above, strict=True)
         ]
         constant = rows.take(positive).dot(self.below_offset, samples)

@@ -10,7 +10,7 @@ from verifiers.bound_propagation.checks import check_forward
 from verifiers.bound_propagation.engine import METHODS, Planes, joined
 from verifiers.bound_propagation.native.alpha import optimized
 from verifiers.bound_propagation.native.bounds import Balls, Bounds, dual_reaches
-from verifiers.bound_propagation.native.graph import capture
+from verifiers.bound_propagation.native.graph import Graph, capture
 from verifiers.bound_propagation.native.rows import shape_size
 from verifiers.certificate import Norm, Unsupported
 
@@ -28,6 +28,7 @@ class Native:
         intersect: whether tightened intervals are intersected with the plain ones. Without it bounds are CROWN's as
             published, and comparable to those of another engine.
         iterations: steps of alpha-CROWN's optimiser.
+        graph: the network's graph where it is known already.
 
     Raises:
         Unsupported: the network cannot be captured, or an operator has no bounds here.
@@ -44,10 +45,11 @@ class Native:
         dtype: torch.dtype = torch.float64,
         intersect: bool = True,
         iterations: int = 20,
+        graph: Graph | None = None,
     ) -> None:
         self.model = copy.deepcopy(model).to(dtype).eval().requires_grad_(False)
         self.intersect, self.iterations, self.dtype = intersect, iterations, dtype
-        self.graph = capture(self.model, x[:1], dtype)
+        self.graph = graph or capture(self.model, x[:1], dtype)
         self._reaches: dict[Norm, dict[int, Tensor]] = {}
         check_forward(self.model, self.graph, x[:2].to(dtype), "the native engine")
         entries = sum(shape_size(node.shape) for node in self.graph.nodes)

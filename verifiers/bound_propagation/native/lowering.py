@@ -99,6 +99,16 @@ def dropout(builder: Builder, x: Ref, p: float, train: bool) -> Ref:
     return x
 
 
+def constant(target: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The lowering of an operator that takes no more than the shape and the dtype of its first argument."""
+
+    def lower(builder: Builder, x: Ref, *args: Any, **kwargs: Any) -> Tensor:
+        _refuse_refs(builder, args, kwargs)
+        return target(builder.like.new_zeros(x.shape), *args, **kwargs)
+
+    return lower
+
+
 def reshape(target: Callable[..., Tensor]) -> Callable[..., Ref]:
     """The lowering of an operator that keeps the order of the entries."""
 
@@ -391,10 +401,12 @@ _PICKS = (
     "adaptive_avg_pool1d adaptive_avg_pool2d avg_pool1d constant_pad_nd reflection_pad2d replication_pad2d "
     "upsample_nearest2d upsample_bilinear2d pixel_shuffle pixel_unshuffle tril triu"
 )
+_CONSTANTS = "new_zeros new_ones new_full zeros_like ones_like full_like"
 
 LOWERINGS: dict[str, Callable[..., Any]] = {
     **{name: reshape(getattr(aten, name)) for name in _RESHAPES.split()},
     **{name: picking(getattr(aten, name)) for name in _PICKS.split()},
+    **{name: constant(getattr(aten, name)) for name in _CONSTANTS.split()},
     **dict.fromkeys("clone contiguous alias detach lift_fresh_copy positive".split(), identity),
     "to": converted,
     "_to_copy": converted,

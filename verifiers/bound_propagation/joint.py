@@ -1,0 +1,228 @@
+"""Student and teacher over one shared image: what holds for both at once.
+
+Both networks are bounded in one graph, so that whatever is equal in the two cancels in any linear combination of their
+logits; where they are copies of one architecture, a second graph follows the difference of every neuron, and the better
+of the two bounds counts.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from verifiers.bound_propagation.certify import SAFETY, whole_box
+from verifiers.bound_propagation.checks import check_sandwich
+from verifiers.bound_propagation.engine import Planes, margin_specification, measured_rounding, rounding_allowance
+from verifiers.bound_propagation.native.differential import differential, same_structure
+from verifiers.bound_propagation.native.engine import Native
+from verifiers.bound_propagation.native.graph import capture
+from verifiers.certificate import (
+    Column,
+    Columns,
+    Guarantee,
+    MethodInfo,
+    Norm,
+    Request,
+    Status,
+    Unsupported,
+    margins,
+)
+from verifiers.radius import Evaluation, largest_certified
+
+
+class Pair(nn.Module):
+    """The student's logits followed by the teacher's."""
+
+    def __init__(self, student: nn.Module, teacher: nn.Module) -> None:
+        super().__init__()
+        self.student, self.teacher = student, teacher
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.student(x), self.teacher(x)], 1)
+
+
+class PairBounds(NamedTuple):
+    """Bounds over one ball, one value per sample, in logits.
+
+    Attributes:
+        gap: upper bound of |student margin - teacher margin|.
+        deficit: upper bound of teacher margin - student margin; negative where the student's is always larger.
+        agreement: where positive, both networks predict the class everywhere on the ball.
+        radius: a radius up to eps at which that holds in any case.
+    """
+
+    gap: Float[Tensor, " batch"]
+    deficit: Float[Tensor, " batch"]
+    agreement: Float[Tensor, " batch"]
+    radius: Float[Tensor, " batch"]
+
+
+class JointEngine:
+    """Bounds of linear combinations of a student's and a teacher's logits.
+
+    Args:
+        student, teacher: in eval mode, from the same images in [0, 1] to the same classes.
+        x: two or more sample images.
+
+    Raises:
+        Unsupported: a network cannot be captured, or the classes differ.
+        Contradiction: a graph is not the pair.
+    """
+
+    name = "native"
+
+    def __init__(self, student: nn.Module, teacher: nn.Module, x: Float[Tensor, "batch *shape"]) -> None:
+        pair = Pair(student, teacher)
+        self.engines = [Native(pair, x)]
+        self.model = self.engines[0].model
+        graphs = [capture(network, x[:1]) for network in (student, teacher)]
+        if graphs[0].nodes[-1].shape != graphs[1].nodes[-1].shape:
+            raise Unsupported(f"student and teacher differ in their logits: {[g.nodes[-1].shape for g in graphs]}")
+        if same_structure(*graphs):
+            self.engines.append(Native(pair, x, graph=differential(*graphs)))
+        self.batch_size = min(engine.batch_size for engine in self.engines)
+
+    @cached_property
+    def copies(self) -> bool:
+        """Whether the two are one architecture."""
+        return len(self.engines) > 1
+
+    def planes(self, x: Tensor, eps: Tensor, specification: Tensor, *, norm: Norm, method: str) -> Planes:
+        """The better bound of the graphs, row by row; as ``Engine.planes``, over the logits of both networks."""
+        best, *others = (e.planes(x, eps, specification, norm=norm, method=method) for e in self.engines)
+        for other in others:
+            better = other.bound > best.bound
+            best = Planes(
+                torch.where(better, other.bound, best.bound),
+                torch.where(better, other.value, best.value),
+                torch.where(better, other.steepness, best.steepness),
+            )
+        return best
+
+    def lower_bounds(self, x: Tensor, eps: Tensor, specification: Tensor, *, norm: Norm, method: str) -> Tensor:
+        """The bounds alone."""
+        return self.planes(x, eps, specification, norm=norm, method=method).bound
+
+    def pair_bounds(
+        self,
+        x: Float[Tensor, "batch *shape"],
+        eps: Float[Tensor, " batch"],
+        predicted: Int[Tensor, " batch"],
+        allowance: Float[Tensor, " batch"],
+        *,
+        norm: Norm,
+        method: str = "crown",
+    ) -> PairBounds:
+        """Bounds of both margins towards every other class, and of their difference, over each sample's ball.
+
+        With m_j the margins towards class j, the smallest margins differ by at most the largest difference of an m_j.
+        The student's m_j is positive where its own bound is, or where the teacher's bound exceeds the deficit's.
+        """
+        with torch.no_grad():
+            classes = self.model(x[:1].double()).shape[1] // 2
+        rows = margin_specification(predicted, classes, torch.float64)
+        none = torch.zeros_like(rows)
+        student, teacher = torch.cat([rows, none], 2), torch.cat([none, rows], 2)
+        asked = torch.cat([student, teacher, student - teacher, teacher - student], 1)
+        planes = self.planes(x, eps, asked, norm=norm, method=method)
+        slack = allowance[:, None]
+        s, t, more, less = (planes.bound - slack).chunk(4, 1)
+        free = ((planes.value - slack) / planes.steepness).chunk(4, 1)
+        held = torch.minimum(t, torch.maximum(s, t + more)).amin(1)
+        reach = torch.minimum(free[0].amin(1), free[1].amin(1))
+        return PairBounds(
+            gap=torch.maximum((-more).amax(1), (-less).amax(1)),
+            deficit=(-more).amax(1),
+            agreement=held,
+            radius=torch.minimum(reach, eps),
+        )
+
+
+@dataclass
+class _Certifier:
+    student: nn.Module
+    teacher: nn.Module
+    engine: JointEngine
+    request: Request
+
+    @property
+    def batch_size(self) -> int:
+        return self.engine.batch_size
+
+    @property
+    def notes(self) -> dict[str, str]:
+        graphs = "joint and differential" if self.engine.copies else "joint"
+        return {"engine": self.engine.name, "graphs": graphs}
+
+    def __call__(
+        self, x: Float[Tensor, "batch *shape"], predicted: Int[Tensor, " batch"], indices: Int[Tensor, " batch"]
+    ) -> Columns:
+        pair = Pair(self.student, self.teacher)
+        with torch.no_grad():
+            logits = pair(x)
+        measured = measured_rounding(pair, self.engine.model, x, self.request.eps.value)
+        # A difference of two margins is off by what each of them may be off.
+        allowance = 2 * torch.maximum(rounding_allowance(logits), SAFETY * measured)
+        eps = torch.full((len(x),), self.request.eps.value, dtype=torch.float64, device=x.device)
+        at_eps = self.engine.pair_bounds(x, eps, predicted, allowance, norm=self.request.norm)
+
+        def bound(rows: Tensor, radius: Tensor) -> Evaluation:
+            if torch.equal(radius, eps[rows]):
+                return Evaluation(at_eps.agreement[rows], at_eps.radius[rows])
+            found = self.engine.pair_bounds(x[rows], radius, predicted[rows], allowance[rows], norm=self.request.norm)
+            return Evaluation(found.agreement, found.radius)
+
+        clean = torch.minimum(*(margins(part, predicted) for part in logits.double().chunk(2, 1)))
+        found = largest_certified(
+            bound,
+            clean,
+            eps=self.request.eps.value,
+            limit=whole_box(self.request.norm, x[0].numel()),
+            tolerance=float(self.request.options["tolerance"]),
+            seconds=float(self.request.options["time_limit"]) * len(x),
+        )
+        radius = torch.where(found.margin > 0, found.radius.clamp_min(self.request.eps.value), found.radius)
+        nothing = torch.where(found.finished, Status.NOT_CERTIFIED.value, Status.TIMEOUT.value)
+        status = torch.where(radius > 0, Status.CERTIFIED.value, nothing)
+        return {
+            "status": status.cpu().numpy().astype("uint8"),
+            "radius": radius.cpu().numpy(),
+            "margin": at_eps.agreement.cpu().numpy(),
+            "gap": at_eps.gap.cpu().numpy(),
+            "deficit": at_eps.deficit.cpu().numpy(),
+        }
+
+
+def _prepare(model: nn.Module, samples: Tensor, request: Request) -> _Certifier:
+    """Build both graphs and try to break them on the samples.
+
+    Raises:
+        Unsupported: there is no teacher, or a network cannot be captured.
+        Contradiction: a point of the ball breaks a bound.
+    """
+    if request.teacher is None:
+        raise Unsupported("joint bounds need a teacher: certify with --teacher")
+    engine = JointEngine(model, request.teacher, samples)
+    for scale in (1.0, 8.0):
+        eps = torch.full((len(samples),), scale * request.eps.value, dtype=torch.float64, device=samples.device)
+        check_sandwich(engine.model, engine, samples.double(), eps, norm=request.norm, method="crown")
+    return _Certifier(model, request.teacher, engine, request)
+
+
+JOINT = MethodInfo(
+    name="joint",
+    guarantee=Guarantee.DETERMINISTIC,
+    norms=(Norm.LINF, Norm.L2, Norm.L1),
+    claim="student and teacher both predict this class everywhere on the ball",
+    paper="CROWN on the joint graph; for copies ReluDiff, arXiv 2001.03662",
+    cost="CROWN of both networks per radius tried, twice for copies",
+    prepare=_prepare,
+    columns=(
+        Column("gap", "float64", "logits", "upper bound of |student margin - teacher margin| on the ball at eps"),
+        Column("deficit", "float64", "logits", "upper bound of teacher margin - student margin on the ball at eps"),
+    ),
+    options={"tolerance": 0.005, "time_limit": 3600.0},
+)
