@@ -74,15 +74,28 @@ def trained(
         if architecture is not None:
             if data is None:
                 raise InputError(f"--arch {architecture} needs --data, which says how many classes and what shape")
-            spec = parse_architecture(architecture, data).model_copy(update={"mean": tuple(mean), "std": tuple(std)})
+            spec = parse_architecture(architecture, data.classes, data.shape).model_copy(
+                update={"mean": tuple(mean), "std": tuple(std)}
+            )
         return checkpoint.load(name, architecture=spec)
     if data is None:
         raise InputError(f"{name} needs --data, which says how many classes and what shape")
-    return Checkpoint(build(parse_architecture(name, data), pretrained=True).eval())
+    return Checkpoint(build(parse_architecture(name, data.classes, data.shape), pretrained=True).eval())
 
 
-def parse_architecture(text: str, data: DataSet) -> ModelSpec:
-    """``certkd:resnet,depth=20`` for the classes and shape of a data set.
+def untrained(name: str, classes: int, shape: tuple[int, ...]) -> Classifier:
+    """``source:name,key=value`` with random weights, in eval mode: to look at, not to use.
+
+    Raises:
+        InputError: as ``build``.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return build(parse_architecture(name, classes, shape)).eval()
+
+
+def parse_architecture(text: str, classes: int, shape: tuple[int, ...]) -> ModelSpec:
+    """``certkd:resnet,depth=20`` for a number of classes and an image shape.
 
     Raises:
         InputError: an option that is not key=value.
@@ -97,7 +110,7 @@ def parse_architecture(text: str, data: DataSet) -> ModelSpec:
             options[key.strip()] = yaml.safe_load(value)
         except yaml.YAMLError:
             raise InputError(f"--arch {text!r}: {value!r} is not a value: write depth=20 or hidden=[64,64]") from None
-    return ModelSpec(name=name, options=options, classes=data.classes, shape=data.shape)
+    return ModelSpec(name=name, options=options, classes=classes, shape=shape)
 
 
 def data_of(known: Checkpoint, name: str | None, root: str | None, download: bool) -> DataConfig:

@@ -93,7 +93,7 @@ def certify(
     names_of(engine)
     if cross_check < 0:
         raise InputError(f"cross_check must be at least 0, got {cross_check}")
-    base = Request(Epsilon.parse(eps), _norm(norm), seed, engine=engine, cross_check=cross_check, teacher=teacher)
+    base = Request(Epsilon.parse(eps), parse_norm(norm), seed, engine=engine, cross_check=cross_check, teacher=teacher)
     requests = _requests(infos, base, options or {})
     with torch.inference_mode(False), eval_mode(model), eval_mode(teacher or model), trusted_arithmetic():
         samples = look_at(model, images, labels, indices, reporter)
@@ -170,7 +170,12 @@ def _requests(infos: Sequence[MethodInfo], base: Request, options: Mapping[str, 
     }
 
 
-def _norm(given: str | Norm) -> Norm:
+def parse_norm(given: str | Norm) -> Norm:
+    """The norm of that name.
+
+    Raises:
+        InputError: an unknown name, with the nearest known one.
+    """
     try:
         return Norm(given)
     except ValueError:

@@ -85,6 +85,8 @@ def largest_certified(
             state.raise_to(known.to(clean))
         state.choose(halve=step % 4 == 3)
     radius = torch.nextafter(state.proved, torch.zeros_like(state.proved))
+    if known is not None:  # rounded down already
+        radius = torch.where(state.proved == known, state.proved, radius)
     return Search(radius, margins_at_eps, ~state.active)
 
 
@@ -112,8 +114,9 @@ class _State:
         self._leave()
 
     def raise_to(self, known: Tensor) -> None:
-        """Radii that were proved elsewhere."""
-        self.proved = torch.where(self.active, torch.maximum(self.proved, known), self.proved)
+        """Radii that were proved elsewhere, of rows that may have left already."""
+        known = known.where((self.clean > 0) & (known < float("inf")), 0.0)
+        self.proved = torch.maximum(self.proved, known)
         self.failed = torch.where(self.failed > self.proved, self.failed, float("inf"))
         self._leave()
 

@@ -7,6 +7,7 @@ import click
 
 from certkd.cli.certify import certify
 from certkd.cli.compare import compare
+from certkd.cli.inspect import inspect
 from certkd.cli.methods import methods, objectives
 from certkd.cli.run import run
 from certkd.cli.show import show
@@ -25,7 +26,7 @@ def cli() -> None:
     """
 
 
-for command in (train, certify, show, compare, run, methods, objectives):
+for command in (train, inspect, certify, show, compare, run, methods, objectives):
     cli.add_command(command)
 
 

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from certkd.comparison import QUANTILES, Comparison, Side, summary
 from certkd.report.console import table
+from verifiers.bound_propagation.preflight import Preflight
 from verifiers.certificate import Status
 from verifiers.store import Certificates, MethodRows
 
@@ -116,6 +117,35 @@ def agreement(student: Certificates) -> str:
         f"predict the same, right class everywhere on the ball; on the median sample their margins differ there by at "
         f"most {gap:.3g} logits, and the student's falls short of the teacher's by at most {max(deficit, 0.0):.3g}."
     )
+
+
+def preflight(found: Preflight, eps: str, norm: str) -> list[Table | str]:
+    """Layers, engines with their refusals, and what the native engine's methods cost."""
+    layers = ", ".join(f"{count} {name}" for name, count in found.layers.items())
+    parts: list[Table | str] = [f"{found.parameters:,} parameters; layers: {layers}"]
+    rows = [
+        [name, "takes it" if reason is None else "refuses it", reason or ""] for name, reason in found.engines.items()
+    ]
+    parts.append(table("Bound-propagation engines", ["engine", "", "reason"], rows))
+    if found.costs:
+        title = f"One evaluation of one sample at {norm} eps {eps}, native engine; a radius takes about five"
+        rows = [
+            [cost.method, f"{cost.rows:,}", _seconds(cost.seconds), f"{cost.memory / 2**30:.2f} GiB"]
+            for cost in found.costs
+        ]
+        parts.append(table(title, ["method", "rows", "time", "memory"], rows))
+        parts.append(
+            "ibp and crown-ibp are timed; the others are upper estimates from pilot rows. PGD takes any network."
+        )
+    return parts
+
+
+def _seconds(value: float) -> str:
+    """A time a person can read."""
+    for unit, size in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
+        if value >= 2 * size:
+            return f"{value / size:.1f} {unit}"
+    return f"{value:.3g} s"
 
 
 def experiment(networks: dict[str, Certificates], comparisons: dict[str, Comparison]) -> Table:

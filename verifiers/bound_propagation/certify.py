@@ -17,7 +17,7 @@ from verifiers.bound_propagation.engine import (
     rounding_allowance,
 )
 from verifiers.bound_propagation.engines import CrossCheck, build
-from verifiers.certificate import Columns, Guarantee, MethodInfo, Norm, Request, Status, margins
+from verifiers.certificate import Columns, Guarantee, MethodInfo, Norm, Request, Status, Unsupported, margins
 from verifiers.radius import Evaluation, Search, largest_certified
 
 #: A margin's bound must exceed this many times the difference of float32 and float64 logits that was measured.
@@ -125,7 +125,13 @@ def _prepare(method: str, model: nn.Module, samples: Tensor, request: Request) -
     eps = (request.eps.value, 8.0 * request.eps.value)  # the search goes beyond eps
     engine, reasons = build(model, samples, request.engine, eps, norm=request.norm, method=method, **options)
     remarks = {"passed_over": "; ".join(reasons)} if reasons else {}
-    cross_check = CrossCheck(model, samples, engine) if request.cross_check else None
+    cross_check = None
+    if request.cross_check:
+        try:
+            cross_check = CrossCheck(model, samples, engine)
+            cross_check.try_out(samples[:1], request.eps.value, norm=request.norm, method=method)
+        except Unsupported as error:  # the run goes on with the one engine that takes the network
+            cross_check, remarks["cross_check"] = None, f"nothing to check against: {error}"
     return _Certifier(model, engine, method, request, remarks, cross_check)
 
 

@@ -81,6 +81,16 @@ class CrossCheck:
             self.other = self.plain = Native(model, samples, intersect=False)
         self.exact = all(node.kind in SHARED for node in self.plain.graph.nodes)
 
+    def try_out(self, x: Float[Tensor, "1 *shape"], eps: float, *, norm: Norm, method: str) -> None:
+        """Let the other engine bound one sample, to see that it has the method.
+
+        Raises:
+            Unsupported: it has not.
+        """
+        radius = torch.full((1,), eps, dtype=torch.float64, device=x.device)
+        rows = margin_specification(radius.long() * 0, self._classes(x), torch.float64)
+        self.other.lower_bounds(x.double(), radius, rows, norm=norm, method=method)
+
     def __call__(
         self,
         x: Float[Tensor, "batch *shape"],

@@ -94,7 +94,7 @@ class JointEngine:
         """The better bound of the graphs, row by row; as ``Engine.planes``, over the logits of both networks."""
         best, *others = (e.planes(x, eps, specification, norm=norm, method=method) for e in self.engines)
         for other in others:
-            better = other.bound > best.bound
+            better = (other.bound > best.bound) | best.bound.isnan()
             best = Planes(
                 torch.where(better, other.bound, best.bound),
                 torch.where(better, other.value, best.value),

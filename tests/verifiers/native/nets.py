@@ -68,17 +68,22 @@ def within_mlp(activation: Callable[[], nn.Module]) -> nn.Module:
     return nn.Sequential(first, activation(), second, activation())
 
 
-def between_convolutions(*middle: nn.Module, width: int = 4) -> nn.Module:
+def between_convolutions(*middle: nn.Module) -> nn.Module:
     """Rows come back through the middle as windows of the map."""
-    return nn.Sequential(nn.Conv2d(2, width, 3, padding=1), nn.ReLU(), *middle)
+    return nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), *middle)
+
+
+def bent() -> nn.Module:
+    """A kink that lets everything through, so that no output is constant by chance."""
+    return nn.LeakyReLU(0.2)
 
 
 def _conv(*args: int, **kwargs: object) -> Callable[[], nn.Module]:
-    return lambda: between_convolutions(nn.Conv2d(*args, **kwargs), nn.ReLU())  # type: ignore[arg-type]
+    return lambda: between_convolutions(nn.Conv2d(*args, **kwargs), bent())  # type: ignore[arg-type]
 
 
 def _pool(make: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
-    return lambda: between_convolutions(nn.Conv2d(4, 3, 3, padding=1), make(), nn.Conv2d(3, 2, 1), nn.ReLU())
+    return lambda: between_convolutions(nn.Conv2d(4, 3, 3, padding=1), make(), nn.Conv2d(3, 2, 1), bent())
 
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
@@ -130,7 +135,7 @@ def _modes(mode: str) -> Callable[[], nn.Module]:
 def _padded(mode: str) -> Callable[[], nn.Module]:
     value = 0.7 if mode == "constant" else None
     return lambda: between_convolutions(
-        nn.Conv2d(4, 2, 3), Fn(lambda x: F.pad(x, (1, 2, 0, 3), mode, value)), nn.Conv2d(2, 2, 3), nn.ReLU()
+        nn.Conv2d(4, 2, 3), Fn(lambda x: F.pad(x, (1, 2, 0, 3), mode, value)), nn.Conv2d(2, 2, 3), bent()
     )
 
 
@@ -155,27 +160,27 @@ CONVOLUTIONS: dict[str, Callable[[], nn.Module]] = {
     "conv replicate": _modes("replicate"),
     "conv to one pixel": _conv(4, 5, 6),
     "conv chain": lambda: between_convolutions(
-        nn.Conv2d(4, 3, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(3, 3, 2, padding=1), nn.LeakyReLU(0.2)
+        nn.Conv2d(4, 3, 3, stride=2, padding=1), bent(), nn.Conv2d(3, 3, 2, padding=1), nn.LeakyReLU(0.2)
     ),
     "conv transpose": lambda: between_convolutions(
         nn.Conv2d(4, 3, 3, stride=2, padding=1),
         nn.ConvTranspose2d(3, 2, 3, stride=2, padding=1, output_padding=1),
-        nn.ReLU(),
+        bent(),
         nn.Conv2d(2, 2, 3, stride=2),
-        nn.ReLU(),
+        bent(),
     ),
     "conv transpose grouped": lambda: between_convolutions(
-        nn.ConvTranspose2d(4, 4, 2, stride=2, dilation=2, groups=2), nn.ReLU()
+        nn.ConvTranspose2d(4, 4, 2, stride=2, dilation=2, groups=2), bent()
     ),
     "batch norm": lambda: between_convolutions(
-        nn.Conv2d(4, 3, 3, padding=1), nn.BatchNorm2d(3), nn.ReLU(), nn.BatchNorm2d(3, affine=False)
+        nn.Conv2d(4, 3, 3, padding=1), nn.BatchNorm2d(3), bent(), nn.BatchNorm2d(3, affine=False)
     ),
     "prelu of maps": lambda: between_convolutions(nn.Conv2d(4, 3, 3, padding=1), _prelu(3), nn.Conv2d(3, 2, 3)),
     "pad constant": _padded("constant"),
     "pad reflect": _padded("reflect"),
     "pad replicate": _padded("replicate"),
     "pad circular": _padded("circular"),
-    "pad negative": lambda: between_convolutions(Fn(lambda x: F.pad(x, (-1, 2, 1, -2))), nn.Conv2d(4, 2, 3), nn.ReLU()),
+    "pad negative": lambda: between_convolutions(Fn(lambda x: F.pad(x, (-1, 2, 1, -2))), nn.Conv2d(4, 2, 3), bent()),
 }
 
 POOLS: dict[str, Callable[[], nn.Module]] = {
@@ -200,12 +205,12 @@ POOLS: dict[str, Callable[[], nn.Module]] = {
     "sum over an axis": _pool(lambda: Fn(lambda x: x.sum(-1, keepdim=True) - x)),
     "upsample nearest": _pool(lambda: nn.Upsample(scale_factor=2)),
     "upsample bilinear": _pool(lambda: nn.Upsample(size=(4, 9), mode="bilinear")),
-    "pixel shuffle": lambda: between_convolutions(nn.PixelShuffle(2), nn.Conv2d(1, 2, 3, stride=3), nn.ReLU()),
+    "pixel shuffle": lambda: between_convolutions(nn.PixelShuffle(2), nn.Conv2d(1, 2, 3, stride=3), bent()),
 }
 
 
 def _normal(make: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
-    return lambda: nn.Sequential(nn.Conv2d(2, 4, 3, stride=2), make(), nn.ReLU())
+    return lambda: nn.Sequential(nn.Conv2d(2, 4, 3, stride=2), make(), bent())
 
 
 NORMALIZATIONS: dict[str, Callable[[], nn.Module]] = {
@@ -351,8 +356,8 @@ def _growing(net: nn.Module, x: Tensor) -> Tensor:
 
 
 def _reshaped(x: Tensor) -> Tensor:
-    y = torch.relu(x.view(x.size(0), -1).unflatten(1, (3, 4, 6)) - 0.5).permute(0, 3, 1, 2).unsqueeze(1).squeeze(1)
-    return torch.relu(y.transpose(1, 3).reshape(len(x), 9, 8)[:, ::2, 1:7] - 0.2).flatten(1).flip(1)
+    y = torch.relu(x.view(x.size(0), -1).unflatten(1, (3, 4, 6)) + 0.5).permute(0, 3, 1, 2).unsqueeze(1).squeeze(1)
+    return torch.relu(y.transpose(1, 3).reshape(len(x), 9, 8)[:, ::2, 1:7] - 0.5).flatten(1).flip(1)
 
 
 def _parts(x: Tensor) -> Tensor:

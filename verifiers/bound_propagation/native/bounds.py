@@ -74,7 +74,7 @@ class Bounds:
             boxes = [self.intervals[i] for i in node.inputs]
             if refine:
                 for i, loose in zip(node.inputs, node.operator.loose(boxes), strict=True):
-                    if loose is not None and i and i not in self.refined and not self._exact(i):
+                    if loose is not None and i and i not in self.refined and not self.exact(i):
                         self._refine(i, loose)
                         self.refined.append(i)
                 boxes = [self.intervals[i] for i in node.inputs]
@@ -83,7 +83,7 @@ class Bounds:
                 interval = self._exactly(position, interval)
             self.intervals.append(interval)
 
-    def _exact(self, position: int) -> bool:
+    def exact(self, position: int) -> bool:
         """Known exactly already: the box through one mixing operator, or the dual norm of an affine node."""
         if position in self.reaches:
             return True

@@ -6,6 +6,7 @@ d' = A_s d + (A_s - A_t) t + (b_s - b_t); ReLU has its own relaxation; other ope
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Bool
@@ -14,15 +15,26 @@ from torch import Tensor
 from verifiers.bound_propagation.native.affine import Affine, Convolution, Dense, General, Reshape, Scale, Sum
 from verifiers.bound_propagation.native.graph import Builder, Graph, Node, Ref
 from verifiers.bound_propagation.native.operators import Elementwise, Interval, Operator, Pushed
-from verifiers.bound_propagation.native.relaxations.lines import Lines, Places
+from verifiers.bound_propagation.native.relaxations.lines import Activation, Lines, Places
 from verifiers.bound_propagation.native.relaxations.piecewise import Relu
 from verifiers.bound_propagation.native.rows import Rows
 
 
 def same_structure(student: Graph, teacher: Graph) -> bool:
     """Whether the two graphs are one architecture with different weights."""
-    one, other = ([(n.kind, n.inputs, n.shape, type(n.operator)) for n in g.nodes] for g in (student, teacher))
+    one, other = (
+        [(n.kind, n.inputs, n.shape, type(n.operator), _geometry(n.operator)) for n in g.nodes]
+        for g in (student, teacher)
+    )
     return one == other
+
+
+def _geometry(operator: Operator | None) -> tuple[Any, ...]:
+    """What affine operators whose weights are subtracted must share besides their shapes."""
+    if isinstance(operator, Convolution):
+        steps = (operator.stride, operator.padding, operator.dilation, operator.groups)
+        return (tuple(operator.weight.shape), *steps)
+    return tuple(operator.signs) if isinstance(operator, Sum) else ()
 
 
 def differential(student: Graph, teacher: Graph) -> Graph:
@@ -59,7 +71,7 @@ def _difference(
     assert theirs.operator is not None
     if isinstance(ours, Affine) and isinstance(theirs.operator, Affine):
         return _affine(builder, ours, theirs.operator, t, d, theirs.shape)
-    changed = not _same_operator(ours, theirs.operator)
+    changed = not _equal(ours, theirs.operator)
     if not changed and all(part is None for part in d):
         return None
     s = [t_i if d_i is None else builder.add(Sum([1, 1]), [t_i, d_i], t_i.shape) for t_i, d_i in zip(t, d, strict=True)]
@@ -69,14 +81,15 @@ def _difference(
     return builder.add(Sum([1, -1]), [applied, value], theirs.shape)
 
 
-def _same_operator(one: Operator, other: Operator) -> bool:
-    """Activations are compared by value (they are dataclasses); other operators have no weights."""
-    if isinstance(one, Elementwise) and isinstance(other, Elementwise):
-        try:
-            return bool(one.activation == other.activation)
-        except RuntimeError:  # slopes that are tensors
-            return False
-    return True
+def _equal(one: Any, other: Any) -> bool:
+    """Whether two operators, or settings of operators, are the same function."""
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, Operator | Activation):
+        return vars(one).keys() == vars(other).keys() and all(_equal(vars(one)[k], vars(other)[k]) for k in vars(one))
+    return bool(one == other)
 
 
 def _affine(
@@ -152,17 +165,25 @@ def _minus_general(ours: Affine, theirs: Affine, like: Tensor) -> Affine | None:
     def absolute(*values: Tensor) -> Tensor:
         return (ours.reach(*(v[None] for v in values)) + theirs.reach(*(v[None] for v in values)))[0]
 
-    # Functions that pick and average have few coefficients: they agree on a random point only if they are equal.
-    generator = torch.Generator().manual_seed(0)
-    probe = [torch.rand(shape, generator=generator, dtype=like.dtype).to(like.device) for shape in ours.before]
-    zeros = [like.new_zeros(shape) for shape in ours.before]
-    if ours.picks and theirs.picks and torch.equal(function(*probe), function(*zeros)):
-        if not bool(function(*zeros).any()):
-            return None
-        return General(
-            lambda *v: function(*zeros) + 0 * function(*v), ours.before, ours.after, like, lambda *v: 0 * absolute(*v)
-        )
-    return General(function, ours.before, ours.after, like, absolute)
+    constant = function(*(like.new_zeros(shape) for shape in ours.before))
+    if not _same_linear_part(ours, theirs, like):
+        return General(function, ours.before, ours.after, like, absolute)
+    if not bool(constant.any()):
+        return None
+    return General(
+        lambda *v: constant + 0 * sum(part.sum() for part in v),
+        ours.before,
+        ours.after,
+        like,
+        lambda *v: 0 * absolute(*v),
+    )
+
+
+def _same_linear_part(ours: General, theirs: General, like: Tensor) -> bool:
+    """Equal functions pull one random row back to equal bits; others do only where they differ by rounding."""
+    row = torch.rand((1, *ours.after), generator=torch.Generator().manual_seed(0), dtype=like.dtype).to(like.device)
+    one, other = (operator.push(Rows(row), like.new_zeros(1, dtype=torch.int64)).inputs for operator in (ours, theirs))
+    return all(torch.equal(a.values, b.values) for a, b in zip(one, other, strict=True) if a and b)
 
 
 def _minus_bias(one: Tensor | None, other: Tensor | None) -> Tensor | None:
@@ -179,7 +200,8 @@ class ReluDifference:
     As ReLU is monotone and has slopes in [0, 1], g lies between min(d, 0) and max(d, 0). Candidates for the plane
     above: the chord of max(d, 0), and relu's line above at s less its line below at t; for the plane below: the chord
     of min(d, 0), and the line below at s less the line above at t. All are sound; the one whose value at the centre of
-    the box is closer to g is taken, which is the one that encloses less volume.
+    the box is closer to g is taken, which is the one that encloses less volume. Where relu is a line at both s and t,
+    so is g, and their lines are it.
     """
 
     def forward(self, *values: Tensor) -> Tensor:
@@ -188,8 +210,11 @@ class ReluDifference:
 
     def interval(self, *boxes: Interval) -> Interval:
         t, d, s = boxes
-        low = torch.maximum(s.low.relu() - t.high.relu(), d.low.clamp_max(0))
-        high = torch.minimum(s.high.relu() - t.low.relu(), d.high.clamp_min(0))
+        # relu(x) >= x, with equality where x >= 0: g >= d where t >= 0, and g <= d where s >= 0.
+        least = torch.where(t.low >= 0, d.low, d.low.clamp_max(0))
+        most = torch.where(s.low >= 0, d.high, d.high.clamp_min(0))
+        low = torch.maximum(s.low.relu() - t.high.relu(), least)
+        high = torch.minimum(s.high.relu() - t.low.relu(), most)
         return Interval(torch.minimum(low, high), torch.maximum(low, high))
 
     def loose(self, boxes: Sequence[Interval]) -> list[Bool[Tensor, "batch *shape"]]:
@@ -207,7 +232,8 @@ class ReluDifference:
         above_chord = chord.above[1] * centers[1] + chord.above_offset
         below_apart = sum(slope * c for slope, c in zip(apart.below, centers, strict=True)) + apart.below_offset
         below_chord = chord.below[1] * centers[1] + chord.below_offset
-        return apart.choose(chord, above_chord < above_apart, below_chord > below_apart)
+        bent = self.loose(boxes)[0]
+        return apart.choose(chord, bent & (above_chord < above_apart), bent & (below_chord > below_apart))
 
 
 class _Planes:
@@ -252,14 +278,6 @@ def _apart(at_t: Lines, at_s: Lines) -> _Planes:
 
 
 def _chords(d: Interval) -> _Planes:
-    """Chords of min(d, 0) below and of max(d, 0) above."""
-    none, width = torch.zeros_like(d.low), (d.high - d.low).clamp_min(1e-300)
-    up = torch.where(d.low >= 0, 1.0, torch.where(d.high <= 0, 0.0, d.high / width))
-    down = torch.where(d.high <= 0, 1.0, torch.where(d.low >= 0, 0.0, -d.low / width))
-    mixed = (d.low < 0) & (d.high > 0)
-    return _Planes(
-        [none, down, none],
-        torch.where(mixed, d.low - down * d.low, 0.0),
-        [none, up, none],
-        torch.where(mixed, -up * d.low, 0.0),
-    )
+    """Chords of min(d, 0) below and of max(d, 0) above, as relu's lines at -d and at d."""
+    up, down, none = Relu().lines(*d), Relu().lines(-d.high, -d.low), torch.zeros_like(d.low)
+    return _Planes([none, down.upper_slope, none], -down.upper_offset, [none, up.upper_slope, none], up.upper_offset)

@@ -93,7 +93,7 @@ class Native:
         return joined(parts)
 
     def _planes(self, x: Tensor, eps: Tensor, specification: Tensor, norm: Norm, method: str) -> Planes:
-        bounds = Bounds(self.graph, Balls(x, eps, norm), self._dual_reaches(norm), self.intersect)
+        bounds = Bounds(self.graph, Balls(x, eps, norm), self.dual_reaches(norm), self.intersect)
         if method == "alpha-crown":
             return optimized(bounds, specification, self.iterations)
         with torch.no_grad():
@@ -101,7 +101,7 @@ class Native:
             by_intervals = method == "ibp" and not self.graph.affine[self.graph.output]
             return bounds.by_intervals(specification) if by_intervals else bounds.by_rows(specification)
 
-    def _dual_reaches(self, norm: Norm) -> dict[int, Tensor]:
+    def dual_reaches(self, norm: Norm) -> dict[int, Tensor]:
         if norm not in self._reaches:
             with torch.no_grad():
                 self._reaches[norm] = dual_reaches(self.graph, norm)

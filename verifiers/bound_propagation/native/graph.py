@@ -5,6 +5,7 @@ network can mix the samples of a batch. What the lowering table does not know is
 """
 
 import copy
+import inspect
 import operator
 import warnings
 from collections.abc import Callable, Sequence
@@ -115,6 +116,8 @@ def capture(model: nn.Module, x: Float[Tensor, "1 *shape"], dtype: torch.dtype =
     known: dict[str, Any] = _constants(exported)
     for node in exported.graph.nodes:
         if node.op == "placeholder":
+            if node.name not in known and node.name not in exported.graph_signature.user_inputs:
+                raise Unsupported(f"native: the network holds {node.name!r}, neither a tensor nor its input")
             known.setdefault(node.name, Ref(0, tuple(x[:1].shape)))
         elif node.op == "call_function":
             builder.path, builder.kind = _path(node), _kind(node.target)
@@ -151,10 +154,16 @@ def _constants(exported: Any) -> dict[str, Any]:
 
 def _lower(builder: Builder, target: Any, args: Any, kwargs: Any, table: dict[str, Callable[..., Any]]) -> Any:
     depends = any(isinstance(leaf, Ref) for leaf in torch.utils._pytree.tree_leaves((args, kwargs)))
+    if not depends and torch.Tag.nondeterministic_seeded in getattr(target, "tags", ()):
+        raise builder.refuse("it draws random numbers")
     if not depends or target is operator.getitem:
         return target(*args, **kwargs)
     if builder.kind not in table:
         raise builder.refuse("not among the operators it bounds")
+    try:
+        inspect.signature(table[builder.kind]).bind(builder, *args, **kwargs)
+    except TypeError as error:
+        raise builder.refuse(f"with an argument that has no bounds here, {error}") from error
     return table[builder.kind](builder, *args, **kwargs)
 
 

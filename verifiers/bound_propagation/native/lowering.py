@@ -407,7 +407,7 @@ LOWERINGS: dict[str, Callable[..., Any]] = {
     **{name: reshape(getattr(aten, name)) for name in _RESHAPES.split()},
     **{name: picking(getattr(aten, name)) for name in _PICKS.split()},
     **{name: constant(getattr(aten, name)) for name in _CONSTANTS.split()},
-    **dict.fromkeys("clone contiguous alias detach lift_fresh_copy positive".split(), identity),
+    **dict.fromkeys("clone contiguous alias detach lift_fresh_copy positive _assert_tensor_metadata".split(), identity),
     "to": converted,
     "_to_copy": converted,
     "dropout": dropout,

@@ -1,0 +1,55 @@
+"""``certkd inspect``."""
+
+from typing import TYPE_CHECKING
+
+import click
+
+from certkd.cli.options import EpsilonType
+from verifiers.errors import InputError
+from verifiers.quantities import Epsilon
+
+if TYPE_CHECKING:
+    from certkd.models import Classifier
+
+
+@click.command()
+@click.argument("network")
+@click.option("--eps", default="1/255", show_default=True, type=EpsilonType(), help="Radius that costs are told for.")
+@click.option("--norm", default="linf", show_default=True, help="linf, l2 or l1.")
+@click.option("--shape", default="3,224,224", show_default=True, help="Image shape, where no checkpoint tells it.")
+@click.option("--classes", default=1000, show_default=True, help="Classes, where no checkpoint tells them.")
+def inspect(network: str, eps: Epsilon, norm: str, shape: str, classes: int) -> int:
+    """Say which engines and methods take a network, what is refused and why, and what a sample costs.
+
+    NETWORK is a checkpoint, or source:name[,key=value] such as timm:vit_tiny_patch16_224, looked at with random weights.
+    """
+    import torch
+
+    from certkd.report import tables
+    from certkd.report.console import stdout
+    from verifiers.bound_propagation.preflight import preflight
+    from verifiers.certify import parse_norm
+    from verifiers.modes import trusted_arithmetic
+
+    model = _model(network, shape, classes)
+    images = torch.rand(2, *model.spec.shape, generator=torch.Generator().manual_seed(0))
+    with trusted_arithmetic():
+        found = preflight(model, images, eps.value, norm=parse_norm(norm))
+    console = stdout()
+    for part in tables.preflight(found, eps.text, norm):
+        console.print(part, soft_wrap=isinstance(part, str))
+    return 0 if found.costs or None in found.engines.values() else 1
+
+
+def _model(network: str, shape: str, classes: int) -> "Classifier":
+    from certkd import networks
+
+    if networks.is_path(network) or ":" not in network:
+        return networks.trained(network).model.eval()
+    try:
+        sizes = tuple(int(part) for part in shape.split(","))
+    except ValueError:
+        raise InputError(f"--shape {shape!r} must be whole numbers like 3,224,224") from None
+    if min(sizes) < 1 or classes < 2:
+        raise InputError(f"--shape must be positive and --classes at least 2, got {shape} and {classes}")
+    return networks.untrained(network, classes, sizes)

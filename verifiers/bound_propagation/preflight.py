@@ -1,0 +1,151 @@
+"""Before hours of work: which engine and method take a network, what is refused and why, what a sample will cost."""
+
+import time
+from collections import Counter
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from verifiers.bound_propagation.engine import METHODS, margin_specification
+from verifiers.bound_propagation.engines import ENGINES
+from verifiers.bound_propagation.native.bounds import Balls, Bounds, block_of
+from verifiers.bound_propagation.native.engine import Native
+from verifiers.bound_propagation.native.rows import shape_size
+from verifiers.certificate import Contradiction, Norm, Unsupported
+
+#: Rows of a pilot block, and nodes that get one.
+PILOT_ROWS, PILOTS = 16, 6
+#: Copies of a block's widest coefficients that are alive at once.
+COPIES = 6
+#: Cost of a step of alpha-CROWN, with its gradient, in CROWN bounds.
+STEP = 3.0
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one evaluation of one sample by the native engine takes; a radius search needs about five.
+
+    Attributes:
+        method: ibp, crown-ibp, crown or alpha-crown.
+        rows: linear functions pushed back through the network.
+        seconds: measured for ibp and crown-ibp, an upper estimate from pilot rows for the others.
+        memory: bytes, estimated.
+    """
+
+    method: str
+    rows: int
+    seconds: float
+    memory: int
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """What is known about a network before it is certified.
+
+    Attributes:
+        layers: number of modules without children, by type.
+        parameters: number of weights.
+        engines: per engine the reason why it refuses the network, or None.
+        operators: number of operators of the native engine's graph, by name; empty when it refuses.
+        costs: of the native engine; empty when it refuses.
+    """
+
+    layers: dict[str, int]
+    parameters: int
+    engines: dict[str, str | None]
+    operators: dict[str, int]
+    costs: tuple[Cost, ...]
+
+
+def preflight(model: nn.Module, x: Float[Tensor, "2 *shape"], eps: float, *, norm: Norm = Norm.LINF) -> Preflight:
+    """Look at a network without certifying anything.
+
+    Args:
+        model: from images in [0, 1] to logits, in eval mode.
+        x: two sample images.
+        eps: the radius that costs are estimated for; larger balls leave more neurons open.
+    """
+    layers = Counter(type(m).__name__ for m in model.modules() if next(m.children(), None) is None)
+    reasons, native = _engines(model, x)
+    return Preflight(
+        layers=dict(layers.most_common()),
+        parameters=sum(p.numel() for p in model.parameters()),
+        engines=reasons,
+        operators=dict(Counter(n.kind for n in native.graph.nodes[1:]).most_common()) if native else {},
+        costs=costs(native, x[:1], eps, norm) if native else (),
+    )
+
+
+def _engines(model: nn.Module, x: Tensor) -> tuple[dict[str, str | None], Native | None]:
+    reasons: dict[str, str | None] = {}
+    native = None
+    for name, build in ENGINES.items():
+        try:
+            engine = build(model, x)
+            native = engine if isinstance(engine, Native) else native
+            reasons[name] = None
+        except (Unsupported, Contradiction) as error:
+            reasons[name] = str(error)
+    return reasons, native
+
+
+def costs(native: Native, x: Float[Tensor, "1 *shape"], eps: float, norm: Norm) -> tuple[Cost, ...]:
+    """Costs of one evaluation of one sample at eps."""
+    radius = torch.full((1,), eps, dtype=native.dtype, device=x.device)
+    with torch.no_grad():
+        predicted = native.model(x.to(native.dtype)).argmax(1)
+        classes = native.graph.nodes[-1].shape[-1]
+        specification = margin_specification(predicted, classes, native.dtype)
+        rows, seconds = _crown(native, x.to(native.dtype), radius, norm)
+        measured = {name: _timed(native, x, radius, specification, norm, name) for name in METHODS[:2]}
+    entries = sum(shape_size(node.shape) for node in native.graph.nodes)
+    widest = max(shape_size(node.shape) for node in native.graph.nodes)
+    size = torch.finfo(native.dtype).bits // 8
+    values = 4 * entries * size
+    block = COPIES * block_of(widest) * widest * size
+    crown = measured["crown-ibp"] + seconds
+    return (
+        Cost("ibp", 0, measured["ibp"], values),
+        Cost("crown-ibp", classes - 1, measured["crown-ibp"], values + block),
+        Cost("crown", rows + classes - 1, crown, values + block),
+        Cost(
+            "alpha-crown",
+            rows + classes - 1,
+            native.iterations * STEP * crown,
+            values + max(rows, 1) * 2 * entries * size,
+        ),
+    )
+
+
+def _timed(native: Native, x: Tensor, eps: Tensor, specification: Tensor, norm: Norm, method: str) -> float:
+    started = time.perf_counter()
+    native.planes(x, eps, specification, norm=norm, method=method)
+    return time.perf_counter() - started
+
+
+def _crown(native: Native, x: Tensor, eps: Tensor, norm: Norm) -> tuple[int, float]:
+    """Rows of CROWN's inner nodes, and seconds for all of them from pilot blocks at some of the nodes."""
+    bounds = Bounds(native.graph, Balls(x, eps, norm), native.dual_reaches(norm))
+    wanted: dict[int, Tensor] = {}
+    bounds.propagate(refine=False)
+    for node in native.graph.nodes[1:]:
+        assert node.operator is not None
+        boxes = [bounds.intervals[i] for i in node.inputs]
+        for i, loose in zip(node.inputs, node.operator.loose(boxes), strict=True):
+            if loose is not None and i and not bounds.exact(i) and i not in wanted and bool(loose.any()):
+                wanted[i] = loose.flatten().nonzero().squeeze(1)
+    if not wanted:
+        return 0, 0.0
+    positions = sorted(wanted)
+    pilots = sorted({positions[round(k * (len(positions) - 1) / max(1, PILOTS - 1))] for k in range(PILOTS)})
+    per_row = {}
+    for position in pilots:
+        entries = wanted[position][:PILOT_ROWS]
+        started = time.perf_counter()
+        bounds.lower(position, torch.zeros_like(entries), entries, 1.0)
+        per_row[position] = (time.perf_counter() - started) / len(entries)
+    nearest = {i: min(pilots, key=lambda p: abs(p - i)) for i in positions}
+    rows = {i: 2 * len(wanted[i]) for i in positions}
+    return sum(rows.values()), sum(rows[i] * per_row[nearest[i]] for i in positions)
