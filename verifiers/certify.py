@@ -142,6 +142,7 @@ def _identity(model: nn.Module, samples: Samples, requests: Mapping[str, Request
         "seed": request.seed,
         "engine": request.engine,
         "joint_teacher_sha256": "" if request.teacher is None else weights_sha256(request.teacher),
+        "joint_teacher_structure_sha256": "" if request.teacher is None else structure_sha256(request.teacher),
         "settings": {name: dict(request.options) for name, request in requests.items()},
     }
 

@@ -5,6 +5,7 @@ logits; where they are copies of one architecture, a second graph follows the di
 of the two bounds counts.
 """
 
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -82,7 +83,8 @@ class JointEngine:
         if graphs[0].nodes[-1].shape != graphs[1].nodes[-1].shape:
             raise Unsupported(f"student and teacher differ in their logits: {[g.nodes[-1].shape for g in graphs]}")
         if same_structure(*graphs):
-            self.engines.append(Native(pair, x, graph=differential(*graphs)))
+            with suppress(Unsupported):  # the joint graph is enough
+                self.engines.append(Native(pair, x, graph=differential(*graphs)))
         self.batch_size = min(engine.batch_size for engine in self.engines)
 
     @cached_property

@@ -41,7 +41,7 @@ class Net(nn.Module):
 
 
 def settled(network: nn.Module, shape: tuple[int, ...], scale: float = 1.0) -> nn.Module:
-    """Eval mode, with a linear layer to 3 logits behind it, random affine parts of normalisations and scaled weights."""
+    """Eval mode, a linear layer to 3 logits behind it, random affine parts of normalisations, scaled weights."""
     whole = nn.Sequential(network, nn.Flatten(), nn.LazyLinear(3)).eval()
     whole(torch.rand(2, *shape))
     for module in whole.modules():
@@ -155,6 +155,9 @@ CONVOLUTIONS: dict[str, Callable[[], nn.Module]] = {
     "conv 1x1 padded": _conv(4, 3, 1, padding=2),
     "conv larger than map": _conv(4, 3, 9, padding=3),
     "conv wider than map": _conv(4, 3, (1, 9), padding=(0, 4)),
+    "conv after conv": lambda: between_convolutions(
+        nn.Conv2d(4, 3, 3, padding=1), nn.Conv2d(3, 3, 3, stride=2, padding=2), bent(), nn.Conv2d(3, 2, 2, padding=1)
+    ),
     "conv circular": _modes("circular"),
     "conv reflect": _modes("reflect"),
     "conv replicate": _modes("replicate"),
@@ -399,6 +402,9 @@ def _one_dimensional() -> nn.Module:
 
 
 SHAPES: dict[str, tuple[tuple[int, ...], Callable[[], nn.Module]]] = {
+    "layer norm of a pair": ((2,), lambda: nn.LayerNorm(2, eps=1e-2)),
+    "layer norm of two entries": (FLAT, lambda: nn.Sequential(nn.Unflatten(1, (3, 2)), nn.LayerNorm(2, eps=1e-2))),
+    "layer norm of the image": (FLAT, lambda: nn.Sequential(nn.Linear(6, 6), nn.LayerNorm(6))),
     "linear": (FLAT, lambda: nn.Linear(6, 4)),
     "linear on the last axis": (TOKENS, lambda: nn.Sequential(nn.Linear(6, 3), nn.ReLU(), nn.Linear(3, 2, bias=False))),
     "batch norm 1d": (FLAT, lambda: nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.BatchNorm1d(5))),

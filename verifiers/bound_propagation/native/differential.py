@@ -15,9 +15,13 @@ from torch import Tensor
 from verifiers.bound_propagation.native.affine import Affine, Convolution, Dense, General, Reshape, Scale, Sum
 from verifiers.bound_propagation.native.graph import Builder, Graph, Node, Ref
 from verifiers.bound_propagation.native.operators import Elementwise, Interval, Operator, Pushed
+from verifiers.bound_propagation.native.relaxations.convex import Log, Reciprocal, Rsqrt, Sqrt
 from verifiers.bound_propagation.native.relaxations.lines import Activation, Lines, Places
 from verifiers.bound_propagation.native.relaxations.piecewise import Relu
 from verifiers.bound_propagation.native.rows import Rows
+
+#: Activations that are not defined everywhere.
+PARTIAL = (Log, Reciprocal, Rsqrt, Sqrt)
 
 
 def same_structure(student: Graph, teacher: Graph) -> bool:
@@ -38,7 +42,11 @@ def _geometry(operator: Operator | None) -> tuple[Any, ...]:
 
 
 def differential(student: Graph, teacher: Graph) -> Graph:
-    """The graph whose output is the student's logits followed by the teacher's."""
+    """The graph whose output is the student's logits followed by the teacher's.
+
+    Raises:
+        Unsupported: an operator is not defined everywhere, and the two differ in its input.
+    """
     builder = Builder(teacher.like)
     values: list[Ref] = [Ref(0, teacher.nodes[0].shape)]
     differences: list[Ref | None] = [None]
@@ -74,6 +82,8 @@ def _difference(
     changed = not _equal(ours, theirs.operator)
     if not changed and all(part is None for part in d):
         return None
+    if isinstance(ours, Elementwise) and isinstance(ours.activation, PARTIAL):
+        raise builder.refuse("the box of t + d may leave its domain")
     s = [t_i if d_i is None else builder.add(Sum([1, 1]), [t_i, d_i], t_i.shape) for t_i, d_i in zip(t, d, strict=True)]
     if isinstance(ours, Elementwise) and isinstance(ours.activation, Relu) and d[0] is not None:
         return builder.add(ReluDifference(), [t[0], d[0], s[0]], theirs.shape)

@@ -84,14 +84,14 @@ class _Enclosed:
     """Two lines per entry: rows take the lower one where their coefficient is positive, else the upper one."""
 
     def __init__(self, lines: Lines) -> None:
-        self.lines = lines
+        self.lines, self.turn = lines, lines.upper_slope - lines.lower_slope
         self.has_lower_offset = bool(lines.lower_offset.any())
 
     def push(self, rows: Rows, samples: Tensor) -> Pushed:
         values, negative = rows.values, rows.values.clamp_max(0)
-        lower, upper = (rows.gather(slope, samples) for slope in (self.lines.lower_slope, self.lines.upper_slope))
+        lower, turn = (rows.gather(slope, samples) for slope in (self.lines.lower_slope, self.turn))
         constant = rows.take(negative).dot(self.lines.upper_offset, samples)
         if self.has_lower_offset:
             constant = constant + rows.take(values - negative).dot(self.lines.lower_offset, samples)
-        pushed = rows.take(values * torch.where(values > 0, lower, upper))
+        pushed = rows.take(torch.addcmul(values * lower, negative, turn))
         return Pushed([pushed.outside(clean=True)], constant)

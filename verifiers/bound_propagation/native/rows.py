@@ -86,7 +86,10 @@ class Rows:
     def gather(self, maps: Float[Tensor, "batch *shape"], samples: Int[Tensor, " rows"]) -> Tensor:
         """Values of each row's own sample where the row has coefficients; zero outside the map."""
         if self.window is None:
-            return maps if len(maps) == 1 else maps[samples]
+            if len(maps) == 1:
+                return maps
+            ordered = _channels_last(self.values)
+            return _back(_ordered(maps, ordered)[samples], ordered)
         height, width = self.values.shape[-2:]
         origin = self.window.origin()
         low = (-origin.amin(0)).clamp_min(0).tolist()
@@ -99,10 +102,11 @@ class Rows:
 
     def dot(self, maps: Float[Tensor, "batch *shape"], samples: Int[Tensor, " rows"]) -> Float[Tensor, " rows"]:
         """Inner product of each row with its own sample's map."""
-        values = self.values.flatten(1)
         if self.window is not None:
-            return (self.values * self.gather(maps, samples)).flatten(1).sum(1)
-        flat = maps.flatten(1)
+            products = self.values * self.gather(maps, samples)
+            return products.sum(tuple(range(1, products.ndim)))
+        ordered = _channels_last(self.values)
+        values, flat = _ordered(self.values, ordered).flatten(1), _ordered(maps, ordered).flatten(1)
         if len(maps) == 1:
             return values @ flat[0]
         owners, counts = samples.unique_consecutive(return_counts=True)
@@ -110,6 +114,20 @@ class Rows:
             return (values * flat[samples]).sum(1)
         parts = zip(values.split(counts.tolist()), owners.tolist(), strict=True)
         return torch.cat([part @ flat[owner] for part, owner in parts])
+
+
+def _channels_last(values: Tensor) -> bool:
+    """Whether maps (rows, n, channels, height, width) lie in memory with the channels of a position side by side."""
+    return values.ndim == 5 and values.shape[2] > 1 and values.stride(2) == 1
+
+
+def _ordered(values: Tensor, channels_last: bool) -> Tensor:
+    """Axes in the order of memory."""
+    return values.permute(0, 1, 3, 4, 2).contiguous() if channels_last else values
+
+
+def _back(values: Tensor, channels_last: bool) -> Tensor:
+    return values.permute(0, 1, 4, 2, 3) if channels_last else values
 
 
 def _patches(
