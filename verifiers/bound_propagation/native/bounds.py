@@ -45,8 +45,8 @@ class Balls:
         return Balls(self.x[samples], self.eps[samples], self.norm)
 
 
-#: Free lines of the relaxation of a node in the bounds of a start node.
-Choices = Mapping[tuple[int, int], Places]
+#: Free lines of the relaxation of a node (last) in the bounds of a start node's entries (side 0) or negations (1).
+Choices = Mapping[tuple[int, int, int], Places]
 
 
 @dataclass
@@ -60,7 +60,7 @@ class Bounds:
     choices: Choices = field(default_factory=dict)
     intervals: list[Interval] = field(default_factory=list)
     refined: list[int] = field(default_factory=list)
-    relaxations: dict[tuple[int, int], Relaxation] = field(default_factory=dict)
+    relaxations: dict[tuple[int, int, int], Relaxation] = field(default_factory=dict)
 
     def propagate(self, *, refine: bool) -> None:
         """Interval bounds of every node; with ``refine``, rows wherever tighter bounds tighten a relaxation."""
@@ -119,7 +119,7 @@ class Bounds:
         parts = []
         for chunk in torch.arange(len(samples), device=samples.device).split(block_of(widest)):
             rows = one_hot(shape, entries[chunk], self.balls.x.new_full((len(chunk),), sign))
-            parts.append(self.push(start, rows, samples[chunk]))
+            parts.append(self.push(start, rows, samples[chunk], side=0 if sign > 0 else 1))
         return joined(parts)
 
     def by_rows(self, specification: Float[Tensor, "batch rows classes"]) -> Planes:
@@ -156,12 +156,18 @@ class Bounds:
         return Rows(values), torch.arange(batch, device=values.device).repeat_interleave(rows)
 
     def push(
-        self, start: int, rows: Rows, samples: Int[Tensor, " rows"], ids: Int[Tensor, " rows"] | None = None
+        self,
+        start: int,
+        rows: Rows,
+        samples: Int[Tensor, " rows"],
+        ids: Int[Tensor, " rows"] | None = None,
+        side: int = 0,
     ) -> Planes:
         """Push rows of a node back to the image and minimise them over each row's ball.
 
         ``ids`` number the rows of a specification, for relaxations that are chosen per row. Only they get planes;
-        for the rows of an inner node just the bound counts.
+        for the rows of an inner node just the bound counts. ``side`` is 0 for lower bounds of an inner node's entries and
+        1 for those of their negations, which choose their lines apart.
         """
         pending = {start: rows}
         constant = self.balls.x.new_zeros(len(samples))
@@ -169,7 +175,7 @@ class Bounds:
             if (here := pending.pop(position, None)) is None:
                 continue
             node = self.graph.nodes[position]
-            relaxation, per_row = self._relaxation(position, start, samples, ids)
+            relaxation, per_row = self._relaxation(position, (start, side), samples, ids)
             pushed = relaxation.push(here, torch.arange(len(samples), device=samples.device) if per_row else samples)
             if pushed.constant is not None:
                 constant = constant + pushed.constant
@@ -178,16 +184,18 @@ class Bounds:
                     pending[i] = add(pending[i], part, self.graph.nodes[i].shape) if i in pending else part
         return self._minimum(pending.get(0), constant, samples, ids is not None)
 
-    def _relaxation(self, position: int, start: int, samples: Tensor, ids: Tensor | None) -> tuple[Relaxation, bool]:
+    def _relaxation(
+        self, position: int, start: tuple[int, int], samples: Tensor, ids: Tensor | None
+    ) -> tuple[Relaxation, bool]:
         """The relaxation of a node for rows from a start node, and whether it has its own lines for every row."""
         node = self.graph.nodes[position]
         assert node.operator is not None
         boxes = [self.intervals[i] for i in node.inputs]
-        places = self.choices.get((start, position))
+        places = self.choices.get((*start, position))
         if places is not None and ids is not None:
             own = [Interval(box.low[samples], box.high[samples]) for box in boxes]
             return node.operator.relax(own, (places[0][ids], places[1][ids])), True
-        key = (position, start if places is not None else -1)
+        key = (position, *(start if places is not None else (-1, -1)))
         if key not in self.relaxations:
             self.relaxations[key] = node.operator.relax(boxes, places)
         return self.relaxations[key], False

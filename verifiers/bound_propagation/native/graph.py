@@ -6,9 +6,11 @@ network can mix the samples of a batch. What the lowering table does not know is
 
 import copy
 import inspect
+import logging
 import operator
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -130,12 +132,23 @@ def capture(model: nn.Module, x: Float[Tensor, "1 *shape"], dtype: torch.dtype =
 
 def _export(model: nn.Module, x: Tensor) -> Any:
     try:
-        with warnings.catch_warnings(), torch.no_grad():
+        with warnings.catch_warnings(), _no_logging(), torch.no_grad():
             warnings.simplefilter("ignore")
             return torch.export.export(model, (x,), strict=False).run_decompositions({})
     except Exception as error:  # torch.export raises whatever the network's own code does with its tracers
         text = " ".join(str(error).split())[:200]
         raise Unsupported(f"native: torch.export cannot capture the network: {type(error).__name__}: {text}") from error
+
+
+@contextmanager
+def _no_logging() -> Iterator[None]:
+    """torch logs pages about what it then raises."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def _constants(exported: Any) -> dict[str, Any]:
