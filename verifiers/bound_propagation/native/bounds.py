@@ -166,8 +166,8 @@ class Bounds:
         """Push rows of a node back to the image and minimise them over each row's ball.
 
         ``ids`` number the rows of a specification, for relaxations that are chosen per row. Only they get planes;
-        for the rows of an inner node just the bound counts. ``side`` is 0 for lower bounds of an inner node's entries and
-        1 for those of their negations, which choose their lines apart.
+        for the rows of an inner node just the bound counts. ``side`` is 0 for lower bounds of an inner node's entries
+        and 1 for those of their negations, which choose their lines apart.
         """
         pending = {start: rows}
         constant = self.balls.x.new_zeros(len(samples))

@@ -6,11 +6,12 @@ network can mix the samples of a batch. What the lowering table does not know is
 
 import copy
 import inspect
+import io
 import logging
 import operator
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -132,7 +133,7 @@ def capture(model: nn.Module, x: Float[Tensor, "1 *shape"], dtype: torch.dtype =
 
 def _export(model: nn.Module, x: Tensor) -> Any:
     try:
-        with warnings.catch_warnings(), _no_logging(), torch.no_grad():
+        with warnings.catch_warnings(), _quiet(), torch.no_grad():
             warnings.simplefilter("ignore")
             return torch.export.export(model, (x,), strict=False).run_decompositions({})
     except Exception as error:  # torch.export raises whatever the network's own code does with its tracers
@@ -141,12 +142,13 @@ def _export(model: nn.Module, x: Tensor) -> Any:
 
 
 @contextmanager
-def _no_logging() -> Iterator[None]:
-    """torch logs pages about what it then raises."""
+def _quiet() -> Iterator[None]:
+    """torch logs and prints pages about what it then raises."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        yield
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            yield
     finally:
         logging.disable(before)
 
