@@ -1,7 +1,7 @@
 """Largest certified radius: certkd's search against the documented loop of auto-LiRPA.
 
-The loop takes one sample and one eps at a time, ten bisection steps of [0, 0.25], in float32, its graph built once. Same
-CROWN bounds, same clipped linf balls, one thread, runs that take turns. certkd computes in float64 and proves each
+The loop takes one sample and one eps at a time, ten bisection steps of [0, 0.25], in float32, its graph built once.
+Same CROWN bounds and clipped linf balls, one thread, runs that take turns. certkd computes in float64 and proves each
 radius there; its tolerance of 0.5 % is finer than the last step of the loop.
 
     uv run python bench/radius_search.py [--nets mlp,cnn,resnet] [--samples 64] [--runs 3] [--engines native,auto-lirpa]

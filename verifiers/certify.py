@@ -219,6 +219,8 @@ def _prepare(
             file.note(info.name, "reason", None)  # of an earlier run that could not
             for name, value in certifier.notes.items():
                 file.note(info.name, name, value)
+            if "cross_check" in certifier.notes:
+                reporter.warn(f"{info.name}: cross-check: {certifier.notes['cross_check']}")
             return certifier
         except Unsupported as error:
             refusal = _Refusal(Status.UNSUPPORTED, str(error))

@@ -8,7 +8,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-
 #: Power of eps by which margins of CROWN fall, measured on small networks: a little faster than a straight line.
 USUAL_POWER = 1.3
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from certkd.cli.options import Assignment, EpsilonType, data_options, numbers
+from verifiers.errors import InputError
 from verifiers.quantities import Epsilon
 
 if TYPE_CHECKING:
@@ -38,22 +39,25 @@ def certify(model: str, teacher: str | None, eps: Epsilon, norm: str, **options:
     """Certify a network sample by sample.
 
     Clean accuracy first, then an attack (an upper limit) and bound propagation: certified at eps, and the largest
-    certified radius of each sample. Rows go to an HDF5 file as they are done; the same command goes on with an
-    unfinished one.
+    certified radius of each sample. With --teacher, crown brings joint bounds of both networks too. Rows go to an HDF5
+    file as they are done; the same command goes on with an unfinished one.
     """
     from certkd.comparison import compare
     from certkd.report import tables
     from certkd.report.console import stderr, stdout
 
     console, methods = stdout(), [name.strip() for name in options["methods"].split(",")]
+    alone = [name for name in methods if name != "joint"]
+    if "joint" in methods and (teacher is None or not alone):
+        raise InputError("the method joint needs --teacher, and another method for each network: --methods crown,joint")
     done: dict[str, Certificates] = {}
     reference = None if teacher is None else _network(teacher, options)
     if teacher is not None and reference is not None:
-        alone = [name for name in methods if name != "joint"]
         done["teacher"] = _certify(reference, teacher, options["teacher_out"], eps, norm, alone, options)
         methods = [*alone, "joint"] if {"crown", "joint"} & set(methods) else alone
     student = _network(model, options)
-    done["student"] = _certify(student, model, options["out"], eps, norm, methods, options, reference)
+    place = options["out"] or _default_out(model, eps, norm, teacher)
+    done["student"] = _certify(student, model, place, eps, norm, methods, options, reference)
     for certificates in done.values():
         console.print(tables.contents(certificates))
         console.print(f"written to {certificates.path}", soft_wrap=True)
@@ -92,7 +96,7 @@ def _named_data(options: dict[str, Any]) -> "DataSet | None":
 def _certify(
     known: "Checkpoint",
     name: str,
-    out: str | None,
+    out: str | Path | None,
     eps: Epsilon,
     norm: str,
     methods: list[str],
@@ -126,10 +130,11 @@ def _certify(
     )
 
 
-def _default_out(name: str, eps: Epsilon, norm: str) -> Path:
-    """Beside the checkpoint, named after it, the norm and eps, so that another eps gets another file."""
+def _default_out(name: str, eps: Epsilon, norm: str, teacher: str | None = None) -> Path:
+    """Beside the checkpoint, named after it, the norm, eps and the teacher, so that another of them is another file."""
     place = Path(name) if "/" in name or Path(name).exists() else Path(name.replace(":", "-"))
-    return place.with_name(f"{place.stem}-{norm}-{eps.text.replace('/', '_')}.h5")
+    pair = f"-with-{Path(teacher.replace(':', '-')).stem}" if teacher else ""
+    return place.with_name(f"{place.stem}-{norm}-{eps.text.replace('/', '_')}{pair}.h5")
 
 
 def _failures(certificates: "Certificates") -> list[str]:

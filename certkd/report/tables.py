@@ -59,8 +59,9 @@ def facts(certificates: Certificates) -> list[str]:
     for name, method in certificates.methods.items():
         engine = f", engine {method.attributes['engine']}" if "engine" in method.attributes else ""
         lines.append(f"{name:<10} {method.attributes['claim']}{engine}")
-        if "reason" in method.attributes:
-            lines.append(f"{'':<10} {method.attributes['reason']}")
+        for remark in ("reason", "passed_over", "cross_check"):
+            if remark in method.attributes:
+                lines.append(f"{'':<10} {method.attributes[remark]}")
     return lines
 
 

@@ -340,7 +340,7 @@ class Liar:
 
 
 @every_norm
-@pytest.mark.parametrize("lie", [0.1, float("nan"), float("inf")])
+@pytest.mark.parametrize("lie", [0.1, float("inf")])
 def test_a_lying_engine_is_caught(norm: Norm, lie: float) -> None:
     kind = BY_NAME["mlp"]
     engine, x = AutoLirpa(kind.network(), kind.images(2)), kind.images(2).double()
@@ -348,6 +348,7 @@ def test_a_lying_engine_is_caught(norm: Norm, lie: float) -> None:
     check_sandwich(engine.model, engine, x, eps, norm=norm, method="crown")
     with pytest.raises(Contradiction, match="crown bound of engine auto-lirpa is broken"):
         check_sandwich(engine.model, Liar(engine, lie), x, eps, norm=norm, method="crown")
+    check_sandwich(engine.model, Liar(engine, float("nan")), x, eps, norm=norm, method="crown")  # claims nothing
 
 
 def test_a_method_does_not_start_with_a_lying_engine(monkeypatch: pytest.MonkeyPatch) -> None:

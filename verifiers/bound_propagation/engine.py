@@ -14,7 +14,7 @@ from verifiers.certificate import Norm
 #: 2^-23 times the size of the logits: up to 20 units measured on nets of 3 to 9 layers. A margin must exceed this many.
 ROUNDING_UNITS = 64 * 2.0**-23
 
-#: Methods that an engine may offer, each at least as tight as the one before it.
+#: Methods that an engine may offer, from the cheapest to the tightest.
 METHODS = ("ibp", "crown-ibp", "crown", "alpha-crown")
 
 
@@ -39,6 +39,13 @@ class Planes:
 def joined(parts: Sequence[Planes]) -> Planes:
     """Planes one after another."""
     return Planes(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Planes)))
+
+
+def better(one: Planes, other: Planes) -> Planes:
+    """Row by row the planes with the larger bound; nan is no bound."""
+    chosen = (other.bound > one.bound) | (one.bound.isnan() & ~other.bound.isnan())
+    pairs = ((getattr(other, field.name), getattr(one, field.name)) for field in fields(Planes))
+    return Planes(*(torch.where(chosen, new, old) for new, old in pairs))
 
 
 @runtime_checkable

@@ -129,6 +129,7 @@ class CrossCheck:
 
     def _overlap(self, one: Tensor, other: Tensor, slack: float) -> None:
         half = len(one) // 2
+        one, other = (bound.where(~bound.isnan(), -float("inf")) for bound in (one, other))
         for low, high in ((one[:half], -other[half:]), (other[:half], -one[half:])):
             apart = float((low - high).max())
             if not apart <= slack:

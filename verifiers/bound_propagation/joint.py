@@ -7,7 +7,7 @@ of the two bounds counts.
 
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import NamedTuple
 
 import torch
@@ -16,7 +16,13 @@ from torch import Tensor, nn
 
 from verifiers.bound_propagation.certify import SAFETY, whole_box
 from verifiers.bound_propagation.checks import check_sandwich
-from verifiers.bound_propagation.engine import Planes, margin_specification, measured_rounding, rounding_allowance
+from verifiers.bound_propagation.engine import (
+    Planes,
+    better,
+    margin_specification,
+    measured_rounding,
+    rounding_allowance,
+)
 from verifiers.bound_propagation.native.differential import differential, same_structure
 from verifiers.bound_propagation.native.engine import Native
 from verifiers.bound_propagation.native.graph import capture
@@ -95,14 +101,7 @@ class JointEngine:
     def planes(self, x: Tensor, eps: Tensor, specification: Tensor, *, norm: Norm, method: str) -> Planes:
         """The better bound of the graphs, row by row; as ``Engine.planes``, over the logits of both networks."""
         best, *others = (e.planes(x, eps, specification, norm=norm, method=method) for e in self.engines)
-        for other in others:
-            better = (other.bound > best.bound) | best.bound.isnan()
-            best = Planes(
-                torch.where(better, other.bound, best.bound),
-                torch.where(better, other.value, best.value),
-                torch.where(better, other.steepness, best.steepness),
-            )
-        return best
+        return reduce(better, others, best)
 
     def lower_bounds(self, x: Tensor, eps: Tensor, specification: Tensor, *, norm: Norm, method: str) -> Tensor:
         """The bounds alone."""

@@ -196,7 +196,7 @@ class General(Affine):
     def __init__(
         self, function: Function, before: Sequence[Shape], after: Shape, like: Tensor, absolute: Function | None = None
     ) -> None:
-        self.before, self.after, self.picks = before, after, absolute is None
+        self.before, self.after = before, after
         zeros = [like.new_zeros(shape) for shape in before]
         constant, transpose = torch.func.vjp(function, *zeros)[:2]
         self._constant = constant if bool(constant.any()) else None

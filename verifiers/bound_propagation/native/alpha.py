@@ -12,7 +12,7 @@ from dataclasses import fields
 import torch
 from torch import Tensor
 
-from verifiers.bound_propagation.engine import Planes
+from verifiers.bound_propagation.engine import Planes, better
 from verifiers.bound_propagation.native.bounds import Bounds
 from verifiers.bound_propagation.native.operators import Elementwise
 from verifiers.bound_propagation.native.relaxations.lines import Places
@@ -68,7 +68,7 @@ def optimized(bounds: Bounds, specification: Tensor, iterations: int) -> Planes:
         with torch.set_grad_enabled(not last):
             trial.propagate(refine=True)
             found = trial.by_rows(specification)
-        best = _better(best, found)
+        best = better(best, Planes(*(getattr(found, field.name).detach() for field in fields(Planes))))
         if not last:
             optimizer.zero_grad()
             loss = -found.bound.where(torch.isfinite(found.bound), 0.0).sum()
@@ -76,9 +76,3 @@ def optimized(bounds: Bounds, specification: Tensor, iterations: int) -> Planes:
             optimizer.step()
             schedule.step()
     return best
-
-
-def _better(one: Planes, other: Planes) -> Planes:
-    better = other.bound.detach() > one.bound  # false for nan
-    pairs = ((getattr(other, field.name).detach(), getattr(one, field.name)) for field in fields(Planes))
-    return Planes(*(torch.where(better, new, old) for new, old in pairs))

@@ -7,6 +7,7 @@ whose minimum over the ball is known.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from jaxtyping import Float, Int
@@ -39,10 +40,6 @@ class Balls:
         radius = per_sample(self.eps, self.x)
         low, high = (self.x - radius).clamp_min(0.0), (self.x + radius).clamp_max(1.0)
         return Interval(torch.minimum(low, self.x), torch.maximum(high, self.x))
-
-    def take(self, samples: Tensor) -> "Balls":
-        """The balls of some of the images."""
-        return Balls(self.x[samples], self.eps[samples], self.norm)
 
 
 #: Free lines of the relaxation of a node (last) in the bounds of a start node's entries (side 0) or negations (1).
@@ -92,10 +89,15 @@ class Bounds:
         return mixed_once and len(inputs) == 1 and self.balls.norm is Norm.LINF
 
     def _exactly(self, position: int, interval: Interval) -> Interval:
-        value = self.graph.values(self.balls.x)[position]
+        value = self._values[position]
         reach = per_sample(self.balls.eps, value) * self.reaches[position]
         ball = Interval(value - reach, value + reach)
         return _common(interval, ball) if self.intersect else ball
+
+    @cached_property
+    def _values(self) -> list[Tensor]:
+        with torch.no_grad():
+            return self.graph.values(self.balls.x)
 
     def _refine(self, position: int, loose: Tensor) -> None:
         """Both bounds of the loose entries of a node by rows."""
@@ -221,7 +223,8 @@ def block_of(widest: int) -> int:
 
 
 def _common(one: Interval, other: Interval) -> Interval:
-    return _ordered(Interval(torch.maximum(one.low, other.low), torch.minimum(one.high, other.high)))
+    """The intersection; an end that is nan gives way to the other."""
+    return _ordered(Interval(torch.fmax(one.low, other.low), torch.fmin(one.high, other.high)))
 
 
 def _ordered(interval: Interval) -> Interval:

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from verifiers.bound_propagation.checks import check_forward
-from verifiers.bound_propagation.engine import METHODS, Planes, joined
+from verifiers.bound_propagation.engine import METHODS, Planes, better, joined
 from verifiers.bound_propagation.native.alpha import optimized
 from verifiers.bound_propagation.native.bounds import Balls, Bounds, dual_reaches
 from verifiers.bound_propagation.native.graph import Graph, capture
@@ -95,11 +95,16 @@ class Native:
     def _planes(self, x: Tensor, eps: Tensor, specification: Tensor, norm: Norm, method: str) -> Planes:
         bounds = Bounds(self.graph, Balls(x, eps, norm), self.dual_reaches(norm), self.intersect)
         if method == "alpha-crown":
-            return optimized(bounds, specification, self.iterations)
+            return self._at_least_intervals(bounds, optimized(bounds, specification, self.iterations), specification)
         with torch.no_grad():
             bounds.propagate(refine=method == "crown")
-            by_intervals = method == "ibp" and not self.graph.affine[self.graph.output]
-            return bounds.by_intervals(specification) if by_intervals else bounds.by_rows(specification)
+            if method == "ibp" and not self.graph.affine[self.graph.output]:
+                return bounds.by_intervals(specification)
+            return self._at_least_intervals(bounds, bounds.by_rows(specification), specification)
+
+    def _at_least_intervals(self, bounds: Bounds, planes: Planes, specification: Tensor) -> Planes:
+        """The intervals at hand bound the rows as well, at no cost; in far-off balls they can be better."""
+        return better(planes, bounds.by_intervals(specification)) if self.intersect else planes
 
     def dual_reaches(self, norm: Norm) -> dict[int, Tensor]:
         if norm not in self._reaches:

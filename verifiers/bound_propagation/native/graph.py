@@ -179,7 +179,11 @@ def _lower(builder: Builder, target: Any, args: Any, kwargs: Any, table: dict[st
         inspect.signature(table[builder.kind]).bind(builder, *args, **kwargs)
     except TypeError as error:
         raise builder.refuse(f"with an argument that has no bounds here, {error}") from error
-    return table[builder.kind](builder, *args, **kwargs)
+    try:
+        return table[builder.kind](builder, *args, **kwargs)
+    except (ValueError, IndexError, TypeError, AttributeError, NotImplementedError) as error:
+        text = " ".join(str(error).split())[:200]
+        raise builder.refuse(f"with these arguments ({type(error).__name__}: {text})") from error
 
 
 def _finish(builder: Builder, outputs: Sequence[Any]) -> Graph:

@@ -76,9 +76,28 @@ def elementwise(make: Callable[..., Activation]) -> Callable[..., Ref]:
 
     def lower(builder: Builder, x: Ref, *args: Any, **kwargs: Any) -> Ref:
         _refuse_refs(builder, args, kwargs)
-        return builder.add(Elementwise(make(*args, **kwargs)), [x], x.shape)
+        activation = make(*args, **kwargs)
+        if not holds(activation, builder.like):
+            raise builder.refuse("its relaxation does not enclose it with these arguments")
+        return builder.add(Elementwise(activation), [x], x.shape)
 
     return lower
+
+
+def holds(activation: Activation, like: Tensor, intervals: int = 200, points: int = 33) -> bool:
+    """Whether an activation stays within its lines and range on random intervals: a guard against wrong arguments."""
+    generator = torch.Generator().manual_seed(0)
+    middle = 4 * torch.randn(intervals, generator=generator, dtype=torch.float64)
+    width = 10 ** (4 * torch.rand(intervals, generator=generator, dtype=torch.float64) - 2.5)
+    low, high = ((middle + sign * width).to(like) for sign in (-1, 1))
+    (bottom, top), lines = activation.interval(low, high), activation.lines(low, high)
+    x = low[:, None] + (high - low)[:, None] * torch.linspace(0, 1, points).to(like)
+    value = activation(x)
+    slack = 64 * torch.finfo(like.dtype).eps * (value.abs() + lines.upper_slope.abs()[:, None] * x.abs() + 1)
+    under = lines.lower_slope[:, None] * x + lines.lower_offset[:, None] - slack
+    over = lines.upper_slope[:, None] * x + lines.upper_offset[:, None] + slack
+    wrong = (under > value) | (over < value) | (bottom[:, None] - slack > value) | (top[:, None] + slack < value)
+    return not bool(wrong.any())
 
 
 def identity(builder: Builder, x: Ref, *args: Any, **kwargs: Any) -> Ref:
@@ -86,10 +105,10 @@ def identity(builder: Builder, x: Ref, *args: Any, **kwargs: Any) -> Ref:
 
 
 def converted(builder: Builder, x: Ref, *args: Any, **kwargs: Any) -> Ref:
-    """A change of dtype or device; one to whole numbers would round."""
+    """A change of device; one of dtype would round."""
     dtypes = [leaf for leaf in (*args, *kwargs.values()) if isinstance(leaf, torch.dtype)]
-    if any(not dtype.is_floating_point for dtype in dtypes):
-        raise builder.refuse(f"conversion to {dtypes[0]}")
+    if any(dtype != builder.like.dtype for dtype in dtypes):
+        raise builder.refuse(f"conversion to {dtypes[0]} inside the network")
     return x
 
 
@@ -302,6 +321,8 @@ def attention(
     """softmax(q k^T / sqrt(d) + mask) v."""
     if is_causal or enable_gqa or dropout_p or isinstance(mask, Ref) or (mask is not None and mask.dtype == torch.bool):
         raise builder.refuse("only attention without causal, boolean or grouped masks and without dropout has bounds")
+    if mask is not None and not bool(torch.isfinite(mask).all()):
+        raise builder.refuse("a mask with infinite entries")
     if not all(isinstance(part, Ref) for part in (query, key, value)):
         raise builder.refuse("attention to constants")
     keys = general(builder, lambda x: x.mT, [key])

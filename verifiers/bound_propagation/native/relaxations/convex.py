@@ -242,6 +242,10 @@ class Softplus:
     beta: float = 1.0
     threshold: float = 20.0
 
+    def __post_init__(self) -> None:
+        if not self.beta > 0:
+            raise ValueError(f"beta must be positive, got {self.beta}")
+
     def __call__(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         return F.softplus(x, self.beta, self.threshold)
 

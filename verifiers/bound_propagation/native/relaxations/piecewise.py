@@ -115,6 +115,10 @@ class Clamp:
     minimum: float | None = -1.0
     maximum: float | None = 1.0
 
+    def __post_init__(self) -> None:
+        if not self.ends[0] <= self.ends[1]:
+            raise ValueError(f"minimum must be at most maximum, got {self.minimum} and {self.maximum}")
+
     @property
     def ends(self) -> tuple[float, float]:
         """Both bounds, infinite where there is none."""
