@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 #: Power of eps by which margins of CROWN fall, measured on small networks: a little faster than a straight line.
-USUAL_POWER = 1.3
+USUAL_POWER = 1.4
 
 
 class Evaluation(NamedTuple):
@@ -143,7 +143,7 @@ class _State:
         inside = torch.where(torch.isfinite(zero) & (not halve), zero, middle)
         inside = inside.clamp(self.proved + edge, self.proved + (width - edge))
         ahead = torch.isfinite(zero) & (zero > self.proved)
-        further = torch.where(ahead, zero, 2 * self.proved).clamp(1.2 * self.proved, 8 * self.proved)
+        further = torch.where(ahead, zero, 2 * self.proved).clamp(1.2 * self.proved, 3 * self.proved)
         self.trial = torch.where(bracketed, inside, further.clamp_max(self.limit))
 
 

@@ -45,7 +45,9 @@ def certify(model: str, teacher: str | None, eps: Epsilon, norm: str, **options:
     from certkd.comparison import compare
     from certkd.report import tables
     from certkd.report.console import stderr, stdout
+    from verifiers.modes import reuse_memory
 
+    reuse_memory()
     console, methods = stdout(), [name.strip() for name in options["methods"].split(",")]
     alone = [name for name in methods if name != "joint"]
     if "joint" in methods and (teacher is None or not alone):

@@ -267,9 +267,8 @@ def test_own_networks_have_no_pretrained_weights() -> None:
 
 
 def test_an_architecture_with_options() -> None:
-    data = load(DataConfig())
-    assert parse_architecture("certkd:resnet,depth=20", data).options == {"depth": 20}
-    parsed = parse_architecture("certkd:mlp,hidden=[8, 9]", data)
+    assert parse_architecture("certkd:resnet,depth=20", 10, (1, 8, 8)).options == {"depth": 20}
+    parsed = parse_architecture("certkd:mlp,hidden=[8, 9]", 10, (1, 8, 8))
     assert (parsed.name, parsed.options, parsed.classes, parsed.shape) == (
         "certkd:mlp",
         {"hidden": [8, 9]},
@@ -281,5 +280,5 @@ def test_an_architecture_with_options() -> None:
 @pytest.mark.parametrize("text", ["certkd:resnet,20", "certkd:mlp,hidden=[8", "certkd:resnet,depth={"])
 def test_a_wrong_architecture_is_refused(text: str) -> None:
     with pytest.raises(InputError) as caught:
-        parse_architecture(text, load(DataConfig()))
+        parse_architecture(text, 10, (1, 8, 8))
     assert repr(text) in str(caught.value) and "\n" not in str(caught.value)

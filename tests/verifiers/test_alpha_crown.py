@@ -31,7 +31,9 @@ FAILING = ("silu cnn",)
 FIXED = ("linear", "leaky")
 OPTIMIZABLE = [kind for kind in ZOO if kind.name not in FAILING]
 
-every_norm = pytest.mark.parametrize("norm", tuple(Norm), ids=str)
+every_norm = pytest.mark.parametrize(
+    "norm", [Norm.LINF, *(pytest.param(norm, marks=pytest.mark.slow) for norm in (Norm.L2, Norm.L1))], ids=str
+)
 every_method = pytest.mark.parametrize("method", ["crown-ibp", "alpha-crown"])
 
 
