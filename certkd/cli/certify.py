@@ -1,5 +1,7 @@
 """``certkd certify``."""
 
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +13,11 @@ from verifiers.quantities import Epsilon
 
 if TYPE_CHECKING:
     from certkd.checkpoint import Checkpoint
+    from certkd.config import DataConfig
     from certkd.data import DataSet
     from verifiers.store import Certificates
+
+    Load = Callable[[DataConfig], DataSet]
 
 
 @click.command()
@@ -42,6 +47,7 @@ def certify(model: str, teacher: str | None, eps: Epsilon, norm: str, **options:
     certified radius of each sample. With --teacher, crown brings joint bounds of both networks too. Rows go to an HDF5
     file as they are done; the same command goes on with an unfinished one.
     """
+    from certkd import data
     from certkd.comparison import compare
     from certkd.report import tables
     from certkd.report.console import stderr, stdout
@@ -53,13 +59,14 @@ def certify(model: str, teacher: str | None, eps: Epsilon, norm: str, **options:
     if "joint" in methods and (teacher is None or not alone):
         raise InputError("the method joint needs --teacher, and another method for each network: --methods crown,joint")
     done: dict[str, Certificates] = {}
-    reference = None if teacher is None else _network(teacher, options)
+    load = cache(data.load)  # one data set for all that is asked here
+    reference = None if teacher is None else _network(teacher, options, load)
     if teacher is not None and reference is not None:
-        done["teacher"] = _certify(reference, teacher, options["teacher_out"], eps, norm, alone, options)
+        done["teacher"] = _certify(reference, teacher, options["teacher_out"], eps, norm, alone, options, load)
         methods = [*alone, "joint"] if {"crown", "joint"} & set(methods) else alone
-    student = _network(model, options)
+    student = _network(model, options, load)
     place = options["out"] or _default_out(model, eps, norm, teacher)
-    done["student"] = _certify(student, model, place, eps, norm, methods, options, reference)
+    done["student"] = _certify(student, model, place, eps, norm, methods, options, load, reference)
     for certificates in done.values():
         console.print(tables.contents(certificates))
         console.print(f"written to {certificates.path}", soft_wrap=True)
@@ -74,25 +81,20 @@ def certify(model: str, teacher: str | None, eps: Epsilon, norm: str, **options:
     return 1 if failed else 0
 
 
-def _network(name: str, options: dict[str, Any]) -> "Checkpoint":
+def _network(name: str, options: dict[str, Any], load: "Load") -> "Checkpoint":
     from certkd import networks
+    from certkd.config import DataConfig
+
+    data = options["data"]
+    wanted = DataConfig(name=data, root=options["data_root"], download=options["download"]) if data else None
 
     return networks.trained(
         name,
         architecture=options["arch"],
-        data=_named_data(options),
+        data=None if wanted is None else load(wanted),
         mean=numbers(options["mean"], "--mean"),
         std=numbers(options["std"], "--std"),
     )
-
-
-def _named_data(options: dict[str, Any]) -> "DataSet | None":
-    from certkd import data
-    from certkd.config import DataConfig
-
-    if not options["data"]:
-        return None
-    return data.load(DataConfig(name=options["data"], root=options["data_root"], download=options["download"]))
 
 
 def _certify(
@@ -103,9 +105,10 @@ def _certify(
     norm: str,
     methods: list[str],
     options: dict[str, Any],
+    load: "Load",
     teacher: "Checkpoint | None" = None,
 ) -> "Certificates":
-    from certkd import data, networks
+    from certkd import networks
     from certkd.certification import certify_checkpoint
     from certkd.report.console import CertifyProgress
     from certkd.training import choose_device
@@ -113,7 +116,7 @@ def _certify(
     config = networks.data_of(known, options["data"], options["data_root"], options["download"])
     return certify_checkpoint(
         known,
-        data.load(config),
+        load(config),
         config,
         eps=eps,
         norm=norm,

@@ -27,7 +27,9 @@ def run(
     from certkd.experiment import run as run_experiment
     from certkd.report import tables
     from certkd.report.console import CertifyProgress, TrainProgress, stdout
+    from verifiers.modes import reuse_memory
 
+    reuse_memory()
     settings = read(config, ExperimentConfig, with_data_options(overrides, data_root, download, device))
     done = run_experiment(settings, overwrite=overwrite, training_reporter=TrainProgress, reporter=CertifyProgress)
     console = stdout()

@@ -189,7 +189,7 @@ def test_a_network_that_no_engine_takes_has_both_reasons() -> None:
     reason = str(found.attributes["reason"])
     assert "\n" not in reason and "native" in reason and reason.count("; ") >= 1, f"reason: {reason}"
     with pytest.raises(Unsupported, match="native"):
-        build(network, x, "native", (0.1,), norm=Norm.LINF, method="crown")
+        build(network, x, "native", 0.1, norm=Norm.LINF, method="crown")
 
 
 def test_the_engine_in_use_is_noted() -> None:

@@ -18,7 +18,7 @@ from verifiers.bound_propagation.engine import (
 )
 from verifiers.bound_propagation.engines import CrossCheck, build
 from verifiers.certificate import Columns, Guarantee, MethodInfo, Norm, Request, Status, Unsupported, margins
-from verifiers.radius import Evaluation, Search, largest_certified
+from verifiers.radius import Evaluation, MarginBound, Search, largest_certified
 
 #: A margin's bound must exceed this many times the difference of float32 and float64 logits that was measured.
 SAFETY = 16.0
@@ -48,32 +48,15 @@ class _Certifier:
     ) -> Columns:
         with torch.no_grad():
             logits = self.model(x)
-        measured = measured_rounding(self.model, self.engine.model, x, self.request.eps.value)
-        allowance = torch.maximum(rounding_allowance(logits), SAFETY * measured)
+        allowance = careful_allowance(self.model, self.engine.model, x, logits, self.request.eps.value)
         self._hold_against_the_other_engine(x, predicted, allowance)
         specification = margin_specification(predicted, logits.shape[1], torch.float64)
         clean = margins(logits, predicted).double()
-        found = self._search(x, specification, allowance, clean)
-        # The stored radius is rounded down; eps itself was proved as it stands, and says so.
-        radius = torch.where(found.margin > 0, found.radius.clamp_min(self.request.eps.value), found.radius)
-        nothing = torch.where(found.finished, Status.NOT_CERTIFIED.value, Status.TIMEOUT.value)
-        status = torch.where(radius > 0, Status.CERTIFIED.value, nothing)
-        return {
-            "status": status.cpu().numpy().astype("uint8"),
-            "radius": radius.cpu().numpy(),
-            "margin": found.margin.cpu().numpy(),
-        }
+        return columns_of(self._search(x, specification, allowance, clean), self.request.eps.value)
 
     def _search(self, x: Tensor, specification: Tensor, allowance: Tensor, clean: Tensor) -> Search:
         """The method's own search; alpha-CROWN goes on from the radius that CROWN proves at a fraction of the cost."""
-        search = partial(
-            largest_certified,
-            clean=clean,
-            eps=self.request.eps.value,
-            limit=whole_box(self.request.norm, x[0].numel()),
-            tolerance=float(self.request.options["tolerance"]),
-            seconds=float(self.request.options["time_limit"]) * len(x),
-        )
+        search = partial(search_as_asked, clean=clean, x=x, request=self.request)
         known = None
         if self.method == "alpha-crown":
             known = search(self._bound("crown", x, specification, allowance)).radius
@@ -109,6 +92,44 @@ def _evaluation(planes: Planes, allowance: Float[Tensor, " batch"], eps: Float[T
     return Evaluation(planes.bound.amin(1) - allowance, torch.minimum(reach, eps))
 
 
+def careful_allowance(
+    network: nn.Module, exact: nn.Module, x: Float[Tensor, "batch *shape"], logits: Float[Tensor, "batch k"], eps: float
+) -> Float[Tensor, " batch"]:
+    """What a margin's lower bound must exceed: the stated allowance, or the float32 error measured here with SAFETY."""
+    return torch.maximum(rounding_allowance(logits), SAFETY * measured_rounding(network, exact, x, eps))
+
+
+def search_as_asked(
+    bound: MarginBound,
+    clean: Float[Tensor, " batch"],
+    x: Float[Tensor, "batch *shape"],
+    request: Request,
+    known: Float[Tensor, " batch"] | None = None,
+) -> Search:
+    """The radius search with a request's eps, norm, tolerance and time limit."""
+    return largest_certified(
+        bound,
+        clean,
+        eps=request.eps.value,
+        limit=whole_box(request.norm, x[0].numel()),
+        tolerance=float(request.options["tolerance"]),
+        known=known,
+        seconds=float(request.options["time_limit"]) * len(x),
+    )
+
+
+def columns_of(found: Search, eps: float) -> Columns:
+    """Status, radius and margin; the stored radius is rounded down, but eps was proved as it stands and says so."""
+    radius = torch.where(found.margin > 0, found.radius.clamp_min(eps), found.radius)
+    nothing = torch.where(found.finished, Status.NOT_CERTIFIED.value, Status.TIMEOUT.value)
+    status = torch.where(radius > 0, Status.CERTIFIED.value, nothing)
+    return {
+        "status": status.cpu().numpy().astype("uint8"),
+        "radius": radius.cpu().numpy(),
+        "margin": found.margin.cpu().numpy(),
+    }
+
+
 def whole_box(norm: Norm, pixels: int) -> float:
     """The radius at which a ball around any image contains the whole image box."""
     return {Norm.LINF: 1.0, Norm.L2: math.sqrt(pixels), Norm.L1: float(pixels)}[norm]
@@ -122,7 +143,7 @@ def _prepare(method: str, model: nn.Module, samples: Tensor, request: Request) -
         Contradiction: a point of the ball breaks a bound.
     """
     options = {"iterations": int(request.options["iterations"])} if method == "alpha-crown" else {}
-    eps = (request.eps.value, 8.0 * request.eps.value)  # the search goes beyond eps
+    eps = request.eps.value
     engine, reasons = build(model, samples, request.engine, eps, norm=request.norm, method=method, **options)
     remarks = {"passed_over": "; ".join(reasons)} if reasons else {}
     cross_check = None

@@ -66,6 +66,17 @@ def check_sandwich(
             )
 
 
+def withstand(engine: Engine, samples: Float[Tensor, "batch *shape"], eps: float, *, norm: Norm, method: str) -> None:
+    """The sandwich at eps, and at a larger radius because a search goes beyond eps.
+
+    Raises:
+        Contradiction: with the size of the break.
+    """
+    for scale in (1.0, 8.0):
+        radius = torch.full((len(samples),), scale * eps, dtype=torch.float64, device=samples.device)
+        check_sandwich(engine.model, engine, samples.double(), radius, norm=norm, method=method)
+
+
 def _probes(
     model: nn.Module, x: Tensor, eps: Tensor, both: Tensor, norm: Norm, points: int
 ) -> Iterator[Float[Tensor, "batch *shape"]]:

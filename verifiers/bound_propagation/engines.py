@@ -1,6 +1,6 @@
 """The two engines, the choice between them, and how they check each other."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from verifiers.bound_propagation.auto_lirpa.adapter import AutoLirpa
-from verifiers.bound_propagation.checks import check_sandwich
+from verifiers.bound_propagation.checks import check_sandwich, withstand
 from verifiers.bound_propagation.engine import Engine, margin_specification
 from verifiers.bound_propagation.native.engine import Native
 from verifiers.certificate import Contradiction, Norm, Unsupported
@@ -36,9 +36,9 @@ def names_of(engine: str) -> tuple[str, ...]:
 
 
 def build(
-    model: nn.Module, samples: Tensor, engine: str, eps: Sequence[float], *, norm: Norm, method: str, **options: Any
+    model: nn.Module, samples: Tensor, engine: str, eps: float, *, norm: Norm, method: str, **options: Any
 ) -> tuple[Engine, list[str]]:
-    """The first engine that takes the network and the method, tried on the samples at each eps; and why others do not.
+    """The first engine that takes the network and the method, tried on the samples; and why others do not.
 
     Raises:
         Unsupported: none takes it; with every engine's reason.
@@ -48,9 +48,7 @@ def build(
     for name in names_of(engine):
         try:
             built = ENGINES[name](model, samples, **options)
-            for value in eps:
-                radius = torch.full((len(samples),), value, dtype=torch.float64, device=samples.device)
-                check_sandwich(built.model, built, samples.double(), radius, norm=norm, method=method)
+            withstand(built, samples, eps, norm=norm, method=method)
             return built, reasons
         except Unsupported as error:
             reasons.append(str(error))
@@ -88,7 +86,7 @@ class CrossCheck:
             Unsupported: it has not.
         """
         radius = torch.full((1,), eps, dtype=torch.float64, device=x.device)
-        rows = margin_specification(radius.long() * 0, self._classes(x), torch.float64)
+        rows = margin_specification(radius.long() * 0, self.plain.graph.classes, torch.float64)
         self.other.lower_bounds(x.double(), radius, rows, norm=norm, method=method)
 
     def __call__(
@@ -107,7 +105,7 @@ class CrossCheck:
             Contradiction: with both bounds.
         """
         for i in range(len(x)):
-            rows = margin_specification(predicted[i : i + 1], self._classes(x[i : i + 1]), torch.float64)
+            rows = margin_specification(predicted[i : i + 1], self.plain.graph.classes, torch.float64)
             both = torch.cat([rows, -rows], 1)
             radius = torch.full((1,), eps, dtype=torch.float64, device=x.device)
             image = x[i : i + 1].double()
@@ -122,10 +120,6 @@ class CrossCheck:
                 self._equal(bounds[self.plain], bounds[lirpa], slack)
             check_sandwich(self.engine.model, self.other, image, radius, norm=norm, method=method)
             check_sandwich(self.engine.model, self.engine, image, radius, norm=norm, method=method)
-
-    def _classes(self, x: Tensor) -> int:
-        with torch.no_grad():
-            return int(self.engine.model(x.double()).shape[1])
 
     def _overlap(self, one: Tensor, other: Tensor, slack: float) -> None:
         half = len(one) // 2

@@ -14,14 +14,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from verifiers.bound_propagation.certify import SAFETY, whole_box
-from verifiers.bound_propagation.checks import check_sandwich
+from verifiers.bound_propagation.certify import careful_allowance, columns_of, search_as_asked
+from verifiers.bound_propagation.checks import withstand
 from verifiers.bound_propagation.engine import (
     Planes,
     better,
     margin_specification,
-    measured_rounding,
-    rounding_allowance,
 )
 from verifiers.bound_propagation.native.differential import differential, same_structure
 from verifiers.bound_propagation.native.engine import Native
@@ -33,11 +31,10 @@ from verifiers.certificate import (
     MethodInfo,
     Norm,
     Request,
-    Status,
     Unsupported,
     margins,
 )
-from verifiers.radius import Evaluation, largest_certified
+from verifiers.radius import Evaluation
 
 
 class Pair(nn.Module):
@@ -122,9 +119,7 @@ class JointEngine:
         With m_j the margins towards class j, the smallest margins differ by at most the largest difference of an m_j.
         The student's m_j is positive where its own bound is, or where the teacher's bound exceeds the deficit's.
         """
-        with torch.no_grad():
-            classes = self.model(x[:1].double()).shape[1] // 2
-        rows = margin_specification(predicted, classes, torch.float64)
+        rows = margin_specification(predicted, self.engines[0].graph.classes // 2, torch.float64)
         none = torch.zeros_like(rows)
         student, teacher = torch.cat([rows, none], 2), torch.cat([none, rows], 2)
         asked = torch.cat([student, teacher, student - teacher, teacher - student], 1)
@@ -164,9 +159,8 @@ class _Certifier:
         pair = Pair(self.student, self.teacher)
         with torch.no_grad():
             logits = pair(x)
-        measured = measured_rounding(pair, self.engine.model, x, self.request.eps.value)
         # A difference of two margins is off by what each of them may be off.
-        allowance = 2 * torch.maximum(rounding_allowance(logits), SAFETY * measured)
+        allowance = 2 * careful_allowance(pair, self.engine.model, x, logits, self.request.eps.value)
         eps = torch.full((len(x),), self.request.eps.value, dtype=torch.float64, device=x.device)
         at_eps = self.engine.pair_bounds(x, eps, predicted, allowance, norm=self.request.norm)
 
@@ -177,20 +171,8 @@ class _Certifier:
             return Evaluation(found.agreement, found.radius)
 
         clean = torch.minimum(*(margins(part, predicted) for part in logits.double().chunk(2, 1)))
-        found = largest_certified(
-            bound,
-            clean,
-            eps=self.request.eps.value,
-            limit=whole_box(self.request.norm, x[0].numel()),
-            tolerance=float(self.request.options["tolerance"]),
-            seconds=float(self.request.options["time_limit"]) * len(x),
-        )
-        radius = torch.where(found.margin > 0, found.radius.clamp_min(self.request.eps.value), found.radius)
-        nothing = torch.where(found.finished, Status.NOT_CERTIFIED.value, Status.TIMEOUT.value)
-        status = torch.where(radius > 0, Status.CERTIFIED.value, nothing)
         return {
-            "status": status.cpu().numpy().astype("uint8"),
-            "radius": radius.cpu().numpy(),
+            **columns_of(search_as_asked(bound, clean, x, self.request), self.request.eps.value),
             "margin": at_eps.agreement.cpu().numpy(),
             "gap": at_eps.gap.cpu().numpy(),
             "deficit": at_eps.deficit.cpu().numpy(),
@@ -207,9 +189,7 @@ def _prepare(model: nn.Module, samples: Tensor, request: Request) -> _Certifier:
     if request.teacher is None:
         raise Unsupported("joint bounds need a teacher: certify with --teacher")
     engine = JointEngine(model, request.teacher, samples)
-    for scale in (1.0, 8.0):
-        eps = torch.full((len(samples),), scale * request.eps.value, dtype=torch.float64, device=samples.device)
-        check_sandwich(engine.model, engine, samples.double(), eps, norm=request.norm, method="crown")
+    withstand(engine, samples, request.eps.value, norm=request.norm, method="crown")
     return _Certifier(model, request.teacher, engine, request)
 
 

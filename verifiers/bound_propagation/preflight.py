@@ -96,7 +96,7 @@ def costs(native: Native, x: Float[Tensor, "1 *shape"], eps: float, norm: Norm) 
     radius = torch.full((1,), eps, dtype=native.dtype, device=x.device)
     with torch.no_grad():
         predicted = native.model(x.to(native.dtype)).argmax(1)
-        classes = native.graph.nodes[-1].shape[-1]
+        classes = native.graph.classes
         specification = margin_specification(predicted, classes, native.dtype)
         rows, seconds = _crown(native, x.to(native.dtype), radius, norm)
         measured = {name: _timed(native, x, radius, specification, norm, name) for name in METHODS[:2]}
@@ -130,11 +130,9 @@ def _crown(native: Native, x: Tensor, eps: Tensor, norm: Norm) -> tuple[int, flo
     bounds = Bounds(native.graph, Balls(x, eps, norm), native.dual_reaches(norm))
     wanted: dict[int, Tensor] = {}
     bounds.propagate(refine=False)
-    for node in native.graph.nodes[1:]:
-        assert node.operator is not None
-        boxes = [bounds.intervals[i] for i in node.inputs]
-        for i, loose in zip(node.inputs, node.operator.loose(boxes), strict=True):
-            if loose is not None and i and not bounds.exact(i) and i not in wanted and bool(loose.any()):
+    for position in range(1, len(native.graph.nodes)):
+        for i, loose in bounds.loose_inputs(position):
+            if i not in wanted and bool(loose.any()):
                 wanted[i] = loose.flatten().nonzero().squeeze(1)
     if not wanted:
         return 0, 0.0

@@ -68,19 +68,25 @@ class Bounds:
         self.refined = []
         for position, node in enumerate(nodes[1:], start=1):
             assert node.operator is not None
-            boxes = [self.intervals[i] for i in node.inputs]
             if refine:
-                for i, loose in zip(node.inputs, node.operator.loose(boxes), strict=True):
-                    if loose is not None and i and i not in self.refined and not self.exact(i):
+                for i, loose in self.loose_inputs(position):
+                    if i not in self.refined:
                         self._refine(i, loose)
                         self.refined.append(i)
-                boxes = [self.intervals[i] for i in node.inputs]
-            interval = node.operator.interval(*boxes)
+            interval = node.operator.interval(*(self.intervals[i] for i in node.inputs))
             if position in self.reaches:
                 interval = self._exactly(position, interval)
             self.intervals.append(interval)
 
-    def exact(self, position: int) -> bool:
+    def loose_inputs(self, position: int) -> list[tuple[int, Tensor]]:
+        """Inputs of a node that rows can tighten, with the entries whose tighter bounds tighten its relaxation."""
+        node = self.graph.nodes[position]
+        assert node.operator is not None
+        loose = node.operator.loose([self.intervals[i] for i in node.inputs])
+        pairs = zip(node.inputs, loose, strict=True)
+        return [(i, entries) for i, entries in pairs if entries is not None and i and not self._exact(i)]
+
+    def _exact(self, position: int) -> bool:
         """Known exactly already: the box through one mixing operator, or the dual norm of an affine node."""
         if position in self.reaches:
             return True

@@ -67,6 +67,11 @@ class Graph:
             known.append(isinstance(node.operator, Affine) and all(known[i] for i in node.inputs))
         return known
 
+    @property
+    def classes(self) -> int:
+        """Number of logits."""
+        return self.nodes[-1].shape[-1]
+
     def affine_operator(self, position: int) -> bool:
         """Whether the operator of a node is affine."""
         return isinstance(self.nodes[position].operator, Affine)
