@@ -10,6 +10,8 @@ from torch import Tensor
 
 #: Power of eps by which margins of CROWN fall, measured on small networks: a little faster than a straight line.
 USUAL_POWER = 1.4
+#: A trial is at most this many times the radius proved: from one point alone the estimate is coarse.
+FARTHEST = 5.0
 
 
 class Evaluation(NamedTuple):
@@ -58,9 +60,10 @@ def largest_certified(
 
     Every row is bounded at eps first. The next trial is where the margin would be zero if it fell by a power of eps
     through the last two margins, set off by less than half the tolerance so that its answer closes the bracket
-    [proved, failed]; every fourth trial halves the bracket. Rows leave the batch when the bracket is narrower than
-    ``tolerance`` times the radius, or when that estimate is within half of it of a radius just proved. Only what an
-    evaluation proved is ever returned; a bound that is nan or infinite counts as failed.
+    [proved, failed]; after five trials every fourth halves the bracket. Rows leave the batch when the bracket is
+    narrower than ``tolerance`` times the radius, or when that estimate, bracketed or from two trials close together, is
+    within half of it of a radius just proved. Only what an evaluation proved is ever returned; a bound that is nan or
+    infinite counts as failed.
 
     Args:
         bound: evaluates rows.
@@ -86,7 +89,7 @@ def largest_certified(
         state.record(rows, margin, found.radius.to(clean.dtype))
         if step == 0 and known is not None:
             state.raise_to(known.to(clean))
-        state.choose(halve=step % 4 == 3)
+        state.choose(halve=step % 4 == 3 and step > 4)
     radius = torch.nextafter(state.proved, torch.zeros_like(state.proved))
     if known is not None:  # rounded down already
         radius = torch.where(state.proved == known, state.proved, radius)
@@ -134,7 +137,9 @@ class _State:
         zero = _crossing(self.points, self.margins, self.clean)
         off = 0.4 * self.tolerance * self.proved
         last_failed = self.trial == self.failed
-        near = bracketed & (self.trial == self.proved) & (zero <= self.proved * (1 + 0.5 * self.tolerance))
+        steps = self.trial / self.points[1]
+        sure = bracketed | ((steps > 0.8) & (steps < 1.25))
+        near = sure & (self.trial == self.proved) & (zero <= self.proved * (1 + 0.5 * self.tolerance))
         self.active = self.active & ~near
         zero = torch.where(last_failed, zero - off, zero + off)
         edge = torch.minimum(0.5 * self.tolerance * self.proved, 0.5 * width)
@@ -143,7 +148,8 @@ class _State:
         inside = torch.where(torch.isfinite(zero) & (not halve), zero, middle)
         inside = inside.clamp(self.proved + edge, self.proved + (width - edge))
         ahead = torch.isfinite(zero) & (zero > self.proved)
-        further = torch.where(ahead, zero, 2 * self.proved).clamp(1.2 * self.proved, 3 * self.proved)
+        further = torch.where(ahead & (not halve), zero, 2 * self.proved)
+        further = further.clamp((1 + self.tolerance) * self.proved, FARTHEST * self.proved)
         self.trial = torch.where(bracketed, inside, further.clamp_max(self.limit))
 
 

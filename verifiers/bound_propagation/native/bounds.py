@@ -10,14 +10,14 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from verifiers.bound_propagation.engine import Planes, joined
 from verifiers.bound_propagation.native.graph import Graph
 from verifiers.bound_propagation.native.operators import Interval, Relaxation
 from verifiers.bound_propagation.native.relaxations.lines import Places
-from verifiers.bound_propagation.native.rows import Rows, add, one_hot, shape_size
+from verifiers.bound_propagation.native.rows import Rows, Shape, add, one_hot, shape_size
 from verifiers.certificate import Norm
 from verifiers.falsify import per_sample
 
@@ -111,8 +111,11 @@ class Bounds:
         if not len(samples):
             return
         before = self.intervals[position]
-        ends = [sign * self.lower(position, samples, entries, float(sign)).bound for sign in (1, -1)]
-        place = (samples, entries)
+        if self.graph.signs_suffice[position] and not self.choices:
+            low, negated = self._until_signs(position, samples, entries)
+        else:
+            low, negated = (self.lower(position, samples, entries, sign).bound for sign in (1.0, -1.0))
+        place, ends = (samples, entries), (low, -negated)
         low, high = (
             old.flatten(1).index_put(place, torch.where(torch.isfinite(new), new, old.flatten(1)[place]))
             for old, new in zip(before, ends, strict=True)
@@ -122,13 +125,57 @@ class Bounds:
 
     def lower(self, start: int, samples: Int[Tensor, " rows"], entries: Int[Tensor, " rows"], sign: float) -> Planes:
         """Lower bounds of ``sign * node[entry]``, block by block."""
-        shape = self.graph.nodes[start].shape
-        widest = max(shape_size(node.shape) for node in self.graph.nodes[: start + 1])
         parts = []
-        for chunk in torch.arange(len(samples), device=samples.device).split(block_of(widest)):
-            rows = one_hot(shape, entries[chunk], self.balls.x.new_full((len(chunk),), sign))
+        for chunk in self._blocks(start, len(samples)):
+            rows = one_hot(self.graph.nodes[start].shape, entries[chunk], self.balls.x.new_full((len(chunk),), sign))
             parts.append(self.push(start, rows, samples[chunk], side=0 if sign > 0 else 1))
         return joined(parts)
+
+    def _blocks(self, start: int, rows: int) -> tuple[Int[Tensor, " block"], ...]:
+        widest = max(shape_size(node.shape) for node in self.graph.nodes[: start + 1])
+        return torch.arange(rows, device=self.balls.x.device).split(block_of(widest))
+
+    def _until_signs(self, start: int, samples: Tensor, entries: Tensor) -> tuple[Tensor, Tensor]:
+        """Lower bounds of entries and of their negations, where an entry's exact bounds matter only around zero.
+
+        The row of an entry and that of its negation go back together, and both leave as soon as the intervals of the
+        nodes where they stand prove one of them positive; most do after a layer or two. nan where nothing was proved.
+        """
+        found = self.balls.x.new_full((2, len(samples)), float("nan"))
+        for chunk in self._blocks(start, len(samples)):
+            found[:, chunk] = self._pairs_until_signs(start, samples[chunk], entries[chunk])
+        return found[0], found[1]
+
+    def _pairs_until_signs(self, start: int, samples: Tensor, entries: Tensor) -> Float[Tensor, "2 rows"]:
+        left = torch.arange(len(samples), device=samples.device)
+        found = self.balls.x.new_full((2, len(samples)), float("nan"))
+        signs = torch.ones_like(found[0])
+        rows = one_hot(self.graph.nodes[start].shape, entries.repeat(2), torch.cat([signs, -signs]))
+        front = _Front({start: rows}, signs.new_zeros(2 * len(left)), samples.repeat(2))
+        nearest = True  # whose boxes say what the interval of the start node said
+        for position in range(start, 0, -1):
+            if not self._step(front, position) or self.graph.affine_operator(position):
+                continue
+            if nearest:
+                nearest = False
+                continue
+            bounds = self._over_boxes(front).reshape(2, -1)
+            known = (bounds > 0).any(0)
+            found[:, left[known]] = bounds[:, known]
+            left = left[~known]
+            if not len(left):
+                return found
+            front = front.keep(~known.repeat(2))
+        found[:, left] = self._minimum(front, with_planes=False).bound.reshape(2, -1)
+        return found
+
+    def _over_boxes(self, front: "_Front") -> Float[Tensor, " rows"]:
+        """The least value of rows where they stand, over the boxes of those nodes."""
+        low = front.constant
+        for position, rows in front.pending.items():
+            box, samples = self.intervals[position], front.samples
+            low = low + rows.dot(box.center, samples) - rows.take(rows.values.abs()).dot(box.reach, samples)
+        return low
 
     def by_rows(self, specification: Float[Tensor, "batch rows classes"]) -> Planes:
         """Rows of the specification pushed back from the logits; planes ``(batch, rows)``."""
@@ -177,20 +224,26 @@ class Bounds:
         for the rows of an inner node just the bound counts. ``side`` is 0 for lower bounds of an inner node's entries
         and 1 for those of their negations, which choose their lines apart.
         """
-        pending = {start: rows}
-        constant = self.balls.x.new_zeros(len(samples))
+        front = _Front({start: rows}, self.balls.x.new_zeros(len(samples)), samples)
         for position in range(start, 0, -1):
-            if (here := pending.pop(position, None)) is None:
-                continue
-            node = self.graph.nodes[position]
-            relaxation, per_row = self._relaxation(position, (start, side), samples, ids)
-            pushed = relaxation.push(here, torch.arange(len(samples), device=samples.device) if per_row else samples)
-            if pushed.constant is not None:
-                constant = constant + pushed.constant
-            for i, part in zip(node.inputs, pushed.inputs, strict=True):
-                if part is not None:
-                    pending[i] = add(pending[i], part, self.graph.nodes[i].shape) if i in pending else part
-        return self._minimum(pending.get(0), constant, samples, ids is not None)
+            self._step(front, position, (start, side), ids)
+        return self._minimum(front, with_planes=ids is not None)
+
+    def _step(
+        self, front: "_Front", position: int, start: tuple[int, int] = (-1, -1), ids: Tensor | None = None
+    ) -> bool:
+        """Push the rows that stand at a node to its inputs; whether there were any."""
+        if (here := front.pending.pop(position, None)) is None:
+            return False
+        node, samples = self.graph.nodes[position], front.samples
+        relaxation, per_row = self._relaxation(position, start, samples, ids)
+        pushed = relaxation.push(here, torch.arange(len(samples), device=samples.device) if per_row else samples)
+        if pushed.constant is not None:
+            front.constant = front.constant + pushed.constant
+        for i, part in zip(node.inputs, pushed.inputs, strict=True):
+            if part is not None:
+                front.add(i, part, self.graph.nodes[i].shape)
+        return True
 
     def _relaxation(
         self, position: int, start: tuple[int, int], samples: Tensor, ids: Tensor | None
@@ -208,19 +261,37 @@ class Bounds:
             self.relaxations[key] = node.operator.relax(boxes, places)
         return self.relaxations[key], False
 
-    def _minimum(self, rows: Rows | None, constant: Tensor, samples: Tensor, with_planes: bool) -> Planes:
+    def _minimum(self, front: "_Front", *, with_planes: bool) -> Planes:
+        rows, constant, samples = front.pending.get(0), front.constant, front.samples
         if rows is None:
             return Planes(constant, constant, torch.zeros_like(constant))
         shape, linf = self.graph.nodes[0].shape, self.balls.norm is Norm.LINF
-        box, x = self.intervals[0], self.balls.x.reshape(len(self.balls.x), *shape)
-        by_box = constant + rows.dot(box.center, samples) - rows.take(rows.values.abs()).dot(box.reach, samples)
+        by_box = self._over_boxes(front)
         if linf and not with_planes:
             return Planes(by_box, by_box, by_box)
-        value = constant + rows.dot(x, samples)
+        value = constant + rows.dot(self.balls.x.reshape(len(self.balls.x), *shape), samples)
         inside = rows.masked(shape).values.flatten(1)
         steepness = torch.linalg.vector_norm(inside, DUAL[self.balls.norm], dim=1)
         by_ball = value - self.balls.eps[samples] * steepness
         return Planes(by_box if linf else torch.maximum(by_box, by_ball), value, steepness)
+
+
+@dataclass
+class _Front:
+    """Rows on their way back: their coefficients at the nodes where they stand, and what they gained so far."""
+
+    pending: dict[int, Rows]
+    constant: Float[Tensor, " rows"]
+    samples: Int[Tensor, " rows"]
+
+    def add(self, position: int, rows: Rows, shape: Shape) -> None:
+        """Coefficients that reach a node."""
+        self.pending[position] = add(self.pending[position], rows, shape) if position in self.pending else rows
+
+    def keep(self, chosen: Bool[Tensor, " rows"]) -> "_Front":
+        """Some of the rows."""
+        pending = {position: rows.keep(chosen) for position, rows in self.pending.items()}
+        return _Front(pending, self.constant[chosen], self.samples[chosen])
 
 
 def block_of(widest: int) -> int:

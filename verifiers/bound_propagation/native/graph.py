@@ -21,7 +21,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from verifiers.bound_propagation.native.affine import Affine, Reshape, Scale
-from verifiers.bound_propagation.native.operators import Operator
+from verifiers.bound_propagation.native.operators import Elementwise, Operator
+from verifiers.bound_propagation.native.relaxations.piecewise import LeakyRelu, Relu
 from verifiers.bound_propagation.native.rows import Shape
 from verifiers.certificate import Unsupported
 
@@ -82,6 +83,16 @@ class Graph:
         known = [True]
         for node in self.nodes[1:]:
             known.append(isinstance(node.operator, Scale | Reshape) and known[node.inputs[0]])
+        return known
+
+    @cached_property
+    def signs_suffice(self) -> list[bool]:
+        """Whether all that is nonlinear in a node's entries is one line as soon as their sign is known."""
+        known = [True] * len(self.nodes)
+        for node in self.nodes[1:]:
+            hinge = isinstance(node.operator, Elementwise) and isinstance(node.operator.activation, Relu | LeakyRelu)
+            for i in node.inputs:
+                known[i] = known[i] and (hinge or isinstance(node.operator, Affine))
         return known
 
 

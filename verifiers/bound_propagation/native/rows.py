@@ -8,7 +8,7 @@ sample they are about: a sample with few unstable neurons has few rows.
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -42,6 +42,11 @@ class Rows:
     def take(self, values: Tensor) -> "Rows":
         """The same rows with other coefficients."""
         return replace(self, values=values)
+
+    def keep(self, chosen: Bool[Tensor, " rows"]) -> "Rows":
+        """Some of the rows."""
+        window = self.window and replace(self.window, start=self.window.start[chosen])
+        return Rows(self.values[chosen], window)
 
     def outside(self, clean: bool) -> "Rows":
         """The same rows, their coefficients outside the map known (or not known) to be zero."""
