@@ -9,7 +9,7 @@ import torch
 from certkd.checkpoint import Checkpoint
 from certkd.config import DataConfig
 from certkd.data import DataSet
-from verifiers.certificate import Norm
+from verifiers.certificate import Norm, Option
 from verifiers.certify import DEFAULT_METHODS, certify
 from verifiers.errors import InputError, did_you_mean
 from verifiers.quantities import Epsilon
@@ -30,7 +30,7 @@ def certify_checkpoint(
     limit: int | None = None,
     seed: int = 0,
     batch_size: int | None = None,
-    options: Mapping[str, float] | None = None,
+    options: Mapping[str, Option] | None = None,
     engine: str = "auto",
     cross_check: int = 0,
     teacher: Checkpoint | None = None,

@@ -63,17 +63,24 @@ class OptimizerConfig(Strict):
 
 
 class SelectionConfig(Strict):
-    """The best epoch has the highest ``metric`` on the validation split; PGD accuracy is measured when eps is given."""
+    """The best epoch has the highest ``metric`` on the validation split.
 
-    metric: Literal["clean", "pgd"] = "clean"
+    PGD accuracy ("pgd") is measured when eps is given, accuracy under Gaussian noise ("noisy") when sigma is. Without a
+    metric it is "noisy" for objectives that train under noise, whose sigma is the default then, and "clean" for others.
+    """
+
+    metric: Literal["clean", "pgd", "noisy"] | None = None
+    sigma: Positive | None = None
     eps: EpsilonText | None = None
     norm: Norm = Norm.LINF
     steps: Count = 10
 
     @model_validator(mode="after")
-    def _pgd_needs_eps(self) -> "SelectionConfig":
+    def _metric_can_be_measured(self) -> "SelectionConfig":
         if self.metric == "pgd" and self.eps is None:
             raise ValueError("selection by pgd needs an eps")
+        if self.metric == "noisy" and self.sigma is None:
+            raise ValueError("selection by noisy needs a sigma")
         return self
 
 
@@ -124,7 +131,7 @@ class CertifyConfig(Strict):
     eps: EpsilonText
     norm: Norm = Norm.LINF
     methods: tuple[str, ...] = ("pgd", "ibp", "crown")
-    options: dict[str, Positive] = {}
+    options: dict[str, Positive | str] = {}
     engine: Literal["auto", "auto-lirpa", "native"] = "auto"
     limit: Count | None = None
     seed: Seed = 0

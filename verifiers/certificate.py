@@ -1,15 +1,20 @@
 """What every certificate has: its status, its guarantee, its columns, and the record of the method that issues it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from verifiers.quantities import Epsilon
+from verifiers.samples import Samples
+
+#: A setting of a method.
+Option = int | float | str | None
 
 
 class Status(IntEnum):
@@ -57,14 +62,14 @@ class Column:
         dtype: numpy dtype string.
         units: "pixels", "logits", "seconds" or "" for counts, flags and labels.
         description: one line that says what the value is.
-        per_pixel: the row is an image, not a scalar.
+        axes: axes of a row that is no scalar: a length, "image" for the axes of an image, "class" for one per class.
     """
 
     name: str
     dtype: str
     units: str
     description: str
-    per_pixel: bool = False
+    axes: tuple[int | str, ...] = ()
 
     @property
     def fill(self) -> Any:
@@ -99,7 +104,7 @@ class Request:
         eps: the radius the certified accuracy is reported at.
         norm: norm of the ball.
         seed: run seed; all randomness is keyed by it and the sample index.
-        options: the method's own settings, by name, defaults filled in.
+        options: the method's own settings, by name, defaults filled in; None where one was needed and not given.
         engine: bound-propagation engine: ``auto``, ``auto-lirpa`` or ``native``.
         cross_check: number of samples whose bounds are held against the other engine's.
         teacher: the network that the joint method holds the certified one against.
@@ -108,7 +113,7 @@ class Request:
     eps: Epsilon
     norm: Norm
     seed: int = 0
-    options: Mapping[str, int | float] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
     engine: str = "auto"
     cross_check: int = 0
     teacher: nn.Module | None = None
@@ -153,7 +158,9 @@ class MethodInfo:
         cost: rough cost per sample, in forward passes or words.
         prepare: makes it ready for a network, given two sample images; raises ``Unsupported`` when it cannot.
         columns: its own columns, after the common ones.
-        options: default of each of its settings.
+        options: default of each of its settings; None where there is no good one.
+        predicts: it gives the predicted class itself, in a column ``predicted``, and is asked about every sample.
+        preview: lines that a person should read before the run, from the method made ready, samples and device.
     """
 
     name: str
@@ -164,7 +171,9 @@ class MethodInfo:
     cost: str
     prepare: Callable[[nn.Module, Float[Tensor, "samples *shape"], Request], BatchCertifier]
     columns: tuple[Column, ...] = ()
-    options: Mapping[str, int | float] = field(default_factory=dict)
+    options: Mapping[str, Option] = field(default_factory=dict)
+    predicts: bool = False
+    preview: Callable[[Any, Samples, torch.device], Iterable[str]] = lambda *_: ()
 
 
 class Unsupported(Exception):

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from verifiers.bound_propagation.auto_lirpa import compat
 from verifiers.bound_propagation.engines import names_of
 from verifiers.certificate import (
+    COMMON_COLUMNS,
     BatchCertifier,
     Columns,
     Contradiction,
@@ -25,6 +26,7 @@ from verifiers.certificate import (
     Guarantee,
     MethodInfo,
     Norm,
+    Option,
     Request,
     Status,
     Unsupported,
@@ -51,7 +53,7 @@ def certify(
     out: str | PathLike[str] | None = None,
     seed: int = 0,
     batch_size: int | None = None,
-    options: Mapping[str, int | float] | None = None,
+    options: Mapping[str, Option] | None = None,
     engine: str = "auto",
     cross_check: int = 0,
     teacher: nn.Module | None = None,
@@ -106,7 +108,7 @@ def certify(
                 identity={**_identity(model, samples, requests), **(identity or {})},
                 facts=_facts(model),
                 samples=len(samples.labels),
-                image_shape=tuple(first.shape[1:]),
+                sizes={"image": first.shape[1:], "class": (samples.classes,)},
                 methods=infos,
                 requests=requests,
             ) as file,
@@ -120,6 +122,8 @@ def certify(
 
 def _check_predictions(info: MethodInfo, samples: Samples, file: CertificateFile) -> None:
     """Finished rows must be this network's: weights and layers alone do not tell two functions apart."""
+    if info.predicts:
+        return
     stored, finished = file.predicted(info.name)
     if not np.array_equal(stored[finished], samples.predicted.numpy()[finished]):
         raise InputError(
@@ -147,7 +151,7 @@ def _identity(model: nn.Module, samples: Samples, requests: Mapping[str, Request
     }
 
 
-def _requests(infos: Sequence[MethodInfo], base: Request, options: Mapping[str, int | float]) -> dict[str, Request]:
+def _requests(infos: Sequence[MethodInfo], base: Request, options: Mapping[str, Option]) -> dict[str, Request]:
     if not infos:
         raise InputError("no method was named; 'certkd methods' lists them")
     names = [info.name for info in infos]
@@ -159,16 +163,25 @@ def _requests(infos: Sequence[MethodInfo], base: Request, options: Mapping[str, 
     for name, value in options.items():
         if name not in known:
             raise InputError(f"none of the methods {', '.join(i.name for i in infos)} has an option {name!r}.")
-        if not 0 < value < float("inf"):
-            raise InputError(f"option {name} must be positive and finite, got {value!r}")
-        if any(isinstance(info.options.get(name), int) for info in infos) and value != int(value):
-            raise InputError(f"option {name} must be a whole number, got {value!r}")
+        for info in infos:
+            if name in info.options:
+                _check_option(name, value, info.options[name])
     return {
         info.name: replace(
             base, options={**info.options, **{name: options[name] for name in info.options if name in options}}
         )
         for info in infos
     }
+
+
+def _check_option(name: str, value: Option, default: Option) -> None:
+    if isinstance(default, str):
+        if not isinstance(value, str):
+            raise InputError(f"option {name} must be a name like {default!r}, got {value!r}")
+    elif not isinstance(value, int | float) or not 0 < value < float("inf"):
+        raise InputError(f"option {name} must be positive and finite, got {value!r}")
+    elif isinstance(default, int) and value != int(value):
+        raise InputError(f"option {name} must be a whole number, got {value!r}")
 
 
 def parse_norm(given: str | Norm) -> Norm:
@@ -219,6 +232,8 @@ def _prepare(
             file.note(info.name, "reason", None)  # of an earlier run that could not
             for name, value in certifier.notes.items():
                 file.note(info.name, name, value)
+            for line in info.preview(certifier, samples, device_of(model)):
+                reporter.inform(f"{info.name}: {line}")
             if "cross_check" in certifier.notes:
                 reporter.warn(f"{info.name}: cross-check: {certifier.notes['cross_check']}")
             return certifier
@@ -308,7 +323,7 @@ def _certify_rows(
     predicted, finite, correct = (t[rows] for t in (samples.predicted, samples.finite, samples.correct))
     columns = _same(Status.MISCLASSIFIED, len(rows))
     columns["status"][~finite.numpy()] = Status.ERROR
-    asked = np.flatnonzero(correct.numpy())
+    asked = np.arange(len(rows)) if info.predicts else np.flatnonzero(correct.numpy())
     if len(asked):
         x = samples.batch(rows[asked], device)
         answers = certifier(x, predicted[asked].to(device), samples.indices[rows[asked]])
@@ -320,7 +335,7 @@ def _certify_rows(
 
 
 def _blank(info: MethodInfo, name: str, rows: int, values: np.ndarray) -> np.ndarray:
-    fill = next(column.fill for column in info.columns if column.name == name)
+    fill = next(column.fill for column in (*COMMON_COLUMNS, *info.columns) if column.name == name)
     return np.full((rows, *values.shape[1:]), fill, values.dtype)
 
 
@@ -330,13 +345,14 @@ def _finish(info: MethodInfo, samples: Samples, rows: np.ndarray, columns: Colum
     claims = status == Status.CERTIFIED
     status[~np.isfinite(radius) | (status == Status.PENDING)] = Status.ERROR
     status[claims & ((radius <= 0) | (info.guarantee == Guarantee.ESTIMATE))] = Status.ERROR
+    label, correct = samples.labels[rows].numpy(), samples.correct[rows].numpy()
+    predicted = columns.get("predicted", samples.predicted[rows].numpy())
+    if info.predicts:
+        correct = predicted == label
+        status[(status == Status.CERTIFIED) & ~correct] = Status.MISCLASSIFIED
     columns["radius"] = np.where(status == Status.CERTIFIED, radius, 0.0)
-    correct = samples.correct[rows].numpy()
     columns.update(
-        index=samples.indices[rows].numpy(),
-        label=samples.labels[rows].numpy(),
-        predicted=samples.predicted[rows].numpy(),
-        correct=correct.astype("uint8"),
+        index=samples.indices[rows].numpy(), label=label, predicted=predicted, correct=correct.astype("uint8")
     )
     return columns
 

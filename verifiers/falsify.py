@@ -213,7 +213,7 @@ PGD = MethodInfo(
     prepare=_prepare,
     columns=(
         Column("distance", "float64", "pixels", "length of the shortest counterexample found; nan when none"),
-        Column("counterexample", "float32", "pixels", "the misclassified image, inside the ball", per_pixel=True),
+        Column("counterexample", "float32", "pixels", "the misclassified image, inside the ball", axes=("image",)),
     ),
     options={"steps": 30, "restarts": 4},
 )

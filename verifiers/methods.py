@@ -5,8 +5,9 @@ from verifiers.bound_propagation.joint import JOINT
 from verifiers.certificate import MethodInfo
 from verifiers.errors import InputError, did_you_mean
 from verifiers.falsify import PGD
+from verifiers.smoothing.certify import SMOOTHING
 
-METHODS: tuple[MethodInfo, ...] = (PGD, IBP, CROWN_IBP, CROWN, ALPHA_CROWN, JOINT)
+METHODS: tuple[MethodInfo, ...] = (PGD, IBP, CROWN_IBP, CROWN, ALPHA_CROWN, JOINT, SMOOTHING)
 
 
 def find(name: str) -> MethodInfo:

@@ -7,6 +7,9 @@ class Reporter:
     def clean(self, accuracy: float, samples: int) -> None:
         """Clean accuracy, before any certificate is tried."""
 
+    def inform(self, text: str) -> None:
+        """Something about the method that is about to run; one line."""
+
     def start(self, method: str, total: int, done: int) -> None:
         """A method begins; ``done`` rows were finished by an earlier run."""
 

@@ -36,6 +36,7 @@ class Samples:
     finite: Tensor
     indices: Int[Tensor, " samples"]
     data_sha256: str
+    classes: int
 
     @property
     def correct(self) -> Tensor:
@@ -74,7 +75,9 @@ def look_at(
         raise InputError(
             f"labels run from {int(labels.min())} to {int(labels.max())}, the network has {classes} classes"
         )
-    samples = Samples(images, labels, torch.cat(predictions), torch.cat(finite), order, fingerprint.hexdigest())
+    samples = Samples(
+        images, labels, torch.cat(predictions), torch.cat(finite), order, fingerprint.hexdigest(), classes
+    )
     accuracy = float(samples.correct.double().mean())
     reporter.clean(accuracy, len(labels))
     if accuracy <= chance_limit(classes, len(labels)) and len(labels) >= 20:

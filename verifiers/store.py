@@ -106,7 +106,7 @@ class CertificateFile:
         identity: what the rows depend on (network, data, method settings); a file with another identity is refused.
         facts: attributes that may differ between two runs (device, versions, command line, time).
         samples: number of rows.
-        image_shape: shape of one image, for columns that hold images.
+        sizes: lengths behind the names of axes that columns use.
         methods: their records.
         requests: norm, eps and options by method name.
 
@@ -121,7 +121,7 @@ class CertificateFile:
         identity: Mapping[str, Any],
         facts: Mapping[str, Any],
         samples: int,
-        image_shape: Sequence[int],
+        sizes: Mapping[str, Sequence[int]],
         methods: Sequence[MethodInfo],
         requests: Mapping[str, Request],
     ) -> None:
@@ -129,7 +129,7 @@ class CertificateFile:
         self._identity = json.dumps(identity, sort_keys=True)
 
         def fill(file: h5py.File) -> None:
-            _fill(file, self._identity, facts, samples, image_shape, methods, requests)
+            _fill(file, self._identity, facts, samples, sizes, methods, requests)
 
         if path is None:
             self._file = h5py.File(next(_in_memory), "w", driver="core", backing_store=False)
@@ -328,7 +328,7 @@ def _fill(
     identity: str,
     facts: Mapping[str, Any],
     samples: int,
-    image_shape: Sequence[int],
+    sizes: Mapping[str, Sequence[int]],
     methods: Sequence[MethodInfo],
     requests: Mapping[str, Request],
 ) -> None:
@@ -337,7 +337,7 @@ def _fill(
     for name, value in {**json.loads(identity), **facts}.items():
         file.attrs[name] = value if isinstance(value, str | int | float | bool) else json.dumps(value)
     for method in methods:
-        _create_group(file, method, requests[method.name], samples, image_shape)
+        _create_group(file, method, requests[method.name], samples, sizes)
 
 
 def _publish(temporary: Path, path: Path) -> None:
@@ -355,24 +355,25 @@ def _publish(temporary: Path, path: Path) -> None:
 
 
 def _create_group(
-    file: h5py.File, method: MethodInfo, request: Request, samples: int, image_shape: Sequence[int]
+    file: h5py.File, method: MethodInfo, request: Request, samples: int, sizes: Mapping[str, Sequence[int]]
 ) -> None:
     group = file.create_group(method.name)
     group.attrs.update({"guarantee": str(method.guarantee), "claim": method.claim, "paper": method.paper})
     group.attrs.update({"eps": request.eps.value, "eps_text": request.eps.text, "norm": str(request.norm)})
-    group.attrs.update({"seed": request.seed, **request.options})
+    given = {name: value for name, value in request.options.items() if value is not None}
+    group.attrs.update({"seed": request.seed, **given})
     group.attrs.create("notes", np.bytes_(b"{}"), dtype=f"S{NOTES_BYTES}")
     for column in (*COMMON_COLUMNS, *method.columns):
-        shape = (samples, *image_shape) if column.per_pixel else (samples,)
-        _create_column(group, column, shape)
+        lengths = (size for axis in column.axes for size in (sizes[axis] if isinstance(axis, str) else (axis,)))
+        _create_column(group, column, (samples, *lengths))
 
 
 def _create_column(group: h5py.Group, column: Column, shape: tuple[int, ...]) -> None:
-    """Contiguous and allocated now. Images are left as holes, which cost no disk until a row is written."""
+    """Contiguous and allocated now. Rows with axes are left as holes, which cost no disk until one is written."""
     creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     creation.set_layout(h5py.h5d.CONTIGUOUS)
     creation.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-    if column.per_pixel:
+    if column.axes:
         creation.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
     else:
         creation.set_fill_value(np.array(column.fill, dtype=column.dtype))

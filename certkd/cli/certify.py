@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from certkd.cli.options import Assignment, EpsilonType, data_options, numbers
+from certkd.cli.options import Assignment, EpsilonType, Number, data_options, numbers
 from verifiers.errors import InputError
 from verifiers.quantities import Epsilon
 
@@ -39,6 +39,13 @@ if TYPE_CHECKING:
 @click.option("--std", metavar="S,...", help="Normalisation that bare weights expect.")
 @click.option("--seed", default=0, show_default=True, help="Keys the attack's random starts.")
 @click.option("--batch-size", type=click.IntRange(min=1), help="Samples at a time.  [default: the method's own]")
+@click.option("--sigma", type=Number(), help="Smoothing: standard deviation of the noise, pixel units.")
+@click.option("--n", type=int, help="Smoothing: noisy copies of a sample at most.  [default: 100000]")
+@click.option("--n0", type=int, help="Smoothing: copies that select the class.  [default: 100]")
+@click.option("--alpha", type=Number(), help="Smoothing: error probability of a sample.  [default: 0.001]")
+@click.option("--noise", help="Smoothing: gaussian or uniform.  [default: gaussian]")
+@click.option("--grid", type=Number(), metavar="STEP", help="Smoothing: radii to the next multiple of STEP.")
+@click.option("--full", is_flag=True, help="Smoothing: all n copies of every sample.")
 @data_options
 def certify(model: str, teacher: str | None, eps: Epsilon, norm: str, **options: Any) -> int:
     """Certify a network sample by sample.
@@ -126,13 +133,25 @@ def _certify(
         limit=options["limit"],
         seed=options["seed"],
         batch_size=options["batch_size"],
-        options=dict(options["settings"]),
+        options={**dict(options["settings"]), **_smoothing(options)},
         engine=options["engine"],
         cross_check=options["cross_check"],
         teacher=teacher,
         device=choose_device(options["device"] or "auto"),
         reporter=CertifyProgress(name),
     )
+
+
+def _smoothing(options: dict[str, Any]) -> dict[str, Any]:
+    """The settings of smoothing that have options of their own."""
+    if options["full"] and options["grid"] is not None:
+        raise InputError("--full and --grid answer different questions: give one of them")
+    given = {name: options[name] for name in ("sigma", "n", "n0", "alpha", "noise")}
+    if options["grid"] is not None:
+        given |= {"question": "grid", "step": options["grid"]}
+    if options["full"]:
+        given["question"] = "full"
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _default_out(name: str, eps: Epsilon, norm: str, teacher: str | None = None) -> Path:

@@ -9,14 +9,18 @@ def methods() -> None:
     from certkd.report.console import stdout, table
     from verifiers.methods import METHODS
 
+    settings = [", ".join(f"{name}={_written(value)}" for name, value in m.options.items()) for m in METHODS]
     rows = [
-        [m.name, m.guarantee.value, " ".join(m.norms), m.claim, ", ".join(f"{k}={v:g}" for k, v in m.options.items())]
-        for m in METHODS
+        [m.name, m.guarantee.value, " ".join(m.norms), m.claim, text] for m, text in zip(METHODS, settings, strict=True)
     ]
     console = stdout()
     console.print(table("Certificate methods", ["method", "guarantee", "norms", "a row says", "options"], rows))
     for method in METHODS:
         console.print(f"{method.name}: {method.paper}", soft_wrap=True)
+
+
+def _written(value: object) -> str:
+    return "(needed)" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 @click.command()

@@ -19,16 +19,27 @@ class EpsilonType(click.ParamType):
         return Epsilon.parse(value)
 
 
+class Number(click.ParamType):
+    """A number, written 1/4 or 0.25."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        return float(parse_number(value, name=param.opts[0] if param else ""))
+
+
 class Assignment(click.ParamType):
-    """key=number."""
+    """key=value, a number or a name."""
 
-    name = "key=number"
+    name = "key=value"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, float]:
-        key, separator, number = str(value).partition("=")
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, float | str]:
+        key, separator, text = str(value).partition("=")
         if not separator or not key:
             raise InputError(f"--option {value!r} must look like steps=50")
-        return key, float(parse_number(number, name=f"--option {key}"))
+        if text.isidentifier():
+            return key, text
+        return key, float(parse_number(text, name=f"--option {key}"))
 
 
 def numbers(text: str | None, name: str) -> tuple[float, ...]:

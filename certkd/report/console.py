@@ -82,6 +82,9 @@ class CertifyProgress(Reporter):
     def warn(self, text: str) -> None:
         self._console.print(f"{self._name}: warning: {text}")
 
+    def inform(self, text: str) -> None:
+        self._console.print(f"{self._name}: {text}")
+
 
 class TrainProgress(TrainingReporter):
     """A bar with the last epoch's figures on a terminal, a line every fifth of the epochs otherwise."""

@@ -74,7 +74,7 @@ def file(path: Path, content: dict[str, dict[str, np.ndarray]], **changes: Any) 
     }
     requests = {info.name: Request(eps, norm, 0, settings[info.name]) for info in infos}
     with CertificateFile(
-        path, identity=identity, facts={}, samples=count, image_shape=(1, 2, 2), methods=infos, requests=requests
+        path, identity=identity, facts={}, samples=count, sizes={"image": (1, 2, 2)}, methods=infos, requests=requests
     ) as written:
         for name, values in content.items():
             done = values["status"] != Status.PENDING

@@ -56,7 +56,7 @@ WAVE = MethodInfo(
     columns=(
         Column("distance", "float64", "pixels", "length of the counterexample"),
         Column("votes", "int64", "", "a count"),
-        Column("image", "float32", "pixels", "the counterexample", per_pixel=True),
+        Column("image", "float32", "pixels", "the counterexample", axes=("image",)),
     ),
     options={"steps": 3},
 )
@@ -72,7 +72,7 @@ def open_file(
         identity=identity,
         facts=FACTS,
         samples=samples,
-        image_shape=(pixels,),
+        sizes={"image": (pixels,)},
         methods=(WAVE,),
         requests={"wave": REQUEST},
     )
@@ -139,7 +139,7 @@ def test_every_dataset_has_units_and_a_description(tmp_path: Path) -> None:
             assert group[name].attrs["units"] == column.units, f"{name}: units"
             assert group[name].attrs["description"] == column.description != "", f"{name}: description"
             assert group[name].dtype == np.dtype(column.dtype), f"{name}: dtype"
-            assert group[name].shape == ((40, PIXELS) if column.per_pixel else (40,)), f"{name}: shape"
+            assert group[name].shape == ((40, PIXELS) if column.axes else (40,)), f"{name}: shape"
 
 
 def test_root_attributes_hold_identity_and_facts(tmp_path: Path) -> None:

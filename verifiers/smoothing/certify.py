@@ -1,0 +1,212 @@
+"""Randomized smoothing: the smoothed classifier's prediction, its certified radius, and no more copies than needed.
+
+The smoothed classifier answers with the class that the base network gives most often to noisy copies of an image. Its
+certificate holds for the smoothed classifier, not for the base network, with confidence 1 - alpha per sample.
+"""
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from verifiers.certificate import Column, Columns, Guarantee, MethodInfo, Norm, Request, Status, Unsupported
+from verifiers.errors import InputError, did_you_mean
+from verifiers.samples import Samples, device_of
+from verifiers.smoothing.sampling import FORWARD, GENERATOR, Draw, Purpose, Voter
+from verifiers.smoothing.statistics import Law, Noise, Schedule, attainable, upper
+
+#: Samples whose noisy copies tell the accuracy under noise and the speed before a run.
+PREVIEW = 256
+#: Level of the test that gives up on a sample early. It costs no alpha: not certifying is always right.
+HOPELESS = 0.001
+#: Looks that a file has room for; of one look alone the votes are repeated.
+LOOKS = 5
+#: Questions that a run answers: certified at eps; on which steps of a grid of radii; the radius from all n copies.
+QUESTIONS = ("eps", "grid", "full")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass
+class _Smoother:
+    voter: Voter
+    law: Law
+    schedule: Schedule
+    n0: int
+    request: Request
+    batch_size: int
+    classes: int
+
+    @property
+    def notes(self) -> dict[str, str]:
+        return {
+            "generator": GENERATOR,
+            "schedule": ", ".join(f"{level:.3g} at {n}" for n, level in zip(*_pairs(self.schedule), strict=True)),
+            "attainable": f"{attainable(self.law, self.schedule):.9g}",
+            "model": "the smoothed classifier, not the network by itself",
+        }
+
+    def __call__(
+        self, x: Float[Tensor, "batch *shape"], predicted: Int[Tensor, " batch"], indices: Int[Tensor, " batch"]
+    ) -> Columns:
+        """``predicted`` of the base network plays no part: the smoothed classifier predicts by itself."""
+        samples = [int(index) for index in indices]
+        selected = self._count(x, samples, [0] * len(x), self.n0, Purpose.SELECTION).argmax(1)
+        counts = np.zeros((len(self.schedule.counts), len(x), self.classes), np.int64)
+        stage, going = np.zeros(len(x), np.int64), np.ones(len(x), bool)
+        found = np.zeros((3, len(x)))
+        for look, n in enumerate(self.schedule.counts):
+            done = self.schedule.counts[look - 1] if look else 0
+            rows = np.flatnonzero(going)
+            fresh = self._count(x[torch.as_tensor(rows)], [samples[row] for row in rows], [done] * len(rows), n)
+            counts[look:, rows] = counts[max(look - 1, 0), rows] + fresh
+            stage[rows] = look + 1
+            votes = counts[: look + 1, rows]
+            own = np.take_along_axis(votes, selected[rows][None, :, None], 2)[..., 0]
+            others = votes.copy()
+            np.put_along_axis(others, np.broadcast_to(selected[rows][None, :, None], (*own.shape, 1)), -1, 2)
+            found[:, rows] = self.schedule.bounds(own, others.max(2))
+            going[rows] = ~self._settled(found[0, rows], own[-1], n)
+            if not going.any():
+                break
+        return self._columns(selected, counts, stage, found)
+
+    def _count(
+        self, x: Tensor, samples: Sequence[int], first: Sequence[int], last: int, purpose: Purpose = Purpose.ESTIMATION
+    ) -> Int[np.ndarray, "batch classes"]:
+        draws = [Draw(i, index, start, last) for i, (index, start) in enumerate(zip(samples, first, strict=True))]
+        return self.voter.histogram(x, draws, purpose, self.classes)[0].cpu().numpy()
+
+    def _settled(
+        self, p: Float[np.ndarray, " rows"], own: Int[np.ndarray, " rows"], n: int
+    ) -> Bool[np.ndarray, " rows"]:
+        """Whether more copies could change the answer to the question."""
+        question = self.request.options["question"]
+        if question == "full":
+            return np.zeros(len(p), bool)
+        low, high = self.law.one_class(p), self.law.one_class(upper(own, n, HOPELESS))
+        if question == "eps":
+            return (low >= self.request.eps.value) | (high < self.request.eps.value)
+        step = float(self.request.options["step"])
+        return np.floor(low / step) >= np.floor(high / step)
+
+    def _columns(
+        self,
+        selected: Int[np.ndarray, " rows"],
+        counts: Int[np.ndarray, "stages rows classes"],
+        stage: Int[np.ndarray, " rows"],
+        bounds: Float[np.ndarray, "3 rows"],
+    ) -> Columns:
+        radius, two = self.law.one_class(bounds[0]), self.law.radius(bounds[1], bounds[2])
+        status = np.where(radius > 0, Status.CERTIFIED.value, Status.ABSTAINED.value).astype("uint8")
+        return {
+            "status": status,
+            "radius": radius,
+            "margin": np.full(len(radius), np.nan),
+            "predicted": np.where(radius > 0, selected, -1),
+            "selected": selected,
+            "radius_one_class": radius,
+            "radius_two_class": two,
+            "p_lower": bounds[0],
+            "stage": stage,
+            "used": np.array(self.schedule.counts)[stage - 1],
+            "votes": np.moveaxis(counts, 0, 1).repeat(LOOKS // len(counts), 1),
+        }
+
+    def preview(self, samples: Samples, device: torch.device) -> Iterator[str]:
+        """What a person should know before the run: attainable radius, accuracy under noise, copies and time."""
+        rows = np.unique(np.linspace(0, len(samples.labels) - 1, min(PREVIEW, len(samples.labels))).astype(int))
+        x = samples.batch(rows, device)
+        draws = [Draw(i, int(samples.indices[row]), 0, 1) for i, row in enumerate(rows)]
+        votes = self.voter.histogram(x, draws, Purpose.PREVIEW, self.classes)[0].cpu()
+        copies = 4 * FORWARD.get(device.type, FORWARD["cuda"])
+        started = time.perf_counter()
+        self.voter.histogram(x[:1], [Draw(0, 0, 0, copies)], Purpose.PREVIEW, self.classes)[0].cpu()
+        seconds = (time.perf_counter() - started) / copies
+        right = votes.gather(1, samples.labels[rows][:, None]).sum().item() / len(rows)
+        best, eps = attainable(self.law, self.schedule), self.request.eps
+        yield f"largest radius attainable with n={self.schedule.counts[-1]}: {best:.4g} ({self.law.norm})"
+        if best < eps.value:
+            yield f"eps {eps} is beyond it: nothing can be certified there; take a larger n or sigma"
+        if self.law.norm is Norm.LINF:
+            yield f"linf radii are the l2 radii over the root of {self.law.pixels} pixels: weak"
+        yield f"accuracy of the network itself under noise {self.law.sigma:g}: {right:.1%} of {len(rows)} samples"
+        most, least = (self.n0 + n for n in (self.schedule.counts[-1], self.schedule.counts[0]))
+        times = [f"{seconds * copies * len(samples.labels):.3g} s" for copies in sorted({least, most})]
+        yield f"{least} to {most} copies a sample: {' to '.join(times)} for {len(samples.labels)} samples"
+
+
+def _pairs(schedule: Schedule) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    return schedule.counts, schedule.levels
+
+
+def _prepare(model: nn.Module, samples: Tensor, request: Request) -> _Smoother:
+    """Check the settings and make the network ready.
+
+    Raises:
+        InputError: a setting out of its range.
+        Unsupported: the noise gives no certificate in this norm.
+    """
+    options = request.options
+    alpha, n, n0 = float(options["alpha"]), int(options["n"]), int(options["n0"])
+    noise = Noise(_choice(options, "noise", [kind.value for kind in Noise]))
+    question = _choice(options, "question", QUESTIONS)
+    dtype = DTYPES[_choice(options, "dtype", list(DTYPES))]
+    if options["sigma"] is None:
+        raise InputError("smoothing needs the size of its noise in pixel units: --sigma 0.25")
+    if not alpha < 0.5:
+        raise InputError(f"alpha must be in (0, 0.5), got {alpha:g}: 0.001 is usual")
+    if n < n0:
+        raise InputError(f"n must be at least n0, got n={n} and n0={n0}")
+    law = Law(noise, float(options["sigma"]), request.norm, math.prod(samples.shape[1:]))
+    if not law.valid:
+        raise Unsupported(f"{noise} noise gives no {request.norm} radius: only l1")
+    schedule = Schedule.single(n, alpha) if question == "full" else Schedule.staged(n, alpha)
+    with torch.no_grad():
+        classes = model(samples).shape[1]
+    voter = Voter(model, noise, law.sigma, request.seed, dtype)
+    images = 4 if device_of(model).type == "cpu" else FORWARD["cuda"] // 16
+    return _Smoother(voter, law, schedule, n0, request, images, classes)
+
+
+def _choice(options: Any, name: str, known: Sequence[str]) -> str:
+    if options[name] not in known:
+        raise InputError(f"unknown {name} {options[name]!r}.{did_you_mean(str(options[name]), list(known))}")
+    return str(options[name])
+
+
+SMOOTHING = MethodInfo(
+    name="smoothing",
+    guarantee=Guarantee.PROBABILISTIC,
+    norms=(Norm.L2, Norm.L1, Norm.LINF),
+    claim="with confidence 1 - alpha the smoothed classifier's prediction is the same on the ball",
+    paper="Cohen et al., arXiv 1902.02918; Yang et al., arXiv 2002.08118 (uniform noise)",
+    cost="n forward passes; a hundredth to a tenth of that for one radius",
+    prepare=_prepare,
+    predicts=True,
+    columns=(
+        Column("selected", "int64", "", "class that the selection copies chose, also where the vote abstained"),
+        Column("radius_one_class", "float64", "pixels", "radius from the bound of the selected class alone, any label"),
+        Column("radius_two_class", "float64", "pixels", "radius that bounds the class in second place too: not both"),
+        Column("p_lower", "float64", "", "lower confidence bound of the selected class's probability"),
+        Column("stage", "uint8", "", "looks taken: how many entries of the schedule"),
+        Column("used", "int64", "", "noisy copies drawn for the estimate"),
+        Column("votes", "uint32", "", "cumulative votes at each look, classes in order", axes=(LOOKS, "class")),
+    ),
+    preview=_Smoother.preview,
+    options={
+        "sigma": None,
+        "n": 100_000,
+        "n0": 100,
+        "alpha": 0.001,
+        "noise": "gaussian",
+        "question": "eps",
+        "step": 0.25,
+        "dtype": "float32",
+    },
+)

@@ -1,0 +1,156 @@
+"""Votes of a network on noisy copies of images, the same whatever the batch, the shard or the number of threads.
+
+The noise of an image comes in blocks, each from its own generator keyed by (seed, sample index, purpose, block), drawn
+on the CPU: counts do not depend on the device's random numbers either. Copies of several images share a forward pass,
+whose shape never changes, because the last bits of logits can depend on it.
+
+NumPy's float32 ziggurat has the normal law's full tail. torch's CPU float32 normals end at sqrt(48 ln 2) = 5.768, which
+one of 40,000 CIFAR images and one of 800 ImageNet images would exceed: as much as a certificate's whole alpha.
+"""
+
+import copy
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from verifiers.smoothing.statistics import Noise
+
+GENERATOR = "numpy SFC64, float32 ziggurat normals or float32 uniforms"
+#: Copies that one generator draws.
+BLOCK = 64
+#: Copies in a forward pass: on a CPU what its caches like best, on a GPU enough to fill it.
+FORWARD = {"cpu": 64, "cuda": 1024}
+
+
+class Purpose(IntEnum):
+    """What noise is for: no copy serves two purposes."""
+
+    SELECTION = 0
+    ESTIMATION = 1
+    PREVIEW = 2
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Copies ``first`` to ``last`` (exclusive) of one image, image ``position`` of a batch, sample ``index``."""
+
+    position: int
+    index: int
+    first: int
+    last: int
+
+
+def noise_block(
+    seed: int, index: int, purpose: Purpose, block: int, copies: int, shape: Sequence[int], noise: Noise
+) -> Float[np.ndarray, "copies *shape"]:
+    """The first copies of one block of noise with standard deviation 1; a longer draw starts with the shorter one."""
+    key = np.random.SeedSequence(seed, spawn_key=(int(purpose), index, block))
+    generator = np.random.Generator(np.random.SFC64(key))
+    if noise is Noise.GAUSSIAN:
+        return generator.standard_normal((copies, *shape), dtype=np.float32)
+    return (generator.random((copies, *shape), dtype=np.float32) - 0.5) * np.float32(2 * 3**0.5)
+
+
+class Voter:
+    """Counts the classes that a network gives to noisy copies of images.
+
+    Args:
+        model: from images to logits, normalisation inside, in eval mode; copied.
+        noise: law of the noise.
+        sigma: standard deviation of the noise in each pixel, pixel units.
+        seed: run seed.
+        dtype: of the forward pass: the certificate is of the network in this dtype.
+        other: a second network, that sees the same copies.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        noise: Noise,
+        sigma: float,
+        seed: int,
+        dtype: torch.dtype = torch.float32,
+        other: nn.Module | None = None,
+    ) -> None:
+        self.models = [_ready(network, dtype) for network in (model, other) if network is not None]
+        self.noise, self.sigma, self.seed, self.dtype = noise, sigma, seed, dtype
+
+    def labels(
+        self, x: Float[Tensor, "batch *shape"], draws: Sequence[Draw], purpose: Purpose
+    ) -> Iterator[tuple[Int[Tensor, " copies"], list[Int[Tensor, " copies"]]]]:
+        """For every forward pass, the positions of its copies' images and the classes that each network gave them.
+
+        Logits that are not finite vote for no class: -1.
+        """
+        size = FORWARD.get(x.device.type, FORWARD["cuda"])
+        with torch.no_grad(), ThreadPoolExecutor(1) as ahead:  # noise for the next pass is drawn during this one
+            batches = _in_batches(draws, size)
+            upcoming = ahead.submit(self._noise, next(batches, []), size, x.shape[1:], purpose)
+            while (pass_ := upcoming.result()) is not None:
+                upcoming = ahead.submit(self._noise, next(batches, []), size, x.shape[1:], purpose)
+                owners, noise = pass_
+                positions = torch.as_tensor(owners, device=x.device)
+                padded = torch.nn.functional.pad(positions, (0, size - len(positions)))
+                copies = torch.addcmul(x[padded], noise.to(x.device), x.new_full((), self.sigma)).to(self.dtype)
+                logits = [model(copies)[: len(positions)] for model in self.models]
+                yield positions, [_votes(values) for values in logits]
+
+    def _noise(
+        self, draws: Sequence[Draw], size: int, shape: Sequence[int], purpose: Purpose
+    ) -> tuple[np.ndarray, Tensor] | None:
+        """Owners and noise of one pass, the noise padded to its size."""
+        if not draws:
+            return None
+        noise = np.empty((size, *shape), np.float32)
+        owners = np.repeat([draw.position for draw in draws], [draw.last - draw.first for draw in draws])
+        filled = 0
+        for draw in draws:
+            for block in range(draw.first // BLOCK, -(-draw.last // BLOCK)):
+                first, last = max(draw.first - block * BLOCK, 0), min(draw.last - block * BLOCK, BLOCK)
+                part = noise_block(self.seed, draw.index, purpose, block, last, shape, self.noise)[first:]
+                noise[filled : filled + len(part)] = part
+                filled += len(part)
+        noise[filled:] = 0.0
+        return owners, torch.from_numpy(noise)
+
+    def histogram(
+        self, x: Float[Tensor, "batch *shape"], draws: Sequence[Draw], purpose: Purpose, classes: int
+    ) -> list[Int[Tensor, "batch classes"]]:
+        """Votes by image and class, one table for each network; counted on the device."""
+        tables = [torch.zeros(len(x) * (classes + 1), dtype=torch.int64, device=x.device) for _ in self.models]
+        for positions, found in self.labels(x, draws, purpose):
+            for table, labels in zip(tables, found, strict=True):
+                table += torch.bincount(positions * (classes + 1) + labels + 1, minlength=len(table))
+        return [table.reshape(len(x), classes + 1)[:, 1:] for table in tables]
+
+
+def _ready(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    return copy.deepcopy(model).to(dtype).eval().requires_grad_(False)
+
+
+def _votes(logits: Float[Tensor, "copies classes"]) -> Int[Tensor, " copies"]:
+    return torch.where(torch.isfinite(logits).all(1), logits.argmax(1), -1)
+
+
+def _in_batches(draws: Sequence[Draw], size: int) -> Iterator[list[Draw]]:
+    """The same copies, in order, so many at a time."""
+    batch: list[Draw] = []
+    room = size
+    for draw in draws:
+        first = draw.first
+        while first < draw.last:
+            last = min(draw.last, first + room)
+            batch.append(Draw(draw.position, draw.index, first, last))
+            room -= last - first
+            first = last
+            if not room:
+                yield batch
+                batch, room = [], size
+    if batch:
+        yield batch
