@@ -7,10 +7,9 @@ from importlib import import_module
 from typing import Any
 
 _WHERE = {
-    "Adversarial": "certkd.objectives",
-    "Kd": "certkd.objectives",
-    "Kdiga": "certkd.objectives",
-    "Standard": "certkd.objectives",
+    **dict.fromkeys(
+        ("Adversarial", "Consistency", "Crt", "Gaussian", "Kd", "Kdiga", "SmoothAdv", "Standard"), "certkd.objectives"
+    ),
     "Recipe": "certkd.config",
     "SelectionConfig": "certkd.config",
     "InputError": "verifiers.errors",

@@ -30,6 +30,8 @@ RESUME = "resume.pt"
 CONSTANT_SHARE = 0.95
 #: A student below this share of its teacher's clean accuracy is worth a warning: a large lambda_iga does that too.
 FAR_BELOW = 0.8
+#: Accuracy under noise is a mean over so many draws for each validation image: one draw selects early, worse epochs.
+NOISE_DRAWS = 4
 
 
 @dataclass
@@ -102,7 +104,8 @@ def train(
     Raises:
         InputError: a missing teacher, another number of classes, a device that is absent, an occupied folder.
     """
-    recipe, selection, reporter = recipe or Recipe(), selection or SelectionConfig(), reporter or TrainingReporter()
+    recipe, reporter = recipe or Recipe(), reporter or TrainingReporter()
+    selection, metric = _selection(selection or SelectionConfig(), objective)
     place = choose_device(device)
     fit, held_out = _splits(data, validation, seed)
     if objective.needs_teacher and teacher is None:
@@ -129,7 +132,7 @@ def train(
             terms = _epoch(student, teacher, fit, objective, optimizer, recipe, seed, epoch, place, reporter)
             metrics = evaluate(student, held_out, selection, place, seed)
             record = {"epoch": epoch, **terms, "validation": metrics, "seconds": time.perf_counter() - started}
-            _keep(progress, record, student, selection.metric)
+            _keep(progress, record, student, metric)
             if out is not None:
                 _save_epoch(out, progress, student, optimizer, about or {})
             log.write(record)
@@ -143,6 +146,13 @@ def train(
     student.load_state_dict(progress.best_state)
     student.eval()
     return TrainingResult(progress.history, progress.best_epoch, collapsed)
+
+
+def _selection(selection: SelectionConfig, objective: Objective) -> tuple[SelectionConfig, str]:
+    """The selection with a sigma where the objective trains under noise, and the metric that decides."""
+    sigma = getattr(objective, "sigma", 0)
+    metric = selection.metric or ("noisy" if sigma else "clean")
+    return selection.model_copy(update={"sigma": selection.sigma or sigma or None}), metric
 
 
 def _epoch(
@@ -215,8 +225,10 @@ def crop_and_flip(x: Tensor, generator: torch.Generator, padding: int = 4) -> Te
 def evaluate(
     model: nn.Module, split: Split, selection: SelectionConfig, place: torch.device, seed: int = 0, batch: int = 500
 ) -> dict[str, float]:
-    """Clean and (when selection has an eps) PGD accuracy, size of input gradients, share of the commonest class."""
-    clean = attacked = gradient = 0.0
+    """Clean accuracy, PGD accuracy (when selection has an eps), accuracy under Gaussian noise (when it has a sigma; the
+    same noise each time), size of input gradients, share of the commonest class.
+    """
+    clean = attacked = noisy = gradient = 0.0
     predictions = []
     with eval_mode(model):
         for number, rows in enumerate(torch.arange(len(split)).split(batch)):
@@ -232,11 +244,15 @@ def evaluate(
             gradient += float(slope.flatten(1).norm(dim=1).sum())
             if selection.eps is not None:
                 attacked += _attacked_correct(model, x.detach(), y, selection, _generator(seed, number, 3))
+            if selection.sigma is not None:
+                noisy += _noisy_correct(model, x.detach(), y, selection.sigma, _generator(seed, number, 5))
     share = float(torch.cat(predictions).bincount().max()) / len(split)
     metrics = {"clean": clean / len(split), "gradient_norm": gradient / len(split), "constant_share": share}
     metrics["chance_limit"] = chance_limit(logits.shape[1], len(split)) if len(split) >= 20 else 0.0
     if selection.eps is not None:
         metrics["pgd"] = attacked / len(split)
+    if selection.sigma is not None:
+        metrics["noisy"] = noisy / len(split)
     return metrics
 
 
@@ -254,6 +270,14 @@ def _attacked_correct(
     adversarial = pgd(model, x, y, eps=eps, norm=selection.norm, steps=selection.steps, generator=generator)
     with torch.no_grad():
         return float((model(adversarial).argmax(1) == y).sum())
+
+
+def _noisy_correct(model: nn.Module, x: Tensor, y: Tensor, sigma: float, generator: torch.Generator) -> float:
+    """The number of images classified correctly under noise, averaged over the draws."""
+    batch = Batch(model, None, x, y, generator)
+    with torch.no_grad():
+        right = [float((model(batch.noisy(sigma)).argmax(1) == y).sum()) for _ in range(NOISE_DRAWS)]
+    return sum(right) / NOISE_DRAWS
 
 
 def _keep(progress: Progress, record: dict[str, Any], student: nn.Module, metric: str) -> None:

@@ -32,7 +32,7 @@ def train(
     settings = read(config, TrainConfig, with_data_options(overrides, data_root, download, device))
     kind = settings.objective.kind  # type: ignore[attr-defined]
     result = run_training(settings, resume=resume, overwrite=overwrite, reporter=TrainProgress(kind))
-    best = {name: value for name, value in result.best.items() if name in ("clean", "pgd")}
+    best = {name: value for name, value in result.best.items() if name in ("clean", "pgd", "noisy")}
     figures = ", ".join(f"{name} {value:.1%}" for name, value in best.items())
     stdout().print(f"best epoch {result.best_epoch + 1}: validation {figures}; {settings.out}/best.pt", soft_wrap=True)
     return 1 if result.collapsed else 0

@@ -58,6 +58,15 @@ class Batch:
     y: Int[Tensor, " batch"]
     generator: torch.Generator
 
+    def noise(self, sigma: float, copies: int = 1) -> Float[Tensor, "copies batch *shape"]:
+        """Independent N(0, sigma^2) for each pixel, in pixel units; drawn on the CPU, the same on every device."""
+        drawn = torch.randn((copies, *self.x.shape), generator=self.generator, dtype=self.x.dtype)
+        return sigma * drawn.to(self.x.device)
+
+    def noisy(self, sigma: float) -> Float[Tensor, "batch *shape"]:
+        """The images under fresh noise, not clamped to [0, 1]; at sigma 0 themselves, and nothing is drawn."""
+        return self.x + self.noise(sigma)[0] if sigma > 0 else self.x
+
 
 @dataclass(frozen=True)
 class Term:

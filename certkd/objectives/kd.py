@@ -1,4 +1,4 @@
-"""Knowledge distillation: match the teacher's softened outputs on clean images."""
+"""Knowledge distillation: match the teacher's softened outputs, on clean images or under noise."""
 
 from typing import ClassVar, Literal
 
@@ -20,21 +20,26 @@ def softened_kl(
 
 
 class Kd(Objective):
-    """lambda_ce CE(s(x), y) + lambda_kl T^2 KL(t(x) || s(x))."""
+    """lambda_ce CE(s(x), y) + lambda_kl T^2 KL(t(x) || s(x)).
+
+    With sigma > 0, x stands for x + n, n from N(0, sigma^2 I) in pixel units, fresh in each batch, the same for both.
+    """
 
     kind: Literal["kd"] = "kd"
     lambda_ce: Number = 0.5
     lambda_kl: Number = 0.5
     temperature: Positive = 1.0
+    sigma: Number = 0.0
     needs_teacher: ClassVar[bool] = True
     summary: ClassVar[str] = "cross-entropy and the teacher's softened outputs"
     paper: ClassVar[str] = "Hinton et al., arXiv 1503.02531"
 
     def terms(self, batch: Batch) -> Terms:
         assert batch.teacher is not None
+        x = batch.noisy(self.sigma)
         with torch.no_grad():
-            target = batch.teacher(batch.x)
-        logits = batch.student(batch.x)
+            target = batch.teacher(x)
+        logits = batch.student(x)
         return self.weigh(F.cross_entropy(logits, batch.y), logits, target)
 
     def weigh(

@@ -42,7 +42,7 @@ class Kdiga(Kd):
     the teacher's gradient is a constant. One student forward pass serves all three terms (the reference code runs two
     or three and updates the batch statistics in each). The weights are per sample: they mean the same at any batch size
     and number of classes. ``reduction: batch_frobenius`` with lambda_kl divided by the number of classes gives the
-    reference code's weights.
+    reference code's weights. With sigma > 0 all of it, the gradients too, is taken at the same noisy images, as in kd.
 
     A large lambda_iga from random weights drives the student to a constant function (its gradient gap is then that of
     the teacher alone); training detects and reports it.
@@ -58,8 +58,8 @@ class Kdiga(Kd):
         if self.lambda_iga == 0:
             return super().terms(batch)
         assert batch.teacher is not None
-        target, teacher_gradient = teacher_signal(batch.teacher, batch.x, batch.y)
-        x = batch.x.detach().requires_grad_(True)
+        x = batch.noisy(self.sigma).detach().requires_grad_(True)
+        target, teacher_gradient = teacher_signal(batch.teacher, x, batch.y)
         with twice_differentiable_attention():
             logits = batch.student(x)
             losses = F.cross_entropy(logits, batch.y, reduction="none")

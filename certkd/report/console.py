@@ -111,7 +111,7 @@ class TrainProgress(TrainingReporter):
     def epoch(self, record: dict[str, Any]) -> None:
         number, validation = record["epoch"] + 1, record["validation"]
         figures = f"epoch {number}/{self._epochs} loss {record['terms']['loss']:.3f} clean {validation['clean']:.3f}"
-        figures += f" pgd {validation['pgd']:.3f}" if "pgd" in validation else ""
+        figures += "".join(f" {name} {validation[name]:.3f}" for name in ("pgd", "noisy") if name in validation)
         if self._bar is not None:
             self._bar.update(self._task, note=figures)
             if number == self._epochs:

@@ -12,7 +12,19 @@ from torch.nn import functional as F
 
 from certkd.config import Recipe
 from certkd.models import ModelSpec, build
-from certkd.objectives import OBJECTIVES, Adversarial, AnyObjective, Kd, Kdiga, Objective, Standard
+from certkd.objectives import (
+    OBJECTIVES,
+    Adversarial,
+    AnyObjective,
+    Consistency,
+    Crt,
+    Gaussian,
+    Kd,
+    Kdiga,
+    Objective,
+    SmoothAdv,
+    Standard,
+)
 from certkd.objectives.base import Batch, Term, total
 from certkd.objectives.kd import softened_kl
 from certkd.objectives.kdiga import alignment, input_gradient, teacher_signal
@@ -97,6 +109,88 @@ def oracle_kdiga(batch: Batch) -> dict[str, float]:
     return {"ce": literal_ce(batch), "kl": literal_kl(batch, 2.0), "iga": sum(gaps) / len(gaps)}
 
 
+def noisy_batches(batch: Batch, sigma: float, copies: int = 1) -> list[Batch]:
+    """The batch under each copy of the noise that a fresh generator draws."""
+    drawn = torch.randn((copies, *batch.x.shape), generator=generator(), dtype=batch.x.dtype)
+    return [replace(batch, x=batch.x + sigma * noise) for noise in drawn]
+
+
+def mean_probabilities(model: nn.Module, images: list[Tensor]) -> list[float]:
+    """The softmax averaged over some images."""
+    each = [[math.exp(value) for value in log_softmax(logits_of(model, image))] for image in images]
+    return [sum(column) / len(images) for column in zip(*each, strict=True)]
+
+
+def oracle_gaussian(batch: Batch) -> dict[str, float]:
+    return {"ce_noisy": literal_ce(noisy_batches(batch, 0.4)[0])}
+
+
+def oracle_consistency(batch: Batch) -> dict[str, float]:
+    """One sample and one copy at a time: KL(mean || copy) and the entropy of the mean."""
+    copies = noisy_batches(batch, 0.4, 3)
+    divergences, entropies = [], []
+    for images in zip(*(copy.x for copy in copies), strict=True):
+        mean = mean_probabilities(batch.student, list(images))
+        entropies.append(-sum(p * math.log(p) if p > 0 else 0.0 for p in mean))
+        for image in images:
+            logs = log_softmax(logits_of(batch.student, image))
+            divergences.append(sum(p * (math.log(p) - q) if p > 0 else 0.0 for p, q in zip(mean, logs, strict=True)))
+    return {
+        "ce_noisy": sum(literal_ce(copy) for copy in copies) / len(copies),
+        "consistency": sum(divergences) / len(divergences),
+        "entropy": sum(entropies) / len(entropies),
+    }
+
+
+def smoothed_slope(model: nn.Module, image: Tensor, noises: list[Tensor], label: int) -> list[float]:
+    """Gradient of -log of the label's mean probability p: the sum of p_i grad CE_i over the sum of p_i."""
+    total_probability, weighted = 0.0, [0.0] * image.numel()
+    for noise in noises:
+        probability = math.exp(log_softmax(logits_of(model, image + noise))[label])
+        slope = literal_slope(model, image + noise, label)
+        total_probability += probability
+        weighted = [w + probability * s for w, s in zip(weighted, slope, strict=True)]
+    return [w / total_probability for w in weighted]
+
+
+def literal_smoothed_pgd(batch: Batch, noises: list[Tensor], eps: float, steps: int) -> Tensor:
+    """PGD in the l2 ball against the mean softmax, from x, one image and one pixel at a time; blocked pixels stay."""
+    found = []
+    for row, (x, y) in enumerate(zip(batch.x, batch.y, strict=True)):
+        centre = x.ravel().tolist()
+        point = list(centre)
+        for _ in range(steps):
+            image = torch.tensor(point, dtype=x.dtype).reshape(x.shape)
+            slope = smoothed_slope(batch.student, image, [noise[row] for noise in noises], int(y))
+            free = [0.0 if (p <= 0 and s < 0) or (p >= 1 and s > 0) else s for p, s in zip(point, slope, strict=True)]
+            length = math.sqrt(sum(s * s for s in free)) or 1.0
+            moved = [p - c + 2 * eps / steps * s / length for p, c, s in zip(point, centre, free, strict=True)]
+            shrink = min(1.0, eps / math.sqrt(sum(m * m for m in moved)))
+            point = [min(max(c + shrink * m, 0.0), 1.0) for c, m in zip(centre, moved, strict=True)]
+        found.append(torch.tensor(point, dtype=x.dtype).reshape(x.shape))
+    return torch.stack(found)
+
+
+def literal_smoothadv(batch: Batch, *, sigma: float, copies: int, eps: float, steps: int) -> float:
+    noises = [copy.x - batch.x for copy in noisy_batches(batch, sigma, copies)]
+    adversarial = literal_smoothed_pgd(batch, noises, eps, steps)
+    return sum(literal_ce(replace(batch, x=adversarial + noise)) for noise in noises) / copies
+
+
+def oracle_smoothadv(batch: Batch) -> dict[str, float]:
+    return {"ce_adversarial": literal_smoothadv(batch, sigma=0.4, copies=3, eps=9.0, steps=5)}
+
+
+def oracle_crt(batch: Batch) -> dict[str, float]:
+    noisy = noisy_batches(batch, 0.4)[0]
+    assert batch.teacher is not None
+    lengths = []
+    for x in noisy.x:
+        ours, theirs = logits_of(batch.student, x), logits_of(batch.teacher, x)
+        lengths.append(math.sqrt(sum((a - b) ** 2 for a, b in zip(ours, theirs, strict=True))))
+    return {"transfer": sum(lengths) / len(lengths), "ce_noisy": literal_ce(noisy)}
+
+
 # ------------------------------------------------------------------------------------------------------------ the table
 
 
@@ -118,6 +212,15 @@ ROWS = (
         oracle_kdiga,
         {"ce": 0.3, "kl": 0.8, "iga": 1.7},
     ),
+    Row(Gaussian(sigma=0.4), oracle_gaussian, {"ce_noisy": 1.0}),
+    Row(
+        Consistency(sigma=0.4, copies=3, lam=1.3, eta=0.7),
+        oracle_consistency,
+        {"ce_noisy": 1.0, "consistency": 1.3, "entropy": 0.7},
+    ),
+    # The ball holds the whole box: PGD ends in corners, which small changes of the weights do not move.
+    Row(SmoothAdv(sigma=0.4, copies=3, eps=9, steps=5), oracle_smoothadv, {"ce_adversarial": 1.0}),
+    Row(Crt(sigma=0.4, alpha=0.7), oracle_crt, {"transfer": 0.7, "ce_noisy": 1 - 0.7}),
 )
 every_objective = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.objective.kind)
 
@@ -257,13 +360,23 @@ def test_inputs_are_unchanged(row: Row) -> None:
     assert not batch.x.requires_grad and batch.x.grad is None, "the loss left a gradient on its input"
 
 
+class Repeated(Batch):
+    """The same five images several times, each time under the same noise."""
+
+    def noise(self, sigma: float, copies: int = 1) -> Tensor:
+        once = Batch(self.student, self.teacher, self.x[:5], self.y[:5], self.generator).noise(sigma, copies)
+        return once.repeat(1, len(self.x) // 5, 1, 1, 1)
+
+
 @every_objective
 def test_duplicated_batch_has_the_same_terms(row: Row) -> None:
     """On a linear network with two classes PGD ends in the same corner wherever it starts, so this holds for it too."""
     batch = batch_of(linear(0, classes=2), linear(1, classes=2), classes=2)
     for copies in (2, 3):
-        larger = replace(batch, x=batch.x.repeat(copies, 1, 1, 1), y=batch.y.repeat(copies))
-        assert values(larger, row.objective) == pytest.approx(values(batch, row.objective), rel=1e-12)
+        x, y = batch.x.repeat(copies, 1, 1, 1), batch.y.repeat(copies)
+        larger = Repeated(batch.student, batch.teacher, x, y, generator())
+        once = Repeated(batch.student, batch.teacher, batch.x, batch.y, generator())
+        assert values(larger, row.objective) == pytest.approx(values(once, row.objective), rel=1e-12)
 
 
 class Padded(nn.Module):
@@ -321,7 +434,7 @@ def test_same_generator_gives_the_same_terms(row: Row) -> None:
 def test_identical_networks_have_no_distance_and_finite_gradients(row: Row) -> None:
     batch = batch_of(network(0), network(0))
     terms = row.objective.terms(batch)
-    for name in set(terms) & {"kl", "iga"}:
+    for name in set(terms) & {"kl", "iga", "transfer"}:
         assert float(terms[name].value.detach()) == pytest.approx(0, abs=1e-12), f"{name} of a network with itself"
     total(terms).backward()
     for name, weight in batch.student.named_parameters():
@@ -552,6 +665,16 @@ def test_total_keeps_weights_apart() -> None:
         ({"kind": "adversarial"}, "eps"),
         ({"kind": "adversarial", "eps": "0"}, "eps"),
         ({"kind": "adversarial", "eps": 0.1, "steps": 2.5}, "whole number"),
+        ({"kind": "gaussian", "sigma": 0}, "sigma"),
+        ({"kind": "consistency", "sigma": "-0.25"}, "sigma"),
+        ({"kind": "consistency", "copies": 0}, "copies"),
+        ({"kind": "consistency", "lam": -1}, "lam"),
+        ({"kind": "smoothadv"}, "eps"),
+        ({"kind": "smoothadv", "eps": 0.25, "copies": 0}, "copies"),
+        ({"kind": "smoothadv", "eps": 0.25, "sigma": 0}, "sigma"),
+        ({"kind": "crt", "alpha": 1.5}, "alpha"),
+        ({"kind": "crt", "sigma": 0}, "sigma"),
+        ({"kind": "kd", "sigma": -0.1}, "sigma"),
         ({"kind": "nothing"}, "kdiga"),
     ],
 )

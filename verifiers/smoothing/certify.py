@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -44,9 +45,10 @@ class _Smoother:
 
     @property
     def notes(self) -> dict[str, str]:
+        looks = zip(self.schedule.counts, self.schedule.levels, strict=True)
         return {
             "generator": GENERATOR,
-            "schedule": ", ".join(f"{level:.3g} at {n}" for n, level in zip(*_pairs(self.schedule), strict=True)),
+            "schedule": ", ".join(f"{level:.3g} at {n}" for n, level in looks),
             "attainable": f"{attainable(self.law, self.schedule):.9g}",
             "model": "the smoothed classifier, not the network by itself",
         }
@@ -55,32 +57,26 @@ class _Smoother:
         self, x: Float[Tensor, "batch *shape"], predicted: Int[Tensor, " batch"], indices: Int[Tensor, " batch"]
     ) -> Columns:
         """``predicted`` of the base network plays no part: the smoothed classifier predicts by itself."""
-        samples = [int(index) for index in indices]
-        selected = self._count(x, samples, [0] * len(x), self.n0, Purpose.SELECTION).argmax(1)
-        counts = np.zeros((len(self.schedule.counts), len(x), self.classes), np.int64)
-        stage, going = np.zeros(len(x), np.int64), np.ones(len(x), bool)
-        found = np.zeros((3, len(x)))
-        for look, n in enumerate(self.schedule.counts):
-            done = self.schedule.counts[look - 1] if look else 0
-            rows = np.flatnonzero(going)
-            fresh = self._count(x[torch.as_tensor(rows)], [samples[row] for row in rows], [done] * len(rows), n)
-            counts[look:, rows] = counts[max(look - 1, 0), rows] + fresh
-            stage[rows] = look + 1
-            votes = counts[: look + 1, rows]
-            own = np.take_along_axis(votes, selected[rows][None, :, None], 2)[..., 0]
-            others = votes.copy()
-            np.put_along_axis(others, np.broadcast_to(selected[rows][None, :, None], (*own.shape, 1)), -1, 2)
-            found[:, rows] = self.schedule.bounds(own, others.max(2))
-            going[rows] = ~self._settled(found[0, rows], own[-1], n)
-            if not going.any():
-                break
-        return self._columns(selected, counts, stage, found)
+        samples, everything = [int(index) for index in indices], np.arange(len(x))
+        selected = self._count(x, samples, everything, 0, self.n0, Purpose.SELECTION)[0].argmax(1)
+        tables = 2 * len(self.voter.models) - 1
+        votes = np.zeros((len(self.schedule.counts), tables, len(x), self.classes), np.int64)
+        stage, going, bounds = np.zeros(len(x), np.int64), everything, np.zeros((3, len(x)))
+        for look, (done, n) in enumerate(pairwise((0, *self.schedule.counts))):
+            votes[look] = votes[look - 1]
+            votes[look][:, going] += self._count(x, samples, going, done, n, Purpose.ESTIMATION)
+            stage[going] = look + 1
+            own, second = _two(votes[: look + 1, 0][:, going], selected[going])
+            bounds[:, going] = self.schedule.bounds(own, second)
+            going = going[~self._settled(bounds[0, going], own[-1], n)]
+        return self._columns(selected, votes, stage, bounds)
 
     def _count(
-        self, x: Tensor, samples: Sequence[int], first: Sequence[int], last: int, purpose: Purpose = Purpose.ESTIMATION
-    ) -> Int[np.ndarray, "batch classes"]:
-        draws = [Draw(i, index, start, last) for i, (index, start) in enumerate(zip(samples, first, strict=True))]
-        return self.voter.histogram(x, draws, purpose, self.classes)[0].cpu().numpy()
+        self, x: Tensor, samples: Sequence[int], rows: Int[np.ndarray, " rows"], first: int, last: int, purpose: Purpose
+    ) -> Int[np.ndarray, "tables rows classes"]:
+        """Votes on copies ``first`` to ``last`` of some rows."""
+        draws = [Draw(i, samples[row], first, last) for i, row in enumerate(rows)]
+        return self.voter.histogram(x[torch.as_tensor(rows)], draws, purpose, self.classes).cpu().numpy()
 
     def _settled(
         self, p: Float[np.ndarray, " rows"], own: Int[np.ndarray, " rows"], n: int
@@ -98,25 +94,28 @@ class _Smoother:
     def _columns(
         self,
         selected: Int[np.ndarray, " rows"],
-        counts: Int[np.ndarray, "stages rows classes"],
+        votes: Int[np.ndarray, "stages tables rows classes"],
         stage: Int[np.ndarray, " rows"],
         bounds: Float[np.ndarray, "3 rows"],
     ) -> Columns:
-        radius, two = self.law.one_class(bounds[0]), self.law.radius(bounds[1], bounds[2])
-        status = np.where(radius > 0, Status.CERTIFIED.value, Status.ABSTAINED.value).astype("uint8")
-        return {
-            "status": status,
+        radius = self.law.one_class(bounds[0])
+        answered = radius > 0
+        columns = {
+            "status": np.where(answered, Status.CERTIFIED.value, Status.ABSTAINED.value).astype("uint8"),
             "radius": radius,
             "margin": np.full(len(radius), np.nan),
-            "predicted": np.where(radius > 0, selected, -1),
+            "predicted": np.where(answered, selected, -1),
             "selected": selected,
             "radius_one_class": radius,
-            "radius_two_class": two,
+            "radius_two_class": self.law.radius(bounds[1], bounds[2]),
             "p_lower": bounds[0],
             "stage": stage,
             "used": np.array(self.schedule.counts)[stage - 1],
-            "votes": np.moveaxis(counts, 0, 1).repeat(LOOKS // len(counts), 1),
+            "votes": np.moveaxis(votes[:, 0], 0, 1).repeat(LOOKS // len(votes), 1),
         }
+        if len(votes[-1]) > 1:
+            columns |= {"teacher_votes": votes[-1, 1], "same_votes": votes[-1, 2]}
+        return columns
 
     def preview(self, samples: Samples, device: torch.device) -> Iterator[str]:
         """What a person should know before the run: attainable radius, accuracy under noise, copies and time."""
@@ -141,8 +140,12 @@ class _Smoother:
         yield f"{least} to {most} copies a sample: {' to '.join(times)} for {len(samples.labels)} samples"
 
 
-def _pairs(schedule: Schedule) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    return schedule.counts, schedule.levels
+def _two(
+    votes: Int[np.ndarray, "looks rows classes"], selected: Int[np.ndarray, " rows"]
+) -> tuple[Int[np.ndarray, "looks rows"], Int[np.ndarray, "looks rows"]]:
+    """Votes for the selected class, and the most votes that any other class has."""
+    chosen = np.arange(votes.shape[2]) == selected[:, None]
+    return np.where(chosen, votes, 0).sum(2), np.where(chosen, 0, votes).max(2)
 
 
 def _prepare(model: nn.Module, samples: Tensor, request: Request) -> _Smoother:
@@ -169,7 +172,7 @@ def _prepare(model: nn.Module, samples: Tensor, request: Request) -> _Smoother:
     schedule = Schedule.single(n, alpha) if question == "full" else Schedule.staged(n, alpha)
     with torch.no_grad():
         classes = model(samples).shape[1]
-    voter = Voter(model, noise, law.sigma, request.seed, dtype)
+    voter = Voter(model, noise, law.sigma, request.seed, dtype, request.teacher)
     images = 4 if device_of(model).type == "cpu" else FORWARD["cuda"] // 16
     return _Smoother(voter, law, schedule, n0, request, images, classes)
 
@@ -197,6 +200,8 @@ SMOOTHING = MethodInfo(
         Column("stage", "uint8", "", "looks taken: how many entries of the schedule"),
         Column("used", "int64", "", "noisy copies drawn for the estimate"),
         Column("votes", "uint32", "", "cumulative votes at each look, classes in order", axes=(LOOKS, "class")),
+        Column("teacher_votes", "uint32", "", "the teacher's votes on the same copies, if there was one", ("class",)),
+        Column("same_votes", "uint32", "", "copies to which both gave that class, if there was a teacher", ("class",)),
     ),
     preview=_Smoother.preview,
     options={

@@ -25,7 +25,7 @@ GENERATOR = "numpy SFC64, float32 ziggurat normals or float32 uniforms"
 #: Copies that one generator draws.
 BLOCK = 64
 #: Copies in a forward pass: on a CPU what its caches like best, on a GPU enough to fill it.
-FORWARD = {"cpu": 64, "cuda": 1024}
+FORWARD = {"cpu": 256, "cuda": 1024}
 
 
 class Purpose(IntEnum):
@@ -121,13 +121,18 @@ class Voter:
 
     def histogram(
         self, x: Float[Tensor, "batch *shape"], draws: Sequence[Draw], purpose: Purpose, classes: int
-    ) -> list[Int[Tensor, "batch classes"]]:
-        """Votes by image and class, one table for each network; counted on the device."""
-        tables = [torch.zeros(len(x) * (classes + 1), dtype=torch.int64, device=x.device) for _ in self.models]
+    ) -> Int[Tensor, "tables batch classes"]:
+        """Votes by image and class, counted on the device.
+
+        One table for the network; with a second one also its own, and the copies to which both gave that class.
+        """
+        tables = torch.zeros((2 * len(self.models) - 1, len(x) * (classes + 1)), dtype=torch.int64, device=x.device)
         for positions, found in self.labels(x, draws, purpose):
+            if len(found) == 2:
+                found.append(torch.where(found[0] == found[1], found[0], -1))
             for table, labels in zip(tables, found, strict=True):
                 table += torch.bincount(positions * (classes + 1) + labels + 1, minlength=len(table))
-        return [table.reshape(len(x), classes + 1)[:, 1:] for table in tables]
+        return tables.reshape(len(tables), len(x), classes + 1)[..., 1:]
 
 
 def _ready(model: nn.Module, dtype: torch.dtype) -> nn.Module:

@@ -29,14 +29,13 @@ def lower(k: Int[np.ndarray, "*n"], n: int, level: float) -> Float[np.ndarray, "
 
     Source: Clopper and Pearson, Biometrika 26, 1934. At k = n it is level^(1/n).
     """
-    k = np.asarray(k, float)
-    bound = betaincinv(np.maximum(k, 1.0), n - k + 1, level)
+    bound = betaincinv(np.maximum(k, 1), n - k + 1, level)
     return np.where(k == 0, 0.0, np.where(k == n, level ** (1.0 / n), bound))
 
 
 def upper(k: Int[np.ndarray, "*n"], n: int, level: float) -> Float[np.ndarray, "*n"]:
     """The upper counterpart, 1 - lower(n - k, n): in this form it keeps its digits near 1."""
-    return 1.0 - lower(n - np.asarray(k), n, level)
+    return np.asarray(1.0 - lower(np.asarray(n - k), n, level))
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ class Law:
 
     def one_class(self, p: Float[np.ndarray, "*n"]) -> Float[np.ndarray, "*n"]:
         """The radius when all other classes together have at most 1 - p."""
-        return self.radius(np.asarray(p), 1.0 - np.asarray(p))
+        return self.radius(p, np.asarray(1.0 - p))
 
 
 @dataclass(frozen=True)
@@ -121,13 +120,13 @@ class Schedule:
         truly comes second are at most ``second``, and the bound rises with the votes.
         """
         looks = list(zip(self.counts, self.levels, own, second, strict=False))
-        one = np.maximum.reduce([lower(k, n, level) for n, level, k, _ in looks])
-        p = np.maximum.reduce([lower(k, n, level / 2) for n, level, k, _ in looks])
-        q = np.minimum.reduce([upper(k, n, level / 2) for n, level, _, k in looks])
-        return one, p, np.minimum(q, 1.0 - p)
+        one = np.max([lower(k, n, level) for n, level, k, _ in looks], axis=0)
+        p = np.max([lower(k, n, level / 2) for n, level, k, _ in looks], axis=0)
+        q = np.min([upper(k, n, level / 2) for n, level, _, k in looks], axis=0)
+        return one, p, np.minimum(q, np.asarray(1.0 - p))
 
 
 def attainable(law: Law, schedule: Schedule) -> float:
     """The largest radius there can be: every copy voted for one class at every look."""
-    votes = np.array(schedule.counts)
-    return float(law.one_class(schedule.bounds(votes, votes * 0)[0]))
+    votes = np.array(schedule.counts)[:, None]
+    return float(law.one_class(schedule.bounds(votes, votes * 0)[0])[0])

@@ -1,0 +1,35 @@
+"""CRT: certified robustness transfer, the smoothed teacher's outputs matched under the same noise."""
+
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch.nn import functional as F
+
+from certkd.objectives.base import Batch, Number, Objective, Positive, Term, Terms
+
+
+class Crt(Objective):
+    """alpha mean ||s(x + n) - t(x + n)||_2 + (1 - alpha) CE(s(x + n), y), the logits' distance not squared.
+
+    n from N(0, sigma^2 I), sigma in pixel units, fresh in each batch, the same for student and teacher. The teacher
+    should have been trained under that noise. Cross-entropy is left out at weight 0.
+    """
+
+    kind: Literal["crt"] = "crt"
+    sigma: Positive = 0.25
+    alpha: Annotated[Number, Field(le=1)] = 1.0
+    needs_teacher: ClassVar[bool] = True
+    summary: ClassVar[str] = "distance to the teacher's outputs under Gaussian noise"
+    paper: ClassVar[str] = "Vaishnavi et al., arXiv 2210.14283"
+
+    def terms(self, batch: Batch) -> Terms:
+        assert batch.teacher is not None
+        x = batch.noisy(self.sigma)
+        with torch.no_grad():
+            target = batch.teacher(x)
+        logits = batch.student(x)
+        terms = {"transfer": Term(self.alpha, torch.linalg.vector_norm(logits - target, dim=1).mean())}
+        if self.alpha < 1:
+            terms["ce_noisy"] = Term(1 - self.alpha, F.cross_entropy(logits, batch.y))
+        return terms
