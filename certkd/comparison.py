@@ -4,32 +4,40 @@ Both files must be about the same samples, norm, eps and method settings: then e
 networks, and statistics are paired, sample by sample.
 """
 
+import itertools
 import json
 import math
 import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from scipy.special import ndtri
+from jaxtyping import Float
+from scipy.special import bdtr, ndtri
 
-from verifiers.certificate import FAILURES, Status
+from verifiers.certificate import FAILURES, Guarantee, Status
 from verifiers.errors import InputError, did_you_mean
-from verifiers.store import Certificates
+from verifiers.store import Certificates, MethodRows
 
 #: Quantiles of the radius distribution that tables show.
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 #: Attributes that two files must share, besides the value of eps.
 SHARED = ("data_sha256", "indices_sha256", "norm")
+#: Settings that may differ: in which precision a network votes belongs to the network.
+OWN = ("dtype",)
+#: Rows of the table of radii, about.
+ROWS = 8
 
 
 @dataclass(frozen=True)
 class Side:
-    """One network's figures over all samples; misclassified ones count with radius 0.
+    """One network's figures over all samples; misclassified and abstained ones count with radius 0.
 
     Attributes:
-        clean: share classified correctly.
-        pgd: share correct and not falsified by PGD at eps; nan when no attack was run.
+        clean: share classified correctly; of smoothing, by the smoothed classifier, and abstaining is wrong.
+        pgd: share correct and not falsified by PGD at eps; nan when no attack was run, and for smoothing, whose
+            classifier it did not attack.
         certified: share correct and certified at eps.
         mean_radius: mean certified radius, pixel units.
         quantiles: of the certified radius, at ``QUANTILES``.
@@ -44,10 +52,11 @@ class Side:
 
 @dataclass(frozen=True)
 class Difference:
-    """Paired mean of student minus teacher, and its standard error."""
+    """Paired mean of student minus teacher, its standard error, and what that would be over unpaired samples."""
 
     mean: float
     standard_error: float
+    unpaired_error: float
 
 
 @dataclass(frozen=True)
@@ -62,20 +71,47 @@ class Share:
 
 
 @dataclass(frozen=True)
+class AtRadius:
+    """Both networks at one radius.
+
+    Attributes:
+        radius: pixel units; at 0, any certificate counts.
+        teacher, student: shares correct and certified at it.
+        retention: of the samples that the teacher has certified, the share that the student has too; nan for none.
+        gains, losses: samples certified by the student only, by the teacher only.
+        mcnemar: two-sided p-value of gains and losses if both were as likely.
+    """
+
+    radius: float
+    teacher: float
+    student: float
+    retention: float
+    gains: int
+    losses: int
+    mcnemar: float
+
+
+@dataclass(frozen=True)
 class Comparison:
     """What the student kept.
 
     Attributes:
         method: whose radii are compared; "best" is the larger of all deterministic methods, sample by sample.
+        methods: the methods that those are.
+        settings: theirs, by method; the same in both files.
         norm, eps, samples: as in both files.
         teacher, student: each one's figures.
         differences: paired differences of clean, pgd, certified and radius.
         retention: of the samples that the teacher has certified at eps, the share that the student has too.
         radius_retention: of the same samples, the share where the student's radius is also at least the teacher's.
         gains, losses: sample indices certified at eps by the student only, by the teacher only.
+        mcnemar: two-sided p-value of their numbers if both were as likely.
+        curve: both networks over the radius, eps among them; only at eps where votes stopped once that was decided.
     """
 
     method: str
+    methods: tuple[str, ...]
+    settings: dict[str, dict[str, Any]]
     norm: str
     eps: str
     samples: int
@@ -86,6 +122,8 @@ class Comparison:
     radius_retention: Share
     gains: tuple[int, ...]
     losses: tuple[int, ...]
+    mcnemar: float
+    curve: tuple[AtRadius, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON; None where a figure is not a number."""
@@ -98,6 +136,7 @@ class Comparison:
             values[name] = getattr(self.student, name)
             values[f"teacher_{name}"] = getattr(self.teacher, name)
         values["gains"], values["losses"] = float(len(self.gains)), float(len(self.losses))
+        values["mcnemar"] = self.mcnemar
         return values
 
 
@@ -107,7 +146,8 @@ def compare(teacher: Certificates, student: Certificates, *, method: str = "best
     Args:
         teacher: the reference.
         student: what is judged.
-        method: a deterministic method in both files, or "best": each sample's larger radius over all of them.
+        method: a certificate method in both files, or "best": each sample's larger radius over all deterministic
+            ones, or smoothing's where they have none of those in common.
 
     Raises:
         InputError: unfinished or failed rows; other data, norm, eps or settings; no such method in both.
@@ -115,17 +155,21 @@ def compare(teacher: Certificates, student: Certificates, *, method: str = "best
     _check_same(teacher, student)
     names = _methods(teacher, student, method)
     ours, theirs = _radius(student, names), _radius(teacher, names)
-    eps = teacher.eps
+    eps, settings = teacher.eps, _settings(teacher)
     kept, had = ours >= eps, theirs >= eps
     columns = {
-        "clean": (_correct(student), _correct(teacher)),
-        "pgd": (_unfalsified(student), _unfalsified(teacher)),
+        "clean": (_correct(student, names), _correct(teacher, names)),
+        "pgd": (_unfalsified(student, names), _unfalsified(teacher, names)),
         "certified": (kept, had),
         "radius": (ours, theirs),
     }
     index = teacher[names[0]]["index"]
+    used = {name: settings[name] for name in names}
+    shown = _radii_shown(float(max(ours.max(), theirs.max())), eps, used.get("smoothing", {}))
     return Comparison(
-        method=method if method == "best" else names[0],
+        method=method if teacher[names[0]].deterministic and method == "best" else names[0],
+        methods=tuple(names),
+        settings=used,
         norm=str(teacher.attributes["norm"]),
         eps=str(teacher.attributes["eps_text"]),
         samples=len(ours),
@@ -136,6 +180,8 @@ def compare(teacher: Certificates, student: Certificates, *, method: str = "best
         radius_retention=wilson(int((kept & had & (ours >= theirs)).sum()), int(had.sum())),
         gains=tuple(int(i) for i in index[kept & ~had]),
         losses=tuple(int(i) for i in index[had & ~kept]),
+        mcnemar=mcnemar(int((kept & ~had).sum()), int((had & ~kept).sum())),
+        curve=tuple(at_radius(radius, ours, theirs) for radius in shown),
     )
 
 
@@ -148,22 +194,46 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def radii(certificates: Certificates, method: str = "best") -> np.ndarray:
-    """Certified radius per sample: of one method, or the larger over all deterministic ones."""
+def radii(certificates: Certificates, method: str | Sequence[str] = "best") -> np.ndarray:
+    """Certified radius per sample: of one method, of several the larger, or as ``compare`` takes the best."""
+    if not isinstance(method, str):
+        return _radius(certificates, method)
     return _radius(certificates, _methods(certificates, certificates, method))
 
 
 def summary(certificates: Certificates) -> Side:
-    """One file's figures, by the best deterministic radius of each sample."""
-    radius = radii(certificates)
-    return _side(_correct(certificates), _unfalsified(certificates), radius >= certificates.eps, radius)
+    """One file's figures, by the best radius of each sample."""
+    names = _methods(certificates, certificates, "best")
+    radius = _radius(certificates, names)
+    unfalsified = _unfalsified(certificates, names)
+    return _side(_correct(certificates, names), unfalsified, radius >= certificates.eps, radius)
 
 
 def paired(ours: np.ndarray, theirs: np.ndarray) -> Difference:
-    """Mean of ours - theirs and its standard error (sample standard deviation over root n)."""
-    difference = ours.astype(float) - theirs.astype(float)
-    spread = float(difference.std(ddof=1)) if len(difference) > 1 else math.nan
-    return Difference(float(difference.mean()), spread / math.sqrt(len(difference)))
+    """Mean of ours - theirs and its standard errors (sample standard deviation over root n)."""
+    ours, theirs = ours.astype(float), theirs.astype(float)
+    errors = [_standard_error(values) for values in (ours - theirs, ours, theirs)]
+    return Difference(float((ours - theirs).mean()), errors[0], math.hypot(*errors[1:]))
+
+
+def _standard_error(values: np.ndarray) -> float:
+    return float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+
+
+def at_radius(radius: float, ours: Float[np.ndarray, " samples"], theirs: Float[np.ndarray, " samples"]) -> AtRadius:
+    """Student (ours) and teacher (theirs) at one radius, from their certified radii."""
+    kept, had = ((radii >= radius) & (radii > 0) for radii in (ours, theirs))
+    both, gains, losses = int((kept & had).sum()), int((kept & ~had).sum()), int((had & ~kept).sum())
+    retention = both / (both + losses) if both + losses else math.nan
+    return AtRadius(radius, float(had.mean()), float(kept.mean()), retention, gains, losses, mcnemar(gains, losses))
+
+
+def mcnemar(gains: int, losses: int) -> float:
+    """Exact two-sided p-value of McNemar's test: the binomial one of gains of gains + losses at 1/2.
+
+    Source: McNemar, Psychometrika 12, 1947. 1 without gains and losses.
+    """
+    return min(1.0, 2 * float(bdtr(min(gains, losses), gains + losses, 0.5)))
 
 
 def wilson(hits: int, cases: int, confidence: float = 0.95) -> Share:
@@ -229,6 +299,11 @@ def _check_same(teacher: Certificates, student: Certificates) -> None:
                 f"{certificates.path} is not finished ({certificates.pending} rows are pending): "
                 "run its certify command again"
             )
+    if student.attributes.get("imported", False) != teacher.attributes.get("imported", False):
+        raise InputError(
+            f"{student.path} and {teacher.path} cannot be compared: one was imported from a log, which does not tell "
+            "its images"
+        )
     for name in SHARED:
         ours, theirs = student.attributes.get(name), teacher.attributes.get(name)
         if ours != theirs:
@@ -242,18 +317,17 @@ def _check_same(teacher: Certificates, student: Certificates) -> None:
 
 
 def _methods(teacher: Certificates, student: Certificates, method: str) -> list[str]:
-    common = [name for name, rows in teacher.methods.items() if rows.deterministic and name in student.methods]
-    if method != "best" and method not in common:
-        raise InputError(f"no deterministic method {method!r} in both files.{did_you_mean(method, ['best', *common])}")
-    names = common if method == "best" else [method]
+    """The methods whose larger radius is taken: several proofs, or one method that holds with confidence 1 - alpha."""
+    names = [name for name, rows in teacher.methods.items() if _certifies(rows) and name in student.methods]
+    if method != "best":
+        if method not in names:
+            raise InputError(f"no certificate method {method!r} in both files.{did_you_mean(method, ['best', *names])}")
+        names = [method]
     names = [name for name in names if not (_unsupported(teacher, name) or _unsupported(student, name))]
     if not names:
-        raise InputError(f"{teacher.path} and {student.path} have no deterministic method with an answer in common")
-    settings = [json.loads(str(c.attributes["settings"])) for c in (teacher, student)]
-    attacks = ["pgd"] if "pgd" in teacher.methods and "pgd" in student.methods else []
-    for name in [*names, *attacks]:
-        if settings[0][name] != settings[1][name]:
-            raise InputError(f"the files ran {name} with other settings: {settings[0][name]} and {settings[1][name]}")
+        raise InputError(f"{teacher.path} and {student.path} have no certificate method with an answer in common")
+    names = [name for name in names if teacher[name].deterministic] or names[:1]
+    _check_settings(teacher, student, names)
     for certificates in (teacher, student):
         for name in names:
             failed = {status.name: certificates[name].count(status) for status in FAILURES}
@@ -263,23 +337,56 @@ def _methods(teacher: Certificates, student: Certificates, method: str) -> list[
     return names
 
 
+def _certifies(rows: MethodRows) -> bool:
+    return str(rows.attributes["guarantee"]) != Guarantee.ESTIMATE
+
+
+def _settings(certificates: Certificates) -> dict[str, dict[str, Any]]:
+    return dict(json.loads(str(certificates.attributes["settings"])))
+
+
+def _check_settings(teacher: Certificates, student: Certificates, names: Sequence[str]) -> None:
+    """The same settings of the methods compared, and of the attack where it tells something about them."""
+    attacked = teacher[names[0]].deterministic and "pgd" in teacher.methods and "pgd" in student.methods
+    for name in [*names, *(["pgd"] if attacked else [])]:
+        ours, theirs = (_settings(certificates)[name] for certificates in (student, teacher))
+        different = [key for key in {**theirs, **ours} if key not in OWN and ours.get(key) != theirs.get(key)]
+        if different:
+            values = ", ".join(f"{key} {theirs.get(key)} and {ours.get(key)}" for key in different)
+            raise InputError(f"the files ran {name} with other settings: {values}")
+
+
+def _radii_shown(top: float, eps: float, smoothing: Mapping[str, Any]) -> list[float]:
+    """Round radii up to the largest, and eps; of votes that stopped early, those that they were asked to decide."""
+    question = smoothing.get("question")
+    if question == "eps":
+        return [eps]
+    steps = (smoothing["step"] * 2.0**power for power in itertools.count()) if question == "grid" else _round_numbers()
+    step = next(step for step in steps if step * ROWS >= top)
+    return sorted({round(step * i, 12) for i in range(int(top / step) + 1)} | {eps})
+
+
+def _round_numbers() -> Iterator[float]:
+    return (digits * 10.0**power for power in itertools.count(-4) for digits in (1.0, 2.5, 5.0))
+
+
 def _unsupported(certificates: Certificates, name: str) -> bool:
     return certificates[name].count(Status.UNSUPPORTED) > 0
 
 
-def _radius(certificates: Certificates, names: list[str]) -> np.ndarray:
+def _radius(certificates: Certificates, names: Sequence[str]) -> np.ndarray:
     """Larger radius over the methods; misclassified samples have 0 in every one."""
     return np.maximum.reduce([certificates[name]["radius"] * certificates[name]["correct"] for name in names])
 
 
-def _correct(certificates: Certificates) -> np.ndarray:
-    return next(iter(certificates.methods.values()))["correct"].astype(bool)
+def _correct(certificates: Certificates, names: Sequence[str]) -> np.ndarray:
+    return certificates[names[0]]["correct"].astype(bool)
 
 
-def _unfalsified(certificates: Certificates) -> np.ndarray:
-    """Correct and not falsified, per sample; nan without an attack."""
-    if "pgd" not in certificates.methods:
-        return np.full(len(_correct(certificates)), np.nan)
+def _unfalsified(certificates: Certificates, names: Sequence[str]) -> np.ndarray:
+    """Correct and not falsified, per sample; nan without an attack on the classifier that is certified."""
+    if "pgd" not in certificates.methods or not certificates[names[0]].deterministic:
+        return np.full(len(certificates[names[0]]), np.nan)
     return (certificates["pgd"]["status"] == Status.NOT_CERTIFIED).astype(float)
 
 

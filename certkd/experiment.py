@@ -151,7 +151,7 @@ def run(
         InputError: the folder holds an experiment with other settings, and whatever its parts refuse.
     """
     folder = Path(config.out)
-    if not any(find(name).guarantee is Guarantee.DETERMINISTIC for name in config.certify.methods):
+    if not any(find(name).guarantee is not Guarantee.ESTIMATE for name in config.certify.methods):
         raise InputError(f"certify.methods {', '.join(config.certify.methods)} proves nothing: add ibp or crown")
     if overwrite:
         data.load(config.data)  # what cannot work is known before anything is deleted

@@ -157,6 +157,7 @@ class MethodInfo:
         paper: where it comes from.
         cost: rough cost per sample, in forward passes or words.
         prepare: makes it ready for a network, given two sample images; raises ``Unsupported`` when it cannot.
+        check: looks at the settings before anything is written; raises ``InputError``.
         columns: its own columns, after the common ones.
         options: default of each of its settings; None where there is no good one.
         predicts: it gives the predicted class itself, in a column ``predicted``, and is asked about every sample.
@@ -173,6 +174,7 @@ class MethodInfo:
     columns: tuple[Column, ...] = ()
     options: Mapping[str, Option] = field(default_factory=dict)
     predicts: bool = False
+    check: Callable[[Request], None] = lambda _: None
     preview: Callable[[Any, Samples, torch.device], Iterable[str]] = lambda *_: ()
 
 

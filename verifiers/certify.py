@@ -166,12 +166,15 @@ def _requests(infos: Sequence[MethodInfo], base: Request, options: Mapping[str, 
         for info in infos:
             if name in info.options:
                 _check_option(name, value, info.options[name])
-    return {
+    requests = {
         info.name: replace(
             base, options={**info.options, **{name: options[name] for name in info.options if name in options}}
         )
         for info in infos
     }
+    for info in infos:
+        info.check(requests[info.name])
+    return requests
 
 
 def _check_option(name: str, value: Option, default: Option) -> None:

@@ -57,6 +57,11 @@ class MethodRows:
         return bool(self.attributes["guarantee"] == "deterministic")
 
     @property
+    def certifies(self) -> bool:
+        """Whether it has radii at all: an estimate has none."""
+        return bool(self.attributes["guarantee"] != "estimate")
+
+    @property
     def answered(self) -> bool:
         """Whether every row has an answer: none pending, none that ended in a failure."""
         return not np.isin(self.columns["status"], [Status.PENDING, *FAILURES]).any()
@@ -164,9 +169,9 @@ class CertificateFile:
         wanted = json.loads(self._identity)
         different = sorted(key for key in there.keys() | wanted.keys() if there.get(key) != wanted.get(key))
         if different:
-            key = different[0]
+            key, was, now = _innermost(different[0], there.get(different[0]), wanted.get(different[0]))
             raise InputError(
-                f"{self.path} was made with another {key} ({_short(there.get(key))}, now {_short(wanted.get(key))}): "
+                f"{self.path} was made with another {key} ({_short(was)}, now {_short(now)}): "
                 "choose another output file (--out), or delete this one"
             )
 
@@ -435,6 +440,14 @@ def _reason(problem: Exception) -> str:
         known = [c for c in _NO_SPACE if os.strerror(c) in text]
         number = known[0] if known else None
     return os.strerror(number) if number else text[:160]
+
+
+def _innermost(key: str, was: Any, now: Any) -> tuple[str, Any, Any]:
+    """The first entry in which two settings differ."""
+    if not (isinstance(was, dict) and isinstance(now, dict)):
+        return key, was, now
+    inner = min(name for name in was.keys() | now.keys() if was.get(name) != now.get(name))
+    return _innermost(f"{key} {inner}", was.get(inner), now.get(inner))
 
 
 def _short(value: Any) -> str:

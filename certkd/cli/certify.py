@@ -72,7 +72,7 @@ def certify(model: str, teacher: str | None, eps: Epsilon, norm: str, **options:
         done["teacher"] = _certify(reference, teacher, options["teacher_out"], eps, norm, alone, options, load)
         methods = [*alone, "joint"] if {"crown", "joint"} & set(methods) else alone
     student = _network(model, options, load)
-    place = options["out"] or _default_out(model, eps, norm, teacher)
+    place = options["out"] or _default_out(model, eps, norm, options, teacher)
     done["student"] = _certify(student, model, place, eps, norm, methods, options, load, reference)
     for certificates in done.values():
         console.print(tables.contents(certificates))
@@ -128,7 +128,7 @@ def _certify(
         eps=eps,
         norm=norm,
         methods=methods,
-        out=out or _default_out(name, eps, norm),
+        out=out or _default_out(name, eps, norm, options),
         split=options["split"],
         limit=options["limit"],
         seed=options["seed"],
@@ -154,11 +154,12 @@ def _smoothing(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value is not None}
 
 
-def _default_out(name: str, eps: Epsilon, norm: str, teacher: str | None = None) -> Path:
-    """Beside the checkpoint, named after it, the norm, eps and the teacher, so that another of them is another file."""
+def _default_out(name: str, eps: Epsilon, norm: str, options: dict[str, Any], teacher: str | None = None) -> Path:
+    """Beside the checkpoint, named after it and norm, eps, sigma, teacher: another of them is another file."""
     place = Path(name) if "/" in name or Path(name).exists() else Path(name.replace(":", "-"))
     pair = f"-with-{Path(teacher.replace(':', '-')).stem}" if teacher else ""
-    return place.with_name(f"{place.stem}-{norm}-{eps.text.replace('/', '_')}{pair}.h5")
+    noise = "" if options["sigma"] is None else f"-sigma{options['sigma']:g}"
+    return place.with_name(f"{place.stem}-{norm}-{eps.text.replace('/', '_')}{noise}{pair}.h5")
 
 
 def _failures(certificates: "Certificates") -> list[str]:
@@ -167,7 +168,7 @@ def _failures(certificates: "Certificates") -> list[str]:
 
     errors = {name: rows.count(Status.ERROR) for name, rows in certificates.methods.items()}
     failed = [f"{count} rows of {name} ended in ERROR" for name, count in errors.items() if count]
-    proofs = [rows for rows in certificates.methods.values() if rows.deterministic]
+    proofs = [rows for rows in certificates.methods.values() if rows.certifies]
     if proofs and all(rows.count(Status.UNSUPPORTED) for rows in proofs):
         failed.append("no certificate method could run")
     return failed

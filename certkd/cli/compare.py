@@ -9,7 +9,7 @@ import click
 @click.command()
 @click.argument("teacher")
 @click.argument("student")
-@click.option("--method", default="best", show_default=True, help="Whose radii: one method, or the best of all proofs.")
+@click.option("--method", default="best", show_default=True, help="Whose radii: one, or best of all proofs.")
 @click.option("--require", "conditions", multiple=True, metavar="CONDITION", help="Like 'retention>=0.9'; else exit 1.")
 @click.option("--plot", metavar="FILE.png", help="Also plot both radius distributions.")
 @click.option("--json", "as_json", is_flag=True, help="Print plain values instead of tables.")
@@ -20,7 +20,8 @@ def compare(
 
     retention: of the samples that the teacher has certified at eps, the share that the student has too;
     radius_retention: the share where its radius is also at least the teacher's. --require may also ask about clean,
-    pgd, certified and mean_radius (of the student; teacher_clean and so on of the teacher), gains and losses.
+    pgd, certified and mean_radius (of the student; teacher_clean and so on of the teacher), gains and losses, and
+    mcnemar, the p-value of McNemar's exact test at eps. Files without a common proof are compared by smoothing.
     """
     from certkd.comparison import Requirement, radii
     from certkd.comparison import compare as compare_files
@@ -38,7 +39,7 @@ def compare(
         for part in tables.comparison(result, "teacher", "student"):
             stdout().print(part, soft_wrap=isinstance(part, str))
     if plot is not None:
-        curves = {name: radii(certificates, method) for name, certificates in files.items()}
+        curves = {name: radii(certificates, result.methods) for name, certificates in files.items()}
         eps = files["teacher"].eps
         plots.radius_curves(Path(plot), curves, norm=result.norm, eps=eps, samples=result.samples)
     for requirement in missed:

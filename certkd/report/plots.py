@@ -59,7 +59,7 @@ def training_curves(path: Path, histories: Mapping[str, list[dict[str, Any]]]) -
     figure, axes = _figure()
     for number, (name, history) in enumerate(histories.items()):
         epochs = [record["epoch"] + 1 for record in history]
-        for metric, style in (("clean", "-"), ("pgd", "--")):
+        for metric, style in (("clean", "-"), ("pgd", "--"), ("noisy", ":")):
             values = [record["validation"].get(metric, np.nan) for record in history]
             axes.plot(epochs, values, style, color=f"C{number}", linewidth=1.4, label=f"{name}, {metric}")
     axes.set(xlabel="epoch", ylabel="validation accuracy", ylim=(0, 1.02), title="Training")

@@ -2,6 +2,8 @@
 
 import json
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from rich.table import Table
@@ -9,7 +11,8 @@ from rich.table import Table
 from certkd.comparison import QUANTILES, Comparison, Side, summary
 from certkd.report.console import table
 from verifiers.bound_propagation.preflight import Preflight
-from verifiers.certificate import Status
+from verifiers.certificate import Guarantee, Status
+from verifiers.quantities import Epsilon
 from verifiers.store import Certificates, MethodRows
 
 
@@ -24,7 +27,7 @@ def contents(certificates: Certificates) -> Table:
     for name, method in certificates.methods.items():
         counts = {status: method.count(status) for status in Status}
         states = ", ".join(f"{count} {status.name}" for status, count in counts.items() if count)
-        radius = f"{np.mean(method['radius']):.4f}" if method.deterministic and method.answered else "-"
+        radius = f"{np.mean(method['radius']):.4f}" if _certifies(method) and method.answered else "-"
         seconds = f"{np.nanmean(method['seconds']):.4f}" if np.isfinite(method["seconds"]).any() else "-"
         rows.append([name, str(method.attributes["guarantee"]), _accuracy(method), radius, seconds, states])
     attributes = certificates.attributes
@@ -35,12 +38,16 @@ def contents(certificates: Certificates) -> Table:
 
 
 def _accuracy(method: MethodRows) -> str:
-    """Certified accuracy of a proof, the upper limit that an attack leaves; a dash while rows have no answer."""
+    """Certified accuracy, the upper limit that an attack leaves; a dash while rows have no answer."""
     if not method.answered:
         return "-"
-    if method.deterministic:
+    if _certifies(method):
         return f">= {percent(float(np.mean(method['certified'])))}"
     return f"<= {percent(float(np.mean(method['status'] == Status.NOT_CERTIFIED)))}"
+
+
+def _certifies(method: MethodRows) -> bool:
+    return str(method.attributes["guarantee"]) != Guarantee.ESTIMATE
 
 
 def facts(certificates: Certificates) -> list[str]:
@@ -48,21 +55,31 @@ def facts(certificates: Certificates) -> list[str]:
     attributes = certificates.attributes
     settings = json.loads(str(attributes["settings"]))
     lines = [
-        f"model      {attributes['architecture']}  sha256 {attributes['model_sha256']}",
-        *([f"teacher    sha256 {attributes['teacher_sha256']}"] if attributes.get("teacher_sha256") else []),
-        f"data       {attributes.get('data', 'given as arrays')}  sha256 {attributes['data_sha256']}",
+        *_origin(attributes),
+        f"data       {attributes.get('data') or 'given as arrays'}  sha256 {attributes['data_sha256']}",
         f"settings   {'; '.join(f'{m} {s}' for m, s in settings.items())}  seed {attributes['seed']}",
-        f"made by    certkd {attributes['certkd_version']}, torch {attributes['torch_version']}, "
-        f"auto-LiRPA {attributes['auto_lirpa_version']}, on {attributes['device']} at {attributes['started']}",
-        f"command    {attributes['command']}",
     ]
     for name, method in certificates.methods.items():
         engine = f", engine {method.attributes['engine']}" if "engine" in method.attributes else ""
         lines.append(f"{name:<10} {method.attributes['claim']}{engine}")
-        for remark in ("reason", "passed_over", "cross_check"):
+        for remark in ("reason", "passed_over", "cross_check", "radii", "doubt"):
             if remark in method.attributes:
                 lines.append(f"{'':<10} {method.attributes[remark]}")
     return lines
+
+
+def _origin(attributes: Mapping[str, Any]) -> list[str]:
+    """What was certified with what: a network here, or a log of another program."""
+    if attributes.get("imported"):
+        by = f"certkd {attributes['certkd_version']}, numpy {attributes['numpy_version']}, at {attributes['started']}"
+        return [f"log        {attributes['log']}  sha256 {attributes['log_sha256']}", f"read by    {by}"]
+    return [
+        f"model      {attributes['architecture']}  sha256 {attributes['model_sha256']}",
+        *([f"teacher    sha256 {attributes['teacher_sha256']}"] if attributes.get("teacher_sha256") else []),
+        f"made by    certkd {attributes['certkd_version']}, torch {attributes['torch_version']}, "
+        f"auto-LiRPA {attributes['auto_lirpa_version']}, on {attributes['device']} at {attributes['started']}",
+        f"command    {attributes['command']}",
+    ]
 
 
 def sides(named: dict[str, Side], norm: str, eps: str, samples: int) -> Table:
@@ -82,16 +99,48 @@ def comparison(result: Comparison, teacher: str, student: str) -> list[Table | s
         sides({teacher: result.teacher, student: result.student}, result.norm, result.eps, result.samples)
     ]
     rows = [
-        [name, f"{d.mean:+.4f}", "-" if math.isnan(d.standard_error) else f"{d.standard_error:.4f}"]
+        [name, f"{d.mean:+.4f}", _figure(d.standard_error), _figure(d.unpaired_error)]
         for name, d in result.differences.items()
         if not math.isnan(d.mean)
     ]
-    parts.append(table(f"{student} minus {teacher}, paired", ["figure", "difference", "standard error"], rows))
+    columns = ["figure", "difference", "standard error", "if it were unpaired"]
+    parts.append(table(f"{student} minus {teacher}, paired", columns, rows))
+    parts.append(curve(result, teacher, student))
+    parts += [votes(result.settings["smoothing"])] if "smoothing" in result.settings else []
     parts.append(verdict(result))
     for what, indices in (("gained", result.gains), ("lost", result.losses)):
         shown = ", ".join(str(i) for i in indices[:20]) + (" ..." if len(indices) > 20 else "")
         parts.append(f"{what} at eps: {len(indices)} samples{f' (index {shown})' if indices else ''}")
     return parts
+
+
+def curve(result: Comparison, teacher: str, student: str) -> Table:
+    """Certified accuracy of both over the radius, and what was kept."""
+    eps = Epsilon.parse(result.eps).value
+    rows = []
+    for at in result.curve:
+        shares = [percent(share) for share in (at.teacher, at.student, at.retention)]
+        name = f"{at.radius:.4g}{' (eps)' if at.radius == eps else ''}"
+        rows.append([name, *shares, str(at.gains), str(at.losses), f"{at.mcnemar:.2g}"])
+    columns = ["radius", teacher, student, "retention", "gained", "lost", "McNemar's p"]
+    return table(f"Certified accuracy over the radius ({', '.join(result.methods)})", columns, rows)
+
+
+def votes(settings: Mapping[str, Any]) -> str:
+    """What certificates of smoothing rest on, in one sentence."""
+    extent = {
+        "eps": "; a vote ended once eps was decided, so radii and their means are lower limits",
+        "grid": f"; a vote ended between two multiples of {settings['step']:g}, so radii are lower limits in between",
+    }
+    return (
+        f"Smoothing: of the smoothed classifiers, {settings['noise']} noise of sigma {settings['sigma']:g}, at most "
+        f"{settings['n']} copies after {settings['n0']}, each certificate wrong with probability {settings['alpha']:g}"
+        f"{extent.get(settings['question'], '')}."
+    )
+
+
+def _figure(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.4f}"
 
 
 def verdict(result: Comparison) -> str:

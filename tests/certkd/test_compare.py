@@ -13,7 +13,7 @@ from scipy import stats
 from torch import nn
 
 import certkd
-from certkd.comparison import QUANTILES, Comparison, Requirement, compare, paired, radii, summary, wilson
+from certkd.comparison import QUANTILES, Comparison, Requirement, compare, mcnemar, paired, radii, summary, wilson
 from verifiers.bound_propagation.certify import CROWN, IBP
 from verifiers.certificate import MethodInfo, Norm, Request, Status
 from verifiers.certify import certify
@@ -214,8 +214,55 @@ def test_paired_differences() -> None:
     ours, theirs = np.array([1, 0, 1, 1]), np.array([0, 0, 1, 0])
     difference = paired(ours, theirs)
     assert difference.mean == 0.5
+    assert difference.unpaired_error == pytest.approx(math.sqrt(1 / 4 / 4 + 1 / 4 / 4)), "both have variance 1/4"
     assert difference.standard_error == pytest.approx(math.sqrt(1 / 3) / 2), "sample deviation of 1 0 0 1 over root 4"
-    assert math.isnan(paired(np.ones(1), np.ones(1)).standard_error), "one sample has no spread"
+    single = paired(np.ones(1), np.ones(1))
+    assert math.isnan(single.standard_error) and math.isnan(single.unpaired_error), "one sample has no spread"
+
+
+@pytest.mark.parametrize(("gains", "losses"), [(0, 0), (0, 1), (3, 3), (4, 3), (2, 11), (0, 20), (338, 628), (900, 1)])
+def test_mcnemar_is_the_literal_binomial_sum(gains: int, losses: int) -> None:
+    n = gains + losses
+    seen = math.comb(n, gains)
+    as_rare = sum(math.comb(n, k) for k in range(n + 1) if math.comb(n, k) <= seen)
+    assert mcnemar(gains, losses) == pytest.approx(as_rare / 2**n, rel=1e-9), "exact integers over 2^n"
+    assert mcnemar(gains, losses) == mcnemar(losses, gains)
+    if n:
+        assert mcnemar(gains, losses) == pytest.approx(stats.binomtest(gains, n).pvalue, rel=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_curve_is_counted_by_loops(tmp_path: Path, seed: int) -> None:
+    teacher, student = pair(tmp_path, seed, seed + 50)
+    result = compare(teacher, student)
+    ours, theirs = radii(student), radii(teacher)
+    shown = [at.radius for at in result.curve]
+    assert shown == [0, 0.025, 0.05, 0.075, 0.1, 0.125, 0.15, 0.175, 0.2], (
+        "round numbers up to the largest, 0.2, and eps"
+    )
+    for at in result.curve:
+        counts = {"both": 0, "gains": 0, "losses": 0}
+        for s, t in zip(ours, theirs, strict=True):
+            kept, had = s > 0 and s >= at.radius, t > 0 and t >= at.radius
+            counts["both"] += kept and had
+            counts["gains"] += kept and not had
+            counts["losses"] += had and not kept
+        assert (at.gains, at.losses) == (counts["gains"], counts["losses"]), at.radius
+        assert at.student == pytest.approx((counts["both"] + at.gains) / 60)
+        assert at.teacher == pytest.approx((counts["both"] + at.losses) / 60)
+        assert at.retention == pytest.approx(counts["both"] / (counts["both"] + at.losses))
+        assert at.mcnemar == mcnemar(at.gains, at.losses)
+    at_eps = next(at for at in result.curve if at.radius == EPS)
+    assert (at_eps.gains, at_eps.losses, at_eps.mcnemar) == (len(result.gains), len(result.losses), result.mcnemar)
+    assert (at_eps.teacher, at_eps.student) == (result.teacher.certified, result.student.certified)
+
+
+def test_a_curve_without_a_certificate_has_no_retention(tmp_path: Path) -> None:
+    nothing = {"crown": proofs(np.ones(5, bool), np.zeros(5))}
+    teacher, student = (file(tmp_path / f"{name}.h5", nothing) for name in "ab")
+    result = compare(teacher, student)
+    assert [at.radius for at in result.curve] == [0, EPS]
+    assert all(math.isnan(at.retention) and at.teacher == at.student == 0 and at.mcnemar == 1 for at in result.curve)
 
 
 def test_without_an_attack_pgd_is_not_a_number(tmp_path: Path) -> None:
@@ -254,8 +301,8 @@ def refusal(teacher: Certificates, student: Certificates, method: str = "best") 
         ({"indices_sha256": "other"}, "differ in indices_sha256"),
         ({"norm": "l2"}, "differ in norm (l2 and linf)"),
         ({"eps": "0.2"}, "eps is 0.2 and 0.1"),
-        ({"settings": {"crown": {"probes": 1}}}, "ran crown with other settings"),
-        ({"settings": {"pgd": {"steps": 1}}}, "ran pgd with other settings"),
+        ({"settings": {"crown": {"probes": 1}}}, "ran crown with other settings: "),
+        ({"settings": {"pgd": {**PGD.options, "steps": 1}}}, "ran pgd with other settings: steps 30 and 1"),
     ],
 )
 def test_other_conditions_are_refused(tmp_path: Path, change: dict[str, Any], words: str) -> None:
@@ -290,8 +337,8 @@ def test_no_common_proof_is_refused(tmp_path: Path) -> None:
     first, second = random_content(1), random_content(2)
     ibp = file(tmp_path / "ibp.h5", {"pgd": first["pgd"], "ibp": first["ibp"]})
     crown = file(tmp_path / "crown.h5", {"pgd": second["pgd"], "crown": second["crown"]})
-    assert "no deterministic method" in refusal(ibp, crown)
-    assert "no deterministic method 'crown' in both files" in refusal(ibp, crown, "crown")
+    assert "no certificate method" in refusal(ibp, crown)
+    assert "no certificate method 'crown' in both files" in refusal(ibp, crown, "crown")
     message = refusal(crown, crown, "crwn")
     assert "Did you mean 'crown'?" in message, message
     assert "'pgd'" in refusal(crown, crown, "pgd"), "an attack has no radii"
@@ -319,7 +366,7 @@ def test_a_method_that_could_not_run_is_left_out_and_never_counts_as_not_certifi
     ]
     result, expected = compare(*failed), compare(*whole, method="ibp")
     assert replace(result, method="ibp") == expected, "with crown missing on one side, both are judged by ibp"
-    assert "no deterministic method" in refusal(*failed, "crown")
+    assert "no certificate method" in refusal(*failed, "crown")
 
 
 # --require
@@ -365,7 +412,15 @@ def test_a_metric_that_is_not_a_number_meets_nothing(tmp_path: Path, operator: s
 def test_every_documented_metric_can_be_asked_for(tmp_path: Path) -> None:
     result = comparison(tmp_path)
     names = ["clean", "pgd", "certified", "mean_radius"]
-    for name in ["retention", "radius_retention", "gains", "losses", *names, *(f"teacher_{n}" for n in names)]:
+    for name in [
+        "retention",
+        "radius_retention",
+        "gains",
+        "losses",
+        "mcnemar",
+        *names,
+        *(f"teacher_{n}" for n in names),
+    ]:
         assert Requirement.parse(f"{name}>=0").holds(result), name
     assert (
         result.metrics()["teacher_clean"] == result.teacher.clean != result.metrics()["clean"] == result.student.clean

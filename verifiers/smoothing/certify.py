@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import torch
@@ -148,39 +147,41 @@ def _two(
     return np.where(chosen, votes, 0).sum(2), np.where(chosen, 0, votes).max(2)
 
 
-def _prepare(model: nn.Module, samples: Tensor, request: Request) -> _Smoother:
-    """Check the settings and make the network ready.
+def _check(request: Request) -> None:
+    """The settings, before anything is computed.
 
     Raises:
-        InputError: a setting out of its range.
+        InputError: one that is missing or out of its range.
+    """
+    options = request.options
+    if options["sigma"] is None:
+        raise InputError("smoothing needs the size of its noise in pixel units: --sigma 0.25")
+    if not options["alpha"] < 0.5:
+        raise InputError(f"alpha must be in (0, 0.5), got {options['alpha']:g}: 0.001 is usual")
+    if options["n"] < options["n0"]:
+        raise InputError(f"n must be at least n0, got n={options['n']:g} and n0={options['n0']:g}")
+    for name, known in (("noise", list(Noise)), ("question", QUESTIONS), ("dtype", list(DTYPES))):
+        if options[name] not in known:
+            raise InputError(f"unknown {name} {options[name]!r}.{did_you_mean(str(options[name]), list(known))}")
+
+
+def _prepare(model: nn.Module, samples: Tensor, request: Request) -> _Smoother:
+    """Make the network ready.
+
+    Raises:
         Unsupported: the noise gives no certificate in this norm.
     """
     options = request.options
-    alpha, n, n0 = float(options["alpha"]), int(options["n"]), int(options["n0"])
-    noise = Noise(_choice(options, "noise", [kind.value for kind in Noise]))
-    question = _choice(options, "question", QUESTIONS)
-    dtype = DTYPES[_choice(options, "dtype", list(DTYPES))]
-    if options["sigma"] is None:
-        raise InputError("smoothing needs the size of its noise in pixel units: --sigma 0.25")
-    if not alpha < 0.5:
-        raise InputError(f"alpha must be in (0, 0.5), got {alpha:g}: 0.001 is usual")
-    if n < n0:
-        raise InputError(f"n must be at least n0, got n={n} and n0={n0}")
-    law = Law(noise, float(options["sigma"]), request.norm, math.prod(samples.shape[1:]))
+    law = Law(Noise(options["noise"]), float(options["sigma"]), request.norm, math.prod(samples.shape[1:]))
     if not law.valid:
-        raise Unsupported(f"{noise} noise gives no {request.norm} radius: only l1")
-    schedule = Schedule.single(n, alpha) if question == "full" else Schedule.staged(n, alpha)
+        raise Unsupported(f"{law.noise} noise gives no {request.norm} radius: only l1")
+    plan = Schedule.single if options["question"] == "full" else Schedule.staged
+    schedule = plan(int(options["n"]), float(options["alpha"]))
     with torch.no_grad():
         classes = model(samples).shape[1]
-    voter = Voter(model, noise, law.sigma, request.seed, dtype, request.teacher)
+    voter = Voter(model, law.noise, law.sigma, request.seed, DTYPES[str(options["dtype"])], request.teacher)
     images = 4 if device_of(model).type == "cpu" else FORWARD["cuda"] // 16
-    return _Smoother(voter, law, schedule, n0, request, images, classes)
-
-
-def _choice(options: Any, name: str, known: Sequence[str]) -> str:
-    if options[name] not in known:
-        raise InputError(f"unknown {name} {options[name]!r}.{did_you_mean(str(options[name]), list(known))}")
-    return str(options[name])
+    return _Smoother(voter, law, schedule, int(options["n0"]), request, images, classes)
 
 
 SMOOTHING = MethodInfo(
@@ -192,6 +193,7 @@ SMOOTHING = MethodInfo(
     cost="n forward passes; a hundredth to a tenth of that for one radius",
     prepare=_prepare,
     predicts=True,
+    check=_check,
     columns=(
         Column("selected", "int64", "", "class that the selection copies chose, also where the vote abstained"),
         Column("radius_one_class", "float64", "pixels", "radius from the bound of the selected class alone, any label"),
