@@ -148,15 +148,20 @@ def main() -> None:
     arguments.add_argument("--runs", type=int, default=5)
     arguments.add_argument("--n", type=int, default=100_000)
     arguments.add_argument("--samples", type=int, default=100)
+    arguments.add_argument("--reuse-memory", action="store_true", help="every way keeps freed memory, as certkd's CLI")
+    arguments.add_argument("--throughput-only", action="store_true")
     arguments.add_argument("--probe", help=argparse.SUPPRESS)
     chosen = arguments.parse_args()
     torch.set_num_threads(1)
-    reuse_memory()  # as the command line does; it helps every way here
+    if chosen.reuse_memory:
+        reuse_memory()
     if chosen.probe:
         probe(chosen.probe, chosen.copies)
         return
     for name in ("cnn", "resnet20"):
         throughput(name, chosen.copies, chosen.runs)
+    if chosen.throughput_only:
+        return
     print("memory of ResNet-20 on CIFAR shapes, 20,000 copies:")
     memory(20_000)
     print(f"digits, CNN trained under noise, sigma 0.5, {chosen.samples} samples:")

@@ -74,7 +74,7 @@ def test_copies_are_image_plus_sigma_times_noise_and_not_clamped() -> None:
     x = torch.rand(1, *SHAPE)
     draws = [Draw(0, 5, 100, 150)]
     list(Voter(Recorder(seen), Noise.GAUSSIAN, 0.5, 3).labels(x, draws, Purpose.ESTIMATION))
-    noise = np.concatenate([_block(block=1)[100 - BLOCK :], _block(22)])
+    noise = np.concatenate([_block(block=1)[100 - BLOCK :], _block(22)]).reshape(50, 5, 5, 2).transpose(0, 3, 1, 2)
     assert torch.allclose(seen[0][:50], x + 0.5 * torch.from_numpy(noise), atol=1e-6)
     assert float(seen[0].max()) > 1 and float(seen[0].min()) < 0
 
