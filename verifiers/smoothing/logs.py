@@ -31,8 +31,10 @@ COLUMNS = ("idx", "label", "predict", "radius", "correct")
 #: What (n, alpha) usually are; alpha also halved, as a two-sided interval has it.
 USUAL_N = (1_000, 10_000, 100_000, 1_000_000)
 USUAL_ALPHA = (0.001, 0.01, 0.05, 0.0001)
-#: Relative error that the special functions of the code that wrote the log may have.
-TOLERANCE = 1e-9
+#: Relative error that a logged radius may have before it is printed: that of float32.
+TOLERANCE = 1e-7
+#: How many (n, alpha) that fit an error names.
+NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -185,7 +187,7 @@ def counts_of(log: Log, law: Law, n: int, alpha: float) -> Int[np.ndarray, " row
     if fits.all():
         return counts
     first, top = int(np.flatnonzero(~fits)[0]), float(log.radius[log.votes].max())
-    found = "; or ".join(_fitting(log, law, USUAL_N))
+    found = " or ".join(_fitting(log, law, USUAL_N)[:NAMED])
     raise InputError(
         f"{log.name}: {int((~fits).sum())} of {int(log.votes.sum())} radii come from no count of n={n}, "
         f"alpha={alpha:g} at sigma {law.sigma:g}, the first at idx {log.index[first]} ({log.radius[first]:g}); "
@@ -297,9 +299,9 @@ def _facts(log: Log) -> dict[str, object]:
 def _notes(log: Log, law: Law, schedule: Schedule, columns: Columns) -> dict[str, str]:
     n = schedule.counts[0]
     fewer = _fitting(log, law, [number for number in USUAL_N if number < n]) if log.votes.any() else []
-    doubt = f"every radius comes from a count of {' or '.join(fewer)} too: is n={n} right?"
+    doubt = f"every radius comes from a count of {' '.join(fewer)} too: is n={n} right?"
     return {
-        **({"doubt": doubt} if fewer else {}),
+        **({"doubt": doubt} if len(fewer) == 1 else {}),  # more of them fit by chance
         "generator": "unknown",
         "schedule": f"{schedule.levels[0]:.3g} at {n}",
         "attainable": f"{attainable(law, schedule):.9g}",

@@ -1,0 +1,43 @@
+"""``certkd import-log``."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from certkd.cli.options import EpsilonType, Number
+
+
+@click.command("import-log")
+@click.argument("file")
+@click.option("--n", required=True, type=int, help="Noisy copies of a sample.")
+@click.option("--alpha", required=True, type=Number(), help="Error probability of a sample, one-sided.")
+@click.option("--sigma", required=True, type=Number(), help="Standard deviation of the noise, pixel units.")
+@click.option("--n0", default=100, show_default=True, help="Copies that selected the class.")
+@click.option("--noise", default="gaussian", show_default=True, help="gaussian (l2 radii) or uniform (l1 radii).")
+@click.option("--eps", default="0.5", show_default=True, type=EpsilonType(), help="Radius of the certified accuracy.")
+@click.option("--out", metavar="FILE.h5", help="Certificate file.  [default: beside the log]")
+@click.option("--data", default="", metavar="NAME", help="Data set that the log is about.")
+def import_log(file: str, out: str | None, **options: Any) -> None:
+    """Read a published log of randomized smoothing (FILE.tsv or .tsv.gz) into a certificate file.
+
+    Each line has idx, label, predict (-1: abstained), radius, correct and perhaps time, separated by tabs. A printed
+    radius is rounded; stored is the exact radius of the smallest count of votes that prints so, which is never more
+    than was certified. Radii that no count gives show that n, alpha or sigma is another: then nothing is written.
+    """
+    from certkd.report import tables
+    from certkd.report.console import stderr, stdout
+    from verifiers.smoothing import logs
+
+    certificates = logs.import_log(file, out=out or _default_out(Path(file)), **options)
+    console = stdout()
+    console.print(tables.contents(certificates))
+    notes = certificates["smoothing"].attributes
+    console.print(f"radii: {notes['radii']}", soft_wrap=True)
+    console.print(f"written to {certificates.path}", soft_wrap=True)
+    if "doubt" in notes:
+        stderr().print(f"warning: {notes['doubt']}")
+
+
+def _default_out(log: Path) -> Path:
+    return log.with_name(f"{log.name.removesuffix('.gz').removesuffix('.tsv')}.h5")
