@@ -138,7 +138,7 @@ class _State:
         off = 0.4 * self.tolerance * self.proved
         last_failed = self.trial == self.failed
         steps = self.trial / self.points[1]
-        sure = bracketed | ((steps > 0.8) & (steps < 1.25))
+        sure = bracketed | ((steps > 0.95) & (steps < 1.05))
         near = sure & (self.trial == self.proved) & (zero <= self.proved * (1 + 0.5 * self.tolerance))
         self.active = self.active & ~near
         zero = torch.where(last_failed, zero - off, zero + off)

@@ -55,13 +55,14 @@ def paired_radii(path: Path, teacher: np.ndarray, student: np.ndarray, *, norm: 
 
 
 def training_curves(path: Path, histories: Mapping[str, list[dict[str, Any]]]) -> None:
-    """Validation accuracy over the epochs, clean and under PGD, one colour per network, as PNG."""
+    """Validation accuracy over the epochs, clean, under PGD and under noise, one colour per network, as PNG."""
     figure, axes = _figure()
     for number, (name, history) in enumerate(histories.items()):
         epochs = [record["epoch"] + 1 for record in history]
         for metric, style in (("clean", "-"), ("pgd", "--"), ("noisy", ":")):
             values = [record["validation"].get(metric, np.nan) for record in history]
-            axes.plot(epochs, values, style, color=f"C{number}", linewidth=1.4, label=f"{name}, {metric}")
+            if not np.isnan(values).all():
+                axes.plot(epochs, values, style, color=f"C{number}", linewidth=1.4, label=f"{name}, {metric}")
     axes.set(xlabel="epoch", ylabel="validation accuracy", ylim=(0, 1.02), title="Training")
     axes.legend(fontsize="small", ncols=2)
     _save(figure, path)
