@@ -83,6 +83,8 @@ def certify(model: str, teacher: str | None, eps: Epsilon, norm: str, **options:
             console.print(part, soft_wrap=isinstance(part, str))
         if "joint" in done["student"].methods:
             console.print(tables.agreement(done["student"]), soft_wrap=True)
+        if "smoothing" in done["student"].methods:
+            console.print(tables.same_copies(done["student"]), soft_wrap=True)
     for line in failed:
         stderr().print(f"failed: {line}")
     return 1 if failed else 0

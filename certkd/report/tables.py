@@ -13,6 +13,7 @@ from certkd.report.console import table
 from verifiers.bound_propagation.preflight import Preflight
 from verifiers.certificate import Guarantee, Status
 from verifiers.quantities import Epsilon
+from verifiers.smoothing.shared import shared_votes
 from verifiers.store import Certificates, MethodRows
 
 
@@ -166,6 +167,19 @@ def agreement(student: Certificates) -> str:
         f"Joint bounds ({rows.attributes['graphs']} graph): on {agree:.1%} of the samples student and teacher provably "
         f"predict the same, right class everywhere on the ball; on the median sample their margins differ there by at "
         f"most {gap:.3g} logits, and the student's falls short of the teacher's by at most {max(deficit, 0.0):.3g}."
+    )
+
+
+def same_copies(student: Certificates) -> str:
+    """What student and teacher voted on the same noisy copies, in one sentence."""
+    shared = shared_votes(student)
+    if shared is None:
+        return "no copy was shown to both networks"
+    ratio = shared.apart.sum() / max(float(shared.variance.sum()), 1e-300)
+    return (
+        f"On the same noisy copies student and teacher vote alike on {shared.agreement.mean():.1%}; only the teacher "
+        f"gives the student's class on {shared.lost.mean():.1%}, only the student on {shared.gained.mean():.1%}. The "
+        f"difference of their vote shares has {ratio:.3g} times less variance than on copies of their own."
     )
 
 

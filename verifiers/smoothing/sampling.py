@@ -78,8 +78,8 @@ class Voter:
         dtype: torch.dtype = torch.float32,
         other: nn.Module | None = None,
     ) -> None:
-        self.models = [_ready(network, dtype) for network in (model, other) if network is not None]
-        self.noise, self.sigma, self.seed, self.dtype = noise, sigma, seed, dtype
+        self.models = [_Network(network, dtype) for network in (model, other) if network is not None]
+        self.noise, self.sigma, self.seed = noise, sigma, seed
 
     def labels(
         self, x: Float[Tensor, "batch *shape"], draws: Sequence[Draw], purpose: Purpose
@@ -98,7 +98,7 @@ class Voter:
                 positions = torch.as_tensor(owners, device=x.device)
                 padded = torch.nn.functional.pad(positions, (0, size - len(positions)))
                 copies = noise.to(x.device).mul_(self.sigma).add_(x[padded])  # in the noise's memory format
-                logits = [model(copies.to(self.dtype))[: len(positions)] for model in self.models]
+                logits = [model(copies)[: len(positions)] for model in self.models]
                 yield positions, [_votes(values) for values in logits]
 
     def _noise(
@@ -141,8 +141,24 @@ class Voter:
         return tables.reshape(len(tables), len(x), classes + 1)[..., 1:]
 
 
-def _ready(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    return copy.deepcopy(model).to(dtype).to(memory_format=torch.channels_last).eval().requires_grad_(False)
+class _Network:
+    """A copy of a network, channels last where its code allows that: one that reshapes with ``view`` does not."""
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
+        self._model = copy.deepcopy(model).to(dtype).to(memory_format=torch.channels_last).eval().requires_grad_(False)
+        self._dtype, self._last = dtype, True
+
+    def __call__(self, copies: Float[Tensor, "copies *shape"]) -> Float[Tensor, "copies classes"]:
+        copies = copies.to(self._dtype)
+        if self._last:
+            try:
+                return self._model(copies)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError:  # if it has another reason, it comes again
+                self._last = False
+                self._model.to(memory_format=torch.contiguous_format)
+        return self._model(copies.contiguous())
 
 
 def _votes(logits: Float[Tensor, "copies classes"]) -> Int[Tensor, " copies"]:

@@ -103,6 +103,36 @@ def test_copies_that_both_networks_give_one_class_are_counted() -> None:
     assert 0 < int(literal[2].sum()) < 250
 
 
+def test_a_network_that_reshapes_with_view_has_the_same_votes() -> None:
+    class Viewed(nn.Module):
+        def __init__(self, view: bool) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.convolution, self.last, self.view = nn.Conv2d(2, 3, 3, padding=1), nn.Linear(75, 4), view
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.convolution(x)
+            return self.last(y.view(len(y), -1) if self.view else y.flatten(1))
+
+    x = torch.rand(1, *SHAPE)
+    one, other = (
+        Voter(Viewed(view), Noise.GAUSSIAN, 1.0, 3).histogram(x, [Draw(0, 0, 0, 300)], Purpose.ESTIMATION, 4)
+        for view in (True, False)
+    )
+    assert int((one - other).abs().sum()) <= 4, "rounding moves few votes if any"
+    assert int(one.sum()) == 300
+
+
+def test_a_network_that_fails_says_why() -> None:
+    class Failing(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            raise RuntimeError("no such thing")
+
+    voter = Voter(Failing(), Noise.GAUSSIAN, 1.0, 3)
+    with pytest.raises(RuntimeError, match="no such thing"):
+        voter.histogram(torch.rand(1, *SHAPE), [Draw(0, 0, 0, 9)], Purpose.ESTIMATION, 4)
+
+
 def test_votes_do_not_depend_on_how_draws_are_put_together() -> None:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Flatten(), nn.Linear(50, 30), nn.ReLU(), nn.Linear(30, 4))
