@@ -78,7 +78,7 @@ def _art(model: nn.Module, x: Tensor, copies: int) -> dict[str, object]:
     smooth = PyTorchRandomizedSmoothing(
         model=model, loss=nn.CrossEntropyLoss(), input_shape=(3, 32, 32), nb_classes=10, scale=SIGMA, device_type="cpu"
     )
-    return {"ART, batches of 32": lambda: smooth._prediction_counts(x[0].numpy(), n=copies)}
+    return {"ART, batches of 32": lambda: smooth._prediction_counts(x[0].numpy(), n=copies, batch_size=32)}
 
 
 def trained() -> tuple[nn.Module, Tensor, Tensor]:

@@ -160,7 +160,8 @@ class MethodInfo:
         check: looks at the settings before anything is written; raises ``InputError``.
         columns: its own columns, after the common ones.
         options: default of each of its settings; None where there is no good one.
-        predicts: it gives the predicted class itself, in a column ``predicted``, and is asked about every sample.
+        predicts: it gives the predicted class itself, in a column ``predicted``, and is asked about every sample; a
+            column ``base`` of its own takes the network's prediction.
         preview: lines that a person should read before the run, from the method made ready, samples and device.
     """
 

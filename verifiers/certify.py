@@ -100,6 +100,8 @@ def certify(
     with torch.inference_mode(False), eval_mode(model), eval_mode(teacher or model), trusted_arithmetic():
         samples = look_at(model, images, labels, indices, reporter)
         first = first_images(samples, model)
+        if teacher is not None and any(info.predicts for info in infos):
+            _check_teacher(teacher, first, samples.classes)
         threads = suitable_threads(model, first[:1], CLEAN_BATCH)
         with (
             threads,
@@ -122,13 +124,18 @@ def certify(
 
 def _check_predictions(info: MethodInfo, samples: Samples, file: CertificateFile) -> None:
     """Finished rows must be this network's: weights and layers alone do not tell two functions apart."""
-    if info.predicts:
-        return
-    stored, finished = file.predicted(info.name)
+    stored, finished = file.predicted(info.name, "base" if info.predicts else "predicted")
     if not np.array_equal(stored[finished], samples.predicted.numpy()[finished]):
         raise InputError(
             f"{file.path} holds rows of a network that predicts otherwise: choose another output file (--out)"
         )
+
+
+def _check_teacher(teacher: nn.Module, first: Tensor, classes: int) -> None:
+    with torch.no_grad():
+        shape = tuple(teacher(first).shape)
+    if shape != (len(first), classes):
+        raise InputError(f"the teacher gives logits of shape {shape}, the network {(len(first), classes)}")
 
 
 def _identity(model: nn.Module, samples: Samples, requests: Mapping[str, Request]) -> dict[str, Any]:
@@ -353,6 +360,7 @@ def _finish(info: MethodInfo, samples: Samples, rows: np.ndarray, columns: Colum
     if info.predicts:
         correct = predicted == label
         status[(status == Status.CERTIFIED) & ~correct] = Status.MISCLASSIFIED
+        columns["base"] = samples.predicted[rows].numpy()
     columns["radius"] = np.where(status == Status.CERTIFIED, radius, 0.0)
     columns.update(
         index=samples.indices[rows].numpy(), label=label, predicted=predicted, correct=correct.astype("uint8")

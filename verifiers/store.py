@@ -188,10 +188,10 @@ class CertificateFile:
         """Row numbers of the method that have no answer yet."""
         return np.flatnonzero(self._file[method]["status"][:] == Status.PENDING)
 
-    def predicted(self, method: str) -> tuple[np.ndarray, np.ndarray]:
-        """Predicted classes as stored, and which rows are finished."""
+    def predicted(self, method: str, column: str = "predicted") -> tuple[np.ndarray, np.ndarray]:
+        """The network's predicted classes as stored, and which rows are finished."""
         group = self._file[method]
-        return group["predicted"][:], group["status"][:] != Status.PENDING
+        return group[column][:], group["status"][:] != Status.PENDING
 
     def eps(self, method: str) -> float:
         """The radius that certified accuracy is reported at."""

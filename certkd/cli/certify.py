@@ -146,6 +146,13 @@ def _certify(
 
 def _smoothing(options: dict[str, Any]) -> dict[str, Any]:
     """The settings of smoothing that have options of their own."""
+    typed = [name for name in ("sigma", "n", "n0", "alpha", "noise", "grid") if options[name] is not None]
+    typed += ["full"] if options["full"] else []
+    if typed and "smoothing" not in [name.strip() for name in options["methods"].split(",")]:
+        raise InputError(f"--{typed[0]} is a setting of smoothing: add --methods smoothing")
+    twice = [name for name in typed if name in dict(options["settings"])]
+    if twice:
+        raise InputError(f"{twice[0]} is given twice: by --{twice[0]} and by --option")
     if options["full"] and options["grid"] is not None:
         raise InputError("--full and --grid answer different questions: give one of them")
     given = {name: options[name] for name in ("sigma", "n", "n0", "alpha", "noise")}

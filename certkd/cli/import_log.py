@@ -6,11 +6,12 @@ from typing import Any
 import click
 
 from certkd.cli.options import EpsilonType, Number
+from verifiers.errors import InputError
 
 
 @click.command("import-log")
 @click.argument("file")
-@click.option("--n", required=True, type=int, help="Noisy copies of a sample.")
+@click.option("--n", required=True, type=click.IntRange(1, 10**9), help="Noisy copies of a sample.")
 @click.option("--alpha", required=True, type=Number(), help="Error probability of a sample, one-sided.")
 @click.option("--sigma", required=True, type=Number(), help="Standard deviation of the noise, pixel units.")
 @click.option("--n0", default=100, show_default=True, help="Copies that selected the class.")
@@ -29,6 +30,8 @@ def import_log(file: str, out: str | None, **options: Any) -> None:
     from certkd.report.console import stderr, stdout
     from verifiers.smoothing import logs
 
+    if not Path(file).is_file():
+        raise InputError(f"no log at {file}")
     certificates = logs.import_log(file, out=out or _default_out(Path(file)), **options)
     console = stdout()
     console.print(tables.contents(certificates))

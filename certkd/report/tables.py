@@ -130,7 +130,7 @@ def curve(result: Comparison, teacher: str, student: str) -> Table:
 def votes(settings: Mapping[str, Any]) -> str:
     """What certificates of smoothing rest on, in one sentence."""
     extent = {
-        "eps": "; a vote ended once eps was decided, so radii and their means are lower limits",
+        "eps": "; a vote ended once eps was decided, so radii, their means and clean are lower limits",
         "grid": f"; a vote ended between two multiples of {settings['step']:g}, so radii are lower limits in between",
     }
     return (
@@ -175,11 +175,12 @@ def same_copies(student: Certificates) -> str:
     shared = shared_votes(student)
     if shared is None:
         return "no copy was shown to both networks"
-    ratio = shared.apart.sum() / max(float(shared.variance.sum()), 1e-300)
+    apart, together = float(shared.apart.sum()), float(shared.variance.sum())
+    less = f"has {apart / together:.3g} times less variance" if together > 0 else "has no variance, less"
     return (
         f"On the same noisy copies student and teacher vote alike on {shared.agreement.mean():.1%}; only the teacher "
         f"gives the student's class on {shared.lost.mean():.1%}, only the student on {shared.gained.mean():.1%}. The "
-        f"difference of their vote shares has {ratio:.3g} times less variance than on copies of their own."
+        f"difference of their vote shares {less} than on copies of their own."
     )
 
 

@@ -18,13 +18,15 @@ from torch import Tensor, nn
 from verifiers.certificate import Column, Columns, Guarantee, MethodInfo, Norm, Request, Status, Unsupported
 from verifiers.errors import InputError, did_you_mean
 from verifiers.samples import Samples, device_of
-from verifiers.smoothing.sampling import FORWARD, GENERATOR, Draw, Purpose, Voter
+from verifiers.smoothing.sampling import GENERATOR, Draw, Purpose, Voter
 from verifiers.smoothing.statistics import Law, Noise, Schedule, attainable, upper
 
 #: Samples whose noisy copies tell the accuracy under noise and the speed before a run.
 PREVIEW = 256
 #: Level of the test that gives up on a sample early. It costs no alpha: not certifying is always right.
 HOPELESS = 0.001
+#: More votes than the file's counts hold.
+LARGEST_N = 10**9
 #: Looks that a file has room for; of one look alone the votes are repeated.
 LOOKS = 5
 #: Questions that a run answers: certified at eps; on which steps of a grid of radii; the radius from all n copies.
@@ -47,6 +49,7 @@ class _Smoother:
         looks = zip(self.schedule.counts, self.schedule.levels, strict=True)
         return {
             "generator": GENERATOR,
+            "pass": f"{self.voter.size} copies",
             "schedule": ", ".join(f"{level:.3g} at {n}" for n, level in looks),
             "attainable": f"{attainable(self.law, self.schedule):.9g}",
             "model": "the smoothed classifier, not the network by itself",
@@ -122,7 +125,7 @@ class _Smoother:
         x = samples.batch(rows, device)
         draws = [Draw(i, int(samples.indices[row]), 0, 1) for i, row in enumerate(rows)]
         votes = self.voter.histogram(x, draws, Purpose.PREVIEW, self.classes)[0].cpu()
-        copies = 4 * FORWARD.get(device.type, FORWARD["cuda"])
+        copies = 4 * self.voter.size
         started = time.perf_counter()
         self.voter.histogram(x[:1], [Draw(0, 0, 0, copies)], Purpose.PREVIEW, self.classes)[0].cpu()
         seconds = (time.perf_counter() - started) / copies
@@ -136,7 +139,8 @@ class _Smoother:
         yield f"accuracy of the network itself under noise {self.law.sigma:g}: {right:.1%} of {len(rows)} samples"
         most, least = (self.n0 + n for n in (self.schedule.counts[-1], self.schedule.counts[0]))
         times = [f"{seconds * copies * len(samples.labels):.3g} s" for copies in sorted({least, most})]
-        yield f"{least} to {most} copies a sample: {' to '.join(times)} for {len(samples.labels)} samples"
+        amounts = " to ".join(str(copies) for copies in sorted({least, most}))
+        yield f"{amounts} copies a sample: {' to '.join(times)} for {len(samples.labels)} samples"
 
 
 def _two(
@@ -158,29 +162,37 @@ def _check(request: Request) -> None:
         raise InputError("smoothing needs the size of its noise in pixel units: --sigma 0.25")
     if not options["alpha"] < 0.5:
         raise InputError(f"alpha must be in (0, 0.5), got {options['alpha']:g}: 0.001 is usual")
+    if options["n"] > LARGEST_N:
+        raise InputError(f"n must be at most {LARGEST_N:g}, got {options['n']:g}")
     if options["n"] < options["n0"]:
         raise InputError(f"n must be at least n0, got n={options['n']:g} and n0={options['n0']:g}")
     for name, known in (("noise", list(Noise)), ("question", QUESTIONS), ("dtype", list(DTYPES))):
         if options[name] not in known:
             raise InputError(f"unknown {name} {options[name]!r}.{did_you_mean(str(options[name]), list(known))}")
+    if options["noise"] == Noise.UNIFORM and request.norm is not Norm.L1:
+        raise InputError(f"uniform noise has no {request.norm} radii: take --norm l1, or gaussian noise")
 
 
 def _prepare(model: nn.Module, samples: Tensor, request: Request) -> _Smoother:
-    """Make the network ready.
+    """Make the network ready; a pass takes as many copies as memory allows.
 
     Raises:
-        Unsupported: the noise gives no certificate in this norm.
+        Unsupported: the network does not run in the dtype asked for.
     """
     options = request.options
     law = Law(Noise(options["noise"]), float(options["sigma"]), request.norm, math.prod(samples.shape[1:]))
-    if not law.valid:
-        raise Unsupported(f"{law.noise} noise gives no {request.norm} radius: only l1")
     plan = Schedule.single if options["question"] == "full" else Schedule.staged
     schedule = plan(int(options["n"]), float(options["alpha"]))
     with torch.no_grad():
         classes = model(samples).shape[1]
     voter = Voter(model, law.noise, law.sigma, request.seed, DTYPES[str(options["dtype"])], request.teacher)
-    images = 4 if device_of(model).type == "cpu" else FORWARD["cuda"] // 16
+    try:
+        voter.fit(samples[:1])
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError) or options["dtype"] == "float32":
+            raise
+        raise Unsupported(f"the network does not run in {options['dtype']}: {str(error)[:200]}") from error
+    images = 4 if device_of(model).type == "cpu" else max(1, voter.size // 16)
     return _Smoother(voter, law, schedule, int(options["n0"]), request, images, classes)
 
 
@@ -195,6 +207,7 @@ SMOOTHING = MethodInfo(
     predicts=True,
     check=_check,
     columns=(
+        Column("base", "int64", "", "class that the network itself gives to the clean image"),
         Column("selected", "int64", "", "class that the selection copies chose, also where the vote abstained"),
         Column("radius_one_class", "float64", "pixels", "radius from the bound of the selected class alone, any label"),
         Column("radius_two_class", "float64", "pixels", "radius that bounds the class in second place too: not both"),

@@ -27,6 +27,8 @@ from verifiers.smoothing.certify import SMOOTHING
 from verifiers.smoothing.statistics import Law, Noise, Schedule, attainable, lower
 from verifiers.store import CertificateFile, Certificates
 
+#: No data set has as many classes.
+MOST_CLASSES = 100_000
 COLUMNS = ("idx", "label", "predict", "radius", "correct")
 #: What (n, alpha) usually are; alpha also halved, as a two-sided interval has it.
 USUAL_N = (1_000, 10_000, 100_000, 1_000_000)
@@ -346,6 +348,8 @@ def _row(cells: Mapping[str, str]) -> _Row:
     radius = _radius(cells["radius"])
     if min(index, label, predicted + 1) < 0:
         raise InputError(f"idx {index}, label {label}, predict {predicted}: only predict may be negative, and then -1")
+    if index >= 2**62 or max(label, predicted) >= MOST_CLASSES:
+        raise InputError(f"idx {index}, label {label}, predict {predicted}: too large for an index and classes")
     if correct != int(predicted == label):
         raise InputError(f"correct is {correct} where predict is {predicted} and label {label}")
     if predicted < 0 and radius:

@@ -54,7 +54,7 @@ def noise_block(
     generator = np.random.Generator(np.random.SFC64(key))
     if noise is Noise.GAUSSIAN:
         return generator.standard_normal((copies, *shape), dtype=np.float32)
-    return (generator.random((copies, *shape), dtype=np.float32) - 0.5) * np.float32(2 * 3**0.5)
+    return (generator.random((copies, *shape), dtype=np.float32) - 0.5) * np.float32(_up(2 * 3**0.5))
 
 
 class Voter:
@@ -79,7 +79,24 @@ class Voter:
         other: nn.Module | None = None,
     ) -> None:
         self.models = [_Network(network, dtype) for network in (model, other) if network is not None]
-        self.noise, self.sigma, self.seed = noise, sigma, seed
+        self.noise, self.sigma, self.seed = noise, _up(sigma), seed
+        tensor = next(iter(model.parameters()), None)
+        self.size = FORWARD["cpu" if tensor is None or tensor.device.type == "cpu" else "cuda"]
+
+    def fit(self, x: Float[Tensor, "1 *shape"]) -> None:
+        """Halve the copies of a pass until one fits into memory.
+
+        Raises:
+            torch.OutOfMemoryError: not even one does.
+        """
+        while True:
+            try:
+                list(self.labels(x, [Draw(0, 0, 0, self.size)], Purpose.PREVIEW))
+                return
+            except torch.OutOfMemoryError:
+                if self.size == 1:
+                    raise
+                self.size //= 2
 
     def labels(
         self, x: Float[Tensor, "batch *shape"], draws: Sequence[Draw], purpose: Purpose
@@ -88,7 +105,7 @@ class Voter:
 
         Logits that are not finite vote for no class: -1.
         """
-        size = FORWARD.get(x.device.type, FORWARD["cuda"])
+        size = self.size
         with torch.no_grad(), ThreadPoolExecutor(1) as ahead:  # noise for the next pass is drawn during this one
             batches = _in_batches(draws, size)
             upcoming = ahead.submit(self._noise, next(batches, []), size, x.shape[1:], purpose)
@@ -142,23 +159,39 @@ class Voter:
 
 
 class _Network:
-    """A copy of a network, channels last where its code allows that: one that reshapes with ``view`` does not."""
+    """A copy of a network, channels last where that gives the same logits: code that reshapes with ``view`` fails."""
 
     def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
-        self._model = copy.deepcopy(model).to(dtype).to(memory_format=torch.channels_last).eval().requires_grad_(False)
-        self._dtype, self._last = dtype, True
+        self._model = copy.deepcopy(model).to(dtype).eval().requires_grad_(False)
+        self._dtype = dtype
+        self._last: bool | None = None
 
     def __call__(self, copies: Float[Tensor, "copies *shape"]) -> Float[Tensor, "copies classes"]:
         copies = copies.to(self._dtype)
-        if self._last:
-            try:
-                return self._model(copies)
-            except torch.OutOfMemoryError:
-                raise
-            except RuntimeError:  # if it has another reason, it comes again
-                self._last = False
-                self._model.to(memory_format=torch.contiguous_format)
-        return self._model(copies.contiguous())
+        if self._last is None:
+            self._last = copies.dim() == 4 and self._works_channels_last(copies)
+        found: Tensor = self._model(copies if self._last else copies.contiguous())
+        return found
+
+    def _works_channels_last(self, copies: Tensor) -> bool:
+        plain = self._model(copies.contiguous()).float()
+        try:
+            found = self._model.to(memory_format=torch.channels_last)(copies).float()
+            slack = 1e-3 * max(1.0, float(plain.nan_to_num().abs().max()))
+            if torch.allclose(found, plain, rtol=0.0, atol=slack, equal_nan=True):
+                return True
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:
+            pass
+        self._model.to(memory_format=torch.contiguous_format)
+        return False
+
+
+def _up(value: float) -> float:
+    """The next float32 that is not smaller: the noise drawn is never narrower than the law that is certified."""
+    nearest = np.float32(value)
+    return float(nearest if float(nearest) >= value else np.nextafter(nearest, np.float32(np.inf)))
 
 
 def _votes(logits: Float[Tensor, "copies classes"]) -> Int[Tensor, " copies"]:

@@ -254,6 +254,7 @@ def test_bfloat16_is_another_network() -> None:
         ({"alpha": 0.5}, "alpha must be in"),
         ({"alpha": 0.0}, "alpha must be positive"),
         ({"n": 50}, "n=50 and n0=100"),
+        ({"n": 10**23}, "at most"),
         ({"n": 100.5}, "whole number"),
         ({"noise": "gausian"}, "gaussian"),
         ({"question": "everything"}, "everything"),
@@ -272,8 +273,60 @@ def test_sigma_must_be_given() -> None:
 
 
 def test_uniform_noise_has_only_l1_radii() -> None:
-    rows = _asked(_mlp(), torch.rand(2, 1, 3, 3), options={"noise": "uniform"})
-    assert (rows["status"] == Status.UNSUPPORTED).all() and "only l1" in rows.attributes["reason"]
+    for kind in ("l2", "linf"):
+        with pytest.raises(InputError, match="--norm l1"):
+            _asked(_mlp(), torch.rand(2, 1, 3, 3), norm=kind, options={"noise": "uniform"})
+
+
+def test_a_file_of_another_function_with_the_same_weights_is_refused(tmp_path: Path) -> None:
+    class Turned(nn.Module):
+        def __init__(self, sign: int) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.last, self.function = nn.Linear(9, 3), [sign]
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.function[0] * self.last(x.flatten(1))
+
+    x, labels = torch.rand(6, 1, 3, 3), torch.zeros(6, dtype=torch.int64)
+    _asked(Turned(1), x, labels, out=tmp_path / "a.h5")
+    with pytest.raises(InputError, match="predicts otherwise"):
+        _asked(Turned(-1), x, labels, out=tmp_path / "a.h5")
+
+
+def test_a_teacher_with_other_classes_is_refused() -> None:
+    with pytest.raises(InputError, match="teacher gives logits"):
+        _asked(_mlp(), torch.rand(2, 1, 3, 3), teacher=_mlp(classes=7))
+
+
+def test_a_pass_that_does_not_fit_is_halved() -> None:
+    class Tight(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = _mlp()
+
+        def forward(self, x: Tensor) -> Tensor:
+            if len(x) > 20:
+                raise torch.OutOfMemoryError
+            found: Tensor = self.inner(x)
+            return found
+
+    x = torch.rand(4, 1, 3, 3)
+    tight = _asked(Tight(), x)
+    assert tight.attributes["pass"] == "16 copies"
+    assert np.array_equal(tight["radius"], _asked(_mlp(), x, torch.from_numpy(tight["label"]))["radius"])
+
+
+def test_weights_with_five_axes_run() -> None:
+    class Deep(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.convolution, self.last = nn.Conv3d(1, 2, (1, 3, 3)), nn.Linear(2, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.convolution(x[:, None]).flatten(1))
+
+    assert (_asked(Deep().eval(), torch.rand(2, 1, 3, 3))["used"] > 0).all()
 
 
 def test_images_outside_the_box_are_refused() -> None:
