@@ -205,7 +205,7 @@ def test_eps_per_sample_where_the_batch_is_the_image_side(name: str, norm: Norm,
     for i in (0, 3, 7):
         alone = engine.lower_bounds(x[i : i + 1], eps[i : i + 1], rows[i : i + 1], norm=norm, method=method)[0]
         difference = float((together[i] - alone).abs().max())
-        # Adam turns a gradient that is rounding alone into a whole step: alpha's bounds are not the same to the last bit.
+        # Adam turns a gradient that is rounding alone into a whole step: alpha's bounds do not repeat to the last bit.
         limit = 1e-3 if method == "alpha-crown" else 1e-8
         assert difference < limit, f"sample {i}: {method} {norm} changes by {difference:.3g} in a batch of 8"
 
