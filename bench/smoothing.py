@@ -84,7 +84,7 @@ def _art(model: nn.Module, x: Tensor, copies: int) -> dict[str, object]:
 def trained() -> tuple[nn.Module, Tensor, Tensor]:
     """The bench's CNN, trained on under noise."""
     known = case("cnn", epochs=0)
-    model, digits = known.network.requires_grad_(True), case("cnn", epochs=0)
+    model = known.network.requires_grad_(True)
     torch.manual_seed(0)
     from sklearn.datasets import load_digits
 
@@ -97,7 +97,7 @@ def trained() -> tuple[nn.Module, Tensor, Tensor]:
             optimizer.zero_grad()
             F.cross_entropy(model(images[rows] + 0.5 * torch.randn_like(images[rows])), labels[rows]).backward()
             optimizer.step()
-    return model.eval().requires_grad_(False), digits.images, digits.labels
+    return model.eval().requires_grad_(False), known.images, known.labels
 
 
 def copies_needed(n: int, samples: int) -> None:

@@ -16,9 +16,9 @@ import numpy as np
 from jaxtyping import Float
 from scipy.special import bdtr, ndtri
 
-from verifiers.certificate import FAILURES, Guarantee, Status
+from verifiers.certificate import FAILURES, Status
 from verifiers.errors import InputError, did_you_mean
-from verifiers.store import Certificates, MethodRows
+from verifiers.store import Certificates
 
 #: Quantiles of the radius distribution that tables show.
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
@@ -164,6 +164,7 @@ def compare(teacher: Certificates, student: Certificates, *, method: str = "best
         "radius": (ours, theirs),
     }
     index = teacher[names[0]]["index"]
+    gains, losses = (tuple(int(i) for i in index[chosen]) for chosen in (kept & ~had, had & ~kept))
     used = {name: settings[name] for name in names}
     shown = _radii_shown(float(max(ours.max(), theirs.max())), eps, used.get("smoothing", {}))
     return Comparison(
@@ -178,9 +179,9 @@ def compare(teacher: Certificates, student: Certificates, *, method: str = "best
         differences={name: paired(*pair) for name, pair in columns.items()},
         retention=wilson(int((kept & had).sum()), int(had.sum())),
         radius_retention=wilson(int((kept & had & (ours >= theirs)).sum()), int(had.sum())),
-        gains=tuple(int(i) for i in index[kept & ~had]),
-        losses=tuple(int(i) for i in index[had & ~kept]),
-        mcnemar=mcnemar(int((kept & ~had).sum()), int((had & ~kept).sum())),
+        gains=gains,
+        losses=losses,
+        mcnemar=mcnemar(len(gains), len(losses)),
         curve=tuple(at_radius(radius, ours, theirs) for radius in shown),
     )
 
@@ -318,7 +319,7 @@ def _check_same(teacher: Certificates, student: Certificates) -> None:
 
 def _methods(teacher: Certificates, student: Certificates, method: str) -> list[str]:
     """The methods whose larger radius is taken: several proofs, or one method that holds with confidence 1 - alpha."""
-    names = [name for name, rows in teacher.methods.items() if _certifies(rows) and name in student.methods]
+    names = [name for name, rows in teacher.methods.items() if rows.certifies and name in student.methods]
     if method != "best":
         if method not in names:
             raise InputError(f"no certificate method {method!r} in both files.{did_you_mean(method, ['best', *names])}")
@@ -335,10 +336,6 @@ def _methods(teacher: Certificates, student: Certificates, method: str) -> list[
                 what = ", ".join(f"{count} {status}" for status, count in failed.items() if count)
                 raise InputError(f"{certificates.path}: rows of {name} have no answer ({what}); certify it again")
     return names
-
-
-def _certifies(rows: MethodRows) -> bool:
-    return str(rows.attributes["guarantee"]) != Guarantee.ESTIMATE
 
 
 def _settings(certificates: Certificates) -> dict[str, dict[str, Any]]:

@@ -1,6 +1,5 @@
 """Certify a network on samples: batches, statuses, timing, memory, progress and writing, once for every method."""
 
-import hashlib
 import platform
 import sys
 import time
@@ -32,7 +31,7 @@ from verifiers.certificate import (
     Unsupported,
 )
 from verifiers.errors import InputError, did_you_mean
-from verifiers.fingerprint import structure_sha256, weights_sha256
+from verifiers.fingerprint import indices_sha256, structure_sha256, weights_sha256
 from verifiers.methods import find
 from verifiers.modes import eval_mode, suitable_threads, trusted_arithmetic
 from verifiers.reporter import Reporter
@@ -146,7 +145,7 @@ def _identity(model: nn.Module, samples: Samples, requests: Mapping[str, Request
         "structure_sha256": structure_sha256(model),
         "architecture": type(model).__name__,
         "data_sha256": samples.data_sha256,
-        "indices_sha256": hashlib.sha256(samples.indices.numpy().tobytes()).hexdigest(),
+        "indices_sha256": indices_sha256(samples.indices.numpy()),
         "samples": len(samples.labels),
         "norm": str(request.norm),
         "eps_text": request.eps.text,

@@ -62,6 +62,7 @@ def certify(model: str, teacher: str | None, eps: Epsilon, norm: str, **options:
 
     reuse_memory()
     console, methods = stdout(), [name.strip() for name in options["methods"].split(",")]
+    options["settings"] = _settings(options, methods)
     alone = [name for name in methods if name != "joint"]
     if "joint" in methods and (teacher is None or not alone):
         raise InputError("the method joint needs --teacher, and another method for each network: --methods crown,joint")
@@ -135,7 +136,7 @@ def _certify(
         limit=options["limit"],
         seed=options["seed"],
         batch_size=options["batch_size"],
-        options={**dict(options["settings"]), **_smoothing(options)},
+        options=options["settings"],
         engine=options["engine"],
         cross_check=options["cross_check"],
         teacher=teacher,
@@ -144,23 +145,24 @@ def _certify(
     )
 
 
-def _smoothing(options: dict[str, Any]) -> dict[str, Any]:
-    """The settings of smoothing that have options of their own."""
+def _settings(options: dict[str, Any], methods: list[str]) -> dict[str, Any]:
+    """The methods' settings by name; some of smoothing's have options of their own."""
+    given = dict(options["settings"])
     typed = [name for name in ("sigma", "n", "n0", "alpha", "noise", "grid") if options[name] is not None]
     typed += ["full"] if options["full"] else []
-    if typed and "smoothing" not in [name.strip() for name in options["methods"].split(",")]:
+    if typed and "smoothing" not in methods:
         raise InputError(f"--{typed[0]} is a setting of smoothing: add --methods smoothing")
-    twice = [name for name in typed if name in dict(options["settings"])]
+    twice = [name for name in typed if name in given]
     if twice:
         raise InputError(f"{twice[0]} is given twice: by --{twice[0]} and by --option")
     if options["full"] and options["grid"] is not None:
         raise InputError("--full and --grid answer different questions: give one of them")
-    given = {name: options[name] for name in ("sigma", "n", "n0", "alpha", "noise")}
+    given |= {name: options[name] for name in typed if name not in ("grid", "full")}
     if options["grid"] is not None:
         given |= {"question": "grid", "step": options["grid"]}
     if options["full"]:
         given["question"] = "full"
-    return {name: value for name, value in given.items() if value is not None}
+    return given
 
 
 def _default_out(name: str, eps: Epsilon, norm: str, options: dict[str, Any], teacher: str | None = None) -> Path:

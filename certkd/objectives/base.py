@@ -67,6 +67,14 @@ class Batch:
         """The images under fresh noise, not clamped to [0, 1]; at sigma 0 themselves, and nothing is drawn."""
         return self.x + self.noise(sigma)[0] if sigma > 0 else self.x
 
+    def outputs(self, sigma: float) -> tuple[Float[Tensor, "batch classes"], Float[Tensor, "batch classes"]]:
+        """Logits of the student and, without gradients, of the teacher on the same noisy images."""
+        assert self.teacher is not None
+        x = self.noisy(sigma)
+        with torch.no_grad():
+            target = self.teacher(x)
+        return self.student(x), target
+
 
 @dataclass(frozen=True)
 class Term:

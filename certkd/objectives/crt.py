@@ -24,11 +24,7 @@ class Crt(Objective):
     paper: ClassVar[str] = "Vaishnavi et al., arXiv 2210.14283"
 
     def terms(self, batch: Batch) -> Terms:
-        assert batch.teacher is not None
-        x = batch.noisy(self.sigma)
-        with torch.no_grad():
-            target = batch.teacher(x)
-        logits = batch.student(x)
+        logits, target = batch.outputs(self.sigma)
         terms = {"transfer": Term(self.alpha, torch.linalg.vector_norm(logits - target, dim=1).mean())}
         if self.alpha < 1:
             terms["ce_noisy"] = Term(1 - self.alpha, F.cross_entropy(logits, batch.y))

@@ -2,7 +2,6 @@
 
 from typing import ClassVar, Literal
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
@@ -35,11 +34,7 @@ class Kd(Objective):
     paper: ClassVar[str] = "Hinton et al., arXiv 1503.02531"
 
     def terms(self, batch: Batch) -> Terms:
-        assert batch.teacher is not None
-        x = batch.noisy(self.sigma)
-        with torch.no_grad():
-            target = batch.teacher(x)
-        logits = batch.student(x)
+        logits, target = batch.outputs(self.sigma)
         return self.weigh(F.cross_entropy(logits, batch.y), logits, target)
 
     def weigh(

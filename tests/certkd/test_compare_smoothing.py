@@ -1,10 +1,7 @@
 """Comparing certificates of smoothing: published pairs, literal loops, what is refused, and the command line."""
 
-import io
 import json
 import math
-import sys
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +12,9 @@ from PIL import Image
 from scipy import stats
 from torch import nn
 
-from certkd.cli import main
 from certkd.comparison import Comparison, compare, mcnemar, radii, summary
 from certkd.report import tables
+from tests.certkd.test_cli import certkd
 from verifiers.bound_propagation.certify import CROWN
 from verifiers.certificate import MethodInfo, Norm, Request, Status
 from verifiers.certify import certify
@@ -267,14 +264,8 @@ def test_logs_are_compared_with_logs_of_the_same_samples(tmp_path: Path) -> None
 
 def run(*arguments: str | Path) -> tuple[int, str, str]:
     """Exit code, stdout and stderr of a command."""
-    before, out, err = sys.argv, io.StringIO(), io.StringIO()
-    sys.argv = ["certkd", *map(str, arguments)]
-    try:
-        with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as caught:
-            main()
-    finally:
-        sys.argv = before
-    return int(caught.value.code or 0), out.getvalue(), err.getvalue()
+    result = certkd(*arguments)
+    return result.code, result.out, result.err
 
 
 def test_from_logs_to_a_comparison(tmp_path: Path) -> None:

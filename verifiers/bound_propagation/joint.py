@@ -16,11 +16,7 @@ from torch import Tensor, nn
 
 from verifiers.bound_propagation.certify import careful_allowance, columns_of, search_as_asked
 from verifiers.bound_propagation.checks import withstand
-from verifiers.bound_propagation.engine import (
-    Planes,
-    better,
-    margin_specification,
-)
+from verifiers.bound_propagation.engine import Planes, better, margin_specification
 from verifiers.bound_propagation.native.differential import differential, same_structure
 from verifiers.bound_propagation.native.engine import Native
 from verifiers.bound_propagation.native.graph import capture

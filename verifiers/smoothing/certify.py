@@ -46,14 +46,7 @@ class _Smoother:
 
     @property
     def notes(self) -> dict[str, str]:
-        looks = zip(self.schedule.counts, self.schedule.levels, strict=True)
-        return {
-            "generator": GENERATOR,
-            "pass": f"{self.voter.size} copies",
-            "schedule": ", ".join(f"{level:.3g} at {n}" for n, level in looks),
-            "attainable": f"{attainable(self.law, self.schedule):.9g}",
-            "model": "the smoothed classifier, not the network by itself",
-        }
+        return {"generator": GENERATOR, "pass": f"{self.voter.size} copies", **what_holds(self.law, self.schedule)}
 
     def __call__(
         self, x: Float[Tensor, "batch *shape"], predicted: Int[Tensor, " batch"], indices: Int[Tensor, " batch"]
@@ -143,6 +136,16 @@ class _Smoother:
         yield f"{amounts} copies a sample: {' to '.join(times)} for {len(samples.labels)} samples"
 
 
+def what_holds(law: Law, schedule: Schedule) -> dict[str, str]:
+    """Notes on what the certificates are about, and at which levels."""
+    looks = zip(schedule.counts, schedule.levels, strict=True)
+    return {
+        "schedule": ", ".join(f"{level:.3g} at {n}" for n, level in looks),
+        "attainable": f"{attainable(law, schedule):.9g}",
+        "model": "the smoothed classifier, not the network by itself",
+    }
+
+
 def _two(
     votes: Int[np.ndarray, "looks rows classes"], selected: Int[np.ndarray, " rows"]
 ) -> tuple[Int[np.ndarray, "looks rows"], Int[np.ndarray, "looks rows"]]:
@@ -169,7 +172,7 @@ def _check(request: Request) -> None:
     for name, known in (("noise", list(Noise)), ("question", QUESTIONS), ("dtype", list(DTYPES))):
         if options[name] not in known:
             raise InputError(f"unknown {name} {options[name]!r}.{did_you_mean(str(options[name]), list(known))}")
-    if options["noise"] == Noise.UNIFORM and request.norm is not Norm.L1:
+    if not Noise(options["noise"]).certifies(request.norm):
         raise InputError(f"uniform noise has no {request.norm} radii: take --norm l1, or gaussian noise")
 
 

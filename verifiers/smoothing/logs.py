@@ -22,8 +22,9 @@ from jaxtyping import Bool, Float, Int
 
 from verifiers.certificate import Columns, Norm, Option, Request, Status
 from verifiers.errors import InputError, did_you_mean
+from verifiers.fingerprint import indices_sha256
 from verifiers.quantities import Epsilon
-from verifiers.smoothing.certify import SMOOTHING
+from verifiers.smoothing.certify import SMOOTHING, what_holds
 from verifiers.smoothing.statistics import Law, Noise, Schedule, attainable, lower
 from verifiers.store import CertificateFile, Certificates
 
@@ -278,7 +279,7 @@ def _identity(log: Log, request: Request, data: str) -> dict[str, object]:
         "log_sha256": log.sha256,
         "data": data,
         "data_sha256": log.data_sha256,
-        "indices_sha256": hashlib.sha256(log.index.astype(np.int64).tobytes()).hexdigest(),
+        "indices_sha256": indices_sha256(log.index),
         "samples": len(log.index),
         "norm": str(request.norm),
         "eps_text": request.eps.text,
@@ -305,9 +306,7 @@ def _notes(log: Log, law: Law, schedule: Schedule, columns: Columns) -> dict[str
     return {
         **({"doubt": doubt} if len(fewer) == 1 else {}),  # more of them fit by chance
         "generator": "unknown",
-        "schedule": f"{schedule.levels[0]:.3g} at {n}",
-        "attainable": f"{attainable(law, schedule):.9g}",
-        "model": "the smoothed classifier, not the network by itself",
+        **what_holds(law, schedule),
         "radii": f"exact ones of the smallest counts that print as logged: mean {columns['radius'].mean():.4f}, "
         f"of the printed ones {log.mean_radius:.4f}",
     }

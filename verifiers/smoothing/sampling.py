@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from verifiers.samples import device_of
 from verifiers.smoothing.statistics import Noise
 
 GENERATOR = "numpy SFC64, float32 ziggurat normals or float32 uniforms"
@@ -80,8 +81,7 @@ class Voter:
     ) -> None:
         self.models = [_Network(network, dtype) for network in (model, other) if network is not None]
         self.noise, self.sigma, self.seed = noise, _up(sigma), seed
-        tensor = next(iter(model.parameters()), None)
-        self.size = FORWARD["cpu" if tensor is None or tensor.device.type == "cpu" else "cuda"]
+        self.size = FORWARD.get(device_of(model).type, FORWARD["cuda"])
 
     def fit(self, x: Float[Tensor, "1 *shape"]) -> None:
         """Halve the copies of a pass until one fits into memory.

@@ -23,6 +23,10 @@ class Noise(StrEnum):
     GAUSSIAN = "gaussian"
     UNIFORM = "uniform"
 
+    def certifies(self, norm: Norm) -> bool:
+        """Gaussian noise gives l2 radii, and so l1 and (weak) linf ones; uniform noise gives l1 radii."""
+        return self is Noise.GAUSSIAN or norm is Norm.L1
+
 
 def lower(k: Int[np.ndarray, "*n"], n: int, level: float) -> Float[np.ndarray, "*n"]:
     """Probability that is exceeded by the true one unless an event of probability ``level`` happened; 0 at k = 0.
@@ -56,8 +60,8 @@ class Law:
 
     @property
     def valid(self) -> bool:
-        """Gaussian noise gives l2 radii, and so l1 and (weak) linf ones; uniform noise gives l1 radii."""
-        return self.noise is Noise.GAUSSIAN or self.norm is Norm.L1
+        """Whether this noise gives radii in this norm."""
+        return self.noise.certifies(self.norm)
 
     def radius(self, p: Float[np.ndarray, "*n"], q: Float[np.ndarray, "*n"]) -> Float[np.ndarray, "*n"]:
         """Radius within which class A, of probability at least p, stays ahead of any other, of probability at most q.
