@@ -12,9 +12,21 @@ from certkd.data import DataSet
 from verifiers.certificate import Norm, Option
 from verifiers.certify import DEFAULT_METHODS, certify
 from verifiers.errors import InputError, did_you_mean
+from verifiers.methods import find
 from verifiers.quantities import Epsilon
 from verifiers.reporter import Reporter
 from verifiers.store import Certificates
+
+
+def without_pairs(
+    methods: Sequence[str], options: Mapping[str, Option]
+) -> tuple[list[str], dict[str, Option], list[str]]:
+    """Methods about one network, the settings that are not of the others alone, and those others."""
+    pairs = [name for name in methods if find(name).needs_teacher]
+    alone = [name for name in methods if name not in pairs]
+    theirs = {name for method in pairs for name in find(method).options}
+    ours = {name for method in alone for name in find(method).options}
+    return alone, {name: value for name, value in options.items() if name not in theirs - ours}, pairs
 
 
 def certify_checkpoint(

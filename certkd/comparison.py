@@ -16,8 +16,10 @@ import numpy as np
 from jaxtyping import Float
 from scipy.special import bdtr, ndtri
 
+from certkd.verdict import VERDICT_METRICS, Verdict, reach_verdict
 from verifiers.certificate import FAILURES, Status
 from verifiers.errors import InputError, did_you_mean
+from verifiers.methods import find
 from verifiers.store import Certificates
 
 #: Quantiles of the radius distribution that tables show.
@@ -107,6 +109,7 @@ class Comparison:
         gains, losses: sample indices certified at eps by the student only, by the teacher only.
         mcnemar: two-sided p-value of their numbers if both were as likely.
         curve: both networks over the radius, eps among them; only at eps where votes stopped once that was decided.
+        verdict: what carried the teacher's certificates over and what did not; None without the method transfer.
     """
 
     method: str
@@ -124,6 +127,7 @@ class Comparison:
     losses: tuple[int, ...]
     mcnemar: float
     curve: tuple[AtRadius, ...]
+    verdict: Verdict | None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON; None where a figure is not a number."""
@@ -137,7 +141,7 @@ class Comparison:
             values[f"teacher_{name}"] = getattr(self.teacher, name)
         values["gains"], values["losses"] = float(len(self.gains)), float(len(self.losses))
         values["mcnemar"] = self.mcnemar
-        return values
+        return values if self.verdict is None else {**values, **self.verdict.metrics()}
 
 
 def compare(teacher: Certificates, student: Certificates, *, method: str = "best") -> Comparison:
@@ -183,6 +187,7 @@ def compare(teacher: Certificates, student: Certificates, *, method: str = "best
         losses=losses,
         mcnemar=mcnemar(len(gains), len(losses)),
         curve=tuple(at_radius(radius, ours, theirs) for radius in shown),
+        verdict=reach_verdict(teacher, student, had, kept, ours >= theirs),
     )
 
 
@@ -288,9 +293,15 @@ class Requirement:
             InputError: no such metric.
         """
         metrics = comparison.metrics()
+        if self.metric not in metrics and self.metric in VERDICT_METRICS:
+            raise InputError(f"--require: {self.metric} needs the method transfer: run 'certkd transfer' first")
         if self.metric not in metrics:
             raise InputError(f"--require: unknown metric {self.metric!r}.{did_you_mean(self.metric, list(metrics))}")
         return bool(_OPERATORS[self.operator](metrics[self.metric], self.bound))
+
+    def missed(self, comparison: Comparison) -> str:
+        """What to say where it does not hold."""
+        return f"not met: {self.text} (it is {comparison.metrics()[self.metric]:.4f})"
 
 
 def _check_same(teacher: Certificates, student: Certificates) -> None:
@@ -324,6 +335,7 @@ def _methods(teacher: Certificates, student: Certificates, method: str) -> list[
         if method not in names:
             raise InputError(f"no certificate method {method!r} in both files.{did_you_mean(method, ['best', *names])}")
         names = [method]
+    names = [name for name in names if not find(name).needs_teacher]  # their radii are about two networks
     names = [name for name in names if not (_unsupported(teacher, name) or _unsupported(student, name))]
     if not names:
         raise InputError(f"{teacher.path} and {student.path} have no certificate method with an answer in common")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from certkd import checkpoint, data, networks
-from certkd.certification import certify_checkpoint
+from certkd.certification import certify_checkpoint, without_pairs
 from certkd.checkpoint import Checkpoint, write_whole
 from certkd.comparison import Comparison, compare, plain, radii, summary
 from certkd.config import ExperimentConfig, RoleConfig, TrainConfig
@@ -151,7 +151,8 @@ def run(
         InputError: the folder holds an experiment with other settings, and whatever its parts refuse.
     """
     folder = Path(config.out)
-    if not any(find(name).guarantee is not Guarantee.ESTIMATE for name in config.certify.methods):
+    methods = [find(name) for name in config.certify.methods]
+    if not any(method.guarantee is not Guarantee.ESTIMATE and not method.needs_teacher for method in methods):
         raise InputError(f"certify.methods {', '.join(config.certify.methods)} proves nothing: add ibp or crown")
     if overwrite:
         data.load(config.data)  # what cannot work is known before anything is deleted
@@ -164,7 +165,11 @@ def run(
     for name, training in trainings.items():
         reported = training_reporter(name) if training_reporter else None
         results[name] = _train_once(training, reported)
-    certificates = {name: _certify(config, name, training, reporter) for name, training in trainings.items()}
+    reference = checkpoint.load(teacher)
+    certificates = {
+        name: _certify(config, name, training, None if name == "teacher" else reference, reporter)
+        for name, training in trainings.items()
+    }
     return _report(config, folder, results, certificates)
 
 
@@ -192,21 +197,27 @@ def _train_once(training: TrainConfig, reporter: TrainingReporter | None) -> Tra
 
 
 def _certify(
-    config: ExperimentConfig, name: str, training: TrainConfig, reporter: Callable[[str], Reporter] | None
+    config: ExperimentConfig,
+    name: str,
+    training: TrainConfig,
+    teacher: Checkpoint | None,
+    reporter: Callable[[str], Reporter] | None,
 ) -> Certificates:
     wanted = config.certify
+    alone, settings, pairs = without_pairs(wanted.methods, wanted.options)
     return certify_checkpoint(
         checkpoint.load(f"{training.out}/best.pt"),
         data.load(config.data),
         config.data,
         eps=wanted.eps,
         norm=wanted.norm,
-        methods=wanted.methods,
+        methods=alone if teacher is None else wanted.methods,
         out=Path(config.out) / "certificates" / f"{name}.h5",
         limit=wanted.limit,
         seed=wanted.seed,
-        options=wanted.options,
+        options=settings if teacher is None else wanted.options,
         engine=wanted.engine,
+        teacher=teacher if pairs else None,
         device=choose_device(config.device),
         reporter=reporter(name) if reporter else None,
     )

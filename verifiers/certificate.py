@@ -63,6 +63,7 @@ class Column:
         units: "pixels", "logits", "seconds" or "" for counts, flags and labels.
         description: one line that says what the value is.
         axes: axes of a row that is no scalar: a length, "image" for the axes of an image, "class" for one per class.
+        guarantee: what the value is worth, where that differs within a method.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Column:
     units: str
     description: str
     axes: tuple[int | str, ...] = ()
+    guarantee: Guarantee | None = None
 
     @property
     def fill(self) -> Any:
@@ -160,6 +162,7 @@ class MethodInfo:
         check: looks at the settings before anything is written; raises ``InputError``.
         columns: its own columns, after the common ones.
         options: default of each of its settings; None where there is no good one.
+        needs_teacher: it compares with the request's teacher.
         predicts: it gives the predicted class itself, in a column ``predicted``, and is asked about every sample; a
             column ``base`` of its own takes the network's prediction.
         preview: lines that a person should read before the run, from the method made ready, samples and device.
@@ -174,6 +177,7 @@ class MethodInfo:
     prepare: Callable[[nn.Module, Float[Tensor, "samples *shape"], Request], BatchCertifier]
     columns: tuple[Column, ...] = ()
     options: Mapping[str, Option] = field(default_factory=dict)
+    needs_teacher: bool = False
     predicts: bool = False
     check: Callable[[Request], None] = lambda _: None
     preview: Callable[[Any, Samples, torch.device], Iterable[str]] = lambda *_: ()

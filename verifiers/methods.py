@@ -5,9 +5,23 @@ from verifiers.bound_propagation.joint import JOINT
 from verifiers.certificate import MethodInfo
 from verifiers.errors import InputError, did_you_mean
 from verifiers.falsify import PGD
+from verifiers.lipschitz.certify import LIPSCHITZ
+from verifiers.local_linearity import LOCAL_LINEARITY
 from verifiers.smoothing.certify import SMOOTHING
+from verifiers.transfer import TRANSFER
 
-METHODS: tuple[MethodInfo, ...] = (PGD, IBP, CROWN_IBP, CROWN, ALPHA_CROWN, JOINT, SMOOTHING)
+METHODS: tuple[MethodInfo, ...] = (
+    PGD,
+    IBP,
+    CROWN_IBP,
+    CROWN,
+    ALPHA_CROWN,
+    JOINT,
+    LIPSCHITZ,
+    LOCAL_LINEARITY,
+    TRANSFER,
+    SMOOTHING,
+)
 
 
 def find(name: str) -> MethodInfo:

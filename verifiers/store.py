@@ -386,6 +386,8 @@ def _create_column(group: h5py.Group, column: Column, shape: tuple[int, ...]) ->
     kind = h5py.h5t.py_create(np.dtype(column.dtype), logical=True)
     h5py.h5d.create(group.id, column.name.encode(), kind, h5py.h5s.create_simple(shape), dcpl=creation)
     group[column.name].attrs.update({"description": column.description, "units": column.units})
+    if column.guarantee is not None:
+        group[column.name].attrs["guarantee"] = column.guarantee.value
 
 
 def _access() -> h5py.h5p.PropFAID:

@@ -13,6 +13,7 @@ from certkd.cli.methods import methods, objectives
 from certkd.cli.run import run
 from certkd.cli.show import show
 from certkd.cli.train import train
+from certkd.cli.transfer import transfer
 from verifiers import __version__
 from verifiers.errors import InputError
 
@@ -27,7 +28,7 @@ def cli() -> None:
     """
 
 
-for command in (train, inspect, certify, import_log, show, compare, run, methods, objectives):
+for command in (train, inspect, certify, transfer, import_log, show, compare, run, methods, objectives):
     cli.add_command(command)
 
 

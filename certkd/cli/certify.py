@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 @click.option("--noise", help="Smoothing: gaussian or uniform.  [default: gaussian]")
 @click.option("--grid", type=Number(), metavar="STEP", help="Smoothing: radii to the next multiple of STEP.")
 @click.option("--full", is_flag=True, help="Smoothing: all n copies of every sample.")
+@click.option("--require", "conditions", multiple=True, metavar="CONDITION", help="With --teacher; as in compare.")
 @data_options
 def certify(model: str, teacher: str | None, eps: Epsilon, norm: str, **options: Any) -> int:
     """Certify a network sample by sample.
@@ -55,7 +56,8 @@ def certify(model: str, teacher: str | None, eps: Epsilon, norm: str, **options:
     file as they are done; the same command goes on with an unfinished one.
     """
     from certkd import data
-    from certkd.comparison import compare
+    from certkd.certification import without_pairs
+    from certkd.comparison import Requirement, compare
     from certkd.report import tables
     from certkd.report.console import stderr, stdout
     from verifiers.modes import reuse_memory
@@ -63,15 +65,22 @@ def certify(model: str, teacher: str | None, eps: Epsilon, norm: str, **options:
     reuse_memory()
     console, methods = stdout(), [name.strip() for name in options["methods"].split(",")]
     options["settings"] = _settings(options, methods)
-    alone = [name for name in methods if name != "joint"]
-    if "joint" in methods and (teacher is None or not alone):
-        raise InputError("the method joint needs --teacher, and another method for each network: --methods crown,joint")
+    requirements = [Requirement.parse(text) for text in options["conditions"]]
+    if requirements and teacher is None:
+        raise InputError("--require compares with a teacher: add --teacher")
+    alone, settings, pairs = without_pairs(methods, options["settings"])
+    if pairs and (teacher is None or not alone):
+        raise InputError(
+            f"the method {pairs[0]} needs --teacher, and another method for each network: --methods crown,{pairs[0]}"
+        )
     done: dict[str, Certificates] = {}
     load = cache(data.load)  # one data set for all that is asked here
     reference = None if teacher is None else _network(teacher, options, load)
     if teacher is not None and reference is not None:
-        done["teacher"] = _certify(reference, teacher, options["teacher_out"], eps, norm, alone, options, load)
-        methods = [*alone, "joint"] if {"crown", "joint"} & set(methods) else alone
+        done["teacher"] = _certify(
+            reference, teacher, options["teacher_out"], eps, norm, alone, {**options, "settings": settings}, load
+        )
+        methods = [*alone, *(pairs or (["joint"] if "crown" in alone else []))]
     student = _network(model, options, load)
     place = options["out"] or _default_out(model, eps, norm, options, teacher)
     done["student"] = _certify(student, model, place, eps, norm, methods, options, load, reference)
@@ -80,12 +89,14 @@ def certify(model: str, teacher: str | None, eps: Epsilon, norm: str, **options:
         console.print(f"written to {certificates.path}", soft_wrap=True)
     failed = [line for certificates in done.values() for line in _failures(certificates)]
     if teacher is not None and not failed:
-        for part in tables.comparison(compare(done["teacher"], done["student"]), "teacher", "student"):
+        result = compare(done["teacher"], done["student"])
+        for part in tables.comparison(result, "teacher", "student"):
             console.print(part, soft_wrap=isinstance(part, str))
         if "joint" in done["student"].methods:
             console.print(tables.agreement(done["student"]), soft_wrap=True)
         if "smoothing" in done["student"].methods:
             console.print(tables.same_copies(done["student"]), soft_wrap=True)
+        failed += [requirement.missed(result) for requirement in requirements if not requirement.holds(result)]
     for line in failed:
         stderr().print(f"failed: {line}")
     return 1 if failed else 0

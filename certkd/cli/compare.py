@@ -21,7 +21,8 @@ def compare(
     retention: of the samples that the teacher has certified at eps, the share that the student has too;
     radius_retention: the share where its radius is also at least the teacher's. --require may also ask about clean,
     pgd, certified and mean_radius (of the student; teacher_clean and so on of the teacher), gains and losses, and
-    mcnemar, the p-value of McNemar's exact test at eps. Files without a common proof are compared by smoothing.
+    mcnemar, the p-value of McNemar's exact test at eps; with transfer rows, about kept and kept_directly. Files
+    without a common proof are compared by smoothing.
     """
     from certkd.comparison import Requirement, radii
     from certkd.comparison import compare as compare_files
@@ -43,5 +44,5 @@ def compare(
         eps = files["teacher"].eps
         plots.radius_curves(Path(plot), curves, norm=result.norm, eps=eps, samples=result.samples)
     for requirement in missed:
-        stderr().print(f"not met: {requirement.text} (it is {result.metrics()[requirement.metric]:.4f})")
+        stderr().print(requirement.missed(result))
     return 1 if missed else 0

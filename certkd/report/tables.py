@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from certkd.comparison import QUANTILES, Comparison, Side, summary
+from certkd.comparison import QUANTILES, Comparison, Side, summary, wilson
 from certkd.report.console import table
+from certkd.verdict import Verdict
 from verifiers.bound_propagation.preflight import Preflight
-from verifiers.certificate import Guarantee, Status
+from verifiers.certificate import Status
 from verifiers.quantities import Epsilon
 from verifiers.smoothing.shared import shared_votes
 from verifiers.store import Certificates, MethodRows
@@ -28,7 +29,7 @@ def contents(certificates: Certificates) -> Table:
     for name, method in certificates.methods.items():
         counts = {status: method.count(status) for status in Status}
         states = ", ".join(f"{count} {status.name}" for status, count in counts.items() if count)
-        radius = f"{np.mean(method['radius']):.4f}" if _certifies(method) and method.answered else "-"
+        radius = f"{np.mean(method['radius']):.4f}" if method.certifies and method.answered else "-"
         seconds = f"{np.nanmean(method['seconds']):.4f}" if np.isfinite(method["seconds"]).any() else "-"
         rows.append([name, str(method.attributes["guarantee"]), _accuracy(method), radius, seconds, states])
     attributes = certificates.attributes
@@ -42,13 +43,9 @@ def _accuracy(method: MethodRows) -> str:
     """Certified accuracy, the upper limit that an attack leaves; a dash while rows have no answer."""
     if not method.answered:
         return "-"
-    if _certifies(method):
+    if method.certifies:
         return f">= {percent(float(np.mean(method['certified'])))}"
     return f"<= {percent(float(np.mean(method['status'] == Status.NOT_CERTIFIED)))}"
-
-
-def _certifies(method: MethodRows) -> bool:
-    return str(method.attributes["guarantee"]) != Guarantee.ESTIMATE
 
 
 def facts(certificates: Certificates) -> list[str]:
@@ -109,6 +106,7 @@ def comparison(result: Comparison, teacher: str, student: str) -> list[Table | s
     parts.append(curve(result, teacher, student))
     parts += [votes(result.settings["smoothing"])] if "smoothing" in result.settings else []
     parts.append(verdict(result))
+    parts += transfer(result.verdict) if result.verdict is not None else []
     for what, indices in (("gained", result.gains), ("lost", result.losses)):
         shown = ", ".join(str(i) for i in indices[:20]) + (" ..." if len(indices) > 20 else "")
         parts.append(f"{what} at eps: {len(indices)} samples{f' (index {shown})' if indices else ''}")
@@ -154,6 +152,28 @@ def verdict(result: Comparison) -> str:
         f"[{kept.low:.1%}, {kept.high:.1%}] of the teacher's {kept.cases} certificates; on {full.value:.1%} "
         f"[{full.low:.1%}, {full.high:.1%}] of them its radius is at least the teacher's."
     )
+
+
+def transfer(verdict: Verdict) -> list[str]:
+    """What carried the teacher's certificates over, and what did not."""
+    if verdict.held == 0:
+        return []
+    share = wilson(verdict.kept, verdict.held)
+    lines = [
+        f"With what carries over from the teacher it keeps {share.value:.1%} [{share.low:.1%}, {share.high:.1%}]: "
+        f"{verdict.direct} of {verdict.held} by its own certificates, {verdict.through} through the teacher's; "
+        f"{verdict.at_least} with a radius at least the teacher's."
+    ]
+    if verdict.blocked:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in verdict.blocked.items())
+        lines.append(f"Of the {verdict.held - verdict.kept} that it loses: {reasons}.")
+    if not math.isnan(verdict.shortfall):
+        lines.append(
+            "The condition for a student to inherit its teacher's radius to first order (output deficit + eps x "
+            f"gradient gap + its non-linearity at most the teacher's own) is proved on {verdict.to_first_order} of "
+            f"{verdict.held}; on the median sample it lacks {max(verdict.shortfall, 0.0):.3g} logits."
+        )
+    return lines
 
 
 def agreement(student: Certificates) -> str:

@@ -197,6 +197,7 @@ JOINT = MethodInfo(
     paper="CROWN on the joint graph; for copies ReluDiff, arXiv 2001.03662",
     cost="CROWN of both networks per radius tried, twice for copies",
     prepare=_prepare,
+    needs_teacher=True,
     columns=(
         Column("gap", "float64", "logits", "upper bound of |student margin - teacher margin| on the ball at eps"),
         Column("deficit", "float64", "logits", "upper bound of teacher margin - student margin on the ball at eps"),

@@ -177,13 +177,27 @@ class Bounds:
             low = low + rows.dot(box.center, samples) - rows.take(rows.values.abs()).dot(box.reach, samples)
         return low
 
-    def by_rows(self, specification: Float[Tensor, "batch rows classes"]) -> Planes:
-        """Rows of the specification pushed back from the logits; planes ``(batch, rows)``."""
+    def by_rows(
+        self,
+        specification: Float[Tensor, "batch rows classes"],
+        less: Float[Tensor, "batch rows *shape"] | None = None,
+    ) -> Planes:
+        """Rows of the specification pushed back from the logits; planes ``(batch, rows)``.
+
+        ``less`` holds a linear function of the image for each row: what is bounded is the row minus that function.
+        """
         start, samples = self._merged(specification)
         widest = max(shape_size(node.shape) for node in self.graph.nodes)
         ids = torch.arange(len(samples), device=samples.device)
+        slopes = None if less is None else -less.reshape(len(samples), *self.graph.nodes[0].shape)
         parts = [
-            self.push(self.graph.output, start.take(start.values[chunk]), samples[chunk], chunk)
+            self.push(
+                self.graph.output,
+                start.take(start.values[chunk]),
+                samples[chunk],
+                chunk,
+                image=None if slopes is None else slopes[chunk],
+            )
             for chunk in ids.split(block_of(widest))
         ]
         return joined(parts).reshape(specification.shape[:2])
@@ -217,14 +231,18 @@ class Bounds:
         samples: Int[Tensor, " rows"],
         ids: Int[Tensor, " rows"] | None = None,
         side: int = 0,
+        image: Float[Tensor, "rows *shape"] | None = None,
     ) -> Planes:
         """Push rows of a node back to the image and minimise them over each row's ball.
 
         ``ids`` number the rows of a specification, for relaxations that are chosen per row. Only they get planes;
         for the rows of an inner node just the bound counts. ``side`` is 0 for lower bounds of an inner node's entries
-        and 1 for those of their negations, which choose their lines apart.
+        and 1 for those of their negations, which choose their lines apart. ``image`` holds coefficients of the image
+        that each row has besides.
         """
         front = _Front({start: rows}, self.balls.x.new_zeros(len(samples)), samples)
+        if image is not None:
+            front.add(0, Rows(image), self.graph.nodes[0].shape)
         for position in range(start, 0, -1):
             self._step(front, position, (start, side), ids)
         return self._minimum(front, with_planes=ids is not None)

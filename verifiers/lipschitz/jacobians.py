@@ -1,0 +1,199 @@
+"""A network's Jacobian at an image, and bounds of it wherever its activations' slopes lie in given ranges.
+
+Slopes D_k of layer k lie entrywise in [low_k, high_k]; M_k is the middle and R_k half the width. Ranges over a ball's
+boxes give local bounds, those over all numbers global ones. All tensors are float64 and carry the samples first.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from verifiers.bound_propagation.native.operators import Interval
+from verifiers.lipschitz.layers import Layers
+from verifiers.lipschitz.operator_norms import dense_norm
+from verifiers.lipschitz.slopes import slopes
+
+#: What rounding of sums in float64 may take from a bound.
+INFLATION = 1 + 1e-9
+
+
+@dataclass(frozen=True)
+class SlopeRanges:
+    """Ranges of the slopes of each hidden layer, ``(batch, units)``."""
+
+    layers: Layers
+    low: Sequence[Float[Tensor, "batch _"]]
+    high: Sequence[Float[Tensor, "batch _"]]
+
+    @classmethod
+    def over(cls, layers: Layers, boxes: Sequence[Interval]) -> "SlopeRanges":
+        """The slopes over boxes of z, ``(batch, *shape)``, one per hidden layer."""
+        pairs = []
+        for layer, box in zip(layers.hidden, boxes, strict=True):
+            assert layer.activation is not None
+            pairs.append(slopes(layer.activation, *box))
+        return cls(layers, [low.flatten(1) for low, _ in pairs], [high.flatten(1) for _, high in pairs])
+
+    @classmethod
+    def anywhere(cls, layers: Layers) -> "SlopeRanges":
+        """The slopes over all numbers, a batch of one."""
+        ends = [layers.graph.like.new_full((1, *layer.shape), float("inf")) for layer in layers.hidden]
+        return cls.over(layers, [Interval(-end, end) for end in ends])
+
+    @cached_property
+    def middle(self) -> list[Tensor]:
+        return [(low + high) / 2 for low, high in zip(self.low, self.high, strict=True)]
+
+    @cached_property
+    def spread(self) -> list[Tensor]:
+        """Root of half the width, rounded up."""
+        return [((high - low) / 2 * INFLATION).sqrt() for low, high in zip(self.low, self.high, strict=True)]
+
+    @cached_property
+    def free(self) -> list[Float[Tensor, " batch"]]:
+        """n_k >= || R_k^(1/2) dz_k/dx ||_2."""
+        return self._norms(self.spread)
+
+    @cached_property
+    def layer_norms(self) -> list[Float[Tensor, " batch"]]:
+        """Bounds of || dz_k/dx ||_2 of the hidden layers."""
+        return self._norms([torch.ones_like(spread) for spread in self.spread])
+
+    def _norms(self, scales: Sequence[Tensor]) -> list[Tensor]:
+        """Bounds of || diag(scale_k) dz_k/dx ||: the Jacobian at middle slopes, and what each layer's spread adds."""
+        found: list[Tensor] = []
+        free = found if scales is self.spread else self.free
+        for k, scale in enumerate(scales):
+            mean, *through = self._paths[k]
+            total = scale.new_zeros(1) if mean is None else _scaled_norm(scale, mean, None)
+            for i, path in enumerate(through):
+                if path is not None:
+                    total = total + _scaled_norm(scale, path, self.spread[i]) * free[i]
+            found.append(total * INFLATION)
+        return found
+
+    @cached_property
+    def _paths(self) -> list[list[Tensor | None]]:
+        """For each hidden layer: what z_k gains from the image, and from each earlier activation, at middle slopes."""
+        found: list[list[Tensor | None]] = []
+        for k, layer in enumerate(self.layers.hidden):
+            sources: list[Tensor | None] = []
+            for source in range(k + 1):
+                parts = [layer.weights[source][None]] if source in layer.weights else []
+                for j in range(source, k):
+                    path = found[j][source]
+                    if j + 1 in layer.weights and path is not None:
+                        parts.append((layer.weights[j + 1] * self.middle[j][:, None, :]) @ path)
+                sources.append(sum(parts[1:], parts[0]) if parts else None)
+            found.append(sources)
+        return found
+
+
+def _scaled_norm(left: Tensor, matrix: Tensor, right: Tensor | None) -> Float[Tensor, " batch"]:
+    """|| diag(left) matrix diag(right) ||_2, rounded up; rows and columns of zeros are left out."""
+    scaled = left[:, :, None] * matrix
+    if right is not None:
+        scaled = scaled * right[:, None, :]
+    for axis in (1, 2):
+        used = (scaled != 0).any(3 - axis)
+        width = int(used.sum(1).max())
+        if width < scaled.shape[axis]:
+            order = used.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :width]
+            index = order[:, :, None] if axis == 1 else order[:, None, :]
+            shape = (-1, width, scaled.shape[2]) if axis == 1 else (-1, scaled.shape[1], width)
+            scaled = scaled.expand(len(order), -1, -1).gather(axis, index.expand(shape[0], shape[1], shape[2]))
+    return dense_norm(scaled)
+
+
+def liplt(ranges: SlopeRanges, rows: Float[Tensor, "batch rows classes"]) -> Float[Tensor, "batch rows"]:
+    """Upper bounds of || row @ Jacobian ||_2 wherever the slopes are in their ranges.
+
+    The Jacobian at middle slopes, and for each layer what its spread R_k adds: D_k = M_k + R_k^(1/2) S R_k^(1/2) with
+    |S| <= 1. Exact where no slope is free; over all numbers it is LipLT, which holds for any range of slopes. Source:
+    Fazlyab et al., arXiv 2310.00116; here with a range per unit, and for layers that read several earlier ones.
+    """
+    total: Tensor | None = None
+    for k, at_k in enumerate(_backward(ranges, rows)):
+        if at_k is None:
+            continue
+        if k == 0:
+            part = torch.linalg.vector_norm(at_k, dim=2)
+        else:
+            spread = ranges.spread[k - 1][:, None, :]
+            part = torch.linalg.vector_norm(at_k * spread, dim=2) * ranges.free[k - 1][:, None]
+        total = part if total is None else total + part
+    assert total is not None
+    return total * INFLATION
+
+
+def _backward(ranges: SlopeRanges, rows: Tensor) -> list[Tensor | None]:
+    """Coefficients of the image and of every activation at middle slopes, ``(batch, rows, units)``."""
+    layers = ranges.layers
+    found: list[Tensor | None] = [None] * len(layers.layers)
+
+    def spread(at_z: Tensor, weights: dict[int, Tensor]) -> None:
+        for source, weight in weights.items():
+            gained, before = at_z @ weight, found[source]
+            found[source] = gained if before is None else before + gained
+
+    spread(rows, layers.output.weights)
+    for k in range(len(layers.hidden), 0, -1):
+        if (at_h := found[k]) is not None:
+            spread(at_h * ranges.middle[k - 1][:, None, :], layers.hidden[k - 1].weights)
+    return found
+
+
+@dataclass(frozen=True)
+class JacobianBox:
+    """Entrywise bounds of ``row @ Jacobian`` with respect to the image and to every activation.
+
+    ``image`` has ends ``(batch, rows, pixels)``; ``activations`` one entry per hidden layer, None where unused.
+    """
+
+    image: Interval
+    activations: Sequence[Interval | None]
+
+
+def interval_jacobian(ranges: SlopeRanges, rows: Float[Tensor, "batch rows classes"]) -> JacobianBox:
+    """Interval arithmetic backward through the layers."""
+    layers = ranges.layers
+    zero = layers.graph.like.new_zeros(())
+    found: list[Interval | None] = [None] * len(layers.layers)
+
+    def spread(low: Tensor, high: Tensor, weights: dict[int, Tensor]) -> None:
+        center, reach = (low + high) / 2, (high - low) / 2
+        for source, weight in weights.items():
+            middle, width = center @ weight, reach @ weight.abs()
+            before = found[source] or Interval(zero, zero)
+            found[source] = Interval(before.low + middle - width, before.high + middle + width)
+
+    spread(rows, rows, layers.output.weights)
+    for k in range(len(layers.hidden), 0, -1):
+        if (at_h := found[k]) is not None:
+            low, high = (end[:, None, :] for end in (ranges.low[k - 1], ranges.high[k - 1]))
+            products = torch.stack([at_h.low * low, at_h.low * high, at_h.high * low, at_h.high * high])
+            spread(products.amin(0), products.amax(0), layers.hidden[k - 1].weights)
+    assert found[0] is not None
+    return JacobianBox(found[0], found[1:])
+
+
+def largest_dual_norm(box: Interval, order: float) -> Float[Tensor, "batch rows"]:
+    """The largest norm of that order of any row in the box."""
+    magnitude = torch.maximum(box.low.abs(), box.high.abs())
+    return torch.linalg.vector_norm(magnitude, order, dim=2) * INFLATION
+
+
+def jacobian(model: nn.Module, x: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch classes *shape"]:
+    """Gradients of each sample's logits with respect to its own image."""
+    x = x.detach().requires_grad_(True)
+    with torch.enable_grad():
+        logits = model(x)
+        parts = [
+            torch.autograd.grad(logits[:, k].sum(), x, retain_graph=k + 1 < logits.shape[1])[0]
+            for k in range(logits.shape[1])
+        ]
+    return torch.stack(parts, 1)

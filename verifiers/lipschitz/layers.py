@@ -1,0 +1,120 @@
+"""A network of affine maps and activations, its affine maps written out as matrices.
+
+With h_0 the image, z_k = sum_i A_ki h_i + b_k and h_k = s_k(z_k), the logits being the last z. That form holds chains,
+residual networks and whatever else joins affine operators and elementwise activations.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from verifiers.bound_propagation.native.affine import Affine
+from verifiers.bound_propagation.native.graph import Graph, Node
+from verifiers.bound_propagation.native.operators import Elementwise
+from verifiers.bound_propagation.native.relaxations.lines import Activation
+from verifiers.bound_propagation.native.rows import Shape, shape_size
+from verifiers.certificate import Unsupported
+
+#: Entries that one matrix may have: 2048 units before and after, and some more where one side is small.
+ENTRIES = 2**22
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One activation with the affine map in front of it; the logits have none.
+
+    Attributes:
+        position: the node of the graph that holds z.
+        shape: of z for one sample.
+        weights: A by the layer that it reads, 0 being the image and k the activation of layer k.
+        activation: s, None for the logits.
+    """
+
+    position: int
+    shape: Shape
+    weights: dict[int, Float[Tensor, "out _"]]
+    activation: Activation | None
+
+
+@dataclass(frozen=True)
+class Layers:
+    """Layers 1 to L, then the logits; layer k reads earlier ones only."""
+
+    graph: Graph
+    layers: tuple[Layer, ...]
+
+    @property
+    def hidden(self) -> tuple[Layer, ...]:
+        """All but the logits."""
+        return self.layers[:-1]
+
+    @property
+    def output(self) -> Layer:
+        """The logits."""
+        return self.layers[-1]
+
+    @cached_property
+    def chain(self) -> list[Tensor] | None:
+        """W_1, ..., W_L+1 where each layer reads the one before it alone, else None."""
+        if any(list(layer.weights) != [k] for k, layer in enumerate(self.layers)):
+            return None
+        return [layer.weights[k] for k, layer in enumerate(self.layers)]
+
+
+def written_out(graph: Graph) -> Layers:
+    """The matrices of a graph.
+
+    Raises:
+        Unsupported: an operator is neither affine nor an activation, or a matrix is too large; the operator is named.
+    """
+    sources = [0] + [i for i, node in enumerate(graph.nodes) if isinstance(node.operator, Elementwise)]
+    for node in graph.nodes[1:]:
+        if not isinstance(node.operator, Affine | Elementwise):
+            raise refusal(node, "has no matrix and is no activation of single entries")
+    ends = [graph.nodes[i].inputs[0] for i in sources[1:]] + [graph.output]
+    _check_sizes(graph, sources, ends)
+    tangents = [_tangents(graph, source) for source in sources]
+    layers = []
+    for k, position in enumerate(ends):
+        weights = {
+            i: values[position].flatten(1).T.contiguous() for i, values in enumerate(tangents) if position in values
+        }
+        operator = graph.nodes[sources[k + 1]].operator if k + 1 < len(sources) else None
+        activation = operator.activation if isinstance(operator, Elementwise) else None
+        layers.append(Layer(position, graph.nodes[position].shape, weights, activation))
+    return Layers(graph, tuple(layers))
+
+
+def refusal(node: Node, reason: str) -> Unsupported:
+    """The refusal of a node, with what to do instead."""
+    where = node.path or "the network itself"
+    return Unsupported(
+        f"lipschitz: operator {node.kind!r} at {where!r} {reason}; bound propagation (crown) or smoothing may take it"
+    )
+
+
+def _check_sizes(graph: Graph, sources: Sequence[int], ends: Sequence[int]) -> None:
+    for source, end in zip(sources, ends, strict=True):
+        before, after = (shape_size(graph.nodes[i].shape) for i in (source, end))
+        if before * after > ENTRIES:
+            raise refusal(
+                graph.nodes[end], f"would be a matrix of {after} x {before} entries, and {ENTRIES} are the limit"
+            )
+
+
+def _tangents(graph: Graph, source: int) -> dict[int, Tensor]:
+    """What each node gains from each entry of a source through affine operators alone, ``(entries, *shape)``."""
+    shape = graph.nodes[source].shape
+    size = shape_size(shape)
+    found = {source: torch.eye(size, dtype=graph.like.dtype, device=graph.like.device).reshape(size, *shape)}
+    for position, node in enumerate(graph.nodes):
+        if position <= source or not isinstance(node.operator, Affine) or not {*node.inputs} & {*found}:
+            continue
+        zeros = tuple(graph.like.new_zeros((size, *graph.nodes[i].shape)) for i in node.inputs)
+        inputs = tuple(found.get(i, zero) for i, zero in zip(node.inputs, zeros, strict=True))
+        found[position] = torch.func.jvp(node.operator.forward, zeros, inputs)[1].detach()
+    return found

@@ -1,0 +1,416 @@
+"""How far a margin or the cross-entropy is from its own linearisation on a ball: certified upper bounds, and estimates.
+
+For a function g with gradient J at x, over the ball B of radius eps (within the image box):
+
+    gamma_minus = sup_B [ g(x) + <J, d> - g(x + d) ]        gamma_plus = sup_B [ g(x + d) - g(x) - <J, d> ]
+
+Both are at least 0 and grow with eps. Certified bounds come from linear relaxation, from an interval Jacobian and, for
+smooth activations, from curvature. Attacks find lower bounds: estimates, which never feed a radius.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from verifiers.bound_propagation.certify import careful_allowance
+from verifiers.bound_propagation.checks import withstand
+from verifiers.bound_propagation.engine import margin_specification
+from verifiers.bound_propagation.native.bounds import DUAL, Balls, Bounds
+from verifiers.bound_propagation.native.engine import Native
+from verifiers.bound_propagation.native.operators import Interval
+from verifiers.certificate import Column, Columns, Guarantee, MethodInfo, Norm, Request, Status, Unsupported
+from verifiers.falsify import ascend, random_start
+from verifiers.lipschitz.jacobians import INFLATION, SlopeRanges, interval_jacobian, jacobian
+from verifiers.lipschitz.layers import Layers, written_out
+from verifiers.lipschitz.operator_norms import dense_norm
+from verifiers.lipschitz.slopes import curvature
+
+#: One value per image.
+Function = Callable[[Float[Tensor, "batch *shape"]], Float[Tensor, " batch"]]
+#: Points that an attack on a residual starts from.
+STARTS = 4
+#: phi(1), the largest slope of the standard normal density.
+PHI_1 = math.exp(-0.5) / math.sqrt(2 * math.pi)
+
+
+class Sides(NamedTuple):
+    """Upper bounds of gamma_minus and gamma_plus, one per row."""
+
+    minus: Float[Tensor, "batch rows"]
+    plus: Float[Tensor, "batch rows"]
+
+    @property
+    def both(self) -> Float[Tensor, "batch rows"]:
+        """Of the larger of the two."""
+        return torch.maximum(*self)
+
+    def or_better(self, other: Tensor) -> "Sides":
+        """With a bound of both sides that may be smaller; nan is no bound."""
+        return Sides(torch.fmin(self.minus, other), torch.fmin(self.plus, other))
+
+
+@dataclass(frozen=True)
+class Linearised:
+    """Linear functions of the logits with their gradients at the images.
+
+    Attributes:
+        rows: of the specification.
+        values: of the rows at x.
+        gradients: of the rows at x, in pixels.
+    """
+
+    x: Float[Tensor, "batch *shape"]
+    rows: Float[Tensor, "batch rows classes"]
+    values: Float[Tensor, "batch rows"]
+    gradients: Float[Tensor, "batch rows *shape"]
+
+    @classmethod
+    def at(cls, model: nn.Module, x: Tensor, rows: Tensor) -> "Linearised":
+        """Of a network in float64."""
+        with torch.no_grad():
+            values = torch.einsum("brc,bc->br", rows, model(x))
+        return cls(x, rows, values, torch.einsum("brc,bc...->br...", rows, jacobian(model, x)))
+
+    def steepness(self, norm: Norm) -> Float[Tensor, "batch rows"]:
+        """Dual norms of the gradients."""
+        return torch.linalg.vector_norm(self.gradients.flatten(2), DUAL[norm], dim=2)
+
+    @property
+    def offset(self) -> Float[Tensor, "batch rows"]:
+        """The linearisation's value at the black image."""
+        return self.values - (self.gradients * self.x[:, None]).flatten(2).sum(2)
+
+
+def by_relaxation(bounds: Bounds, linear: Linearised) -> Sides:
+    """gamma of rows from linear relaxation: of the rows less their own linearisations. ``bounds`` is propagated."""
+    with torch.no_grad():
+        low = bounds.by_rows(linear.rows, linear.gradients).bound
+        negated = bounds.by_rows(-linear.rows, -linear.gradients).bound
+    return Sides((linear.offset - low).clamp_min(0.0), (-negated - linear.offset).clamp_min(0.0))
+
+
+def by_interval_jacobian(
+    ranges: SlopeRanges, linear: Linearised, eps: float, norm: Norm
+) -> Float[Tensor, "batch rows"]:
+    """gamma of both sides: eps times the largest dual norm of a gradient on the ball less the one at x."""
+    box = interval_jacobian(ranges, linear.rows).image
+    at_x = linear.gradients.flatten(2)
+    furthest = torch.maximum((box.high - at_x).abs(), (box.low - at_x).abs())
+    return eps * torch.linalg.vector_norm(furthest, DUAL[norm], dim=2) * INFLATION
+
+
+def by_curvature(
+    ranges: SlopeRanges, boxes: Sequence[Interval], rows: Float[Tensor, "batch rows classes"], eps: float
+) -> Float[Tensor, "batch rows"]:
+    """gamma of both sides in l2 (or l1): eps^2 H / 2, H >= the largest eigenvalue of a row's Hessian on the ball.
+
+    The Hessian is the sum over layers of N_k^T diag(s''(z_k) dg/dh_k) N_k with N_k = dz_k/dx, whose norm is at most
+    max|s'' dg/dh_k| ||N_k||^2; where N_k is one fixed matrix, the norm of the whole product is taken.
+
+    Raises:
+        Unsupported: an activation has a kink.
+    """
+    box = interval_jacobian(ranges, rows)
+    total = torch.zeros(rows.shape[:2], dtype=rows.dtype, device=rows.device)
+    for k, layer in enumerate(ranges.layers.hidden):
+        assert layer.activation is not None
+        bend = curvature(layer.activation, *boxes[k]).flatten(1)
+        if (sensitivity := box.activations[k]) is None:
+            continue
+        weight = torch.maximum(sensitivity.low.abs(), sensitivity.high.abs()) * bend[:, None, :]
+        if list(layer.weights) == [0]:
+            total = total + dense_norm(weight.sqrt()[..., None] * layer.weights[0]) ** 2
+        else:
+            total = total + weight.amax(2) * ranges.layer_norms[k][:, None] ** 2
+    return eps**2 / 2 * total * INFLATION
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network made ready to be linearised: its graph, and its matrices where they can be written out."""
+
+    native: Native
+    layers: Layers | None
+    reason: str = ""
+
+    @classmethod
+    def prepare(cls, model: nn.Module, samples: Float[Tensor, "batch *shape"]) -> "Network":
+        """Raises ``Unsupported`` where the native engine does not take the network."""
+        native = Native(model, samples)
+        try:
+            return cls(native, written_out(native.graph))
+        except Unsupported as error:
+            return cls(native, None, str(error))
+
+
+@dataclass(frozen=True)
+class Linearity:
+    """What is proved about rows on balls of radius eps; every tensor is ``(batch, rows)``.
+
+    Attributes:
+        linear: the rows at the images.
+        gamma: upper bounds by the best technique.
+        techniques: upper bounds of the larger side by name; a technique that does not apply is absent.
+        low, high: CROWN bounds of the rows' values.
+    """
+
+    linear: Linearised
+    gamma: Sides
+    techniques: dict[str, Tensor]
+    low: Tensor
+    high: Tensor
+
+    def lowest(self, eps: float, norm: Norm) -> Float[Tensor, "batch rows"]:
+        """Lower bounds of the rows from their linearisations."""
+        return self.linear.values - eps * self.linear.steepness(norm) - self.gamma.minus
+
+
+def measure(network: Network, x: Float[Tensor, "batch *shape"], rows: Tensor, eps: float, norm: Norm) -> Linearity:
+    """Bounds of rows, and of their distance from their linearisations, on the balls; x in float64."""
+    native, linear = network.native, Linearised.at(network.native.model, x, rows)
+    limits = torch.full((len(x),), eps, dtype=x.dtype, device=x.device)
+    bounds = Bounds(native.graph, Balls(x, limits, norm), native.dual_reaches(norm))
+    with torch.no_grad():
+        bounds.propagate(refine=True)
+        low, negated = bounds.by_rows(rows).bound, bounds.by_rows(-rows).bound
+        gamma = by_relaxation(bounds, linear)
+        techniques = {"relaxation": gamma.both}
+        if network.layers is not None:
+            boxes = [bounds.intervals[layer.position] for layer in network.layers.hidden]
+            ranges = SlopeRanges.over(network.layers, boxes)
+            techniques["interval"] = by_interval_jacobian(ranges, linear, eps, norm)
+            if norm is not Norm.LINF:
+                with suppress(Unsupported):  # an activation with a kink has no curvature
+                    techniques["curvature"] = by_curvature(ranges, boxes, rows, eps)
+    for other in techniques.values():
+        gamma = gamma.or_better(other)
+    return Linearity(linear, gamma, techniques, low, -negated)
+
+
+def smoothed_gamma(eps: float, sigma: float) -> float:
+    """gamma of a probability under Gaussian noise, l2: at most phi(1) eps^2 / sigma^2 a side; twice for margins.
+
+    For h(x) = E g(x + sigma z) with g in [0, 1], |h''| <= 2 phi(1) / sigma^2 along any direction: the extreme g is the
+    indicator of |z| > 1.
+    """
+    if not (eps >= 0 and sigma > 0):
+        raise ValueError(f"need eps >= 0 and sigma > 0, got {eps} and {sigma}")
+    return PHI_1 * eps**2 / sigma**2
+
+
+class LossLinearity(NamedTuple):
+    """The cross-entropy of the rows' common class at the images, one value per sample, and bounds on the balls.
+
+    Attributes:
+        value: at the image.
+        gradient: at the image, ``(batch, pixels)``.
+        gamma_minus, gamma_plus: upper bounds of how far it falls below and rises above its linearisation.
+        high: upper bound of its value.
+    """
+
+    value: Float[Tensor, " batch"]
+    gradient: Float[Tensor, "batch pixels"]
+    gamma_minus: Float[Tensor, " batch"]
+    gamma_plus: Float[Tensor, " batch"]
+    high: Float[Tensor, " batch"]
+
+
+def of_cross_entropy(found: Linearity, eps: float, norm: Norm) -> LossLinearity:
+    """From the margins m_j to all other classes: CE = log(1 + sum_j exp(-m_j)), its gradient -sum_j p_j J_j.
+
+    With u_j = -m_j, CE is convex in u with gradient p, so it falls below its linearisation by at most
+    sum_j p_j gamma_plus_j (Jensen), and rises above it by at most sum_j p_j gamma_minus_j + r^2 / 8 (Hoeffding's lemma;
+    r the range of all changes of the u_j, 0 among them). Neither can be more than what the linearisation and the range
+    of CE itself leave.
+    """
+    margins = found.linear.values
+    shares = torch.softmax(torch.cat([torch.zeros_like(margins[:, :1]), -margins], 1), 1)[:, 1:]
+    gradient = -torch.einsum("br,br...->b...", shares, found.linear.gradients).flatten(1)
+    value, low, high = (cross_entropy(m) for m in (margins, found.high, found.low))
+    reach = eps * torch.linalg.vector_norm(gradient, DUAL[norm], dim=1)
+    fall, rise = (margins - found.low).amax(1).clamp_min(0.0), (found.high - margins).amax(1).clamp_min(0.0)
+    minus, plus = (shares * found.gamma.plus).sum(1), (shares * found.gamma.minus).sum(1) + (fall + rise) ** 2 / 8
+    return LossLinearity(
+        value, gradient, torch.fmin(minus, value + reach - low), torch.fmin(plus, high - value + reach), high
+    )
+
+
+def cross_entropy(margins: Float[Tensor, "batch rows"]) -> Float[Tensor, " batch"]:
+    """log(1 + sum_j exp(-m_j)): of lower bounds of the margins, an upper bound, and the other way round."""
+    return torch.logsumexp(torch.cat([torch.zeros_like(margins[:, :1]), -margins], 1), 1)
+
+
+class Estimates(NamedTuple):
+    """What attacks found, one value per sample: lower bounds, no proof of anything.
+
+    Attributes:
+        margin: of the gamma of the margin to the runner-up, the larger side.
+        loss: of the gamma of the cross-entropy, the larger side.
+        protocol: local linearity as the KDIGA authors measure it: cross-entropy, signed, 50 sign steps of 0.1.
+    """
+
+    margin: Float[Tensor, " batch"]
+    loss: Float[Tensor, " batch"]
+    protocol: Float[Tensor, " batch"]
+
+
+def attacked(
+    model: nn.Module, x: Tensor, predicted: Int[Tensor, " batch"], eps: float, norm: Norm, steps: int, seed: int = 0
+) -> Estimates:
+    """Attacks on the residuals of the margin and of the cross-entropy, in the dtype of x."""
+    with torch.no_grad():
+        logits = model(x)
+    rivals = logits.scatter(1, predicted[:, None], -float("inf")).argmax(1)
+
+    def margin(z: Tensor) -> Tensor:
+        out = model(z)
+        return (out.gather(1, predicted[:, None]) - out.gather(1, rivals[:, None]))[:, 0]
+
+    def loss(z: Tensor) -> Tensor:
+        return F.cross_entropy(model(z), predicted, reduction="none")
+
+    found = []
+    for function in (margin, loss):
+        sides = [climb(_Residual(function, x, sign), x, eps, norm, steps, seed) for sign in (1.0, -1.0)]
+        found.append(torch.maximum(*sides))
+    return Estimates(found[0], found[1], _protocol(_Residual(loss, x), x, eps, norm, seed))
+
+
+def climb(
+    residual: Function, x: Float[Tensor, "batch *shape"], eps: float, norm: Norm, steps: int, seed: int = 0
+) -> Tensor:
+    """The largest value of a residual that gradient steps from several points of the sphere find, at least 0.
+
+    Near x a network of straight pieces is its own linearisation: a start there would stay there.
+    """
+    limits = torch.full((len(x),), eps, dtype=x.dtype, device=x.device)
+    generator, found = torch.Generator().manual_seed(seed), torch.zeros_like(limits)
+    for _ in range(STARTS):
+        far = random_start(x, limits, norm, generator)
+        point = ascend(
+            residual, x, eps=limits, norm=norm, steps=steps, start=(far.sign() if norm is Norm.LINF else far * 1e3)
+        )
+        with torch.no_grad():
+            found = torch.fmax(found, residual(point))
+    return found
+
+
+def _protocol(residual: Function, x: Tensor, eps: float, norm: Norm, seed: int) -> Tensor:
+    """Shao et al.'s protocol as published in code: steps far larger than the ball hop between its corners."""
+    if norm is not Norm.LINF:
+        return torch.full((len(x),), float("nan"), dtype=x.dtype, device=x.device)
+    limits = torch.full((len(x),), eps, dtype=x.dtype, device=x.device)
+    start = random_start(x, limits, norm, torch.Generator().manual_seed(seed))
+    point = ascend(residual, x, eps=limits, norm=norm, steps=50, start=start, step_size=0.1 / eps)
+    with torch.no_grad():
+        return residual(point)
+
+
+class _Residual:
+    """z -> sign (g(z) - g(x) - <grad g(x), z - x>)."""
+
+    def __init__(self, function: Function, x: Tensor, sign: float = 1.0) -> None:
+        at = x.detach().requires_grad_(True)
+        with torch.enable_grad():
+            value = function(at)
+            (self.gradient,) = torch.autograd.grad(value.sum(), at)
+        self.function, self.x, self.value, self.sign = function, x, value.detach(), sign
+
+    def __call__(self, z: Tensor) -> Tensor:
+        return self.sign * (self.function(z) - self.value - (self.gradient * (z - self.x)).flatten(1).sum(1))
+
+
+@dataclass
+class _Certifier:
+    model: nn.Module
+    network: Network
+    request: Request
+
+    @property
+    def batch_size(self) -> int:
+        return max(1, self.network.native.batch_size // 4)
+
+    @property
+    def notes(self) -> dict[str, str]:
+        return {"interval": self.network.reason} if self.network.reason else {}
+
+    def __call__(
+        self, x: Float[Tensor, "batch *shape"], predicted: Int[Tensor, " batch"], indices: Int[Tensor, " batch"]
+    ) -> Columns:
+        eps, norm, exact = self.request.eps.value, self.request.norm, self.network.native.model
+        with torch.no_grad():
+            logits = self.model(x)
+        allowance = careful_allowance(self.model, exact, x, logits, eps)
+        rows = margin_specification(predicted, logits.shape[1], torch.float64)
+        found = measure(self.network, x.double(), rows, eps, norm)
+        free = found.linear.values - found.gamma.minus - allowance[:, None]
+        radius = (free / found.linear.steepness(norm)).amin(1).clamp(0.0, eps)
+        radius = torch.where((free > 0).all(1) & radius.isfinite(), radius, 0.0)
+        loss = of_cross_entropy(found, eps, norm)
+        guesses = attacked(exact, x.double(), predicted, eps, norm, int(self.request.options["steps"]))
+        values = {
+            "radius": radius,
+            "margin": (found.lowest(eps, norm) - allowance[:, None]).amin(1),
+            "gradient": found.linear.steepness(norm).amax(1),
+            "gamma_minus": found.gamma.minus.amax(1),
+            "gamma_plus": found.gamma.plus.amax(1),
+            **{f"gamma_{name}": bound.amax(1) for name, bound in found.techniques.items()},
+            "gamma_attack": guesses.margin,
+            "ce_gamma_minus": loss.gamma_minus,
+            "ce_gamma_plus": loss.gamma_plus,
+            "ce_gamma_attack": guesses.loss,
+            "ce_llm": guesses.protocol,
+        }
+        status = torch.where(radius > 0, Status.CERTIFIED.value, Status.NOT_CERTIFIED.value)
+        return {
+            "status": status.cpu().numpy().astype("uint8"),
+            **{name: value.cpu().numpy() for name, value in values.items()},
+        }
+
+
+def _prepare(model: nn.Module, samples: Tensor, request: Request) -> _Certifier:
+    """Build the graph and try to break it on the samples.
+
+    Raises:
+        Unsupported: the native engine does not take the network.
+        Contradiction: a point of the ball breaks a bound.
+    """
+    network = Network.prepare(model, samples)
+    withstand(network.native, samples, request.eps.value, norm=request.norm, method="crown")
+    return _Certifier(model, network, request)
+
+
+def _gamma(name: str, description: str, guarantee: Guarantee = Guarantee.DETERMINISTIC) -> Column:
+    return Column(name, "float64", "logits", description, guarantee=guarantee)
+
+
+LOCAL_LINEARITY = MethodInfo(
+    name="local-linearity",
+    guarantee=Guarantee.DETERMINISTIC,
+    norms=(Norm.LINF, Norm.L2, Norm.L1),
+    claim="margins fall along their gradients and by gamma_minus at most, and stay positive within the radius",
+    paper="Qin et al., arXiv 1907.02610; Shao et al., arXiv 2110.12072; bounds by CROWN, arXiv 1811.00866",
+    cost="CROWN at one radius with two more rows per class, and a short attack",
+    prepare=_prepare,
+    columns=(
+        Column("gradient", "float64", "logits per pixel", "largest dual norm of a margin's gradient at the image"),
+        _gamma("gamma_minus", "bound: how far any margin falls below its linearisation on the ball at eps"),
+        _gamma("gamma_plus", "bound: how far any margin rises above its linearisation on the ball at eps"),
+        _gamma("gamma_relaxation", "bound of both, by linear relaxation"),
+        _gamma("gamma_interval", "bound of both, by an interval Jacobian; nan where matrices were not written out"),
+        _gamma("gamma_curvature", "bound of both, by curvature; l2 and l1, smooth activations"),
+        _gamma("gamma_attack", "found: of the margin to the runner-up, the larger side", Guarantee.ESTIMATE),
+        _gamma("ce_gamma_minus", "bound: how far the cross-entropy falls below its linearisation"),
+        _gamma("ce_gamma_plus", "bound: how far the cross-entropy rises above its linearisation"),
+        _gamma("ce_gamma_attack", "found: of the cross-entropy, the larger side", Guarantee.ESTIMATE),
+        _gamma("ce_llm", "found: of the cross-entropy, signed, by 50 sign steps of 0.1; linf", Guarantee.ESTIMATE),
+    ),
+    options={"steps": 20},
+)
