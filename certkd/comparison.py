@@ -10,16 +10,18 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 from scipy.special import bdtr, ndtri
 
-from certkd.verdict import VERDICT_METRICS, Verdict, reach_verdict
+from certkd.verdict import VERDICT_METRICS, Verdict, reach_verdict, same_teacher
 from verifiers.certificate import FAILURES, Status
 from verifiers.errors import InputError, did_you_mean
 from verifiers.methods import find
+from verifiers.smoothing.shared import SameCopies, shared_votes
 from verifiers.store import Certificates
 
 #: Quantiles of the radius distribution that tables show.
@@ -110,6 +112,8 @@ class Comparison:
         mcnemar: two-sided p-value of their numbers if both were as likely.
         curve: both networks over the radius, eps among them; only at eps where votes stopped once that was decided.
         verdict: what carried the teacher's certificates over and what did not; None without the method transfer.
+        same_copies: of smoothing, what both voted on the same noisy copies; None where the student's run did not show
+            them to this teacher.
     """
 
     method: str
@@ -128,6 +132,7 @@ class Comparison:
     mcnemar: float
     curve: tuple[AtRadius, ...]
     verdict: Verdict | None
+    same_copies: SameCopies | None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON; None where a figure is not a number."""
@@ -188,7 +193,16 @@ def compare(teacher: Certificates, student: Certificates, *, method: str = "best
         mcnemar=mcnemar(len(gains), len(losses)),
         curve=tuple(at_radius(radius, ours, theirs) for radius in shown),
         verdict=reach_verdict(teacher, student, had, kept, ours >= theirs),
+        same_copies=_same_copies(teacher, student) if names == ["smoothing"] else None,
     )
+
+
+def _same_copies(teacher: Certificates, student: Certificates) -> SameCopies | None:
+    """Votes are read from the file; rows in memory have none."""
+    if not same_teacher(teacher, student) or not Path(student.path).exists():
+        return None
+    shared = shared_votes(student)
+    return None if shared is None else SameCopies.of(shared)
 
 
 def plain(value: Any) -> Any:

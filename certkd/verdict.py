@@ -76,7 +76,7 @@ def reach_verdict(
         direct: samples that the student has.
         at_least: samples where the student's radius is at least the teacher's.
     """
-    if "transfer" not in student.methods or not _same_teacher(teacher, student):
+    if "transfer" not in student.methods or not same_teacher(teacher, student):
         return None
     rows = student["transfer"]
     if rows.count(Status.UNSUPPORTED):
@@ -104,7 +104,8 @@ def reach_verdict(
     )
 
 
-def _same_teacher(teacher: Certificates, student: Certificates) -> bool:
+def same_teacher(teacher: Certificates, student: Certificates) -> bool:
     """Whether the student's rows compare with this file's network."""
     names = (("model_sha256", "joint_teacher_sha256"), ("structure_sha256", "joint_teacher_structure_sha256"))
-    return all(teacher.attributes.get(own) == student.attributes.get(other) for own, other in names)
+    known = [(teacher.attributes.get(own), student.attributes.get(other)) for own, other in names]
+    return all(own and own == other for own, other in known)

@@ -184,7 +184,7 @@ class _Certifier:
         holds = (margin > 0) | torch.stack([(half - bound) > 0 for bound in ce.values()]).any(0)
         block = torch.where(holds | (least["direct"] > 0), Blocker.NONE.value, blockers(terms, eps))
         values = {
-            "radius": torch.where(holds, eps, 0.0),
+            "radius": torch.full_like(margin, eps) * holds,
             "margin": margin,
             **least,
             **ce,

@@ -92,10 +92,11 @@ def certify(model: str, teacher: str | None, eps: Epsilon, norm: str, **options:
         result = compare(done["teacher"], done["student"])
         for part in tables.comparison(result, "teacher", "student"):
             console.print(part, soft_wrap=isinstance(part, str))
+        if "transfer" in done["student"].methods:
+            for made in tables.transfer_terms(done["student"]):
+                console.print(made)
         if "joint" in done["student"].methods:
             console.print(tables.agreement(done["student"]), soft_wrap=True)
-        if "smoothing" in done["student"].methods:
-            console.print(tables.same_copies(done["student"]), soft_wrap=True)
         failed += [requirement.missed(result) for requirement in requirements if not requirement.holds(result)]
     for line in failed:
         stderr().print(f"failed: {line}")

@@ -35,6 +35,9 @@ def run(
     console = stdout()
     console.print(tables.experiment(done.networks, done.comparisons))
     console.print(tables.EXPLANATION, soft_wrap=True)
+    for name, result in done.comparisons.items():
+        for line in tables.transfer(result.verdict) if result.verdict is not None else []:
+            console.print(f"{name}: {line}", soft_wrap=True)
     console.print(
         f"plots and summary.json are in {done.folder / 'report'}, certificates in {done.folder / 'certificates'}",
         soft_wrap=True,

@@ -14,7 +14,7 @@ from certkd.verdict import Verdict
 from verifiers.bound_propagation.preflight import Preflight
 from verifiers.certificate import Status
 from verifiers.quantities import Epsilon
-from verifiers.smoothing.shared import shared_votes
+from verifiers.smoothing.shared import SameCopies
 from verifiers.store import Certificates, MethodRows
 
 
@@ -107,6 +107,7 @@ def comparison(result: Comparison, teacher: str, student: str) -> list[Table | s
     parts += [votes(result.settings["smoothing"])] if "smoothing" in result.settings else []
     parts.append(verdict(result))
     parts += transfer(result.verdict) if result.verdict is not None else []
+    parts += [same_copies(result.same_copies)] if result.same_copies is not None else []
     for what, indices in (("gained", result.gains), ("lost", result.losses)):
         shown = ", ".join(str(i) for i in indices[:20]) + (" ..." if len(indices) > 20 else "")
         parts.append(f"{what} at eps: {len(indices)} samples{f' (index {shown})' if indices else ''}")
@@ -176,6 +177,42 @@ def transfer(verdict: Verdict) -> list[str]:
     return lines
 
 
+#: The bounds of a transfer row and what they are; the cross-entropy's say something where they are below log 2.
+_CARRIERS = {
+    "direct": "the student's own margin, by CROWN",
+    "theorem_a": "A: teacher's least margin - deficit - eps gap - both non-linearities",
+    "theorem_b": "B: teacher's margin - deficit - eps (gradient + gap) - student's non-linearity",
+    "theorem_c1": "C1: as B, in the cross-entropy",
+    "theorem_c2": "C2: as A, in the cross-entropy",
+    "joint": "joint: teacher's least margin + least difference of the margins",
+}
+_TERMS = {
+    "deficit": "output deficit a",
+    "gradient_gap": "gradient gap, eps b",
+    "gamma_student": "student's non-linearity",
+    "gamma_teacher": "teacher's non-linearity",
+}
+
+
+def transfer_terms(student: Certificates) -> list[Table]:
+    """How many samples each bound certifies at eps, and the sizes of the terms."""
+    rows, eps = student["transfer"], student.eps
+    asked = np.isfinite(rows["deficit"])
+    carried = []
+    for name, what in _CARRIERS.items():
+        holds = rows[name] < math.log(2) if name.startswith("theorem_c") else rows[name] > 0
+        carried.append([what, f"{int((holds & asked).sum())} of {len(rows)}"])
+    sizes = []
+    for name, what in _TERMS.items():
+        values = rows[name][asked] * (eps if name == "gradient_gap" else 1.0)
+        quantiles = np.quantile(values, (0.25, 0.5, 0.75)) if len(values) else [math.nan] * 3
+        sizes.append([what, *(f"{value:.3g}" for value in quantiles)])
+    return [
+        table("What certifies the student at eps", ["bound", "samples"], carried),
+        table("Terms at eps, logits (largest over classes)", ["term", "25%", "median", "75%"], sizes),
+    ]
+
+
 def agreement(student: Certificates) -> str:
     """What the joint bounds of student and teacher say, in one sentence."""
     rows = student["joint"]
@@ -190,17 +227,13 @@ def agreement(student: Certificates) -> str:
     )
 
 
-def same_copies(student: Certificates) -> str:
+def same_copies(shared: SameCopies) -> str:
     """What student and teacher voted on the same noisy copies, in one sentence."""
-    shared = shared_votes(student)
-    if shared is None:
-        return "no copy was shown to both networks"
-    apart, together = float(shared.apart.sum()), float(shared.variance.sum())
-    less = f"has {apart / together:.3g} times less variance" if together > 0 else "has no variance, less"
+    ratio = f"{shared.apart / shared.variance:.3g} times less variance" if shared.variance > 0 else "no variance, less"
     return (
-        f"On the same noisy copies student and teacher vote alike on {shared.agreement.mean():.1%}; only the teacher "
-        f"gives the student's class on {shared.lost.mean():.1%}, only the student on {shared.gained.mean():.1%}. The "
-        f"difference of their vote shares {less} than on copies of their own."
+        f"On the same noisy copies student and teacher vote alike on {shared.agreement:.1%}; only the teacher gives the "
+        f"class of the student on {shared.lost:.1%}, only the student on {shared.gained:.1%}. The difference of their "
+        f"vote shares has {ratio} than on copies of their own."
     )
 
 

@@ -339,3 +339,24 @@ def test_what_a_published_pair_certifies_at_a_half() -> None:
     assert (len(result.losses), len(result.gains), result.retention.cases) == (627, 339, 5059)
     assert round(100 * result.retention.value, 1) == 87.6
     assert [at.radius for at in result.curve] == [0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 1.75]
+
+
+def test_votes_on_the_same_copies_are_told_where_the_student_saw_this_teachers(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    networks = [nn.Sequential(nn.Flatten(), nn.Linear(4, 3)).eval() for _ in range(3)]
+    x, y = torch.rand(5, 4), torch.zeros(5, dtype=torch.int64)
+
+    def votes_of(network: nn.Module, name: str, teacher: nn.Module | None = None) -> Certificates:
+        settings = {"sigma": 1.0, "n": 300}
+        out = tmp_path / name
+        return certify(
+            network, x, y, eps=0.1, norm="l2", methods=["smoothing"], options=settings, out=out, teacher=teacher
+        )
+
+    teacher, other = votes_of(networks[0], "t.h5"), votes_of(networks[2], "o.h5")
+    student = votes_of(networks[1], "s.h5", networks[0])
+    shared = compare(teacher, student).same_copies
+    assert shared is not None and 0 < shared.agreement < 1 and shared.variance < shared.apart
+    assert compare(teacher, student).to_dict()["same_copies"]["agreement"] == shared.agreement
+    assert any("vote alike on" in str(part) for part in tables.comparison(compare(teacher, student), "t", "s"))
+    assert compare(other, student).same_copies is None and compare(teacher, other).same_copies is None

@@ -127,7 +127,7 @@ def schur_norm(operator: Affine, shapes: Sequence[Shape], position: int = 0, lik
     part = _part(operator.reach, shapes, position, like)
     zeros = _zeros(shapes[position], like)
     ones = torch.ones_like(zeros)
-    rows = torch.func.jvp(part, (zeros,), (ones,))[1]
+    rows = part(ones)
     columns = torch.func.vjp(part, zeros)[1](torch.ones_like(rows))[0]
     if rows.numel() == 0 or columns.numel() == 0:
         return 0.0
@@ -162,8 +162,8 @@ def materialize(
     operator: Affine, shapes: Sequence[Shape], position: int = 0, like: Tensor | None = None
 ) -> Float[Tensor, "out in"]:
     """The matrix of the linear part of an affine operator, entries in the order of the flattened tensors; arguments as
-    for ``schur_norm``. By differentiation, forwards or backwards, so that no constant has to be subtracted."""
-    part, zeros = _part(operator.forward, shapes, position, like), _zeros(shapes[position], like)
+    for ``schur_norm``. Row by row or column by column, whichever are fewer."""
+    part, zeros = _part(operator.linear, shapes, position, like), _zeros(shapes[position], like)
     after = part(zeros).shape[1:]
     forwards = zeros.numel() <= after.numel()
     size, side = zeros[0].shape if forwards else after, min(zeros.numel(), after.numel())
@@ -171,7 +171,7 @@ def materialize(
     for some in torch.arange(side, device=zeros.device).split(max(1, CHUNK // max(1, lines[0].shape[1]))):
         units = F.one_hot(some, side).to(zeros).reshape(len(some), *size)
         points = zeros.new_zeros(len(some), *zeros.shape[1:])
-        found = torch.func.jvp(part, (points,), (units,))[1] if forwards else torch.func.vjp(part, points)[1](units)[0]
+        found = part(units) if forwards else torch.func.vjp(part, points)[1](units)[0]
         lines.append(found.detach().flatten(1))
     return torch.cat(lines).T if forwards else torch.cat(lines)
 

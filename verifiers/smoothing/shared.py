@@ -27,6 +27,22 @@ class SharedVotes:
     apart: Float[np.ndarray, " samples"]
 
 
+@dataclass(frozen=True)
+class SameCopies:
+    """The same over all samples: mean shares of copies, and the sums of the variances."""
+
+    agreement: float
+    lost: float
+    gained: float
+    variance: float
+    apart: float
+
+    @classmethod
+    def of(cls, shared: SharedVotes) -> "SameCopies":
+        agreement, lost, gained = (float(shares.mean()) for shares in (shared.agreement, shared.lost, shared.gained))
+        return cls(agreement, lost, gained, float(shared.variance.sum()), float(shared.apart.sum()))
+
+
 def shared_votes(student: Certificates) -> SharedVotes | None:
     """From the student's certificate file; None where no teacher saw its copies."""
     rows = student["smoothing"]

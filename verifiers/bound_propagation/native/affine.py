@@ -23,6 +23,10 @@ class Affine:
     def forward(self, *values: Tensor) -> Tensor:
         raise NotImplementedError
 
+    def linear(self, *values: Tensor) -> Tensor:
+        """A x."""
+        return self.forward(*values)
+
     def reach(self, *reaches: Tensor) -> Tensor:
         """|A| r."""
         raise NotImplementedError
@@ -67,6 +71,9 @@ class Dense(Affine):
     def forward(self, *values: Tensor) -> Tensor:
         return F.linear(values[0], self.weight, self.bias)
 
+    def linear(self, *values: Tensor) -> Tensor:
+        return F.linear(values[0], self.weight)
+
     def reach(self, *reaches: Tensor) -> Tensor:
         return F.linear(reaches[0], self.magnitude)
 
@@ -85,8 +92,11 @@ class Scale(Affine):
         self.shift = None if shift is None else shift.expand(shape)
 
     def forward(self, *values: Tensor) -> Tensor:
-        scaled = values[0] * self.scale
+        scaled = self.linear(*values)
         return scaled if self.shift is None else scaled + self.shift
+
+    def linear(self, *values: Tensor) -> Tensor:
+        return values[0] * self.scale
 
     def reach(self, *reaches: Tensor) -> Tensor:
         return reaches[0] * self.scale.abs()
@@ -142,6 +152,9 @@ class Convolution(Affine):
 
     def forward(self, *values: Tensor) -> Tensor:
         return self._convolve(values[0], self.weight, self.bias)
+
+    def linear(self, *values: Tensor) -> Tensor:
+        return self._convolve(values[0], self.weight, None)
 
     def reach(self, *reaches: Tensor) -> Tensor:
         return self._convolve(reaches[0], self.magnitude, None)
@@ -206,6 +219,9 @@ class General(Affine):
 
     def forward(self, *values: Tensor) -> Tensor:
         return self._function(*values)
+
+    def linear(self, *values: Tensor) -> Tensor:
+        return self.forward(*values) if self._constant is None else self.forward(*values) - self._constant
 
     def reach(self, *reaches: Tensor) -> Tensor:
         return self._absolute(*reaches)

@@ -151,10 +151,21 @@ def _export(model: nn.Module, x: Tensor) -> Any:
     try:
         with warnings.catch_warnings(), _quiet(), torch.no_grad():
             warnings.simplefilter("ignore")
-            return torch.export.export(model, (x,), strict=False).run_decompositions({})
+            exported = torch.export.export(model, (x,), strict=False)
+            known = all(_known_as_it_is(node) for node in exported.graph.nodes)
+            return exported if known else exported.run_decompositions({})  # slow; rewrites operators in place
     except Exception as error:  # torch.export raises whatever the network's own code does with its tracers
         text = " ".join(str(error).split())[:200]
         raise Unsupported(f"native: torch.export cannot capture the network: {type(error).__name__}: {text}") from error
+
+
+def _known_as_it_is(node: Any) -> bool:
+    """Whether a node of an exported graph has a lowering and changes nothing in place."""
+    from verifiers.bound_propagation.native.lowering import LOWERINGS
+
+    if node.op != "call_function" or node.target is operator.getitem:
+        return True
+    return hasattr(node.target, "_schema") and not node.target._schema.is_mutable and _kind(node.target) in LOWERINGS
 
 
 @contextmanager

@@ -201,6 +201,23 @@ def batch_norm(
     return [_channels(builder, x, scale, shift)]
 
 
+def fixed_batch_norm(
+    builder: Builder,
+    x: Ref,
+    weight: Value,
+    bias: Value,
+    mean: Tensor | None,
+    var: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    *_: Any,
+) -> Ref:
+    if training or mean is None or var is None:
+        raise builder.refuse("it takes its statistics from the batch")
+    return batch_norm(builder, x, weight, bias, mean, var, momentum, eps)[0]
+
+
 def _channels(builder: Builder, x: Ref, scale: Tensor | None, shift: Tensor | None) -> Ref:
     """scale x + shift with one value per channel, the second axis."""
     if scale is None and shift is None:
@@ -439,6 +456,7 @@ LOWERINGS: dict[str, Callable[..., Any]] = {
     "conv3d": convolution(aten.conv3d),
     "conv_transpose2d": convolution(aten.conv_transpose2d),
     "_native_batch_norm_legit_no_training": batch_norm,
+    "batch_norm": fixed_batch_norm,
     "layer_norm": layer_norm,
     "group_norm": group_norm,
     "add": add,
