@@ -232,8 +232,8 @@ def same_copies(shared: SameCopies) -> str:
     ratio = f"{shared.apart / shared.variance:.3g} times less variance" if shared.variance > 0 else "no variance, less"
     return (
         f"On the same noisy copies student and teacher vote alike on {shared.agreement:.1%}; only the teacher gives "
-        f"the class of the student on {shared.lost:.1%}, only the student on {shared.gained:.1%}. The difference of their "
-        f"vote shares has {ratio} than on copies of their own."
+        f"the class of the student on {shared.lost:.1%}, only the student on {shared.gained:.1%}. The difference of "
+        f"their vote shares has {ratio} than on copies of their own."
     )
 
 

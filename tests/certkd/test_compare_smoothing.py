@@ -344,6 +344,8 @@ def test_what_a_published_pair_certifies_at_a_half() -> None:
 def test_votes_on_the_same_copies_are_told_where_the_student_saw_this_teachers(tmp_path: Path) -> None:
     torch.manual_seed(0)
     networks = [nn.Sequential(nn.Flatten(), nn.Linear(4, 3)).eval() for _ in range(3)]
+    with torch.no_grad():
+        networks[1][1].weight.copy_(networks[0][1].weight + 0.1 * networks[1][1].weight)
     x, y = torch.rand(5, 4), torch.zeros(5, dtype=torch.int64)
 
     def votes_of(network: nn.Module, name: str, teacher: nn.Module | None = None) -> Certificates:

@@ -19,7 +19,7 @@ ENGINES: dict[str, Callable[..., Engine]] = {"auto-lirpa": AutoLirpa, "native": 
 
 #: Operators that both engines relax in the same way, so that without intersections their bounds must be equal.
 SHARED = frozenset(
-    "image view reshape flatten unsqueeze squeeze linear conv2d _native_batch_norm_legit_no_training add sub mul div "
+    "image view reshape flatten unsqueeze squeeze linear conv2d batch_norm add sub mul div "
     "relu avg_pool2d adaptive_avg_pool2d mean".split()
 )
 

@@ -73,6 +73,7 @@ UNKNOWN: dict[str, Callable[[Tensor], Tensor]] = {
 #: What torch.export makes of some of them.
 SEEN_AS = {
     "fft_rfft": ("fft", "_to_copy"),
+    "_to_copy": ("_to_copy", "'to'"),
     "where": ("gt",),
     "clamp": ("clamp", "maximum"),
     "linear": ("linear", "matmul"),

@@ -215,13 +215,16 @@ class General(Affine):
         self._constant = constant if bool(constant.any()) else None
         self._function = torch.vmap(function)
         self._transpose = torch.vmap(transpose)
-        self._absolute = torch.vmap(absolute or (lambda *values: function(*values) - constant))
+        self._again = torch.func.vjp(transpose, constant)[1]
+        self._absolute = self.linear if absolute is None else torch.vmap(absolute)
 
     def forward(self, *values: Tensor) -> Tensor:
         return self._function(*values)
 
     def linear(self, *values: Tensor) -> Tensor:
-        return self.forward(*values) if self._constant is None else self.forward(*values) - self._constant
+        if self._constant is None:
+            return self.forward(*values)
+        return torch.vmap(lambda *one: self._again(one)[0])(*values)  # less a large constant, digits would be lost
 
     def reach(self, *reaches: Tensor) -> Tensor:
         return self._absolute(*reaches)
