@@ -253,8 +253,12 @@ def preflight(found: Preflight, eps: str, norm: str) -> list[Table | str]:
         ]
         parts.append(table(title, ["method", "rows", "time", "memory"], rows))
         parts.append(
-            "ibp and crown-ibp are timed; the others are upper estimates from pilot rows. PGD takes any network."
+            "ibp is timed; the others are estimated from pilot rows, crown and alpha-crown from above. PGD and "
+            "smoothing take any network."
         )
+    if found.lipschitz:
+        rows = [[where, "yes" if reason is None else "no", reason or ""] for where, reason in found.lipschitz.items()]
+        parts.append(table("Lipschitz constants", ["", "", "reason"], rows))
     return parts
 
 

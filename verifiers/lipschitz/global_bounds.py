@@ -147,6 +147,17 @@ def _walk(graph: Graph, end: int) -> float:
     return known[end]
 
 
+def check_constants(graph: Graph) -> None:
+    """Look for an operator without a constant, before any norm is computed.
+
+    Raises:
+        Unsupported: with its name.
+    """
+    for node in graph.nodes[1:]:
+        if not isinstance(node.operator, Affine):
+            _factors(graph, node)
+
+
 def _factors(graph: Graph, node: Node) -> list[float]:
     """A Lipschitz constant of an operator in each of its inputs."""
     operator = node.operator
