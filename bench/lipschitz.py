@@ -16,9 +16,9 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from timing import alternate
 from torch import Tensor, nn
 
-from bench.timing import alternate
 from certkd import checkpoint, data
 from certkd.config import DataConfig
 from verifiers.bound_propagation.native.engine import Native
