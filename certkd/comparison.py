@@ -34,6 +34,15 @@ OWN = ("dtype",)
 ROWS = 8
 
 
+#: Figures of each network that ``--require`` may ask about, the teacher's with ``teacher_`` before them.
+FIGURES = ("clean", "pgd", "certified", "mean_radius")
+#: All that ``--require`` may ask about.
+METRICS = (
+    *("retention", "radius_retention", *FIGURES, *(f"teacher_{name}" for name in FIGURES)),
+    *("gains", "losses", "mcnemar", *VERDICT_METRICS),
+)
+
+
 @dataclass(frozen=True)
 class Side:
     """One network's figures over all samples; misclassified and abstained ones count with radius 0.
@@ -141,7 +150,7 @@ class Comparison:
     def metrics(self) -> dict[str, float]:
         """The numbers that ``--require`` may ask about, by name."""
         values = {"retention": self.retention.value, "radius_retention": self.radius_retention.value}
-        for name in ("clean", "pgd", "certified", "mean_radius"):
+        for name in FIGURES:
             values[name] = getattr(self.student, name)
             values[f"teacher_{name}"] = getattr(self.teacher, name)
         values["gains"], values["losses"] = float(len(self.gains)), float(len(self.losses))
@@ -296,26 +305,32 @@ class Requirement:
             if match is None:
                 raise ValueError
             metric, operator, bound = match.groups()
-            return cls(text, metric, operator, float(bound))
+            limit = float(bound)
         except ValueError:
             raise InputError(f"--require {text!r} must look like retention>=0.9") from None
+        if metric not in METRICS:
+            raise InputError(f"--require: unknown metric {metric!r}.{did_you_mean(metric, list(METRICS))}")
+        return cls(text, metric, operator, limit)
 
     def holds(self, comparison: Comparison) -> bool:
         """Whether the comparison meets it; a metric that is nan meets nothing.
 
         Raises:
-            InputError: no such metric.
+            InputError: it is about the verdict, and there is none.
         """
         metrics = comparison.metrics()
-        if self.metric not in metrics and self.metric in VERDICT_METRICS:
-            raise InputError(f"--require: {self.metric} needs the method transfer: run 'certkd transfer' first")
         if self.metric not in metrics:
-            raise InputError(f"--require: unknown metric {self.metric!r}.{did_you_mean(self.metric, list(metrics))}")
+            raise InputError(
+                f"--require: {self.metric} needs rows of the method transfer about this teacher: 'certkd transfer' "
+                "writes them into the student's file"
+            )
         return bool(_OPERATORS[self.operator](metrics[self.metric], self.bound))
 
     def missed(self, comparison: Comparison) -> str:
         """What to say where it does not hold."""
-        return f"not met: {self.text} (it is {comparison.metrics()[self.metric]:.4f})"
+        value = comparison.metrics()[self.metric]
+        found = "there is nothing to measure it by" if math.isnan(value) else f"it is {value:.4f}"
+        return f"not met: {self.text} ({found})"
 
 
 def _check_same(teacher: Certificates, student: Certificates) -> None:

@@ -12,8 +12,8 @@ from verifiers.transfer import Blocker
 
 #: What keeps a sample from being certified, as it is said.
 REASONS = {
-    Blocker.NONE: "not proved within the methods' limits",
-    Blocker.TEACHER: "whose teacher's certificate is not one of linear relaxation",
+    Blocker.NONE: "certified by CROWN here but by none of the methods compared",
+    Blocker.TEACHER: "where the teacher is not certified by CROWN",
     Blocker.DEFICIT: "blocked by the student's smaller margin",
     Blocker.GRADIENT: "blocked by the gradient gap",
     Blocker.STUDENT: "blocked by the student's non-linearity",
@@ -81,7 +81,7 @@ def reach_verdict(
     rows = student["transfer"]
     if rows.count(Status.UNSUPPORTED):
         return None
-    direct = held & (direct | (rows["direct"] > 0))
+    direct = held & direct
     through = held & ~direct & (rows["status"] == Status.CERTIFIED)
     lost = held & ~direct & ~through
     wrong = lost & (rows["status"] == Status.MISCLASSIFIED)

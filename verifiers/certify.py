@@ -75,7 +75,7 @@ def certify(
         options: settings of methods, such as ``{"steps": 50}``.
         engine: of bound propagation: ``auto-lirpa``, ``native``, or ``auto``: the first where it takes the network.
         cross_check: number of samples whose bounds are held against the other engine's; a contradiction is an ERROR.
-        teacher: the network that the method ``joint`` compares with, from the same images to the same classes.
+        teacher: the network that methods about two compare with, from the same images to the same classes.
         indices: index of each sample in its data set split; 0, 1, ... when None.
         identity: more facts that rows depend on, stored as attributes; a file that differs in one is refused.
         reporter: told about progress.
@@ -165,13 +165,7 @@ def _requests(infos: Sequence[MethodInfo], base: Request, options: Mapping[str, 
         raise InputError(f"each method once, got {', '.join(names)}")
     if not 0 <= base.seed < 2**63:
         raise InputError(f"seed must be from 0 to 2^63 - 1, got {base.seed}")
-    known = sorted({name for info in infos for name in info.options})
-    for name, value in options.items():
-        if name not in known:
-            raise InputError(f"none of the methods {', '.join(i.name for i in infos)} has an option {name!r}.")
-        for info in infos:
-            if name in info.options:
-                _check_option(name, value, info.options[name])
+    check_options([info.name for info in infos], options)
     requests = {
         info.name: replace(
             base, options={**info.options, **{name: options[name] for name in info.options if name in options}}
@@ -181,6 +175,22 @@ def _requests(infos: Sequence[MethodInfo], base: Request, options: Mapping[str, 
     for info in infos:
         info.check(requests[info.name])
     return requests
+
+
+def check_options(methods: Sequence[str], options: Mapping[str, Option]) -> None:
+    """Look at settings before any work.
+
+    Raises:
+        InputError: an unknown method, a setting that none of them has, or one of the wrong kind.
+    """
+    infos = [find(name) for name in methods]
+    known = sorted({name for info in infos for name in info.options})
+    for name, value in options.items():
+        if name not in known:
+            raise InputError(f"none of the methods {', '.join(i.name for i in infos)} has an option {name!r}.")
+        for info in infos:
+            if name in info.options:
+                _check_option(name, value, info.options[name])
 
 
 def _check_option(name: str, value: Option, default: Option) -> None:

@@ -183,11 +183,11 @@ def measure(network: Network, x: Float[Tensor, "batch *shape"], rows: Tensor, ep
         gamma = by_relaxation(bounds, linear)
         techniques = {"relaxation": gamma.both}
         if network.layers is not None:
-            boxes = [bounds.intervals[layer.position] for layer in network.layers.hidden]
-            ranges = SlopeRanges.over(network.layers, boxes)
-            techniques["interval"] = by_interval_jacobian(ranges, linear, eps, norm)
-            if norm is not Norm.LINF:
-                with suppress(Unsupported):  # an activation with a kink has no curvature
+            with suppress(Unsupported):  # a slope has no bound on some box, an activation with a kink no curvature
+                boxes = [bounds.intervals[layer.position] for layer in network.layers.hidden]
+                ranges = SlopeRanges.over(network.layers, boxes)
+                techniques["interval"] = by_interval_jacobian(ranges, linear, eps, norm)
+                if norm is not Norm.LINF:
                     techniques["curvature"] = by_curvature(ranges, boxes, rows, eps)
     for other in techniques.values():
         gamma = gamma.or_better(other)
@@ -211,7 +211,9 @@ class LossLinearity(NamedTuple):
     Attributes:
         value: at the image.
         gradient: at the image, ``(batch, pixels)``.
-        gamma_minus, gamma_plus: upper bounds of how far it falls below and rises above its linearisation.
+        gamma_minus, gamma_plus: upper bounds of how far it falls below and rises above its linearisation, from the
+            gradients at the image and the margins' gamma.
+        fall, rise: the same from bounds of its values alone.
         high: upper bound of its value.
     """
 
@@ -219,26 +221,37 @@ class LossLinearity(NamedTuple):
     gradient: Float[Tensor, "batch pixels"]
     gamma_minus: Float[Tensor, " batch"]
     gamma_plus: Float[Tensor, " batch"]
+    fall: Float[Tensor, " batch"]
+    rise: Float[Tensor, " batch"]
     high: Float[Tensor, " batch"]
 
 
 def of_cross_entropy(found: Linearity, eps: float, norm: Norm) -> LossLinearity:
-    """From the margins m_j to all other classes: CE = log(1 + sum_j exp(-m_j)), its gradient -sum_j p_j J_j.
+    """From the margins m_j to all other classes: CE = log(1 + sum_j exp(-m_j)), its gradient G = -sum_j p_j J_j.
 
-    With u_j = -m_j, CE is convex in u with gradient p, so it falls below its linearisation by at most
-    sum_j p_j gamma_plus_j (Jensen), and rises above it by at most sum_j p_j gamma_minus_j + r^2 / 8 (Hoeffding's lemma;
-    r the range of all changes of the u_j, 0 among them). Neither can be more than what the linearisation and the range
-    of CE itself leave.
+    With u_j = -m_j (and u_y = 0), CE is convex in u with gradient p, so it falls below its linearisation by at most
+    sum_j p_j gamma_plus_j (Jensen). It rises above it by log sum_k p_k exp(<grad u_k - G, d> + R_k) with
+    R_k <= gamma_minus_k: at most log sum_k p_k exp(eps ||grad u_k - G||_* + gamma_minus_k), and at most
+    sum_j p_j gamma_minus_j + r^2 / 8, r the range of all changes of the u_k (Hoeffding's lemma).
     """
     margins = found.linear.values
-    shares = torch.softmax(torch.cat([torch.zeros_like(margins[:, :1]), -margins], 1), 1)[:, 1:]
-    gradient = -torch.einsum("br,br...->b...", shares, found.linear.gradients).flatten(1)
+    shares = torch.softmax(torch.cat([torch.zeros_like(margins[:, :1]), -margins], 1), 1)
+    others, slopes = shares[:, 1:], -found.linear.gradients.flatten(2)
+    gradient = torch.einsum("br,brp->bp", others, slopes)
+    apart = torch.cat([torch.zeros_like(slopes[:, :1]), slopes], 1) - gradient[:, None]
+    gamma = torch.cat([torch.zeros_like(margins[:, :1]), found.gamma.minus], 1)
+    above = torch.logsumexp(shares.log() + eps * torch.linalg.vector_norm(apart, DUAL[norm], dim=2) + gamma, 1)
+    change = (margins - found.low).amax(1).clamp_min(0.0) + (found.high - margins).amax(1).clamp_min(0.0)
     value, low, high = (cross_entropy(m) for m in (margins, found.high, found.low))
     reach = eps * torch.linalg.vector_norm(gradient, DUAL[norm], dim=1)
-    fall, rise = (margins - found.low).amax(1).clamp_min(0.0), (found.high - margins).amax(1).clamp_min(0.0)
-    minus, plus = (shares * found.gamma.plus).sum(1), (shares * found.gamma.minus).sum(1) + (fall + rise) ** 2 / 8
     return LossLinearity(
-        value, gradient, torch.fmin(minus, value + reach - low), torch.fmin(plus, high - value + reach), high
+        value=value,
+        gradient=gradient,
+        gamma_minus=(others * found.gamma.plus).sum(1),
+        gamma_plus=torch.fmin((others * found.gamma.minus).sum(1) + change**2 / 8, above.clamp_min(0.0)),
+        fall=value + reach - low,
+        rise=high - value + reach,
+        high=high,
     )
 
 
@@ -363,8 +376,8 @@ class _Certifier:
             "gamma_plus": found.gamma.plus.amax(1),
             **{f"gamma_{name}": bound.amax(1) for name, bound in found.techniques.items()},
             "gamma_attack": guesses.margin,
-            "ce_gamma_minus": loss.gamma_minus,
-            "ce_gamma_plus": loss.gamma_plus,
+            "ce_gamma_minus": torch.fmin(loss.gamma_minus, loss.fall),
+            "ce_gamma_plus": torch.fmin(loss.gamma_plus, loss.rise),
             "ce_gamma_attack": guesses.loss,
             "ce_llm": guesses.protocol,
         }

@@ -182,6 +182,7 @@ class _Certifier:
         through = torch.stack([bounds[name] for name in ("theorem_a", "theorem_b", "joint")]).nan_to_num(nan=-math.inf)
         margin = through.amax(0).amin(1)
         holds = (margin > 0) | torch.stack([(half - bound) > 0 for bound in ce.values()]).any(0)
+        holds &= (teacher.low - slack > 0).all(1)  # there must be a certificate to carry over
         block = torch.where(holds | (least["direct"] > 0), Blocker.NONE.value, blockers(terms, eps))
         values = {
             "radius": torch.full_like(margin, eps) * holds,

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.option("--model", required=True, metavar="NETWORK", help="Checkpoint, or source:name with pre-trained weights.")
 @click.option("--teacher", metavar="NETWORK", help="Certify this network too, compare, and bound both jointly.")
-@click.option("--eps", required=True, type=EpsilonType(), help="Radius in pixel units, like 8/255.")
+@click.option("--eps", "--radius", required=True, type=EpsilonType(), help="Radius in pixel units, like 8/255.")
 @click.option("--norm", default="linf", show_default=True, help="linf, l2 or l1.")
 @click.option("--methods", default="pgd,ibp,crown", show_default=True, help="See 'certkd methods'.")
 @click.option("--option", "settings", multiple=True, type=Assignment(), help="A method's setting, like steps=50.")
@@ -60,6 +60,8 @@ def certify(model: str, teacher: str | None, eps: Epsilon, norm: str, **options:
     from certkd.comparison import Requirement, compare
     from certkd.report import tables
     from certkd.report.console import stderr, stdout
+    from certkd.verdict import VERDICT_METRICS
+    from verifiers.certify import check_options
     from verifiers.modes import reuse_memory
 
     reuse_memory()
@@ -68,6 +70,10 @@ def certify(model: str, teacher: str | None, eps: Epsilon, norm: str, **options:
     requirements = [Requirement.parse(text) for text in options["conditions"]]
     if requirements and teacher is None:
         raise InputError("--require compares with a teacher: add --teacher")
+    for requirement in requirements:
+        if requirement.metric in VERDICT_METRICS and "transfer" not in methods:
+            raise InputError(f"--require {requirement.text!r} needs the method transfer: run 'certkd transfer'")
+    check_options(methods, options["settings"])
     alone, settings, pairs = without_pairs(methods, options["settings"])
     if pairs and (teacher is None or not alone):
         raise InputError(

@@ -201,6 +201,7 @@ def transfer_terms(student: Certificates) -> list[Table]:
     carried = []
     for name, what in _CARRIERS.items():
         holds = rows[name] < math.log(2) if name.startswith("theorem_c") else rows[name] > 0
+        holds &= (rows["teacher"] > 0) | (name == "direct")
         carried.append([what, f"{int((holds & asked).sum())} of {len(rows)}"])
     sizes = []
     for name, what in _TERMS.items():
@@ -208,7 +209,11 @@ def transfer_terms(student: Certificates) -> list[Table]:
         quantiles = np.quantile(values, (0.25, 0.5, 0.75)) if len(values) else [math.nan] * 3
         sizes.append([what, *(f"{value:.3g}" for value in quantiles)])
     return [
-        table("What certifies the student at eps", ["bound", "samples"], carried),
+        table(
+            "What certifies the student at eps (all but the first: where the teacher is certified)",
+            ["bound", "samples"],
+            carried,
+        ),
         table("Terms at eps, logits (largest over classes)", ["term", "25%", "median", "75%"], sizes),
     ]
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from certkd.comparison import compare
+from certkd.comparison import Requirement, compare
 from certkd.report import tables
 from certkd.verdict import MISCLASSIFIED, REASONS, Verdict
 from tests.certkd.test_cli import certkd
@@ -74,23 +74,27 @@ def test_another_teacher_gives_no_verdict(files: dict[str, Path], tmp_path: Path
     result = compare(read(other), read(files["student"]))
     assert result.verdict is None
     asked = certkd("compare", other, files["student"], "--require", "kept>=0.5")
-    assert asked.code == 2 and "kept needs the method transfer" in asked.err and "\n" not in asked.err.strip()
+    assert (
+        asked.code == 2
+        and "kept needs rows of the method transfer about this teacher" in asked.err
+        and "\n" not in asked.err.strip()
+    )
 
 
 def test_what_is_asked_wrongly(tmp_path: Path) -> None:
+    one = ("certify", "--model", STUDENT, "--eps", "0.05")
+    both = (*one, "--teacher", TEACHER, "--methods")
+    command = ("transfer", "--teacher", TEACHER, "--student", STUDENT)
     for arguments, said in (
-        (("transfer", "--teacher", TEACHER, "--student", STUDENT), "eps"),
+        (command, "eps"),
         (("transfer", "--teacher", "gone.pt", "--student", STUDENT, "--eps", "0.05"), "gone.pt"),
-        (("certify", "--model", STUDENT, "--eps", "0.05", "--require", "kept>=1"), "--teacher"),
-        (("certify", "--model", STUDENT, "--eps", "0.05", "--methods", "crown,transfer"), "--teacher"),
-        (
-            ("certify", "--model", STUDENT, "--teacher", TEACHER, "--eps", "0.05", "--methods", "transfer"),
-            "crown,transfer",
-        ),
-        (
-            ("certify", "--model", STUDENT, "--eps", "1/8", "--methods", "lipschitz", "--option", "constants=loose"),
-            "loose",
-        ),
+        ((*command, "--eps", "0.05", "--require", "keppt>=1"), "kept"),
+        ((*one, "--require", "kept>=1"), "--teacher"),
+        ((*one, "--methods", "crown,transfer"), "--teacher"),
+        ((*one, "--methods", "lipschitz", "--option", "constants=loose"), "loose"),
+        ((*both, "transfer"), "crown,transfer"),
+        ((*both, "crown,transfer", "--option", "steps=0"), "steps must be positive"),
+        ((*both, "crown", "--require", "kept>=0.9"), "needs the method transfer"),
     ):
         done = certkd(*arguments)
         assert done.code == 2 and said in done.err and len(done.err.strip().splitlines()) <= 3, done.err
@@ -141,6 +145,8 @@ def test_kept_samples_and_samples_that_the_student_gets_wrong() -> None:
     nothing = compare(*pair(fixed(1.0), fixed(20.0))).verdict
     assert nothing is not None and nothing.held == 0 and tables.transfer(nothing) == []
     assert np.isnan(nothing.metrics()["kept"])
+    missed = Requirement.parse("kept>=0.5").missed(compare(*pair(fixed(1.0), fixed(20.0))))
+    assert missed == "not met: kept>=0.5 (there is nothing to measure it by)"
 
 
 def test_run_passes_the_teacher_to_methods_about_both(tmp_path: Path) -> None:

@@ -181,6 +181,20 @@ def test_no_attack_succeeds_inside_a_radius(norm: Norm) -> None:
     assert (model(attacked_at).argmax(1) == y)[torch.tensor(sure)].all()
 
 
+def test_a_slope_without_a_bound_takes_away_one_technique_and_not_the_certificate() -> None:
+    """torch's softplus jumps at its threshold; with a low one the jump is no rounding."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(2, 4), nn.Softplus(1.0, 5.0), nn.Linear(4, 2)).eval()
+    with torch.no_grad():
+        model[1].weight.mul_(0.1)
+        model[1].bias.fill_(5.0)
+        model[3].bias.copy_(torch.tensor([30.0, 0.0]))
+    x = torch.rand(3, 2)
+    rows = certify(model, x, torch.zeros(3).long(), eps=0.5, methods=["local-linearity"])["local-linearity"]
+    assert (rows["status"] == Status.CERTIFIED).all()
+    assert np.isnan(rows["gamma_interval"]).all() and np.isfinite(rows["gamma_relaxation"]).all()
+
+
 def test_bounds_and_estimates_are_told_apart_in_the_file(tmp_path: "object") -> None:
     path = f"{tmp_path}/c.h5"
     model, x = network("tanh", 0).float(), torch.rand(6, 2)

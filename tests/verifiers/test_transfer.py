@@ -244,6 +244,14 @@ def test_certified_terms_bound_what_a_grid_sees(norm: str) -> None:
     assert checked > 1
 
 
+def test_nothing_carries_over_from_a_teacher_without_a_certificate() -> None:
+    """The student's own bounds may hold through the formulas; there is still no certificate of the teacher's."""
+    student, teacher = fixed([[0.0, 0.0]] * 2, [3.0, 0.0]), fixed([[0.0, 0.0]] * 2, [-0.5, 0.0])
+    rows = transfer(student, teacher, torch.full((2, 2), 0.5), 0, 0.1)["transfer"]
+    assert (rows["direct"] > 0).all() and (rows["joint"] > 0).all() and (rows["teacher"] < 0).all()
+    assert (rows["status"] == Status.NOT_CERTIFIED).all() and (rows["radius"] == 0).all()
+
+
 def test_the_blocker_is_the_largest_term_of_the_worst_class() -> None:
     def terms(deficit: float, gap: float, student: float, teacher: float, least: float = 1.0) -> Terms:
         values = {"deficit": deficit, "gap": gap, "student_gamma": student, "teacher_gamma": teacher, "least": least}

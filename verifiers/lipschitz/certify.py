@@ -73,12 +73,14 @@ class _Certifier:
             found = integrate(constants, margins, eps, whole_box(self.request.norm, x[0].numel()), shells)
             everyone = torch.arange(len(x), device=x.device)
             at_eps = constants(everyone, torch.full_like(found.radius, eps))
+        radius = found.radius * (1 - 1e-12)
+        radius = torch.where(found.margin > 0, radius.clamp_min(eps), radius)  # eps was proved as it stands
         useful = (found.radius >= USELESS) & torch.isfinite(found.radius)
         spent = (margins.amin(1) > 0) & ~useful
         status = torch.where(useful, Status.CERTIFIED.value, Status.NOT_CERTIFIED.value)
         return {
             "status": torch.where(spent, Status.VACUOUS.value, status).cpu().numpy().astype("uint8"),
-            "radius": torch.where(useful, found.radius * (1 - 1e-12), 0.0).cpu().numpy(),
+            "radius": torch.where(useful, radius, 0.0).cpu().numpy(),
             "margin": found.margin.cpu().numpy(),
             "constant": at_eps.amax(1).cpu().numpy(),
             "global_constant": anywhere.amax(1).cpu().numpy(),
@@ -159,7 +161,7 @@ LIPSCHITZ = MethodInfo(
     norms=(Norm.L2, Norm.LINF, Norm.L1),
     claim="no margin can fall to zero within the radius, however steep the network is allowed to be on the way",
     paper="Fazlyab et al., arXiv 1906.04893 and 2310.00116; Xu and Sivaranjani, arXiv 2404.04375",
-    cost="some 30 CROWN passes of the hidden layers; for l2 the norms of the layers between them",
+    cost="30 to 80 CROWN passes of the hidden layers; for l2 the norms of the layers between them",
     prepare=_prepare,
     check=_check,
     columns=(

@@ -6,7 +6,7 @@ Those two are in ``chains``. All is in double precision; what rounding may take 
 function says.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -30,6 +30,8 @@ from verifiers.lipschitz.slopes import slopes
 
 #: What rounding in double precision may take from a constant.
 INFLATION = 1 + 1e-6
+#: Pairs of classes at a time, and classes up to which all their pairs are put to LipSDP.
+PAIRS, CLASSES = 4096, 100
 
 
 @dataclass(frozen=True)
@@ -65,11 +67,10 @@ def global_bounds(graph: Graph, layers: Layers | None, tight: bool) -> GlobalBou
     """
     methods: dict[str, Callable[[], Tensor]] = {"product": lambda: product(graph)}
     if layers is not None:
-        rows = pair_rows(graph.classes, graph.like)
         methods["liplt"] = lambda: liplt_pairs(layers)
-        methods["eclipse-fast"] = lambda: over_pairs(eclipse_fast(chain_form(layers), rows), graph.classes)
+        methods["eclipse-fast"] = lambda: by_chain(layers, eclipse_fast)
         if tight:
-            methods["lipsdp"] = lambda: over_pairs(lipsdp(chain_form(layers), rows), graph.classes)
+            methods["lipsdp"] = lambda: by_chain(layers, _few(lipsdp))
     values, reasons = {}, {}
     for name, method in methods.items():
         try:
@@ -80,13 +81,37 @@ def global_bounds(graph: Graph, layers: Layers | None, tight: bool) -> GlobalBou
     return GlobalBounds(graph.classes, values, reasons)
 
 
+def by_chain(layers: Layers, bound: Callable[[Sequence[Tensor], Tensor], Tensor]) -> Float[Tensor, "classes classes"]:
+    """Constants of all pairs by a bound of chains, some thousand rows at a time.
+
+    Raises:
+        Unsupported: the network is no chain with slopes in [0, b].
+    """
+    chain, classes = chain_form(layers), layers.graph.classes
+    parts = _pairs(classes, layers.graph.like).split(PAIRS, dim=1)
+    return over_pairs(torch.cat([bound(chain, pair_rows(classes, layers.graph.like, part)) for part in parts]), classes)
+
+
+def _few(bound: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A bound that takes long, for not too many rows."""
+
+    def bounded(chain: Sequence[Tensor], rows: Tensor) -> Tensor:
+        if rows.shape[2] > CLASSES:
+            raise Unsupported(f"lipschitz: LipSDP is tried for up to {CLASSES} classes, not for {rows.shape[2]}")
+        return bound(chain, rows)
+
+    return bounded
+
+
 def _pairs(classes: int, like: Tensor) -> Int[Tensor, "2 pairs"]:
     return torch.triu_indices(classes, classes, 1, device=like.device)
 
 
-def pair_rows(classes: int, like: Tensor) -> Float[Tensor, "pairs 1 classes"]:
-    """e_i - e_j for every pair i < j."""
-    first, second = _pairs(classes, like)
+def pair_rows(
+    classes: int, like: Tensor, pairs: Int[Tensor, "2 pairs"] | None = None
+) -> Float[Tensor, "pairs 1 classes"]:
+    """e_i - e_j for some pairs, or every pair i < j."""
+    first, second = _pairs(classes, like) if pairs is None else pairs
     unit = torch.eye(classes, dtype=torch.float64, device=like.device)
     return (unit[first] - unit[second])[:, None, :]
 
@@ -111,9 +136,8 @@ def product(graph: Graph) -> Float[Tensor, "classes classes"]:
         Unsupported: an operator has no constant that holds for all its inputs; it is named.
     """
     start, features = _merged_tail(graph)
-    first, second = _pairs(graph.classes, features)
-    norms = torch.linalg.vector_norm(features[first] - features[second], dim=1)
-    return over_pairs(norms * _walk(graph, start), graph.classes)
+    norms = [torch.linalg.vector_norm(features - one, dim=1) for one in features]  # not all pairs at once
+    return torch.stack(norms) * _walk(graph, start)
 
 
 def _merged_tail(graph: Graph) -> tuple[int, Float[Tensor, "classes entries"]]:
@@ -214,8 +238,10 @@ def liplt_pairs(layers: Layers) -> Float[Tensor, "classes classes"]:
     Raises:
         Unsupported: the slope of an activation has no bound; it is named.
     """
-    rows = pair_rows(layers.graph.classes, layers.graph.like)
-    return over_pairs(liplt(_ranges(layers), rows[None, :, 0])[0], layers.graph.classes)
+    classes, like, ranges = layers.graph.classes, layers.graph.like, _ranges(layers)
+    parts = _pairs(classes, like).split(PAIRS, dim=1)
+    values = [liplt(ranges, pair_rows(classes, like, part)[None, :, 0])[0] for part in parts]
+    return over_pairs(torch.cat(values), classes)
 
 
 def _ranges(layers: Layers) -> SlopeRanges:

@@ -122,7 +122,7 @@ def _clamp_slopes(activation: Clamp, low: Tensor, high: Tensor) -> Pair:
 
 
 def _hard_sigmoid_slopes(activation: HardSigmoid, low: Tensor, high: Tensor) -> Pair:
-    sixth = (nextafter(1 / 6, 0), nextafter(1 / 6, 1))
+    sixth = (nextafter(1 / 6, 0), 1 / 6 * (1 + 2**-24))  # torch differentiates with the sixth of single precision
     return _pieces(low, high, (-inf, -3.0, 0.0, 0.0), (-3.0, 3.0, *sixth), (3.0, inf, 0.0, 0.0))
 
 

@@ -15,6 +15,7 @@ from tests.verifiers.native.nets import Fn, Net
 from verifiers.bound_propagation.native.graph import Graph, capture
 from verifiers.certificate import Unsupported
 from verifiers.lipschitz import chains as module
+from verifiers.lipschitz import global_bounds as global_module
 from verifiers.lipschitz.chains import certified, eclipse_fast, lipsdp
 from verifiers.lipschitz.global_bounds import GlobalBounds, chain_form, global_bounds, liplt_pairs, pair_rows, product
 from verifiers.lipschitz.jacobians import SlopeRanges, liplt
@@ -522,3 +523,16 @@ def test_all_pairs_of_a_convolutional_network() -> None:
     assert {*found.values} == {"product", "liplt", "eclipse-fast"}
     _sound(found, network, (1, 8, 8))
     assert {*global_bounds(graph, None, tight=True).values} == {"product"}
+
+
+def test_many_classes_are_worked_off_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Flatten(), nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 12)).eval(), torch.rand(1, 6)
+    graph = capture(model, x)
+    whole = global_bounds(graph, written_out(graph), tight=False)
+    monkeypatch.setattr(global_module, "PAIRS", 7)
+    parts = global_bounds(graph, written_out(graph), tight=False)
+    for name, value in whole.values.items():
+        torch.testing.assert_close(parts.values[name], value, rtol=1e-9, atol=0.0)
+    monkeypatch.setattr(global_module, "CLASSES", 11)
+    assert "up to 11 classes" in global_bounds(graph, written_out(graph), tight=True).reasons["lipsdp"]

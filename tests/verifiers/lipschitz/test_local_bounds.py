@@ -19,7 +19,14 @@ from verifiers.lipschitz.jacobians import SlopeRanges, interval_jacobian, jacobi
 from verifiers.lipschitz.layers import written_out
 from verifiers.lipschitz.local_bounds import integrate, local_constants, slope_ranges
 
-SMOOTH = {"tanh": nn.Tanh, "sigmoid": nn.Sigmoid, "gelu": nn.GELU, "silu": nn.SiLU, "softplus": nn.Softplus}
+SMOOTH = {
+    "hard sigmoid": nn.Hardsigmoid,
+    "tanh": nn.Tanh,
+    "sigmoid": nn.Sigmoid,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "softplus": nn.Softplus,
+}
 KINDS = ["mlp", "deep mlp", "cnn", "batch norm", "residual", *SMOOTH]
 RADII = {Norm.LINF: (0.01, 0.1), Norm.L2: (0.05, 0.5), Norm.L1: (0.1, 1.0)}
 
@@ -168,6 +175,17 @@ def test_a_planted_counterexample_is_never_inside_a_radius() -> None:
         for norm in Norm:
             rows = certify(model, x, torch.zeros(1).long(), eps=0.2, norm=norm, methods=["lipschitz"])["lipschitz"]
             assert rows["radius"][0] < float(norms(hidden[None] - x, norm))
+
+
+@pytest.mark.parametrize(("norm", "whole"), [("linf", 1.0), ("l2", math.sqrt(6)), ("l1", 6.0)])
+def test_a_ball_that_holds_all_images_can_be_certified(norm: str, whole: float) -> None:
+    model, x = mlp((6, 2)).eval(), torch.rand(3, 6)
+    with torch.no_grad():
+        model[1].weight.mul_(0.01)
+        model[1].bias.copy_(torch.tensor([3.0, 0.0]))
+    for eps in (0.5, whole, 3 * whole):
+        rows = certify(model, x, torch.zeros(3).long(), eps=eps, norm=norm, methods=["lipschitz"])["lipschitz"]
+        assert (rows["certified"] == 1).all() and (rows["margin"] > 0).all()
 
 
 def test_the_shell_integral_is_that_of_a_known_constant() -> None:

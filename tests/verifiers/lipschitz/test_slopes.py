@@ -143,8 +143,9 @@ def test_slopes_over_all_numbers(name):
     activation, least, greatest = GLOBAL[name]
     ends = torch.tensor([inf, 0.0, nan, 1.0], dtype=torch.float64)
     lower, upper = slopes(activation, -ends, ends)
+    slack = 1e-8 if name == "hardsigmoid" else 1e-13  # whose sixth in torch is one of single precision
     for i in (0, 2):
-        assert least - 1e-13 <= lower[i] <= least + 3e-15 and greatest - 3e-15 <= upper[i] <= greatest + 1e-13
+        assert least - 1e-13 <= lower[i] <= least + 3e-15 and greatest - 3e-15 <= upper[i] <= greatest + slack
     assert (lower >= lower[0]).all() and (upper <= upper[0]).all()
     wide = torch.tensor([1e6, 1e300], dtype=torch.float64)
     for low, high in ((-wide, wide), (-wide, torch.zeros(2)), (torch.zeros(2), wide)):
