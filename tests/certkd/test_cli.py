@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import redirect_stderr, redirect_stdout, suppress
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,7 +80,8 @@ def refused(*arguments: str | Path) -> str:
 
 
 def terminal(*command: str, **options: Any) -> subprocess.Popen[str]:
-    """A real process."""
+    """A real process that Ctrl-C interrupts, also where the tests run in the background, which ignores it."""
+    options |= {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.default_int_handler)}
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     pipe = subprocess.PIPE
     return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=pipe, stderr=pipe, text=True, **options)
@@ -386,11 +387,8 @@ def test_control_c_in_a_terminal(network: Path, tmp_path: Path) -> None:
         if out.exists() and 0 < read(out).pending < 360:
             break
         time.sleep(0.2)
-    for patience in (20, 20, 60):  # Python drops an interrupt that arrives in a destructor or a callback
-        process.send_signal(signal.SIGINT)
-        with suppress(subprocess.TimeoutExpired):
-            _, err = process.communicate(timeout=patience)
-            break
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert "Traceback" not in err and "interrupted" in err.splitlines()[-1], err
     assert 0 < read(out).pending < 360, "the finished rows are kept"
