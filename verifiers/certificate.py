@@ -183,6 +183,14 @@ class MethodInfo:
     preview: Callable[[Any, Samples, torch.device], Iterable[str]] = lambda *_: ()
 
 
+def stored(status: Int[Tensor, " batch"], values: Mapping[str, Tensor]) -> Columns:
+    """Columns as arrays on the CPU, the status in its own type."""
+    return {
+        "status": status.cpu().numpy().astype("uint8"),
+        **{name: value.cpu().numpy() for name, value in values.items()},
+    }
+
+
 class Unsupported(Exception):
     """A method cannot handle a network or a norm; the message names the layer or what is missing."""
 

@@ -22,13 +22,12 @@ from torch.nn import functional as F
 from verifiers.bound_propagation.certify import careful_allowance
 from verifiers.bound_propagation.checks import withstand
 from verifiers.bound_propagation.engine import margin_specification
-from verifiers.bound_propagation.native.bounds import DUAL, Balls, Bounds
-from verifiers.bound_propagation.native.engine import Native
+from verifiers.bound_propagation.native.bounds import DUAL, Bounds
 from verifiers.bound_propagation.native.operators import Interval
-from verifiers.certificate import Column, Columns, Guarantee, MethodInfo, Norm, Request, Status, Unsupported
+from verifiers.certificate import Column, Columns, Guarantee, MethodInfo, Norm, Request, Status, Unsupported, stored
 from verifiers.falsify import ascend, random_start
-from verifiers.lipschitz.jacobians import INFLATION, SlopeRanges, interval_jacobian, jacobian
-from verifiers.lipschitz.layers import Layers, written_out
+from verifiers.lipschitz.jacobians import INFLATION, Linearised, SlopeRanges, interval_jacobian
+from verifiers.lipschitz.layers import Network
 from verifiers.lipschitz.operator_norms import dense_norm
 from verifiers.lipschitz.slopes import curvature
 
@@ -54,38 +53,6 @@ class Sides(NamedTuple):
     def or_better(self, other: Tensor) -> "Sides":
         """With a bound of both sides that may be smaller; nan is no bound."""
         return Sides(torch.fmin(self.minus, other), torch.fmin(self.plus, other))
-
-
-@dataclass(frozen=True)
-class Linearised:
-    """Linear functions of the logits with their gradients at the images.
-
-    Attributes:
-        rows: of the specification.
-        values: of the rows at x.
-        gradients: of the rows at x, in pixels.
-    """
-
-    x: Float[Tensor, "batch *shape"]
-    rows: Float[Tensor, "batch rows classes"]
-    values: Float[Tensor, "batch rows"]
-    gradients: Float[Tensor, "batch rows *shape"]
-
-    @classmethod
-    def at(cls, model: nn.Module, x: Tensor, rows: Tensor) -> "Linearised":
-        """Of a network in float64."""
-        with torch.no_grad():
-            values = torch.einsum("brc,bc->br", rows, model(x))
-        return cls(x, rows, values, torch.einsum("brc,bc...->br...", rows, jacobian(model, x)))
-
-    def steepness(self, norm: Norm) -> Float[Tensor, "batch rows"]:
-        """Dual norms of the gradients."""
-        return torch.linalg.vector_norm(self.gradients.flatten(2), DUAL[norm], dim=2)
-
-    @property
-    def offset(self) -> Float[Tensor, "batch rows"]:
-        """The linearisation's value at the black image."""
-        return self.values - (self.gradients * self.x[:, None]).flatten(2).sum(2)
 
 
 def by_relaxation(bounds: Bounds, linear: Linearised) -> Sides:
@@ -133,24 +100,6 @@ def by_curvature(
 
 
 @dataclass(frozen=True)
-class Network:
-    """A network made ready to be linearised: its graph, and its matrices where they can be written out."""
-
-    native: Native
-    layers: Layers | None
-    reason: str = ""
-
-    @classmethod
-    def prepare(cls, model: nn.Module, samples: Float[Tensor, "batch *shape"]) -> "Network":
-        """Raises ``Unsupported`` where the native engine does not take the network."""
-        native = Native(model, samples)
-        try:
-            return cls(native, written_out(native.graph))
-        except Unsupported as error:
-            return cls(native, None, str(error))
-
-
-@dataclass(frozen=True)
 class Linearity:
     """What is proved about rows on balls of radius eps; every tensor is ``(batch, rows)``.
 
@@ -176,7 +125,7 @@ def measure(network: Network, x: Float[Tensor, "batch *shape"], rows: Tensor, ep
     """Bounds of rows, and of their distance from their linearisations, on the balls; x in float64."""
     native, linear = network.native, Linearised.at(network.native.model, x, rows)
     limits = torch.full((len(x),), eps, dtype=x.dtype, device=x.device)
-    bounds = Bounds(native.graph, Balls(x, limits, norm), native.dual_reaches(norm))
+    bounds = native.bounds(x, limits, norm)
     with torch.no_grad():
         bounds.propagate(refine=True)
         low, negated = bounds.by_rows(rows).bound, bounds.by_rows(-rows).bound
@@ -184,7 +133,7 @@ def measure(network: Network, x: Float[Tensor, "batch *shape"], rows: Tensor, ep
         techniques = {"relaxation": gamma.both}
         if network.layers is not None:
             with suppress(Unsupported):  # a slope has no bound on some box, an activation with a kink no curvature
-                boxes = [bounds.intervals[layer.position] for layer in network.layers.hidden]
+                boxes = network.layers.boxes(bounds)
                 ranges = SlopeRanges.over(network.layers, boxes)
                 techniques["interval"] = by_interval_jacobian(ranges, linear, eps, norm)
                 if norm is not Norm.LINF:
@@ -382,10 +331,7 @@ class _Certifier:
             "ce_llm": guesses.protocol,
         }
         status = torch.where(radius > 0, Status.CERTIFIED.value, Status.NOT_CERTIFIED.value)
-        return {
-            "status": status.cpu().numpy().astype("uint8"),
-            **{name: value.cpu().numpy() for name, value in values.items()},
-        }
+        return stored(status, values)
 
 
 def _prepare(model: nn.Module, samples: Tensor, request: Request) -> _Certifier:

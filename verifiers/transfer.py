@@ -28,13 +28,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from verifiers.bound_propagation.certify import careful_allowance
 from verifiers.bound_propagation.checks import withstand
-from verifiers.bound_propagation.engine import Engine, margin_specification
-from verifiers.bound_propagation.joint import JointEngine, Pair
+from verifiers.bound_propagation.engine import margin_specification
+from verifiers.bound_propagation.joint import JointEngine
 from verifiers.bound_propagation.native.bounds import DUAL
-from verifiers.certificate import Column, Columns, Guarantee, MethodInfo, Norm, Request, Status, Unsupported
-from verifiers.local_linearity import Linearised, Linearity, LossLinearity, Network, climb, measure, of_cross_entropy
+from verifiers.certificate import Column, Columns, Guarantee, MethodInfo, Norm, Request, Status, stored
+from verifiers.lipschitz.jacobians import Linearised
+from verifiers.lipschitz.layers import Network
+from verifiers.local_linearity import Linearity, LossLinearity, climb, measure, of_cross_entropy
 
 #: Classes besides the predicted one that the shortfall's attack goes through.
 ATTACKED_CLASSES = 20
@@ -65,18 +66,13 @@ class Terms(NamedTuple):
 
 def theorem_a(terms: Terms, eps: float) -> Float[Tensor, "batch rows"]:
     """Lower bounds of the student's margins on the ball, from the teacher's least ones."""
-    return terms.least - _needed(terms, eps)
+    return terms.least - (terms.deficit + eps * terms.gap + terms.student_gamma + terms.teacher_gamma)
 
 
 def theorem_b(terms: Terms, eps: float) -> Float[Tensor, "batch rows"]:
     """Lower bounds of the student's margins on the ball, from the teacher's values and gradients at the image."""
     linear = terms.teacher - terms.deficit - eps * (terms.steepness + terms.gap)
     return linear - terms.student_gamma
-
-
-def _needed(terms: Terms, eps: float) -> Tensor:
-    """What theorem A takes from the teacher's margin."""
-    return terms.deficit + eps * terms.gap + terms.student_gamma + terms.teacher_gamma
 
 
 class LossTerms(NamedTuple):
@@ -140,8 +136,6 @@ def blockers(terms: Terms, eps: float) -> Int[Tensor, " batch"]:
 
 @dataclass
 class _Certifier:
-    student: nn.Module
-    teacher: nn.Module
     networks: tuple[Network, Network]
     joint: JointEngine
     request: Request
@@ -160,10 +154,8 @@ class _Certifier:
     def __call__(
         self, x: Float[Tensor, "batch *shape"], predicted: Int[Tensor, " batch"], indices: Int[Tensor, " batch"]
     ) -> Columns:
-        eps, norm, pair = self.request.eps.value, self.request.norm, Pair(self.student, self.teacher)
-        with torch.no_grad():
-            logits = pair(x)
-        allowance = 2 * careful_allowance(pair, self.joint.model, x, logits, eps)
+        eps, norm = self.request.eps.value, self.request.norm
+        logits, allowance = self.joint.allowed(x, eps)
         rows = margin_specification(predicted, logits.shape[1] // 2, torch.float64)
         student, teacher = (measure(network, x.double(), rows, eps, norm) for network in self.networks)
         terms = margin_terms(student, teacher, norm)
@@ -195,15 +187,9 @@ class _Certifier:
             "gamma_student": terms.student_gamma.amax(1),
             "gamma_teacher": terms.teacher_gamma.amax(1),
             "shortfall": self._shortfall(terms, teacher.linear),
+            "blocker": block,
         }
-        return {
-            "status": torch.where(holds, Status.CERTIFIED.value, Status.NOT_CERTIFIED.value)
-            .cpu()
-            .numpy()
-            .astype("uint8"),
-            "blocker": block.cpu().numpy().astype("int64"),
-            **{name: value.cpu().numpy() for name, value in values.items()},
-        }
+        return stored(torch.where(holds, Status.CERTIFIED.value, Status.NOT_CERTIFIED.value), values)
 
     def _difference(self, x: Tensor, rows: Tensor) -> Float[Tensor, "batch rows"]:
         """Lower bounds of m_s - m_t over the balls, in one graph of both networks."""
@@ -234,14 +220,11 @@ def _prepare(model: nn.Module, samples: Tensor, request: Request) -> _Certifier:
         Unsupported: there is no teacher, or a network cannot be captured.
         Contradiction: a point of the ball breaks a bound.
     """
-    if request.teacher is None:
-        raise Unsupported("transfer compares with a teacher: certify with --teacher")
-    joint = JointEngine(model, request.teacher, samples)
-    networks = (Network.prepare(model, samples), Network.prepare(request.teacher, samples))
-    engines: list[Engine] = [joint, *(network.native for network in networks)]
-    for engine in engines:
-        withstand(engine, samples, request.eps.value, norm=request.norm, method="crown")
-    return _Certifier(model, request.teacher, networks, joint, request)
+    joint = JointEngine.prepare(model, samples, request)
+    networks = (Network.prepare(joint.pair.student, samples), Network.prepare(joint.pair.teacher, samples))
+    for network in networks:
+        withstand(network.native, samples, request.eps.value, norm=request.norm, method="crown")
+    return _Certifier(networks, joint, request)
 
 
 def _bound(name: str, description: str, units: str = "logits") -> Column:

@@ -14,10 +14,10 @@ from verifiers.bound_propagation.engine import margin_specification
 from verifiers.certificate import Guarantee, Norm, Status, margins
 from verifiers.certify import certify
 from verifiers.falsify import ascend, norms
+from verifiers.lipschitz.jacobians import Linearised
+from verifiers.lipschitz.layers import Network
 from verifiers.local_linearity import (
     LOCAL_LINEARITY,
-    Linearised,
-    Network,
     attacked,
     measure,
     of_cross_entropy,

@@ -17,7 +17,7 @@ from verifiers.bound_propagation.engine import (
     rounding_allowance,
 )
 from verifiers.bound_propagation.engines import CrossCheck, build
-from verifiers.certificate import Columns, Guarantee, MethodInfo, Norm, Request, Status, Unsupported, margins
+from verifiers.certificate import Columns, Guarantee, MethodInfo, Norm, Request, Status, Unsupported, margins, stored
 from verifiers.radius import Evaluation, MarginBound, Search, largest_certified
 
 #: A margin's bound must exceed this many times the difference of float32 and float64 logits that was measured.
@@ -123,11 +123,7 @@ def columns_of(found: Search, eps: float) -> Columns:
     radius = torch.where(found.margin > 0, found.radius.clamp_min(eps), found.radius)
     nothing = torch.where(found.finished, Status.NOT_CERTIFIED.value, Status.TIMEOUT.value)
     status = torch.where(radius > 0, Status.CERTIFIED.value, nothing)
-    return {
-        "status": status.cpu().numpy().astype("uint8"),
-        "radius": radius.cpu().numpy(),
-        "margin": found.margin.cpu().numpy(),
-    }
+    return stored(status, {"radius": radius, "margin": found.margin})
 
 
 def whole_box(norm: Norm, pixels: int) -> float:

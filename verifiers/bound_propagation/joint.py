@@ -75,7 +75,7 @@ class JointEngine:
     name = "native"
 
     def __init__(self, student: nn.Module, teacher: nn.Module, x: Float[Tensor, "batch *shape"]) -> None:
-        pair = Pair(student, teacher)
+        self.pair = pair = Pair(student, teacher)
         self.engines = [Native(pair, x)]
         self.model = self.engines[0].model
         graphs = [capture(network, x[:1]) for network in (student, teacher)]
@@ -85,6 +85,28 @@ class JointEngine:
             with suppress(Unsupported):  # the joint graph is enough
                 self.engines.append(Native(pair, x, graph=differential(*graphs)))
         self.batch_size = min(engine.batch_size for engine in self.engines)
+
+    @classmethod
+    def prepare(cls, model: nn.Module, samples: Float[Tensor, "batch *shape"], request: Request) -> "JointEngine":
+        """Of a network and the request's teacher, its bounds tried on the samples.
+
+        Raises:
+            Unsupported: there is no teacher, or a network cannot be captured.
+            Contradiction: a point of the ball breaks a bound.
+        """
+        if request.teacher is None:
+            raise Unsupported("joint bounds need a teacher: certify with --teacher")
+        engine = cls(model, request.teacher, samples)
+        withstand(engine, samples, request.eps.value, norm=request.norm, method="crown")
+        return engine
+
+    def allowed(
+        self, x: Float[Tensor, "batch *shape"], eps: float
+    ) -> tuple[Float[Tensor, "batch classes"], Float[Tensor, " batch"]]:
+        """The logits of both, and what a difference of two margins must exceed: each may be off by its allowance."""
+        with torch.no_grad():
+            logits = self.pair(x)
+        return logits, 2 * careful_allowance(self.pair, self.model, x, logits, eps)
 
     @cached_property
     def copies(self) -> bool:
@@ -135,8 +157,6 @@ class JointEngine:
 
 @dataclass
 class _Certifier:
-    student: nn.Module
-    teacher: nn.Module
     engine: JointEngine
     request: Request
 
@@ -152,11 +172,7 @@ class _Certifier:
     def __call__(
         self, x: Float[Tensor, "batch *shape"], predicted: Int[Tensor, " batch"], indices: Int[Tensor, " batch"]
     ) -> Columns:
-        pair = Pair(self.student, self.teacher)
-        with torch.no_grad():
-            logits = pair(x)
-        # A difference of two margins is off by what each of them may be off.
-        allowance = 2 * careful_allowance(pair, self.engine.model, x, logits, self.request.eps.value)
+        logits, allowance = self.engine.allowed(x, self.request.eps.value)
         eps = torch.full((len(x),), self.request.eps.value, dtype=torch.float64, device=x.device)
         at_eps = self.engine.pair_bounds(x, eps, predicted, allowance, norm=self.request.norm)
 
@@ -182,11 +198,7 @@ def _prepare(model: nn.Module, samples: Tensor, request: Request) -> _Certifier:
         Unsupported: there is no teacher, or a network cannot be captured.
         Contradiction: a point of the ball breaks a bound.
     """
-    if request.teacher is None:
-        raise Unsupported("joint bounds need a teacher: certify with --teacher")
-    engine = JointEngine(model, request.teacher, samples)
-    withstand(engine, samples, request.eps.value, norm=request.norm, method="crown")
-    return _Certifier(model, request.teacher, engine, request)
+    return _Certifier(JointEngine.prepare(model, samples, request), request)
 
 
 JOINT = MethodInfo(

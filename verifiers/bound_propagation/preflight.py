@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from verifiers.bound_propagation.engine import margin_specification
 from verifiers.bound_propagation.engines import ENGINES
-from verifiers.bound_propagation.native.bounds import Balls, Bounds, block_of
+from verifiers.bound_propagation.native.bounds import block_of
 from verifiers.bound_propagation.native.engine import Native
 from verifiers.bound_propagation.native.graph import Graph
 from verifiers.bound_propagation.native.rows import shape_size
@@ -147,7 +147,7 @@ def _timed(native: Native, x: Tensor, eps: Tensor, specification: Tensor, norm: 
 
 def _crown(native: Native, x: Tensor, eps: Tensor, norm: Norm) -> tuple[int, float]:
     """Rows of CROWN's inner nodes, and seconds for all of them from pilot blocks at some of the nodes."""
-    bounds = Bounds(native.graph, Balls(x, eps, norm), native.dual_reaches(norm))
+    bounds = native.bounds(x, eps, norm)
     wanted: dict[int, Tensor] = {}
     bounds.propagate(refine=False)
     for position in range(1, len(native.graph.nodes)):

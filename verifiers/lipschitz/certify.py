@@ -8,8 +8,6 @@ from torch import Tensor, nn
 
 from verifiers.bound_propagation.certify import careful_allowance, whole_box
 from verifiers.bound_propagation.engine import margin_specification
-from verifiers.bound_propagation.native.bounds import DUAL
-from verifiers.bound_propagation.native.engine import Native
 from verifiers.certificate import (
     Column,
     Columns,
@@ -20,12 +18,13 @@ from verifiers.certificate import (
     Request,
     Status,
     Unsupported,
+    stored,
 )
 from verifiers.errors import InputError
 from verifiers.falsify import random_start
 from verifiers.lipschitz.global_bounds import GlobalBounds, global_bounds
-from verifiers.lipschitz.jacobians import jacobian
-from verifiers.lipschitz.layers import Layers, written_out
+from verifiers.lipschitz.jacobians import Linearised
+from verifiers.lipschitz.layers import Network
 from verifiers.lipschitz.local_bounds import integrate, local_constants, slope_ranges
 
 #: A radius below this many pixels is a bound without use.
@@ -37,18 +36,17 @@ BATCH = 2**25
 @dataclass
 class _Certifier:
     model: nn.Module
-    native: Native
-    layers: Layers | None
+    network: Network
     known: GlobalBounds | None
     request: Request
     remarks: dict[str, str] = field(default_factory=dict)
 
     @property
     def batch_size(self) -> int:
-        if self.layers is None:
-            return self.native.batch_size
-        entries = sum(w.numel() for layer in self.layers.layers for w in layer.weights.values())
-        return max(1, min(self.native.batch_size, BATCH // max(1, 4 * entries)))
+        if self.network.layers is None:
+            return self.network.native.batch_size
+        entries = sum(w.numel() for layer in self.network.layers.layers for w in layer.weights.values())
+        return max(1, min(self.network.native.batch_size, BATCH // max(1, 4 * entries)))
 
     @property
     def notes(self) -> dict[str, str]:
@@ -60,10 +58,10 @@ class _Certifier:
         eps, shells = self.request.eps.value, int(self.request.options["shells"])
         with torch.no_grad():
             logits = self.model(x)
-            exact = self.native.model(x.double())
-        allowance = careful_allowance(self.model, self.native.model, x, logits, eps)
+        allowance = careful_allowance(self.model, self.network.native.model, x, logits, eps)
         rows = margin_specification(predicted, logits.shape[1], torch.float64)
-        margins = (rows @ exact[:, :, None])[:, :, 0] - allowance[:, None]
+        linear = Linearised.at(self.network.native.model, x.double(), rows)
+        margins = linear.values - allowance[:, None]
         anywhere = self._anywhere(predicted, rows)
 
         def constants(chosen: Tensor, radius: Tensor) -> Tensor:
@@ -71,21 +69,19 @@ class _Certifier:
 
         with torch.no_grad():
             found = integrate(constants, margins, eps, whole_box(self.request.norm, x[0].numel()), shells)
-            everyone = torch.arange(len(x), device=x.device)
-            at_eps = constants(everyone, torch.full_like(found.radius, eps))
         radius = found.radius * (1 - 1e-12)
         radius = torch.where(found.margin > 0, radius.clamp_min(eps), radius)  # eps was proved as it stands
         useful = (found.radius >= USELESS) & torch.isfinite(found.radius)
         spent = (margins.amin(1) > 0) & ~useful
         status = torch.where(useful, Status.CERTIFIED.value, Status.NOT_CERTIFIED.value)
-        return {
-            "status": torch.where(spent, Status.VACUOUS.value, status).cpu().numpy().astype("uint8"),
-            "radius": torch.where(useful, radius, 0.0).cpu().numpy(),
-            "margin": found.margin.cpu().numpy(),
-            "constant": at_eps.amax(1).cpu().numpy(),
-            "global_constant": anywhere.amax(1).cpu().numpy(),
-            "gradient": self._gradients(x.double(), rows).amax(1).cpu().numpy(),
+        values = {
+            "radius": torch.where(useful, radius, 0.0),
+            "margin": found.margin,
+            "constant": found.constants.amax(1),
+            "global_constant": anywhere.amax(1),
+            "gradient": linear.steepness(self.request.norm).amax(1),
         }
+        return stored(torch.where(spent, Status.VACUOUS.value, status), values)
 
     def _anywhere(self, predicted: Tensor, rows: Tensor) -> Float[Tensor, "batch rows"]:
         """The global constants of each row's pair of classes."""
@@ -95,16 +91,10 @@ class _Certifier:
         return self.known.best.to(rows.device)[predicted[:, None], others]
 
     def _constants(self, x: Tensor, radius: Tensor, rows: Tensor, anywhere: Tensor) -> Tensor:
-        if self.layers is None:
+        if self.network.layers is None:
             return anywhere
-        ranges = slope_ranges(self.native, self.layers, x, radius, self.request.norm)
+        ranges = slope_ranges(self.network.native, self.network.layers, x, radius, self.request.norm)
         return torch.minimum(local_constants(ranges, rows, self.request.norm), anywhere)
-
-    def _gradients(self, x: Tensor, rows: Tensor) -> Float[Tensor, "batch rows"]:
-        """Dual norms of the margins' gradients at x: no constant may lie below one."""
-        found = jacobian(self.native.model, x)
-        at_x = torch.einsum("brc,bcp->brp", rows, found.flatten(2))
-        return torch.linalg.vector_norm(at_x, DUAL[self.request.norm], dim=2)
 
     def withstand(self, samples: Tensor) -> None:
         """Gradients at points of the ball stay below the constants.
@@ -114,13 +104,13 @@ class _Certifier:
         """
         x, generator = samples.double(), torch.Generator().manual_seed(0)
         with torch.no_grad():
-            predicted = self.native.model(x).argmax(1)
-        rows = margin_specification(predicted, self.native.graph.classes, torch.float64)
+            predicted = self.network.native.model(x).argmax(1)
+        rows = margin_specification(predicted, self.network.native.graph.classes, torch.float64)
         eps = torch.full((len(x),), self.request.eps.value, dtype=torch.float64, device=x.device)
         bound = self._constants(x, eps, rows, self._anywhere(predicted, rows))
         for _ in range(8):
             point = (x + random_start(x, eps, self.request.norm, generator)).clamp(0.0, 1.0)
-            steep = self._gradients(point, rows)
+            steep = Linearised.at(self.network.native.model, point, rows).steepness(self.request.norm)
             if bool((steep > bound * (1 + 1e-9) + 1e-12).any()):
                 raise Contradiction(f"a gradient of dual norm {float((steep - bound).max()):.3g} above its bound")
 
@@ -132,20 +122,17 @@ def _prepare(model: nn.Module, samples: Tensor, request: Request) -> _Certifier:
         Unsupported: no bound takes the network; the layer is named.
         Contradiction: a gradient exceeds a bound.
     """
-    native, layers, remarks = Native(model, samples), None, {}
-    try:
-        layers = written_out(native.graph)
-    except Unsupported as error:
-        remarks["local"] = f"no bounds on balls: {error}"
+    network = Network.prepare(model, samples)
+    remarks = {"local": f"no bounds on balls: {network.reason}"} if network.reason else {}
     known = None
     if request.norm is Norm.L2:
-        known = global_bounds(native.graph, layers, tight=request.options["constants"] == "tight")
+        known = global_bounds(network.native.graph, network.layers, tight=request.options["constants"] == "tight")
         remarks["global"] = ", ".join(f"{name} {float(k.max()):.6g}" for name, k in known.values.items())
         if known.reasons:
             remarks["left_out"] = "; ".join(f"{name}: {reason}" for name, reason in known.reasons.items())
-    if layers is None and (known is None or not known.values):
+    if network.layers is None and (known is None or not known.values):
         raise Unsupported(remarks.get("left_out") or remarks["local"])
-    certifier = _Certifier(model, native, layers, known, request, remarks)
+    certifier = _Certifier(model, network, known, request, remarks)
     certifier.withstand(samples)
     return certifier
 

@@ -22,8 +22,8 @@ from verifiers.certificate import Unsupported
 #: What is taken from the unit diagonal of the scaled Q before it is factorised. It pays for all rounding, and costs
 #: some 1e-6 of a constant for each layer.
 SHIFT = 1e-6
-#: Hidden units that LipSDP takes; those, and the rows, up to which each row gets multipliers of its own.
-UNITS, ROW_BY_ROW, ROWS = 1024, 256, 64
+#: Hidden units and classes that LipSDP takes; units and rows up to which each row gets multipliers of its own.
+UNITS, CLASSES, ROW_BY_ROW, ROWS = 1024, 100, 256, 64
 #: Entries that the matrices of one batch of pairs may have.
 ENTRIES = 2**18
 #: Power p of tr(M^p)^(1/p), what several rows together are optimised for in place of the largest eigenvalue.
@@ -153,11 +153,14 @@ def lipsdp(
     Nothing here is trusted but ``certified``. Source: Fazlyab et al., arXiv 1906.04893.
 
     Raises:
-        Unsupported: more hidden units than ``UNITS``.
+        Unsupported: more hidden units than ``UNITS``, or classes than ``CLASSES``.
     """
-    found, units = eclipse_fast(chain, rows), sum(len(weight) for weight in chain[:-1])
+    units = sum(len(weight) for weight in chain[:-1])
     if units > UNITS:
         raise Unsupported(f"lipschitz: LipSDP takes up to {UNITS} hidden units, and the network has {units}")
+    if rows.shape[2] > CLASSES:
+        raise Unsupported(f"lipschitz: LipSDP is tried for up to {CLASSES} classes, not for {rows.shape[2]}")
+    found = eclipse_fast(chain, rows)
     if not units or not len(rows) or not bool(found.isfinite().all()):
         return found
     start, alone = _by_layers(chain, lambda gram: gram.diagonal().sqrt())[0], units <= ROW_BY_ROW and len(rows) <= ROWS

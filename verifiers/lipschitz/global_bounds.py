@@ -30,8 +30,8 @@ from verifiers.lipschitz.slopes import slopes
 
 #: What rounding in double precision may take from a constant.
 INFLATION = 1 + 1e-6
-#: Pairs of classes at a time, and classes up to which all their pairs are put to LipSDP.
-PAIRS, CLASSES = 4096, 100
+#: Pairs of classes at a time.
+PAIRS = 4096
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def global_bounds(graph: Graph, layers: Layers | None, tight: bool) -> GlobalBou
         methods["liplt"] = lambda: liplt_pairs(layers)
         methods["eclipse-fast"] = lambda: by_chain(layers, eclipse_fast)
         if tight:
-            methods["lipsdp"] = lambda: by_chain(layers, _few(lipsdp))
+            methods["lipsdp"] = lambda: by_chain(layers, lipsdp)
     values, reasons = {}, {}
     for name, method in methods.items():
         try:
@@ -82,25 +82,19 @@ def global_bounds(graph: Graph, layers: Layers | None, tight: bool) -> GlobalBou
 
 
 def by_chain(layers: Layers, bound: Callable[[Sequence[Tensor], Tensor], Tensor]) -> Float[Tensor, "classes classes"]:
-    """Constants of all pairs by a bound of chains, some thousand rows at a time.
+    """Constants of all pairs by a bound of chains.
 
     Raises:
         Unsupported: the network is no chain with slopes in [0, b].
     """
-    chain, classes = chain_form(layers), layers.graph.classes
-    parts = _pairs(classes, layers.graph.like).split(PAIRS, dim=1)
-    return over_pairs(torch.cat([bound(chain, pair_rows(classes, layers.graph.like, part)) for part in parts]), classes)
+    chain = chain_form(layers)
+    return by_pairs(layers.graph, lambda rows: bound(chain, rows))
 
 
-def _few(bound: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A bound that takes long, for not too many rows."""
-
-    def bounded(chain: Sequence[Tensor], rows: Tensor) -> Tensor:
-        if rows.shape[2] > CLASSES:
-            raise Unsupported(f"lipschitz: LipSDP is tried for up to {CLASSES} classes, not for {rows.shape[2]}")
-        return bound(chain, rows)
-
-    return bounded
+def by_pairs(graph: Graph, bound: Callable[[Float[Tensor, "pairs 1 classes"]], Tensor]) -> Tensor:
+    """A bound of rows for all pairs, some thousand at a time; ``(classes, classes)``."""
+    parts = _pairs(graph.classes, graph.like).split(PAIRS, dim=1)
+    return over_pairs(torch.cat([bound(pair_rows(graph.classes, graph.like, part)) for part in parts]), graph.classes)
 
 
 def _pairs(classes: int, like: Tensor) -> Int[Tensor, "2 pairs"]:
@@ -238,10 +232,8 @@ def liplt_pairs(layers: Layers) -> Float[Tensor, "classes classes"]:
     Raises:
         Unsupported: the slope of an activation has no bound; it is named.
     """
-    classes, like, ranges = layers.graph.classes, layers.graph.like, _ranges(layers)
-    parts = _pairs(classes, like).split(PAIRS, dim=1)
-    values = [liplt(ranges, pair_rows(classes, like, part)[None, :, 0])[0] for part in parts]
-    return over_pairs(torch.cat(values), classes)
+    ranges = _ranges(layers)
+    return by_pairs(layers.graph, lambda rows: liplt(ranges, rows[None, :, 0])[0])
 
 
 def _ranges(layers: Layers) -> SlopeRanges:
@@ -263,10 +255,10 @@ def chain_form(layers: Layers) -> list[Float[Tensor, "_ _"]]:
     ranges = _ranges(layers)
     for layer, low in zip(layers.hidden, ranges.low, strict=True):
         if bool((low < 0).any()):
-            node = next(n for n in layers.graph.nodes if n.inputs[:1] == (layer.position,) and _bends(n))
+            node = next(
+                n
+                for n in layers.graph.nodes
+                if n.inputs[:1] == (layer.position,) and isinstance(n.operator, Elementwise)
+            )
             raise refusal(node, f"has slopes down to {float(low.min()):.6g}, below 0; LipLT takes that, and")
     return [layers.chain[0], *(w * high[0] for w, high in zip(layers.chain[1:], ranges.high, strict=True))]
-
-
-def _bends(node: Node) -> bool:
-    return isinstance(node.operator, Elementwise)

@@ -12,7 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from verifiers.bound_propagation.native.bounds import DUAL
 from verifiers.bound_propagation.native.operators import Interval
+from verifiers.certificate import Norm
 from verifiers.lipschitz.layers import Layers
 from verifiers.lipschitz.operator_norms import dense_norm
 from verifiers.lipschitz.slopes import slopes
@@ -197,3 +199,35 @@ def jacobian(model: nn.Module, x: Float[Tensor, "batch *shape"]) -> Float[Tensor
             for k in range(logits.shape[1])
         ]
     return torch.stack(parts, 1)
+
+
+@dataclass(frozen=True)
+class Linearised:
+    """Linear functions of the logits with their gradients at the images.
+
+    Attributes:
+        rows: of the specification.
+        values: of the rows at x.
+        gradients: of the rows at x, in pixels.
+    """
+
+    x: Float[Tensor, "batch *shape"]
+    rows: Float[Tensor, "batch rows classes"]
+    values: Float[Tensor, "batch rows"]
+    gradients: Float[Tensor, "batch rows *shape"]
+
+    @classmethod
+    def at(cls, model: nn.Module, x: Tensor, rows: Tensor) -> "Linearised":
+        """Of a network in float64."""
+        with torch.no_grad():
+            values = torch.einsum("brc,bc->br", rows, model(x))
+        return cls(x, rows, values, torch.einsum("brc,bc...->br...", rows, jacobian(model, x)))
+
+    def steepness(self, norm: Norm) -> Float[Tensor, "batch rows"]:
+        """Dual norms of the gradients."""
+        return torch.linalg.vector_norm(self.gradients.flatten(2), DUAL[norm], dim=2)
+
+    @property
+    def offset(self) -> Float[Tensor, "batch rows"]:
+        """The linearisation's value at the black image."""
+        return self.values - (self.gradients * self.x[:, None]).flatten(2).sum(2)

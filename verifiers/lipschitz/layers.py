@@ -10,11 +10,13 @@ from functools import cached_property
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from verifiers.bound_propagation.native.affine import Affine
+from verifiers.bound_propagation.native.bounds import Bounds
+from verifiers.bound_propagation.native.engine import Native
 from verifiers.bound_propagation.native.graph import Graph, Node
-from verifiers.bound_propagation.native.operators import Elementwise
+from verifiers.bound_propagation.native.operators import Elementwise, Interval
 from verifiers.bound_propagation.native.relaxations.lines import Activation
 from verifiers.bound_propagation.native.rows import Shape, shape_size
 from verifiers.certificate import Unsupported
@@ -57,6 +59,10 @@ class Layers:
         """The logits."""
         return self.layers[-1]
 
+    def boxes(self, bounds: Bounds) -> list[Interval]:
+        """What propagated bounds say of z, one box per hidden layer."""
+        return [bounds.intervals[layer.position] for layer in self.hidden]
+
     @cached_property
     def chain(self) -> list[Tensor] | None:
         """W_1, ..., W_L+1 where each layer reads the one before it alone, else None."""
@@ -87,6 +93,24 @@ def written_out(graph: Graph) -> Layers:
         activation = operator.activation if isinstance(operator, Elementwise) else None
         layers.append(Layer(position, graph.nodes[position].shape, weights, activation))
     return Layers(graph, tuple(layers))
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network's graph with its engine, and its matrices where they can be written out, else the reason."""
+
+    native: Native
+    layers: Layers | None
+    reason: str = ""
+
+    @classmethod
+    def prepare(cls, model: nn.Module, samples: Float[Tensor, "batch *shape"]) -> "Network":
+        """Raises ``Unsupported`` where the native engine does not take the network."""
+        native = Native(model, samples)
+        try:
+            return cls(native, written_out(native.graph))
+        except Unsupported as error:
+            return cls(native, None, str(error))
 
 
 def refusal(node: Node, reason: str) -> Unsupported:

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from verifiers.bound_propagation.native.bounds import DUAL, Balls, Bounds
+from verifiers.bound_propagation.native.bounds import DUAL
 from verifiers.bound_propagation.native.engine import Native
 from verifiers.certificate import Norm
 from verifiers.lipschitz.jacobians import SlopeRanges, interval_jacobian, largest_dual_norm, liplt
@@ -30,10 +30,10 @@ def slope_ranges(
     native: Native, layers: Layers, x: Float[Tensor, "batch *shape"], eps: Float[Tensor, " batch"], norm: Norm
 ) -> SlopeRanges:
     """The ranges of all slopes on the balls, from CROWN bounds of the pre-activations."""
-    bounds = Bounds(native.graph, Balls(x, eps, norm), native.dual_reaches(norm))
+    bounds = native.bounds(x, eps, norm)
     with torch.no_grad():
         bounds.propagate(refine=True)
-        return SlopeRanges.over(layers, [bounds.intervals[layer.position] for layer in layers.hidden])
+        return SlopeRanges.over(layers, layers.boxes(bounds))
 
 
 def local_constants(
@@ -56,10 +56,12 @@ class Shells:
     Attributes:
         radius: largest radius at which all margins are positive.
         margin: lower bound of the smallest margin at eps.
+        constants: on the ball of radius eps.
     """
 
     radius: Float[Tensor, " batch"]
     margin: Float[Tensor, " batch"]
+    constants: Float[Tensor, "batch rows"]
 
 
 def integrate(
@@ -74,59 +76,53 @@ def integrate(
     Shells up to eps first, then growing ones until every margin is spent; then as many shells as were asked for up to
     a little beyond the radius that those gave.
     """
-    first = _first_pass(constants, margins, eps, limit, max(1, shells // 2))
-    again = (1.2 * first.radius).clamp_max(limit)
-    return Shells(torch.maximum(first.radius, _march(constants, margins, again, shells)), first.margin)
-
-
-def _first_pass(constants: Constants, margins: Tensor, eps: float, limit: float, shells: int) -> Shells:
+    first, steps = _Walk(constants, margins), max(1, shells // 2)
     everyone = torch.arange(len(margins), device=margins.device)
-    left, radius, spent = margins.clone(), margins.new_zeros(len(margins)), margins.amin(1) <= 0
-    before = 0.0
-    for s in range(1, shells + 1):
-        radius, spent, left = _shell(constants, everyone, left, radius, spent, before, eps * s / shells)
-        before = eps * s / shells
-    at_eps = left.amin(1)
+    for s in range(1, steps + 1):
+        at_eps = first.shell(everyone, eps * ((s - 1) / steps), eps * (s / steps))
+    margin, before = first.left.amin(1), eps
     for _ in range(MOST):
-        open_ = (~spent).nonzero().flatten()
-        if not len(open_) or before >= limit:
+        rows, after = first.open(), min(before * GROWTH, limit)
+        if not len(rows) or before >= limit:
             break
-        after = min(before * GROWTH, limit)
-        parts = _shell(constants, open_, left[open_], radius[open_], spent[open_], before, after)
-        radius[open_], spent[open_], left[open_] = parts
+        first.shell(rows, before, after)
         before = after
-    return Shells(radius, at_eps)
-
-
-def _march(constants: Constants, margins: Tensor, ends: Float[Tensor, " batch"], shells: int) -> Tensor:
-    """The radius by equal shells up to each sample's own end."""
-    left, radius, spent = margins.clone(), torch.zeros_like(ends), (margins.amin(1) <= 0) | (ends <= 0)
+    again, ends = _Walk(constants, margins), (1.2 * first.radius).clamp_max(limit)
     for s in range(1, shells + 1):
-        open_ = (~spent).nonzero().flatten()
-        if not len(open_):
+        rows = again.open()
+        if not len(rows):
             break
-        before, after = ends[open_] * (s - 1) / shells, ends[open_] * s / shells
-        parts = _shell(constants, open_, left[open_], radius[open_], spent[open_], before, after)
-        radius[open_], spent[open_], left[open_] = parts
-    return radius
+        again.shell(rows, ends[rows] * ((s - 1) / shells), ends[rows] * (s / shells))
+    return Shells(torch.maximum(first.radius, again.radius), margin, at_eps)
 
 
-def _shell(
-    constants: Constants,
-    rows: Tensor,
-    left: Float[Tensor, "batch rows"],
-    radius: Float[Tensor, " batch"],
-    spent: Tensor,
-    before: Tensor | float,
-    after: Tensor | float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """One more shell: the radius where no margin is spent within it, whether one is, and what is left of them."""
-    inner, outer = (
-        torch.as_tensor(end, dtype=left.dtype, device=left.device).expand(len(rows)) for end in (before, after)
-    )
-    steep = constants(rows, outer)
-    reach = (inner[:, None] + left / steep).nan_to_num(nan=0.0).amin(1)
-    remains = left - (outer - inner)[:, None] * steep
-    now = ~(remains.amin(1) > 0)
-    found = torch.where(now, torch.minimum(reach, outer), outer)
-    return torch.where(spent, radius, torch.maximum(radius, found)), spent | now, remains
+class _Walk:
+    """Outward from the images, shell by shell.
+
+    Attributes:
+        left: what is left of each margin.
+        radius: up to which none was spent.
+    """
+
+    def __init__(self, constants: Constants, margins: Float[Tensor, "batch rows"]) -> None:
+        self._constants, self.left = constants, margins.clone()
+        self.radius, self._spent = margins.new_zeros(len(margins)), ~(margins.amin(1) > 0)
+
+    def open(self) -> Tensor:
+        """The samples with no margin spent."""
+        return (~self._spent).nonzero().flatten()
+
+    def shell(self, rows: Tensor, before: Tensor | float, after: Tensor | float) -> Tensor:
+        """One more shell for some samples; the constants on its outer ball."""
+        inner, outer = (
+            torch.as_tensor(end, dtype=self.left.dtype, device=self.left.device).expand(len(rows))
+            for end in (before, after)
+        )
+        steep, left = self._constants(rows, outer), self.left[rows]
+        reach = (inner[:, None] + left / steep).nan_to_num(nan=0.0).amin(1)
+        self.left[rows] = left - (outer - inner)[:, None] * steep
+        now = ~(self.left[rows].amin(1) > 0)
+        found = torch.maximum(self.radius[rows], torch.where(now, torch.minimum(reach, outer), outer))
+        self.radius[rows] = torch.where(self._spent[rows], self.radius[rows], found)
+        self._spent[rows] |= now
+        return steep

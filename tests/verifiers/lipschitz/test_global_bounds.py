@@ -534,5 +534,5 @@ def test_many_classes_are_worked_off_in_parts(monkeypatch: pytest.MonkeyPatch) -
     parts = global_bounds(graph, written_out(graph), tight=False)
     for name, value in whole.values.items():
         torch.testing.assert_close(parts.values[name], value, rtol=1e-9, atol=0.0)
-    monkeypatch.setattr(global_module, "CLASSES", 11)
+    monkeypatch.setattr(module, "CLASSES", 11)
     assert "up to 11 classes" in global_bounds(graph, written_out(graph), tight=True).reasons["lipsdp"]

@@ -92,8 +92,12 @@ class Native:
         ]
         return joined(parts)
 
+    def bounds(self, x: Float[Tensor, "batch *shape"], eps: Float[Tensor, " batch"], norm: Norm) -> Bounds:
+        """The graph over balls, not propagated yet."""
+        return Bounds(self.graph, Balls(x, eps, norm), self.dual_reaches(norm), self.intersect)
+
     def _planes(self, x: Tensor, eps: Tensor, specification: Tensor, norm: Norm, method: str) -> Planes:
-        bounds = Bounds(self.graph, Balls(x, eps, norm), self.dual_reaches(norm), self.intersect)
+        bounds = self.bounds(x, eps, norm)
         if method == "alpha-crown":
             return self._at_least_intervals(bounds, optimized(bounds, specification, self.iterations), specification)
         with torch.no_grad():
