@@ -43,6 +43,7 @@ class Progress:
     best_score: tuple[float, float] = (-1.0, -1.0)
     history: list[dict[str, Any]] = field(default_factory=list)
     best_state: dict[str, Tensor] = field(default_factory=dict)
+    memory: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ def train(
     objective: Objective,
     *,
     teacher: nn.Module | None = None,
+    natural_teacher: nn.Module | None = None,
     validation: Split | tuple[Tensor, Tensor] | None = None,
     recipe: Recipe | None = None,
     selection: SelectionConfig | None = None,
@@ -91,6 +93,7 @@ def train(
         data: training images and labels, as a split or as two tensors.
         objective: one of ``certkd.objectives``.
         teacher: a network with the same classes, for objectives that need one.
+        natural_teacher: a second one, accurate but not robust, for objectives that need two.
         validation: for the selection of the best epoch; a tenth of ``data``, cut by the seed, when None.
         recipe: optimiser, schedule, epochs, batch size, augmentation.
         selection: what "best" means.

@@ -1,9 +1,7 @@
 """What every training objective is: frozen settings with a ``terms`` method that gives named, weighted terms."""
 
 from abc import abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -50,6 +48,9 @@ class Batch:
         x: images in [0, 1].
         y: true labels.
         generator: for the step's random numbers, keyed by (seed, epoch, step).
+        progress: share of the training's steps that are done with this one, in (0, 1].
+        natural_teacher: a second teacher, accurate but not robust, frozen and in eval mode; for objectives with two.
+        memory: numbers that an objective keeps from step to step; stored with the resume state.
     """
 
     student: nn.Module
@@ -57,6 +58,9 @@ class Batch:
     x: Float[Tensor, "batch *shape"]
     y: Int[Tensor, " batch"]
     generator: torch.Generator
+    progress: float = 1.0
+    natural_teacher: nn.Module | None = None
+    memory: dict[str, float] = field(default_factory=dict)
 
     def noise(self, sigma: float, copies: int = 1) -> Float[Tensor, "copies batch *shape"]:
         """Independent N(0, sigma^2) for each pixel, in pixel units; drawn on the CPU, the same on every device."""
@@ -96,6 +100,7 @@ class Objective(Strict):
     """Settings of a training objective; ``kind`` is its name in configurations."""
 
     needs_teacher: ClassVar[bool] = False
+    needs_natural_teacher: ClassVar[bool] = False
     summary: ClassVar[str]
     paper: ClassVar[str]
 
@@ -104,10 +109,3 @@ class Objective(Strict):
         """The loss of one batch, as named terms whose weights do not depend on batch size or number of classes."""
 
 
-@contextmanager
-def twice_differentiable_attention() -> Iterator[None]:
-    """Run attention by the plain kernel: the fused ones have no second derivative."""
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
-    with sdpa_kernel(SDPBackend.MATH):
-        yield
