@@ -1,34 +1,81 @@
-"""Every training objective there is: one class a file, listed once."""
+"""Every training objective there is: one class a file or a few of one kind, listed once."""
 
 from typing import Annotated, Union
 
 from pydantic import Field
 
+from certkd.objectives.adaad import AdaAd, AdvFunMatch
 from certkd.objectives.adversarial import Adversarial
+from certkd.objectives.akd import Akd
+from certkd.objectives.ard import Ard, ArdShao
 from certkd.objectives.base import Objective
+from certkd.objectives.certified import Ibp, MtlIbp, Sabr
 from certkd.objectives.consistency import Consistency
 from certkd.objectives.crt import Crt
 from certkd.objectives.gaussian import Gaussian
+from certkd.objectives.iad import Iad
+from certkd.objectives.igd import Igd
 from certkd.objectives.kd import Kd
 from certkd.objectives.kdiga import Kdiga
+from certkd.objectives.kdiga_certified import KdigaCertified
+from certkd.objectives.mtard import Mtard
+from certkd.objectives.rslad import Rslad
 from certkd.objectives.smoothadv import SmoothAdv
 from certkd.objectives.standard import Standard
+from certkd.objectives.trades import Trades
 
-OBJECTIVES: tuple[type[Objective], ...] = (Standard, Adversarial, Kd, Kdiga, Gaussian, Consistency, SmoothAdv, Crt)
+OBJECTIVES: tuple[type[Objective], ...] = (
+    Standard,
+    Adversarial,
+    Trades,
+    Ibp,
+    MtlIbp,
+    Sabr,
+    Kd,
+    Kdiga,
+    KdigaCertified,
+    ArdShao,
+    Ard,
+    Rslad,
+    Iad,
+    AdaAd,
+    AdvFunMatch,
+    Akd,
+    Mtard,
+    Igd,
+    Gaussian,
+    Consistency,
+    SmoothAdv,
+    Crt,
+)
 
 #: Any of them in a configuration, told apart by ``kind``.
 AnyObjective = Annotated[Union[OBJECTIVES], Field(discriminator="kind")]  # type: ignore[valid-type]  # noqa: UP007
 
 __all__ = [
     "OBJECTIVES",
+    "AdaAd",
+    "AdvFunMatch",
     "Adversarial",
+    "Akd",
     "AnyObjective",
+    "Ard",
+    "ArdShao",
     "Consistency",
     "Crt",
     "Gaussian",
+    "Iad",
+    "Ibp",
+    "Igd",
     "Kd",
     "Kdiga",
+    "KdigaCertified",
+    "Mtard",
+    "MtlIbp",
     "Objective",
+    "Rslad",
+    "Sabr",
     "SmoothAdv",
     "Standard",
+    "Trades",
 ]

@@ -2,36 +2,41 @@
 
 from typing import ClassVar, Literal
 
+from jaxtyping import Float
+from torch import Tensor
 from torch.nn import functional as F
 
-from certkd.attacks import pgd
+from certkd.attacks import attack, pgd
 from certkd.objectives.base import Batch, Count, Objective, Positive, Term, Terms
 from verifiers.certificate import Norm
+from verifiers.falsify import Objective as AttackLoss
 
 
-class Adversarial(Objective):
-    """CE(f(x'), y) with x' from PGD with a random start.
+class Attacked(Objective):
+    """Settings of an attack inside a training step: eps and ``step_size`` in pixel units, 2.5 eps / steps when absent.
 
-    ``step_size`` is in pixel units, 2.5 eps / steps when absent.
+    Every attack starts at a random point of the ball, stays in [0, 1], and sees the student in eval mode.
     """
 
-    kind: Literal["adversarial"] = "adversarial"
     eps: Positive
     norm: Norm = Norm.LINF
     steps: Count = 10
     step_size: Positive | None = None
+
+    def adversarial(self, batch: Batch, loss: AttackLoss | None = None) -> Float[Tensor, "batch *shape"]:
+        """Images in the ball around the batch's that raise a loss per sample: the cross-entropy when None."""
+        settings = {"eps": self.eps, "norm": self.norm, "steps": self.steps, "step_size": self.step_size}
+        if loss is None:
+            return pgd(batch.student, batch.x, batch.y, **settings, generator=batch.generator)  # type: ignore[arg-type]
+        return attack(batch.student, loss, batch.x, **settings, generator=batch.generator)  # type: ignore[arg-type]
+
+
+class Adversarial(Attacked):
+    """CE(f(x'), y) with x' from PGD on the cross-entropy."""
+
+    kind: Literal["adversarial"] = "adversarial"
     summary: ClassVar[str] = "cross-entropy on PGD examples (robust teacher)"
     paper: ClassVar[str] = "Madry et al., arXiv 1706.06083"
 
     def terms(self, batch: Batch) -> Terms:
-        adversarial = pgd(
-            batch.student,
-            batch.x,
-            batch.y,
-            eps=self.eps,
-            norm=self.norm,
-            steps=self.steps,
-            step_size=self.step_size,
-            generator=batch.generator,
-        )
-        return {"ce_adversarial": Term(1.0, F.cross_entropy(batch.student(adversarial), batch.y))}
+        return {"ce_adversarial": Term(1.0, F.cross_entropy(batch.student(self.adversarial(batch)), batch.y))}

@@ -107,5 +107,3 @@ class Objective(Strict):
     @abstractmethod
     def terms(self, batch: Batch) -> Terms:
         """The loss of one batch, as named terms whose weights do not depend on batch size or number of classes."""
-
-

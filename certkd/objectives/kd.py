@@ -2,20 +2,37 @@
 
 from typing import ClassVar, Literal
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
 from certkd.objectives.base import Batch, Number, Objective, Positive, Term, Terms
 
 
-def softened_kl(
-    student: Float[Tensor, "batch classes"], teacher: Float[Tensor, "batch classes"], temperature: float
-) -> Float[Tensor, ""]:
-    """T^2 KL(softmax(teacher / T) || softmax(student / T)), summed over classes, averaged over the batch."""
+def _divergence(student: Tensor, teacher: Tensor, temperature: float) -> Float[Tensor, "batch classes"]:
     log_student = F.log_softmax(student / temperature, dim=1)
     log_teacher = F.log_softmax(teacher / temperature, dim=1)
-    return temperature**2 * F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
+    return F.kl_div(log_student, log_teacher, reduction="none", log_target=True)
+
+
+def kl_each(
+    student: Float[Tensor, "batch classes"], teacher: Float[Tensor, "batch classes"], temperature: float = 1.0
+) -> Float[Tensor, " batch"]:
+    """T^2 KL(softmax(teacher / T) || softmax(student / T)) of each sample, summed over classes."""
+    return temperature**2 * _divergence(student, teacher, temperature).sum(dim=1)
+
+
+def softened_kl(
+    student: Float[Tensor, "batch classes"],
+    teacher: Float[Tensor, "batch classes"],
+    temperature: float,
+    keep: Bool[Tensor, " batch"] | None = None,
+) -> Float[Tensor, ""]:
+    """``kl_each`` averaged over the batch, where the samples that are not kept count as 0."""
+    divergence = _divergence(student, teacher, temperature)
+    if keep is not None:
+        divergence = divergence * keep[:, None]
+    return temperature**2 * (divergence.sum() / len(divergence))
 
 
 class Kd(Objective):
@@ -38,10 +55,14 @@ class Kd(Objective):
         return self.weigh(F.cross_entropy(logits, batch.y), logits, target)
 
     def weigh(
-        self, ce: Float[Tensor, ""], logits: Float[Tensor, "batch classes"], target: Float[Tensor, "batch classes"]
+        self,
+        ce: Float[Tensor, ""],
+        logits: Float[Tensor, "batch classes"],
+        target: Float[Tensor, "batch classes"],
+        keep: Bool[Tensor, " batch"] | None = None,
     ) -> Terms:
         """The terms from one student forward pass; KL is left out at weight 0."""
         terms = {"ce": Term(self.lambda_ce, ce)}
         if self.lambda_kl > 0:
-            terms["kl"] = Term(self.lambda_kl, softened_kl(logits, target, self.temperature))
+            terms["kl"] = Term(self.lambda_kl, softened_kl(logits, target, self.temperature, keep))
         return terms

@@ -1,80 +1,201 @@
-"""KDIGA: knowledge distillation with input gradient alignment."""
+"""KDIGA: knowledge distillation with input gradient alignment, and the targets of alignment that work better."""
 
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal, Self
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from pydantic import Field, model_validator
+from torch import Tensor
 from torch.nn import functional as F
 
-from certkd.objectives.base import Batch, Number, Term, Terms, twice_differentiable_attention
-from certkd.objectives.kd import Kd
+from certkd.attacks import pgd
+from certkd.objectives.base import Batch, Count, Number, Positive, Term, Terms
+from certkd.objectives.gradients import Reduction, exact_gradients, input_gradient, reduced
+from certkd.objectives.kd import Kd, kl_each
 
-Reduction = Literal["per_sample_mean", "batch_frobenius"]
-
-
-def input_gradient(
-    losses: Float[Tensor, " batch"], x: Float[Tensor, "batch *shape"], *, create_graph: bool
-) -> Float[Tensor, "batch *shape"]:
-    """Gradient of each sample's own loss in its own pixels (losses are summed, so the batch size does not matter)."""
-    (gradient,) = torch.autograd.grad(losses.sum(), x, create_graph=create_graph)
-    return gradient
-
-
-def alignment(
-    student: Float[Tensor, "batch *shape"], teacher: Float[Tensor, "batch *shape"], reduction: Reduction
-) -> Float[Tensor, ""]:
-    """Distance of input gradients of per-sample losses, d_i = g_student,i - g_teacher,i.
-
-    ``per_sample_mean`` is mean_i ||d_i||_2. ``batch_frobenius`` is the reference code's scaling: gradients of the
-    batch-mean loss (d_i / B), one Frobenius norm over the batch, divided by B.
-    """
-    gap = (student - teacher).flatten(1)
-    if reduction == "per_sample_mean":
-        return torch.linalg.vector_norm(gap, dim=1).mean()
-    return torch.linalg.vector_norm(gap) / len(gap) ** 2
+Target = Literal["ce", "ce_tempered", "margin", "projection", "jacobian", "finite_difference"]
+Point = Literal["clean", "random", "adversarial"]
+Scalars = Float[Tensor, "many batch"]
 
 
 class Kdiga(Kd):
-    """lambda_ce CE + lambda_kl T^2 KL + lambda_iga ||grad_x CE(s(x), y) - grad_x CE(t(x), y)||_2.
+    """lambda_ce CE + lambda_kl T^2 KL + lambda_iga mean_i || g_s(x_i) - g_t(x_i) ||; g is an input gradient, in pixels:
 
-    The gradients are those of the hard-label cross-entropy at temperature 1 in the pixels, the norm is not squared, and
-    the teacher's gradient is a constant. One student forward pass serves all three terms (the reference code runs two
-    or three and updates the batch statistics in each). The weights are per sample: they mean the same at any batch size
-    and number of classes. ``reduction: batch_frobenius`` with lambda_kl divided by the number of classes gives the
-    reference code's weights. With sigma > 0 all of it, the gradients too, is taken at the same noisy images, as in kd.
+    * ``ce``: of the hard-label cross-entropy at temperature 1. This is the paper's; it vanishes on confident samples.
+    * ``ce_tempered``: of target_temperature CE(f / target_temperature, y), which does not.
+    * ``margin``: of f_y - f_j, j the class that the teacher puts first among the others.
+    * ``projection``: of <v, f>, v = N(0, I) less its mean, fresh for each sample and step, the same for both networks.
+      Its squared gap is, on average, that of ``jacobian``.
+    * ``jacobian``: of all logits less their mean, one vector (as many backward passes as classes).
+    * ``finite_difference``: no gradient, but KL(softmax(t(x + d) - t(x - d)) || softmax(s(x + d) - s(x - d))), d the
+      step from the clean image to ``point``: no second derivative is needed. Source: IGDM, arXiv 2312.03286.
 
-    A large lambda_iga from random weights drives the student to a constant function (its gradient gap is then that of
-    the teacher alone); training detects and reports it.
+    The teacher's gradient is a constant. ``norm`` 2 or 1 (1 is the dual of linf), ``squared`` or not. ``point`` says
+    where the gradients are compared: at the image; at a random point of the linf ball of eps, not clamped, where KL
+    and CE are taken then too (the authors' KDIGA-RS); at a PGD example x', where KL(t(x') || s(x')) is taken then too,
+    but not CE (KDIGA-ARD_A). ``kl_point`` moves the KL alone (``point: clean, kl_point: adversarial`` is KDIGA-ARD_C).
+    ``mask: teacher_correct`` counts KL and alignment as 0 where the teacher is wrong. ``ramp`` is the share of the
+    training over which lambda_iga rises from 0. With sigma > 0 clean images are under noise, as in kd.
+
+    One student forward pass for each different point serves all terms (the authors' code runs two or three and updates
+    the batch statistics in each). Weights are per sample: they mean the same at any batch size and number of classes.
+    ``reduction: batch_frobenius`` with lambda_kl divided by the number of classes gives the authors' weights.
+
+    A large lambda_iga with ``target: ce`` from random weights drives the student to a constant function (its gradient
+    gap is then that of the teacher alone); training detects and reports it.
     """
 
     kind: Literal["kdiga"] = "kdiga"  # type: ignore[assignment]
     lambda_iga: Number = 1.0
+    target: Target = "projection"
+    target_temperature: Positive = 5.0
+    norm: Literal[1, 2] = 2
+    squared: bool = False
     reduction: Reduction = "per_sample_mean"
-    summary: ClassVar[str] = "kd and the teacher's input gradients"
+    point: Point = "clean"
+    kl_point: Point | None = None
+    mask: Literal["all", "teacher_correct"] = "all"
+    ramp: Annotated[Number, Field(le=1)] = 0.0
+    eps: Positive | None = None
+    steps: Count = 10
+    step_size: Positive | None = None
+    summary: ClassVar[str] = "kd and the teacher's input gradients (target: ce is the paper's)"
     paper: ClassVar[str] = "Shao et al., arXiv 2110.12072"
 
+    @model_validator(mode="after")
+    def _settings_fit(self) -> Self:
+        if self.eps is None and {self.point, self.kl_point} & {"random", "adversarial"}:
+            raise ValueError("a random or adversarial point needs an eps")
+        if self.target == "finite_difference" and self.point == "clean":
+            raise ValueError("finite_difference needs a step away from the image: point random or adversarial")
+        if self.reduction == "batch_frobenius" and (self.norm, self.squared) != (2, False):
+            raise ValueError("batch_frobenius is of the norm 2, not squared")
+        if self.reduction == "batch_frobenius" and self.target == "finite_difference":
+            raise ValueError("batch_frobenius is of gradients, and finite_difference has none")
+        return self
+
     def terms(self, batch: Batch) -> Terms:
-        if self.lambda_iga == 0:
-            return super().terms(batch)
-        assert batch.teacher is not None
-        x = batch.noisy(self.sigma).detach().requires_grad_(True)
-        target, teacher_gradient = teacher_signal(batch.teacher, x, batch.y)
-        with twice_differentiable_attention():
-            logits = batch.student(x)
-            losses = F.cross_entropy(logits, batch.y, reduction="none")
-            student_gradient = input_gradient(losses, x, create_graph=True)
-        terms = self.weigh(losses.mean(), logits, target)
-        terms["iga"] = Term(self.lambda_iga, alignment(student_gradient, teacher_gradient, self.reduction))
+        images = self._images(batch)
+        kl_point, ce_point = self.kl_point or self.point, "random" if self.point == "random" else "clean"
+        wanted = {ce_point, *([kl_point] if self.lambda_kl > 0 else []), *([self.point] if self.lambda_iga > 0 else [])}
+        seen = {name: self._look(batch, images, name) for name in images if name in wanted}
+        ce = F.cross_entropy(seen[ce_point].logits, batch.y, reduction="none").mean()
+        at = seen[kl_point] if self.lambda_kl > 0 else seen[ce_point]
+        terms = self.weigh(ce, at.logits, at.target, self._kept(at.target, batch.y))
+        if self.lambda_iga > 0:
+            weight = self.lambda_iga * (min(1.0, batch.progress / self.ramp) if self.ramp > 0 else 1.0)
+            terms["iga"] = Term(weight, self._alignment(batch, images, seen[self.point]))
         return terms
 
+    def _images(self, batch: Batch) -> dict[str, Tensor]:
+        """The images at each point that the settings name, the clean ones always."""
+        clean = batch.noisy(self.sigma)
+        images, named = {"clean": clean}, {self.point, self.kl_point}
+        if "random" in named:
+            assert self.eps is not None
+            drawn = torch.rand(clean.shape, generator=batch.generator, dtype=clean.dtype).to(clean.device)
+            images["random"] = clean + self.eps * (2 * drawn - 1)
+        if "adversarial" in named:
+            assert self.eps is not None
+            images["adversarial"] = pgd(
+                batch.student,
+                clean,
+                batch.y,
+                eps=self.eps,
+                steps=self.steps,
+                step_size=self.step_size,
+                generator=batch.generator,
+            )
+        return images
 
-def teacher_signal(
-    teacher: nn.Module, x: Float[Tensor, "batch *shape"], y: Int[Tensor, " batch"]
-) -> tuple[Float[Tensor, "batch classes"], Float[Tensor, "batch *shape"]]:
-    """The teacher's logits and its input gradient of the cross-entropy, both constants, from one forward pass."""
-    x = x.detach().requires_grad_(True)
-    with torch.enable_grad():
-        logits = teacher(x)
-        gradient = input_gradient(F.cross_entropy(logits, y, reduction="none"), x, create_graph=False)
-    return logits.detach(), gradient.detach()
+    def _look(self, batch: Batch, images: Mapping[str, Tensor], name: str) -> "Seen":
+        """Both networks at one point; with their gradients where those are compared."""
+        assert batch.teacher is not None
+        if name != self.point or self.lambda_iga == 0 or self.target == "finite_difference":
+            with torch.no_grad():
+                target = batch.teacher(images[name])
+            return Seen(batch.student(images[name]), target)
+        return self._gradients(batch, images[name])
+
+    def _gradients(self, batch: Batch, image: Tensor) -> "Seen":
+        assert batch.teacher is not None
+        x = image.detach().requires_grad_(True)
+        with exact_gradients(x.device), torch.enable_grad():
+            target = batch.teacher(x)
+            reference, direction = target.detach(), self._direction(batch, target)
+            theirs = _stacked(self._scalars(target, reference, batch.y, direction), x, create_graph=False)
+            logits = batch.student(x)
+            ours = _stacked(self._scalars(logits, reference, batch.y, direction), x, create_graph=True)
+        return Seen(logits, reference, ours - theirs.detach())
+
+    def _direction(self, batch: Batch, logits: Tensor) -> Tensor | None:
+        """N(0, I) less its mean, for each sample; drawn on the CPU, the same on every device."""
+        if self.target != "projection":
+            return None
+        drawn = torch.randn(logits.shape, generator=batch.generator, dtype=logits.dtype)
+        return (drawn - drawn.mean(1, keepdim=True)).to(logits.device)
+
+    def _scalars(
+        self, logits: Tensor, reference: Tensor, y: Int[Tensor, " batch"], direction: Tensor | None
+    ) -> Scalars:
+        """The numbers of each sample whose input gradients are aligned; ``reference``: the teacher's logits."""
+        if self.target == "ce":
+            return F.cross_entropy(logits, y, reduction="none")[None]
+        if self.target == "ce_tempered":
+            temperature = self.target_temperature
+            return temperature * F.cross_entropy(logits / temperature, y, reduction="none")[None]
+        if self.target == "margin":
+            others = reference.scatter(1, y[:, None], -torch.inf)
+            pair = logits.gather(1, torch.stack([y, others.argmax(1)], dim=1))
+            return (pair[:, 0] - pair[:, 1])[None]
+        if direction is not None:
+            return (logits * direction).sum(1)[None]
+        return (logits - logits.mean(1, keepdim=True)).T
+
+    def _alignment(self, batch: Batch, images: Mapping[str, Tensor], seen: "Seen") -> Float[Tensor, ""]:
+        kept = self._kept(seen.target, batch.y)
+        if seen.gap is not None:
+            return reduced(seen.gap, self.norm, self.squared, self.reduction, kept)
+        assert batch.teacher is not None
+        each = difference_kl(batch, images["clean"], images[self.point], seen.logits, seen.target)
+        return (each if kept is None else each * kept).mean()
+
+    def _kept(self, target: Tensor, y: Tensor) -> Tensor | None:
+        return target.argmax(1) == y if self.mask == "teacher_correct" else None
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Logits of the student, of the teacher as constants, and the gap of their input gradients where it was asked
+    for."""
+
+    logits: Float[Tensor, "batch classes"]
+    target: Float[Tensor, "batch classes"]
+    gap: Float[Tensor, "batch many"] | None = None
+
+
+def difference_kl(
+    batch: Batch,
+    centre: Float[Tensor, "batch *shape"],
+    ahead: Float[Tensor, "batch *shape"],
+    logits: Float[Tensor, "batch classes"],
+    target: Float[Tensor, "batch classes"],
+) -> Float[Tensor, " batch"]:
+    """KL(softmax(t(x + d) - t(x - d)) || softmax(s(x + d) - s(x - d))) of each sample; x - d is not clamped.
+
+    ``logits`` and ``target`` are student's and teacher's at x + d, ``ahead``. Source: Lee et al., arXiv 2312.03286
+    (IGDM).
+    """
+    assert batch.teacher is not None
+    behind = 2 * centre - ahead
+    with torch.no_grad():
+        theirs = target - batch.teacher(behind)
+    return kl_each(logits - batch.student(behind), theirs)
+
+
+def _stacked(scalars: Scalars, x: Tensor, *, create_graph: bool) -> Float[Tensor, "batch many"]:
+    """The input gradients of each row of scalars, one vector a sample."""
+    rows = [input_gradient(row, x, create_graph=create_graph, retain_graph=True).flatten(1) for row in scalars]
+    return torch.cat(rows, dim=1)

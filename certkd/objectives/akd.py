@@ -1,0 +1,31 @@
+"""AKD: adversarial training on a mixture of label and teacher."""
+
+from typing import ClassVar, Literal
+
+from torch.nn import functional as F
+
+from certkd.objectives.base import Positive, Term, Terms
+from certkd.objectives.kd import softened_kl
+from certkd.objectives.robust import RobustDistillation, Share, View
+
+
+class Akd(RobustDistillation):
+    """(1 - alpha) CE(s(x'), y) + alpha T^2 KL(t(x') || s(x')), x' from PGD on CE(s(x'), y).
+
+    At T = 1 this is, up to a constant, cross-entropy with the mixture (1 - alpha) y + alpha t(x') as its target. Of the
+    paper only the abstract was read, which says "a mixture of the original labels and the teacher outputs"; that the
+    teacher sees x' is the reading taken here.
+    """
+
+    kind: Literal["akd"] = "akd"
+    alpha: Share = 0.5
+    temperature: Positive = 1.0
+    summary: ClassVar[str] = "label and the teacher's outputs on PGD examples"
+    paper: ClassVar[str] = "Maroto et al., arXiv 2203.07159"
+
+    def outer(self, view: View) -> Terms:
+        terms = {"ce_adversarial": Term(1 - self.alpha, F.cross_entropy(view.student_attacked, view.batch.y))}
+        if self.alpha > 0:
+            kl = softened_kl(view.student_attacked, view.teacher_attacked, self.temperature)
+            terms["kl_adversarial"] = Term(self.alpha, kl)
+        return terms

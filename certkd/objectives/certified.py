@@ -1,0 +1,106 @@
+"""Certified training of teachers and baselines: cross-entropy of the worst logits that sound bounds allow."""
+
+from typing import ClassVar, Literal
+
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from certkd.objectives.adversarial import Attacked
+from certkd.objectives.base import Batch, Objective, Positive, Term, Terms
+from certkd.objectives.bounds import BoundMethod, Box, ball, lower_margins, robust_cross_entropy
+from certkd.objectives.robust import Share
+
+
+def grown(eps: float, ramp: float, progress: float) -> float:
+    """eps at some progress of a training: it rises linearly over the first share ``ramp`` of it."""
+    return eps * (min(1.0, progress / ramp) if ramp > 0 else 1.0)
+
+
+class Ibp(Objective):
+    """kappa CE(f(x), y) + (1 - kappa) CE(worst logits over the linf ball of eps within the image box, y).
+
+    The worst logits are bounded by interval arithmetic (``method: ibp``); with ``crown-ibp`` their margins are b
+    CROWN-IBP + (1 - b) IBP, b falling from 1 to 0 while eps grows. eps grows from 0 over the first share ``ramp`` of
+    the training (the published schedules also lower kappa from 1 meanwhile; here it is constant). Batch normalisation
+    is bounded with its running statistics.
+    """
+
+    kind: Literal["ibp"] = "ibp"
+    eps: Positive
+    kappa: Share = 0.5
+    method: BoundMethod = "ibp"
+    ramp: Share = 0.5
+    summary: ClassVar[str] = "cross-entropy of the worst logits by interval (or CROWN-IBP) bounds (certified teacher)"
+    paper: ClassVar[str] = "Gowal et al., arXiv 1810.12715; Zhang et al., arXiv 1906.06316"
+
+    def terms(self, batch: Batch) -> Terms:
+        terms = {"ce": Term(self.kappa, F.cross_entropy(batch.student(batch.x), batch.y))}
+        if self.kappa < 1:
+            terms["ce_certified"] = Term(1 - self.kappa, robust_cross_entropy(self._margins(batch)))
+        return terms
+
+    def _margins(self, batch: Batch) -> Float[Tensor, "batch classes"]:
+        box = ball(batch.x, grown(self.eps, self.ramp, batch.progress))
+        linear = max(0.0, 1 - batch.progress / self.ramp) if self.ramp > 0 and self.method == "crown-ibp" else 0.0
+        margins = lower_margins(batch.student, box, batch.y, "ibp")
+        if linear == 0:
+            return margins
+        return linear * lower_margins(batch.student, box, batch.y, "crown-ibp") + (1 - linear) * margins
+
+
+class _Expressive(Attacked):
+    """Settings that adversarial and interval losses share: the linf norm, and the growth of eps."""
+
+    ramp: Share = 0.5
+    norm: Literal["linf"] = "linf"  # type: ignore[assignment]
+
+    def grown(self, batch: Batch) -> "_Expressive":
+        """The same settings at the batch's progress."""
+        size = grown(self.eps, self.ramp, batch.progress)
+        return self.model_copy(update={"eps": size})
+
+
+class MtlIbp(_Expressive):
+    """alpha CE(worst logits over the ball by IBP, y) + (1 - alpha) CE(f(x'), y), x' from PGD on the cross-entropy.
+
+    Small alpha trades certified for standard accuracy. eps grows from 0 over the first share ``ramp`` of the training.
+    """
+
+    kind: Literal["mtl_ibp"] = "mtl_ibp"
+    alpha: Share = 0.1
+    summary: ClassVar[str] = "a convex combination of adversarial and interval losses (certified teacher)"
+    paper: ClassVar[str] = "De Palma et al., arXiv 2305.13991"
+
+    def terms(self, batch: Batch) -> Terms:
+        now = self.grown(batch)
+        adversarial = now.adversarial(batch)
+        margins = lower_margins(batch.student, ball(batch.x, now.eps), batch.y, "ibp")
+        return {
+            "ce_certified": Term(self.alpha, robust_cross_entropy(margins)),
+            "ce_adversarial": Term(1 - self.alpha, F.cross_entropy(batch.student(adversarial), batch.y)),
+        }
+
+
+class Sabr(_Expressive):
+    """CE(worst logits over a small box by IBP, y): of radius share eps, its centre as near to a PGD example as the
+    box's staying inside the ball allows, cut to the image box. eps grows from 0 over the first share ``ramp`` of the
+    training.
+    """
+
+    kind: Literal["sabr"] = "sabr"
+    share: Share = 0.4
+    summary: ClassVar[str] = "interval loss on a small box around an adversarial example (certified teacher)"
+    paper: ClassVar[str] = "Mueller et al., arXiv 2210.04871"
+
+    def terms(self, batch: Batch) -> Terms:
+        margins = lower_margins(batch.student, self.box(batch), batch.y, "ibp")
+        return {"ce_certified": Term(1.0, robust_cross_entropy(margins))}
+
+    def box(self, batch: Batch) -> Box:
+        """The small box of each image."""
+        now = self.grown(batch)
+        small, room = self.share * now.eps, (1 - self.share) * now.eps
+        adversarial = now.adversarial(batch)
+        centre = batch.x + (adversarial - batch.x).clamp(-room, room)
+        return ball(centre, small)

@@ -1,0 +1,32 @@
+"""Certified distillation: KDIGA, and a proved bound of how far the student's margins fall behind the teacher's."""
+
+from typing import ClassVar, Literal
+
+from certkd.objectives.base import Batch, Number, Positive, Term, Terms
+from certkd.objectives.bounds import BoundMethod, ball, lower_margins
+from certkd.objectives.certified import grown
+from certkd.objectives.kdiga import Kdiga
+from certkd.objectives.robust import Share
+
+
+class KdigaCertified(Kdiga):
+    """kdiga + lambda_deficit mean_i max_j [upper bound over the ball of (t_y - t_j) - (s_y - s_j)]_+.
+
+    The ball is linf of eps within the image box, the bound is of both networks in one graph, by IBP or by CROWN-IBP
+    (whose linear functions of the two networks cancel where they agree). eps grows over the first share ``eps_ramp``.
+    """
+
+    kind: Literal["kdiga_certified"] = "kdiga_certified"  # type: ignore[assignment]
+    eps: Positive
+    lambda_deficit: Number = 0.1
+    bound: BoundMethod = "crown-ibp"
+    eps_ramp: Share = 0.5
+    summary: ClassVar[str] = "kdiga and a certified bound of the margin deficit to the teacher over the ball"
+
+    def terms(self, batch: Batch) -> Terms:
+        terms = super().terms(batch)
+        if self.lambda_deficit > 0:
+            box = ball(batch.x, grown(self.eps, self.eps_ramp, batch.progress))
+            lower = lower_margins(batch.student, box, batch.y, self.bound, minus=batch.teacher)
+            terms["deficit"] = Term(self.lambda_deficit, (-lower).amax(1).clamp_min(0).mean())
+        return terms

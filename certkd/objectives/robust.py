@@ -1,0 +1,108 @@
+"""What the methods of adversarial distillation share: clean and adversarial images through student and teacher."""
+
+from abc import abstractmethod
+from functools import cached_property
+from typing import Annotated, ClassVar
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from certkd.objectives.adversarial import Attacked
+from certkd.objectives.base import Batch, Number, Term, Terms
+from certkd.objectives.kd import kl_each
+from certkd.objectives.kdiga import difference_kl
+from verifiers.falsify import Objective as AttackLoss
+
+
+class View:
+    """Logits of clean and adversarial images, each computed when it is first asked for; the teacher's are constants."""
+
+    def __init__(self, batch: Batch, adversarial: Float[Tensor, "batch *shape"]) -> None:
+        self.batch, self.adversarial = batch, adversarial
+
+    @cached_property
+    def student_clean(self) -> Float[Tensor, "batch classes"]:
+        """s(x)."""
+        return self.batch.student(self.batch.x)
+
+    @cached_property
+    def student_attacked(self) -> Float[Tensor, "batch classes"]:
+        """s(x')."""
+        return self.batch.student(self.adversarial)
+
+    @cached_property
+    def teacher_clean(self) -> Float[Tensor, "batch classes"]:
+        """t(x)."""
+        return self._teacher(self.batch.x)
+
+    @cached_property
+    def teacher_attacked(self) -> Float[Tensor, "batch classes"]:
+        """t(x')."""
+        return self._teacher(self.adversarial)
+
+    def ce_clean(self) -> Float[Tensor, ""]:
+        """CE(s(x), y)."""
+        return F.cross_entropy(self.student_clean, self.batch.y)
+
+    def self_kl(self) -> Float[Tensor, " batch"]:
+        """KL(s(x) || s(x')) of each sample; both sides carry gradients."""
+        return kl_each(self.student_attacked, self.student_clean)
+
+    def trust(self, power: float) -> Float[Tensor, " batch"]:
+        """The probability that the teacher gives the true label at x', to a power."""
+        probability = self.teacher_attacked.softmax(1).gather(1, self.batch.y[:, None])[:, 0]
+        return probability**power
+
+    def _teacher(self, x: Tensor) -> Tensor:
+        assert self.batch.teacher is not None
+        with torch.no_grad():
+            return self.batch.teacher(x)
+
+
+class RobustDistillation(Attacked):
+    """Settings of an adversarial distillation. With ``lambda_igdm`` above 0 any of them is
+
+    L + lambda_igdm p KL(softmax(t(x + d) - t(x - d)) || softmax(s(x + d) - s(x - d))), d = x' - x, p the share of the
+    training that is done. Source: Lee et al., arXiv 2312.03286 (IGDM).
+    """
+
+    lambda_igdm: Number = 0.0
+    needs_teacher: ClassVar[bool] = True
+
+    def terms(self, batch: Batch) -> Terms:
+        view = View(batch, self.adversarial(batch, self.inner(batch)))
+        terms = self.outer(view)
+        if self.lambda_igdm > 0:
+            gaps = difference_kl(batch, batch.x, view.adversarial, view.student_attacked, view.teacher_attacked)
+            terms["igdm"] = Term(self.lambda_igdm * batch.progress, gaps.mean())
+        return terms
+
+    def inner(self, batch: Batch) -> AttackLoss | None:
+        """What the attack raises: the cross-entropy when None."""
+        return None
+
+    @abstractmethod
+    def outer(self, view: View) -> Terms:
+        """The terms that are minimised, without IGDM's."""
+
+
+def divergence_from_teacher(batch: Batch) -> AttackLoss:
+    """KL(t(z) || s(z)) at each point z that the attack visits; its gradient runs through both networks."""
+    teacher = batch.teacher
+    assert teacher is not None
+    return lambda z: kl_each(batch.student(z), teacher(z))
+
+
+def divergence_from_clean_teacher(batch: Batch) -> AttackLoss:
+    """KL(t(x) || s(z)), the teacher at the clean image."""
+    assert batch.teacher is not None
+    with torch.no_grad():
+        target = batch.teacher(batch.x)
+    return lambda z: kl_each(batch.student(z), target)
+
+
+#: A share in [0, 1].
+Share = Annotated[Number, Field(le=1)]
