@@ -6,10 +6,13 @@ The names below are imported when first used, so that ``import certkd`` is quick
 from importlib import import_module
 from typing import Any
 
+_OBJECTIVES = (
+    "AdaAd AdvFunMatch Adversarial Akd Ard ArdShao Consistency Crt Gaussian Iad Ibp Igd Kd Kdiga "
+    "KdigaCertified Mtard MtlIbp Rslad Sabr SmoothAdv Standard Trades"
+)
 _WHERE = {
-    **dict.fromkeys(
-        ("Adversarial", "Consistency", "Crt", "Gaussian", "Kd", "Kdiga", "SmoothAdv", "Standard"), "certkd.objectives"
-    ),
+    **dict.fromkeys(_OBJECTIVES.split(), "certkd.objectives"),
+    "OptimizerConfig": "certkd.config",
     "Recipe": "certkd.config",
     "SelectionConfig": "certkd.config",
     "InputError": "verifiers.errors",

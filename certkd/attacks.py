@@ -1,4 +1,4 @@
-"""Attacks for training and for model selection: FGSM and PGD, on the cross-entropy of the true label or any other loss."""
+"""Attacks for training and for model selection: FGSM and PGD, on cross-entropy or any other loss."""
 
 import torch
 from jaxtyping import Float, Int

@@ -19,6 +19,7 @@ from scipy.special import bdtr, ndtri
 
 from certkd.verdict import VERDICT_METRICS, Verdict, reach_verdict, same_teacher
 from verifiers.certificate import FAILURES, Status
+from verifiers.diagnostics import Diagnosis, diagnose
 from verifiers.errors import InputError, did_you_mean
 from verifiers.methods import find
 from verifiers.smoothing.shared import SameCopies, shared_votes
@@ -123,6 +124,7 @@ class Comparison:
         verdict: what carried the teacher's certificates over and what did not; None without the method transfer.
         same_copies: of smoothing, what both voted on the same noisy copies; None where the student's run did not show
             them to this teacher.
+        diagnosis: input gradients and attacks of both networks; None without the method diagnostics.
     """
 
     method: str
@@ -142,6 +144,7 @@ class Comparison:
     curve: tuple[AtRadius, ...]
     verdict: Verdict | None
     same_copies: SameCopies | None
+    diagnosis: Diagnosis | None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON; None where a figure is not a number."""
@@ -203,7 +206,14 @@ def compare(teacher: Certificates, student: Certificates, *, method: str = "best
         curve=tuple(at_radius(radius, ours, theirs) for radius in shown),
         verdict=reach_verdict(teacher, student, had, kept, ours >= theirs),
         same_copies=_same_copies(teacher, student) if names == ["smoothing"] else None,
+        diagnosis=_diagnosis(teacher, student),
     )
+
+
+def _diagnosis(teacher: Certificates, student: Certificates) -> Diagnosis | None:
+    if "diagnostics" not in student.methods or not same_teacher(teacher, student):
+        return None
+    return diagnose(student["diagnostics"])
 
 
 def _same_copies(teacher: Certificates, student: Certificates) -> SameCopies | None:

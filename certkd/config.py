@@ -33,26 +33,34 @@ Seed = Annotated[int, BeforeValidator(_seed), Field(ge=0, lt=2**63)]
 
 
 class DataConfig(Strict):
-    """Which data set, where it lies, and the seed of its splits."""
+    """Which data set, where it lies, the seed of its splits, and how many of its training images are used."""
 
     name: str = "digits"
     root: str | None = None
     download: bool = False
     seed: Seed = 0
     image_size: Count = 224
+    limit: Count | None = None
 
 
 class ModelConfig(Strict):
-    """Which network: ``source:name``, from random weights or its source's pre-trained ones, or a checkpoint's path."""
+    """Which network: ``source:name``, from random weights or its source's pre-trained ones, or a checkpoint's path.
+
+    With ``resize`` the network is built for square images of so many pixels, to which those of the data are resized.
+    """
 
     name: str = "certkd:mlp"
     options: dict[str, Any] = {}
     normalize: bool = True
     pretrained: bool = False
+    resize: Count | None = None
 
 
 class OptimizerConfig(Strict):
-    """Adam or SGD with Nesterov momentum 0.9; the rate is multiplied by ``drop`` at each share of the epochs."""
+    """Adam or SGD with Nesterov momentum 0.9; the rate is multiplied by ``drop`` at each share of the epochs.
+
+    It rises linearly in the first ``warmup`` epochs.
+    """
 
     kind: Literal["adam", "sgd"] = "adam"
     rate: Positive = 2e-3
@@ -60,6 +68,7 @@ class OptimizerConfig(Strict):
     schedule: Literal["constant", "steps", "cosine"] = "steps"
     milestones: tuple[Positive, ...] = (0.6, 0.85)
     drop: Positive = 0.1
+    warmup: Number = 0.0
 
 
 class SelectionConfig(Strict):
@@ -85,13 +94,31 @@ class SelectionConfig(Strict):
 
 
 class Recipe(Strict):
-    """How a network is trained, whatever its objective."""
+    """How a network is trained, whatever its objective.
+
+    Attributes:
+        precision: of the losses; with bfloat16 weights and input gradients that are compared stay in float32.
+        average: the network that is measured, saved and returned: the trained one, an exponential moving average of it
+            (ema), or the mean of its epochs (swa).
+        average_decay: of ema.
+        average_from: share of the epochs after which averaging begins; 0 for ema and 0.75 for swa when absent.
+        accumulate: a batch is gone through in so many parts, for less memory.
+        compile: forward passes by ``torch.compile``; not for objectives that need second derivatives.
+        channels_last: the memory layout that convolutions on GPUs prefer.
+    """
 
     model: ModelConfig = ModelConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     epochs: Count = 60
     batch_size: Count = 128
     augment: Literal["none", "crop-flip"] = "none"
+    precision: Literal["float32", "bfloat16"] = "float32"
+    average: Literal["none", "ema", "swa"] = "none"
+    average_decay: Annotated[Number, Field(lt=1)] = 0.999
+    average_from: Annotated[Number, Field(lt=1)] | None = None
+    accumulate: Count = 1
+    compile: bool = False
+    channels_last: bool = False
 
 
 class RoleConfig(Recipe):
@@ -121,6 +148,7 @@ class TrainConfig(RoleConfig):
     seed: Seed = 0
     data: DataConfig = DataConfig()
     teacher: str | None = None
+    natural_teacher: str | None = None
     selection: SelectionConfig = SelectionConfig()
     device: str = "auto"
 
@@ -138,12 +166,16 @@ class CertifyConfig(Strict):
 
 
 class ExperimentConfig(Strict):
-    """``certkd run``: a teacher, students, certificates for all, a comparison."""
+    """``certkd run``: a teacher, students, certificates for all, a comparison.
+
+    ``natural_teacher`` is a checkpoint for the students whose objective has a second teacher.
+    """
 
     out: str
     seed: Seed = 0
     data: DataConfig = DataConfig()
     device: str = "auto"
+    natural_teacher: str | None = None
     teacher: RoleConfig
     students: StudentsConfig
     certify: CertifyConfig
@@ -187,14 +219,27 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
 
 
-def read(path: str | os.PathLike[str], kind: type[Config], overrides: Sequence[str] = ()) -> Config:
+def read(
+    path: str | os.PathLike[str] | None,
+    kind: type[Config],
+    overrides: Sequence[str] = (),
+    *,
+    defaults: Mapping[str, Any] | None = None,
+) -> Config:
     """Read a YAML file into a configuration, with ``key.sub=value`` overrides applied.
 
+    A file may name another one to go on from with ``extends: other.yaml``, relative to itself. Sections are merged key
+    by key and the later file wins; a section of another ``kind`` replaces the earlier one.
+
+    Args:
+        defaults: what a file would say, where there is none.
+
     Raises:
-        InputError: missing file, broken YAML, a key given twice, an unknown key (with the nearest known one), a value
-            of the wrong type; the message names the key and repeats the value.
+        InputError: missing file, a file that extends itself, broken YAML, a key given twice, an unknown key (with the
+            nearest known one), a value of the wrong type; the message names the key and repeats the value.
     """
-    return parse(_override(_load_yaml(Path(path)), overrides), kind, source=str(path))
+    tree = dict(defaults or {}) if path is None else _load_file(Path(path))
+    return parse(_override(tree, overrides), kind, source="settings" if path is None else str(path))
 
 
 def parse(tree: Mapping[str, Any], kind: type[Config], *, source: str = "configuration") -> Config:
@@ -209,6 +254,35 @@ def parse(tree: Mapping[str, Any], kind: type[Config], *, source: str = "configu
         raise InputError(f"{source}: {_first_problem(error, kind, tree)}") from None
     except OverflowError:
         raise InputError(f"{source}: a number is too large") from None
+
+
+def _load_file(path: Path, extended_by: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A file's settings on top of those of the file that it extends."""
+    if any(path.resolve() == other.resolve() for other in extended_by):
+        raise InputError(f"{extended_by[-1]} extends {path}, which extends it: remove one of the two extends")
+    try:
+        tree = _load_yaml(path)
+    except InputError as error:
+        raise InputError(f"{error} ({extended_by[-1]} extends it)" if extended_by else str(error)) from None
+    if "extends" not in tree:
+        return tree
+    base = tree.pop("extends")
+    if not isinstance(base, str) or not base:
+        raise InputError(f"{path}: extends must name one file, got {base!r}")
+    return _merged(_load_file(path.parent / base, (*extended_by, path)), tree)
+
+
+def _merged(base: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:
+    """Two trees, key by key; a section of another kind replaces, a network of another name drops the options."""
+    if "kind" in base and "kind" in later and base["kind"] != later["kind"]:
+        return dict(later)
+    result = dict(base)
+    if "name" in base and "name" in later and base["name"] != later["name"]:
+        result.pop("options", None)
+    for key, value in later.items():
+        both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
+        result[key] = _merged(result[key], value) if both else value
+    return result
 
 
 def _load_yaml(path: Path) -> dict[str, Any]:

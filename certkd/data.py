@@ -10,7 +10,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -123,11 +123,20 @@ def load(config: DataConfig) -> DataSet:
     """Load a data set and cut its splits.
 
     The official test (or validation, for ImageNet) images are the test split. The validation split is cut from the
-    training images by a permutation that depends on ``config.seed`` alone; for ``digits`` so is the test split.
+    training images by a permutation that depends on ``config.seed`` alone; for ``digits`` so is the test split. Of the
+    training images that are left the first ``config.limit`` are used, all when it is None or larger.
 
     Raises:
         InputError: unknown name, files not found, or arrays that are not images and labels.
     """
+    data = _load(config)
+    if config.limit is None or config.limit >= len(data.splits["train"]):
+        return data
+    few = data.splits["train"].take(torch.arange(config.limit))
+    return replace(data, splits={**data.splits, "train": few})
+
+
+def _load(config: DataConfig) -> DataSet:
     if config.name.endswith(".npz"):
         return _npz(config)
     loaders: dict[str, Callable[[DataConfig], DataSet]] = {

@@ -6,7 +6,7 @@ Finished parts are kept and begun ones resumed when the same experiment is run a
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,16 +16,18 @@ from certkd.certification import certify_checkpoint, without_pairs
 from certkd.checkpoint import Checkpoint, write_whole
 from certkd.comparison import Comparison, compare, plain, radii, summary
 from certkd.config import ExperimentConfig, RoleConfig, TrainConfig
+from certkd.evaluation import has_collapsed
+from certkd.models import Classifier
 from certkd.report import plots
 from certkd.runlog import TrainingReporter
-from certkd.training import RESUME, TrainingResult, choose_device, has_collapsed, resume_state, train
+from certkd.training import RESUME, TrainingResult, choose_device, resume_state, train
 from verifiers.certificate import Guarantee
 from verifiers.errors import InputError
 from verifiers.methods import find
 from verifiers.reporter import Reporter
 from verifiers.store import Certificates
 
-#: Settings that do not change what a training computes (the teacher is known by its hash).
+#: Settings that do not change what a training computes (teachers are known by their hashes).
 _FREE = {"out", "device", "teacher"}
 TRAINING_OUTPUTS = ("best.pt", "last.pt", "log.jsonl", RESUME, "tensorboard")
 
@@ -49,19 +51,19 @@ def run_training(
         InputError: the folder holds a training and neither ``resume`` nor ``overwrite`` was given, or one with other
             settings is to be resumed; and whatever ``train`` refuses.
     """
-    out = Path(config.out)
+    out, reporter = Path(config.out), reporter or TrainingReporter()
     device = choose_device(config.device)
-    teacher = checkpoint.load(config.teacher) if config.teacher is not None else None
-    about = _about(config, teacher)
+    names = {"teacher": config.teacher, "natural teacher": config.natural_teacher}
+    teachers = {role: checkpoint.load(name) for role, name in names.items() if name is not None}
+    about = _about(config, teachers)
     state = None if overwrite else resume_state(out)
     if state is not None:
         _check_resumable(out, state, about, resume)
     samples = data.load(config.data)
     student = networks.fresh(config.model, samples, config.seed)
-    if teacher is not None and teacher.model.spec.shape != student.spec.shape:
-        raise InputError(
-            f"the teacher {config.teacher} takes images {teacher.model.spec.shape}, the student {student.spec.shape}"
-        )
+    fitted = {
+        role: _fitted(known.model, f"{role} {names[role]}", student, reporter) for role, known in teachers.items()
+    }
     if overwrite:
         _delete(out, RESUME, TRAINING_OUTPUTS)
     _make_folder(out)
@@ -69,7 +71,8 @@ def run_training(
         student,
         samples.splits["train"],
         config.objective,
-        teacher=teacher.model if teacher is not None else None,
+        teacher=fitted.get("teacher"),
+        natural_teacher=fitted.get("natural teacher"),
         validation=samples.splits["validation"],
         recipe=config,
         selection=config.selection,
@@ -80,6 +83,27 @@ def run_training(
         about=about,
         reporter=reporter,
     )
+
+
+def _fitted(teacher: Classifier, name: str, student: Classifier, reporter: TrainingReporter) -> Classifier:
+    """A teacher that takes the student's images; those of another size are resized for it.
+
+    Raises:
+        InputError: it wants other channels.
+    """
+    theirs, ours = teacher.spec.shape, student.spec.shape
+    if theirs == ours:
+        return teacher
+    try:
+        other = networks.adapted(teacher, ours)
+    except InputError:
+        raise InputError(f"the {name} takes images {theirs}, the student {ours}") from None
+    height, width = other.spec.inner[1:]
+    reporter.warn(
+        f"the {name} sees images resized from {ours[1]}x{ours[2]} to {height}x{width}, and gradients are compared in "
+        "the student's pixels: this is no longer KDIGA as published"
+    )
+    return other
 
 
 def _delete(folder: Path, mark: str, outputs: tuple[str, ...]) -> None:
@@ -112,15 +136,14 @@ def _make_folder(folder: Path) -> None:
         raise InputError(f"cannot write {folder}: no permission: give another out")
 
 
-def _about(config: TrainConfig, teacher: Checkpoint | None) -> dict[str, Any]:
-    """What checkpoints store: the data set, the teacher's hash and the settings."""
+def _about(config: TrainConfig, teachers: Mapping[str, Checkpoint]) -> dict[str, Any]:
+    """What checkpoints store: the data set, the teachers' hashes and the settings."""
+    hashes = {role: known.sha256 for role, known in teachers.items()}
     settings = config.model_dump(mode="json", exclude=_FREE)
-    settings["data"] = {key: settings["data"][key] for key in ("name", "seed", "image_size")}
-    return {
-        "data": settings["data"],
-        "teacher_sha256": teacher.sha256 if teacher is not None else "",
-        "training": settings,
-    }
+    settings["natural_teacher"] = hashes.get("natural teacher")
+    kept = ("name", "seed", "image_size", "limit")
+    settings["data"] = {key: settings["data"][key] for key in kept if settings["data"][key] is not None}
+    return {"data": settings["data"], "teacher_sha256": hashes.get("teacher", ""), "training": settings}
 
 
 def _check_resumable(out: Path, state: dict[str, Any], about: dict[str, Any], resume: bool) -> None:
@@ -187,6 +210,7 @@ def _training(config: ExperimentConfig, name: str, role: RoleConfig, teacher: st
         seed=config.seed,
         data=config.data,
         teacher=teacher,
+        natural_teacher=config.natural_teacher if teacher is not None else None,
         selection=config.selection,
         device=config.device,
     )

@@ -31,18 +31,41 @@ def fresh(config: ModelConfig, data: DataSet, seed: int) -> Classifier:
                 f"{config.name} takes images {model.spec.shape} of {model.spec.classes} classes, "
                 f"{data.name} has {data.shape} of {data.classes}"
             )
-        if config.options or config.pretrained or not config.normalize:
+        if config.options or config.pretrained or config.resize or not config.normalize:
             raise InputError(
                 f"{config.name} is a checkpoint and says itself how it is built: drop the model's other keys"
             )
         return model
     mean, std = data.statistics if config.normalize else ((), ())
     spec = ModelSpec(
-        name=config.name, options=config.options, classes=data.classes, shape=data.shape, mean=mean, std=std
+        name=config.name,
+        options=config.options,
+        classes=data.classes,
+        shape=data.shape,
+        mean=mean,
+        std=std,
+        resize=None if config.resize is None else (config.resize, config.resize),
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return build(spec, pretrained=config.pretrained)
+
+
+def adapted(network: Classifier, shape: tuple[int, ...]) -> Classifier:
+    """The same network for images of another size, which are resized to its own; the weights are shared.
+
+    Raises:
+        InputError: another number of channels, or inputs that are not images.
+    """
+    spec = network.spec
+    if len(spec.shape) != 3 or len(shape) != 3 or spec.shape[0] != shape[0]:
+        raise InputError(
+            f"a network for images {spec.shape} cannot take images {shape}: only height and width may differ"
+        )
+    size = (spec.inner[1], spec.inner[2])
+    other = Classifier(spec.model_copy(update={"shape": shape, "resize": size}), network.network)
+    other.normalize = network.normalize
+    return other.train(network.training)
 
 
 def trained(

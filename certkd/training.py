@@ -1,37 +1,33 @@
-"""The training loop: batches, terms, selection on the validation split, checkpoints, resume."""
+"""The training loop: batches, selection on the validation split, checkpoints, resume."""
 
 import json
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Int
 from torch import Tensor, nn
 
 from certkd import checkpoint
-from certkd.attacks import pgd
-from certkd.config import OptimizerConfig, Recipe, SelectionConfig
+from certkd.config import Recipe, SelectionConfig
 from certkd.data import Split, TensorImages
+from certkd.evaluation import evaluate, has_collapsed, key, keyed_generator
 from certkd.models import Classifier
 from certkd.objectives import Objective
-from certkd.objectives.base import Batch, Terms, total
+from certkd.objectives.base import Batch, Terms
+from certkd.optimisation import Average, backward, forward_of, learning_rate, optimizer_of, rehearse
 from certkd.runlog import RunLog, TrainingReporter
 from verifiers.errors import InputError
 from verifiers.modes import eval_mode, suitable_threads
-from verifiers.quantities import Epsilon
-from verifiers.samples import chance_limit
 
 RESUME = "resume.pt"
-#: A network has collapsed when this share of the validation images gets one and the same class, or when it guesses.
-CONSTANT_SHARE = 0.95
 #: A student below this share of its teacher's clean accuracy is worth a warning: a large lambda_iga does that too.
 FAR_BELOW = 0.8
-#: Accuracy under noise is a mean over so many draws for each validation image: one draw selects early, worse epochs.
-NOISE_DRAWS = 4
 
 
 @dataclass
@@ -66,6 +62,29 @@ class TrainingResult:
         return dict(self.history[self.best_epoch]["validation"])
 
 
+@dataclass(frozen=True)
+class _Run:
+    """What every epoch of a training works with; ``forward`` is the student, or its compiled form."""
+
+    student: nn.Module
+    forward: nn.Module
+    teacher: nn.Module | None
+    natural_teacher: nn.Module | None
+    fit: Split
+    objective: Objective
+    optimizer: torch.optim.Optimizer
+    average: Average | None
+    recipe: Recipe
+    seed: int
+    place: torch.device
+    reporter: TrainingReporter
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps in an epoch."""
+        return -(-len(self.fit) // self.recipe.batch_size)
+
+
 def train(
     student: nn.Module,
     data: Split | tuple[Tensor, Tensor],
@@ -86,7 +105,8 @@ def train(
     """Train ``student`` by ``objective``; it ends with the weights of its best epoch, in eval mode.
 
     All randomness depends on (seed, epoch, step) alone, so a resumed training ends with the same weights as an
-    uninterrupted one. The teacher is frozen and comes back bit for bit as it was.
+    uninterrupted one. Teachers are frozen and come back bit for bit as they were. A step on a copy of the student comes
+    first, so that an objective that does not run on it is refused before anything is written.
 
     Args:
         student: from images in [0, 1] to logits.
@@ -95,7 +115,7 @@ def train(
         teacher: a network with the same classes, for objectives that need one.
         natural_teacher: a second one, accurate but not robust, for objectives that need two.
         validation: for the selection of the best epoch; a tenth of ``data``, cut by the seed, when None.
-        recipe: optimiser, schedule, epochs, batch size, augmentation.
+        recipe: optimiser, schedule, epochs, batch size, augmentation, precision, averaging.
         selection: what "best" means.
         seed: of initial order, attacks, augmentation.
         device: "auto", "cpu" or "cuda".
@@ -105,41 +125,50 @@ def train(
         reporter: told about progress.
 
     Raises:
-        InputError: a missing teacher, another number of classes, a device that is absent, an occupied folder.
+        InputError: a missing teacher, another number of classes, a device that is absent, an occupied folder, a
+            network that the objective does not run on (one without second derivatives, for example).
     """
     recipe, reporter = recipe or Recipe(), reporter or TrainingReporter()
     selection, metric = _selection(selection or SelectionConfig(), objective)
     place = choose_device(device)
     fit, held_out = _splits(data, validation, seed)
-    if objective.needs_teacher and teacher is None:
-        raise InputError(f"the objective {objective.kind!r} needs a teacher: give one")  # type: ignore[attr-defined]
+    _check_settings(objective, recipe, teacher, natural_teacher)
     if out is not None and not resume and (out / RESUME).exists():
         raise InputError(f"{out} already holds a training: resume it, or give another folder")
     student.to(place)
-    if teacher is not None:
-        if {id(p) for p in teacher.parameters()} & {id(p) for p in student.parameters()}:
-            raise InputError("teacher and student share weights: copy one of them first (copy.deepcopy)")
-        teacher.to(place)
-        _check_classes(student, teacher, fit, place)
-    optimizer = _optimizer(student, recipe.optimizer)
-    progress = _load_progress(out, student, optimizer) if resume else Progress()
-    threads = suitable_threads(
-        student if teacher is None else teacher,
-        fit.batch(torch.zeros(1, dtype=torch.long), place)[0],
-        recipe.batch_size,
+    _check_teacher(student, teacher, "teacher", fit, place)
+    _check_teacher(student, natural_teacher, "natural teacher", fit, place)
+    run = _Run(
+        student=student,
+        forward=forward_of(student, recipe),
+        teacher=teacher,
+        natural_teacher=natural_teacher,
+        fit=fit,
+        objective=objective,
+        optimizer=optimizer_of(student, recipe.optimizer),
+        average=Average(student, recipe) if recipe.average != "none" else None,
+        recipe=recipe,
+        seed=seed,
+        place=place,
+        reporter=reporter,
     )
-    with closing(RunLog(out, progress.history)) as log, torch.random.fork_rng(), _frozen(teacher), threads:
-        reporter.start(recipe.epochs, progress.epoch, -(-len(fit) // recipe.batch_size))
-        for epoch in range(progress.epoch, recipe.epochs):
-            started = time.perf_counter()
-            terms = _epoch(student, teacher, fit, objective, optimizer, recipe, seed, epoch, place, reporter)
-            metrics = evaluate(student, held_out, selection, place, seed)
-            record = {"epoch": epoch, **terms, "validation": metrics, "seconds": time.perf_counter() - started}
-            _keep(progress, record, student, metric)
-            if out is not None:
-                _save_epoch(out, progress, student, optimizer, about or {})
-            log.write(record)
-            reporter.epoch(record)
+    progress = _load_progress(out, run) if resume else Progress()
+    with torch.random.fork_rng(), _frozen(teacher), _frozen(natural_teacher), _settings(run):
+        if not resume:
+            _rehearse(run)
+        with closing(RunLog(out, progress.history)) as log:
+            reporter.start(recipe.epochs, progress.epoch, run.steps)
+            for epoch in range(progress.epoch, recipe.epochs):
+                started = time.perf_counter()
+                terms = _epoch(run, epoch, progress.memory)
+                shown = student if run.average is None else run.average.network(student, epoch)
+                metrics = evaluate(shown, held_out, selection, place, seed)
+                record = {"epoch": epoch, **terms, "validation": metrics, "seconds": time.perf_counter() - started}
+                _keep(progress, record, shown, metric)
+                if out is not None:
+                    _save_epoch(out, progress, run, shown, about or {})
+                log.write(record)
+                reporter.epoch(record)
     last = progress.history[-1]["validation"]
     collapsed = has_collapsed(last)
     if collapsed:
@@ -158,58 +187,61 @@ def _selection(selection: SelectionConfig, objective: Objective) -> tuple[Select
     return selection.model_copy(update={"sigma": selection.sigma or sigma or None}), metric
 
 
-def _epoch(
-    student: nn.Module,
-    teacher: nn.Module | None,
-    fit: Split,
-    objective: Objective,
-    optimizer: torch.optim.Optimizer,
-    recipe: Recipe,
-    seed: int,
-    epoch: int,
-    place: torch.device,
-    reporter: TrainingReporter,
-) -> dict[str, Any]:
+def _epoch(run: _Run, epoch: int, memory: dict[str, float]) -> dict[str, Any]:
     """One pass over the training images; the mean of each term and the learning rate."""
+    recipe, seed = run.recipe, run.seed
     rate = learning_rate(recipe.optimizer, epoch, recipe.epochs)
-    for group in optimizer.param_groups:
+    for group in run.optimizer.param_groups:
         group["lr"] = rate
-    torch.manual_seed(_key(seed, epoch, 0))
-    student.train()
-    order = torch.randperm(len(fit), generator=_generator(seed, epoch, 1))
+    torch.manual_seed(key(seed, epoch, 0))
+    run.student.train()
+    order = torch.randperm(len(run.fit), generator=keyed_generator(seed, epoch, 1))
     sums: dict[str, Tensor] = {}
     for step, rows in enumerate(order.split(recipe.batch_size)):
-        generator = _generator(seed, epoch, 2 + step)
-        x, y = fit.batch(rows, place)
-        if recipe.augment == "crop-flip":
-            x = crop_and_flip(x, generator)
-        terms = objective.terms(Batch(student, teacher, x, y, generator))
-        loss = total(terms)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
+        done = (epoch * run.steps + step + 1) / (recipe.epochs * run.steps)
+        batch = _batch(run, rows, keyed_generator(seed, epoch, 2 + step), done, memory)
+        run.optimizer.zero_grad(set_to_none=True)
+        terms, loss = backward(run.objective, batch, recipe)
+        run.optimizer.step()
+        if run.average is not None:
+            run.average.step(run.student, epoch)
         _add(sums, terms, loss, len(rows))
-        reporter.step()
-    means = {name: float(value) / len(fit) for name, value in sums.items()}
+        run.reporter.step()
+    if run.average is not None:
+        run.average.epoch(run.student, epoch)
+    means = {name: float(value) / len(run.fit) for name, value in sums.items()}
     if not all(np.isfinite(value) for value in means.values()):
         raise InputError(f"the loss is not finite in epoch {epoch} ({means}): lower the learning rate or the weights")
     return {"terms": means, "rate": rate}
+
+
+def _batch(
+    run: _Run, rows: Int[Tensor, " batch"], generator: torch.Generator, progress: float, memory: dict[str, float]
+) -> Batch:
+    """Some training images, augmented, with all that an objective may ask for."""
+    x, y = run.fit.batch(rows, run.place)
+    if run.recipe.augment == "crop-flip":
+        x = crop_and_flip(x, generator)
+    if run.recipe.channels_last and x.dim() == 4:
+        x = x.contiguous(memory_format=torch.channels_last)
+    return Batch(run.forward, run.teacher, x, y, generator, progress, run.natural_teacher, memory)
+
+
+def _rehearse(run: _Run) -> None:
+    """A step on a copy of the student with the first images, halfway, where terms that come and that go both count.
+
+    Raises:
+        InputError: as ``rehearse``.
+    """
+    rows = torch.arange(max(2, min(4, len(run.fit)))) % len(run.fit)
+    batch = _batch(run, rows, keyed_generator(run.seed, 0, 6), 0.5, {})
+    rehearse(run.objective, replace(batch, student=run.student), run.recipe)
 
 
 def _add(sums: dict[str, Tensor], terms: Terms, loss: Tensor, rows: int) -> None:
     values = {**{name: term.value for name, term in terms.items()}, "loss": loss}
     for name, value in values.items():
         sums[name] = sums.get(name, torch.zeros((), device=loss.device)) + value.detach() * rows
-
-
-def learning_rate(config: OptimizerConfig, epoch: int, epochs: int) -> float:
-    """The rate of an epoch (0-based): constant, dropped at each milestone (a share of the epochs), or half a cosine."""
-    if config.schedule == "cosine":
-        return float(config.rate * 0.5 * (1 + np.cos(np.pi * epoch / epochs)))
-    if config.schedule == "steps":
-        passed = sum(epoch >= round(share * epochs) for share in config.milestones)
-        return config.rate * config.drop**passed
-    return config.rate
 
 
 def crop_and_flip(x: Tensor, generator: torch.Generator, padding: int = 4) -> Tensor:
@@ -225,64 +257,6 @@ def crop_and_flip(x: Tensor, generator: torch.Generator, padding: int = 4) -> Te
     return torch.where(mirrored, cropped.flip(3), cropped)
 
 
-def evaluate(
-    model: nn.Module, split: Split, selection: SelectionConfig, place: torch.device, seed: int = 0, batch: int = 500
-) -> dict[str, float]:
-    """Clean accuracy, PGD accuracy (when selection has an eps), accuracy under Gaussian noise (when it has a sigma; the
-    same noise each time), size of input gradients, share of the commonest class.
-    """
-    clean = attacked = noisy = gradient = 0.0
-    predictions = []
-    with eval_mode(model):
-        for number, rows in enumerate(torch.arange(len(split)).split(batch)):
-            x, y = split.batch(rows, place)
-            x = x.requires_grad_(True)
-            with torch.enable_grad():
-                logits = model(x)
-                loss = nn.functional.cross_entropy(logits, y, reduction="sum")
-                (slope,) = torch.autograd.grad(loss, x)
-            predicted = logits.argmax(1)
-            predictions.append(predicted.cpu())
-            clean += float((predicted == y).sum())
-            gradient += float(slope.flatten(1).norm(dim=1).sum())
-            if selection.eps is not None:
-                attacked += _attacked_correct(model, x.detach(), y, selection, _generator(seed, number, 3))
-            if selection.sigma is not None:
-                noisy += _noisy_correct(model, x.detach(), y, selection.sigma, _generator(seed, number, 5))
-    share = float(torch.cat(predictions).bincount().max()) / len(split)
-    metrics = {"clean": clean / len(split), "gradient_norm": gradient / len(split), "constant_share": share}
-    metrics["chance_limit"] = chance_limit(logits.shape[1], len(split)) if len(split) >= 20 else 0.0
-    if selection.eps is not None:
-        metrics["pgd"] = attacked / len(split)
-    if selection.sigma is not None:
-        metrics["noisy"] = noisy / len(split)
-    return metrics
-
-
-def has_collapsed(metrics: Mapping[str, float]) -> bool:
-    """Whether a network that was measured by ``evaluate`` is (almost) a constant classifier."""
-    constant = metrics["constant_share"] >= CONSTANT_SHARE > metrics["clean"]
-    return constant or metrics["clean"] <= metrics["chance_limit"]
-
-
-def _attacked_correct(
-    model: nn.Module, x: Tensor, y: Tensor, selection: SelectionConfig, generator: torch.Generator
-) -> float:
-    assert selection.eps is not None
-    eps = Epsilon.parse(selection.eps).value
-    adversarial = pgd(model, x, y, eps=eps, norm=selection.norm, steps=selection.steps, generator=generator)
-    with torch.no_grad():
-        return float((model(adversarial).argmax(1) == y).sum())
-
-
-def _noisy_correct(model: nn.Module, x: Tensor, y: Tensor, sigma: float, generator: torch.Generator) -> float:
-    """The number of images classified correctly under noise, averaged over the draws."""
-    batch = Batch(model, None, x, y, generator)
-    with torch.no_grad():
-        right = [float((model(batch.noisy(sigma)).argmax(1) == y).sum()) for _ in range(NOISE_DRAWS)]
-    return sum(right) / NOISE_DRAWS
-
-
 def _keep(progress: Progress, record: dict[str, Any], student: nn.Module, metric: str) -> None:
     """Remember the epoch's weights when it is the best so far; of equal ones, the one of higher PGD accuracy."""
     metrics = record["validation"]
@@ -294,20 +268,19 @@ def _keep(progress: Progress, record: dict[str, Any], student: nn.Module, metric
         progress.best_state = {name: value.detach().cpu().clone() for name, value in student.state_dict().items()}
 
 
-def _save_epoch(
-    out: Path, progress: Progress, student: nn.Module, optimizer: torch.optim.Optimizer, about: Mapping[str, Any]
-) -> None:
+def _save_epoch(out: Path, progress: Progress, run: _Run, shown: nn.Module, about: Mapping[str, Any]) -> None:
     """last.pt, best.pt when this epoch is the best, then the resume state: each whole or not at all.
 
     The resume state comes last: killed before it, a resumed training repeats the epoch and writes the same files.
     """
     names = ["last.pt"] + (["best.pt"] if progress.best_epoch == progress.epoch - 1 else [])
     for name in names:
-        save_network(student, out / name, about, progress.history[-1]["validation"])
+        save_network(shown, out / name, about, progress.history[-1]["validation"])
     state = {
         "progress": vars(progress),
-        "student": student.state_dict(),
-        "optimizer": optimizer.state_dict(),
+        "student": run.student.state_dict(),
+        "optimizer": run.optimizer.state_dict(),
+        "average": run.average.averaged.state_dict() if run.average is not None else {},
         "about": json.dumps(about, sort_keys=True),
     }
     checkpoint.write_whole(out / RESUME, lambda path: torch.save(state, path))
@@ -333,18 +306,21 @@ def resume_state(out: Path) -> dict[str, Any] | None:
         return None
     try:
         state = dict(torch.load(path, map_location="cpu", weights_only=True))
-        return {key: state[key] for key in ("progress", "student", "optimizer", "about")}
+        parts = {part: state[part] for part in ("progress", "student", "optimizer", "about")}
+        return {**parts, "average": state.get("average", {})}
     except Exception as error:
         raise InputError(f"{path} is damaged ({type(error).__name__}): delete it to start again") from error
 
 
-def _load_progress(out: Path | None, student: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
+def _load_progress(out: Path | None, run: _Run) -> Progress:
     state = resume_state(out) if out is not None else None
     if state is None:
         raise InputError(f"nothing to resume: {out} holds no {RESUME}")
     try:
-        student.load_state_dict(state["student"])
-        optimizer.load_state_dict(state["optimizer"])
+        run.student.load_state_dict(state["student"])
+        run.optimizer.load_state_dict(state["optimizer"])
+        if run.average is not None:
+            run.average.averaged.load_state_dict(state["average"])
     except (RuntimeError, ValueError) as error:
         why = " ".join(str(error).split())[:160]
         raise InputError(f"{out}/{RESUME} belongs to another network or optimizer: {why}") from None
@@ -357,7 +333,7 @@ def _splits(
     whole = _as_split(data)
     if validation is not None:
         return whole, _as_split(validation)
-    order = torch.randperm(len(whole), generator=_generator(seed, 0, 4))
+    order = torch.randperm(len(whole), generator=keyed_generator(seed, 0, 4))
     held_out = max(1, len(whole) // 10)
     return whole.take(order[held_out:]), whole.take(order[:held_out])
 
@@ -392,19 +368,47 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def _optimizer(student: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    parameters = [parameter for parameter in student.parameters() if parameter.requires_grad]
-    if config.kind == "adam":
-        return torch.optim.Adam(parameters, lr=config.rate, weight_decay=config.weight_decay)
-    return torch.optim.SGD(parameters, lr=config.rate, momentum=0.9, nesterov=True, weight_decay=config.weight_decay)
+def _check_settings(
+    objective: Objective, recipe: Recipe, teacher: nn.Module | None, natural_teacher: nn.Module | None
+) -> None:
+    kind = objective.kind  # type: ignore[attr-defined]
+    if objective.needs_teacher and teacher is None:
+        raise InputError(f"the objective {kind!r} needs a teacher: give one")
+    if objective.needs_natural_teacher and natural_teacher is None:
+        raise InputError(f"the objective {kind!r} needs a natural teacher: give one (natural_teacher)")
+    if recipe.accumulate > 1 and getattr(objective, "reduction", "") == "batch_frobenius":
+        raise InputError(
+            f"accumulate {recipe.accumulate} with reduction batch_frobenius: its norm is over the whole batch, "
+            "set accumulate to 1 or take another reduction"
+        )
 
 
-def _check_classes(student: nn.Module, teacher: nn.Module, fit: Split, place: torch.device) -> None:
+def _check_teacher(student: nn.Module, teacher: nn.Module | None, name: str, fit: Split, place: torch.device) -> None:
+    """Move a teacher to the student's device, and refuse one that cannot teach it."""
+    if teacher is None:
+        return
+    if {id(p) for p in teacher.parameters()} & {id(p) for p in student.parameters()}:
+        raise InputError(f"{name} and student share weights: copy one of them first (copy.deepcopy)")
+    teacher.to(place)
     x, _ = fit.batch(torch.zeros(1, dtype=torch.long), place)
     with torch.no_grad(), eval_mode(student), eval_mode(teacher):
         ours, theirs = student(x).shape[1], teacher(x).shape[1]
     if ours != theirs:
-        raise InputError(f"the teacher has {theirs} classes, the student {ours}: they must have the same")
+        raise InputError(f"the {name} has {theirs} classes, the student {ours}: they must have the same")
+
+
+@contextmanager
+def _settings(run: _Run) -> Iterator[None]:
+    """The threads that suit the network, and the memory layout that the recipe asks for; afterwards as it was."""
+    sample, _ = run.fit.batch(torch.zeros(1, dtype=torch.long), run.place)
+    with suitable_threads(run.teacher or run.student, sample, run.recipe.batch_size):
+        if run.recipe.channels_last:
+            run.student.to(memory_format=torch.channels_last)
+        try:
+            yield
+        finally:
+            if run.recipe.channels_last:
+                run.student.to(memory_format=torch.contiguous_format)
 
 
 @contextmanager
@@ -437,11 +441,3 @@ def _hint(objective: Objective) -> str:
 
 def _clean_accuracy(model: nn.Module, split: Split, place: torch.device) -> float:
     return evaluate(model, split, SelectionConfig(), place)["clean"]
-
-
-def _key(*parts: int) -> int:
-    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
-def _generator(*parts: int) -> torch.Generator:
-    return torch.Generator().manual_seed(_key(*parts))

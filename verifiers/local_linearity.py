@@ -228,21 +228,29 @@ def attacked(
 ) -> Estimates:
     """Attacks on the residuals of the margin and of the cross-entropy, in the dtype of x."""
     with torch.no_grad():
-        logits = model(x)
-    rivals = logits.scatter(1, predicted[:, None], -float("inf")).argmax(1)
+        rivals = runner_up(model(x), predicted)
 
     def margin(z: Tensor) -> Tensor:
         out = model(z)
         return (out.gather(1, predicted[:, None]) - out.gather(1, rivals[:, None]))[:, 0]
 
-    def loss(z: Tensor) -> Tensor:
-        return F.cross_entropy(model(z), predicted, reduction="none")
-
-    found = []
+    found, loss = [], cross_entropy_of(model, predicted)
     for function in (margin, loss):
         sides = [climb(_Residual(function, x, sign), x, eps, norm, steps, seed) for sign in (1.0, -1.0)]
         found.append(torch.maximum(*sides))
-    return Estimates(found[0], found[1], _protocol(_Residual(loss, x), x, eps, norm, seed))
+    limits = torch.full((len(x),), eps, dtype=x.dtype, device=x.device)
+    start = random_start(x, limits, norm, torch.Generator().manual_seed(seed))
+    return Estimates(found[0], found[1], signed_linearity(loss, x, eps, norm, start))
+
+
+def runner_up(logits: Float[Tensor, "batch classes"], y: Int[Tensor, " batch"]) -> Int[Tensor, " batch"]:
+    """The class of largest logit besides y."""
+    return logits.scatter(1, y[:, None], -float("inf")).argmax(1)
+
+
+def cross_entropy_of(model: nn.Module, y: Int[Tensor, " batch"]) -> Function:
+    """The cross-entropy of the labels as a function of the images, in nats."""
+    return lambda z: F.cross_entropy(model(z), y, reduction="none")
 
 
 def climb(
@@ -264,12 +272,20 @@ def climb(
     return found
 
 
-def _protocol(residual: Function, x: Tensor, eps: float, norm: Norm, seed: int) -> Tensor:
-    """Shao et al.'s protocol as published in code: steps far larger than the ball hop between its corners."""
+def signed_linearity(
+    function: Function,
+    x: Float[Tensor, "batch *shape"],
+    eps: float,
+    norm: Norm,
+    start: Float[Tensor, "batch *shape"],
+) -> Float[Tensor, " batch"]:
+    """How far a function rises above its linearisation by Shao et al.'s protocol as published in code, from a start.
+
+    50 sign steps of 0.1, far larger than the ball, hop between its corners; signed. Of linf alone: nan for other norms.
+    """
     if norm is not Norm.LINF:
         return torch.full((len(x),), float("nan"), dtype=x.dtype, device=x.device)
-    limits = torch.full((len(x),), eps, dtype=x.dtype, device=x.device)
-    start = random_start(x, limits, norm, torch.Generator().manual_seed(seed))
+    residual, limits = _Residual(function, x), torch.full((len(x),), eps, dtype=x.dtype, device=x.device)
     point = ascend(residual, x, eps=limits, norm=norm, steps=50, start=start, step_size=0.1 / eps)
     with torch.no_grad():
         return residual(point)

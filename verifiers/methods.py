@@ -3,6 +3,7 @@
 from verifiers.bound_propagation.certify import ALPHA_CROWN, CROWN, CROWN_IBP, IBP
 from verifiers.bound_propagation.joint import JOINT
 from verifiers.certificate import MethodInfo
+from verifiers.diagnostics import DIAGNOSTICS
 from verifiers.errors import InputError, did_you_mean
 from verifiers.falsify import PGD
 from verifiers.lipschitz.certify import LIPSCHITZ
@@ -20,6 +21,7 @@ METHODS: tuple[MethodInfo, ...] = (
     LIPSCHITZ,
     LOCAL_LINEARITY,
     TRANSFER,
+    DIAGNOSTICS,
     SMOOTHING,
 )
 

@@ -1,18 +1,31 @@
 """``certkd train``."""
 
+import json
+from typing import TYPE_CHECKING
+
 import click
 
 from certkd.cli.options import data_options, overrides, with_data_options
+from verifiers.errors import InputError
+
+if TYPE_CHECKING:
+    from certkd.config import TrainConfig
 
 
 @click.command()
-@click.option("--config", required=True, metavar="FILE", help="YAML file; see configs/.")
+@click.option("--config", metavar="FILE", help="YAML file; see configs/.")
+@click.option("--teacher", metavar="FILE", help="The teacher's checkpoint.  [default: the configuration's]")
+@click.option("--out", metavar="DIR", help="Output folder.  [default: the configuration's]")
+@click.option("--data", metavar="NAME", help="Data set.  [default: the configuration's, or the teacher's own]")
 @overrides
 @data_options
 @click.option("--resume", is_flag=True, help="Go on with the training in the output folder.")
 @click.option("--overwrite", is_flag=True, help="Delete the training in the output folder first.")
 def train(
-    config: str,
+    config: str | None,
+    teacher: str | None,
+    out: str | None,
+    data: str | None,
     overrides: tuple[str, ...],
     data_root: str | None,
     download: bool,
@@ -22,17 +35,38 @@ def train(
 ) -> int:
     """Train a teacher or a student.
 
-    Writes best.pt (highest validation score), last.pt and log.jsonl into the configuration's out folder. A training
+    With --config as the file says; with --teacher and --out alone a small student of that teacher by KDIGA, on the
+    teacher's data. Writes best.pt (highest validation score), last.pt and log.jsonl into the output folder. A training
     that was interrupted goes on with --resume and ends with the same weights.
     """
-    from certkd.config import TrainConfig, read
     from certkd.experiment import run_training
     from certkd.report.console import TrainProgress, stdout
 
-    settings = read(config, TrainConfig, with_data_options(overrides, data_root, download, device))
+    given = {"teacher": teacher, "out": out, "data.name": data if config is not None else None}
+    extra = [f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None]  # quoted: not YAML
+    extra = with_data_options((*overrides, *extra), data_root, download, device)
+    settings = _default_student(teacher, out, data, extra) if config is None else _from_file(config, extra)
     kind = settings.objective.kind  # type: ignore[attr-defined]
     result = run_training(settings, resume=resume, overwrite=overwrite, reporter=TrainProgress(kind))
     best = {name: value for name, value in result.best.items() if name in ("clean", "pgd", "noisy")}
     figures = ", ".join(f"{name} {value:.1%}" for name, value in best.items())
     stdout().print(f"best epoch {result.best_epoch + 1}: validation {figures}; {settings.out}/best.pt", soft_wrap=True)
     return 1 if result.collapsed else 0
+
+
+def _from_file(path: str, overrides: list[str]) -> "TrainConfig":
+    from certkd.config import TrainConfig, read
+
+    return read(path, TrainConfig, overrides)
+
+
+def _default_student(teacher: str | None, out: str | None, data: str | None, overrides: list[str]) -> "TrainConfig":
+    """The default recipe and KDIGA, on the data that the teacher was trained on unless another is named."""
+    if teacher is None or out is None:
+        raise InputError("what is to be trained? Give --config FILE, or --teacher CHECKPOINT and --out DIR")
+    from certkd import checkpoint, networks
+    from certkd.config import TrainConfig, read
+
+    known = networks.data_of(checkpoint.load(teacher), data, None, False)
+    defaults = {"data": known.model_dump(mode="json", exclude_none=True), "objective": {"kind": "kdiga"}}
+    return read(None, TrainConfig, overrides, defaults=defaults)

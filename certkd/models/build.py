@@ -26,6 +26,7 @@ class ModelSpec(BaseModel):
         shape: of one image, (channels, height, width).
         mean: per-channel mean that is subtracted first; () for none.
         std: per-channel standard deviation that is divided by; () for none.
+        resize: (height, width) that images are resized to first; None for as they are.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -36,6 +37,12 @@ class ModelSpec(BaseModel):
     shape: tuple[int, ...]
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    resize: tuple[int, int] | None = None
+
+    @property
+    def inner(self) -> tuple[int, ...]:
+        """Shape of the images that the network itself sees."""
+        return self.shape if self.resize is None else (self.shape[0], *self.resize)
 
 
 class Normalize(nn.Module):
@@ -55,17 +62,32 @@ class Normalize(nn.Module):
         return nn.functional.conv2d(x, self.weight, self.bias, groups=len(self.bias))
 
 
+class Resize(nn.Module):
+    """Bilinear interpolation of images to another size, without antialiasing: linear in the pixels."""
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels rows columns"]:
+        return nn.functional.interpolate(x, size=self.size, mode="bilinear", align_corners=False, antialias=False)
+
+
 class Classifier(nn.Module):
-    """A network that takes images in [0, 1]; ``spec`` says how to build it again."""
+    """A network that takes images in [0, 1]; ``spec`` says how to build it again.
+
+    Resizing and normalisation are its first layers, so pixels, radii and input gradients are those of the data.
+    """
 
     def __init__(self, spec: ModelSpec, network: nn.Module) -> None:
         super().__init__()
         self.spec = spec
+        self.resize = None if spec.resize is None else Resize(spec.resize)
         self.normalize = Normalize(spec.mean, spec.std) if spec.std else nn.Identity()
         self.network = network
 
     def forward(self, x: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch classes"]:
-        return self.network(self.normalize(x))
+        return self.network(self.normalize(x if self.resize is None else self.resize(x)))
 
 
 def build(spec: ModelSpec, *, pretrained: bool = False) -> Classifier:
@@ -79,6 +101,8 @@ def build(spec: ModelSpec, *, pretrained: bool = False) -> Classifier:
     builders = {"certkd": _own, "torchvision": _torchvision, "timm": _timm}
     if not name or source not in builders:
         raise InputError(f"unknown network {spec.name!r}.{_suggest(spec.name)}")
+    if spec.resize is not None and len(spec.shape) != 3:
+        raise InputError(f"resize needs images of shape (channels, height, width), got {spec.shape}: drop resize")
     model = builders[source](name, spec, pretrained)
     _try(model)
     return model
@@ -139,7 +163,7 @@ def _own(name: str, spec: ModelSpec, pretrained: bool) -> Classifier:
     if name != "mlp" and len(spec.shape) != 3:
         raise InputError(f"{spec.name} wants images of shape (channels, height, width), got {spec.shape}")
     try:
-        return Classifier(spec, builder(spec.shape, spec.classes, **spec.options))
+        return Classifier(spec, builder(spec.inner, spec.classes, **spec.options))
     except (ValueError, TypeError, RuntimeError, ZeroDivisionError) as error:
         why = " ".join(str(error).split())[:200]
         raise InputError(f"{spec.name} with {spec.options} on images of shape {spec.shape}: {why}") from None
@@ -187,7 +211,7 @@ def _timm(name: str, spec: ModelSpec, pretrained: bool) -> Classifier:
         raise InputError(f"unknown network {spec.name!r}.{_suggest(spec.name)}")
     if len(spec.shape) != 3:
         raise InputError(f"{spec.name} wants images of shape (channels, height, width), got {spec.shape}")
-    sized = {"img_size": spec.shape[1], **spec.options} if _takes_image_size(name) else spec.options
+    sized = {"img_size": spec.inner[1], **spec.options} if _takes_image_size(name) else spec.options
     create = partial(timm.create_model, name, pretrained=pretrained, num_classes=spec.classes, in_chans=spec.shape[0])
     try:
         try:

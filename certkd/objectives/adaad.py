@@ -9,6 +9,7 @@ from certkd.objectives.base import Batch, Number, Term, Terms
 from certkd.objectives.kd import kl_each
 from certkd.objectives.robust import RobustDistillation, Share, View, divergence_from_teacher
 from verifiers.falsify import Objective as AttackLoss
+from verifiers.falsify import per_sample
 
 
 class AdaAd(RobustDistillation):
@@ -64,6 +65,5 @@ class AdvFunMatch(RobustDistillation):
     @staticmethod
     def _mixed(batch: Batch) -> Batch:
         order = torch.randperm(len(batch.x), generator=batch.generator).to(batch.x.device)
-        share = torch.rand(len(batch.x), generator=batch.generator, dtype=batch.x.dtype).to(batch.x.device)
-        share = share.reshape(-1, *[1] * (batch.x.dim() - 1))
+        share = per_sample((1 + batch.uniform(batch.x.flatten(1)[:, 0])) / 2, batch.x)
         return replace(batch, x=share * batch.x + (1 - share) * batch.x[order])

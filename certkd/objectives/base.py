@@ -67,17 +67,29 @@ class Batch:
         drawn = torch.randn((copies, *self.x.shape), generator=self.generator, dtype=self.x.dtype)
         return sigma * drawn.to(self.x.device)
 
+    def normal(self, like: Float[Tensor, "batch *any"]) -> Float[Tensor, "batch *any"]:
+        """N(0, 1) of a tensor's shape and type; drawn on the CPU, the same on every device."""
+        return torch.randn(like.shape, generator=self.generator, dtype=like.dtype).to(like.device)
+
+    def uniform(self, like: Float[Tensor, "batch *any"]) -> Float[Tensor, "batch *any"]:
+        """Uniform in [-1, 1), of a tensor's shape and type; drawn on the CPU."""
+        return (2 * torch.rand(like.shape, generator=self.generator, dtype=like.dtype) - 1).to(like.device)
+
     def noisy(self, sigma: float) -> Float[Tensor, "batch *shape"]:
         """The images under fresh noise, not clamped to [0, 1]; at sigma 0 themselves, and nothing is drawn."""
         return self.x + self.noise(sigma)[0] if sigma > 0 else self.x
 
     def outputs(self, sigma: float) -> tuple[Float[Tensor, "batch classes"], Float[Tensor, "batch classes"]]:
         """Logits of the student and, without gradients, of the teacher on the same noisy images."""
-        assert self.teacher is not None
         x = self.noisy(sigma)
-        with torch.no_grad():
-            target = self.teacher(x)
+        target = self.constant(x)
         return self.student(x), target
+
+    def constant(self, x: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch classes"]:
+        """The teacher's logits, without gradients."""
+        assert self.teacher is not None
+        with torch.no_grad():
+            return self.teacher(x)
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,15 @@ def ball(x: Float[Tensor, "batch *shape"], eps: float) -> Box:
 
 
 def lower_margins(
-    model: nn.Module, box: Box, y: Int[Tensor, " batch"], method: BoundMethod, minus: nn.Module | None = None
+    model: nn.Module,
+    box: Box,
+    y: Int[Tensor, " batch"],
+    method: BoundMethod,
+    *,
+    sign: int = 1,
+    minus: nn.Module | None = None,
 ) -> Float[Tensor, "batch classes"]:
-    """Lower bounds of f_y - f_j over a box for every class j (0 at y), differentiable in the network's parameters.
+    """Lower bounds of sign (f_y - f_j) over a box for every class j (0 at y), differentiable in the parameters.
 
     With ``minus`` f is the difference of both networks, bounded as one graph: what is equal in both cancels where
     bounds are linear. Batch normalisation is bounded with its running statistics. These bounds train and certify
@@ -38,7 +44,7 @@ def lower_margins(
     try:
         graph = _graph(model, minus, lower)
         eye = torch.eye(graph.final_shape[-1], dtype=lower.dtype, device=lower.device)
-        rows = eye[y].unsqueeze(1) - eye[None]
+        rows = sign * (eye[y].unsqueeze(1) - eye[None])
         lirpa = compat.load()
         within = lirpa.PerturbationLpNorm(norm=float("inf"), x_L=lower, x_U=upper)
         bounded = lirpa.BoundedTensor((lower + upper) / 2, within)
@@ -54,6 +60,22 @@ def lower_margins(
 def robust_cross_entropy(margins: Float[Tensor, "batch classes"]) -> Float[Tensor, ""]:
     """Cross-entropy of the worst logits that lower bounds of the margins allow: an upper bound of it over the box."""
     return torch.logsumexp(-margins, dim=1).mean()
+
+
+def deficits(
+    student: nn.Module, teacher: nn.Module, box: Box, y: Int[Tensor, " batch"], method: BoundMethod
+) -> Float[Tensor, "batch classes"]:
+    """Upper bounds over a box of (t_y - t_j) - (s_y - s_j) for every class j, differentiable in the student's
+    parameters.
+
+    CROWN-IBP bounds both networks in one graph, where linear parts of the two cancel; intervals have no linear parts,
+    so IBP bounds each network alone, its last layer merged with the difference of the two classes.
+    """
+    if method == "crown-ibp":
+        return -lower_margins(student, box, y, method, minus=teacher)
+    with torch.no_grad():
+        theirs = lower_margins(teacher, box, y, method, sign=-1)
+    return -(theirs + lower_margins(student, box, y, method))
 
 
 class _Difference(nn.Module):

@@ -10,6 +10,7 @@ from certkd.objectives.adversarial import Attacked
 from certkd.objectives.base import Batch, Objective, Positive, Term, Terms
 from certkd.objectives.bounds import BoundMethod, Box, ball, lower_margins, robust_cross_entropy
 from certkd.objectives.robust import Share
+from verifiers.certificate import Norm
 
 
 def grown(eps: float, ramp: float, progress: float) -> float:
@@ -53,7 +54,7 @@ class _Expressive(Attacked):
     """Settings that adversarial and interval losses share: the linf norm, and the growth of eps."""
 
     ramp: Share = 0.5
-    norm: Literal["linf"] = "linf"  # type: ignore[assignment]
+    norm: Literal[Norm.LINF] = Norm.LINF
 
     def grown(self, batch: Batch) -> "_Expressive":
         """The same settings at the batch's progress."""

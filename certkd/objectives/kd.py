@@ -52,17 +52,7 @@ class Kd(Objective):
 
     def terms(self, batch: Batch) -> Terms:
         logits, target = batch.outputs(self.sigma)
-        return self.weigh(F.cross_entropy(logits, batch.y), logits, target)
-
-    def weigh(
-        self,
-        ce: Float[Tensor, ""],
-        logits: Float[Tensor, "batch classes"],
-        target: Float[Tensor, "batch classes"],
-        keep: Bool[Tensor, " batch"] | None = None,
-    ) -> Terms:
-        """The terms from one student forward pass; KL is left out at weight 0."""
-        terms = {"ce": Term(self.lambda_ce, ce)}
+        terms = {"ce": Term(self.lambda_ce, F.cross_entropy(logits, batch.y))}
         if self.lambda_kl > 0:
-            terms["kl"] = Term(self.lambda_kl, softened_kl(logits, target, self.temperature, keep))
+            terms["kl"] = Term(self.lambda_kl, softened_kl(logits, target, self.temperature))
         return terms

@@ -1,8 +1,8 @@
 """KDIGA: knowledge distillation with input gradient alignment, and the targets of alignment that work better."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -13,11 +13,11 @@ from torch.nn import functional as F
 from certkd.attacks import pgd
 from certkd.objectives.base import Batch, Count, Number, Positive, Term, Terms
 from certkd.objectives.gradients import Reduction, exact_gradients, input_gradient, reduced
-from certkd.objectives.kd import Kd, kl_each
+from certkd.objectives.kd import Kd, kl_each, softened_kl
 
 Target = Literal["ce", "ce_tempered", "margin", "projection", "jacobian", "finite_difference"]
 Point = Literal["clean", "random", "adversarial"]
-Scalars = Float[Tensor, "many batch"]
+Scalars = Float[Tensor, "rows batch"]
 
 
 class Kdiga(Kd):
@@ -65,7 +65,7 @@ class Kdiga(Kd):
     paper: ClassVar[str] = "Shao et al., arXiv 2110.12072"
 
     @model_validator(mode="after")
-    def _settings_fit(self) -> Self:
+    def _settings_fit(self) -> "Kdiga":
         if self.eps is None and {self.point, self.kl_point} & {"random", "adversarial"}:
             raise ValueError("a random or adversarial point needs an eps")
         if self.target == "finite_difference" and self.point == "clean":
@@ -78,12 +78,14 @@ class Kdiga(Kd):
 
     def terms(self, batch: Batch) -> Terms:
         images = self._images(batch)
-        kl_point, ce_point = self.kl_point or self.point, "random" if self.point == "random" else "clean"
-        wanted = {ce_point, *([kl_point] if self.lambda_kl > 0 else []), *([self.point] if self.lambda_iga > 0 else [])}
-        seen = {name: self._look(batch, images, name) for name in images if name in wanted}
-        ce = F.cross_entropy(seen[ce_point].logits, batch.y, reduction="none").mean()
-        at = seen[kl_point] if self.lambda_kl > 0 else seen[ce_point]
-        terms = self.weigh(ce, at.logits, at.target, self._kept(at.target, batch.y))
+        ce_point, kl_point = ("random" if self.point == "random" else "clean"), self.kl_point or self.point
+        taught = {*([kl_point] if self.lambda_kl > 0 else []), *([self.point] if self.lambda_iga > 0 else [])}
+        seen = {name: self._look(batch, images[name], name, taught) for name in images if name in {ce_point, *taught}}
+        terms = {"ce": Term(self.lambda_ce, F.cross_entropy(seen[ce_point].logits, batch.y))}
+        if self.lambda_kl > 0:
+            at = seen[kl_point]
+            kl = softened_kl(at.logits, at.target, self.temperature, self._kept(at.target, batch.y))
+            terms["kl"] = Term(self.lambda_kl, kl)
         if self.lambda_iga > 0:
             weight = self.lambda_iga * (min(1.0, batch.progress / self.ramp) if self.ramp > 0 else 1.0)
             terms["iga"] = Term(weight, self._alignment(batch, images, seen[self.point]))
@@ -95,8 +97,7 @@ class Kdiga(Kd):
         images, named = {"clean": clean}, {self.point, self.kl_point}
         if "random" in named:
             assert self.eps is not None
-            drawn = torch.rand(clean.shape, generator=batch.generator, dtype=clean.dtype).to(clean.device)
-            images["random"] = clean + self.eps * (2 * drawn - 1)
+            images["random"] = clean + self.eps * batch.uniform(clean)
         if "adversarial" in named:
             assert self.eps is not None
             images["adversarial"] = pgd(
@@ -110,14 +111,13 @@ class Kdiga(Kd):
             )
         return images
 
-    def _look(self, batch: Batch, images: Mapping[str, Tensor], name: str) -> "Seen":
-        """Both networks at one point; with their gradients where those are compared."""
-        assert batch.teacher is not None
-        if name != self.point or self.lambda_iga == 0 or self.target == "finite_difference":
-            with torch.no_grad():
-                target = batch.teacher(images[name])
-            return Seen(batch.student(images[name]), target)
-        return self._gradients(batch, images[name])
+    def _look(self, batch: Batch, image: Tensor, name: str, taught: Collection[str]) -> "Seen":
+        """The student at one point, the teacher where it is asked, and the gap of gradients where they are compared."""
+        if name == self.point and self.lambda_iga > 0 and self.target != "finite_difference":
+            return self._gradients(batch, image)
+        if name not in taught:
+            return Seen(batch.student(image), torch.empty(0))
+        return Seen(batch.student(image), batch.constant(image))
 
     def _gradients(self, batch: Batch, image: Tensor) -> "Seen":
         assert batch.teacher is not None
@@ -131,11 +131,11 @@ class Kdiga(Kd):
         return Seen(logits, reference, ours - theirs.detach())
 
     def _direction(self, batch: Batch, logits: Tensor) -> Tensor | None:
-        """N(0, I) less its mean, for each sample; drawn on the CPU, the same on every device."""
+        """N(0, I) less its mean, for each sample."""
         if self.target != "projection":
             return None
-        drawn = torch.randn(logits.shape, generator=batch.generator, dtype=logits.dtype)
-        return (drawn - drawn.mean(1, keepdim=True)).to(logits.device)
+        drawn = batch.normal(logits.detach())
+        return drawn - drawn.mean(1, keepdim=True)
 
     def _scalars(
         self, logits: Tensor, reference: Tensor, y: Int[Tensor, " batch"], direction: Tensor | None
@@ -158,7 +158,6 @@ class Kdiga(Kd):
         kept = self._kept(seen.target, batch.y)
         if seen.gap is not None:
             return reduced(seen.gap, self.norm, self.squared, self.reduction, kept)
-        assert batch.teacher is not None
         each = difference_kl(batch, images["clean"], images[self.point], seen.logits, seen.target)
         return (each if kept is None else each * kept).mean()
 
@@ -168,11 +167,10 @@ class Kdiga(Kd):
 
 @dataclass(frozen=True)
 class Seen:
-    """Logits of the student, of the teacher as constants, and the gap of their input gradients where it was asked
-    for."""
+    """Logits of the student, the teacher's as constants (nothing where it was not asked), and the gap of gradients."""
 
     logits: Float[Tensor, "batch classes"]
-    target: Float[Tensor, "batch classes"]
+    target: Tensor
     gap: Float[Tensor, "batch many"] | None = None
 
 
@@ -188,11 +186,8 @@ def difference_kl(
     ``logits`` and ``target`` are student's and teacher's at x + d, ``ahead``. Source: Lee et al., arXiv 2312.03286
     (IGDM).
     """
-    assert batch.teacher is not None
     behind = 2 * centre - ahead
-    with torch.no_grad():
-        theirs = target - batch.teacher(behind)
-    return kl_each(logits - batch.student(behind), theirs)
+    return kl_each(logits - batch.student(behind), target - batch.constant(behind))
 
 
 def _stacked(scalars: Scalars, x: Tensor, *, create_graph: bool) -> Float[Tensor, "batch many"]:

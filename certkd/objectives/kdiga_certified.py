@@ -3,7 +3,7 @@
 from typing import ClassVar, Literal
 
 from certkd.objectives.base import Batch, Number, Positive, Term, Terms
-from certkd.objectives.bounds import BoundMethod, ball, lower_margins
+from certkd.objectives.bounds import BoundMethod, ball, deficits
 from certkd.objectives.certified import grown
 from certkd.objectives.kdiga import Kdiga
 from certkd.objectives.robust import Share
@@ -27,6 +27,7 @@ class KdigaCertified(Kdiga):
         terms = super().terms(batch)
         if self.lambda_deficit > 0:
             box = ball(batch.x, grown(self.eps, self.eps_ramp, batch.progress))
-            lower = lower_margins(batch.student, box, batch.y, self.bound, minus=batch.teacher)
-            terms["deficit"] = Term(self.lambda_deficit, (-lower).amax(1).clamp_min(0).mean())
+            assert batch.teacher is not None
+            behind = deficits(batch.student, batch.teacher, box, batch.y, self.bound)
+            terms["deficit"] = Term(self.lambda_deficit, behind.amax(1).clamp_min(0).mean())
         return terms

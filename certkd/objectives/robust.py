@@ -4,7 +4,6 @@ from abc import abstractmethod
 from functools import cached_property
 from typing import Annotated, ClassVar
 
-import torch
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
@@ -36,12 +35,12 @@ class View:
     @cached_property
     def teacher_clean(self) -> Float[Tensor, "batch classes"]:
         """t(x)."""
-        return self._teacher(self.batch.x)
+        return self.batch.constant(self.batch.x)
 
     @cached_property
     def teacher_attacked(self) -> Float[Tensor, "batch classes"]:
         """t(x')."""
-        return self._teacher(self.adversarial)
+        return self.batch.constant(self.adversarial)
 
     def ce_clean(self) -> Float[Tensor, ""]:
         """CE(s(x), y)."""
@@ -56,14 +55,9 @@ class View:
         probability = self.teacher_attacked.softmax(1).gather(1, self.batch.y[:, None])[:, 0]
         return probability**power
 
-    def _teacher(self, x: Tensor) -> Tensor:
-        assert self.batch.teacher is not None
-        with torch.no_grad():
-            return self.batch.teacher(x)
-
 
 class RobustDistillation(Attacked):
-    """Settings of an adversarial distillation. With ``lambda_igdm`` above 0 any of them is
+    """Settings of an adversarial distillation with loss L. With ``lambda_igdm`` above 0 it is
 
     L + lambda_igdm p KL(softmax(t(x + d) - t(x - d)) || softmax(s(x + d) - s(x - d))), d = x' - x, p the share of the
     training that is done. Source: Lee et al., arXiv 2312.03286 (IGDM).
@@ -98,9 +92,7 @@ def divergence_from_teacher(batch: Batch) -> AttackLoss:
 
 def divergence_from_clean_teacher(batch: Batch) -> AttackLoss:
     """KL(t(x) || s(z)), the teacher at the clean image."""
-    assert batch.teacher is not None
-    with torch.no_grad():
-        target = batch.teacher(batch.x)
+    target = batch.constant(batch.x)
     return lambda z: kl_each(batch.student(z), target)
 
 

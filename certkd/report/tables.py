@@ -2,10 +2,11 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+from rich.console import Group
 from rich.table import Table
 
 from certkd.comparison import QUANTILES, Comparison, Side, summary, wilson
@@ -13,6 +14,7 @@ from certkd.report.console import table
 from certkd.verdict import Verdict
 from verifiers.bound_propagation.preflight import Preflight
 from verifiers.certificate import Status
+from verifiers.diagnostics import Diagnosis
 from verifiers.quantities import Epsilon
 from verifiers.smoothing.shared import SameCopies
 from verifiers.store import Certificates, MethodRows
@@ -21,6 +23,10 @@ from verifiers.store import Certificates, MethodRows
 def percent(value: float) -> str:
     """A share with one decimal; a dash for nan."""
     return "-" if math.isnan(value) else f"{value:.1%}"
+
+
+def _short(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.3g}"
 
 
 def contents(certificates: Certificates) -> Table:
@@ -45,7 +51,8 @@ def _accuracy(method: MethodRows) -> str:
         return "-"
     if method.certifies:
         return f">= {percent(float(np.mean(method['certified'])))}"
-    return f"<= {percent(float(np.mean(method['status'] == Status.NOT_CERTIFIED)))}"
+    unbroken = (method["status"] == Status.NOT_CERTIFIED) & (method["margin"] >= 0)
+    return f"<= {percent(float(np.mean(unbroken)))}"
 
 
 def facts(certificates: Certificates) -> list[str]:
@@ -107,6 +114,7 @@ def comparison(result: Comparison, teacher: str, student: str) -> list[Table | s
     parts += [votes(result.settings["smoothing"])] if "smoothing" in result.settings else []
     parts.append(verdict(result))
     parts += transfer(result.verdict) if result.verdict is not None else []
+    parts += diagnoses({student: result.diagnosis}, result.norm, result.eps) if result.diagnosis is not None else []
     parts += [same_copies(result.same_copies)] if result.same_copies is not None else []
     for what, indices in (("gained", result.gains), ("lost", result.losses)):
         shown = ", ".join(str(i) for i in indices[:20]) + (" ..." if len(indices) > 20 else "")
@@ -232,6 +240,33 @@ def agreement(student: Certificates) -> str:
     )
 
 
+#: The figures of a diagnosis in the order in which they are read, and how each is written.
+_FIGURES: dict[str, tuple[str, Callable[[float], str]]] = {
+    "gradient_gap": ("GD: gap of the cross-entropy's gradients, l2 (nats per pixel)", _short),
+    "gradient_gap_dual": ("the same in the dual norm of {norm}", _short),
+    "gradient_cosine": ("GC: cosine of the two", _short),
+    "gradient_norm": ("the student's gradient, l2", _short),
+    "margin_gradient_gap": ("gap of the margins' gradients, dual norm (logits per pixel)", _short),
+    "ce_llm": ("the student's local linearity LLM, by attack (nats)", _short),
+    "ce_attack": ("PGD on the cross-entropy succeeds", percent),
+    "margin_attack": ("PGD on the margin succeeds", percent),
+    "transfer": ("of what succeeds, the teacher falls for", percent),
+    "teacher_entropy": ("the teacher's entropy at attacked points x' (nats)", _short),
+    "teacher_right": ("teacher right at x", percent),
+    "teacher_right_attacked": ("teacher right at x'", percent),
+}
+
+
+def diagnoses(named: dict[str, Diagnosis], norm: str, eps: str) -> list[Table | str]:
+    """Gradients and attacks of students beside their teacher, and what must not be trusted."""
+    rows = [["samples that the student gets right", *(str(found.samples) for found in named.values())]]
+    for name, (what, written) in _FIGURES.items():
+        rows.append([what.format(norm=norm), *(written(getattr(found, name)) for found in named.values())])
+    title = f"Diagnostics (estimates), {norm} eps {eps}, means"
+    warnings = [f"warning: {name}: {text}" for name, found in named.items() for text in found.warnings]
+    return [table(title, ["figure", *named], rows), *warnings]
+
+
 def same_copies(shared: SameCopies) -> str:
     """What student and teacher voted on the same noisy copies, in one sentence."""
     ratio = f"{shared.apart / shared.variance:.3g} times less variance" if shared.variance > 0 else "no variance, less"
@@ -275,8 +310,8 @@ def _seconds(value: float) -> str:
     return f"{value:.3g} s"
 
 
-def experiment(networks: dict[str, Certificates], comparisons: dict[str, Comparison]) -> Table:
-    """One line per network: accuracies, mean radius, and for students what they kept."""
+def experiment(networks: dict[str, Certificates], comparisons: dict[str, Comparison]) -> Group:
+    """One line per network: accuracies, mean radius, and for students what they kept; then their diagnoses."""
     columns = ["network", "clean", "PGD", "certified", "mean radius", "retention", "radius >= teacher's"]
     rows = []
     for name, certificates in networks.items():
@@ -286,8 +321,10 @@ def experiment(networks: dict[str, Certificates], comparisons: dict[str, Compari
             [name, percent(side.clean), percent(side.pgd), percent(side.certified), f"{side.mean_radius:.4f}", *kept]
         )
     attributes = next(iter(networks.values())).attributes
-    title = f"{attributes['norm']} ball, eps {attributes['eps_text']}, {attributes['samples']} test samples"
-    return table(title, columns, rows)
+    norm, eps = str(attributes["norm"]), str(attributes["eps_text"])
+    title = f"{norm} ball, eps {eps}, {attributes['samples']} test samples"
+    found = {name: result.diagnosis for name, result in comparisons.items() if result.diagnosis is not None}
+    return Group(table(title, columns, rows), *(diagnoses(found, norm, eps) if found else []))
 
 
 #: What the columns of an experiment's table mean.

@@ -7,7 +7,9 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
+import certkd
 from certkd.config import CertifyConfig, DataConfig, ExperimentConfig, ModelConfig, TrainConfig, parse, read
+from certkd.objectives import OBJECTIVES
 from verifiers.errors import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -119,7 +121,7 @@ def test_an_unknown_key_of_a_student_whatever_its_name(name: str) -> None:
 
 def test_an_unknown_key_far_from_all_lists_the_known_ones() -> None:
     message = refusal({**TRAINING, "data": {"zzz": 1}})
-    assert "Known: download, image_size, name, root, seed." in message, message
+    assert "Known: download, image_size, limit, name, root, seed." in message, message
 
 
 def test_further_problems_are_counted() -> None:
@@ -290,7 +292,91 @@ def test_a_configuration_survives_its_own_json() -> None:
     assert parse(config.model_dump(mode="json"), ExperimentConfig) == config
 
 
+def test_every_objective_is_a_name_of_the_package() -> None:
+    for objective in OBJECTIVES:
+        assert getattr(certkd, objective.__name__) is objective and objective.__name__ in certkd.__all__
+
+
 def test_python_keywords_are_read_like_yaml() -> None:
     assert DataConfig(seed=3).seed == 3
     with pytest.raises(ValidationError):
         DataConfig(sede=3)
+
+
+# a file that extends another
+
+
+def files(folder: Path, **texts: str) -> Path:
+    """YAML files of those names; the path of ``a.yaml``."""
+    for name, text in texts.items():
+        path = folder / f"{name.replace('__', '/')}.yaml"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    return folder / "a.yaml"
+
+
+def test_a_file_goes_on_from_another_one_and_the_later_wins(tmp_path: Path) -> None:
+    path = files(
+        tmp_path,
+        a="extends: deeper/b.yaml\nepochs: 3\noptimizer: {rate: 0.1}\nobjective: {kind: kdiga, lambda_iga: 3}\n",
+        deeper__b="extends: ../c.yaml\nout: b\noptimizer: {schedule: cosine, rate: 0.5}\n",
+        c="out: c\nepochs: 9\nseed: 4\nobjective: {kind: kdiga, temperature: 2, lambda_iga: 5}\n",
+    )
+    config = read(path, TrainConfig, ["seed=7"])
+    assert (config.out, config.epochs, config.seed) == ("b", 3, 7), "--set comes last"
+    assert (config.optimizer.rate, config.optimizer.schedule) == (0.1, "cosine"), "sections are merged"
+    assert (config.objective.lambda_iga, config.objective.temperature) == (3, 2), "of the same kind: merged"
+
+
+def test_a_section_of_another_kind_or_network_starts_anew(tmp_path: Path) -> None:
+    path = files(
+        tmp_path,
+        a="extends: b.yaml\nobjective: {kind: adversarial, eps: 0.1}\nmodel: {name: certkd:cnn}\n",
+        b="out: b\nobjective: {kind: kd, temperature: 2}\n"
+        "model: {name: certkd:mlp, options: {hidden: [3]}, normalize: false}\n",
+    )
+    config = read(path, TrainConfig)
+    assert config.objective.kind == "adversarial" and config.objective.eps == 0.1
+    assert config.model.options == {} and not config.model.normalize
+
+
+@pytest.mark.parametrize(
+    ("texts", "words"),
+    [
+        ({"a": "extends: b.yaml\n"}, ("no such configuration", "b.yaml", "a.yaml extends it")),
+        ({"a": "extends: b.yaml\n", "b": "extends: a.yaml\n"}, ("b.yaml extends", "a.yaml, which extends it")),
+        ({"a": "extends: a.yaml\n"}, ("a.yaml extends", "which extends it")),
+        ({"a": "extends: [b.yaml]\n"}, ("extends must name one file, got ['b.yaml']",)),
+        ({"a": "extends:\n"}, ("extends must name one file, got None",)),
+        ({"a": "extends: b.yaml\n", "b": "epoch: 1\nout: b\nobjective: {kind: kd}\n"}, ("unknown key 'epoch'",)),
+        ({"a": "extends: b.yaml\n", "b": "- 1\n"}, ("b.yaml must hold key: value lines", "a.yaml extends it")),
+    ],
+    ids=["missing", "cycle", "itself", "list", "empty", "unknown key", "no section"],
+)
+def test_a_wrong_extension_is_refused_in_one_line(
+    tmp_path: Path, texts: dict[str, str], words: tuple[str, ...]
+) -> None:
+    message = reading_refused(files(tmp_path, **texts))
+    assert all(word in message for word in words), message
+
+
+def test_defaults_stand_where_there_is_no_file() -> None:
+    config = read(None, TrainConfig, ["out=x", "epochs=2"], defaults={"objective": {"kind": "kd"}})
+    assert (config.out, config.epochs, config.objective.kind) == ("x", 2, "kd")
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"precision": "float16"}, "precision"),
+        ({"average": "mean"}, "average"),
+        ({"average_decay": 1}, "average_decay"),
+        ({"average_from": "1"}, "average_from"),
+        ({"accumulate": 0}, "accumulate"),
+        ({"optimizer": {"warmup": -1}}, "optimizer.warmup"),
+        ({"data": {"limit": 0}}, "data.limit"),
+        ({"model": {"resize": 0}}, "model.resize"),
+    ],
+)
+def test_a_recipe_that_makes_no_sense_is_refused(change: dict[str, Any], key: str) -> None:
+    assert key in refusal({**TRAINING, **change})

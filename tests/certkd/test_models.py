@@ -1,6 +1,7 @@
 """Networks by name: shapes, normalisation, pre-trained weights, and what is refused."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from urllib.error import URLError
 
@@ -10,11 +11,15 @@ import torch
 import torchvision
 from torch import nn
 
+from certkd.checkpoint import Checkpoint, save
+from certkd.checkpoint import load as load_checkpoint
 from certkd.config import DataConfig, ModelConfig
 from certkd.data import load
 from certkd.models import Classifier, ModelSpec, build, known_models
-from certkd.models.build import Normalize
-from certkd.networks import fresh, parse_architecture
+from certkd.models.build import Normalize, Resize
+from certkd.networks import adapted, fresh, parse_architecture
+from verifiers.certificate import Status
+from verifiers.certify import certify
 from verifiers.errors import InputError
 
 SHAPES = ((1, 8, 8), (1, 28, 28), (3, 32, 32))
@@ -282,3 +287,81 @@ def test_a_wrong_architecture_is_refused(text: str) -> None:
     with pytest.raises(InputError) as caught:
         parse_architecture(text, 10, (1, 8, 8))
     assert repr(text) in str(caught.value) and "\n" not in str(caught.value)
+
+
+# images of another size
+
+
+def resized(name: str = "certkd:cnn", shape: tuple[int, ...] = (1, 8, 8), **more: Any) -> Classifier:
+    """A network for images of 12x10 that takes images of 8x8."""
+    torch.manual_seed(0)
+    return build(spec(name, shape, 4, resize=(12, 10), mean=(0.5,), std=(0.25,), **more)).eval()
+
+
+def test_a_resized_network_sees_interpolated_images() -> None:
+    model, x = resized(options={"width": 4}), torch.rand(3, 1, 8, 8)
+    large = nn.functional.interpolate(x, (12, 10), mode="bilinear", align_corners=False)
+    with torch.no_grad():
+        assert torch.allclose(model(x), model.network((large - 0.5) / 0.25), atol=1e-5)
+    assert Resize((8, 8))(x).equal(x), "the same size is no change"
+
+
+def test_gradients_of_a_resized_network_are_in_the_pixels_of_the_data() -> None:
+    model = resized(options={"width": 4}).double()
+    x = torch.rand(1, 1, 8, 8, dtype=torch.float64).requires_grad_(True)
+    (slope,) = torch.autograd.grad(model(x)[0, 1], x)
+    for row, column in ((0, 0), (3, 4), (7, 7)):
+        step = torch.zeros_like(x)
+        step[0, 0, row, column] = 1e-6
+        with torch.no_grad():
+            expected = (model(x + step)[0, 1] - model(x - step)[0, 1]) / 2e-6
+        assert float(slope[0, 0, row, column]) == pytest.approx(float(expected), rel=1e-4, abs=1e-8)
+    assert torch.autograd.gradgradcheck(lambda z: model(z)[:, 1], (x,)), "alignment needs the second derivative"
+
+
+def test_a_resized_network_is_certified() -> None:
+    model = resized(options={"width": 2})
+    x = torch.rand(6, 1, 8, 8)
+    rows = certify(model, x, model(x).argmax(1), eps="1e-4", methods=["ibp", "pgd"])
+    assert set(rows["ibp"]["status"]) == {int(Status.CERTIFIED)}, set(rows["ibp"]["status"])
+    assert (rows["ibp"]["radius"] > 0).all()
+
+
+def test_resizing_comes_from_the_configuration_and_lasts(tmp_path: Path) -> None:
+    model = fresh(ModelConfig(name="certkd:cnn", options={"width": 4}, resize=12), load(DataConfig()), 0)
+    assert model.spec.resize == (12, 12) and model.spec.shape == (1, 8, 8)
+    save(Checkpoint(model), tmp_path / "net.pt")
+    again, x = load_checkpoint(tmp_path / "net.pt").model, torch.rand(2, 1, 8, 8)
+    assert again.spec == model.spec and torch.equal(again(x), model.eval()(x))
+
+
+def test_a_checkpoint_from_before_resizing_loads(tmp_path: Path) -> None:
+    model = build(spec("certkd:mlp", (1, 8, 8)))
+    save(Checkpoint(model), tmp_path / "net.pt")
+    content = torch.load(tmp_path / "net.pt", weights_only=True)
+    del content["architecture"]["resize"]
+    torch.save(content, tmp_path / "old.pt")
+    assert load_checkpoint(tmp_path / "old.pt").model.spec.resize is None
+    assert not any("resize" in name for name, _ in model.named_modules()), "nothing is added where nothing is resized"
+
+
+def test_a_transformer_is_built_for_the_size_it_sees() -> None:
+    model = build(spec("timm:vit_tiny_patch16_224", (3, 32, 32), 4, resize=(48, 48)))
+    assert model.network.patch_embed.img_size == (48, 48) and logits(model).shape == (2, 4)
+
+
+def test_resizing_what_is_no_image_is_refused() -> None:
+    assert "resize needs images" in refusal(spec("certkd:mlp", (10,), resize=(4, 4)))
+
+
+def test_an_adapted_network_shares_its_weights_and_sees_its_own_size() -> None:
+    model = build(spec("certkd:cnn", (1, 12, 10), 4, mean=(0.5,), std=(0.25,))).eval()
+    other, x = adapted(model, (1, 8, 8)), torch.rand(2, 1, 8, 8)
+    large = nn.functional.interpolate(x, (12, 10), mode="bilinear", align_corners=False)
+    assert torch.equal(other(x), model(large)) and not other.training
+    assert {id(p) for p in other.parameters()} == {id(p) for p in model.parameters()}
+    again = adapted(other, (1, 5, 5))
+    assert again.spec.shape == (1, 5, 5) and again.spec.resize == (12, 10), "always its own size"
+    for shape in ((3, 8, 8), (64,)):
+        with pytest.raises(InputError, match="only height and width may differ"):
+            adapted(model, shape)

@@ -15,23 +15,23 @@ from certkd.config import DataConfig, OptimizerConfig, Recipe, SelectionConfig, 
 from certkd.data import Split, TensorImages, load
 from certkd.models import ModelSpec, build
 from certkd.objectives import Adversarial, Consistency, Crt, Gaussian, Kd, Kdiga, Objective, SmoothAdv, Standard
-from certkd.objectives.base import Batch
+from certkd.objectives.base import Batch, Term
 from certkd.objectives.consistency import entropy, kl_to_each, log_mean
+from certkd.objectives.kd import softened_kl
 from certkd.objectives.smoothadv import Averaged
 from certkd.training import evaluate, train
-from tests.certkd.test_objectives import (
+from tests.certkd.objective_fixtures import (
     CLASSES,
     SHAPE,
     batch_of,
     generator,
     linear,
-    literal_smoothadv,
     loss_of,
     network,
-    noisy_batches,
     smooth_batch,
     values,
 )
+from tests.certkd.objective_oracles import literal_smoothadv, noisy_batches
 from tests.certkd.test_training import (
     Interrupted,
     Listener,
@@ -124,7 +124,9 @@ def test_student_and_teacher_see_the_same_noisy_images(objective: Objective) -> 
     assert torch.equal(ours, expected.x), "the images are not x plus sigma times the generator's normals"
 
 
-@pytest.mark.parametrize("objective", [Kd(temperature=2), Kdiga(temperature=2), Kdiga(lambda_iga=0)], ids=str)
+@pytest.mark.parametrize(
+    "objective", [Kd(temperature=2), Kdiga(target="margin", temperature=2), Kdiga(lambda_iga=0)], ids=str
+)
 def test_distillation_under_noise_is_distillation_of_noisy_images(objective: Kd) -> None:
     """Every term, the alignment of gradients too, is taken at x + n."""
     batch = smooth_batch()
@@ -132,7 +134,7 @@ def test_distillation_under_noise_is_distillation_of_noisy_images(objective: Kd)
     assert values(batch, objective.model_copy(update={"sigma": 0.4})) == values(noisy, objective)
 
 
-@pytest.mark.parametrize("objective", [Kd(), Kdiga(), Kdiga(lambda_iga=0)], ids=str)
+@pytest.mark.parametrize("objective", [Kd(), Kdiga(target="ce"), Kdiga(lambda_iga=0)], ids=str)
 def test_distillation_without_sigma_sees_the_images_and_draws_nothing(objective: Kd) -> None:
     batch, student, teacher = spied()
     before = batch.generator.get_state()
@@ -150,7 +152,8 @@ def test_a_training_without_sigma_is_the_one_without_the_field() -> None:
             with torch.no_grad():
                 target = batch.teacher(batch.x)
             logits = batch.student(batch.x)
-            return self.weigh(F.cross_entropy(logits, batch.y), logits, target)
+            kl = softened_kl(logits, target, 1.0)
+            return {"ce": Term(0.5, F.cross_entropy(logits, batch.y)), "kl": Term(0.5, kl)}
 
     states = []
     for objective in (Clean(), Kd(), Kdiga(lambda_iga=0), Kd(sigma=0.1)):

@@ -10,28 +10,38 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from certkd import checkpoint, training
-from certkd.config import DataConfig, ModelConfig, OptimizerConfig, Recipe, SelectionConfig, TrainConfig
+from certkd import checkpoint, experiment, training
+from certkd.cli.train import train as train_command
+from certkd.config import (
+    DataConfig,
+    ExperimentConfig,
+    ModelConfig,
+    OptimizerConfig,
+    Recipe,
+    SelectionConfig,
+    TrainConfig,
+    parse,
+)
 from certkd.data import Split, TensorImages, load
+from certkd.evaluation import evaluate
 from certkd.experiment import run_training
 from certkd.models import Classifier, ModelSpec, build
 from certkd.objectives import Adversarial, Kd, Kdiga, Objective, Standard
-from certkd.objectives.base import Batch, Terms
+from certkd.objectives.base import Batch, Term, Terms
 from certkd.runlog import TrainingReporter
 from certkd.training import (
     RESUME,
     TrainingResult,
     choose_device,
     crop_and_flip,
-    evaluate,
-    has_collapsed,
-    learning_rate,
     train,
 )
 from verifiers.errors import InputError
+from verifiers.modes import eval_mode
 
 CPU = torch.device("cpu")
 CLASSES = 4
@@ -216,7 +226,7 @@ def test_every_step_of_every_epoch_has_its_own_random_numbers() -> None:
         fit(plain(), Spy(), seed=seed)
         runs.append(list(Spy.seeds))
     assert runs[0] == runs[1], "the random numbers of a step are not decided by the seed"
-    assert len(runs[0]) == 12 and len({*runs[0], *runs[2]}) == 24, "two steps, or two seeds, share random numbers"
+    assert len(runs[0]) == 13 and len({*runs[0], *runs[2]}) == 26, "two steps, or two seeds, share random numbers"
 
 
 def test_frozen_weights_of_the_student_stay() -> None:
@@ -439,6 +449,9 @@ CHANGES: dict[str, dict[str, Any]] = {
     "augment": {"augment": "crop-flip"},
     "selection": {"selection": SelectionConfig(eps="0.1")},
     "data": {"data": DataConfig(seed=1)},
+    "precision": {"precision": "bfloat16"},
+    "average": {"average": "swa"},
+    "accumulate": {"accumulate": 2},
 }
 
 
@@ -463,6 +476,78 @@ def test_another_teacher_under_the_same_name_is_refused_on_resume(tmp_path: Path
             assert checkpoint.load(tmp_path / "out" / "last.pt").teacher_sha256 == checkpoint.load(path).sha256
     with pytest.raises(InputError, match="another teacher"):
         run_training(config, resume=True)
+
+
+def saved_teacher(path: Path, shape: tuple[int, ...] = (1, 8, 8), seed: int = 0) -> Path:
+    """A checkpoint of a small convolutional network with random weights."""
+    spec = ModelSpec(name="certkd:cnn", options={"width": 4}, classes=CLASSES, shape=shape)
+    checkpoint.save(checkpoint.Checkpoint(seeded(lambda: build(spec), seed)), path)  # type: ignore[arg-type]
+    return path
+
+
+def test_another_natural_teacher_under_the_same_name_is_refused_on_resume(tmp_path: Path) -> None:
+    path = saved_teacher(tmp_path / "natural.pt")
+    config = configured(tmp_path, natural_teacher=str(path), objective=Standard())
+    with pytest.raises(Interrupted):
+        run_training(config, reporter=Listener(after_epoch=0))
+    stored = checkpoint.load(tmp_path / "out" / "last.pt").training
+    assert stored["natural_teacher"] == checkpoint.load(path).sha256
+    saved_teacher(path, seed=1)
+    with pytest.raises(InputError, match=r"other settings \(natural_teacher\)"):
+        run_training(config, resume=True)
+
+
+def test_fewer_training_images_are_the_first_and_known_on_resume(tmp_path: Path) -> None:
+    few, whole = (load(DataConfig(name=archive(tmp_path), limit=limit)).splits for limit in (50, None))
+    assert torch.equal(few["train"].indices, whole["train"].indices[:50]) and len(whole["train"]) == 135
+    assert all(torch.equal(few[part].indices, whole[part].indices) for part in ("validation", "test"))
+    assert len(load(DataConfig(name=archive(tmp_path), limit=1000)).splits["train"]) == 135
+    with pytest.raises(Interrupted):
+        run_training(
+            configured(tmp_path, data=DataConfig(name=archive(tmp_path), limit=50)), reporter=Listener(after_epoch=0)
+        )
+    assert checkpoint.load(tmp_path / "out" / "last.pt").data["limit"] == 50
+    with pytest.raises(InputError, match=r"other settings \(data\)"):
+        run_training(configured(tmp_path), resume=True)
+
+
+def test_a_teacher_of_other_image_size_sees_resized_images(tmp_path: Path) -> None:
+    path = saved_teacher(tmp_path / "teacher.pt", (1, 16, 12))
+    listener = Listener()
+    result = run_training(configured(tmp_path, teacher=str(path), objective=Kdiga()), reporter=listener)
+    warning = listener.warnings[0]
+    for part in (str(path), "resized from 8x8 to 16x12", "the student's pixels", "no longer KDIGA as published"):
+        assert part in warning, warning
+    assert len(result.history) == 3 and result.history[0]["terms"]["iga"] > 0
+    best = checkpoint.load(tmp_path / "out" / "best.pt")
+    assert best.teacher_sha256 == checkpoint.load(path).sha256, "resizing must not change who the teacher is"
+
+
+def test_a_teacher_of_other_channels_is_refused(tmp_path: Path) -> None:
+    path = saved_teacher(tmp_path / "teacher.pt", (3, 8, 8))
+    with pytest.raises(InputError, match=r"teacher.pt takes images \(3, 8, 8\), the student \(1, 8, 8\)"):
+        run_training(configured(tmp_path, teacher=str(path), objective=Kdiga()))
+
+
+def test_a_natural_teacher_of_an_experiment_is_for_its_students(monkeypatch: pytest.MonkeyPatch) -> None:
+    tree = {
+        "out": "x",
+        "natural_teacher": "natural.pt",
+        "teacher": {"objective": {"kind": "standard"}},
+        "students": {"objectives": {"a": {"kind": "kd"}, "b": {"kind": "standard"}}},
+        "certify": {"eps": "0.1"},
+    }
+    asked = list[TrainConfig]()
+
+    def remember(config: TrainConfig, reporter: object) -> None:
+        asked.append(config)
+        if len(asked) == 3:
+            raise Interrupted
+
+    monkeypatch.setattr(experiment, "_train_once", remember)
+    with pytest.raises(Interrupted):
+        experiment.run(parse(tree, ExperimentConfig))
+    assert [config.natural_teacher for config in asked] == [None, "natural.pt", "natural.pt"]
 
 
 def test_checkpoint_says_how_it_was_trained(tmp_path: Path) -> None:
@@ -504,7 +589,7 @@ def test_every_image_is_used_once_an_epoch_in_a_new_order() -> None:
     student, seen = plain(), list[Tensor]()
     student.register_forward_pre_hook(lambda module, given: seen.append(given[0].detach()) if module.training else None)
     fit(student, recipe=Recipe(epochs=2, batch_size=50))
-    first, second = torch.cat(seen[:3]), torch.cat(seen[3:])
+    first, second = torch.cat(seen[1:4]), torch.cat(seen[4:])  # after the step that a copy of the student rehearses
     for epoch in (first, second):
         keys = sorted(image.sum().item() for image in epoch)
         assert keys == sorted(image.sum().item() for image in samples()[0]), "an epoch is not all images once"
@@ -517,6 +602,63 @@ def test_hooks_are_called_in_order() -> None:
     assert listener.calls == ["start", *["step"] * 8, "epoch", *["step"] * 8, "epoch"]
     assert listener.started == (2, 0, 8)
     assert listener.records == result.history
+
+
+class Watch(Standard):
+    """Cross-entropy; counts steps in the memory, and remembers memory and progress of each step."""
+
+    seen: ClassVar[list[tuple[float, float]]] = []
+
+    def terms(self, batch: Batch) -> Terms:
+        batch.memory["steps"] = batch.memory.get("steps", 0.0) + 1
+        self.seen.append((batch.progress, batch.memory["steps"]))
+        return super().terms(batch)
+
+
+def test_progress_runs_to_one_and_memory_lasts() -> None:
+    Watch.seen.clear()
+    fit(plain(), Watch(), recipe=Recipe(epochs=3, batch_size=50))
+    assert [progress for progress, _ in Watch.seen[1:]] == pytest.approx([step / 9 for step in range(1, 10)])
+    assert [steps for _, steps in Watch.seen] == [1, *range(1, 10)], "the rehearsal must leave the memory alone"
+
+
+def test_memory_and_progress_go_on_where_a_training_was_interrupted(tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        fit(plain(), Watch(), out=tmp_path, reporter=Listener(at_step=7))
+    Watch.seen.clear()
+    fit(plain(), Watch(), out=tmp_path, resume=True)
+    assert Watch.seen == [(step / 12, step) for step in range(5, 13)]
+
+
+class Two(Standard):
+    """Cross-entropy and the distance to a natural teacher's outputs."""
+
+    needs_natural_teacher: ClassVar[bool] = True
+
+    def terms(self, batch: Batch) -> Terms:
+        assert batch.natural_teacher is not None and not batch.natural_teacher.training
+        answer = batch.natural_teacher(batch.x)
+        assert not answer.requires_grad, "the natural teacher is not frozen"
+        return {**super().terms(batch), "natural": Term(1.0, (batch.student(batch.x) - answer).square().mean())}
+
+
+def test_natural_teacher_answers_and_is_left_bit_for_bit() -> None:
+    natural, student = busy(7).train(), plain()
+    before = state_of(natural)
+    x = samples()[0]
+    with torch.no_grad(), eval_mode(natural):
+        expected = float((student(x) - natural(x)).square().mean())
+    still = Recipe(epochs=1, batch_size=50, optimizer=OptimizerConfig(rate=1e-12))
+    result = fit(student, Two(), natural_teacher=natural, recipe=still)
+    assert result.history[0]["terms"]["natural"] == pytest.approx(expected, rel=1e-5)
+    assert_same_state(natural.state_dict(), before, "the natural teacher was changed")
+    assert natural.training and all(p.requires_grad and p.grad is None for p in natural.parameters())
+
+
+def test_one_network_may_be_both_teachers() -> None:
+    both = busy(7).train()
+    fit(plain(), Two(), teacher=both, natural_teacher=both)
+    assert both.training and all(p.requires_grad for p in both.parameters())
 
 
 # ------------------------------------------------------------------------------------------------------------ selection
@@ -567,35 +709,6 @@ def test_student_ends_as_what_was_measured_in_eval_mode() -> None:
     assert evaluate(student, Split(TensorImages(x), y, torch.arange(80)), selection, CPU) == result.best
 
 
-def test_evaluate_against_a_literal_loop() -> None:
-    model, (x, y) = busy().train(), samples(50)
-    metrics = evaluate(model, Split(TensorImages(x), y, torch.arange(50)), SelectionConfig(), CPU, batch=7)
-    assert model.training, "evaluation leaves the network in eval mode"
-    model.eval()
-    right, slopes, predictions = 0, 0.0, []
-    for image, label in zip(x, y, strict=True):
-        pixels = image[None].clone().requires_grad_(True)
-        logits = model(pixels)
-        (slope,) = torch.autograd.grad(F.cross_entropy(logits, label[None]), pixels)
-        predictions.append(int(logits.argmax()))
-        right += predictions[-1] == int(label)
-        slopes += float(slope.norm())
-    assert metrics["clean"] == right / 50
-    assert metrics["gradient_norm"] == pytest.approx(slopes / 50, rel=1e-5)
-    assert metrics["constant_share"] == max(predictions.count(k) for k in range(CLASSES)) / 50
-    assert "pgd" not in metrics, "an attack was run that nobody asked for"
-    assert all(parameter.grad is None for parameter in model.parameters())
-
-
-def test_attacked_accuracy_falls_with_eps() -> None:
-    model = plain()
-    fit(model, recipe=Recipe(epochs=20, batch_size=16))
-    split = Split(TensorImages(samples(80, 1)[0]), samples(80, 1)[1], torch.arange(80))
-    found = [evaluate(model, split, SelectionConfig(eps=eps), CPU) for eps in ("1e-6", "0.1", "0.2", "0.5")]
-    accuracies = [metrics["pgd"] for metrics in found]
-    assert accuracies[0] == found[0]["clean"] > accuracies[1] > accuracies[2] > accuracies[3], accuracies
-
-
 # ------------------------------------------------------------------------------------------------------------- collapse
 
 
@@ -627,7 +740,7 @@ def confident_teacher() -> nn.Module:
     return Sharpened(teacher)
 
 
-@pytest.mark.parametrize("objective", [Kdiga(lambda_iga=100), Kd()], ids=lambda o: o.kind)
+@pytest.mark.parametrize("objective", [Kdiga(target="ce", lambda_iga=100), Kd()], ids=lambda o: o.kind)
 def test_collapse_is_flagged_and_a_normal_training_is_not(objective: Objective, confident_teacher: nn.Module) -> None:
     listener, student = Listener(), digits_mlp(0, [64, 64, 64])
     recipe = Recipe(epochs=6, optimizer=OptimizerConfig(rate=5e-3))
@@ -669,14 +782,17 @@ def test_a_weak_network_of_two_classes_has_not_collapsed() -> None:
     assert not result.collapsed and not listener.warnings, listener.warnings
 
 
-def test_constant_network_has_collapsed_whatever_its_accuracy() -> None:
-    constant = {"clean": 0.5, "constant_share": 1.0, "gradient_norm": 1.0, "chance_limit": 0.2}
-    guessing = {"clean": 0.15, "constant_share": 0.3, "gradient_norm": 1.0, "chance_limit": 0.2}
-    good = {"clean": 0.9, "constant_share": 0.3, "gradient_norm": 1e-9, "chance_limit": 0.2}
-    assert has_collapsed(constant) and has_collapsed(guessing) and not has_collapsed(good)
-
-
 # ------------------------------------------------------------------------------------------------------------- refusals
+
+
+def test_wrong_natural_teachers_are_refused() -> None:
+    with pytest.raises(InputError, match="needs a natural teacher: give one"):
+        fit(plain(), Two(), teacher=plain(1))
+    with pytest.raises(InputError, match="the natural teacher has 7 classes, the student 4"):
+        fit(plain(), Two(), natural_teacher=plain(1, classes=7))
+    network = plain()
+    with pytest.raises(InputError, match="natural teacher and student share weights"):
+        fit(network, Two(), natural_teacher=network)
 
 
 @pytest.mark.parametrize("objective", [Kd(), Kdiga()], ids=lambda o: o.kind)
@@ -747,40 +863,6 @@ def test_training_works_without_tensorboard(tmp_path: Path, monkeypatch: pytest.
 # --------------------------------------------------------------------------------------- schedule, augmentation, splits
 
 
-def test_rate_after_the_second_milestone_is_dropped_twice() -> None:
-    config = OptimizerConfig(rate=0.1, schedule="steps", milestones=(0.5, 0.75), drop=0.1)
-    rates = [learning_rate(config, epoch, 20) for epoch in range(20)]
-    assert rates == pytest.approx([0.1] * 10 + [0.01] * 5 + [0.001] * 5)
-
-
-def test_cosine_falls_from_the_rate_to_almost_nothing() -> None:
-    config = OptimizerConfig(rate=0.1, schedule="cosine")
-    rates = [learning_rate(config, epoch, 100) for epoch in range(100)]
-    assert rates[0] == pytest.approx(0.1) and rates[50] == pytest.approx(0.05) and 0 < rates[-1] < 1e-4
-    assert rates == sorted(rates, reverse=True)
-
-
-def test_constant_rate_stays() -> None:
-    config = OptimizerConfig(rate=0.03, schedule="constant")
-    assert {learning_rate(config, epoch, 7) for epoch in range(7)} == {0.03}
-
-
-@pytest.mark.parametrize("kind", ["adam", "sgd"])
-def test_optimizer_takes_the_rate_of_the_epoch(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    owner = torch.optim.Adam if kind == "adam" else torch.optim.SGD
-    step, seen = owner.step, list[float]()
-
-    def spy(self: torch.optim.Optimizer, *arguments: Any, **named: Any) -> Any:
-        seen.append(self.param_groups[0]["lr"])
-        return step(self, *arguments, **named)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(owner, "step", spy)
-    config = OptimizerConfig(kind=kind, rate=0.1, milestones=(0.3, 0.7))  # type: ignore[arg-type]
-    result = fit(plain(), recipe=Recipe(epochs=3, batch_size=60, optimizer=config))
-    assert seen == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
-    assert [record["rate"] for record in result.history] == pytest.approx([0.1, 0.01, 0.001])
-
-
 @pytest.mark.parametrize("shape", [(3, 5, 5), (1, 4, 6)])
 def test_crop_and_flip_against_a_literal_loop(shape: tuple[int, int, int]) -> None:
     x = 0.1 + 0.9 * torch.rand((40, *shape), generator=torch.Generator().manual_seed(1))
@@ -808,7 +890,7 @@ def test_augmentation_is_for_training_images_only() -> None:
     student.register_forward_pre_hook(lambda module, given: fed[module.training].append(given[0].detach()))
     fit(student, recipe=Recipe(epochs=1, batch_size=120, augment="crop-flip"))
     images = {tuple(image.ravel().tolist()) for image in samples()[0]}
-    kept = sum(tuple(image.ravel().tolist()) in images for image in fed[True][0])
+    kept = sum(tuple(image.ravel().tolist()) in images for image in fed[True][-1])
     assert kept < 12, f"{kept} of 120 training images were not augmented"
     evaluated = torch.cat([batch for batch in fed[False] if len(batch) > 1])  # a single image only sizes the network
     assert torch.equal(evaluated, samples(80, 1)[0]), "validation images were augmented"
@@ -849,3 +931,44 @@ def test_flat_images_are_images() -> None:
     student = seeded(lambda: nn.Linear(16, CLASSES), 0)
     result = train(student, (x.flatten(1), y), Kdiga(), teacher=plain(1), recipe=Recipe(epochs=2), device="cpu")
     assert len(result.history) == 2
+
+
+# ---------------------------------------------------------------------------------------------------------- the command
+
+
+def command(*words: str | Path) -> int:
+    """Exit code of ``certkd train``."""
+    arguments = [*map(str, words), "--device", "cpu"]
+    result = CliRunner().invoke(train_command, arguments, standalone_mode=False, catch_exceptions=False)
+    assert isinstance(result.return_value, int), result.output
+    return result.return_value
+
+
+def test_a_teacher_is_enough_to_train_the_default_student(tmp_path: Path) -> None:
+    whole = run_training(configured(tmp_path, "teacher", epochs=1, model=ModelConfig(), objective=Standard()))
+    teacher, out = tmp_path / "teacher" / "best.pt", tmp_path / "student"
+    assert len(whole.history) == 1
+    assert command("--teacher", teacher, "--out", out, "--set", "epochs=2") in (0, 1)
+    best = checkpoint.load(out / "best.pt")
+    expected = TrainConfig(out="", objective=Kdiga(), epochs=2).model_dump(mode="json")
+    assert {key: best.training[key] for key in ("objective", "model", "optimizer", "epochs", "batch_size")} == {
+        key: expected[key] for key in ("objective", "model", "optimizer", "epochs", "batch_size")
+    }
+    assert best.data == checkpoint.load(teacher).data and best.teacher_sha256 == checkpoint.load(teacher).sha256
+
+
+def test_options_of_the_command_override_the_file(tmp_path: Path) -> None:
+    teacher, other = (saved_teacher(tmp_path / f"{seed}.pt", seed=seed) for seed in (0, 1))
+    text = f"out: {tmp_path}/a\nteacher: {other}\nobjective: {{kind: kd}}\nepochs: 1\nmodel: {{name: certkd:cnn}}\n"
+    (tmp_path / "config.yaml").write_text(text)
+    options = ("--teacher", teacher, "--out", tmp_path / "b", "--data", archive(tmp_path))
+    assert command("--config", tmp_path / "config.yaml", *options) in (0, 1)
+    best = checkpoint.load(tmp_path / "b" / "best.pt")
+    assert best.teacher_sha256 == checkpoint.load(teacher).sha256 and best.data["name"] == archive(tmp_path)
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("words", [(), ("--teacher", "t.pt"), ("--out", "x")], ids=str)
+def test_too_little_to_train_says_what_to_give(words: tuple[str, ...]) -> None:
+    with pytest.raises(InputError, match=r"Give --config FILE, or --teacher CHECKPOINT and --out DIR"):
+        command(*words)

@@ -1,0 +1,327 @@
+"""Every objective under one protocol: clean, attacked and certified accuracy, and what was kept of the teacher's.
+
+Students differ in their objective alone; each training's last epoch counts. PGD attacks with margin loss and
+cross-entropy from several random starts, at the eps of the table; certificates are CROWN's. ``from-natural`` aligns
+with the teacher that was trained without attacks: a control. Rows are kept in artifacts/bench, so that a run goes on
+where it stopped; ``--table`` prints what is there.
+
+    uv run python bench/objectives.py digits [--seeds 0,1,2] [--only kd,kdiga] [--table]
+    uv run python bench/objectives.py mnist        # needs MNIST in CERTKD_DATA
+    uv run python bench/objectives.py cifar10      # needs CIFAR-10; a subset of it, for CPUs
+"""
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from certkd import checkpoint, data
+from certkd.comparison import compare, summary
+from certkd.config import DataConfig, ModelConfig, OptimizerConfig, Recipe
+from certkd.models import Classifier
+from certkd.networks import fresh
+from certkd.objectives import (
+    AdaAd,
+    Adversarial,
+    AdvFunMatch,
+    Akd,
+    Ard,
+    ArdShao,
+    Iad,
+    Ibp,
+    Igd,
+    Kd,
+    Kdiga,
+    KdigaCertified,
+    Mtard,
+    MtlIbp,
+    Objective,
+    Rslad,
+    Sabr,
+    Standard,
+    Trades,
+)
+from certkd.training import train
+from verifiers.certify import certify
+from verifiers.quantities import Epsilon
+from verifiers.store import Certificates
+
+FOLDER = Path("artifacts/bench")
+
+
+def everything(eps: float) -> dict[str, Objective]:
+    """All objectives for small networks."""
+    return {
+        "standard": Standard(),
+        "adversarial": Adversarial(eps=eps),
+        "trades": Trades(eps=eps),
+        "ibp": Ibp(eps=eps),
+        "mtl_ibp": MtlIbp(eps=eps),
+        "sabr": Sabr(eps=eps),
+        "kd": Kd(),
+        "kdiga(ce)": Kdiga(target="ce"),
+        "kdiga(ce), random point": Kdiga(target="ce", point="random", eps=eps),
+        "kdiga(ce_tempered)": Kdiga(target="ce_tempered", target_temperature=20, lambda_iga=0.3),
+        "kdiga(margin)": Kdiga(target="margin", lambda_iga=0.3),
+        "kdiga(projection)": Kdiga(target="projection", lambda_iga=0.3),
+        "kdiga(projection), norm 1": Kdiga(target="projection", lambda_iga=0.03, norm=1),
+        "kdiga(projection), teacher correct": Kdiga(target="projection", lambda_iga=0.3, mask="teacher_correct"),
+        "kdiga(jacobian)": Kdiga(target="jacobian", lambda_iga=0.1),
+        "kdiga(finite_difference)": Kdiga(target="finite_difference", point="random", eps=eps, lambda_iga=10),
+        "kdiga(projection), adversarial point": Kdiga(lambda_iga=0.3, point="adversarial", eps=eps),
+        "kdiga_certified": KdigaCertified(lambda_iga=0.3, eps=eps),
+        "kdiga_certified, ibp": KdigaCertified(lambda_iga=0.3, eps=eps, bound="ibp"),
+        "ard": Ard(eps=eps),
+        "ard_shao": ArdShao(eps=eps),
+        "rslad": Rslad(eps=eps),
+        "iad": Iad(eps=eps),
+        "adaad": AdaAd(eps=eps),
+        "adaad, igdm": AdaAd(eps=eps, lambda_igdm=1),
+        "advfunmatch": AdvFunMatch(eps=eps),
+        "akd": Akd(eps=eps),
+        "mtard": Mtard(eps=eps),
+        "igd": Igd(eps=eps),
+    }
+
+
+def chosen(*names: str) -> Callable[[float], dict[str, Objective]]:
+    """Some of them."""
+    return lambda eps: {name: everything(eps)[name] for name in names}
+
+
+@dataclass(frozen=True)
+class Study:
+    """A data set, a teacher, students, their objectives, and how all are trained and measured."""
+
+    data: DataConfig
+    teacher: ModelConfig
+    students: Mapping[str, ModelConfig]
+    eps: tuple[str, ...]
+    objectives: Callable[[float], dict[str, Objective]]
+    teacher_recipe: Recipe
+    recipe: Recipe
+    train_limit: int | None = None
+    test_limit: int = 10**9
+    steps: int = 10
+    methods: tuple[str, ...] = ("pgd", "crown")
+    smoothing: tuple[str, dict[str, Any]] | None = None
+    options: Mapping[str, Any] = field(default_factory=lambda: {"steps": 50, "restarts": 5})
+
+
+STEPS = OptimizerConfig(rate=2e-3, milestones=(0.6,))
+STUDIES = {
+    "digits": Study(
+        DataConfig(),
+        ModelConfig(options={"hidden": [256, 256]}),
+        {"mlp": ModelConfig(options={"hidden": [64, 64]})},
+        ("0.1",),
+        everything,
+        Recipe(epochs=100, optimizer=STEPS),
+        Recipe(epochs=150, optimizer=STEPS),
+    ),
+    "mnist": Study(
+        DataConfig(name="mnist"),
+        ModelConfig(name="certkd:cnn", options={"width": 8, "hidden": 64}, normalize=False),
+        {
+            "cnn": ModelConfig(name="certkd:cnn", options={"width": 4, "hidden": 32}, normalize=False),
+            "mlp": ModelConfig(options={"hidden": [100, 100]}, normalize=False),
+        },
+        ("0.1", "0.2"),
+        chosen(
+            "standard",
+            "kd",
+            "kdiga(ce)",
+            "kdiga(margin)",
+            "kdiga(projection)",
+            "kdiga_certified",
+            "kdiga_certified, ibp",
+            "ard",
+            "rslad",
+            "adaad, igdm",
+        ),
+        Recipe(epochs=10, optimizer=STEPS),
+        Recipe(epochs=8, optimizer=STEPS),
+        train_limit=10000,
+        test_limit=300,
+        options={"steps": 30, "restarts": 2},
+    ),
+    "cifar10": Study(
+        DataConfig(name="cifar10"),
+        ModelConfig(name="torchvision:resnet18"),
+        {
+            "resnet-8": ModelConfig(name="certkd:resnet", options={"depth": 8}),
+            "mobilenet_v2": ModelConfig(name="torchvision:mobilenet_v2"),
+        },
+        ("8/255",),
+        chosen("standard", "kd", "kdiga(ce)", "kdiga(projection)", "ard", "rslad", "adaad, igdm"),
+        Recipe(epochs=15, optimizer=OptimizerConfig(rate=1e-3, milestones=(0.7,))),
+        Recipe(epochs=10, optimizer=OptimizerConfig(rate=2e-3, milestones=(0.7,))),
+        train_limit=2000,
+        test_limit=200,
+        steps=5,
+        methods=("pgd", "ibp"),
+        options={"steps": 20, "restarts": 1},
+        smoothing=("0.25", {"sigma": 0.12, "n": 1000}),
+    ),
+}
+
+
+class Run:
+    """One study with one seed and one eps."""
+
+    def __init__(self, name: str, seed: int, eps: str) -> None:
+        self.study, self.seed, self.eps = STUDIES[name], seed, eps
+        self.folder = FOLDER / name / f"eps-{eps.replace('/', '_')}" / f"seed-{seed}"
+        self.data = data.load(self.study.data)
+        limit = self.study.train_limit
+        whole = self.data.splits["train"]
+        self.fit = whole if limit is None else whole.take(torch.arange(limit))
+        held = self.data.splits["validation"]
+        self.held_out = held.take(torch.arange(min(len(held), 500)))
+        test = self.data.splits["test"]
+        self.test = test.take(torch.arange(min(len(test), self.study.test_limit)))
+
+    def network(
+        self, name: str, model: ModelConfig, objective: Objective, recipe: Recipe, **teachers: Classifier | None
+    ) -> Classifier:
+        """The last epoch's network of a training, which goes on where it stopped."""
+        out = self.folder / name.replace("/", "-").replace(" ", "")
+        if not (out / "done").exists():
+            student = fresh(model, self.data, self.seed)
+            if hasattr(objective, "steps"):
+                objective = objective.model_copy(update={"steps": self.study.steps})
+            train(
+                student,
+                self.fit,
+                objective,
+                **teachers,
+                validation=self.held_out,
+                recipe=recipe,
+                seed=self.seed,
+                out=out,
+                resume=(out / "resume.pt").exists(),
+                device="auto",
+            )
+            (out / "done").touch()
+        return checkpoint.load(out / "last.pt").model
+
+    def certificates(self, model: Classifier) -> Certificates:
+        """Attack and proofs on the test images."""
+        rows = torch.arange(len(self.test))
+        methods, options = self.study.methods, self.study.options
+        return certify(model, self.test.images[rows], self.test.labels, eps=self.eps, methods=methods, options=options)
+
+    def smoothed(self, model: Classifier) -> float | None:
+        """Certified accuracy of the smoothed network, where the study asks for it."""
+        if self.study.smoothing is None:
+            return None
+        rows = torch.arange(min(len(self.test), 60))
+        eps, options = self.study.smoothing
+        images, labels = self.test.images[rows], self.test.labels[rows]
+        return summary(
+            certify(model, images, labels, eps=eps, norm="l2", methods=("smoothing",), options=options)
+        ).certified
+
+    def rows(self, known: set[tuple[str, str]], only: Sequence[str]) -> Iterator[dict[str, Any]]:
+        """What each network reaches, those that are not known yet."""
+        study, eps = self.study, Epsilon.parse(self.eps).value
+        robust = self.network("teacher", study.teacher, Adversarial(eps=eps), study.teacher_recipe)
+        natural = self.network("natural", study.teacher, Standard(), study.teacher_recipe)
+        reference = self.certificates(robust)
+        for name, model in (("robust", robust), ("natural", natural)):
+            if ("teacher", name) not in known:
+                yield self.row("teacher", name, reference, model)
+        control = {"from-natural": Kdiga(lambda_iga=0.3)}
+        for student, config in study.students.items():
+            for name, objective in {**study.objectives(eps), **control}.items():
+                if (student, name) in known or (only and name not in only):
+                    continue
+                main = natural if name == "from-natural" else robust
+                trained = self.network(
+                    f"{student}-{name}", config, objective, study.recipe, teacher=main, natural_teacher=natural
+                )
+                yield self.row(student, name, reference, trained)
+
+    def row(self, student: str, name: str, teacher: Certificates, model: Classifier) -> dict[str, Any]:
+        """One line of the table."""
+        own = self.certificates(model)
+        side, kept = summary(own), compare(teacher, own).retention
+        return {
+            "student": student,
+            "objective": name,
+            "clean": side.clean,
+            "pgd": side.pgd,
+            "certified": side.certified,
+            "mean_radius": side.mean_radius,
+            "retention": kept.value,
+            "smoothed": self.smoothed(model),
+        }
+
+
+def measure(name: str, seed: int, eps: str, only: Sequence[str]) -> None:
+    """Add the rows of one study, seed and eps that are not there yet."""
+    run = Run(name, seed, eps)
+    run.folder.mkdir(parents=True, exist_ok=True)
+    path = run.folder / "rows.jsonl"
+    known = {(row["student"], row["objective"]) for row in read(path)}
+    for row in run.rows(known, only):
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        print(seed, eps, json.dumps(row), flush=True)
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The rows of one file."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+COLUMNS = ("clean", "pgd", "certified", "retention", "mean_radius", "smoothed")
+
+
+def table(name: str) -> str:
+    """Means over the seeds, with standard deviations where there are several."""
+    lines = []
+    for eps in STUDIES[name].eps:
+        folder = FOLDER / name / f"eps-{eps.replace('/', '_')}"
+        rows = [row for path in sorted(folder.glob("seed-*/rows.jsonl")) for row in read(path)]
+        used = [column for column in COLUMNS if any(row[column] is not None for row in rows)]
+        lines += [f"{name}, linf eps {eps}", "", f"| student | objective | seeds | {' | '.join(used)} |"]
+        lines += ["| --- | --- | --: |" + " --: |" * len(used)]
+        for key in dict.fromkeys((row["student"], row["objective"]) for row in rows):
+            same = [row for row in rows if (row["student"], row["objective"]) == key]
+            cells = [figure([row[column] for row in same], column) for column in used]
+            lines.append(f"| {key[0]} | {key[1]} | {len(same)} | {' | '.join(cells)} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def figure(values: list[float], column: str) -> str:
+    """Mean and standard deviation, as per cent where they are shares."""
+    scale, digits = (1.0, 4) if column == "mean_radius" else (100.0, 1)
+    mean = f"{scale * statistics.fmean(values):.{digits}f}"
+    return mean if len(values) < 2 else f"{mean} ({scale * statistics.stdev(values):.{digits}f})"
+
+
+def main() -> None:
+    """Measure what is missing, then print the table."""
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("study", choices=STUDIES)
+    arguments.add_argument("--seeds", default="0,1,2")
+    arguments.add_argument("--only", default="", help="objectives, by name, separated by ';'")
+    arguments.add_argument("--table", action="store_true")
+    given = arguments.parse_args()
+    if not given.table:
+        torch.set_num_threads(1)
+        for seed in given.seeds.split(","):
+            for eps in STUDIES[given.study].eps:
+                measure(given.study, int(seed), eps, [name for name in given.only.split(";") if name])
+    print(table(given.study))
+
+
+if __name__ == "__main__":
+    main()
