@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from certkd import checkpoint, data
-from certkd.comparison import compare, summary
+from certkd.comparison import at_radius, compare, radii, summary
 from certkd.config import DataConfig, ModelConfig, OptimizerConfig, Recipe
 from certkd.models import Classifier
 from certkd.networks import fresh
@@ -64,18 +64,21 @@ def everything(eps: float) -> dict[str, Objective]:
         "mtl_ibp": MtlIbp(eps=eps),
         "sabr": Sabr(eps=eps),
         "kd": Kd(),
-        "kdiga(ce)": Kdiga(target="ce"),
-        "kdiga(ce), random point": Kdiga(target="ce", point="random", eps=eps),
-        "kdiga(ce_tempered)": Kdiga(target="ce_tempered", target_temperature=20, lambda_iga=0.3),
-        "kdiga(margin)": Kdiga(target="margin", lambda_iga=0.3),
-        "kdiga(projection)": Kdiga(target="projection", lambda_iga=0.3),
+        "kdiga(ce)": Kdiga(target="ce", lambda_iga=1),
+        "kdiga(ce), random point": Kdiga(target="ce", lambda_iga=1, point="random", eps=eps),
+        "kdiga(ce_tempered)": Kdiga(target="ce_tempered", target_temperature=20),
+        "kdiga(margin)": Kdiga(target="margin"),
+        "kdiga(projection)": Kdiga(target="projection"),
         "kdiga(projection), norm 1": Kdiga(target="projection", lambda_iga=0.03, norm=1),
-        "kdiga(projection), teacher correct": Kdiga(target="projection", lambda_iga=0.3, mask="teacher_correct"),
+        "kdiga(projection), teacher correct": Kdiga(target="projection", mask="teacher_correct"),
         "kdiga(jacobian)": Kdiga(target="jacobian", lambda_iga=0.1),
         "kdiga(finite_difference)": Kdiga(target="finite_difference", point="random", eps=eps, lambda_iga=10),
-        "kdiga(projection), adversarial point": Kdiga(lambda_iga=0.3, point="adversarial", eps=eps),
-        "kdiga_certified": KdigaCertified(lambda_iga=0.3, eps=eps),
-        "kdiga_certified, ibp": KdigaCertified(lambda_iga=0.3, eps=eps, bound="ibp"),
+        "kdiga(projection), adversarial point": Kdiga(point="adversarial", eps=eps),
+        "kdiga_certified": KdigaCertified(eps=eps),
+        "kdiga_certified, lambda 0.01": KdigaCertified(eps=eps, lambda_deficit=0.01),
+        "kdiga_certified, lambda 0.03": KdigaCertified(eps=eps, lambda_deficit=0.03),
+        "kdiga_certified, ibp": KdigaCertified(eps=eps, bound="ibp"),
+        "kdiga_certified, ibp, lambda 0.01": KdigaCertified(eps=eps, bound="ibp", lambda_deficit=0.01),
         "ard": Ard(eps=eps),
         "ard_shao": ArdShao(eps=eps),
         "rslad": Rslad(eps=eps),
@@ -139,7 +142,7 @@ STUDIES = {
             "kdiga(margin)",
             "kdiga(projection)",
             "kdiga_certified",
-            "kdiga_certified, ibp",
+            "kdiga_certified, lambda 0.01",
             "ard",
             "rslad",
             "adaad, igdm",
@@ -236,7 +239,7 @@ class Run:
         for name, model in (("robust", robust), ("natural", natural)):
             if ("teacher", name) not in known:
                 yield self.row("teacher", name, reference, model)
-        control = {"from-natural": Kdiga(lambda_iga=0.3)}
+        control = {"from-natural": Kdiga()}
         for student, config in study.students.items():
             for name, objective in {**study.objectives(eps), **control}.items():
                 if (student, name) in known or (only and name not in only):
@@ -250,7 +253,7 @@ class Run:
     def row(self, student: str, name: str, teacher: Certificates, model: Classifier) -> dict[str, Any]:
         """One line of the table."""
         own = self.certificates(model)
-        side, kept = summary(own), compare(teacher, own).retention
+        side, result = summary(own), compare(teacher, own)
         return {
             "student": student,
             "objective": name,
@@ -258,7 +261,8 @@ class Run:
             "pgd": side.pgd,
             "certified": side.certified,
             "mean_radius": side.mean_radius,
-            "retention": kept.value,
+            "retention": result.retention.value,
+            "retention at eps/2": at_radius(teacher.eps / 2, radii(own), radii(teacher)).retention,
             "smoothed": self.smoothed(model),
         }
 
@@ -280,7 +284,7 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-COLUMNS = ("clean", "pgd", "certified", "retention", "mean_radius", "smoothed")
+COLUMNS = ("clean", "pgd", "certified", "retention", "retention at eps/2", "mean_radius", "smoothed")
 
 
 def table(name: str) -> str:

@@ -48,7 +48,7 @@ class Kdiga(Kd):
     """
 
     kind: Literal["kdiga"] = "kdiga"  # type: ignore[assignment]
-    lambda_iga: Number = 1.0
+    lambda_iga: Number = 0.3
     target: Target = "projection"
     target_temperature: Positive = 5.0
     norm: Literal[1, 2] = 2

@@ -123,7 +123,7 @@ ROWS = (
     kdiga_row("teacher correct", target="ce", mask="teacher_correct"),
     kdiga_row("ard_c, teacher correct", 2, 2, target="margin", kl_point="adversarial", mask="teacher_correct", **STEP),
     Row(
-        KdigaCertified(target="ce", eps=0.05, bound="ibp", lambda_deficit=0.6),
+        KdigaCertified(target="ce", lambda_iga=1, eps=0.05, bound="ibp", lambda_deficit=0.6),
         oracle_kdiga_certified,
         {"ce": 0.5, "kl": 0.5, "iga": 1.0, "deficit": 0.6},
         teacher_forwards=1,

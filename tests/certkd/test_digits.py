@@ -64,8 +64,9 @@ def networks(data: DataSet) -> dict[str, nn.Module]:
     recipe = Recipe(epochs=40, optimizer=OptimizerConfig(rate=4e-3))
     teacher = trained(data, Adversarial(eps=0.1, steps=3), recipe, [256, 256], None, metric="pgd")
     found = {"teacher": teacher}
-    for objective in (Standard(), Kd(), Kdiga(lambda_iga=1)):
-        found[objective.kind] = trained(data, objective, Recipe(epochs=40), [64, 64], teacher, metric="clean")
+    objectives = {"standard": Standard(), "kd": Kd(), "paper": Kdiga(target="ce", lambda_iga=1), "kdiga": Kdiga()}
+    for name, objective in objectives.items():
+        found[name] = trained(data, objective, Recipe(epochs=40), [64, 64], teacher, metric="clean")
     return found
 
 
@@ -98,13 +99,14 @@ def test_plain_distillation_transfers_little(measured: dict[str, Accuracy]) -> N
     assert gap <= 0.15, f"PGD accuracy of kd and standard differ by {gap:.3f}: {measured}"
 
 
-def test_alignment_transfers_robustness(measured: dict[str, Accuracy]) -> None:
-    gain = measured["kdiga"].attacked - measured["kd"].attacked
-    assert gain >= 0.12, f"kdiga gains {gain:.3f} PGD accuracy over kd, at least 0.12 is expected: {measured}"
+@pytest.mark.parametrize(("name", "least"), [("paper", 0.12), ("kdiga", 0.28)])
+def test_alignment_transfers_robustness(measured: dict[str, Accuracy], name: str, least: float) -> None:
+    gain = measured[name].attacked - measured["kd"].attacked
+    assert gain >= least, f"{name} gains {gain:.3f} PGD accuracy over kd, at least {least} is expected: {measured}"
 
 
 def test_alignment_transfers_certificates(networks: dict[str, nn.Module], data: DataSet) -> None:
-    kd, kdiga = certificates(networks["kd"], data), certificates(networks["kdiga"], data)
+    kd, kdiga = certificates(networks["kd"], data), certificates(networks["paper"], data)
     assert kdiga >= kd, f"kdiga has {kdiga} CROWN certificates, kd {kd}"
     assert kdiga >= CERTIFIED_IMAGES / 4, f"kdiga has {kdiga} CROWN certificates of {CERTIFIED_IMAGES}, 74 are usual"
 
@@ -124,6 +126,6 @@ def test_a_far_too_large_lambda_is_said() -> None:
     fit, held_out = (load(DataConfig()).splits[name] for name in ("train", "validation"))
     teacher, student, listener = network([64, 64]), network([64, 64]), Listener()
     train(teacher, fit, Standard(), validation=held_out, recipe=Recipe(epochs=15))
-    kdiga = Kdiga(lambda_iga=100)
+    kdiga = Kdiga(target="ce", lambda_iga=100)
     train(student, fit, kdiga, teacher=teacher, validation=held_out, recipe=Recipe(epochs=10), reporter=listener)
     assert len(listener.warnings) == 1 and "lambda_iga 100" in listener.warnings[0], listener.warnings
