@@ -1,6 +1,9 @@
 """Alternating runs of several ways to do one thing, in one process: medians and the ratio of each pair of runs."""
 
+import os
+import shlex
 import statistics
+import sys
 import time
 from collections.abc import Callable
 
@@ -30,3 +33,22 @@ def report(title: str, seconds: dict[str, list[float]], base: str) -> None:
             f"  {name:<44} median {statistics.median(values):9.4f} s   ratio to {base}: "
             f"{statistics.median(ratios):.3f} [{ratios[0]:.3f}, {ratios[-1]:.3f}]"
         )
+
+
+def machine() -> str:
+    """The command that measures, and what it runs on: the first lines of a page of results."""
+    return (
+        f"    uv run python {shlex.join(sys.argv)}\n\n"
+        f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    )
+
+
+def table(title: str, seconds: dict[str, list[float]], base: str) -> str:
+    """Median milliseconds of each way, and the median of the run-by-run ratios to ``base``, in Markdown."""
+    lines = [f"{title}; {len(seconds[base])} alternating runs", "", f"| way | ms | ratio to {base} | least, largest |"]
+    lines.append("| --- | --: | --: | --: |")
+    for name, values in seconds.items():
+        ratios = sorted(value / other for value, other in zip(values, seconds[base], strict=True))
+        middle, span = statistics.median(ratios), f"{ratios[0]:.2f}, {ratios[-1]:.2f}"
+        lines.append(f"| {name} | {1000 * statistics.median(values):.2f} | {middle:.2f} | {span} |")
+    return "\n".join([*lines, ""])

@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from certkd import checkpoint
 from certkd.config import Recipe, SelectionConfig
 from certkd.data import Split, TensorImages
-from certkd.evaluation import evaluate, has_collapsed, key, keyed_generator
+from certkd.evaluation import agreement, evaluate, has_collapsed, key, keyed_generator
 from certkd.models import Classifier
 from certkd.objectives import Objective
 from certkd.objectives.base import Batch, Terms
 from certkd.optimisation import Average, backward, forward_of, learning_rate, optimizer_of, rehearse
 from certkd.runlog import RunLog, TrainingReporter
+from verifiers.diagnostics import MASKED
 from verifiers.errors import InputError
 from verifiers.modes import eval_mode, suitable_threads
 
@@ -163,6 +164,8 @@ def train(
                 terms = _epoch(run, epoch, progress.memory)
                 shown = student if run.average is None else run.average.network(student, epoch)
                 metrics = evaluate(shown, held_out, selection, place, seed)
+                if teacher is not None:
+                    metrics |= agreement(shown, teacher, held_out, selection, place, seed)
                 record = {"epoch": epoch, **terms, "validation": metrics, "seconds": time.perf_counter() - started}
                 _keep(progress, record, shown, metric)
                 if out is not None:
@@ -171,10 +174,8 @@ def train(
                 reporter.epoch(record)
     last = progress.history[-1]["validation"]
     collapsed = has_collapsed(last)
-    if collapsed:
-        reporter.warn(_collapse_message(last, objective))
-    elif teacher is not None and last["clean"] < FAR_BELOW * (theirs := _clean_accuracy(teacher, held_out, place)):
-        reporter.warn(f"clean accuracy {last['clean']:.1%} is far below the teacher's {theirs:.1%}{_hint(objective)}")
+    for warning in _warnings(last, objective, teacher, held_out, place):
+        reporter.warn(warning)
     student.load_state_dict(progress.best_state)
     student.eval()
     return TrainingResult(progress.history, progress.best_epoch, collapsed)
@@ -425,6 +426,21 @@ def _frozen(teacher: nn.Module | None) -> Iterator[None]:
         finally:
             for parameter, requires_grad in before:
                 parameter.requires_grad_(requires_grad)
+
+
+def _warnings(
+    last: Mapping[str, float], objective: Objective, teacher: nn.Module | None, held_out: Split, place: torch.device
+) -> Iterator[str]:
+    """What a person should know about the last epoch's student."""
+    if has_collapsed(last):
+        yield _collapse_message(last, objective)
+    elif teacher is not None and last["clean"] < FAR_BELOW * (theirs := _clean_accuracy(teacher, held_out, place)):
+        yield f"clean accuracy {last['clean']:.1%} is far below the teacher's {theirs:.1%}{_hint(objective)}"
+    if last.get("margin_excess", 0.0) > MASKED:
+        yield (
+            f"gradient masking: an attack on the margin fools the student on {last['margin_excess']:.1%} more of the "
+            "validation images than one on the cross-entropy; do not trust the logged PGD accuracy"
+        )
 
 
 def _collapse_message(metrics: Mapping[str, float], objective: Objective) -> str:

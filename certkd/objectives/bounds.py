@@ -1,7 +1,10 @@
 """Differentiable bounds of margins over boxes, for certified training; by auto-LiRPA on the network's own weights."""
 
 import copy
+import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
@@ -9,7 +12,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from verifiers.bound_propagation.auto_lirpa import compat
+from verifiers.bound_propagation.auto_lirpa import compat, guard
+from verifiers.bound_propagation.auto_lirpa.adapter import FAILURES
+from verifiers.bound_propagation.checks import check_forward
+from verifiers.certificate import Contradiction, Unsupported
 from verifiers.errors import InputError
 
 BoundMethod = Literal["ibp", "crown-ibp"]
@@ -34,27 +40,38 @@ def lower_margins(
     """Lower bounds of sign (f_y - f_j) over a box for every class j (0 at y), differentiable in the parameters.
 
     With ``minus`` f is the difference of both networks, bounded as one graph: what is equal in both cancels where
-    bounds are linear. Batch normalisation is bounded with its running statistics. These bounds train and certify
-    nothing: they are in the network's own precision and unguarded.
+    bounds are linear; ``minus`` is a constant. Batch normalisation is bounded with its running statistics, dropout is
+    left out. Layers are those that auto-LiRPA bounds soundly, but these bounds train and certify nothing: they are in
+    the network's own precision, without an allowance for rounding.
 
     Raises:
         InputError: auto-LiRPA is missing, or cannot bound this network.
     """
     lower, upper = (side.detach() for side in box)
     try:
-        graph = _graph(model, minus, lower)
-        eye = torch.eye(graph.final_shape[-1], dtype=lower.dtype, device=lower.device)
-        rows = sign * (eye[y].unsqueeze(1) - eye[None])
-        lirpa = compat.load()
-        within = lirpa.PerturbationLpNorm(norm=float("inf"), x_L=lower, x_U=upper)
-        bounded = lirpa.BoundedTensor((lower + upper) / 2, within)
         with torch.autocast(lower.device.type, enabled=False):
-            return graph.compute_bounds(x=(bounded,), C=rows, method=_METHODS[method], bound_upper=False)[0]
+            graph = _graph(getattr(model, "_orig_mod", model), minus, lower)  # of a compiled network, the network
+            eye = torch.eye(graph.final_shape[-1], dtype=lower.dtype, device=lower.device)
+            rows = sign * (eye[y].unsqueeze(1) - eye[None])
+            return graph.compute_bounds(x=(_within(lower, upper),), C=rows, method=_METHODS[method], bound_upper=False)[
+                0
+            ]
     except compat.AutoLirpaMissing as missing:
         raise InputError(f"certified training needs auto-LiRPA: {missing}") from None
-    except (NotImplementedError, AssertionError, AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
-        why = " ".join(str(error).split())[:160] or type(error).__name__
-        raise InputError(f"auto-LiRPA cannot bound this network while it trains ({method}): {why}") from None
+    except torch.OutOfMemoryError:
+        raise
+    except (Unsupported, Contradiction, *FAILURES) as error:
+        why = " ".join(str(error).split()).removeprefix("auto-LiRPA: ")[:200] or type(error).__name__
+        raise InputError(
+            f"auto-LiRPA cannot bound this network while it trains ({method}): {why}; "
+            "change the network or take an objective without bounds"
+        ) from None
+
+
+def _within(lower: Tensor, upper: Tensor) -> Tensor:
+    """auto-LiRPA's form of a box."""
+    lirpa = compat.load()
+    return lirpa.BoundedTensor((lower + upper) / 2, lirpa.PerturbationLpNorm(norm=float("inf"), x_L=lower, x_U=upper))
 
 
 def robust_cross_entropy(margins: Float[Tensor, "batch classes"]) -> Float[Tensor, ""]:
@@ -89,36 +106,98 @@ class _Difference(nn.Module):
         return self.student(x) - self.teacher(x)
 
 
-#: The graph of each network less another one (less itself: alone), for as long as both live.
+#: The graph of each network less another one, for as long as both live.
 _GRAPHS: WeakKeyDictionary[nn.Module, WeakKeyDictionary[nn.Module, Any]] = WeakKeyDictionary()
+#: What a network is less that is bounded alone.
+_NOTHING = nn.Identity()
 
 
 def _graph(model: nn.Module, minus: nn.Module | None, x: Tensor) -> Any:
-    """auto-LiRPA's graph; it shares the parameters of ``model``, and its buffers are brought up to date."""
-    known, other = _GRAPHS.setdefault(model, WeakKeyDictionary()), model if minus is None else minus
-    prefix = "" if minus is None else "student."
+    """auto-LiRPA's graph, with the weights and statistics that both networks have now."""
+    known = _GRAPHS.setdefault(model, WeakKeyDictionary())
+    other = _NOTHING if minus is None else minus
     if other not in known:
-        known[other] = _build(model, minus, prefix, x)
-    buffers = dict(known[other].named_buffers())
-    with torch.no_grad():
-        for name, value in model.named_buffers():
-            if prefix + name in buffers:
-                buffers[prefix + name].copy_(value)
+        known[other] = _build(model if minus is None else _Difference(model, minus), x[:2])
+    _follow(known[other], {"": model} if minus is None else {"student.": model, "teacher.": minus})
     return known[other]
 
 
-def _build(model: nn.Module, minus: nn.Module | None, prefix: str, x: Tensor) -> Any:
-    """A graph of copies, whose nodes then get the model's own parameters: building writes to those that it is given."""
-    network = copy.deepcopy(model if minus is None else _Difference(model, minus)).eval()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+def _build(network: nn.Module, x: Tensor) -> Any:
+    """A graph of a copy, because building writes to the network that it is given.
+
+    Raises:
+        Unsupported: a layer or an operator whose bounds are not known to be sound, by name.
+        Contradiction: the graph is not the network, whose operations depend on its input.
+    """
+    network = _without_dropout(copy.deepcopy(network)).eval()
+    guard.check_modules(network)
+    with _quiet():
         graph = compat.load().BoundedModule(network, x[:1], bound_opts={"conv_mode": "patches"})
-    graph.train()  # where auto-LiRPA gives each parameter a gradient
-    own = {prefix + name: parameter for name, parameter in model.named_parameters()}
-    for node in graph.modules():
-        if type(node).__name__ == "BoundBatchNormalization":
-            node.training = False
-        elif type(node).__name__ == "BoundParams":
-            node.param = own.get(node.ori_name, node.param)
-            node.training = node.ori_name in own and own[node.ori_name].requires_grad
+        graph.eval()
+        graph(_within(x[:1], x[:1]))  # finds what depends on the input
+    guard.check_operators(iter(graph._modules.items()))
+    check_forward(network, graph, x, "auto-LiRPA")
+    _check_batches(network, graph, torch.cat([x, 1 - x])[:2])
     return graph
+
+
+def _check_batches(network: nn.Module, graph: Any, pair: Float[Tensor, "2 *shape"]) -> None:
+    """The graph, traced with one image, takes two.
+
+    Raises:
+        Unsupported: it has the batch size among its constants.
+    """
+    try:
+        with torch.no_grad():
+            expected, found = network(pair), graph(pair)
+        same = found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-3, atol=1e-3)
+    except FAILURES:
+        same = False
+    if not same:
+        raise Unsupported("its graph has a fixed batch size: write x.flatten(1) for x.view(x.size(0), -1)")
+
+
+def _follow(graph: Any, parts: dict[str, nn.Module]) -> None:
+    """Give the nodes the weights and buffers of now: the first network's own parameters, constants for all else.
+
+    auto-LiRPA sets ``requires_grad`` of each parameter to its node's ``training``; a frozen one is wrapped, so that it
+    stays as it is.
+    """
+    first = next(iter(parts))
+    named = {
+        prefix + name: value
+        for prefix, part in parts.items()
+        for values in (part.named_parameters(remove_duplicate=False), part.named_buffers(remove_duplicate=False))
+        for name, value in values
+    }
+    for node in graph.modules():
+        kind, name = type(node).__name__, getattr(node, "ori_name", None)
+        if name not in named:
+            continue
+        if kind == "BoundParams":
+            node.training = named[name].requires_grad and name.startswith(first)
+            node.param = named[name] if node.training else nn.Parameter(named[name].detach(), requires_grad=False)
+        elif kind == "BoundBuffers":  # a copy, because a forward pass in train mode writes to the buffer
+            node.buffer = named[name].detach().clone()
+
+
+def _without_dropout(network: nn.Module) -> nn.Module:
+    """Dropout, the identity in eval mode, left out: auto-LiRPA would switch the network to train mode for it."""
+    for module in network.modules():
+        for name, child in module.named_children():
+            if isinstance(child, nn.modules.dropout._DropoutNd):
+                setattr(module, name, nn.Identity())
+    return network
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what auto-LiRPA logs before it raises, and without its warnings."""
+    logger = logging.getLogger("auto_LiRPA.utils")
+    logger.disabled = True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.disabled = False
