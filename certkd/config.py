@@ -336,7 +336,8 @@ def _first_problem(error: ValidationError, kind: type[BaseModel], tree: Mapping[
     if problem["type"] == "missing":
         return f"the key {where!r} is missing{more}"
     message = problem["msg"].removeprefix("Value error, ")
-    given = "" if repr(problem["input"]) in message else f", got {problem['input']!r}"
+    known = isinstance(problem["input"], Mapping) or repr(problem["input"]) in message
+    given = "" if known else f", got {problem['input']!r}"
     return f"{where}: {message}{given}{more}"
 
 
@@ -346,7 +347,8 @@ def _written(location: Sequence[Any], tree: Any) -> list[str]:
     for number, part in enumerate(location):
         inside = isinstance(tree, Mapping) and part in tree
         listed = isinstance(tree, list | tuple) and isinstance(part, int)
-        if inside or listed or number == len(location) - 1:
+        tag = isinstance(tree, Mapping) and tree.get("kind") == part and not inside
+        if inside or listed or (number == len(location) - 1 and not tag):
             keys.append(str(part))
             tree = tree[part] if inside or (listed and part < len(tree)) else None
     return keys

@@ -22,13 +22,14 @@ from certkd.objectives import Objective
 from certkd.objectives.base import Batch, Terms
 from certkd.optimisation import Average, backward, forward_of, learning_rate, optimizer_of, rehearse
 from certkd.runlog import RunLog, TrainingReporter
-from verifiers.diagnostics import MASKED
 from verifiers.errors import InputError
 from verifiers.modes import eval_mode, suitable_threads
 
 RESUME = "resume.pt"
 #: A student below this share of its teacher's clean accuracy is worth a warning: a large lambda_iga does that too.
 FAR_BELOW = 0.8
+#: So much more success of an attack on the margin than of one on the cross-entropy, from one start, is worth a warning.
+MASKED_MUCH = 0.2
 
 
 @dataclass
@@ -436,7 +437,7 @@ def _warnings(
         yield _collapse_message(last, objective)
     elif teacher is not None and last["clean"] < FAR_BELOW * (theirs := _clean_accuracy(teacher, held_out, place)):
         yield f"clean accuracy {last['clean']:.1%} is far below the teacher's {theirs:.1%}{_hint(objective)}"
-    if last.get("margin_excess", 0.0) > MASKED:
+    if last.get("margin_excess", 0.0) > MASKED_MUCH:
         yield (
             f"gradient masking: an attack on the margin fools the student on {last['margin_excess']:.1%} more of the "
             "validation images than one on the cross-entropy; do not trust the logged PGD accuracy"

@@ -49,13 +49,12 @@ def lower_margins(
     """
     lower, upper = (side.detach() for side in box)
     try:
-        with torch.autocast(lower.device.type, enabled=False):
+        with _quiet(lower.dtype), torch.autocast(lower.device.type, enabled=False):
             graph = _graph(getattr(model, "_orig_mod", model), minus, lower)  # of a compiled network, the network
             eye = torch.eye(graph.final_shape[-1], dtype=lower.dtype, device=lower.device)
             rows = sign * (eye[y].unsqueeze(1) - eye[None])
-            return graph.compute_bounds(x=(_within(lower, upper),), C=rows, method=_METHODS[method], bound_upper=False)[
-                0
-            ]
+            given = (_within(lower, upper),)
+            return graph.compute_bounds(x=given, C=rows, method=_METHODS[method], bound_upper=False)[0]
     except compat.AutoLirpaMissing as missing:
         raise InputError(f"certified training needs auto-LiRPA: {missing}") from None
     except torch.OutOfMemoryError:
@@ -106,7 +105,7 @@ class _Difference(nn.Module):
         return self.student(x) - self.teacher(x)
 
 
-#: The graph of each network less another one, for as long as both live.
+#: Type and device, and the graph, of each network less another one, for as long as both live.
 _GRAPHS: WeakKeyDictionary[nn.Module, WeakKeyDictionary[nn.Module, Any]] = WeakKeyDictionary()
 #: What a network is less that is bounded alone.
 _NOTHING = nn.Identity()
@@ -116,10 +115,12 @@ def _graph(model: nn.Module, minus: nn.Module | None, x: Tensor) -> Any:
     """auto-LiRPA's graph, with the weights and statistics that both networks have now."""
     known = _GRAPHS.setdefault(model, WeakKeyDictionary())
     other = _NOTHING if minus is None else minus
-    if other not in known:
-        known[other] = _build(model if minus is None else _Difference(model, minus), x[:2])
-    _follow(known[other], {"": model} if minus is None else {"student.": model, "teacher.": minus})
-    return known[other]
+    place, graph = known.get(other, (None, None))
+    if place != (x.dtype, x.device):
+        graph = _build(model if minus is None else _Difference(model, minus), x[:2])
+        known[other] = (x.dtype, x.device), graph
+    _follow(graph, {"": model} if minus is None else {"student.": model, "teacher.": minus})
+    return graph
 
 
 def _build(network: nn.Module, x: Tensor) -> Any:
@@ -131,10 +132,9 @@ def _build(network: nn.Module, x: Tensor) -> Any:
     """
     network = _without_dropout(copy.deepcopy(network)).eval()
     guard.check_modules(network)
-    with _quiet():
-        graph = compat.load().BoundedModule(network, x[:1], bound_opts={"conv_mode": "patches"})
-        graph.eval()
-        graph(_within(x[:1], x[:1]))  # finds what depends on the input
+    graph = compat.load().BoundedModule(network, x[:1], bound_opts={"conv_mode": "patches"})
+    graph.eval()
+    graph(_within(x[:1], x[:1]))  # finds what depends on the input
     guard.check_operators(iter(graph._modules.items()))
     check_forward(network, graph, x, "auto-LiRPA")
     _check_batches(network, graph, torch.cat([x, 1 - x])[:2])
@@ -191,13 +191,15 @@ def _without_dropout(network: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what auto-LiRPA logs before it raises, and without its warnings."""
-    logger = logging.getLogger("auto_LiRPA.utils")
+def _quiet(dtype: torch.dtype) -> Iterator[None]:
+    """Without what auto-LiRPA logs before it raises and without its warnings; its tables in the network's type."""
+    before, logger = torch.get_default_dtype(), logging.getLogger("auto_LiRPA.utils")
+    torch.set_default_dtype(dtype)
     logger.disabled = True
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
+        torch.set_default_dtype(before)
         logger.disabled = False

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
-from certkd.attacks import pgd
+from certkd.attacks import attack
 from certkd.objectives.base import Batch, Count, Number, Positive, Term, Terms
 from certkd.objectives.gradients import Reduction, exact_gradients, input_gradient, reduced
 from certkd.objectives.kd import Kd, kl_each, softened_kl
@@ -37,7 +37,8 @@ class Kdiga(Kd):
     and CE are taken then too (the authors' KDIGA-RS); at a PGD example x', where KL(t(x') || s(x')) is taken then too,
     but not CE (KDIGA-ARD_A). ``kl_point`` moves the KL alone (``point: clean, kl_point: adversarial`` is KDIGA-ARD_C).
     ``mask: teacher_correct`` counts KL and alignment as 0 where the teacher is wrong. ``ramp`` is the share of the
-    training over which lambda_iga rises from 0. With sigma > 0 clean images are under noise, as in kd.
+    training over which lambda_iga rises from 0. With sigma > 0 all images are under noise, as in kd, the same for x'
+    (whose attack sees it) as for x.
 
     One student forward pass for each different point serves all terms (the authors' code runs two or three and updates
     the batch statistics in each). Weights are per sample: they mean the same at any batch size and number of classes.
@@ -100,16 +101,18 @@ class Kdiga(Kd):
             images["random"] = clean + self.eps * batch.uniform(clean)
         if "adversarial" in named:
             assert self.eps is not None
-            images["adversarial"] = pgd(
-                batch.student,
-                clean,
-                batch.y,
-                eps=self.eps,
-                steps=self.steps,
-                step_size=self.step_size,
-                generator=batch.generator,
-            )
+            images["adversarial"] = self._attacked(batch, clean - batch.x)
         return images
+
+    def _attacked(self, batch: Batch, noise: Tensor) -> Float[Tensor, "batch *shape"]:
+        """x' + noise, x' from PGD on CE(s(x' + noise), y); x' is in [0, 1]; without noise the usual example."""
+        settings = {"eps": self.eps, "steps": self.steps, "step_size": self.step_size}
+
+        def loss(z: Tensor) -> Tensor:
+            return F.cross_entropy(batch.student(z + noise), batch.y, reduction="none")
+
+        found = attack(batch.student, loss, batch.x, **settings, generator=batch.generator)  # type: ignore[arg-type]
+        return noise + found
 
     def _look(self, batch: Batch, image: Tensor, name: str, taught: Collection[str]) -> "Seen":
         """The student at one point, the teacher where it is asked, and the gap of gradients where they are compared."""
