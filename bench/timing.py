@@ -43,12 +43,20 @@ def machine() -> str:
     )
 
 
-def table(title: str, seconds: dict[str, list[float]], base: str) -> str:
-    """Median milliseconds of each way, and the median of the run-by-run ratios to ``base``, in Markdown."""
-    lines = [f"{title}; {len(seconds[base])} alternating runs", "", f"| way | ms | ratio to {base} | least, largest |"]
+def table(title: str, seconds: dict[str, list[float]], base: str, steps: int = 1) -> str:
+    """Median milliseconds of a step of each way, and the median of the run-by-run ratios to ``base``, in Markdown.
+
+    Args:
+        steps: in one run.
+    """
+    lines = [
+        f"{title}; {len(seconds[base])} alternating runs of {steps} steps",
+        "",
+        f"| way | ms a step | ratio to {base} | least, largest |",
+    ]
     lines.append("| --- | --: | --: | --: |")
     for name, values in seconds.items():
         ratios = sorted(value / other for value, other in zip(values, seconds[base], strict=True))
         middle, span = statistics.median(ratios), f"{ratios[0]:.2f}, {ratios[-1]:.2f}"
-        lines.append(f"| {name} | {1000 * statistics.median(values):.2f} | {middle:.2f} | {span} |")
+        lines.append(f"| {name} | {1000 * statistics.median(values) / steps:.2f} | {middle:.2f} | {span} |")
     return "\n".join([*lines, ""])

@@ -336,8 +336,8 @@ def _first_problem(error: ValidationError, kind: type[BaseModel], tree: Mapping[
     if problem["type"] == "missing":
         return f"the key {where!r} is missing{more}"
     message = problem["msg"].removeprefix("Value error, ")
-    known = isinstance(problem["input"], Mapping) or repr(problem["input"]) in message
-    given = "" if known else f", got {problem['input']!r}"
+    told = isinstance(problem["input"], Mapping) or repr(problem["input"]) in message
+    given = "" if told else f", got {problem['input']!r}"
     return f"{where}: {message}{given}{more}"
 
 
