@@ -153,7 +153,7 @@ STUDIES = {
         Recipe(epochs=8, optimizer=STEPS),
         train_limit=10000,
         test_limit=300,
-        certified_limit=50,
+        certified_limit=40,
         attack={"steps": 30, "restarts": 2},
     ),
     "cifar10": Study(
