@@ -32,7 +32,7 @@ from verifiers.certificate import (
     stored,
 )
 from verifiers.errors import InputError
-from verifiers.falsify import Objective, ascend, norms, random_start, reachable
+from verifiers.falsify import Objective, ascend, keyed_start, norms, reachable
 from verifiers.local_linearity import cross_entropy_of, runner_up, signed_linearity
 from verifiers.modes import eval_mode
 from verifiers.samples import chance_limit
@@ -179,7 +179,8 @@ def attack_agreement(
     """
     _check_attack(eps, steps, restarts)
     numbers = range(len(x)) if indices is None else indices.tolist()
-    starts = [None, *(_start(x, eps, norm, [seed, restart], numbers) for restart in range(1, restarts))]
+    radii = x.new_full(x.shape[:1], eps)
+    starts = [None, *(keyed_start(x, radii, norm, seed, numbers, restart) for restart in range(1, restarts))]
     with eval_mode(student), eval_mode(teacher):
         with torch.no_grad():
             before = teacher(x)
@@ -232,17 +233,6 @@ class _Attack(NamedTuple):
         return _Found(best, least)
 
 
-def _start(
-    x: Float[Tensor, "batch *shape"], eps: float, norm: Norm, key: Sequence[int], indices: Sequence[int]
-) -> Float[Tensor, "batch *shape"]:
-    """A random perturbation for each sample that depends on the key and its index, not on the batch it is in."""
-    rows, limit = [], x.new_full((1,), eps)
-    for row, index in zip(x.split(1), indices, strict=True):
-        state = np.random.SeedSequence([*key, index]).generate_state(1, np.uint32)[0]
-        rows.append(random_start(row, limit, norm, torch.Generator().manual_seed(int(state))))
-    return torch.cat(rows)
-
-
 def _check_attack(eps: float, steps: int, restarts: int) -> None:
     if not 0 < eps < math.inf:
         raise InputError(f"eps must be positive and finite, got {eps}: give a radius in pixel units, like 0.03")
@@ -291,7 +281,7 @@ class _Certifier:
             seed=request.seed,
             indices=indices,
         )
-        start = _start(x, eps, norm, [request.seed, restarts], indices.tolist())
+        start = keyed_start(x, x.new_full(x.shape[:1], eps), norm, request.seed, indices.tolist(), restarts)
         flags = {
             "ce_attack": attacks.ce,
             "margin_attack": attacks.margin,

@@ -4,7 +4,7 @@ An attack proves nothing about robustness. It gives counterexamples, an upper li
 adversarial examples that training uses.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -71,6 +71,23 @@ def random_start(
     if norm is Norm.LINF:
         return noise * per_sample(eps, x)
     return noise * per_sample(eps / norms(noise, norm).clamp_min(1e-30), x)
+
+
+def keyed_start(
+    x: Float[Tensor, "batch *shape"],
+    eps: Float[Tensor, " batch"],
+    norm: Norm,
+    seed: int,
+    indices: Sequence[int],
+    restart: int,
+) -> Float[Tensor, "batch *shape"]:
+    """``random_start`` that depends on the seed, each sample's index and the restart, not on the batch it is in."""
+    rows = []
+    for i, index in enumerate(indices):
+        key = np.random.SeedSequence([seed, index, restart]).generate_state(1, np.uint64)[0]
+        generator = torch.Generator().manual_seed(int(key >> np.uint64(1)))
+        rows.append(random_start(x[i : i + 1], eps[i : i + 1], norm, generator))
+    return torch.cat(rows)
 
 
 def ascend(
@@ -159,7 +176,11 @@ class _Pgd:
             lambda z: nn.functional.cross_entropy(self.model(z), predicted, reduction="none"),
         )
         for restart in range(int(self.request.options["restarts"])):
-            start = self._start(x, eps, indices, restart) if restart else None
+            start = (
+                keyed_start(x, eps, self.request.norm, self.request.seed, indices.tolist(), restart)
+                if restart
+                else None
+            )
             adversarial = ascend(
                 losses[restart % 2],
                 x,
@@ -176,14 +197,6 @@ class _Pgd:
 
     def _inside(self, x: Tensor, point: Tensor) -> Tensor:
         return norms(point.double() - x.double(), self.request.norm) <= self.request.eps.value
-
-    def _start(self, x: Tensor, eps: Tensor, indices: Tensor, restart: int) -> Tensor:
-        rows = []
-        for i, index in enumerate(indices.tolist()):
-            key = np.random.SeedSequence([self.request.seed, index, restart]).generate_state(1, np.uint64)[0]
-            generator = torch.Generator().manual_seed(int(key >> np.uint64(1)))
-            rows.append(random_start(x[i : i + 1], eps[i : i + 1], self.request.norm, generator))
-        return torch.cat(rows)
 
     def _shorten(self, x: Tensor, adversarial: Tensor, predicted: Tensor, steps: int = 12) -> Tensor:
         """The counterexample nearest to x on the segment between them, by bisection; each end is evaluated."""

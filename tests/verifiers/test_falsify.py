@@ -14,7 +14,7 @@ from tests import oracles
 from tests.zoo import BY_NAME, Kind, images, mlp
 from verifiers.certificate import Epsilon, Norm, Request, Status, margins
 from verifiers.errors import InputError
-from verifiers.falsify import PGD, ascend, norms, project, random_start, reachable, steepest
+from verifiers.falsify import PGD, ascend, keyed_start, norms, project, random_start, reachable, steepest
 
 every_norm = pytest.mark.parametrize("norm", tuple(Norm), ids=str)
 EPS = {Norm.LINF: "8/255", Norm.L2: "0.5", Norm.L1: "3"}
@@ -183,17 +183,12 @@ def test_a_sample_is_attacked_alike_in_any_batch(norm: Norm) -> None:
 
 
 def test_starts_are_keyed_by_seed_and_index() -> None:
-    kind = BY_NAME["mlp"]
-    x, eps = kind.images(1).repeat(3, 1), torch.full((3,), 0.1)
-    certifiers = [
-        PGD.prepare(kind.network(), x, Request(Epsilon.parse(0.1), Norm.LINF, seed=seed, options=PGD.options))
-        for seed in (0, 1)
-    ]
-    start = certifiers[0]._start(x, eps, torch.tensor([4, 9, 4]), 1)
+    x, eps = BY_NAME["mlp"].images(1).repeat(3, 1), torch.full((3,), 0.1)
+    start = keyed_start(x, eps, Norm.LINF, 0, [4, 9, 4], 1)
     assert torch.equal(start[0], start[2]), "the same index starts elsewhere"
     assert not torch.equal(start[0], start[1]), "two indices share a start"
-    assert not torch.equal(start[0], certifiers[0]._start(x, eps, torch.tensor([4, 9, 4]), 2)[0]), "restarts share one"
-    assert not torch.equal(start[0], certifiers[1]._start(x, eps, torch.tensor([4, 9, 4]), 1)[0]), "seeds share one"
+    assert not torch.equal(start[0], keyed_start(x, eps, Norm.LINF, 0, [4, 9, 4], 2)[0]), "restarts share one"
+    assert not torch.equal(start[0], keyed_start(x, eps, Norm.LINF, 1, [4, 9, 4], 1)[0]), "seeds share one"
 
 
 def test_a_network_of_equal_logits_has_no_counterexample() -> None:
