@@ -85,7 +85,7 @@ def test_parameter_gradient_equals_finite_differences(row: Row) -> None:
     gradients = torch.autograd.grad(loss_of(batch, row.objective), weights)
     step = 1e-6
     for weight, gradient in zip(weights, gradients, strict=True):
-        for entry in range(0, weight.numel(), 3):
+        for entry in range(0, weight.numel(), max(1, weight.numel() // 3)):
             flat, kept = weight.data.view(-1), float(weight.data.view(-1)[entry])
             flat[entry] = kept + step
             above = float(loss_of(batch, row.objective).detach())

@@ -411,6 +411,7 @@ def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", lambda model, **options: original(model, backend="aot_eager", **options))
 
 
+@pytest.mark.slow
 def test_compiled_forward_passes_train_the_same_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     eager(monkeypatch)
     students, calls = (plain(), plain()), list[int]()
