@@ -273,12 +273,12 @@ def _load_file(path: Path, extended_by: tuple[Path, ...] = ()) -> dict[str, Any]
 
 
 def _merged(base: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:
-    """Two trees, key by key; a section of another kind replaces, a network of another name drops the options."""
+    """Two trees, key by key; a section of another kind replaces, another name replaces too."""
     if "kind" in base and "kind" in later and base["kind"] != later["kind"]:
         return dict(later)
     result = dict(base)
     if "name" in base and "name" in later and base["name"] != later["name"]:
-        result.pop("options", None)
+        result = {}  # the other keys of a section were about the other network, or data set
     for key, value in later.items():
         both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
         result[key] = _merged(result[key], value) if both else value

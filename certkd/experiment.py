@@ -61,12 +61,17 @@ def run_training(
         _check_resumable(out, state, about, resume)
     samples = data.load(config.data)
     student = networks.fresh(config.model, samples, config.seed)
+    compared = getattr(config.objective, "lambda_iga", 0) > 0
     fitted = {
-        role: _fitted(known.model, f"{role} {names[role]}", student, reporter) for role, known in teachers.items()
+        role: _fitted(known.model, f"{role} {names[role]}", student, reporter if compared else TrainingReporter())
+        for role, known in teachers.items()
     }
-    if overwrite:
-        _delete(out, RESUME, TRAINING_OUTPUTS)
-    _make_folder(out)
+
+    def begin() -> None:
+        if overwrite:
+            _delete(out, RESUME, TRAINING_OUTPUTS)
+        _make_folder(out)
+
     return train(
         student,
         samples.splits["train"],
@@ -80,6 +85,7 @@ def run_training(
         device=str(device),
         out=out,
         resume=state is not None,
+        begin=begin,
         about=about,
         reporter=reporter,
     )
@@ -177,6 +183,7 @@ def run(
     methods = [find(name) for name in config.certify.methods]
     if not any(method.guarantee is not Guarantee.ESTIMATE and not method.needs_teacher for method in methods):
         raise InputError(f"certify.methods {', '.join(config.certify.methods)} proves nothing: add ibp or crown")
+    _check_natural_teacher(config)
     if overwrite:
         data.load(config.data)  # what cannot work is known before anything is deleted
         _delete(folder, f"teacher/{RESUME}", ("teacher", "students", "certificates", "report"))
@@ -196,6 +203,20 @@ def run(
     return _report(config, folder, results, certificates)
 
 
+def _check_natural_teacher(config: ExperimentConfig) -> None:
+    """It is there, before any training begins, when a network needs it.
+
+    Raises:
+        InputError: a network needs one and none is named, or it cannot be read.
+    """
+    objectives = {"teacher": config.teacher.objective, **config.students.objectives}
+    needing = [name for name, objective in objectives.items() if objective.needs_natural_teacher]
+    if needing and config.natural_teacher is None:
+        raise InputError(f"{needing[0]} needs a natural teacher: name its checkpoint with the key natural_teacher")
+    if needing and config.natural_teacher is not None:
+        checkpoint.load(config.natural_teacher)
+
+
 def _student(config: ExperimentConfig, name: str) -> RoleConfig:
     common = {key: value for key, value in config.students if key != "objectives"}
     return RoleConfig(**common, objective=config.students.objectives[name])
@@ -210,7 +231,7 @@ def _training(config: ExperimentConfig, name: str, role: RoleConfig, teacher: st
         seed=config.seed,
         data=config.data,
         teacher=teacher,
-        natural_teacher=config.natural_teacher if teacher is not None else None,
+        natural_teacher=config.natural_teacher if role.objective.needs_natural_teacher else None,  # type: ignore[attr-defined]
         selection=config.selection,
         device=config.device,
     )

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -66,6 +67,18 @@ def adapted(network: Classifier, shape: tuple[int, ...]) -> Classifier:
     other = Classifier(spec.model_copy(update={"shape": shape, "resize": size}), network.network)
     other.normalize = network.normalize
     return other.train(network.training)
+
+
+def beside(teacher: Checkpoint, student: Checkpoint) -> Checkpoint:
+    """A teacher for the student's images and data: as it is, or resizing them where they are of another size.
+
+    Raises:
+        InputError: they differ in more than height and width.
+    """
+    shape = student.model.spec.shape
+    if teacher.model.spec.shape == shape:
+        return teacher
+    return replace(teacher, model=adapted(teacher.model, shape), data=student.data)
 
 
 def trained(

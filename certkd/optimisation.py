@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Int
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -82,13 +83,22 @@ def backward(objective: Objective, batch: Batch, recipe: Recipe) -> tuple[Terms,
     return terms, torch.stack(losses).sum()
 
 
+def batches(order: Int[Tensor, " rows"], size: int) -> list[Int[Tensor, " some"]]:
+    """Rows in batches; a last one of a single row, which batch normalisation cannot take, joins the one before."""
+    parts = list(order.split(size))
+    if len(parts) > 1 and size > 1 and len(parts[-1]) == 1:
+        parts[-2:] = [torch.cat(parts[-2:])]
+    return parts
+
+
 def _parts(batch: Batch, count: int) -> Iterator[tuple[Batch, float]]:
-    """A batch in ``count`` parts of (almost) the same size, with each one's share of the rows."""
+    """A batch in ``count`` parts of (almost) the same size, two rows at least, with each one's share of the rows."""
+    count = max(1, min(count, len(batch.y) // 2))
     if count == 1:
         yield batch, 1.0
         return
     rows = len(batch.y)
-    for x, y in zip(batch.x.tensor_split(min(count, rows)), batch.y.tensor_split(min(count, rows)), strict=True):
+    for x, y in zip(batch.x.tensor_split(count), batch.y.tensor_split(count), strict=True):
         yield replace(batch, x=x, y=y), len(y) / rows
 
 
@@ -105,7 +115,7 @@ def rehearse(objective: Objective, batch: Batch, recipe: Recipe) -> None:
     try:
         copy = forward_of(deepcopy(batch.student).train(), recipe)
         backward(objective, replace(batch, student=copy), whole)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         raise InputError(_failure(objective, " ".join(str(error).split()), recipe)) from error
 
 
@@ -114,7 +124,11 @@ def _failure(objective: Objective, why: str, recipe: Recipe) -> str:
     if not any(words in why for words in NO_SECOND_DERIVATIVE):
         return f"the objective {kind!r} does not run on this student: {why[:200]}"
     ways = ["compile: false"] if recipe.compile else []
-    ways += ["target: finite_difference, which needs no second derivative"] if hasattr(objective, "target") else []
+    ways += (
+        ["target: finite_difference with point: random and an eps, which needs no second derivative"]
+        if hasattr(objective, "target")
+        else []
+    )
     return (
         f"the objective {kind!r} needs second derivatives, which this student does not have ({why[:160]}): "
         f"use {' or '.join(ways) or 'another objective'}"

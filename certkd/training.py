@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,7 +20,7 @@ from certkd.evaluation import agreement, evaluate, has_collapsed, key, keyed_gen
 from certkd.models import Classifier
 from certkd.objectives import Objective
 from certkd.objectives.base import Batch, Terms
-from certkd.optimisation import Average, backward, forward_of, learning_rate, optimizer_of, rehearse
+from certkd.optimisation import Average, backward, batches, forward_of, learning_rate, optimizer_of, rehearse
 from certkd.runlog import RunLog, TrainingReporter
 from verifiers.errors import InputError
 from verifiers.modes import eval_mode, suitable_threads
@@ -84,7 +84,7 @@ class _Run:
     @property
     def steps(self) -> int:
         """Optimiser steps in an epoch."""
-        return -(-len(self.fit) // self.recipe.batch_size)
+        return len(batches(torch.arange(len(self.fit)), self.recipe.batch_size))
 
 
 def train(
@@ -101,6 +101,7 @@ def train(
     device: str = "auto",
     out: Path | None = None,
     resume: bool = False,
+    begin: Callable[[], None] | None = None,
     about: Mapping[str, Any] | None = None,
     reporter: TrainingReporter | None = None,
 ) -> TrainingResult:
@@ -123,6 +124,7 @@ def train(
         device: "auto", "cpu" or "cuda".
         out: folder for ``best.pt``, ``last.pt``, ``log.jsonl`` and the resume state; nothing is written when None.
         resume: go on from the resume state in ``out``.
+        begin: called when all checks have passed, before the first write; it may clear ``out``, which may be occupied.
         about: what to store in the checkpoints besides the weights (``data``, ``teacher_sha256``, ``training``).
         reporter: told about progress.
 
@@ -135,7 +137,7 @@ def train(
     place = choose_device(device)
     fit, held_out = _splits(data, validation, seed)
     _check_settings(objective, recipe, teacher, natural_teacher)
-    if out is not None and not resume and (out / RESUME).exists():
+    if out is not None and not resume and begin is None and (out / RESUME).exists():
         raise InputError(f"{out} already holds a training: resume it, or give another folder")
     student.to(place)
     _check_teacher(student, teacher, "teacher", fit, place)
@@ -158,10 +160,14 @@ def train(
     with torch.random.fork_rng(), _frozen(teacher), _frozen(natural_teacher), _settings(run):
         if not resume:
             _rehearse(run)
+        if begin is not None:
+            begin()
         with closing(RunLog(out, progress.history)) as log:
             reporter.start(recipe.epochs, progress.epoch, run.steps)
             for epoch in range(progress.epoch, recipe.epochs):
                 started = time.perf_counter()
+                if run.average is not None and epoch == run.average.first:
+                    progress.best_score = (-1.0, -1.0)  # the best of the averages counts, not of what came before
                 terms = _epoch(run, epoch, progress.memory)
                 shown = student if run.average is None else run.average.network(student, epoch)
                 metrics = evaluate(shown, held_out, selection, place, seed)
@@ -199,7 +205,7 @@ def _epoch(run: _Run, epoch: int, memory: dict[str, float]) -> dict[str, Any]:
     run.student.train()
     order = torch.randperm(len(run.fit), generator=keyed_generator(seed, epoch, 1))
     sums: dict[str, Tensor] = {}
-    for step, rows in enumerate(order.split(recipe.batch_size)):
+    for step, rows in enumerate(batches(order, recipe.batch_size)):
         done = (epoch * run.steps + step + 1) / (recipe.epochs * run.steps)
         batch = _batch(run, rows, keyed_generator(seed, epoch, 2 + step), done, memory)
         run.optimizer.zero_grad(set_to_none=True)
@@ -230,14 +236,15 @@ def _batch(
 
 
 def _rehearse(run: _Run) -> None:
-    """A step on a copy of the student with the first images, halfway, where terms that come and that go both count.
+    """The first and the last step on a copy of the student with the first images: some terms come, others go.
 
     Raises:
         InputError: as ``rehearse``.
     """
     rows = torch.arange(max(2, min(4, len(run.fit)))) % len(run.fit)
-    batch = _batch(run, rows, keyed_generator(run.seed, 0, 6), 0.5, {})
-    rehearse(run.objective, replace(batch, student=run.student), run.recipe)
+    for progress in (1 / (run.recipe.epochs * run.steps), 1.0):
+        batch = _batch(run, rows, keyed_generator(run.seed, 0, 6), progress, {})
+        rehearse(run.objective, replace(batch, student=run.student), run.recipe)
 
 
 def _add(sums: dict[str, Tensor], terms: Terms, loss: Tensor, rows: int) -> None:
@@ -383,6 +390,8 @@ def _check_settings(
             f"accumulate {recipe.accumulate} with reduction batch_frobenius: its norm is over the whole batch, "
             "set accumulate to 1 or take another reduction"
         )
+    if recipe.accumulate > 1 and objective.remembers:
+        raise InputError(f"accumulate {recipe.accumulate}: {kind!r} weighs its terms by whole steps, set it to 1")
 
 
 def _check_teacher(student: nn.Module, teacher: nn.Module | None, name: str, fit: Split, place: torch.device) -> None:
@@ -453,7 +462,8 @@ def _collapse_message(metrics: Mapping[str, float], objective: Objective) -> str
 
 def _hint(objective: Objective) -> str:
     weight = getattr(objective, "lambda_iga", 0)
-    return f": lambda_iga {weight} is too large from these weights; lower it" if weight else ": lower the learning rate"
+    what = f"lambda_iga {weight}" if weight else "the learning rate"
+    return f": {what} may be too large (then lower it), or the training too short"
 
 
 def _clean_accuracy(model: nn.Module, split: Split, place: torch.device) -> float:

@@ -55,7 +55,7 @@ def certify(model: str, teacher: str | None, eps: Epsilon, norm: str, **options:
     certified radius of each sample. With --teacher, crown brings joint bounds of both networks too. Rows go to an HDF5
     file as they are done; the same command goes on with an unfinished one.
     """
-    from certkd import data
+    from certkd import data, networks
     from certkd.certification import without_pairs
     from certkd.comparison import Requirement, compare
     from certkd.report import tables
@@ -81,13 +81,13 @@ def certify(model: str, teacher: str | None, eps: Epsilon, norm: str, **options:
         )
     done: dict[str, Certificates] = {}
     load = cache(data.load)  # one data set for all that is asked here
-    reference = None if teacher is None else _network(teacher, options, load)
+    student = _network(model, options, load)
+    reference = None if teacher is None else networks.beside(_network(teacher, options, load), student)
     if teacher is not None and reference is not None:
         done["teacher"] = _certify(
             reference, teacher, options["teacher_out"], eps, norm, alone, {**options, "settings": settings}, load
         )
         methods = [*alone, *(pairs or (["joint"] if "crown" in alone else []))]
-    student = _network(model, options, load)
     place = options["out"] or _default_out(model, eps, norm, options, teacher)
     done["student"] = _certify(student, model, place, eps, norm, methods, options, load, reference)
     for certificates in done.values():

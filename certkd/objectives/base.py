@@ -113,6 +113,8 @@ class Objective(Strict):
 
     needs_teacher: ClassVar[bool] = False
     needs_natural_teacher: ClassVar[bool] = False
+    #: It keeps numbers in the batch's memory, one entry a step.
+    remembers: ClassVar[bool] = False
     summary: ClassVar[str]
     paper: ClassVar[str]
 

@@ -3,6 +3,7 @@
 from typing import ClassVar, Literal
 
 from jaxtyping import Float
+from pydantic import model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -34,6 +35,12 @@ class Ibp(Objective):
     ramp: Share = 0.5
     summary: ClassVar[str] = "cross-entropy of the worst logits by interval (or CROWN-IBP) bounds (certified teacher)"
     paper: ClassVar[str] = "Gowal et al., arXiv 1810.12715; Zhang et al., arXiv 1906.06316"
+
+    @model_validator(mode="after")
+    def _crown_needs_a_ramp(self) -> "Ibp":
+        if self.method == "crown-ibp" and self.ramp == 0:
+            raise ValueError("crown-ibp counts while eps grows: give a ramp above 0, or method ibp")
+        return self
 
     def terms(self, batch: Batch) -> Terms:
         terms = {"ce": Term(self.kappa, F.cross_entropy(batch.student(batch.x), batch.y))}

@@ -1,7 +1,7 @@
 """Input gradients that can be differentiated again, and distances between those of two networks."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal
 
 import torch
@@ -9,6 +9,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 Reduction = Literal["per_sample_mean", "batch_frobenius"]
+
+
+def full_precision(device: torch.device, wanted: bool = True) -> AbstractContextManager[object]:
+    """Without autocast where it is wanted: for small differences of large numbers."""
+    return torch.autocast(device.type, enabled=False) if wanted else nullcontext()
 
 
 @contextmanager
@@ -20,7 +25,7 @@ def exact_gradients(device: torch.device) -> Iterator[None]:
     """
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    with torch.autocast(device.type, enabled=False), sdpa_kernel(SDPBackend.MATH):
+    with full_precision(device), sdpa_kernel(SDPBackend.MATH):
         yield
 
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from certkd.attacks import attack
 from certkd.objectives.base import Batch, Count, Number, Positive, Term, Terms
-from certkd.objectives.gradients import Reduction, exact_gradients, input_gradient, reduced
+from certkd.objectives.gradients import Reduction, exact_gradients, full_precision, input_gradient, reduced
 from certkd.objectives.kd import Kd, kl_each, softened_kl
 
 Target = Literal["ce", "ce_tempered", "margin", "projection", "jacobian", "finite_difference"]
@@ -75,12 +75,27 @@ class Kdiga(Kd):
             raise ValueError("batch_frobenius is of the norm 2, not squared")
         if self.reduction == "batch_frobenius" and self.target == "finite_difference":
             raise ValueError("batch_frobenius is of gradients, and finite_difference has none")
+        for name, used in self._used().items():
+            if not used and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} {getattr(self, name)} has no effect with the other settings: drop it")
         return self
 
+    def _used(self) -> dict[str, bool]:
+        """Whether settings that belong to a target or a point are looked at."""
+        points, differences = {self.point, self.kl_point}, self.target == "finite_difference"
+        return {
+            "target_temperature": self.target == "ce_tempered",
+            "norm": not differences,
+            "squared": not differences,
+            "eps": bool(points & {"random", "adversarial"}),
+            "steps": "adversarial" in points,
+            "step_size": "adversarial" in points,
+        }
+
     def terms(self, batch: Batch) -> Terms:
-        images = self._images(batch)
         ce_point, kl_point = ("random" if self.point == "random" else "clean"), self.kl_point or self.point
         taught = {*([kl_point] if self.lambda_kl > 0 else []), *([self.point] if self.lambda_iga > 0 else [])}
+        images = self._images(batch, {ce_point, *taught})
         seen = {name: self._look(batch, images[name], name, taught) for name in images if name in {ce_point, *taught}}
         terms = {"ce": Term(self.lambda_ce, F.cross_entropy(seen[ce_point].logits, batch.y))}
         if self.lambda_kl > 0:
@@ -92,10 +107,10 @@ class Kdiga(Kd):
             terms["iga"] = Term(weight, self._alignment(batch, images, seen[self.point]))
         return terms
 
-    def _images(self, batch: Batch) -> dict[str, Tensor]:
-        """The images at each point that the settings name, the clean ones always."""
+    def _images(self, batch: Batch, named: Collection[str]) -> dict[str, Tensor]:
+        """The images at each named point, the clean ones always."""
         clean = batch.noisy(self.sigma)
-        images, named = {"clean": clean}, {self.point, self.kl_point}
+        images = {"clean": clean}
         if "random" in named:
             assert self.eps is not None
             images["random"] = clean + self.eps * batch.uniform(clean)
@@ -118,9 +133,10 @@ class Kdiga(Kd):
         """The student at one point, the teacher where it is asked, and the gap of gradients where they are compared."""
         if name == self.point and self.lambda_iga > 0 and self.target != "finite_difference":
             return self._gradients(batch, image)
-        if name not in taught:
-            return Seen(batch.student(image), torch.empty(0))
-        return Seen(batch.student(image), batch.constant(image))
+        differences = name == self.point and self.lambda_iga > 0
+        with full_precision(image.device, differences):
+            target = batch.constant(image) if name in taught else torch.empty(0)
+            return Seen(batch.student(image), target)
 
     def _gradients(self, batch: Batch, image: Tensor) -> "Seen":
         assert batch.teacher is not None
@@ -190,7 +206,8 @@ def difference_kl(
     (IGDM).
     """
     behind = 2 * centre - ahead
-    return kl_each(logits - batch.student(behind), target - batch.constant(behind))
+    with full_precision(ahead.device):
+        return kl_each(logits - batch.student(behind), target - batch.constant(behind))
 
 
 def _stacked(scalars: Scalars, x: Tensor, *, create_graph: bool) -> Float[Tensor, "batch many"]:

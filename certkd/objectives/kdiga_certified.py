@@ -18,10 +18,13 @@ class KdigaCertified(Kdiga):
 
     kind: Literal["kdiga_certified"] = "kdiga_certified"  # type: ignore[assignment]
     eps: Positive
-    lambda_deficit: Number = 0.1
+    lambda_deficit: Number = 0.01
     bound: BoundMethod = "crown-ibp"
     eps_ramp: Share = 0.5
     summary: ClassVar[str] = "kdiga and a certified bound of the margin deficit to the teacher over the ball"
+
+    def _used(self) -> dict[str, bool]:
+        return {**super()._used(), "eps": True}
 
     def terms(self, batch: Batch) -> Terms:
         terms = super().terms(batch)

@@ -20,6 +20,7 @@ class Mtard(RobustDistillation):
     rate: Share = 0.025
     beta: Positive = 1.0
     needs_natural_teacher: ClassVar[bool] = True
+    remembers: ClassVar[bool] = True
     summary: ClassVar[str] = "a robust teacher on PGD examples, a natural one on clean images, weighed as they lag"
     paper: ClassVar[str] = "Zhao et al., ECCV 2022"
 

@@ -11,16 +11,20 @@ from torch.nn import functional as F
 
 from certkd.objectives.adversarial import Attacked
 from certkd.objectives.base import Batch, Number, Term, Terms
+from certkd.objectives.gradients import full_precision
 from certkd.objectives.kd import kl_each
 from certkd.objectives.kdiga import difference_kl
 from verifiers.falsify import Objective as AttackLoss
 
 
 class View:
-    """Logits of clean and adversarial images, each computed when it is first asked for; the teacher's are constants."""
+    """Logits of clean and adversarial images, each computed when it is first asked for; the teacher's are constants.
 
-    def __init__(self, batch: Batch, adversarial: Float[Tensor, "batch *shape"]) -> None:
-        self.batch, self.adversarial = batch, adversarial
+    ``exact``: the adversarial ones in full precision, as differences of them are compared.
+    """
+
+    def __init__(self, batch: Batch, adversarial: Float[Tensor, "batch *shape"], exact: bool) -> None:
+        self.batch, self.adversarial, self.exact = batch, adversarial, exact
 
     @cached_property
     def student_clean(self) -> Float[Tensor, "batch classes"]:
@@ -30,7 +34,8 @@ class View:
     @cached_property
     def student_attacked(self) -> Float[Tensor, "batch classes"]:
         """s(x')."""
-        return self.batch.student(self.adversarial)
+        with full_precision(self.adversarial.device, self.exact):
+            return self.batch.student(self.adversarial)
 
     @cached_property
     def teacher_clean(self) -> Float[Tensor, "batch classes"]:
@@ -40,7 +45,8 @@ class View:
     @cached_property
     def teacher_attacked(self) -> Float[Tensor, "batch classes"]:
         """t(x')."""
-        return self.batch.constant(self.adversarial)
+        with full_precision(self.adversarial.device, self.exact):
+            return self.batch.constant(self.adversarial)
 
     def ce_clean(self) -> Float[Tensor, ""]:
         """CE(s(x), y)."""
@@ -67,7 +73,7 @@ class RobustDistillation(Attacked):
     needs_teacher: ClassVar[bool] = True
 
     def terms(self, batch: Batch) -> Terms:
-        view = View(batch, self.adversarial(batch, self.inner(batch)))
+        view = View(batch, self.adversarial(batch, self.inner(batch)), exact=self.lambda_igdm > 0)
         terms = self.outer(view)
         if self.lambda_igdm > 0:
             gaps = difference_kl(batch, batch.x, view.adversarial, view.student_attacked, view.teacher_attacked)

@@ -337,7 +337,7 @@ def test_a_section_of_another_kind_or_network_starts_anew(tmp_path: Path) -> Non
     )
     config = read(path, TrainConfig)
     assert config.objective.kind == "adversarial" and config.objective.eps == 0.1
-    assert config.model.options == {} and not config.model.normalize
+    assert config.model.options == {} and config.model.normalize, "keys about another network stay"
 
 
 @pytest.mark.parametrize(

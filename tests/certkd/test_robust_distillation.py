@@ -140,7 +140,7 @@ def test_the_attack_on_a_linear_model_is_the_corner() -> None:
 def test_an_example_under_noise_is_in_the_ball_of_its_image(sigma: float) -> None:
     objective = Kdiga(point="adversarial", target="ce", sigma=sigma, **STEP)
     batch = smooth_batch()
-    images = objective._images(anew(batch))
+    images = objective._images(anew(batch), {"clean", "adversarial"})
     reach = float((images["adversarial"] - images["clean"]).abs().max())
     assert 0.09 < reach <= 0.1 + 1e-12, f"the attack moves a noisy image by {reach}"
     assert (float((images["clean"] - batch.x).abs().max()) > 0.5) is (sigma > 0)

@@ -226,7 +226,7 @@ def test_every_step_of_every_epoch_has_its_own_random_numbers() -> None:
         fit(plain(), Spy(), seed=seed)
         runs.append(list(Spy.seeds))
     assert runs[0] == runs[1], "the random numbers of a step are not decided by the seed"
-    assert len(runs[0]) == 13 and len({*runs[0], *runs[2]}) == 26, "two steps, or two seeds, share random numbers"
+    assert len(runs[0]) == 14 and len({*runs[0], *runs[2]}) == 26, "two steps, or two seeds, share random numbers"
 
 
 def test_frozen_weights_of_the_student_stay() -> None:
@@ -534,7 +534,7 @@ def test_a_natural_teacher_of_an_experiment_is_for_its_students(monkeypatch: pyt
         "out": "x",
         "natural_teacher": "natural.pt",
         "teacher": {"objective": {"kind": "standard"}},
-        "students": {"objectives": {"a": {"kind": "kd"}, "b": {"kind": "standard"}}},
+        "students": {"objectives": {"a": {"kind": "kd"}, "b": {"kind": "igd", "eps": 0.1}}},
         "certify": {"eps": "0.1"},
     }
     asked = list[TrainConfig]()
@@ -545,9 +545,15 @@ def test_a_natural_teacher_of_an_experiment_is_for_its_students(monkeypatch: pyt
             raise Interrupted
 
     monkeypatch.setattr(experiment, "_train_once", remember)
+    with pytest.raises(InputError, match=r"no such checkpoint: natural\.pt"):
+        experiment.run(parse(tree, ExperimentConfig))
+    with pytest.raises(InputError, match="b needs a natural teacher"):
+        experiment.run(parse({**tree, "natural_teacher": None}, ExperimentConfig))
+    assert not asked, "a training began before the natural teacher was known to be there"
+    monkeypatch.setattr(checkpoint, "load", lambda path: None)
     with pytest.raises(Interrupted):
         experiment.run(parse(tree, ExperimentConfig))
-    assert [config.natural_teacher for config in asked] == [None, "natural.pt", "natural.pt"]
+    assert [config.natural_teacher for config in asked] == [None, None, "natural.pt"]
 
 
 def test_checkpoint_says_how_it_was_trained(tmp_path: Path) -> None:
@@ -589,7 +595,10 @@ def test_every_image_is_used_once_an_epoch_in_a_new_order() -> None:
     student, seen = plain(), list[Tensor]()
     student.register_forward_pre_hook(lambda module, given: seen.append(given[0].detach()) if module.training else None)
     fit(student, recipe=Recipe(epochs=2, batch_size=50))
-    first, second = torch.cat(seen[1:4]), torch.cat(seen[4:])  # after the step that a copy of the student rehearses
+    first, second = (
+        torch.cat(seen[2:5]),
+        torch.cat(seen[5:]),
+    )  # after the two steps that a copy of the student rehearses
     for epoch in (first, second):
         keys = sorted(image.sum().item() for image in epoch)
         assert keys == sorted(image.sum().item() for image in samples()[0]), "an epoch is not all images once"
@@ -618,8 +627,8 @@ class Watch(Standard):
 def test_progress_runs_to_one_and_memory_lasts() -> None:
     Watch.seen.clear()
     fit(plain(), Watch(), recipe=Recipe(epochs=3, batch_size=50))
-    assert [progress for progress, _ in Watch.seen[1:]] == pytest.approx([step / 9 for step in range(1, 10)])
-    assert [steps for _, steps in Watch.seen] == [1, *range(1, 10)], "the rehearsal must leave the memory alone"
+    assert [progress for progress, _ in Watch.seen[2:]] == pytest.approx([step / 9 for step in range(1, 10)])
+    assert [steps for _, steps in Watch.seen] == [1, 1, *range(1, 10)], "the rehearsal must leave the memory alone"
 
 
 def test_memory_and_progress_go_on_where_a_training_was_interrupted(tmp_path: Path) -> None:
