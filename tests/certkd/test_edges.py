@@ -9,9 +9,13 @@ import pytest
 import torch
 from pydantic import ValidationError
 from torch import nn
+from torch.nn import functional as F
 
+from certkd.checkpoint import Checkpoint
 from certkd.config import OptimizerConfig, Recipe
 from certkd.experiment import run_training
+from certkd.models import ModelSpec, build
+from certkd.networks import beside
 from certkd.objectives import Ibp, Igd, Kdiga, Mtard, Standard
 from certkd.optimisation import batches
 from certkd.training import train
@@ -81,3 +85,17 @@ def test_settings_without_effect_are_refused(settings: dict[str, Any], words: st
         Kdiga(**settings)
     with pytest.raises(ValidationError, match="give a ramp"):
         Ibp(eps=0.1, method="crown-ibp", ramp=0)
+
+
+def test_a_teacher_of_another_image_size_is_certified_on_its_students_images() -> None:
+    small, large = (
+        Checkpoint(build(ModelSpec(name="certkd:mlp", classes=3, shape=shape)).eval(), data={"name": name})
+        for shape, name in (((1, 4, 4), "small"), ((1, 8, 8), "large"))
+    )
+    known = beside(small, large)
+    x = torch.rand(5, 1, 8, 8)
+    resized = F.interpolate(x, size=(4, 4), mode="bilinear", align_corners=False)
+    assert torch.equal(known.model(x), small.model(resized)) and known.data == {"name": "large"}
+    assert known.sha256 == small.sha256 and beside(small, small) is small
+    with pytest.raises(InputError, match="only height and width may differ"):
+        beside(Checkpoint(build(ModelSpec(name="certkd:mlp", classes=3, shape=(3, 4, 4)))), large)
