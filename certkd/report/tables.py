@@ -258,13 +258,16 @@ _FIGURES: dict[str, tuple[str, Callable[[float], str]]] = {
 
 
 def diagnoses(named: dict[str, Diagnosis], norm: str, eps: str) -> list[Table | str]:
-    """Gradients and attacks of students beside their teacher, and what must not be trusted."""
-    rows = [["samples that the student gets right", *(str(found.samples) for found in named.values())]]
-    for name, (what, written) in _FIGURES.items():
-        rows.append([what.format(norm=norm), *(written(getattr(found, name)) for found in named.values())])
+    """Gradients and attacks of students beside their teacher, five a table, and what must not be trusted."""
     title = f"Diagnostics (estimates), {norm} eps {eps}, means"
+    tables, names = [], list(named)
+    for some in (names[start : start + 5] for start in range(0, len(names), 5)):
+        rows = [["samples that the student gets right", *(str(named[name].samples) for name in some)]]
+        for figure, (what, written) in _FIGURES.items():
+            rows.append([what.format(norm=norm), *(written(getattr(named[name], figure)) for name in some)])
+        tables.append(table(title, ["figure", *some], rows))
     warnings = [f"warning: {name}: {text}" for name, found in named.items() for text in found.warnings]
-    return [table(title, ["figure", *named], rows), *warnings]
+    return [*tables, *warnings]
 
 
 def same_copies(shared: SameCopies) -> str:
