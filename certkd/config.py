@@ -229,7 +229,7 @@ def read(
     """Read a YAML file into a configuration, with ``key.sub=value`` overrides applied.
 
     A file may name another one to go on from with ``extends: other.yaml``, relative to itself. Sections are merged key
-    by key and the later file wins; a section of another ``kind`` replaces the earlier one.
+    by key and the later file wins; a section of another ``kind`` or ``name`` replaces the earlier one.
 
     Args:
         defaults: what a file would say, where there is none.
@@ -273,12 +273,10 @@ def _load_file(path: Path, extended_by: tuple[Path, ...] = ()) -> dict[str, Any]
 
 
 def _merged(base: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:
-    """Two trees, key by key; a section of another kind replaces, another name replaces too."""
-    if "kind" in base and "kind" in later and base["kind"] != later["kind"]:
+    """Two trees, key by key; a section of another kind or name replaces the earlier one, whose keys were about that."""
+    if any(key in base and key in later and base[key] != later[key] for key in ("kind", "name")):
         return dict(later)
     result = dict(base)
-    if "name" in base and "name" in later and base["name"] != later["name"]:
-        result = {}  # the other keys of a section were about the other network, or data set
     for key, value in later.items():
         both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
         result[key] = _merged(result[key], value) if both else value

@@ -211,10 +211,11 @@ def _check_natural_teacher(config: ExperimentConfig) -> None:
     """
     objectives = {"teacher": config.teacher.objective, **config.students.objectives}
     needing = [name for name, objective in objectives.items() if objective.needs_natural_teacher]
-    if needing and config.natural_teacher is None:
+    if not needing:
+        return
+    if config.natural_teacher is None:
         raise InputError(f"{needing[0]} needs a natural teacher: name its checkpoint with the key natural_teacher")
-    if needing and config.natural_teacher is not None:
-        checkpoint.load(config.natural_teacher)
+    checkpoint.load(config.natural_teacher)
 
 
 def _student(config: ExperimentConfig, name: str) -> RoleConfig:

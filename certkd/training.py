@@ -73,6 +73,9 @@ class _Run:
     teacher: nn.Module | None
     natural_teacher: nn.Module | None
     fit: Split
+    held_out: Split
+    selection: SelectionConfig
+    metric: str
     objective: Objective
     optimizer: torch.optim.Optimizer
     average: Average | None
@@ -80,6 +83,10 @@ class _Run:
     seed: int
     place: torch.device
     reporter: TrainingReporter
+
+    def shown(self, epoch: int) -> nn.Module:
+        """The network that is measured and saved after an epoch."""
+        return self.student if self.average is None else self.average.network(self.student, epoch)
 
     @property
     def steps(self) -> int:
@@ -148,6 +155,9 @@ def train(
         teacher=teacher,
         natural_teacher=natural_teacher,
         fit=fit,
+        held_out=held_out,
+        selection=selection,
+        metric=metric,
         objective=objective,
         optimizer=optimizer_of(student, recipe.optimizer),
         average=Average(student, recipe) if recipe.average != "none" else None,
@@ -165,18 +175,9 @@ def train(
         with closing(RunLog(out, progress.history)) as log:
             reporter.start(recipe.epochs, progress.epoch, run.steps)
             for epoch in range(progress.epoch, recipe.epochs):
-                started = time.perf_counter()
-                if run.average is not None and epoch == run.average.first:
-                    progress.best_score = (-1.0, -1.0)  # the best of the averages counts, not of what came before
-                terms = _epoch(run, epoch, progress.memory)
-                shown = student if run.average is None else run.average.network(student, epoch)
-                metrics = evaluate(shown, held_out, selection, place, seed)
-                if teacher is not None:
-                    metrics |= agreement(shown, teacher, held_out, selection, place, seed)
-                record = {"epoch": epoch, **terms, "validation": metrics, "seconds": time.perf_counter() - started}
-                _keep(progress, record, shown, metric)
+                record = _measured_epoch(run, epoch, progress)
                 if out is not None:
-                    _save_epoch(out, progress, run, shown, about or {})
+                    _save_epoch(out, progress, run, about or {})
                 log.write(record)
                 reporter.epoch(record)
     last = progress.history[-1]["validation"]
@@ -195,6 +196,20 @@ def _selection(selection: SelectionConfig, objective: Objective) -> tuple[Select
     return selection.model_copy(update={"sigma": selection.sigma or sigma or None}), metric
 
 
+def _measured_epoch(run: _Run, epoch: int, progress: Progress) -> dict[str, Any]:
+    """Train for an epoch, measure the network, and remember it when it is the best so far; the record of the epoch."""
+    started = time.perf_counter()
+    if run.average is not None and epoch == run.average.first:
+        progress.best_score = (-1.0, -1.0)  # the best of the averages counts, not of what came before
+    terms, shown = _epoch(run, epoch, progress.memory), run.shown(epoch)
+    metrics = evaluate(shown, run.held_out, run.selection, run.place, run.seed)
+    if run.teacher is not None:
+        metrics |= agreement(shown, run.teacher, run.held_out, run.selection, run.place, run.seed)
+    record = {"epoch": epoch, **terms, "validation": metrics, "seconds": time.perf_counter() - started}
+    _keep(progress, record, shown, run.metric)
+    return record
+
+
 def _epoch(run: _Run, epoch: int, memory: dict[str, float]) -> dict[str, Any]:
     """One pass over the training images; the mean of each term and the learning rate."""
     recipe, seed = run.recipe, run.seed
@@ -205,8 +220,9 @@ def _epoch(run: _Run, epoch: int, memory: dict[str, float]) -> dict[str, Any]:
     run.student.train()
     order = torch.randperm(len(run.fit), generator=keyed_generator(seed, epoch, 1))
     sums: dict[str, Tensor] = {}
-    for step, rows in enumerate(batches(order, recipe.batch_size)):
-        done = (epoch * run.steps + step + 1) / (recipe.epochs * run.steps)
+    parts = batches(order, recipe.batch_size)
+    for step, rows in enumerate(parts):
+        done = (epoch * len(parts) + step + 1) / (recipe.epochs * len(parts))
         batch = _batch(run, rows, keyed_generator(seed, epoch, 2 + step), done, memory)
         run.optimizer.zero_grad(set_to_none=True)
         terms, loss = backward(run.objective, batch, recipe)
@@ -277,14 +293,14 @@ def _keep(progress: Progress, record: dict[str, Any], student: nn.Module, metric
         progress.best_state = {name: value.detach().cpu().clone() for name, value in student.state_dict().items()}
 
 
-def _save_epoch(out: Path, progress: Progress, run: _Run, shown: nn.Module, about: Mapping[str, Any]) -> None:
+def _save_epoch(out: Path, progress: Progress, run: _Run, about: Mapping[str, Any]) -> None:
     """last.pt, best.pt when this epoch is the best, then the resume state: each whole or not at all.
 
     The resume state comes last: killed before it, a resumed training repeats the epoch and writes the same files.
     """
     names = ["last.pt"] + (["best.pt"] if progress.best_epoch == progress.epoch - 1 else [])
     for name in names:
-        save_network(shown, out / name, about, progress.history[-1]["validation"])
+        save_network(run.shown(progress.epoch - 1), out / name, about, progress.history[-1]["validation"])
     state = {
         "progress": vars(progress),
         "student": run.student.state_dict(),
@@ -315,8 +331,7 @@ def resume_state(out: Path) -> dict[str, Any] | None:
         return None
     try:
         state = dict(torch.load(path, map_location="cpu", weights_only=True))
-        parts = {part: state[part] for part in ("progress", "student", "optimizer", "about")}
-        return {**parts, "average": state.get("average", {})}
+        return {part: state[part] for part in ("progress", "student", "optimizer", "average", "about")}
     except Exception as error:
         raise InputError(f"{path} is damaged ({type(error).__name__}): delete it to start again") from error
 

@@ -5,9 +5,9 @@ from typing import ClassVar, Literal
 
 import torch
 
-from certkd.objectives.base import Batch, Number, Term, Terms
+from certkd.objectives.base import Batch, Number, Share, Term, Terms
 from certkd.objectives.kd import kl_each
-from certkd.objectives.robust import RobustDistillation, Share, View, divergence_from_teacher
+from certkd.objectives.robust import RobustDistillation, View, divergence_from_teacher
 from verifiers.falsify import Objective as AttackLoss
 from verifiers.falsify import per_sample
 

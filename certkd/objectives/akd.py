@@ -4,9 +4,9 @@ from typing import ClassVar, Literal
 
 from torch.nn import functional as F
 
-from certkd.objectives.base import Positive, Term, Terms
+from certkd.objectives.base import Positive, Share, Term, Terms
 from certkd.objectives.kd import softened_kl
-from certkd.objectives.robust import RobustDistillation, Share, View
+from certkd.objectives.robust import RobustDistillation, View
 
 
 class Akd(RobustDistillation):

@@ -2,10 +2,10 @@
 
 from typing import ClassVar, Literal
 
-from certkd.objectives.base import Number, Positive, Term, Terms
+from certkd.objectives.base import Number, Positive, Share, Term, Terms
 from certkd.objectives.kd import softened_kl
 from certkd.objectives.kdiga import Kdiga, Point
-from certkd.objectives.robust import RobustDistillation, Share, View
+from certkd.objectives.robust import RobustDistillation, View
 
 
 class Ard(RobustDistillation):

@@ -29,6 +29,8 @@ def _integer(value: Any) -> int:
 #: A number as configurations write it: 0.1, 8/255, 1e-3. Negative ones are refused.
 Number = Annotated[float, BeforeValidator(_number), Field(ge=0)]
 Positive = Annotated[float, BeforeValidator(_number), Field(gt=0)]
+#: A share in [0, 1].
+Share = Annotated[Number, Field(le=1)]
 Count = Annotated[int, BeforeValidator(_integer), Field(ge=1)]
 
 
@@ -61,6 +63,10 @@ class Batch:
     progress: float = 1.0
     natural_teacher: nn.Module | None = None
     memory: dict[str, float] = field(default_factory=dict)
+
+    def risen(self, ramp: float) -> float:
+        """From 0 to 1 over the first share ``ramp`` of the training, 1 from there on."""
+        return min(1.0, self.progress / ramp) if ramp > 0 else 1.0
 
     def noise(self, sigma: float, copies: int = 1) -> Float[Tensor, "copies batch *shape"]:
         """Independent N(0, sigma^2) for each pixel, in pixel units; drawn on the CPU, the same on every device."""

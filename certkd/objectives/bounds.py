@@ -1,10 +1,6 @@
 """Differentiable bounds of margins over boxes, for certified training; by auto-LiRPA on the network's own weights."""
 
 import copy
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
@@ -13,14 +9,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from verifiers.bound_propagation.auto_lirpa import compat, guard
-from verifiers.bound_propagation.auto_lirpa.adapter import FAILURES
+from verifiers.bound_propagation.auto_lirpa.adapter import FAILURES, METHODS, quiet, without_dropout
 from verifiers.bound_propagation.checks import check_forward
 from verifiers.certificate import Contradiction, Unsupported
 from verifiers.errors import InputError
 
 BoundMethod = Literal["ibp", "crown-ibp"]
 Box = tuple[Float[Tensor, "batch *shape"], Float[Tensor, "batch *shape"]]
-_METHODS = {"ibp": "IBP", "crown-ibp": "CROWN-IBP"}
 
 
 def ball(x: Float[Tensor, "batch *shape"], eps: float) -> Box:
@@ -49,12 +44,12 @@ def lower_margins(
     """
     lower, upper = (side.detach() for side in box)
     try:
-        with _quiet(lower.dtype), torch.autocast(lower.device.type, enabled=False):
+        with quiet(lower.dtype), torch.autocast(lower.device.type, enabled=False):
             graph = _graph(getattr(model, "_orig_mod", model), minus, lower)  # of a compiled network, the network
             eye = torch.eye(graph.final_shape[-1], dtype=lower.dtype, device=lower.device)
             rows = sign * (eye[y].unsqueeze(1) - eye[None])
             given = (_within(lower, upper),)
-            return graph.compute_bounds(x=given, C=rows, method=_METHODS[method], bound_upper=False)[0]
+            return graph.compute_bounds(x=given, C=rows, method=METHODS[method], bound_upper=False)[0]
     except compat.AutoLirpaMissing as missing:
         raise InputError(f"certified training needs auto-LiRPA: {missing}") from None
     except torch.OutOfMemoryError:
@@ -130,7 +125,7 @@ def _build(network: nn.Module, x: Tensor) -> Any:
         Unsupported: a layer or an operator whose bounds are not known to be sound, by name.
         Contradiction: the graph is not the network, whose operations depend on its input.
     """
-    network = _without_dropout(copy.deepcopy(network)).eval()
+    network = without_dropout(copy.deepcopy(network)).eval()
     guard.check_modules(network)
     graph = compat.load().BoundedModule(network, x[:1], bound_opts={"conv_mode": "patches"})
     graph.eval()
@@ -179,27 +174,3 @@ def _follow(graph: Any, parts: dict[str, nn.Module]) -> None:
             node.param = named[name] if node.training else nn.Parameter(named[name].detach(), requires_grad=False)
         elif kind == "BoundBuffers":  # a copy, because a forward pass in train mode writes to the buffer
             node.buffer = named[name].detach().clone()
-
-
-def _without_dropout(network: nn.Module) -> nn.Module:
-    """Dropout, the identity in eval mode, left out: auto-LiRPA would switch the network to train mode for it."""
-    for module in network.modules():
-        for name, child in module.named_children():
-            if isinstance(child, nn.modules.dropout._DropoutNd):
-                setattr(module, name, nn.Identity())
-    return network
-
-
-@contextmanager
-def _quiet(dtype: torch.dtype) -> Iterator[None]:
-    """Without what auto-LiRPA logs before it raises and without its warnings; its tables in the network's type."""
-    before, logger = torch.get_default_dtype(), logging.getLogger("auto_LiRPA.utils")
-    torch.set_default_dtype(dtype)
-    logger.disabled = True
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        torch.set_default_dtype(before)
-        logger.disabled = False

@@ -8,15 +8,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from certkd.objectives.adversarial import Attacked
-from certkd.objectives.base import Batch, Objective, Positive, Term, Terms
+from certkd.objectives.base import Batch, Objective, Positive, Share, Term, Terms
 from certkd.objectives.bounds import BoundMethod, Box, ball, lower_margins, robust_cross_entropy
-from certkd.objectives.robust import Share
 from verifiers.certificate import Norm
-
-
-def grown(eps: float, ramp: float, progress: float) -> float:
-    """eps at some progress of a training: it rises linearly over the first share ``ramp`` of it."""
-    return eps * (min(1.0, progress / ramp) if ramp > 0 else 1.0)
 
 
 class Ibp(Objective):
@@ -49,8 +43,8 @@ class Ibp(Objective):
         return terms
 
     def _margins(self, batch: Batch) -> Float[Tensor, "batch classes"]:
-        box = ball(batch.x, grown(self.eps, self.ramp, batch.progress))
-        linear = max(0.0, 1 - batch.progress / self.ramp) if self.ramp > 0 and self.method == "crown-ibp" else 0.0
+        box = ball(batch.x, self.eps * batch.risen(self.ramp))
+        linear = 1 - batch.risen(self.ramp) if self.method == "crown-ibp" else 0.0
         margins = lower_margins(batch.student, box, batch.y, "ibp")
         if linear == 0:
             return margins
@@ -65,8 +59,7 @@ class _Expressive(Attacked):
 
     def grown(self, batch: Batch) -> "_Expressive":
         """The same settings at the batch's progress."""
-        size = grown(self.eps, self.ramp, batch.progress)
-        return self.model_copy(update={"eps": size})
+        return self.model_copy(update={"eps": self.eps * batch.risen(self.ramp)})
 
 
 class MtlIbp(_Expressive):

@@ -1,12 +1,11 @@
 """CRT: certified robustness transfer, the smoothed teacher's outputs matched under the same noise."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field
 from torch.nn import functional as F
 
-from certkd.objectives.base import Batch, Number, Objective, Positive, Term, Terms
+from certkd.objectives.base import Batch, Objective, Positive, Share, Term, Terms
 
 
 class Crt(Objective):
@@ -18,7 +17,7 @@ class Crt(Objective):
 
     kind: Literal["crt"] = "crt"
     sigma: Positive = 0.25
-    alpha: Annotated[Number, Field(le=1)] = 1.0
+    alpha: Share = 1.0
     needs_teacher: ClassVar[bool] = True
     summary: ClassVar[str] = "distance to the teacher's outputs under Gaussian noise"
     paper: ClassVar[str] = "Vaishnavi et al., arXiv 2210.14283"

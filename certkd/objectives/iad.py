@@ -2,9 +2,9 @@
 
 from typing import ClassVar, Literal
 
-from certkd.objectives.base import Number, Term, Terms
+from certkd.objectives.base import Number, Share, Term, Terms
 from certkd.objectives.kd import kl_each
-from certkd.objectives.robust import RobustDistillation, Share, View
+from certkd.objectives.robust import RobustDistillation, View
 
 
 class Iad(RobustDistillation):

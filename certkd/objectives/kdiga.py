@@ -2,16 +2,16 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
-from pydantic import Field, model_validator
+from pydantic import model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
 from certkd.attacks import attack
-from certkd.objectives.base import Batch, Count, Number, Positive, Term, Terms
+from certkd.objectives.base import Batch, Count, Number, Positive, Share, Term, Terms
 from certkd.objectives.gradients import Reduction, exact_gradients, full_precision, input_gradient, reduced
 from certkd.objectives.kd import Kd, kl_each, softened_kl
 
@@ -58,7 +58,7 @@ class Kdiga(Kd):
     point: Point = "clean"
     kl_point: Point | None = None
     mask: Literal["all", "teacher_correct"] = "all"
-    ramp: Annotated[Number, Field(le=1)] = 0.0
+    ramp: Share = 0.0
     eps: Positive | None = None
     steps: Count = 10
     step_size: Positive | None = None
@@ -95,16 +95,17 @@ class Kdiga(Kd):
     def terms(self, batch: Batch) -> Terms:
         ce_point, kl_point = ("random" if self.point == "random" else "clean"), self.kl_point or self.point
         taught = {*([kl_point] if self.lambda_kl > 0 else []), *([self.point] if self.lambda_iga > 0 else [])}
-        images = self._images(batch, {ce_point, *taught})
-        seen = {name: self._look(batch, images[name], name, taught) for name in images if name in {ce_point, *taught}}
+        needed = {ce_point, *taught}
+        images = self._images(batch, needed)
+        seen = {name: self._look(batch, image, name, taught) for name, image in images.items() if name in needed}
         terms = {"ce": Term(self.lambda_ce, F.cross_entropy(seen[ce_point].logits, batch.y))}
         if self.lambda_kl > 0:
             at = seen[kl_point]
             kl = softened_kl(at.logits, at.target, self.temperature, self._kept(at.target, batch.y))
             terms["kl"] = Term(self.lambda_kl, kl)
         if self.lambda_iga > 0:
-            weight = self.lambda_iga * (min(1.0, batch.progress / self.ramp) if self.ramp > 0 else 1.0)
-            terms["iga"] = Term(weight, self._alignment(batch, images, seen[self.point]))
+            value = self._alignment(batch, images, seen[self.point])
+            terms["iga"] = Term(self.lambda_iga * batch.risen(self.ramp), value)
         return terms
 
     def _images(self, batch: Batch, named: Collection[str]) -> dict[str, Tensor]:
@@ -131,10 +132,10 @@ class Kdiga(Kd):
 
     def _look(self, batch: Batch, image: Tensor, name: str, taught: Collection[str]) -> "Seen":
         """The student at one point, the teacher where it is asked, and the gap of gradients where they are compared."""
-        if name == self.point and self.lambda_iga > 0 and self.target != "finite_difference":
+        compared = name == self.point and self.lambda_iga > 0
+        if compared and self.target != "finite_difference":
             return self._gradients(batch, image)
-        differences = name == self.point and self.lambda_iga > 0
-        with full_precision(image.device, differences):
+        with full_precision(image.device, compared):
             target = batch.constant(image) if name in taught else torch.empty(0)
             return Seen(batch.student(image), target)
 

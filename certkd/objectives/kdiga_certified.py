@@ -2,11 +2,9 @@
 
 from typing import ClassVar, Literal
 
-from certkd.objectives.base import Batch, Number, Positive, Term, Terms
+from certkd.objectives.base import Batch, Number, Positive, Share, Term, Terms
 from certkd.objectives.bounds import BoundMethod, ball, deficits
-from certkd.objectives.certified import grown
 from certkd.objectives.kdiga import Kdiga
-from certkd.objectives.robust import Share
 
 
 class KdigaCertified(Kdiga):
@@ -29,7 +27,7 @@ class KdigaCertified(Kdiga):
     def terms(self, batch: Batch) -> Terms:
         terms = super().terms(batch)
         if self.lambda_deficit > 0:
-            box = ball(batch.x, grown(self.eps, self.eps_ramp, batch.progress))
+            box = ball(batch.x, self.eps * batch.risen(self.eps_ramp))
             assert batch.teacher is not None
             behind = deficits(batch.student, batch.teacher, box, batch.y, self.bound)
             terms["deficit"] = Term(self.lambda_deficit, behind.amax(1).clamp_min(0).mean())

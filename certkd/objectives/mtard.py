@@ -4,9 +4,9 @@ from typing import ClassVar, Literal
 
 import torch
 
-from certkd.objectives.base import Batch, Positive, Term, Terms
+from certkd.objectives.base import Batch, Positive, Share, Term, Terms
 from certkd.objectives.kd import kl_each
-from certkd.objectives.robust import RobustDistillation, Share, View
+from certkd.objectives.robust import RobustDistillation, View
 
 
 class Mtard(RobustDistillation):

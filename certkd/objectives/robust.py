@@ -2,10 +2,9 @@
 
 from abc import abstractmethod
 from functools import cached_property
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
 from jaxtyping import Float
-from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -100,7 +99,3 @@ def divergence_from_clean_teacher(batch: Batch) -> AttackLoss:
     """KL(t(x) || s(z)), the teacher at the clean image."""
     target = batch.constant(batch.x)
     return lambda z: kl_each(batch.student(z), target)
-
-
-#: A share in [0, 1].
-Share = Annotated[Number, Field(le=1)]

@@ -1,4 +1,4 @@
-"""What is particular to the methods of adversarial distillation, and to the settings of kdiga."""
+"""What is particular to the methods of adversarial distillation."""
 
 import copy
 import inspect
@@ -15,6 +15,7 @@ from torch.nn import functional as F
 import certkd.attacks
 from certkd.config import Recipe
 from certkd.objectives import (
+    OBJECTIVES,
     AdaAd,
     Adversarial,
     AdvFunMatch,
@@ -32,6 +33,7 @@ from certkd.objectives import (
     Standard,
     Trades,
 )
+from certkd.objectives.adversarial import Attacked
 from certkd.objectives.base import Batch
 from certkd.objectives.robust import RobustDistillation
 from certkd.runlog import TrainingReporter
@@ -147,6 +149,12 @@ def test_an_example_under_noise_is_in_the_ball_of_its_image(sigma: float) -> Non
     with eval_mode(batch.student), torch.no_grad():
         clean, attacked = (F.cross_entropy(batch.student(images[name]), batch.y) for name in ("clean", "adversarial"))
     assert float(attacked) > float(clean), "the attack does not see the noise"
+
+
+def test_every_attacked_objective_is_tested_here() -> None:
+    attacked = {kind for kind in OBJECTIVES if issubclass(kind, Attacked)}
+    missing = {kind.__name__ for kind in attacked} - {type(objective).__name__ for objective in ATTACKED}
+    assert not missing, f"give each new objective that attacks a place in ATTACKED: {missing}"
 
 
 # ------------------------------------------------------------------------------------------------- one method at a time

@@ -68,7 +68,7 @@ class AutoLirpa:
             self._lirpa = compat.load()
         except compat.AutoLirpaMissing as missing:
             raise Unsupported(str(missing)) from None
-        self.model = _without_dropout(copy.deepcopy(model)).double().eval().requires_grad_(False)
+        self.model = without_dropout(copy.deepcopy(model)).double().eval().requires_grad_(False)
         guard.check_modules(self.model)
         x = x[:2].double()
         self._graph = self._build(x)
@@ -88,7 +88,7 @@ class AutoLirpa:
 
     def _build(self, x: Tensor, **options: Any) -> Any:
         try:
-            with _float64_and_quiet():
+            with quiet(torch.float64):
                 graph = self._lirpa.BoundedModule(self.model, x[:1], bound_opts={"conv_mode": "matrix", **options})
                 graph(self._ball(x[:1], torch.zeros(1, dtype=torch.float64, device=x.device), Norm.LINF))
                 return graph.requires_grad_(False)
@@ -187,7 +187,7 @@ class AutoLirpa:
         self, graph: Any, x: Tensor, eps: Tensor, specification: Tensor, norm: Norm, method: str
     ) -> Float[Tensor, "batch rows"]:
         known = self._affine_bounds(x, eps, norm)
-        with _float64_and_quiet():
+        with quiet(torch.float64):
             lower, _ = graph.compute_bounds(
                 x=(self._ball(x, eps, norm),),
                 C=specification.contiguous(),
@@ -316,7 +316,8 @@ def _affine_in_input(node: nn.Module) -> bool:
     return type(node).__name__ in affine and all(_affine_in_input(parent) for parent in node.inputs)  # type: ignore[union-attr]
 
 
-def _without_dropout(model: nn.Module) -> nn.Module:
+def without_dropout(model: nn.Module) -> nn.Module:
+    """Leave dropout out, in place: the identity in eval mode, but auto-LiRPA would switch to train mode for it."""
     for path, module in list(model.named_modules(remove_duplicate=False)):
         if isinstance(module, nn.modules.dropout._DropoutNd) and path:
             parent, _, name = path.rpartition(".")
@@ -333,10 +334,10 @@ def _one_line(error: BaseException) -> str:
 
 
 @contextmanager
-def _float64_and_quiet() -> Iterator[None]:
+def quiet(dtype: torch.dtype) -> Iterator[None]:
     """auto-LiRPA makes some tensors in the default dtype, sets warning filters, and logs what it then raises."""
     before, logger = torch.get_default_dtype(), logging.getLogger("auto_LiRPA.utils")
-    torch.set_default_dtype(torch.float64)
+    torch.set_default_dtype(dtype)
     logger.disabled = True
     try:
         with warnings.catch_warnings():
