@@ -116,6 +116,8 @@ class Study:
     methods: tuple[str, ...] = ("crown",)
     smoothing: tuple[str, dict[str, Any]] | None = None
     attack: Mapping[str, Any] = field(default_factory=lambda: {"steps": 50, "restarts": 5})
+    #: Over which share of the teacher's training eps grows; without it, the one at 0.2 on MNIST predicts a constant.
+    ramp: Mapping[str, float] = field(default_factory=dict)
 
 
 STEPS = OptimizerConfig(rate=2e-3, milestones=(0.6,))
@@ -155,6 +157,7 @@ STUDIES = {
         test_limit=300,
         certified_limit=40,
         attack={"steps": 30, "restarts": 2},
+        ramp={"0.2": 0.7},
     ),
     "cifar10": Study(
         DataConfig(name="cifar10"),
@@ -236,7 +239,8 @@ class Run:
     def rows(self, known: set[tuple[str, str]], only: Sequence[str]) -> Iterator[dict[str, Any]]:
         """What each network reaches, those that are not known yet."""
         study, eps = self.study, Epsilon.parse(self.eps).value
-        robust = self.network("teacher", study.teacher, Adversarial(eps=eps), study.teacher_recipe)
+        attacked = Adversarial(eps=eps, ramp=study.ramp.get(self.eps, 0.0))
+        robust = self.network("teacher", study.teacher, attacked, study.teacher_recipe)
         natural = self.network("natural", study.teacher, Standard(), study.teacher_recipe)
         reference = self.proofs(robust)
         for name, model in (("robust", robust), ("natural", natural)):

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from certkd.attacks import attack, pgd
-from certkd.objectives.base import Batch, Count, Objective, Positive, Term, Terms
+from certkd.objectives.base import Batch, Count, Objective, Positive, Share, Term, Terms
 from verifiers.certificate import Norm
 from verifiers.falsify import Objective as AttackLoss
 
@@ -15,17 +15,25 @@ from verifiers.falsify import Objective as AttackLoss
 class Attacked(Objective):
     """Settings of an attack inside a training step: eps and ``step_size`` in pixel units, 2.5 eps / steps when absent.
 
-    Every attack starts at a random point of the ball, stays in [0, 1], and sees the student in eval mode.
+    Both grow from 0 over the first share ``ramp`` of the training: at a large eps, training that starts with it from
+    random weights can end in a constant prediction. Every attack starts at a random point of the ball, stays in [0, 1],
+    and sees the student in eval mode.
     """
 
     eps: Positive
     norm: Norm = Norm.LINF
     steps: Count = 10
     step_size: Positive | None = None
+    ramp: Share = 0.0
+
+    def grown(self, batch: Batch) -> float:
+        """eps at this point of the training."""
+        return self.eps * batch.risen(self.ramp)
 
     def adversarial(self, batch: Batch, loss: AttackLoss | None = None) -> Float[Tensor, "batch *shape"]:
         """Images in the ball around the batch's that raise a loss per sample: the cross-entropy when None."""
-        settings = {"eps": self.eps, "norm": self.norm, "steps": self.steps, "step_size": self.step_size}
+        step = None if self.step_size is None else self.step_size * batch.risen(self.ramp)
+        settings = {"eps": self.grown(batch), "norm": self.norm, "steps": self.steps, "step_size": step}
         if loss is None:
             return pgd(batch.student, batch.x, batch.y, **settings, generator=batch.generator)  # type: ignore[arg-type]
         return attack(batch.student, loss, batch.x, **settings, generator=batch.generator)  # type: ignore[arg-type]

@@ -52,14 +52,10 @@ class Ibp(Objective):
 
 
 class _Expressive(Attacked):
-    """Settings that adversarial and interval losses share: the linf norm, and the growth of eps."""
+    """Settings that adversarial and interval losses share: the linf norm, and that eps grows."""
 
     ramp: Share = 0.5
     norm: Literal[Norm.LINF] = Norm.LINF
-
-    def grown(self, batch: Batch) -> "_Expressive":
-        """The same settings at the batch's progress."""
-        return self.model_copy(update={"eps": self.eps * batch.risen(self.ramp)})
 
 
 class MtlIbp(_Expressive):
@@ -74,9 +70,8 @@ class MtlIbp(_Expressive):
     paper: ClassVar[str] = "De Palma et al., arXiv 2305.13991"
 
     def terms(self, batch: Batch) -> Terms:
-        now = self.grown(batch)
-        adversarial = now.adversarial(batch)
-        margins = lower_margins(batch.student, ball(batch.x, now.eps), batch.y, "ibp")
+        adversarial = self.adversarial(batch)
+        margins = lower_margins(batch.student, ball(batch.x, self.grown(batch)), batch.y, "ibp")
         return {
             "ce_certified": Term(self.alpha, robust_cross_entropy(margins)),
             "ce_adversarial": Term(1 - self.alpha, F.cross_entropy(batch.student(adversarial), batch.y)),
@@ -100,8 +95,8 @@ class Sabr(_Expressive):
 
     def box(self, batch: Batch) -> Box:
         """The small box of each image."""
-        now = self.grown(batch)
-        small, room = self.share * now.eps, (1 - self.share) * now.eps
-        adversarial = now.adversarial(batch)
+        eps = self.grown(batch)
+        small, room = self.share * eps, (1 - self.share) * eps
+        adversarial = self.adversarial(batch)
         centre = batch.x + (adversarial - batch.x).clamp(-room, room)
         return ball(centre, small)

@@ -115,6 +115,30 @@ def test_every_attack_reaches_far_and_stays_inside(objective: Objective, monkeyp
     assert [module.training for module in student.modules()] == modes
 
 
+@pytest.mark.parametrize("step_size", [None, 0.02])
+@every_attack
+def test_attacks_grow_over_the_ramp(
+    objective: Objective, step_size: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """eps is half as large in the middle of the ramp, and whole from its end on; a step stays the same share of it."""
+    if not isinstance(objective, Attacked):
+        pytest.skip("the ramp of kdiga is lambda's")
+    objective = objective.model_copy(update={"ramp": 0.5, "step_size": step_size})
+    found: list[tuple[float, float | None]] = []
+    true_ascend = certkd.attacks.ascend
+
+    def watched(loss: Any, x: Tensor, **settings: Any) -> Tensor:
+        found.append((float(settings["eps"].max()), settings["step_size"]))
+        return true_ascend(loss, x, **settings)
+
+    monkeypatch.setattr(certkd.attacks, "ascend", watched)
+    for progress, share in ((0.25, 0.5), (0.5, 1.0), (0.9, 1.0)):
+        objective.terms(replace(batch_of(network(0), network(1), 4), progress=progress))
+        eps, part = found.pop()
+        assert eps == pytest.approx(0.1 * share)
+        assert part is None if step_size is None else part == pytest.approx(0.2)
+
+
 def test_sizes_of_an_attack_are_named() -> None:
     for function in (certkd.attacks.attack, certkd.attacks.pgd):
         parameters = inspect.signature(function).parameters
