@@ -163,19 +163,19 @@ STUDIES = {
         DataConfig(name="cifar10"),
         ModelConfig(name="torchvision:resnet18"),
         {
-            "resnet-8": ModelConfig(name="certkd:resnet", options={"depth": 8}),
+            "resnet-20": ModelConfig(name="certkd:resnet", options={"depth": 20}),
             "mobilenet_v2": ModelConfig(name="torchvision:mobilenet_v2"),
         },
         ("8/255",),
         chosen("standard", "kd", "kdiga(ce)", "kdiga(projection)", "ard", "rslad", "adaad, igdm"),
-        Recipe(epochs=15, optimizer=OptimizerConfig(rate=1e-3, milestones=(0.7,))),
-        Recipe(epochs=10, optimizer=OptimizerConfig(rate=2e-3, milestones=(0.7,))),
-        train_limit=2000,
+        Recipe(epochs=12, optimizer=OptimizerConfig(rate=1e-3, milestones=(0.7,))),
+        Recipe(epochs=12, optimizer=OptimizerConfig(rate=2e-3, milestones=(0.7,))),
+        train_limit=600,
         test_limit=200,
         steps=5,
         methods=("ibp",),
         attack={"steps": 20, "restarts": 1},
-        smoothing=("0.25", {"sigma": 0.12, "n": 1000}),
+        smoothing=("0.25", {"sigma": 0.12, "n": 500}),
     ),
 }
 
@@ -229,7 +229,7 @@ class Run:
         """Certified accuracy of the smoothed network, where the study asks for it."""
         if self.study.smoothing is None:
             return None
-        rows = torch.arange(min(len(self.test), 60))
+        rows = torch.arange(min(len(self.test), 20))
         eps, options = self.study.smoothing
         images, labels = self.test.images[rows], self.test.labels[rows]
         return summary(

@@ -129,8 +129,9 @@ class BatchCertifier(Protocol):
     """A method made ready for one network.
 
     Called with images in [0, 1], their predicted classes and their sample indices, it returns at least ``status``,
-    ``radius`` and ``margin``, one value per row. ``batch_size`` is the number of rows that suits it, ``notes`` are
-    stored as attributes of its group.
+    ``radius`` and ``margin``, one value per row; rows that it leaves PENDING are asked again in the next call. Where it
+    gives no ``seconds``, rows share those of the call. ``batch_size`` is the number of rows that suits it, ``notes``
+    are stored as attributes of its group.
     """
 
     @property

@@ -304,7 +304,11 @@ def _work_off(
     device: torch.device,
     reporter: Reporter,
 ) -> None:
-    """Batch after batch; a batch that does not fit into memory is halved, a single row that does not is recorded."""
+    """Batch after batch; a batch that does not fit into memory is halved, a single row that does not is recorded.
+
+    Rows that a method leaves PENDING come again, first in the next batch.
+    """
+    stalled = False
     while len(pending):
         rows = pending[:size]
         started = time.perf_counter()
@@ -324,10 +328,17 @@ def _work_off(
             certifier = _Refusal(status, str(error))
             _explain(info, certifier, file, reporter)
             continue
-        columns["seconds"] = np.full(len(rows), (time.perf_counter() - started) / len(rows))
+        own, share = columns.get("seconds"), (time.perf_counter() - started) / len(rows)
+        columns["seconds"] = np.full(len(rows), share) if own is None else np.nan_to_num(own)
+        done = columns["status"] != Status.PENDING
+        if stalled and not done.any():
+            columns["status"][:], done = Status.ERROR, ~done
+            _explain(info, _Refusal(Status.ERROR, "it was asked twice and decided nothing"), file, reporter)
+        stalled = not done.any()
+        pending = np.concatenate([rows[~done], pending[len(rows) :]])
+        rows, columns = rows[done], {name: values[done] for name, values in columns.items()}
         _check_against_attack(info, file, rows, columns, reporter)
         file.write(info.name, rows, columns)
-        pending = pending[len(rows) :]
         reporter.advance(len(rows))
 
 
@@ -362,7 +373,7 @@ def _finish(info: MethodInfo, samples: Samples, rows: np.ndarray, columns: Colum
     """Add the common columns and hold the rules: no radius without a proof, none that is not a finite number."""
     status, radius = columns["status"], columns["radius"]
     claims = status == Status.CERTIFIED
-    status[~np.isfinite(radius) | (status == Status.PENDING)] = Status.ERROR
+    status[~np.isfinite(radius)] = Status.ERROR
     status[claims & ((radius <= 0) | (info.guarantee == Guarantee.ESTIMATE))] = Status.ERROR
     label, correct = samples.labels[rows].numpy(), samples.correct[rows].numpy()
     predicted = columns.get("predicted", samples.predicted[rows].numpy())

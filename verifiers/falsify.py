@@ -136,7 +136,7 @@ def reachable(eps: float, norm: Norm, x: Float[Tensor, "batch *shape"]) -> float
 
 
 @dataclass
-class _Pgd:
+class Pgd:
     """PGD against the predicted class: margin loss and cross-entropy in turn, random starts keyed by sample index."""
 
     model: nn.Module
@@ -212,8 +212,8 @@ class _Pgd:
         return nearest
 
 
-def _prepare(model: nn.Module, samples: Tensor, request: Request) -> _Pgd:
-    return _Pgd(model, request)
+def _prepare(model: nn.Module, samples: Tensor, request: Request) -> Pgd:
+    return Pgd(model, request)
 
 
 PGD = MethodInfo(

@@ -1,6 +1,7 @@
 """Every certificate method there is: one record a method, listed once."""
 
 from verifiers.bound_propagation.certify import ALPHA_CROWN, CROWN, CROWN_IBP, IBP
+from verifiers.bound_propagation.complete import COMPLETE
 from verifiers.bound_propagation.joint import JOINT
 from verifiers.certificate import MethodInfo
 from verifiers.diagnostics import DIAGNOSTICS
@@ -17,6 +18,7 @@ METHODS: tuple[MethodInfo, ...] = (
     CROWN_IBP,
     CROWN,
     ALPHA_CROWN,
+    COMPLETE,
     JOINT,
     LIPSCHITZ,
     LOCAL_LINEARITY,

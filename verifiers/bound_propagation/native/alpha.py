@@ -6,6 +6,7 @@ each row keeps the best one. The first is CROWN itself.
 """
 
 import math
+import time
 from collections.abc import Mapping
 from dataclasses import fields
 
@@ -13,8 +14,8 @@ import torch
 from torch import Tensor
 
 from verifiers.bound_propagation.engine import Planes, better
-from verifiers.bound_propagation.native.bounds import Bounds
-from verifiers.bound_propagation.native.operators import Elementwise
+from verifiers.bound_propagation.native.bounds import Bounds, common
+from verifiers.bound_propagation.native.operators import Elementwise, Interval
 from verifiers.bound_propagation.native.relaxations.lines import Places
 
 #: Starting places: near the ends of [0, 1], where CROWN's own choice for ReLU is, but free to move.
@@ -52,8 +53,11 @@ def _choices(angles: Mapping[tuple[int, int, int], Tensor]) -> dict[tuple[int, i
     return {key: (angle[0].sin().square(), angle[1].sin().square()) for key, angle in angles.items()}
 
 
-def optimized(bounds: Bounds, specification: Tensor, iterations: int) -> Planes:
-    """The best bound of each row over CROWN and all steps of the optimiser."""
+def optimized(bounds: Bounds, specification: Tensor, iterations: int, deadline: float = math.inf) -> Planes:
+    """The best bound of each row over CROWN and all steps of the optimiser, of which none starts after the deadline.
+
+    The intervals of ``bounds`` become the intersection of all steps' intervals. ``deadline`` is on ``time.monotonic``.
+    """
     with torch.no_grad():
         bounds.propagate(refine=True)
         best = bounds.by_rows(specification)
@@ -65,10 +69,16 @@ def optimized(bounds: Bounds, specification: Tensor, iterations: int) -> Planes:
     for step in range(iterations):
         trial = Bounds(bounds.graph, bounds.balls, bounds.reaches, bounds.intersect, _choices(angles))
         last = step == iterations - 1
+        if time.monotonic() > deadline:
+            break
         with torch.set_grad_enabled(not last):
             trial.propagate(refine=True)
             found = trial.by_rows(specification)
         best = better(best, Planes(*(getattr(found, field.name).detach() for field in fields(Planes))))
+        bounds.intervals = [
+            common(known, Interval(*(end.detach() for end in new)))
+            for known, new in zip(bounds.intervals, trial.intervals, strict=True)
+        ]
         if not last:
             optimizer.zero_grad()
             loss = -found.bound.where(torch.isfinite(found.bound), 0.0).sum()

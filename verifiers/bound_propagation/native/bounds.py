@@ -98,7 +98,7 @@ class Bounds:
         value = self._values[position]
         reach = per_sample(self.balls.eps, value) * self.reaches[position]
         ball = Interval(value - reach, value + reach)
-        return _common(interval, ball) if self.intersect else ball
+        return common(interval, ball) if self.intersect else ball
 
     @cached_property
     def _values(self) -> list[Tensor]:
@@ -121,7 +121,7 @@ class Bounds:
             for old, new in zip(before, ends, strict=True)
         )
         after = Interval(low.reshape(before.low.shape), high.reshape(before.high.shape))
-        self.intervals[position] = _common(before, after) if self.intersect else _ordered(after)
+        self.intervals[position] = common(before, after) if self.intersect else _ordered(after)
 
     def lower(self, start: int, samples: Int[Tensor, " rows"], entries: Int[Tensor, " rows"], sign: float) -> Planes:
         """Lower bounds of ``sign * node[entry]``, block by block."""
@@ -151,7 +151,7 @@ class Bounds:
         found = self.balls.x.new_full((2, len(samples)), float("nan"))
         signs = torch.ones_like(found[0])
         rows = one_hot(self.graph.nodes[start].shape, entries.repeat(2), torch.cat([signs, -signs]))
-        front = _Front({start: rows}, signs.new_zeros(2 * len(left)), samples.repeat(2))
+        front = Front({start: rows}, signs.new_zeros(2 * len(left)), samples.repeat(2))
         nearest = True  # whose boxes say what the interval of the start node said
         for position in range(start, 0, -1):
             if not self._step(front, position) or self.graph.affine_operator(position):
@@ -169,7 +169,7 @@ class Bounds:
         found[:, left] = self._minimum(front, with_planes=False).bound.reshape(2, -1)
         return found
 
-    def _over_boxes(self, front: "_Front") -> Float[Tensor, " rows"]:
+    def _over_boxes(self, front: "Front") -> Float[Tensor, " rows"]:
         """The least value of rows where they stand, over the boxes of those nodes."""
         low = front.constant
         for position, rows in front.pending.items():
@@ -240,7 +240,7 @@ class Bounds:
         and 1 for those of their negations, which choose their lines apart. ``image`` holds coefficients of the image
         that each row has besides.
         """
-        front = _Front({start: rows}, self.balls.x.new_zeros(len(samples)), samples)
+        front = Front({start: rows}, self.balls.x.new_zeros(len(samples)), samples)
         if image is not None:
             front.add(0, Rows(image), self.graph.nodes[0].shape)
         for position in range(start, 0, -1):
@@ -248,7 +248,7 @@ class Bounds:
         return self._minimum(front, with_planes=ids is not None)
 
     def _step(
-        self, front: "_Front", position: int, start: tuple[int, int] = (-1, -1), ids: Tensor | None = None
+        self, front: "Front", position: int, start: tuple[int, int] = (-1, -1), ids: Tensor | None = None
     ) -> bool:
         """Push the rows that stand at a node to its inputs; whether there were any."""
         if (here := front.pending.pop(position, None)) is None:
@@ -279,7 +279,7 @@ class Bounds:
             self.relaxations[key] = node.operator.relax(boxes, places)
         return self.relaxations[key], False
 
-    def _minimum(self, front: "_Front", *, with_planes: bool) -> Planes:
+    def _minimum(self, front: "Front", *, with_planes: bool) -> Planes:
         rows, constant, samples = front.pending.get(0), front.constant, front.samples
         if rows is None:
             return Planes(constant, constant, torch.zeros_like(constant))
@@ -295,7 +295,7 @@ class Bounds:
 
 
 @dataclass
-class _Front:
+class Front:
     """Rows on their way back: their coefficients at the nodes where they stand, and what they gained so far."""
 
     pending: dict[int, Rows]
@@ -306,10 +306,10 @@ class _Front:
         """Coefficients that reach a node."""
         self.pending[position] = add(self.pending[position], rows, shape) if position in self.pending else rows
 
-    def keep(self, chosen: Bool[Tensor, " rows"]) -> "_Front":
+    def keep(self, chosen: Bool[Tensor, " rows"]) -> "Front":
         """Some of the rows."""
         pending = {position: rows.keep(chosen) for position, rows in self.pending.items()}
-        return _Front(pending, self.constant[chosen], self.samples[chosen])
+        return Front(pending, self.constant[chosen], self.samples[chosen])
 
 
 def block_of(widest: int) -> int:
@@ -317,7 +317,7 @@ def block_of(widest: int) -> int:
     return max(16, min(1024, BLOCK // max(1, widest)))
 
 
-def _common(one: Interval, other: Interval) -> Interval:
+def common(one: Interval, other: Interval) -> Interval:
     """The intersection; an end that is nan gives way to the other."""
     return _ordered(Interval(torch.fmax(one.low, other.low), torch.fmin(one.high, other.high)))
 

@@ -1,0 +1,142 @@
+"""Parts of a ball on which some ReLUs have a given sign, and bounds over them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from verifiers.bound_propagation.engine import Planes
+from verifiers.bound_propagation.native.bounds import Bounds, Front
+from verifiers.bound_propagation.native.graph import Graph
+from verifiers.bound_propagation.native.operators import Elementwise, Interval, Operator
+from verifiers.bound_propagation.native.relaxations.piecewise import LeakyRelu, Relu
+from verifiers.bound_propagation.native.rows import Rows, shape_size
+
+
+def is_hinge(operator: Operator | None) -> bool:
+    """Whether an operator is a line on either side of zero."""
+    return isinstance(operator, Elementwise) and isinstance(operator.activation, Relu | LeakyRelu)
+
+
+@dataclass(frozen=True)
+class Hinges:
+    """The neurons of one ball that can be split: ReLUs whose sign the root's intervals leave open, one after another.
+
+    Attributes:
+        readers: position of each ReLU operator, and the position of the node it reads.
+        entries: for each of them, the open entries of that node.
+    """
+
+    readers: tuple[tuple[int, int], ...]
+    entries: tuple[Int[Tensor, " open"], ...]
+
+    @classmethod
+    def of(cls, graph: Graph, intervals: Sequence[Interval]) -> "Hinges":
+        """Those that the intervals of one ball leave open."""
+        readers, entries = [], []
+        for position, node in enumerate(graph.nodes):
+            if is_hinge(node.operator):
+                low, high = intervals[node.inputs[0]]
+                readers.append((position, node.inputs[0]))
+                entries.append(((low < 0) & (high > 0)).flatten().nonzero().flatten())
+        return cls(tuple(readers), tuple(entries))
+
+    @property
+    def sizes(self) -> list[int]:
+        """Number of open entries of each ReLU operator."""
+        return [len(entries) for entries in self.entries]
+
+    def __len__(self) -> int:
+        return sum(self.sizes)
+
+    def spread(
+        self, values: Float[Tensor, "domains open"], shapes: Mapping[int, tuple[int, ...]], fill: float = 0.0
+    ) -> dict[tuple[int, int], Float[Tensor, "domains ..."]]:
+        """One value per neuron as whole maps, by (operator, node); ``fill`` where nothing is open."""
+        maps = {}
+        for (reader, node), entries, part in zip(self.readers, self.entries, values.split(self.sizes, 1), strict=True):
+            flat = values.new_full((len(values), shape_size(shapes[node])), fill)
+            maps[reader, node] = flat.index_copy(1, entries, part).reshape(len(values), *shapes[node])
+        return maps
+
+    def gather(
+        self, maps: Mapping[int, Float[Tensor, "domains ..."]], like: Tensor, *, by_reader: bool = False
+    ) -> Float[Tensor, "domains open"]:
+        """The open entries of maps, which are kept by node or by operator."""
+        found = (
+            maps[reader if by_reader else node].flatten(1)[:, entries]
+            for (reader, node), entries in zip(self.readers, self.entries, strict=True)
+        )
+        return torch.cat([like[:, :0], *found], 1)
+
+
+@dataclass(frozen=True)
+class Domains:
+    """Domains of one ball, each with the row that it bounds.
+
+    Attributes:
+        row: which row of the specification.
+        bound: its lower bound on the domain.
+        signs: of each hinge: 1 for z >= 0, -1 for z <= 0, 0 where it is not split.
+        alpha: place of each lower line, from 0 to 1.
+        beta: multiplier of each split, 0 where it is not split.
+        branch: the hinge to split next; -1 where every hinge has its sign.
+    """
+
+    row: Int[Tensor, " domains"]
+    bound: Float[Tensor, " domains"]
+    signs: Int[Tensor, "domains open"]
+    alpha: Float[Tensor, "domains open"]
+    beta: Float[Tensor, "domains open"]
+    branch: Int[Tensor, " domains"]
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    def take(self, chosen: Tensor | slice) -> "Domains":
+        """Some of them, by mask, position or slice."""
+        return Domains(*(getattr(self, f.name)[chosen] for f in fields(self)))
+
+    def halves(self) -> "Domains":
+        """Each with either sign of its next hinge: first all positive halves, then all negative ones."""
+        twice = Domains(*(torch.cat([getattr(self, f.name)] * 2) for f in fields(self)))
+        sign = torch.ones_like(self.branch).repeat(2)
+        sign[len(self) :] = -1
+        return replace(twice, signs=twice.signs.scatter(1, twice.branch[:, None], sign[:, None].to(twice.signs)))
+
+
+def joined(parts: list[Domains]) -> Domains:
+    """Domains one after another."""
+    return Domains(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(Domains)))
+
+
+@dataclass
+class Cell(Bounds):
+    """Bounds over domains: intervals that end at the splits, rows that take the multipliers with them.
+
+    Attributes:
+        multipliers: by node: what is added to the coefficients of the rows that reach it.
+        coefficients: filled by ``push``, by operator: the rows' coefficients there.
+        slopes: filled by ``push``: the rows' coefficients of the image.
+    """
+
+    multipliers: dict[int, Float[Tensor, "domains ..."]] = field(default_factory=dict)
+    watched: frozenset[int] = frozenset()  # operators
+    coefficients: dict[int, Float[Tensor, "domains ..."]] = field(default_factory=dict)
+    slopes: Float[Tensor, "domains ..."] | None = None
+
+    def _step(self, front: Front, position: int, start: tuple[int, int] = (-1, -1), ids: Tensor | None = None) -> bool:
+        shape = self.graph.nodes[position].shape
+        if ids is not None and position in self.multipliers:
+            front.add(position, Rows(self.multipliers[position][ids]), shape)
+        if position in self.watched and position in front.pending:
+            self.coefficients[position] = front.pending[position].dense(shape).values.detach()
+        return super()._step(front, position, start, ids)
+
+    def _minimum(self, front: Front, *, with_planes: bool) -> Planes:
+        rows, shape = front.pending.get(0), self.graph.nodes[0].shape
+        if rows is not None:
+            self.slopes = rows.dense(shape).values.detach()
+        return super()._minimum(front, with_planes=with_planes)
