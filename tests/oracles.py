@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.optimize import linprog
+from scipy.optimize import Bounds, LinearConstraint, linprog, milp
 from torch import nn
 
 Array = np.ndarray
@@ -97,6 +97,41 @@ def _minimum_on_pattern(layers: Layers, pattern: Sequence[Array], x: Array, eps:
     bounds = [*zip(low, high, strict=True), *[(0.0, eps)] * dim]
     found = linprog(np.concatenate([row @ weight, np.zeros(dim)]), A_ub=side, b_ub=limit, bounds=bounds, method="highs")
     return float(found.fun + row @ bias) if found.success else np.inf
+
+
+def program_minimum(layers: Layers, x: Array, eps: float, row: Array) -> float:
+    """Exact minimum of row @ logits over the linf ball: one mixed-integer program, a 0-1 variable for every ReLU."""
+    low, high = box(x, eps)
+    lows, highs, integer = list(low), list(high), [0] * len(x)
+    sides, floors, here = [], [], list(range(len(x)))  # sides @ v >= floors
+    for weight, bias in layers[:-1]:
+        low, high = _interval_affine(weight, bias, np.array(low), np.array(high))
+        first = len(lows)
+        for i in range(len(bias)):
+            value, switch = first + 2 * i, first + 2 * i + 1
+            least, most = min(low[i], 0.0), max(high[i], 0.0)
+            inner = {here[j]: weight[i, j] for j in range(len(here))}
+            sides += [
+                {value: 1.0, **{j: -w for j, w in inner.items()}},  # value >= w x + b
+                {value: -1.0, switch: least, **inner},  # value <= w x + b - least (1 - switch)
+                {value: -1.0, switch: most},  # value <= most switch
+            ]
+            floors += [bias[i], least - bias[i], 0.0]
+        lows += [0.0] * (2 * len(bias))
+        highs += [bound for top in high for bound in (max(top, 0.0), 1.0)]
+        integer += [0, 1] * len(bias)
+        here = list(range(first, first + 2 * len(bias), 2))
+        low, high = np.maximum(low, 0), np.maximum(high, 0)
+    matrix = np.zeros((len(sides), len(lows)))
+    for i, side in enumerate(sides):
+        for j, w in side.items():
+            matrix[i, j] = w
+    cost = np.zeros(len(lows))
+    cost[here] = row @ layers[-1][0]
+    constraints = LinearConstraint(matrix, np.array(floors)) if sides else None
+    found = milp(cost, constraints=constraints, bounds=Bounds(np.array(lows), np.array(highs)), integrality=integer)
+    assert found.success, found.message
+    return float(found.fun + row @ layers[-1][1])
 
 
 def crown_minimum(layers: Layers, x: Array, eps: float, norm: str, rows: Array) -> Array:

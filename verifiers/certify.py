@@ -336,6 +336,8 @@ def _work_off(
             _explain(info, _Refusal(Status.ERROR, "it was asked twice and decided nothing"), file, reporter)
         stalled = not done.any()
         pending = np.concatenate([rows[~done], pending[len(rows) :]])
+        if not done.any():
+            continue
         rows, columns = rows[done], {name: values[done] for name, values in columns.items()}
         _check_against_attack(info, file, rows, columns, reporter)
         file.write(info.name, rows, columns)

@@ -19,7 +19,7 @@ from verifiers.bound_propagation.certify import ARITHMETIC, careful_allowance
 from verifiers.bound_propagation.checks import withstand
 from verifiers.bound_propagation.engine import Engine, margin_specification
 from verifiers.bound_propagation.engines import build
-from verifiers.bound_propagation.native.alpha import optimized
+from verifiers.bound_propagation.native import alpha
 from verifiers.bound_propagation.native.branch_and_bound import Search
 from verifiers.bound_propagation.native.engine import Native
 from verifiers.certificate import Column, Columns, Guarantee, MethodInfo, Norm, Request, Status, margins
@@ -159,7 +159,7 @@ class _Complete:
         goal = float(allowance)
         eps = torch.full((1,), self.request.eps.value, dtype=torch.float64, device=x.device)
         bounds = self.native.bounds(image.double(), eps, self.request.norm)
-        proved = optimized(bounds, specification, int(self.request.options["iterations"]), deadline).bound[0]
+        proved = alpha.optimized(bounds, specification, int(self.request.options["iterations"]), deadline).bound[0]
         answers.seconds[row, Stage.ALPHA_CROWN - 1] = time.monotonic() - started
         least = float(proved.amin()) - goal
         if least > 0:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Num
 from torch import Tensor
 
 from verifiers.bound_propagation.engine import Planes
@@ -30,7 +30,7 @@ class Hinges:
     """
 
     readers: tuple[tuple[int, int], ...]
-    entries: tuple[Int[Tensor, " open"], ...]
+    entries: tuple[Int[Tensor, " _"], ...]
 
     @classmethod
     def of(cls, graph: Graph, intervals: Sequence[Interval]) -> "Hinges":
@@ -52,8 +52,8 @@ class Hinges:
         return sum(self.sizes)
 
     def spread(
-        self, values: Float[Tensor, "domains open"], shapes: Mapping[int, tuple[int, ...]], fill: float = 0.0
-    ) -> dict[tuple[int, int], Float[Tensor, "domains ..."]]:
+        self, values: Num[Tensor, "domains open"], shapes: Mapping[int, tuple[int, ...]], fill: float = 0.0
+    ) -> dict[tuple[int, int], Num[Tensor, "domains ..."]]:
         """One value per neuron as whole maps, by (operator, node); ``fill`` where nothing is open."""
         maps = {}
         for (reader, node), entries, part in zip(self.readers, self.entries, values.split(self.sizes, 1), strict=True):
@@ -62,7 +62,7 @@ class Hinges:
         return maps
 
     def gather(
-        self, maps: Mapping[int, Float[Tensor, "domains ..."]], like: Tensor, *, by_reader: bool = False
+        self, maps: Mapping[int, Num[Tensor, "domains ..."]], like: Tensor, *, by_reader: bool = False
     ) -> Float[Tensor, "domains open"]:
         """The open entries of maps, which are kept by node or by operator."""
         found = (
