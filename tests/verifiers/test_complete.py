@@ -125,7 +125,7 @@ DEEP = ((2, 8, 8, 3), (3, 6, 6, 6, 2), (2, 10, 10, 4))
 
 
 def test_answers_are_those_of_enumeration() -> None:
-    counted, statuses, _ = disagreements(((2, 5, 3),), 2, by_enumeration)
+    counted, statuses, _ = disagreements(((2, 4, 3),), 2, by_enumeration)
     assert counted >= 4 and {Status.CERTIFIED, Status.FALSIFIED} <= statuses
 
 
@@ -140,8 +140,8 @@ def test_answers_are_those_of_integer_programs(monkeypatch: pytest.MonkeyPatch) 
     """Without the attack and with few steps, so that branch and bound has to decide."""
     monkeypatch.setattr(branch_and_bound, "STEPS", 2)
     monkeypatch.setattr(complete, "SCREENS", ())
-    counted, statuses, stages = disagreements(DEEP, 3, by_program)
-    assert counted >= 20 and {Status.CERTIFIED, Status.FALSIFIED} <= statuses
+    counted, statuses, stages = disagreements(DEEP[:2], 2, by_program)
+    assert counted >= 8 and {Status.CERTIFIED, Status.FALSIFIED} <= statuses
     assert Stage.BRANCH_AND_BOUND in stages and Stage.ALPHA_CROWN in stages
 
 
@@ -154,12 +154,22 @@ def test_five_hundred_answers_near_the_boundary() -> None:
 # ----------------------------------------------------------------------------------------------- leaves and soundness
 
 
-@pytest.mark.parametrize(("share", "status"), [(0.85, Status.CERTIFIED), (1.01, Status.FALSIFIED)])
-def test_leaves_are_decided_by_their_linear_programs(
-    share: float, status: Status, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With no gradient steps only the programs' duals can exclude the peak, and only their ends can find it."""
+def valley() -> tuple[nn.Module, Tensor]:
+    """The margin is |x_1 - x_2| + 0.05: on either side of the valley a line that falls below 0 beyond it."""
+    network = mlp((2, 2, 2))
+    first, last = network[0], network[-1]
+    with torch.no_grad():
+        first.weight.copy_(torch.tensor([[1.0, -1.0], [-1.0, 1.0]]))
+        first.bias.zero_()
+        last.weight.copy_(torch.tensor([[1.0, 1.0], [0.0, 0.0]]))
+        last.bias.copy_(torch.tensor([0.05, 0.0]))
+    return network.eval(), torch.tensor([[0.55, 0.5]])
+
+
+def test_leaves_are_decided_by_their_linear_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With no gradient steps only the programs' duals can prove the valley's floor, and only their ends find a peak."""
     monkeypatch.setattr(branch_and_bound, "STEPS", 0)
+    monkeypatch.setattr(complete, "SCREENS", ())
     solved: list[bool] = []
 
     def watched(*args: Any) -> Any:
@@ -167,10 +177,14 @@ def test_leaves_are_decided_by_their_linear_programs(
         return lowest(*args)
 
     monkeypatch.setattr(branch_and_bound, "lowest", watched)
-    network, x, _ = planted(3, reach=0.1)
-    row = answer(prepared(network, x), x, share * 0.1)
-    assert solved, "no leaf was reached"
-    assert row["status"] == status and row["stage"] == Stage.BRANCH_AND_BOUND
+    for (network, x), eps, status in (
+        (valley(), 0.2, Status.CERTIFIED),
+        (planted(3, reach=0.1)[:2], 0.101, Status.FALSIFIED),
+    ):
+        solved.clear()
+        row = answer(prepared(network, x, iterations=1), x, eps)
+        assert solved, "no leaf was reached"
+        assert row["status"] == status and row["stage"] == Stage.BRANCH_AND_BOUND
 
 
 @pytest.mark.parametrize("pixels", [4, 16])
@@ -255,21 +269,10 @@ def trained_like() -> tuple[nn.Sequential, Tensor, Tensor]:
         return network, x, network(x).argmax(1)
 
 
-def run(out: Path | None = None, reporter: Reporter | None = None, **options: Any) -> MethodRows:
+def run(out: Path | None = None, reporter: Reporter | None = None, **asked: Any) -> MethodRows:
     network, x, labels = trained_like()
-    settings = {"steps": 3, "restarts": 1, **options}
-    found = certify(
-        network,
-        x,
-        labels,
-        eps="0.12",
-        methods=("complete",),
-        out=out,
-        options=settings,
-        reporter=reporter,
-        batch_size=5,
-    )
-    return found["complete"]
+    asked = {"eps": "0.08", "methods": ("complete",), "options": {"steps": 3, "restarts": 1}, **asked}
+    return certify(network, x, labels, **asked, out=out, reporter=reporter, batch_size=5)["complete"]
 
 
 def test_every_sample_is_decided_by_the_first_stage_that_can() -> None:
@@ -340,16 +343,16 @@ class Clock:
 
 def test_no_sample_takes_longer_than_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing starts after the limit: a look at the clock here is a second, and few follow the last one in time."""
-    network, x = network_of((6, 40, 40, 3), 5), images((6,), 6, seed=2)
+    network, x = network_of((6, 40, 40, 3), 5), images((6,), 6, seed=2)[[0, 3]]
     monkeypatch.setattr(branch_and_bound, "STEPS", 3)
     monkeypatch.setattr(complete, "SCREENS", ())
     clock = Clock(1.0)
     for module in (complete, branch_and_bound, complete.alpha):
         monkeypatch.setattr(module, "time", clock)
-    limit, late = 12.0, 0
+    limit, late = 60.0, 0
     method = prepared(network, x, time_limit=limit, iterations=2)
     for i in range(len(x)):
-        row = answer(method, x[i : i + 1], 0.35)
+        row = answer(method, x[i : i + 1], 0.15)
         assert row["seconds"] <= limit + 8, f"sample {i} took {row['seconds']} of {limit}"
         late += row["status"] == Status.TIMEOUT
         assert row["status"] != Status.TIMEOUT or row["seconds"] >= limit - 1, "given up before its time"
@@ -364,10 +367,7 @@ def engine(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 def test_either_engine_screens(engine: str) -> None:
-    network, x, labels = trained_like()
-    found = certify(network, x, labels, eps="0.08", methods=("complete",), engine=engine)["complete"]
-    expected = certify(network, x, labels, eps="0.08", methods=("complete",))["complete"]
-    np.testing.assert_array_equal(found["status"], expected["status"])
+    np.testing.assert_array_equal(run(engine=engine)["status"], run()["status"])
 
 
 def test_max_pooling_ends_undecided_not_certified() -> None:
