@@ -25,14 +25,24 @@ class Operation:
 
 
 def simplified(operations: Sequence[Operation], constants: Mapping[str, np.ndarray], logits: str) -> list[Operation]:
-    """The same function with GELU, SiLU and hard-swish as one operator each."""
+    """The same function with GELU, SiLU and hard-swish as one operator each, and without what nothing uses."""
     graph = _Graph(operations, constants, logits)
     for operation in operations:
         if operation.kind == "Erf":
             graph.join_gelu(operation)
         elif operation.kind in ("Sigmoid", "HardSigmoid"):
             graph.join_gate(operation)
-    return graph.operations()
+    return _used(graph.operations(), logits)
+
+
+def _used(operations: Sequence[Operation], logits: str) -> list[Operation]:
+    """The operations that the logits depend on, in their order."""
+    wanted, kept = {logits}, []
+    for operation in reversed(operations):
+        if not wanted.isdisjoint(operation.outputs):
+            wanted.update(operation.inputs)
+            kept.append(operation)
+    return kept[::-1]
 
 
 class _Graph:
