@@ -8,7 +8,7 @@ plain torch functions, which bound engines know. The module's logits are held ag
 import hashlib
 import inspect
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -203,10 +203,9 @@ class _Translation:
             network._names[name] = key
 
 
-def _unique(name: str, taken: Mapping[str, Any] | nn.ModuleDict | nn.ParameterDict) -> str:
-    """A name that is free, also as a Python attribute of a module."""
-    name = f"_{name}" if name[:1].isdigit() or hasattr(nn.ModuleDict, name) or hasattr(nn.ParameterDict, name) else name
-    while name in taken:
+def _unique(name: str, taken: nn.Module) -> str:
+    """A name that is free as an attribute of a module."""
+    while hasattr(taken, name):
         name += "_"
     return name
 

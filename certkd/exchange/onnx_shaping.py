@@ -62,9 +62,10 @@ def expand(call: Call, x: Tensor, shape: Value) -> Tensor:
 
 def concat(call: Call, *parts: Value, axis: int) -> Tensor:
     """Constant parts, like class tokens, are repeated for every image."""
-    like = next(part for part, varies in zip(parts, call.varying, strict=True) if varies or isinstance(part, Tensor))
+    varying = [part for part, varies in zip(parts, call.varying, strict=True) if varies]
+    like = next(part for part in (*varying, *parts) if isinstance(part, Tensor))
     axis = axis % like.dim()
-    batch = like.shape[0] if any(call.varying) and axis != 0 else None
+    batch = like.shape[0] if varying and axis != 0 else None
     rows = [
         tensor(part, like) if varies or batch is None else tensor(part, like)[:1].expand(batch, *part.shape[1:])
         for part, varies in zip(parts, call.varying, strict=True)
