@@ -37,7 +37,7 @@ def export(model: str, out: str, eps: Epsilon | None, **options: Any) -> int:
     from certkd import data
     from certkd.exchange.onnx_export import export as export_network
     from certkd.networks import is_path
-    from certkd.report.console import stdout
+    from certkd.report.console import stderr, stdout
 
     if eps is None and options["limit"] is not None:
         raise InputError(f"--limit {options['limit']} chooses samples of properties: add --eps")
@@ -47,11 +47,13 @@ def export(model: str, out: str, eps: Epsilon | None, **options: Any) -> int:
     if is_path(model) and file.exists() and file.samefile(model):
         raise InputError(f"--out {out} would overwrite {model}: give another folder")
     properties = None if eps is None else _samples(known, options, load)
-    export_network(known.model, file)
+    refusal = export_network(known.model, file)
     console = stdout()
     console.print(
         f"{file}: images {known.model.spec.shape} in [0, 1], {known.model.spec.classes} logits", soft_wrap=True
     )
+    if refusal is not None:
+        stderr().print(f"warning: certkd itself does not read it back: {refusal}")
     if eps is not None and properties is not None:
         _write_properties(known, *properties, file, eps, options["timeout"])
     return 0

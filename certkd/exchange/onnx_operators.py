@@ -349,6 +349,7 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "ReduceMean": reduced(torch.mean),
     "ReduceSum": reduced(torch.sum),
     "Relu": elementwise(F.relu),
+    "Resize": shaping.resize,
     "Reshape": shaping.reshape,
     "Selu": selu,
     "Sigmoid": elementwise(torch.sigmoid),

@@ -150,3 +150,28 @@ def cast(call: Call, x: Tensor, *, to: int, saturate: int = 1) -> Tensor:
     if to != FLOAT:
         raise call.refuse("changes the type of what depends on the image: only float32 networks are taken")
     return x
+
+
+def resize(
+    call: Call,
+    x: Tensor,
+    region: Value = None,
+    scales: Value = None,
+    sizes: Value = None,
+    *,
+    mode: str = "nearest",
+    coordinate_transformation_mode: str = "half_pixel",
+    nearest_mode: str = "round_prefer_floor",
+    cubic_coeff_a: float = -0.75,
+) -> Tensor:
+    """Images to another size as torch does it: bilinear between the centres of pixels, or the pixel before."""
+    centred = coordinate_transformation_mode in ("half_pixel", "pytorch_half_pixel")
+    before = coordinate_transformation_mode == "asymmetric" and nearest_mode == "floor"
+    if x.dim() != 4 or not ((mode == "linear" and centred) or (mode == "nearest" and before)):
+        how = f"{mode}, {coordinate_transformation_mode}, {nearest_mode}"
+        raise call.refuse(f"resizes in a way that is not supported ({how})")
+    known = sizes is not None and np.size(sizes)
+    wanted = integers(sizes) if known else [int(n * s) for n, s in zip(x.shape, np.asarray(scales), strict=True)]
+    if mode == "nearest":
+        return F.interpolate(x, size=wanted[2:], mode="nearest")
+    return F.interpolate(x, size=wanted[2:], mode="bilinear", align_corners=False)

@@ -5,12 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
-
-onnx = pytest.importorskip("onnx")
-pytest.importorskip("onnxruntime")
-
-from onnx import TensorProto, helper, numpy_helper  # noqa: E402
+from onnx import TensorProto, helper, numpy_helper
 
 IMAGE = (2, 6, 6)
 

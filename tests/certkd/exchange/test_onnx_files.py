@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
@@ -13,7 +14,7 @@ from certkd import checkpoint, networks
 from certkd.exchange import onnx_network
 from certkd.exchange.onnx_classifier import classifier
 from certkd.exchange.onnx_file import Reference
-from tests.certkd.exchange.models import IMAGE, TensorProto, head, helper, onnx, random, save
+from tests.certkd.exchange.models import IMAGE, head, random, save
 from tests.certkd.test_cli import refused
 from verifiers.errors import InputError
 from verifiers.fingerprint import structure_sha256

@@ -8,8 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("onnxruntime")
-
 from certkd import data
 from certkd.config import DataConfig
 from certkd.data import DataSet

@@ -5,13 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
+from onnx import helper
 
 from certkd.exchange import onnx_network
 from certkd.exchange.onnx_file import Reference, read
 from certkd.exchange.onnx_operators import OPERATORS
-from tests.certkd.exchange.models import IMAGE, head, helper, random, save
+from tests.certkd.exchange.models import IMAGE, head, random, save
 from verifiers.bound_propagation.native.graph import capture
 
 node = helper.make_node
@@ -121,6 +123,12 @@ case("Pad", 10, simple("Pad", pads=[0, 0, 1, 0, 0, 0, 0, 2], value=0.5))
 case("Pad", 13, simple("Pad", inputs=("k", "v")), k=ints(0, 1, 1, 0, 0, 0, 0, 2), v=number(0.5))
 case("Pad reflect", 13, simple("Pad", inputs=("k",), mode="reflect"), k=ints(0, 0, 1, 0, 0, 0, 0, 2))
 case("Pad edge", 18, simple("Pad", inputs=("k", "", "a"), mode="edge"), k=ints(1, 0, 2, 0), a=ints(2, 3))
+half_pixel = {"mode": "linear", "coordinate_transformation_mode": "half_pixel"}
+larger = np.array([1, 1, 2, 1.5], np.float32)
+case("Resize", 11, simple("Resize", inputs=("e", "s"), **half_pixel), e=random(0), s=larger)
+case("Resize", 13, simple("Resize", inputs=("", "s"), **half_pixel), s=larger)
+floor = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+case("Resize nearest", 13, simple("Resize", inputs=("", "s"), **floor), s=np.array([1, 1, 2, 2], np.float32))
 tokens = [  # a class token for as many images as there are
     node("Shape", ["x"], ["shape"]),
     node("Gather", ["shape", "zero"], ["count"], axis=0),
@@ -158,8 +166,6 @@ def written(name: str, path: Path) -> Path:
     """The case's file, with a linear layer as its end."""
     opset, nodes, constants = CASES[name]
     probe = save(path / "probe.onnx", nodes, constants, opset=opset, outputs=("h",))
-    import onnxruntime
-
     session = onnxruntime.InferenceSession(probe, providers=["CPUExecutionProvider"])
     features = session.run(None, {"x": np.zeros((1, *IMAGE), np.float32)})[0].size
     last, weights = head(features)
