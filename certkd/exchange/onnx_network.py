@@ -44,6 +44,10 @@ class Step(nn.Module):
         return self.operation.kind
 
 
+class Weights(nn.Module):
+    """A file's weights, under their names."""
+
+
 @dataclass(frozen=True)
 class Known:
     """An operator whose result follows from shapes and constants: numbers, not tensors."""
@@ -74,7 +78,7 @@ class OnnxNetwork(nn.Module):
         super().__init__()
         self.image, self.logits = file.image, file.logits
         self.sha256 = hashlib.sha256(file.path.read_bytes()).hexdigest()
-        self.weights, self.steps = nn.ParameterDict(), nn.ModuleDict()
+        self.weights, self.steps = Weights(), nn.ModuleDict()
         self._plan: list[tuple[Operation, str | Known]] = []
         self._constants: dict[str, np.ndarray] = {}
         self._names: dict[str, str] = {}
@@ -82,7 +86,7 @@ class OnnxNetwork(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch classes"]:
         values: dict[str, Value] = {**self._constants, self.image: x}
-        values |= {name: self.weights[key] for name, key in self._names.items()}
+        values |= {name: getattr(self.weights, key) for name, key in self._names.items()}
         for operation, how in self._plan:
             inputs = [values[name] if name else None for name in operation.inputs]
             found = how(*inputs) if isinstance(how, Known) else self.steps[how](*inputs)
@@ -169,8 +173,9 @@ class _Translation:
         varying = tuple(name in self.varying for name in operation.inputs)
         call = Call(self._where(operation), self.file.opset, len(operation.outputs), varying)
         self._check(call, operation)
+        statistics = operation.inputs[3:] if operation.kind == "BatchNormalization" else ()
         for name in filter(self.constants.__contains__, operation.inputs):
-            self._keep(name, call, weighted=operation.kind in WEIGHTED)
+            self._keep(name, call, weighted=operation.kind in WEIGHTED, statistic=name in statistics)
         key = _unique(re.sub(r"\W+", "_", operation.name).strip("_") or operation.kind, self.network.steps)
         self.network.steps[key] = Step(call, operation)
         self.network._plan.append((operation, key))
@@ -190,8 +195,8 @@ class _Translation:
         except TypeError as error:
             raise call.refuse(f"is given in a way that is not known: {error}") from None
 
-    def _keep(self, name: str, call: Call, *, weighted: bool) -> None:
-        """A constant: a parameter of the module, or plain numbers."""
+    def _keep(self, name: str, call: Call, *, weighted: bool, statistic: bool) -> None:
+        """A constant: a parameter of the module, or a buffer where torch wants one, or plain numbers."""
         value, network = self.constants[name], self.network
         if value.dtype.kind not in "f" or (value.size == 1 and not weighted):
             network._constants[name] = value
@@ -199,7 +204,11 @@ class _Translation:
             raise call.refuse(f"has {value.dtype} weights: only float32 networks are read, convert it first")
         elif name not in network._names:
             key = _unique(re.sub(r"\W+", "_", name).strip("_") or "weight", network.weights)
-            network.weights[key] = nn.Parameter(torch.from_numpy(value.copy()), requires_grad=False)
+            weight = torch.from_numpy(value.copy())
+            if statistic:
+                network.weights.register_buffer(key, weight)
+            else:
+                network.weights.register_parameter(key, nn.Parameter(weight, requires_grad=False))
             network._names[name] = key
 
 
