@@ -8,7 +8,7 @@ import torch
 
 from certkd.checkpoint import Checkpoint
 from certkd.config import DataConfig
-from certkd.data import DataSet
+from certkd.data import DataSet, Split
 from verifiers.certificate import Norm, Option
 from verifiers.certify import DEFAULT_METHODS, certify
 from verifiers.errors import InputError, did_you_mean
@@ -27,6 +27,24 @@ def without_pairs(
     theirs = {name for method in pairs for name in find(method).options}
     ours = {name for method in alone for name in find(method).options}
     return alone, {name: value for name, value in options.items() if name not in theirs - ours}, pairs
+
+
+def chosen_samples(known: Checkpoint, data: DataSet, split: str, limit: int | None) -> Split:
+    """The first ``limit`` samples of a split, for a network that takes them.
+
+    Raises:
+        InputError: another input shape or too few classes, or an unknown split.
+    """
+    if split not in data.splits:
+        raise InputError(f"unknown split {split!r}.{did_you_mean(split, list(data.splits))}")
+    spec = known.model.spec
+    if spec.shape != data.shape or spec.classes < data.classes:
+        raise InputError(
+            f"the network takes images {spec.shape} of {spec.classes} classes, "
+            f"{data.name} has {data.shape} of {data.classes}"
+        )
+    samples = data.splits[split]
+    return samples if limit is None or limit >= len(samples) else samples.take(torch.arange(limit))
 
 
 def certify_checkpoint(
@@ -54,17 +72,7 @@ def certify_checkpoint(
     Raises:
         InputError: another input shape or too few classes, an unknown split, and whatever ``certify`` refuses.
     """
-    if split not in data.splits:
-        raise InputError(f"unknown split {split!r}.{did_you_mean(split, list(data.splits))}")
-    spec = known.model.spec
-    if spec.shape != data.shape or spec.classes < data.classes:
-        raise InputError(
-            f"the network takes images {spec.shape} of {spec.classes} classes, "
-            f"{data.name} has {data.shape} of {data.classes}"
-        )
-    samples = data.splits[split]
-    if limit is not None and limit < len(samples):
-        samples = samples.take(torch.arange(limit))
+    spec, samples = known.model.spec, chosen_samples(known, data, split, limit)
     return certify(
         known.model.to(device or torch.device("cpu")),
         samples.images,
