@@ -8,7 +8,8 @@ import torch
 
 from certkd.checkpoint import Checkpoint
 from certkd.config import DataConfig
-from certkd.data import DataSet
+from certkd.data import DataSet, Split
+from certkd.selection import EVERYTHING, Selection
 from verifiers.certificate import Norm, Option
 from verifiers.certify import DEFAULT_METHODS, certify
 from verifiers.errors import InputError, did_you_mean
@@ -29,6 +30,17 @@ def without_pairs(
     return alone, {name: value for name, value in options.items() if name not in theirs - ours}, pairs
 
 
+def split_of(data: DataSet, name: str) -> Split:
+    """The split of that name.
+
+    Raises:
+        InputError: there is none.
+    """
+    if name not in data.splits:
+        raise InputError(f"unknown split {name!r}.{did_you_mean(name, list(data.splits))}")
+    return data.splits[name]
+
+
 def certify_checkpoint(
     known: Checkpoint,
     data: DataSet,
@@ -39,7 +51,7 @@ def certify_checkpoint(
     methods: Sequence[str] = DEFAULT_METHODS,
     out: str | PathLike[str] | None = None,
     split: str = "test",
-    limit: int | None = None,
+    selection: Selection = EVERYTHING,
     seed: int = 0,
     batch_size: int | None = None,
     options: Mapping[str, Option] | None = None,
@@ -49,22 +61,23 @@ def certify_checkpoint(
     device: torch.device | None = None,
     reporter: Reporter | None = None,
 ) -> Certificates:
-    """Certify a network on a split of a data set, the first ``limit`` samples of it.
+    """Certify a network on the chosen samples of a split of a data set.
 
     Raises:
-        InputError: another input shape or too few classes, an unknown split, and whatever ``certify`` refuses.
+        InputError: another input shape or too few classes, an unknown split, samples that it does not have, and
+            whatever ``certify`` refuses.
     """
-    if split not in data.splits:
-        raise InputError(f"unknown split {split!r}.{did_you_mean(split, list(data.splits))}")
+    whole = split_of(data, split)
     spec = known.model.spec
     if spec.shape != data.shape or spec.classes < data.classes:
         raise InputError(
             f"the network takes images {spec.shape} of {spec.classes} classes, "
             f"{data.name} has {data.shape} of {data.classes}"
         )
-    samples = data.splits[split]
-    if limit is not None and limit < len(samples):
-        samples = samples.take(torch.arange(limit))
+    rows = torch.tensor(selection.rows(len(whole), f"the {split} split of {data.name}"))
+    samples, reporter = whole.take(rows), reporter or Reporter()
+    if selection.ranges is not None and not torch.equal(samples.indices, rows):
+        reporter.inform(f"samples are numbered in the {split} split; the file has their index in all of {data.name}")
     return certify(
         known.model.to(device or torch.device("cpu")),
         samples.images,

@@ -1,0 +1,1 @@
+"""Networks and instances from other tools and for them."""
