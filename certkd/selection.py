@@ -35,7 +35,7 @@ class Selection:
             return list(range(samples if self.limit is None else min(self.limit, samples)))
         outside = next((max(r.start, samples) for r in self.ranges if r.stop > samples), None)
         if outside is not None:
-            raise InputError(f"{self.source}: {split} has {samples} samples, 0 to {samples - 1}: {outside} is none")
+            raise InputError(f"{self.source}: no sample {outside}: {split} has {samples}, numbered 0 to {samples - 1}")
         return [row for r in self.ranges for row in r]
 
 

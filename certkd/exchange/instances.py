@@ -124,7 +124,7 @@ def _check_distinct(path: Path, instances: Sequence[Instance]) -> None:
 def _check_label(instance: Instance, path: Path, labels: Sequence[int], split: str) -> None:
     where = f"{path} line {instance.line}: image {instance.index}"
     if instance.index >= len(labels):
-        raise InputError(f"{where}: {split} has {len(labels)} samples, 0 to {len(labels) - 1}")
+        raise InputError(f"{where} is not there: {split} has {len(labels)}, numbered 0 to {len(labels) - 1}")
     label = int(labels[instance.index])
     if instance.label != label:
         raise InputError(f"{where} has label {instance.label} there and {label} in {split}: is it another data set?")

@@ -1,0 +1,60 @@
+"""Robustness as VNN-LIB properties, and counterexamples, in the forms of VNN-COMP.
+
+A property is the *unsafe* set: a box of inputs, and the outputs at which the network changes its mind. A tool that
+proves it empty (unsat) has proved the robustness. Pixels and logits are numbered in the order of their memory,
+X_0 ... and Y_0 ....
+"""
+
+from collections.abc import Iterator
+from decimal import Decimal
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+
+from certkd.checkpoint import write_whole
+
+
+def write_property(
+    path: Path, low: Float[np.ndarray, "*shape"], high: Float[np.ndarray, "*shape"], label: int, classes: int
+) -> None:
+    """Unsafe: an input in the box at which the logit of another class is at least the label's.
+
+    Args:
+        path: a text file; its folder is made.
+        low, high: the box in pixel units, float64; every digit of a bound is written, so the box is not rounded.
+        label: the class that is to stay.
+        classes: number of logits.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    write_whole(path, lambda temporary: temporary.write_text("\n".join(_property(low, high, label, classes)) + "\n"))
+
+
+def _property(low: np.ndarray, high: np.ndarray, label: int, classes: int) -> Iterator[str]:
+    yield f"; every image of the box keeps class {label}: this is the set of those that do not"
+    yield from (f"(declare-const X_{i} Real)" for i in range(low.size))
+    yield from (f"(declare-const Y_{j} Real)" for j in range(classes))
+    for i, (least, most) in enumerate(zip(low.flat, high.flat, strict=True)):
+        yield f"(assert (>= X_{i} {exact(least)}))"
+        yield f"(assert (<= X_{i} {exact(most)}))"
+    yield "(assert (or"
+    yield from (f"    (and (>= Y_{j} Y_{label}))" for j in range(classes) if j != label)
+    yield "))"
+
+
+def write_counterexample(path: Path, image: Float[np.ndarray, "*shape"], logits: Float[np.ndarray, " classes"]) -> None:
+    """An image and the network's logits at it, as ``((X_0 0.5) ... (Y_9 1.25))``, every digit written.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    lines = [f"(X_{i} {exact(value)})" for i, value in enumerate(image.flat)]
+    lines += [f"(Y_{j} {exact(value)})" for j, value in enumerate(logits.flat)]
+    write_whole(path, lambda temporary: temporary.write_text("(" + "\n ".join(lines) + ")\n"))
+
+
+def exact(value: float | np.floating) -> str:
+    """All decimal digits of a binary number, without an exponent, which VNN-LIB does not have."""
+    return format(Decimal(float(value)), "f")
