@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import IO, Any
+from typing import Any
 
 import h5py
 import numpy as np
@@ -236,8 +236,7 @@ def _npz(source: _Source, out: Path) -> list[str]:
     count = sum(len(rows) for _, rows in found)
     names = [method.name for method, rows in found for _ in rows]
     with zipfile.ZipFile(out, "w") as archive:
-        with archive.open("image.npy", "w", force_zip64=True) as entry:
-            _write_images(entry, source, found, (count, *shape))
+        _write_images(archive, source, found, (count, *shape))
         with archive.open("method.npy", "w") as entry:
             np.lib.format.write_array(entry, np.array(names, dtype=str), allow_pickle=False)
         for column in ("index", "label", "predicted", "distance"):
@@ -248,14 +247,15 @@ def _npz(source: _Source, out: Path) -> list[str]:
 
 
 def _write_images(
-    entry: IO[bytes], source: _Source, found: Sequence[tuple[MethodRows, np.ndarray]], shape: tuple[int, ...]
+    archive: zipfile.ZipFile, source: _Source, found: Sequence[tuple[MethodRows, np.ndarray]], shape: tuple[int, ...]
 ) -> None:
     """The header of an array of the format .npy, and its values block after block."""
     header = {"descr": "<f4", "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(entry, header)
-    for method, rows in found:
-        for block in _blocks(rows):
-            entry.write(source.images(method.name, block).astype("<f4").tobytes())
+    with archive.open("image.npy", "w", force_zip64=True) as entry:
+        np.lib.format.write_array_header_1_0(entry, header)
+        for method, rows in found:
+            for block in _blocks(rows):
+                entry.write(source.images(method.name, block).astype("<f4").tobytes())
 
 
 def _write_all(source: _Source, folder: Path, model: nn.Module) -> int:
