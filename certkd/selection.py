@@ -58,7 +58,7 @@ def chosen(indices: str | None, file: str | Path | None, limit: int | None) -> S
     if len(given) > 1:
         raise InputError(f"{given[0]} and {given[1]} both say which samples: give one of them")
     if indices is not None:
-        return _named(list(_ranges(indices, f"--indices {_short(indices)}")), "--indices")
+        return _named(list(_ranges(indices, "--indices")), "--indices")
     if file is not None:
         return _named([r for where, line in _lines(Path(file)) for r in _ranges(line, where)], str(file))
     return Selection(limit=limit)
@@ -84,7 +84,7 @@ def text_of(path: Path) -> str:
     except FileNotFoundError:
         raise InputError(f"no such file: {path}") from None
     except (OSError, ValueError) as error:
-        reason = "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else " ".join(str(error).split())
+        reason = "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else getattr(error, "strerror", error)
         raise InputError(f"cannot read {path}: {reason}") from None
 
 
@@ -101,7 +101,8 @@ def _ranges(text: str, where: str) -> Iterator[range]:
     for item in text.split(","):
         match = _ITEM.fullmatch(item.strip())
         if match is None:
-            raise InputError(f"{where}: {_short(item.strip())} is not an index or a range like 40-99")
+            among = "" if item == text else f" in {_short(text)}"
+            raise InputError(f"{where}: {_short(item.strip())}{among} is not an index or a range like 40-99")
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first:
             raise InputError(f"{where}: the range {item.strip()} runs backwards: write {last}-{first}")

@@ -44,8 +44,8 @@ def read(path: Path, net: str) -> list[Instance]:
     if len(nets) > 1:
         lines = [(number, cells) for number, cells in lines if cells["net"] == net]
     if not lines:
-        listed = f"none of the network {net!r}, it has {', '.join(nets)}" if nets else "none"
-        raise InputError(f"{path} should list instances: there is {listed}")
+        about = f" of the network {net!r}: it has {', '.join(nets)}" if nets else ""
+        raise InputError(f"{path} lists no instance{about}")
     found = [_instance(f"{path} line {number}", number, cells) for number, cells in lines]
     _check_distinct(path, found)
     return found

@@ -94,9 +94,10 @@ def test_a_range_that_no_memory_holds_is_refused_at_once() -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("3,x", "--indices '3,x': 'x' is not an index or a range like 40-99"),
-        ("3,,4", "--indices '3,,4': '' is not"),
+        ("3,x", "--indices: 'x' in '3,x' is not an index or a range like 40-99"),
+        ("3,,4", "--indices: '' in '3,,4' is not"),
         ("-3", "'-3' is not"),
+        ("", "--indices: '' is not"),
         ("1.5", "'1.5' is not"),
         ("9-3", "the range 9-3 runs backwards: write 3-9"),
         ("3,17,1-5", "--indices names sample 3 twice"),
@@ -135,7 +136,7 @@ def test_a_wrong_file_is_named_with_its_line(tmp_path: Path, content: bytes, wor
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     assert f"no such file: {tmp_path / 'none'}" in refusal((None, tmp_path / "none", None))
-    assert f"cannot read {tmp_path}" in refusal((None, tmp_path, None))
+    assert f"cannot read {tmp_path}: Is a directory" in refusal((None, tmp_path, None))
 
 
 @pytest.mark.parametrize(

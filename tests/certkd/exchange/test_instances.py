@@ -1,6 +1,7 @@
 """Benchmarks' lists: what is read, what is refused with its line, and that each image meets its own radius."""
 
 import csv
+import re
 from pathlib import Path
 
 import pytest
@@ -50,7 +51,7 @@ def test_an_image_may_stand_there_at_several_radii_and_a_radius_in_several_spell
 def test_of_several_networks_one_is_taken(tmp_path: Path) -> None:
     path = written(tmp_path, "net,index,label,eps\na,0,7,0.1\nb,1,2,0.1\na,2,1,0.1\n")
     assert [i.index for i in read(path, "a")] == [0, 2]
-    assert "none of the network 'c', it has a, b" in refusal(path, "c")
+    assert "lists no instance of the network 'c': it has a, b" in refusal(path, "c")
     alone = written(tmp_path, "net,index,label,eps\na,0,7,0.1\n")
     assert [i.index for i in read(alone, "c")] == [0], "a list about one network fits a file of any name"
 
@@ -61,7 +62,7 @@ def test_of_several_networks_one_is_taken(tmp_path: Path) -> None:
         ("", "no column 'image_index': its header must name image_index, label, eps; it has nothing"),
         ("image,eps\n0,1\n", "no column 'label'"),
         ("image,label\n0,7\n", "no column 'eps': its header must name image_index, label, eps; it has image, label"),
-        ("index,label,eps\n", "list.csv should list instances: there is none"),
+        ("index,label,eps\n", "list.csv lists no instance"),
         ("index,label,eps\n0,7,0.1\n1.5,2,0.1\n", "list.csv line 3: index '1.5' is not a whole number of 0 or more"),
         ("index,label,eps\n-1,7,0.1\n", "line 2: index '-1'"),
         ("index,label,eps\n0,seven,0.1\n", "line 2: label 'seven'"),
@@ -169,3 +170,10 @@ def test_a_wrong_label_is_refused_before_any_work(network: Path, tmp_path: Path)
     label = int(DIGITS.labels[1])
     assert f"line 3: image 1 has label {wrong} there and {label} in the test split of digits" in result.err
     assert not list(tmp_path.glob("*.h5"))
+
+
+def test_the_list_of_the_readme_ends_as_it_says(network: Path, tmp_path: Path) -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    lines, claim = re.search(r"```\n(image_index,label,eps\n.*?)```\n\nit is `(.*?)`", text, re.S).groups()
+    printed = succeeds("certify", "--model", network, "--instances", written(tmp_path, lines))
+    assert printed.splitlines()[-1] == claim
