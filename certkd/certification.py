@@ -41,6 +41,21 @@ def split_of(data: DataSet, name: str) -> Split:
     return data.splits[name]
 
 
+def chosen_samples(known: Checkpoint, data: DataSet, split: str, selection: Selection = EVERYTHING) -> Split:
+    """The chosen samples of a split, for a network that takes them.
+
+    Raises:
+        InputError: another input shape or too few classes, an unknown split, or samples that it does not have.
+    """
+    whole, spec = split_of(data, split), known.model.spec
+    if spec.shape != data.shape or spec.classes < data.classes:
+        raise InputError(
+            f"the network takes images {spec.shape} of {spec.classes} classes, "
+            f"{data.name} has {data.shape} of {data.classes}"
+        )
+    return whole.take(torch.tensor(selection.rows(len(whole), f"the {split} split of {data.name}")))
+
+
 def certify_checkpoint(
     known: Checkpoint,
     data: DataSet,
@@ -67,16 +82,9 @@ def certify_checkpoint(
         InputError: another input shape or too few classes, an unknown split, samples that it does not have, and
             whatever ``certify`` refuses.
     """
+    spec, samples, reporter = known.model.spec, chosen_samples(known, data, split, selection), reporter or Reporter()
     whole = split_of(data, split)
-    spec = known.model.spec
-    if spec.shape != data.shape or spec.classes < data.classes:
-        raise InputError(
-            f"the network takes images {spec.shape} of {spec.classes} classes, "
-            f"{data.name} has {data.shape} of {data.classes}"
-        )
-    rows = torch.tensor(selection.rows(len(whole), f"the {split} split of {data.name}"))
-    samples, reporter = whole.take(rows), reporter or Reporter()
-    if selection.ranges is not None and not torch.equal(samples.indices, rows):
+    if selection.ranges is not None and not torch.equal(whole.indices, torch.arange(len(whole))):
         reporter.inform(f"samples are numbered in the {split} split; the file has their index in all of {data.name}")
     return certify(
         known.model.to(device or torch.device("cpu")),

@@ -132,7 +132,7 @@ def _questions(
     """The radii to certify at, and the samples of each."""
     from certkd import networks
     from certkd.certification import split_of
-    from certkd.exchange.instances import by_eps, read
+    from certkd.exchange.instance_list import by_eps, read
     from certkd.selection import chosen
 
     if eps is not None:

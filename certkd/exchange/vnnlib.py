@@ -13,6 +13,23 @@ import numpy as np
 from jaxtyping import Float
 
 from certkd.checkpoint import write_whole
+from verifiers.quantities import Epsilon
+
+
+def ball(
+    image: Float[np.ndarray, "*shape"], eps: Epsilon
+) -> tuple[Float[np.ndarray, "*shape"], Float[np.ndarray, "*shape"]]:
+    """The linf ball in [0, 1] as float64 bounds that hold the exact one: every step is rounded outwards.
+
+    The radius is taken one float up, which is at least the exact one, and each difference and sum one float outwards.
+
+    Args:
+        image: in [0, 1], float32 or float64.
+        eps: radius, pixel units.
+    """
+    pixels, radius = image.astype(np.float64), np.nextafter(eps.value, np.inf)
+    low, high = np.nextafter(pixels - radius, -np.inf), np.nextafter(pixels + radius, np.inf)
+    return low.clip(min=0.0), high.clip(max=1.0)
 
 
 def write_property(
@@ -57,4 +74,5 @@ def write_counterexample(path: Path, image: Float[np.ndarray, "*shape"], logits:
 
 def exact(value: float | np.floating) -> str:
     """All decimal digits of a binary number, without an exponent, which VNN-LIB does not have."""
-    return format(Decimal(float(value)), "f")
+    digits = format(Decimal(float(value)), "f")
+    return digits if "." in digits else f"{digits}.0"

@@ -8,7 +8,7 @@ import pytest
 
 from certkd.config import DataConfig
 from certkd.data import load
-from certkd.exchange.instances import by_eps, read
+from certkd.exchange.instance_list import by_eps, read
 from tests.certkd.test_cli import certkd, refused, succeeds
 from verifiers import store
 from verifiers.certificate import Status
