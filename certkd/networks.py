@@ -1,4 +1,4 @@
-"""A network from what a person wrote: a checkpoint's path, bare weights with an architecture, or ``source:name``."""
+"""A network from what a person wrote: a checkpoint's or ONNX file's path, bare weights, or ``source:name``."""
 
 import re
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from certkd.data import DataSet
 from certkd.models import Classifier, ModelSpec, build, known_models
 from verifiers.errors import InputError, did_you_mean
 
-SUFFIXES = (".pt", ".pth", ".safetensors", ".bin", ".ckpt")
+SUFFIXES = (".pt", ".pth", ".safetensors", ".bin", ".ckpt", ".onnx")
 
 
 def is_path(name: str) -> bool:
@@ -25,6 +25,8 @@ def is_path(name: str) -> bool:
 
 def fresh(config: ModelConfig, data: DataSet, seed: int) -> Classifier:
     """The network to start a training from: random weights keyed by the seed, pre-trained ones, or a checkpoint's."""
+    if config.name.endswith(".onnx"):
+        raise InputError(f"{config.name} can teach and be certified, but not be trained: give a network's name")
     if is_path(config.name):
         model = checkpoint.load(config.name).model
         if model.spec.classes != data.classes or model.spec.shape != data.shape:
@@ -88,20 +90,32 @@ def trained(
     data: DataSet | None = None,
     mean: Sequence[float] = (),
     std: Sequence[float] = (),
+    layout: str | None = None,
 ) -> Checkpoint:
     """The network to certify.
 
     Args:
-        name: a checkpoint's path, or ``source:name`` for its source's pre-trained weights.
+        name: a checkpoint's or ONNX file's path, or ``source:name`` for its source's pre-trained weights.
         architecture: for bare weights: ``source:name`` and options, as in ``certkd:resnet,depth=20``.
         data: gives classes and shape where no checkpoint does.
-        mean, std: normalisation that bare weights expect, per channel.
+        mean, std: normalisation that bare weights or an ONNX file expect, per channel.
+        layout: how an ONNX file arranges its images, see ``certkd.exchange.onnx_classifier``.
 
     Raises:
-        InputError: as ``checkpoint.load`` and ``build``; or no data set was named where one is needed.
+        InputError: as ``checkpoint.load``, ``classifier`` and ``build``; or no data set was named where one is needed.
     """
-    if len(mean) != len(std) or min(std, default=1) <= 0 or (std and architecture is None):
-        raise InputError(f"--mean and --std belong together and to --arch, --std is positive: got {mean} and {std}")
+    onnx = name.endswith(".onnx")
+    if len(mean) != len(std) or min(std, default=1) <= 0 or (std and architecture is None and not onnx):
+        raise InputError(
+            f"--mean and --std belong together and to --arch or an .onnx file, --std is positive: got {mean} and {std}"
+        )
+    if layout is not None and not onnx:
+        raise InputError(f"--layout {layout} is for .onnx files: {name} says itself how its images lie")
+    if onnx and architecture is None:
+        from certkd.exchange.onnx_classifier import classifier
+
+        shape = None if data is None else data.shape
+        return classifier(name, shape=shape, layout=layout or "nchw", mean=mean, std=std)
     if ":" not in name and not is_path(name) and not Path(name).exists():
         known = did_you_mean(name, known_models("certkd"))
         raise InputError(f"{name!r} is neither a checkpoint's path nor a network's name like timm:resnet18.{known}")

@@ -7,6 +7,7 @@ import click
 
 from certkd.cli.certify import certify
 from certkd.cli.compare import compare
+from certkd.cli.export import export
 from certkd.cli.import_log import import_log
 from certkd.cli.inspect import inspect
 from certkd.cli.methods import methods, objectives
@@ -28,7 +29,7 @@ def cli() -> None:
     """
 
 
-for command in (train, inspect, certify, transfer, import_log, show, compare, run, methods, objectives):
+for command in (train, inspect, certify, transfer, export, import_log, show, compare, run, methods, objectives):
     cli.add_command(command)
 
 

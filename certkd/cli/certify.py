@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--model", required=True, metavar="NETWORK", help="Checkpoint, or source:name with pre-trained weights.")
+@click.option("--model", required=True, metavar="NETWORK", help="Checkpoint, .onnx, or source:name.")
 @click.option("--teacher", metavar="NETWORK", help="Certify this network too, compare, and bound both jointly.")
 @click.option("--eps", "--radius", type=EpsilonType(), help="Radius in pixel units, like 8/255.")
 @click.option("--norm", default="linf", show_default=True, help="linf, l2 or l1.")
@@ -40,8 +40,9 @@ if TYPE_CHECKING:
 @click.option("--out", metavar="FILE", help="Certificate file.  [default: beside the checkpoint]")
 @click.option("--teacher-out", metavar="FILE", help="The teacher's certificate file.  [default: beside it]")
 @click.option("--arch", metavar="NAME[,KEY=VALUE]", help="What bare weights belong to: certkd:resnet,depth=20")
-@click.option("--mean", metavar="M,...", help="Normalisation that bare weights expect.")
-@click.option("--std", metavar="S,...", help="Normalisation that bare weights expect.")
+@click.option("--mean", metavar="M,...", help="Normalisation that bare weights or an .onnx file expect.")
+@click.option("--std", metavar="S,...", help="Normalisation that bare weights or an .onnx file expect.")
+@click.option("--layout", help="How an .onnx file arranges images: nchw, nhwc or flat.  [default: nchw]")
 @click.option("--seed", default=0, show_default=True, help="Keys the attack's random starts.")
 @click.option("--batch-size", type=click.IntRange(min=1), help="Samples at a time.  [default: the method's own]")
 @click.option("--sigma", type=Number(), help="Smoothing: standard deviation of the noise, pixel units.")
@@ -87,8 +88,9 @@ def certify(model: str, teacher: str | None, eps: Epsilon | None, norm: str, **o
             f"the method {pairs[0]} needs --teacher, and another method for each network: --methods crown,{pairs[0]}"
         )
     load = cache(data.load)  # one data set for all that is asked here
-    student = _network(model, options, load)
-    reference = None if teacher is None else networks.beside(_network(teacher, options, load), student)
+    options["kinds"] = {name.endswith(".onnx") for name in (model, teacher) if name is not None}
+    student = network(model, options, load)
+    reference = None if teacher is None else networks.beside(network(teacher, options, load), student)
     if teacher is not None:
         methods = [*alone, *(pairs or (["joint"] if "crown" in alone else []))]
     failed: list[str] = []
@@ -173,19 +175,26 @@ def _report(done: "dict[str, Certificates]", requirements: "list[Requirement]") 
     return [requirement.missed(result) for requirement in requirements if not requirement.holds(result)]
 
 
-def _network(name: str, options: dict[str, Any], load: "Load") -> "Checkpoint":
+def network(name: str, options: dict[str, Any], load: "Load") -> "Checkpoint":
+    """The network of a name; beside one of the other kind, options for that kind alone are not meant for it.
+
+    Raises:
+        InputError: as ``networks.trained``.
+    """
     from certkd import networks
     from certkd.config import DataConfig
 
-    data = options["data"]
+    data, onnx = options["data"], name.endswith(".onnx")
     wanted = DataConfig(name=data, root=options["data_root"], download=options["download"]) if data else None
-
+    mixed = len(options["kinds"]) > 1
+    normalised = not mixed or onnx or options["arch"] is not None
     return networks.trained(
         name,
-        architecture=options["arch"],
+        architecture=None if mixed and onnx else options["arch"],
         data=None if wanted is None else load(wanted),
-        mean=numbers(options["mean"], "--mean"),
-        std=numbers(options["std"], "--std"),
+        mean=numbers(options["mean"], "--mean") if normalised else (),
+        std=numbers(options["std"], "--std") if normalised else (),
+        layout=None if mixed and not onnx else options["layout"],
     )
 
 

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 def inspect(network: str, eps: Epsilon, norm: str, shape: str, classes: int) -> int:
     """Say which engines and methods take a network, what is refused and why, and what a sample costs.
 
-    NETWORK is a checkpoint, or source:name[,key=value] such as timm:vit_tiny_patch16_224, then with random weights.
+    NETWORK is a checkpoint, an .onnx file, or source:name[,key=value] such as timm:vit_tiny_patch16_224, then with
+    random weights.
     """
     import torch
 

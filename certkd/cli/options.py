@@ -60,8 +60,12 @@ def overrides(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def data_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Where data sets lie, and the device."""
+    return data_places(click.option("--device", default=None, help="auto, cpu or cuda.  [default: auto]")(command))
+
+
+def data_places(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Where data sets lie."""
     for option in (
-        click.option("--device", default=None, help="auto, cpu or cuda.  [default: auto]"),
         click.option("--download", is_flag=True, help="Let torchvision download a missing data set."),
         click.option("--data-root", metavar="FOLDER", help="Where data sets lie.  [default: $CERTKD_DATA]"),
     ):
