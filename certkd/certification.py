@@ -9,6 +9,7 @@ import torch
 from certkd.checkpoint import Checkpoint
 from certkd.config import DataConfig
 from certkd.data import DataSet, Split
+from certkd.selection import EVERYTHING, Selection
 from verifiers.certificate import Norm, Option
 from verifiers.certify import DEFAULT_METHODS, certify
 from verifiers.errors import InputError, did_you_mean
@@ -29,22 +30,30 @@ def without_pairs(
     return alone, {name: value for name, value in options.items() if name not in theirs - ours}, pairs
 
 
-def chosen_samples(known: Checkpoint, data: DataSet, split: str, limit: int | None) -> Split:
-    """The first ``limit`` samples of a split, for a network that takes them.
+def split_of(data: DataSet, name: str) -> Split:
+    """The split of that name.
 
     Raises:
-        InputError: another input shape or too few classes, or an unknown split.
+        InputError: there is none.
     """
-    if split not in data.splits:
-        raise InputError(f"unknown split {split!r}.{did_you_mean(split, list(data.splits))}")
-    spec = known.model.spec
+    if name not in data.splits:
+        raise InputError(f"unknown split {name!r}.{did_you_mean(name, list(data.splits))}")
+    return data.splits[name]
+
+
+def chosen_samples(known: Checkpoint, data: DataSet, split: str, selection: Selection = EVERYTHING) -> Split:
+    """The chosen samples of a split, for a network that takes them.
+
+    Raises:
+        InputError: another input shape or too few classes, an unknown split, or samples that it does not have.
+    """
+    whole, spec = split_of(data, split), known.model.spec
     if spec.shape != data.shape or spec.classes < data.classes:
         raise InputError(
             f"the network takes images {spec.shape} of {spec.classes} classes, "
             f"{data.name} has {data.shape} of {data.classes}"
         )
-    samples = data.splits[split]
-    return samples if limit is None or limit >= len(samples) else samples.take(torch.arange(limit))
+    return whole.take(torch.tensor(selection.rows(len(whole), f"the {split} split of {data.name}")))
 
 
 def certify_checkpoint(
@@ -57,7 +66,7 @@ def certify_checkpoint(
     methods: Sequence[str] = DEFAULT_METHODS,
     out: str | PathLike[str] | None = None,
     split: str = "test",
-    limit: int | None = None,
+    selection: Selection = EVERYTHING,
     seed: int = 0,
     batch_size: int | None = None,
     options: Mapping[str, Option] | None = None,
@@ -67,12 +76,16 @@ def certify_checkpoint(
     device: torch.device | None = None,
     reporter: Reporter | None = None,
 ) -> Certificates:
-    """Certify a network on a split of a data set, the first ``limit`` samples of it.
+    """Certify a network on the chosen samples of a split of a data set.
 
     Raises:
-        InputError: another input shape or too few classes, an unknown split, and whatever ``certify`` refuses.
+        InputError: another input shape or too few classes, an unknown split, samples that it does not have, and
+            whatever ``certify`` refuses.
     """
-    spec, samples = known.model.spec, chosen_samples(known, data, split, limit)
+    spec, samples, reporter = known.model.spec, chosen_samples(known, data, split, selection), reporter or Reporter()
+    whole = split_of(data, split)
+    if selection.ranges is not None and not torch.equal(whole.indices, torch.arange(len(whole))):
+        reporter.inform(f"samples are numbered in the {split} split; the file has their index in all of {data.name}")
     return certify(
         known.model.to(device or torch.device("cpu")),
         samples.images,

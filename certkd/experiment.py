@@ -20,6 +20,7 @@ from certkd.evaluation import has_collapsed
 from certkd.models import Classifier
 from certkd.report import plots
 from certkd.runlog import TrainingReporter
+from certkd.selection import Selection
 from certkd.training import RESUME, TrainingResult, choose_device, resume_state, train
 from verifiers.certificate import Guarantee
 from verifiers.errors import InputError
@@ -259,7 +260,7 @@ def _certify(
         norm=wanted.norm,
         methods=alone if teacher is None else wanted.methods,
         out=Path(config.out) / "certificates" / f"{name}.h5",
-        limit=wanted.limit,
+        selection=Selection(limit=wanted.limit),
         seed=wanted.seed,
         options=settings if teacher is None else wanted.options,
         engine=wanted.engine,

@@ -29,6 +29,8 @@ FORMAT_VERSION = 1
 #: overwritten in place: a new attribute moves parts of the file, and a kill in between makes it unreadable.
 NOTES_BYTES, NOTE_LENGTH = 8192, 1000
 _NO_SPACE = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO)
+#: What differs between two choices of samples from one data set.
+_SAMPLES = ("data_sha256", "indices_sha256", "samples")
 _in_memory = (f"in memory {number}" for number in itertools.count())
 
 
@@ -168,6 +170,11 @@ class CertificateFile:
         there = json.loads(self._file.attrs["identity"])
         wanted = json.loads(self._identity)
         different = sorted(key for key in there.keys() | wanted.keys() if there.get(key) != wanted.get(key))
+        if set(_SAMPLES) >= set(different) >= {"data_sha256", "indices_sha256"}:
+            raise InputError(
+                f"{self.path} holds other samples ({there.get('samples')} of them, now {wanted.get('samples')}): "
+                "choose another output file (--out), or delete this one"
+            )
         if different:
             key, was, now = _innermost(different[0], there.get(different[0]), wanted.get(different[0]))
             raise InputError(

@@ -13,8 +13,10 @@ from verifiers.quantities import Epsilon
 
 if TYPE_CHECKING:
     from certkd.checkpoint import Checkpoint
+    from certkd.comparison import Requirement
     from certkd.config import DataConfig
     from certkd.data import DataSet
+    from certkd.selection import Selection
     from verifiers.store import Certificates
 
     Load = Callable[[DataConfig], DataSet]
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.option("--model", required=True, metavar="NETWORK", help="Checkpoint, .onnx, or source:name.")
 @click.option("--teacher", metavar="NETWORK", help="Certify this network too, compare, and bound both jointly.")
-@click.option("--eps", "--radius", required=True, type=EpsilonType(), help="Radius in pixel units, like 8/255.")
+@click.option("--eps", "--radius", type=EpsilonType(), help="Radius in pixel units, like 8/255.")
 @click.option("--norm", default="linf", show_default=True, help="linf, l2 or l1.")
 @click.option("--methods", default="pgd,ibp,crown", show_default=True, help="See 'certkd methods'.")
 @click.option("--option", "settings", multiple=True, type=Assignment(), help="A method's setting, like steps=50.")
@@ -32,6 +34,9 @@ if TYPE_CHECKING:
 @click.option("--data", metavar="NAME", help="Data set.  [default: the checkpoint's own]")
 @click.option("--split", default="test", show_default=True, help="train, validation or test.")
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first so many samples.")
+@click.option("--indices", metavar="I,J-K,...", help="Only these samples of the split, like 3,17,40-99.")
+@click.option("--indices-file", metavar="FILE", help="Only the samples that a file lists, an index or range a line.")
+@click.option("--instances", metavar="FILE.csv", help="A benchmark's list instead of --eps: image_index, label, eps.")
 @click.option("--out", metavar="FILE", help="Certificate file.  [default: beside the checkpoint]")
 @click.option("--teacher-out", metavar="FILE", help="The teacher's certificate file.  [default: beside it]")
 @click.option("--arch", metavar="NAME[,KEY=VALUE]", help="What bare weights belong to: certkd:resnet,depth=20")
@@ -49,24 +54,26 @@ if TYPE_CHECKING:
 @click.option("--full", is_flag=True, help="Smoothing: all n copies of every sample.")
 @click.option("--require", "conditions", multiple=True, metavar="CONDITION", help="With --teacher; as in compare.")
 @data_options
-def certify(model: str, teacher: str | None, eps: Epsilon, norm: str, **options: Any) -> int:
+def certify(model: str, teacher: str | None, eps: Epsilon | None, norm: str, **options: Any) -> int:
     """Certify a network sample by sample.
 
     Clean accuracy first, then an attack (an upper limit) and bound propagation: certified at eps, and the largest
     certified radius of each sample. With --teacher, crown brings joint bounds of both networks too. Rows go to an HDF5
-    file as they are done; the same command goes on with an unfinished one.
+    file as they are done; the same command goes on with an unfinished one. --instances certifies a list of images, each
+    at its own radius: a file for each radius, and how many could be decided.
     """
     from certkd import data, networks
     from certkd.certification import without_pairs
-    from certkd.comparison import Requirement, compare
+    from certkd.comparison import Requirement
     from certkd.report import tables
     from certkd.report.console import stderr, stdout
     from certkd.verdict import VERDICT_METRICS
     from verifiers.certify import check_options
     from verifiers.modes import reuse_memory
 
+    _check_question(eps, options)
     reuse_memory()
-    console, methods = stdout(), [name.strip() for name in options["methods"].split(",")]
+    methods = [name.strip() for name in options["methods"].split(",")]
     options["settings"] = _settings(options, methods)
     requirements = [Requirement.parse(text) for text in options["conditions"]]
     if requirements and teacher is None:
@@ -80,35 +87,92 @@ def certify(model: str, teacher: str | None, eps: Epsilon, norm: str, **options:
         raise InputError(
             f"the method {pairs[0]} needs --teacher, and another method for each network: --methods crown,{pairs[0]}"
         )
-    done: dict[str, Certificates] = {}
     load = cache(data.load)  # one data set for all that is asked here
     options["kinds"] = {name.endswith(".onnx") for name in (model, teacher) if name is not None}
     student = network(model, options, load)
     reference = None if teacher is None else networks.beside(network(teacher, options, load), student)
-    if teacher is not None and reference is not None:
-        done["teacher"] = _certify(
-            reference, teacher, options["teacher_out"], eps, norm, alone, {**options, "settings": settings}, load
-        )
+    if teacher is not None:
         methods = [*alone, *(pairs or (["joint"] if "crown" in alone else []))]
-    place = options["out"] or _default_out(model, eps, norm, options, teacher)
-    done["student"] = _certify(student, model, place, eps, norm, methods, options, load, reference)
+    failed: list[str] = []
+    answers: list[dict[str, Certificates]] = []
+    questions = _questions(eps, model, student, options, load)
+    for radius, selection in questions:
+        asked, done = {**options, "selection": selection}, {}
+        if len(questions) > 1:
+            asked |= {name: _at(options[name], radius) for name in ("out", "teacher_out")}
+        if teacher is not None and reference is not None:
+            own = {**asked, "settings": settings, "out": asked["teacher_out"]}
+            done["teacher"] = _certify(reference, teacher, radius, norm, alone, own, load)
+        asked["out"] = asked["out"] or _default_out(model, radius, norm, options, teacher)
+        done["student"] = _certify(student, model, radius, norm, methods, asked, load, reference)
+        failed += _report(done, requirements)
+        answers.append(done)
+    if options["instances"] is not None:
+        for role in answers[0]:
+            line = tables.instances([done[role] for done in answers])
+            stdout().print(line if teacher is None else f"{role}: {line}", soft_wrap=True)
+    for line in failed:
+        stderr().print(f"failed: {line}")
+    return 1 if failed else 0
+
+
+def _check_question(eps: Epsilon | None, options: dict[str, Any]) -> None:
+    """One radius for all samples, or a list that says both."""
+    others = {"--eps": eps} | {
+        f"--{name.replace('_', '-')}": options[name] for name in ("indices", "indices_file", "limit")
+    }
+    given = [name for name, value in others.items() if value is not None]
+    if options["instances"] is None and eps is None:
+        raise InputError("which radius? Give --eps, like --eps 8/255, or a list with --instances FILE.csv")
+    if options["instances"] is not None and given:
+        raise InputError(f"--instances says itself which samples at which eps: drop {given[0]}")
+
+
+def _questions(
+    eps: Epsilon | None, model: str, known: "Checkpoint", options: dict[str, Any], load: "Load"
+) -> "list[tuple[Epsilon, Selection]]":
+    """The radii to certify at, and the samples of each."""
+    from certkd import networks
+    from certkd.certification import split_of
+    from certkd.exchange.instance_list import by_eps, read
+    from certkd.selection import chosen
+
+    if eps is not None:
+        return [(eps, chosen(options["indices"], options["indices_file"], options["limit"]))]
+    path = Path(options["instances"])
+    listed = read(path, Path(model).stem)
+    data = load(networks.data_of(known, options["data"], options["data_root"], options["download"]))
+    labels = split_of(data, options["split"]).labels.tolist()
+    return by_eps(listed, path, labels, f"the {options['split']} split of {data.name}")
+
+
+def _at(place: str | None, eps: Epsilon) -> Path | None:
+    """The file of one radius among several."""
+    return Path(place).with_stem(f"{Path(place).stem}-{eps.text.replace('/', '_')}") if place else None
+
+
+def _report(done: "dict[str, Certificates]", requirements: "list[Requirement]") -> list[str]:
+    """Print what was certified, and compared where there is a teacher; the lines of what failed."""
+    from certkd.comparison import compare
+    from certkd.report import tables
+    from certkd.report.console import stdout
+
+    console = stdout()
     for certificates in done.values():
         console.print(tables.contents(certificates))
         console.print(f"written to {certificates.path}", soft_wrap=True)
     failed = [line for certificates in done.values() for line in _failures(certificates)]
-    if teacher is not None and not failed:
-        result = compare(done["teacher"], done["student"])
-        for part in tables.comparison(result, "teacher", "student"):
-            console.print(part, soft_wrap=isinstance(part, str))
-        if "transfer" in done["student"].methods:
-            for made in tables.transfer_terms(done["student"]):
-                console.print(made)
-        if "joint" in done["student"].methods:
-            console.print(tables.agreement(done["student"]), soft_wrap=True)
-        failed += [requirement.missed(result) for requirement in requirements if not requirement.holds(result)]
-    for line in failed:
-        stderr().print(f"failed: {line}")
-    return 1 if failed else 0
+    if "teacher" not in done or failed:
+        return failed
+    result = compare(done["teacher"], done["student"])
+    for part in tables.comparison(result, "teacher", "student"):
+        console.print(part, soft_wrap=isinstance(part, str))
+    if "transfer" in done["student"].methods:
+        for made in tables.transfer_terms(done["student"]):
+            console.print(made)
+    if "joint" in done["student"].methods:
+        console.print(tables.agreement(done["student"]), soft_wrap=True)
+    return [requirement.missed(result) for requirement in requirements if not requirement.holds(result)]
 
 
 def network(name: str, options: dict[str, Any], load: "Load") -> "Checkpoint":
@@ -137,7 +201,6 @@ def network(name: str, options: dict[str, Any], load: "Load") -> "Checkpoint":
 def _certify(
     known: "Checkpoint",
     name: str,
-    out: str | Path | None,
     eps: Epsilon,
     norm: str,
     methods: list[str],
@@ -158,9 +221,9 @@ def _certify(
         eps=eps,
         norm=norm,
         methods=methods,
-        out=out or _default_out(name, eps, norm, options),
+        out=options["out"] or _default_out(name, eps, norm, options),
         split=options["split"],
-        limit=options["limit"],
+        selection=options["selection"],
         seed=options["seed"],
         batch_size=options["batch_size"],
         options=options["settings"],
@@ -193,11 +256,12 @@ def _settings(options: dict[str, Any], methods: list[str]) -> dict[str, Any]:
 
 
 def _default_out(name: str, eps: Epsilon, norm: str, options: dict[str, Any], teacher: str | None = None) -> Path:
-    """Beside the checkpoint, named after it and norm, eps, sigma, teacher: another of them is another file."""
+    """Beside the checkpoint, named after it and norm, eps, sigma, teacher, list: another of them is another file."""
     place = Path(name) if "/" in name or Path(name).exists() else Path(name.replace(":", "-"))
     pair = f"-with-{Path(teacher.replace(':', '-')).stem}" if teacher else ""
     noise = "" if options["sigma"] is None else f"-sigma{options['sigma']:g}"
-    return place.with_name(f"{place.stem}-{norm}-{eps.text.replace('/', '_')}{noise}{pair}.h5")
+    listed = "" if options["instances"] is None else f"-{Path(options['instances']).stem}"
+    return place.with_name(f"{place.stem}-{norm}-{eps.text.replace('/', '_')}{noise}{pair}{listed}.h5")
 
 
 def _failures(certificates: "Certificates") -> list[str]:

@@ -63,9 +63,10 @@ def _samples(known: "Checkpoint", options: dict[str, Any], load: Any) -> tuple[A
     """The samples to ask about, and the name of where they are from."""
     from certkd import networks
     from certkd.certification import chosen_samples
+    from certkd.selection import Selection
 
     config = networks.data_of(known, options["data"], options["data_root"], options["download"])
-    samples = chosen_samples(known, load(config), options["split"], options["limit"])
+    samples = chosen_samples(known, load(config), options["split"], Selection(limit=options["limit"]))
     return samples, f"{Path(config.name).stem}_{options['split']}"
 
 

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,9 @@ from certkd.comparison import QUANTILES, Comparison, Side, summary, wilson
 from certkd.report.console import table
 from certkd.verdict import Verdict
 from verifiers.bound_propagation.preflight import Preflight
-from verifiers.certificate import Status
+from verifiers.certificate import FAILURES, Status
 from verifiers.diagnostics import Diagnosis
+from verifiers.methods import find
 from verifiers.quantities import Epsilon
 from verifiers.smoothing.shared import SameCopies
 from verifiers.store import Certificates, MethodRows
@@ -53,6 +54,30 @@ def _accuracy(method: MethodRows) -> str:
         return f">= {percent(float(np.mean(method['certified'])))}"
     unbroken = (method["status"] == Status.NOT_CERTIFIED) & (method["margin"] >= 0)
     return f"<= {percent(float(np.mean(unbroken)))}"
+
+
+def instances(files: Sequence[Certificates]) -> str:
+    """How many instances of a list are decided, over the files of all its radii, and how."""
+    outcomes = [outcome for certificates in files for outcome in _outcomes(certificates)]
+    counts = {name: outcomes.count(name) for name in ("certified", "falsified", "misclassified", "undecided", "failed")}
+    radii = f"at {len(files)} radii" if len(files) > 1 else f"at eps {files[0].attributes['eps_text']}"
+    return f"{len(outcomes)} instances {radii}: {', '.join(f'{n} {name}' for name, n in counts.items() if n)}"
+
+
+def _outcomes(certificates: Certificates) -> list[str]:
+    """One word per sample; certified by the best of all proofs about this network, or by smoothing alone."""
+    alone = {name: rows for name, rows in certificates.methods.items() if not find(name).needs_teacher}
+    certifying = [rows for rows in alone.values() if rows.certifies]
+    proofs = [rows for rows in certifying if rows.deterministic] or certifying[:1]
+    status = np.stack([rows["status"] for rows in alone.values()])
+    certified = np.any([rows["certified"] == 1 for rows in proofs], axis=0) & np.ones(status.shape[1], bool)
+    cases = {
+        "certified": certified,
+        "falsified": (status == Status.FALSIFIED).any(0),
+        "misclassified": (status == Status.MISCLASSIFIED).any(0),
+        "failed": np.isin(status, FAILURES).any(0),
+    }
+    return list(np.select(list(cases.values()), list(cases), "undecided").tolist())
 
 
 def facts(certificates: Certificates) -> list[str]:

@@ -1,0 +1,293 @@
+"""Certificates for other programs: rows as CSV or JSON, counterexamples as arrays or in VNN-COMP's form.
+
+Array columns and images are read in blocks, so that a file of any size can be exported; what is written is whole or
+absent. Rows without an answer yet are left out.
+"""
+
+import csv
+import json
+import math
+import os
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from certkd.checkpoint import write_whole
+from certkd.exchange.vnnlib import write_counterexample
+from verifiers.certificate import COMMON_COLUMNS, Status, margins
+from verifiers.errors import InputError
+from verifiers.fingerprint import weights_sha256
+from verifiers.modes import eval_mode, trusted_arithmetic
+from verifiers.samples import device_of
+from verifiers.store import Certificates, MethodRows, read
+
+#: A row's array goes into CSV, a column for each entry, when it has no more entries than this.
+WIDEST = 20
+#: Rows of an array column that are read at a time.
+BLOCK = 256
+IMAGE = "counterexample"
+
+
+def export(path: Path, out: str | Path, model: nn.Module | None = None) -> list[str]:
+    """Write a certificate file in the form that the suffix of ``out`` names.
+
+    Args:
+        path: the certificate file, finished or not.
+        out: ``.csv`` or ``.json`` for rows, ``.npz`` for counterexamples as arrays, a folder for counterexamples in
+            VNN-COMP's form.
+        model: the network that the file is about; only a folder needs it.
+
+    Returns:
+        what to tell the user, one line each.
+
+    Raises:
+        InputError: another suffix, and as ``export_rows`` and ``export_counterexamples``.
+    """
+    place = Path(out)
+    if place.suffix and not place.is_dir() and not str(out).endswith(("/", os.sep)):
+        return export_rows(path, place)
+    if model is None:
+        raise InputError(
+            f"{out} would be a folder of counterexamples with logits, which needs the network (--model); rows go to a "
+            "name that ends in .csv, .json or .npz"
+        )
+    return export_counterexamples(path, place, model)
+
+
+def export_rows(path: Path, out: Path) -> list[str]:
+    """Write rows (``.csv``, ``.json``) or counterexamples (``.npz``); lines that say what was written and what not.
+
+    Raises:
+        InputError: not a certificate file, another suffix, no place to write.
+    """
+    writers: Mapping[str, Callable[[_Source, Path], list[str]]] = {".csv": _csv, ".json": _json, ".npz": _npz}
+    if out.suffix.lower() not in writers:
+        raise InputError(
+            f"{out}: name a file that ends in {', '.join(writers)}, or a folder for VNN-COMP's counterexamples"
+        )
+    lines: list[str] = []
+    certificates = read(path)
+    with h5py.File(path, "r", locking=False) as file:
+        write_whole(out, lambda place: lines.extend(writers[out.suffix.lower()](_Source(certificates, file), place)))
+    return [f"{lines[0]} written to {out}", *lines[1:]]
+
+
+def export_counterexamples(path: Path, folder: Path, model: nn.Module) -> list[str]:
+    """Write each stored counterexample, with the logits at it, as ``METHOD-INDEX.counterexample``.
+
+    Each is put through the network again: what is written is misclassified now, inside the ball and the image box.
+
+    Raises:
+        InputError: not a certificate file, one about another network, a counterexample that does not hold, a folder
+            that is not empty or cannot be made.
+    """
+    certificates = read(path)
+    there, given = str(certificates.attributes.get("model_sha256", "")), weights_sha256(model)
+    if there != given:
+        raise InputError(
+            f"{path} is about another network (sha256 {there[:16] or 'unknown'}, not {given[:16]}): name its own"
+        )
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise InputError(f"{folder} is not an empty folder: name another one")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+            new = Path(temporary) / "new"
+            new.mkdir(mode=0o755)
+            with h5py.File(path, "r", locking=False) as file:
+                count = _write_all(_Source(certificates, file), new, model)
+            os.replace(new, folder)
+    except OSError as error:
+        raise InputError(f"cannot write {folder}: {' '.join(str(error).split())[:200]}") from None
+    return [f"{count} counterexamples written to {folder}"]
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A certificate file: its scalar columns in memory, the others on disk."""
+
+    certificates: Certificates
+    file: h5py.File
+
+    def arrays(self, method: str) -> dict[str, tuple[int, ...]]:
+        """Columns whose rows are arrays, and the shape of a row; images are none of them."""
+        return {n: d.shape[1:] for n, d in self.file[method].items() if d.ndim > 1 and n != IMAGE}
+
+    def pending(self) -> list[str]:
+        """What to say about rows without an answer."""
+        counts = {name: rows.count(Status.PENDING) for name, rows in self.certificates.methods.items()}
+        return [
+            f"{count} rows of {name} have no answer yet and are left out" for name, count in counts.items() if count
+        ]
+
+    def rows(self, wanted: Mapping[str, Sequence[str]]) -> Iterator[dict[str, Any]]:
+        """Finished rows of all methods, values by column name; of array columns, those wanted of each method."""
+        for method in self.certificates.methods.values():
+            facts = {
+                "method": method.name,
+                **{key: method.attributes[key] for key in ("guarantee", "norm", "eps")},
+            }
+            for rows in _blocks(np.flatnonzero(method["status"] != Status.PENDING)):
+                columns = {name: method[name][rows].tolist() for name in _ordered(method)}
+                columns["status"] = [Status(value).name for value in columns["status"]]
+                columns |= {name: self.file[method.name][name][rows].tolist() for name in wanted[method.name]}
+                for values in zip(*columns.values(), strict=True):
+                    yield facts | dict(zip(columns, values, strict=True))
+
+    def falsified(self) -> Iterator[tuple[MethodRows, Int[np.ndarray, " rows"]]]:
+        """Methods that store counterexamples, and the rows with one.
+
+        Raises:
+            InputError: there is no such method.
+        """
+        methods = [rows for name, rows in self.certificates.methods.items() if IMAGE in self.file[name]]
+        if not methods:
+            had = ", ".join(self.certificates.methods)
+            raise InputError(f"{self.certificates.path} has no method that stores counterexamples, such as pgd: {had}")
+        return ((rows, np.flatnonzero(rows["status"] == Status.FALSIFIED)) for rows in methods)
+
+    def images(self, method: str, rows: Int[np.ndarray, " rows"]) -> Float[np.ndarray, "rows *shape"]:
+        """The stored counterexamples of some rows, ascending."""
+        return np.asarray(self.file[method][IMAGE][rows])
+
+
+def _blocks(rows: Int[np.ndarray, " rows"]) -> Iterator[Int[np.ndarray, " block"]]:
+    return (rows[start : start + BLOCK] for start in range(0, len(rows), BLOCK))
+
+
+def _ordered(method: MethodRows) -> list[str]:
+    """The columns that every method has first."""
+    common = [column.name for column in COMMON_COLUMNS if column.name in method.columns]
+    return [*common, *(name for name in method.columns if name not in common)]
+
+
+def _csv(source: _Source, out: Path) -> list[str]:
+    """One line per sample and method; cells of columns that a method does not have are empty."""
+    wide = {name: source.arrays(name) for name in source.certificates.methods}
+    taken = {name: [c for c, shape in columns.items() if math.prod(shape) <= WIDEST] for name, columns in wide.items()}
+    header = ["method", "guarantee", "norm", "eps"]
+    for method in source.certificates.methods.values():
+        entries = [entry for column in taken[method.name] for entry in _entries(column, wide[method.name][column])]
+        header += [name for name in (*_ordered(method), *entries) if name not in header]
+    count = 0
+    with open(out, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, header, lineterminator="\n")
+        writer.writeheader()
+        for row in source.rows(taken):
+            count += 1
+            for column in taken[row["method"]]:
+                shape = wide[row["method"]][column]
+                row |= zip(_entries(column, shape), np.ravel(row.pop(column)).tolist(), strict=True)
+            writer.writerow(row)
+    left_out = [
+        f"{column} of {name} is left out: {math.prod(shape)} entries a row, CSV takes {WIDEST} (.json has it)"
+        for name, columns in wide.items()
+        for column, shape in columns.items()
+        if column not in taken[name]
+    ]
+    return [f"{count} rows", *source.pending(), *left_out]
+
+
+def _entries(column: str, shape: tuple[int, ...]) -> list[str]:
+    """Names of an array's entries: ``votes_0_3``."""
+    return ["_".join([column, *map(str, place)]) for place in product(*map(range, shape))]
+
+
+def _json(source: _Source, out: Path) -> list[str]:
+    """Attributes of the file and of each method, and all rows; nan and infinities, which JSON lacks, are null."""
+    certificates, count = source.certificates, 0
+    methods = {name: _strict(rows.attributes) for name, rows in certificates.methods.items()}
+    with open(out, "w", encoding="utf-8") as file:
+        file.write(f'{{"attributes": {_dumps(certificates.attributes)},\n"methods": {_dumps(methods)},\n"rows": [')
+        for count, row in enumerate(source.rows({name: list(source.arrays(name)) for name in methods}), start=1):
+            file.write(f"{',' if count > 1 else ''}\n{_dumps(row)}")
+        file.write("\n]}\n")
+    return [f"{count} rows", *source.pending()]
+
+
+def _dumps(value: Any) -> str:
+    return json.dumps(_strict(value), allow_nan=False)
+
+
+def _strict(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _strict(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray | np.generic):
+        return _strict(value.tolist())
+    if isinstance(value, list | tuple):
+        return [_strict(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _npz(source: _Source, out: Path) -> list[str]:
+    """Every stored counterexample, in arrays of equal length: image, method, index, label, predicted, distance."""
+    found = list(source.falsified())
+    shape = source.file[found[0][0].name][IMAGE].shape[1:]
+    count = sum(len(rows) for _, rows in found)
+    names = [method.name for method, rows in found for _ in rows]
+    with zipfile.ZipFile(out, "w") as archive:
+        _write_images(archive, source, found, (count, *shape))
+        with archive.open("method.npy", "w") as entry:
+            np.lib.format.write_array(entry, np.array(names, dtype=str), allow_pickle=False)
+        for column in ("index", "label", "predicted", "distance"):
+            with archive.open(f"{column}.npy", "w") as entry:
+                values = np.concatenate([method[column][rows] for method, rows in found])
+                np.lib.format.write_array(entry, values, allow_pickle=False)
+    return [f"{count} counterexamples", *source.pending()]
+
+
+def _write_images(
+    archive: zipfile.ZipFile, source: _Source, found: Sequence[tuple[MethodRows, np.ndarray]], shape: tuple[int, ...]
+) -> None:
+    """The header of an array of the format .npy, and its values block after block."""
+    header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+    with archive.open("image.npy", "w", force_zip64=True) as entry:
+        np.lib.format.write_array_header_1_0(entry, header)
+        for method, rows in found:
+            for block in _blocks(rows):
+                entry.write(source.images(method.name, block).astype("<f4").tobytes())
+
+
+def _write_all(source: _Source, folder: Path, model: nn.Module) -> int:
+    count = 0
+    with torch.no_grad(), eval_mode(model), trusted_arithmetic():
+        for method, rows in source.falsified():
+            for block in _blocks(rows):
+                images = source.images(method.name, block)
+                logits = model(torch.from_numpy(images).to(device_of(model))).cpu()
+                _check_holds(source.certificates.path, method, block, images, logits)
+                for row, image, outputs in zip(block, images, logits.numpy(), strict=True):
+                    write_counterexample(folder / f"{method.name}-{method['index'][row]}.{IMAGE}", image, outputs)
+                count += len(block)
+    return count
+
+
+def _check_holds(
+    path: str,
+    method: MethodRows,
+    rows: Int[np.ndarray, " block"],
+    images: Float[np.ndarray, "block *shape"],
+    logits: Float[Tensor, "block classes"],
+) -> None:
+    """Each image is in the image box, in the ball, and given another class than the clean one."""
+    fooled = (margins(logits, torch.from_numpy(method["predicted"][rows])) < 0).numpy()
+    pixels = images.reshape(len(images), -1)
+    inside = (pixels >= 0).all(1) & (pixels <= 1).all(1) & (method["distance"][rows] <= method.eps)
+    wrong = np.flatnonzero(~(fooled & inside))
+    if len(wrong):
+        row = rows[wrong[0]]
+        same = f"not given another class than {method['predicted'][row]}"
+        why = "outside the ball or the image box" if fooled[wrong[0]] else same
+        raise InputError(
+            f"{path}: the counterexample of {method.name} to sample {method['index'][row]} does not hold: it is {why}"
+        )
