@@ -130,9 +130,9 @@ class Search:
     def bounded(self, domains: Domains) -> Domains:
         """The same domains with better parameters, their bounds, and what to split next."""
         blocks = torch.arange(len(domains), device=self.x.device).split(self.size) if len(domains) else ()
-        return joined([domains.take(slice(0, 0)), *(self._raised(domains.take(block)) for block in blocks)])
+        return joined([domains.take(slice(0, 0)), *(self._raised(domains.take(block), STEPS) for block in blocks)])
 
-    def _raised(self, domains: Domains, steps: int = STEPS) -> Domains:
+    def _raised(self, domains: Domains, steps: int) -> Domains:
         """Alpha and beta by gradient ascent; every step's bound is sound, so each domain keeps its best."""
         cells, empty = self._cut(domains)
         self.count += len(domains)
