@@ -56,6 +56,21 @@ def chosen_samples(known: Checkpoint, data: DataSet, split: str, selection: Sele
     return whole.take(torch.tensor(selection.rows(len(whole), f"the {split} split of {data.name}")))
 
 
+def rows_of(certificates: Certificates, data: DataSet) -> Split:
+    """The samples that a certificate file is about, in its order.
+
+    Raises:
+        InputError: the data set has no such split or samples.
+    """
+    whole = split_of(data, str(certificates.attributes["split"]))
+    position = {index: row for row, index in enumerate(whole.indices.tolist())}
+    indices = next(iter(certificates.methods.values()))["index"].tolist()
+    missing = [index for index in indices if index not in position]
+    if missing:
+        raise InputError(f"{certificates.path}: {data.name} has no sample {missing[0]}, or the run is not finished")
+    return whole.take(torch.tensor([position[index] for index in indices]))
+
+
 def certify_checkpoint(
     known: Checkpoint,
     data: DataSet,

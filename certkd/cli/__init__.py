@@ -15,6 +15,7 @@ from certkd.cli.run import run
 from certkd.cli.show import show
 from certkd.cli.train import train
 from certkd.cli.transfer import transfer
+from certkd.cli.verify import verify
 from verifiers import __version__
 from verifiers.errors import InputError
 
@@ -29,7 +30,7 @@ def cli() -> None:
     """
 
 
-for command in (train, inspect, certify, transfer, export, import_log, show, compare, run, methods, objectives):
+for command in (train, inspect, certify, transfer, export, import_log, show, compare, verify, run, methods, objectives):
     cli.add_command(command)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from certkd.cli.options import Assignment, EpsilonType, Number, data_options, numbers
+from certkd.cli.options import Assignment, EpsilonType, Number, data_options, network_options, numbers
 from verifiers.errors import InputError
 from verifiers.quantities import Epsilon
 
@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 @click.option("--teacher", metavar="NETWORK", help="Certify this network too, compare, and bound both jointly.")
 @click.option("--eps", "--radius", type=EpsilonType(), help="Radius in pixel units, like 8/255.")
 @click.option("--norm", default="linf", show_default=True, help="linf, l2 or l1.")
-@click.option("--methods", default="pgd,ibp,crown", show_default=True, help="See 'certkd methods'.")
+@click.option("--methods", help="See 'certkd methods'.  [default: pgd,ibp,crown]")
+@click.option("--complete", is_flag=True, help="Decide each sample at eps: attack, bounds, branch and bound.")
+@click.option("--time-limit", type=Number(), metavar="SECONDS", help="For one sample, where a method can take long.")
 @click.option("--option", "settings", multiple=True, type=Assignment(), help="A method's setting, like steps=50.")
 @click.option("--engine", default="auto", show_default=True, help="Of bound propagation: auto, auto-lirpa or native.")
 @click.option("--cross-check", default=0, metavar="N", help="Hold the bounds of N samples against the other engine's.")
@@ -39,10 +41,7 @@ if TYPE_CHECKING:
 @click.option("--instances", metavar="FILE.csv", help="A benchmark's list instead of --eps: image_index, label, eps.")
 @click.option("--out", metavar="FILE", help="Certificate file.  [default: beside the checkpoint]")
 @click.option("--teacher-out", metavar="FILE", help="The teacher's certificate file.  [default: beside it]")
-@click.option("--arch", metavar="NAME[,KEY=VALUE]", help="What bare weights belong to: certkd:resnet,depth=20")
-@click.option("--mean", metavar="M,...", help="Normalisation that bare weights or an .onnx file expect.")
-@click.option("--std", metavar="S,...", help="Normalisation that bare weights or an .onnx file expect.")
-@click.option("--layout", help="How an .onnx file arranges images: nchw, nhwc or flat.  [default: nchw]")
+@network_options
 @click.option("--seed", default=0, show_default=True, help="Keys the attack's random starts.")
 @click.option("--batch-size", type=click.IntRange(min=1), help="Samples at a time.  [default: the method's own]")
 @click.option("--sigma", type=Number(), help="Smoothing: standard deviation of the noise, pixel units.")
@@ -59,8 +58,9 @@ def certify(model: str, teacher: str | None, eps: Epsilon | None, norm: str, **o
 
     Clean accuracy first, then an attack (an upper limit) and bound propagation: certified at eps, and the largest
     certified radius of each sample. With --teacher, crown brings joint bounds of both networks too. Rows go to an HDF5
-    file as they are done; the same command goes on with an unfinished one. --instances certifies a list of images, each
-    at its own radius: a file for each radius, and how many could be decided.
+    file as they are done; the same command goes on with an unfinished one. --complete ends the samples of small ReLU
+    networks in CERTIFIED or FALSIFIED, and says what each stage decided and cost. --instances certifies a list of
+    images, each at its own radius: a file for each radius, and how many could be decided.
     """
     from certkd import data, networks
     from certkd.certification import without_pairs
@@ -73,7 +73,7 @@ def certify(model: str, teacher: str | None, eps: Epsilon | None, norm: str, **o
 
     _check_question(eps, options)
     reuse_memory()
-    methods = [name.strip() for name in options["methods"].split(",")]
+    methods = _methods(options)
     options["settings"] = _settings(options, methods)
     requirements = [Requirement.parse(text) for text in options["conditions"]]
     if requirements and teacher is None:
@@ -128,6 +128,13 @@ def _check_question(eps: Epsilon | None, options: dict[str, Any]) -> None:
         raise InputError(f"--instances says itself which samples at which eps: drop {given[0]}")
 
 
+def _methods(options: dict[str, Any]) -> list[str]:
+    if options["complete"] and options["methods"] is not None:
+        raise InputError(f"--complete means --methods complete, not {options['methods']}: give one of them")
+    default = "complete" if options["complete"] else "pgd,ibp,crown"
+    return [name.strip() for name in (options["methods"] or default).split(",")]
+
+
 def _questions(
     eps: Epsilon | None, model: str, known: "Checkpoint", options: dict[str, Any], load: "Load"
 ) -> "list[tuple[Epsilon, Selection]]":
@@ -160,6 +167,8 @@ def _report(done: "dict[str, Certificates]", requirements: "list[Requirement]") 
     console = stdout()
     for certificates in done.values():
         console.print(tables.contents(certificates))
+        if "complete" in certificates.methods:
+            console.print(tables.cascade(certificates["complete"]))
         console.print(f"written to {certificates.path}", soft_wrap=True)
     failed = [line for certificates in done.values() for line in _failures(certificates)]
     if "teacher" not in done or failed:
@@ -240,14 +249,15 @@ def _settings(options: dict[str, Any], methods: list[str]) -> dict[str, Any]:
     given = dict(options["settings"])
     typed = [name for name in ("sigma", "n", "n0", "alpha", "noise", "grid") if options[name] is not None]
     typed += ["full"] if options["full"] else []
+    limited = [] if options["time_limit"] is None else ["time_limit"]
     if typed and "smoothing" not in methods:
         raise InputError(f"--{typed[0]} is a setting of smoothing: add --methods smoothing")
-    twice = [name for name in typed if name in given]
+    twice = [name for name in (*typed, *limited) if name in given]
     if twice:
-        raise InputError(f"{twice[0]} is given twice: by --{twice[0]} and by --option")
+        raise InputError(f"{twice[0]} is given twice: by --{twice[0].replace('_', '-')} and by --option")
     if options["full"] and options["grid"] is not None:
         raise InputError("--full and --grid answer different questions: give one of them")
-    given |= {name: options[name] for name in typed if name not in ("grid", "full")}
+    given |= {name: options[name] for name in (*typed, *limited) if name not in ("grid", "full")}
     if options["grid"] is not None:
         given |= {"question": "grid", "step": options["grid"]}
     if options["full"]:
@@ -261,7 +271,8 @@ def _default_out(name: str, eps: Epsilon, norm: str, options: dict[str, Any], te
     pair = f"-with-{Path(teacher.replace(':', '-')).stem}" if teacher else ""
     noise = "" if options["sigma"] is None else f"-sigma{options['sigma']:g}"
     listed = "" if options["instances"] is None else f"-{Path(options['instances']).stem}"
-    return place.with_name(f"{place.stem}-{norm}-{eps.text.replace('/', '_')}{noise}{pair}{listed}.h5")
+    complete = "-complete" if options["complete"] else ""
+    return place.with_name(f"{place.stem}-{norm}-{eps.text.replace('/', '_')}{noise}{pair}{listed}{complete}.h5")
 
 
 def _failures(certificates: "Certificates") -> list[str]:

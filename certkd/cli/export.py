@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from certkd.cli.certify import network
-from certkd.cli.options import EpsilonType, data_places
+from certkd.cli.options import EpsilonType, data_places, network_options
 from verifiers.errors import InputError
 from verifiers.quantities import Epsilon
 
@@ -16,31 +16,58 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--model", required=True, metavar="NETWORK", help="Checkpoint, .onnx, or source:name.")
-@click.option("--out", required=True, metavar="DIR", help="Folder for NAME.onnx, vnnlib/ and instances.csv.")
+@click.argument("file", metavar="[FILE.h5]", required=False)
+@click.option("--model", metavar="NETWORK", help="Checkpoint, .onnx, or source:name.")
+@click.option("--out", required=True, metavar="PLACE", help="A folder; or, for rows, a .csv, .json or .npz file.")
 @click.option("--eps", type=EpsilonType(), help="Write properties for linf balls of this radius too, like 2/255.")
 @click.option("--data", metavar="NAME", help="Data set.  [default: the checkpoint's own]")
 @click.option("--split", default="test", show_default=True, help="train, validation or test.")
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first so many samples.")
+@click.option("--indices", metavar="I,J-K,...", help="Only these samples of the split, like 3,17,40-99.")
+@click.option("--indices-file", metavar="FILE", help="Only the samples that a file lists, an index or range a line.")
 @click.option("--timeout", type=click.IntRange(min=1), default=300, show_default=True, help="Seconds per property.")
-@click.option("--arch", metavar="NAME[,KEY=VALUE]", help="What bare weights belong to: certkd:resnet,depth=20")
-@click.option("--mean", metavar="M,...", help="Normalisation that bare weights or an .onnx file expect.")
-@click.option("--std", metavar="S,...", help="Normalisation that bare weights or an .onnx file expect.")
-@click.option("--layout", help="How an .onnx file arranges images: nchw, nhwc or flat.  [default: nchw]")
+@network_options
 @data_places
-def export(model: str, out: str, eps: Epsilon | None, **options: Any) -> int:
-    """Write a network, and questions about its robustness, for other tools.
+def export(file: str | None, model: str | None, out: str, eps: Epsilon | None, **options: Any) -> int:
+    """Write a network and questions about its robustness, or the rows of a certificate file, for other tools.
 
-    NAME.onnx takes any number of images in [0, 1]: normalisation is inside. With --eps there is one VNN-LIB property
-    for every sample that is classified right, and instances.csv lists them as VNN-COMP does.
+    With a network, --out is a folder. NAME.onnx takes any number of images in [0, 1]: normalisation is inside. With
+    --eps there is one VNN-LIB property for every sample that is classified right, and instances.csv lists them as
+    VNN-COMP does.
+
+    With FILE.h5, its rows go to a .csv or .json file and its counterexamples to an .npz file; or, with the network
+    (--model), to a folder, a file each in VNN-COMP's form, after they have run once more.
     """
+    if file is not None:
+        return _rows(file, model, out, options)
+    if model is None:
+        raise InputError("what is to be written? Give --model NETWORK, or a certificate file: certkd export FILE.h5")
+    return _network(model, out, eps, options)
+
+
+def _rows(file: str, model: str | None, out: str, options: dict[str, Any]) -> int:
+    from certkd import data
+    from certkd.exchange.results import export as export_results
+    from certkd.report.console import stdout
+
+    known = None
+    if model is not None:
+        options["kinds"] = {model.endswith(".onnx")}
+        known = network(model, options, cache(data.load)).model
+    for line in export_results(Path(file), out, known):
+        stdout().print(line, soft_wrap=True)
+    return 0
+
+
+def _network(model: str, out: str, eps: Epsilon | None, options: dict[str, Any]) -> int:
     from certkd import data
     from certkd.exchange.onnx_export import export as export_network
     from certkd.networks import is_path
     from certkd.report.console import stderr, stdout
 
-    if eps is None and options["limit"] is not None:
-        raise InputError(f"--limit {options['limit']} chooses samples of properties: add --eps")
+    chosen = [name for name in ("limit", "indices", "indices_file") if options[name] is not None]
+    if eps is None and chosen:
+        raise InputError(f"--{chosen[0].replace('_', '-')} chooses samples of properties: add --eps")
     options["kinds"], load = {model.endswith(".onnx")}, cache(data.load)
     known = network(model, options, load)
     file = Path(out) / f"{Path(model).stem if is_path(model) else model.replace(':', '-')}.onnx"
@@ -63,10 +90,11 @@ def _samples(known: "Checkpoint", options: dict[str, Any], load: Any) -> tuple[A
     """The samples to ask about, and the name of where they are from."""
     from certkd import networks
     from certkd.certification import chosen_samples
-    from certkd.selection import Selection
+    from certkd.selection import chosen
 
     config = networks.data_of(known, options["data"], options["data_root"], options["download"])
-    samples = chosen_samples(known, load(config), options["split"], Selection(limit=options["limit"]))
+    selection = chosen(options["indices"], options["indices_file"], options["limit"])
+    samples = chosen_samples(known, load(config), options["split"], selection)
     return samples, f"{Path(config.name).stem}_{options['split']}"
 
 

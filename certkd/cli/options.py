@@ -58,6 +58,18 @@ def overrides(command: Callable[..., Any]) -> Callable[..., Any]:
     )(command)
 
 
+def network_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """What networks that do not say it themselves are, and how they take images."""
+    for option in (
+        click.option("--layout", help="How an .onnx file arranges images: nchw, nhwc or flat.  [default: nchw]"),
+        click.option("--std", metavar="S,...", help="Normalisation that bare weights or an .onnx file expect."),
+        click.option("--mean", metavar="M,...", help="Normalisation that bare weights or an .onnx file expect."),
+        click.option("--arch", metavar="NAME[,KEY=VALUE]", help="What bare weights belong to: certkd:resnet,depth=20"),
+    ):
+        command = option(command)
+    return command
+
+
 def data_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Where data sets lie, and the device."""
     return data_places(click.option("--device", default=None, help="auto, cpu or cuda.  [default: auto]")(command))

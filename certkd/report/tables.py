@@ -12,11 +12,13 @@ from rich.table import Table
 from certkd.comparison import QUANTILES, Comparison, Side, summary, wilson
 from certkd.report.console import table
 from certkd.verdict import Verdict
+from verifiers.bound_propagation.complete import Stage
 from verifiers.bound_propagation.preflight import Preflight
 from verifiers.certificate import FAILURES, Status
 from verifiers.diagnostics import Diagnosis
 from verifiers.methods import find
 from verifiers.quantities import Epsilon
+from verifiers.recheck import Finding
 from verifiers.smoothing.shared import SameCopies
 from verifiers.store import Certificates, MethodRows
 
@@ -56,6 +58,33 @@ def _accuracy(method: MethodRows) -> str:
     return f"<= {percent(float(np.mean(unbroken)))}"
 
 
+def cascade(rows: MethodRows) -> Table:
+    """What each stage of complete verification was asked and decided, and what it cost."""
+    asked, lines = rows["stage"] > 0, []
+    for stage in Stage:
+        decided = {status: int(np.sum((rows["stage"] == stage) & (rows["status"] == status))) for status in _DECIDED}
+        count, spent = int(asked.sum()), float(np.nansum(rows[stage.column][asked]))
+        each = f"{spent / count:.4f}" if count else "-"
+        lines.append([stage.title, str(count), *(str(n) for n in decided.values()), f"{spent:.1f}", each])
+        asked = asked & (rows["stage"] != stage)
+    left = (rows["stage"] == Stage.BRANCH_AND_BOUND) & ~np.isin(rows["status"], _DECIDED)
+    title = f"Stages of complete verification; {int(left.sum())} samples stay undecided"
+    return table(title, ["stage", "asked", "certified", "falsified", "seconds", "s/sample"], lines)
+
+
+def recheck(findings: Sequence[Finding]) -> Table:
+    """What became of a file's claims when they were looked at again."""
+    rows = [
+        [one.method, *map(str, (one.claims, one.asked, one.again, one.open, len(one.contradictions))), one.remark]
+        for one in findings
+    ]
+    title = "Claims that were looked at again"
+    return table(title, ["method", "claims", "asked", "hold", "open", "contradicted", "what, and by what"], rows)
+
+
+_DECIDED = (Status.CERTIFIED, Status.FALSIFIED)
+
+
 def instances(files: Sequence[Certificates]) -> str:
     """How many instances of a list are decided, over the files of all its radii, and how."""
     outcomes = [outcome for certificates in files for outcome in _outcomes(certificates)]
@@ -75,7 +104,7 @@ def _outcomes(certificates: Certificates) -> list[str]:
         "certified": certified,
         "falsified": (status == Status.FALSIFIED).any(0),
         "misclassified": (status == Status.MISCLASSIFIED).any(0),
-        "failed": np.isin(status, FAILURES).any(0),
+        "failed": np.isin(status, [one for one in FAILURES if one is not Status.TIMEOUT]).any(0),
     }
     return list(np.select(list(cases.values()), list(cases), "undecided").tolist())
 

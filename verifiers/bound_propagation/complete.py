@@ -24,6 +24,7 @@ from verifiers.bound_propagation.native.branch_and_bound import Search
 from verifiers.bound_propagation.native.engine import Native
 from verifiers.certificate import Column, Columns, Guarantee, MethodInfo, Norm, Request, Status, margins
 from verifiers.falsify import PGD, Pgd, norms
+from verifiers.quantities import Epsilon
 
 
 class Stage(IntEnum):
@@ -89,7 +90,9 @@ class _Answers:
 
 
 @dataclass
-class _Complete:
+class Complete:
+    """The method made ready for one network."""
+
     model: nn.Module
     screen: Engine
     native: Native
@@ -113,6 +116,11 @@ class _Complete:
         else:
             self._screened(answers, x, predicted, indices)
         return answers.with_seconds()
+
+    def ask(self, eps: Epsilon) -> None:
+        """Change the radius of all further questions."""
+        self.request = replace(self.request, eps=eps)
+        self.attack = Pgd(self.model, replace(self.attack.request, eps=eps))
 
     def _screened(self, answers: _Answers, x: Tensor, predicted: Tensor, indices: Tensor) -> None:
         columns, left = answers.columns, torch.arange(len(x), device=x.device)
@@ -191,7 +199,7 @@ class _Complete:
             return (margins(self.model(rounded), label.expand(len(points))) < 0) & inside
 
 
-def _prepare(model: nn.Module, samples: Tensor, request: Request) -> _Complete:
+def _prepare(model: nn.Module, samples: Tensor, request: Request) -> Complete:
     """Build the graphs and try to break them on the samples.
 
     Raises:
@@ -206,7 +214,7 @@ def _prepare(model: nn.Module, samples: Tensor, request: Request) -> _Complete:
     options = {key: request.options[key] for key in PGD.options}
     attack = Pgd(model, replace(request, options=options))
     notes = {"engine": screen.name, "arithmetic": ARITHMETIC}
-    return _Complete(model, screen, native, attack, request, notes)
+    return Complete(model, screen, native, attack, request, notes)
 
 
 COMPLETE = MethodInfo(

@@ -1,0 +1,62 @@
+"""``certkd verify``."""
+
+from functools import cache
+from typing import Any
+
+import click
+
+from certkd.cli.certify import network
+from certkd.cli.options import Number, data_options, network_options
+from verifiers.errors import InputError
+
+
+@click.command()
+@click.argument("file", metavar="FILE.h5")
+@click.option("--model", required=True, metavar="NETWORK", help="The network that the file is about.")
+@click.option(
+    "--sample", type=click.IntRange(min=0), default=50, show_default=True, help="Certificates to prove again."
+)
+@click.option("--time-limit", type=Number(), default=30.0, show_default=True, help="Seconds for each of them.")
+@click.option("--seed", default=0, show_default=True, help="Chooses them.")
+@network_options
+@data_options
+def verify(file: str, model: str, **options: Any) -> int:
+    """Check a certificate file against the network that it is about.
+
+    The hashes of weights, layers and images must be those in the file. Randomly chosen certificates are attacked and
+    proved again, by the other engine where it takes the network and by branch and bound; all stored counterexamples run
+    once more. Any contradiction is printed, and the exit code is 1.
+    """
+    from certkd import data
+    from certkd.certification import rows_of
+    from certkd.config import DataConfig
+    from certkd.report import tables
+    from certkd.report.console import CertifyProgress, stderr, stdout
+    from certkd.training import choose_device
+    from verifiers.recheck import contradictions, recheck
+    from verifiers.store import read
+
+    certificates, load = read(file), cache(data.load)
+    about = certificates.attributes
+    if not about.get("data"):
+        raise InputError(f"{file} does not say what data it is about: it was not written by certkd certify")
+    places = {"root": options["data_root"], "download": options["download"]}
+    config = DataConfig(name=str(about["data"]), seed=int(about.get("data_seed", 0)), **places)
+    options |= {"data": config.name, "kinds": {model.endswith(".onnx")}}
+    known = network(model, options, load)
+    samples = rows_of(certificates, load(config))
+    findings = recheck(
+        known.model.to(choose_device(options["device"] or "auto")),
+        file,
+        samples.images,
+        samples.labels,
+        sample=options["sample"],
+        seed=options["seed"],
+        time_limit=options["time_limit"],
+        reporter=CertifyProgress(model),
+    )
+    stdout().print(tables.recheck(findings))
+    failed = contradictions(findings)
+    for line in failed:
+        stderr().print(f"contradiction: {line}", soft_wrap=True)
+    return 1 if failed else 0

@@ -1,0 +1,260 @@
+"""Prove a certificate file's claims again, by other means than those that wrote them.
+
+A claim is one row's "no point within radius r changes the prediction". It is attacked at r, and proved by the other
+engine where that takes the network, then by branch and bound in float64: what wrote it does not matter. Stored
+counterexamples go through the network once more. An answer that excludes what the file says is a contradiction.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from verifiers.bound_propagation.complete import COMPLETE, Complete, Stage
+from verifiers.certificate import Contradiction, Guarantee, Norm, Request, Status, Unsupported, margins
+from verifiers.errors import InputError
+from verifiers.falsify import norms
+from verifiers.fingerprint import structure_sha256, weights_sha256
+from verifiers.methods import find
+from verifiers.modes import eval_mode, trusted_arithmetic
+from verifiers.quantities import Epsilon
+from verifiers.reporter import Reporter
+from verifiers.samples import Images, Samples, device_of, first_images, look_at
+from verifiers.store import Certificates, MethodRows, read, read_images
+
+#: Images that are read and run at a time.
+BLOCK = 256
+#: A stored margin or distance is off by no more than this share when it is computed again.
+ROUNDING = 1e-3
+
+
+@dataclass
+class Finding:
+    """What became of one method's claims.
+
+    Attributes:
+        method: whose.
+        claims: certified rows, and counterexamples, that it has.
+        asked: how many were looked at.
+        again: how many hold: proved again, or misclassified again.
+        contradictions: a line for each that does not.
+        remark: why claims were not looked at; or by what they were proved.
+    """
+
+    method: str
+    claims: int
+    asked: int = 0
+    again: int = 0
+    contradictions: list[str] = field(default_factory=list)
+    remark: str = ""
+
+    @property
+    def open(self) -> int:
+        """Neither proved again nor contradicted."""
+        return self.asked - self.again - len(self.contradictions)
+
+
+def recheck(
+    model: nn.Module,
+    path: str,
+    images: Images | Tensor,
+    labels: Int[Tensor, " samples"],
+    *,
+    sample: int = 50,
+    seed: int = 0,
+    time_limit: float = 30.0,
+    reporter: Reporter | None = None,
+) -> list[Finding]:
+    """Look at randomly chosen certificates of a file, and at all its counterexamples.
+
+    Args:
+        model: the network that the file is about.
+        path: the certificate file.
+        images: in [0, 1], of the file's rows in their order.
+        labels: true classes.
+        sample: certificates that are proved again, over all methods.
+        seed: chooses them.
+        time_limit: seconds for each.
+        reporter: told about progress.
+
+    Raises:
+        InputError: not a certificate file; another network or other samples than its own.
+    """
+    certificates, reporter = read(path), reporter or Reporter()
+    with torch.inference_mode(False), eval_mode(model), trusted_arithmetic():
+        samples = look_at(model, images, labels, torch.as_tensor(_indices(certificates)), reporter)
+        _check_origin(certificates, model, samples)
+        chosen = _chosen(certificates, sample, np.random.default_rng(seed))
+        reporter.start("verify", sum(map(len, chosen.values())), 0)
+        findings = []
+        for name, rows in certificates.methods.items():
+            findings.append(_predictions(rows, samples))
+            if "counterexample" in _columns(path, name):
+                findings.append(_counterexamples(model, path, rows, samples))
+            if rows.certifies:
+                findings.append(_proofs(model, rows, samples, chosen.get(name), time_limit, reporter))
+        reporter.finish("verify")
+    return [finding for finding in findings if finding.claims]
+
+
+def _indices(certificates: Certificates) -> np.ndarray:
+    return next(iter(certificates.methods.values()))["index"]
+
+
+def _columns(path: str, method: str) -> set[str]:
+    with h5py.File(path, "r", locking=False) as file:
+        return set(file[method])
+
+
+def _check_origin(certificates: Certificates, model: nn.Module, samples: Samples) -> None:
+    """The hashes in the file are those of the network and the samples at hand."""
+    facts = {
+        "network": ("model_sha256", weights_sha256(model)),
+        "structure": ("structure_sha256", structure_sha256(model)),
+        "set of samples": ("data_sha256", samples.data_sha256),
+    }
+    for what, (attribute, found) in facts.items():
+        stored = str(certificates.attributes.get(attribute, ""))
+        if stored != found:
+            raise InputError(
+                f"{certificates.path} is about another {what} ({attribute} {stored[:16] or 'unknown'}, "
+                f"not {found[:16]}): name what it was made from"
+            )
+
+
+def _chosen(certificates: Certificates, sample: int, random: np.random.Generator) -> dict[str, np.ndarray]:
+    """Certified rows of each method that can be proved again, so many in all."""
+    claims = [
+        (name, row)
+        for name, rows in certificates.methods.items()
+        if _refusal(rows) is None
+        for row in np.flatnonzero(rows["status"] == Status.CERTIFIED)
+    ]
+    few = sorted(random.permutation(len(claims))[:sample])
+    return {name: np.array([claims[i][1] for i in few if claims[i][0] == name], int) for name in certificates.methods}
+
+
+def _refusal(rows: MethodRows) -> str | None:
+    """Why a method's claims are not proved here."""
+    if rows.attributes["guarantee"] != Guarantee.DETERMINISTIC:
+        return "its claims are about the smoothed network, by votes of its own random copies"
+    if find(rows.name).needs_teacher:
+        return "its claims are about two networks"
+    return None
+
+
+def _predictions(rows: MethodRows, samples: Samples) -> Finding:
+    """The network predicts what the rows say."""
+    name = "base" if "base" in rows.columns else "predicted"
+    done = rows["status"] != Status.PENDING
+    wrong = np.flatnonzero(done & (rows[name] != samples.predicted.numpy()))
+    lines = [f"{rows.name}, sample {rows['index'][i]}: the network predicts {samples.predicted[i]}" for i in wrong]
+    return Finding(rows.name, int(done.sum()), int(done.sum()), int(done.sum()) - len(wrong), lines, "predictions")
+
+
+def _counterexamples(model: nn.Module, path: str, rows: MethodRows, samples: Samples) -> Finding:
+    """All stored counterexamples: in the ball and the image box, and given another class."""
+    found = Finding(rows.name, rows.count(Status.FALSIFIED), remark="counterexamples")
+    for block in _blocks(np.flatnonzero(rows["status"] == Status.FALSIFIED)):
+        stored = torch.from_numpy(read_images(path, rows.name, "counterexample", block)).to(device_of(model))
+        x = samples.batch(block, device_of(model))
+        distance = norms(stored.double() - x.double(), Norm(rows.attributes["norm"])).cpu().numpy()
+        with torch.no_grad():
+            margin = margins(model(stored), samples.predicted[block].to(stored.device)).cpu().numpy()
+        problems = {
+            "is outside the ball": ~(distance <= rows.eps),
+            "is outside the image box": ~((stored >= 0) & (stored <= 1)).flatten(1).all(1).cpu().numpy(),
+            "is classified right": ~(margin < 0),
+            "is at another distance": ~np.isclose(distance, rows["distance"][block], rtol=ROUNDING),
+        }
+        bad = np.any(list(problems.values()), axis=0)
+        for i in np.flatnonzero(bad):
+            what = next(name for name, broken in problems.items() if broken[i])
+            found.contradictions.append(f"{rows.name}, sample {rows['index'][block[i]]}: its counterexample {what}")
+        found.asked, found.again = found.asked + len(block), found.again + int((~bad).sum())
+    return found
+
+
+def _blocks(rows: np.ndarray) -> Iterator[np.ndarray]:
+    return (rows[start : start + BLOCK] for start in range(0, len(rows), BLOCK))
+
+
+def _proofs(
+    model: nn.Module,
+    rows: MethodRows,
+    samples: Samples,
+    chosen: np.ndarray | None,
+    time_limit: float,
+    reporter: Reporter,
+) -> Finding:
+    """Certificates attacked and proved again, each at its own radius."""
+    found = Finding(rows.name, rows.count(Status.CERTIFIED), remark=_refusal(rows) or "certificates")
+    if chosen is None or not len(chosen):
+        return found
+    try:
+        prover = _prover(model, rows, samples, time_limit)
+    except (Unsupported, Contradiction) as error:
+        if isinstance(error, Contradiction):
+            found.contradictions.append(f"{rows.name}: {error}")
+            found.asked = 1
+        found.remark = str(error)
+        return found
+    stages: list[Stage] = []
+    for row in chosen:
+        answer = _answer(prover, samples, int(row), float(rows["radius"][row]))
+        found.asked += 1
+        if answer["status"] == Status.CERTIFIED:
+            found.again += 1
+            stages.append(Stage(int(answer["stage"])))
+        if answer["status"] == Status.FALSIFIED:
+            found.contradictions.append(
+                f"{rows.name}, sample {rows['index'][row]}: a point at distance {answer['distance']:.6g} changes the "
+                f"prediction, its certified radius is {rows['radius'][row]:.6g}"
+            )
+        reporter.advance(1)
+    counts = ", ".join(f"{stages.count(stage)} by {stage.title}" for stage in Stage if stage in stages)
+    found.remark = f"certificates: {counts}, engine {prover.screen.name}" if counts else found.remark
+    return found
+
+
+def _prover(model: nn.Module, rows: MethodRows, samples: Samples, time_limit: float) -> Complete:
+    """Complete verification with the engine that did not write the rows, where it takes the network."""
+    written_by = str(rows.attributes.get("engine", ""))
+    others = ("native",) if written_by == "auto-lirpa" else ("auto-lirpa", "native")
+    request = Request(
+        Epsilon.parse(float(rows.eps)),
+        Norm(rows.attributes["norm"]),
+        seed=1,
+        options={**COMPLETE.options, "time_limit": time_limit, "restarts": 4},
+    )
+    first = first_images(samples, model)
+    reasons = []
+    for engine in others:
+        try:
+            made: Any = COMPLETE.prepare(model, first, replace(request, engine=engine))
+            assert isinstance(made, Complete)
+            return made
+        except Unsupported as error:
+            reasons.append(str(error))
+    raise Unsupported("; ".join(reasons))
+
+
+def _answer(prover: Complete, samples: Samples, row: int, radius: float) -> dict[str, Any]:
+    """Complete verification of one sample at a radius."""
+    prover.ask(Epsilon.parse(radius))
+    device = device_of(prover.model)
+    asked = samples.batch(np.array([row]), device), samples.predicted[[row]].to(device), samples.indices[[row]]
+    columns = prover(*asked)
+    if columns["status"][0] == Status.PENDING:
+        columns = prover(*asked)
+    return {name: values[0] for name, values in columns.items()}
+
+
+def contradictions(findings: Sequence[Finding]) -> list[str]:
+    """All of them, a line each."""
+    return [line for finding in findings for line in finding.contradictions]
