@@ -14,7 +14,10 @@ from tests import oracles
 from tests.zoo import BY_NAME, ZOO, Kind, images, mlp, planted
 from verifiers.bound_propagation import complete
 from verifiers.bound_propagation.complete import COMPLETE, Stage
+from verifiers.bound_propagation.engine import margin_specification
 from verifiers.bound_propagation.native import branch_and_bound
+from verifiers.bound_propagation.native.branch_and_bound import Search
+from verifiers.bound_propagation.native.engine import Native
 from verifiers.bound_propagation.native.leaf import lowest
 from verifiers.certificate import Norm, Request, Status
 from verifiers.certify import certify
@@ -204,14 +207,40 @@ HINGES: dict[str, Callable[[], nn.Module]] = {
     "steep": lambda: nn.LeakyReLU(2.5),
     "falling": lambda: nn.LeakyReLU(-0.7),
     "prelu": lambda: nn.PReLU(init=-0.3),
+    "twice": nn.ReLU,
 }
+
+
+class Twice(nn.Module):
+    """Two ReLUs read one layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = network_of((2, 6, 3), 4)[1]
+        self.one, self.other = network_of((6, 3), 5)[1], network_of((6, 3), 6)[1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.first(x)
+        return self.one(torch.relu(hidden)) - self.other(torch.relu(hidden))
+
+
+def test_bounds_that_are_not_numbers_prove_nothing() -> None:
+    network, x = network_of((3, 6, 3), 0), torch.full((1, 3), 0.5)
+    engine, rows = Native(network, x.repeat(2, 1)), margin_specification(torch.tensor([0]), 3, torch.float64)
+    for known in (float("nan"), float("inf")):
+        bounds = engine.bounds(x.double(), torch.tensor([0.1]).double(), Norm.LINF)
+        with torch.no_grad():
+            bounds.propagate(refine=True)
+        proved = torch.tensor([known, 1.0]).double()
+        end = Search(bounds, rows, proved, 0.1, deadline=0.0, broken=lambda z: torch.zeros(len(z)).bool()).run()
+        assert end.finished == (known == float("inf")), f"a bound that is {known}"
 
 
 @pytest.mark.parametrize("name", HINGES)
 def test_other_hinges_against_a_fine_grid(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(complete, "SCREENS", ())
     monkeypatch.setattr(branch_and_bound, "STEPS", 3)
-    network = network_of((2, 6, 5, 3), 3, HINGES[name])
+    network = Twice().eval() if name == "twice" else network_of((2, 6, 5, 3), 3, HINGES[name])
     method, generator, seen = prepared(network, torch.rand(1, 2)), torch.Generator().manual_seed(1), set()
     steps = torch.linspace(-1, 1, 201)
     grid = torch.cartesian_prod(steps, steps)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from verifiers.bound_propagation.native.affine import Affine
 from verifiers.bound_propagation.native.bounds import Balls, Bounds, block_of
-from verifiers.bound_propagation.native.domains import Cell, Domains, Hinges, is_hinge, joined
+from verifiers.bound_propagation.native.domains import Cell, Domains, Hinges, by_node, is_hinge, joined
 from verifiers.bound_propagation.native.leaf import lowest
 from verifiers.bound_propagation.native.operators import Interval
 from verifiers.bound_propagation.native.rows import one_hot, shape_size
@@ -97,8 +97,8 @@ class Search:
                 order = pool.bound.argsort()
                 chosen, rest = order[: self.size // 2], order[self.size // 2 :]
                 pool = joined([self._kept(self.bounded(pool.take(chosen).halves())), pool.take(rest)])
-        least = min([self.least, *pool.bound.tolist()])
-        return Outcome(least, self.count, self.point, least > self.goal)
+        self._note(pool.bound)
+        return Outcome(self.least, self.count, self.point, self.least > self.goal)
 
     def _late(self) -> bool:
         return time.monotonic() > self.deadline
@@ -106,13 +106,17 @@ class Search:
     def _kept(self, domains: Domains, final: bool = False) -> Domains:
         """Those that are not above the goal; of the others (all, where this is final) only the least bound counts."""
         left = ~(domains.bound > self.goal)
-        self.least = min([self.least, *domains.bound[~left | final].tolist()])
+        self._note(domains.bound[~left | final])
         return domains.take(left)
+
+    def _note(self, bounds: Float[Tensor, " some"]) -> None:
+        """Bounds of domains that are done with; nan proves nothing."""
+        self.least = min([self.least, *bounds.nan_to_num(nan=-math.inf, posinf=math.inf).tolist()])
 
     def _whole(self) -> Domains:
         """The whole ball, once for every row that is open."""
         rows = (~(self.proved > self.goal)).nonzero().flatten()
-        self.least = min([math.inf, *self.proved[self.proved > self.goal].tolist()])
+        self._note(self.proved[self.proved > self.goal])
         low, high = self._ends(self.root.intervals)
         alpha = (high > -low).to(self.x.dtype).expand(len(rows), -1)
         zero = torch.zeros_like(alpha)
@@ -161,7 +165,7 @@ class Search:
 
     def _cut(self, domains: Domains) -> tuple[list[Interval], Bool[Tensor, " domains"]]:
         """Intervals of all nodes on each domain, by interval arithmetic from the splits on; and which are empty."""
-        signs = {node: sign for (_, node), sign in self.hinges.spread(domains.signs, self.shapes).items()}
+        signs = by_node(self.hinges.spread(domains.signs, self.shapes))
         empty = torch.zeros(len(domains), dtype=torch.bool, device=self.x.device)
         cells: list[Interval] = []
         for position, node in enumerate(self.graph.nodes):
@@ -188,7 +192,7 @@ class Search:
             root.intersect,
             {(self.graph.output, 0, reader): (place, place) for (reader, _), place in alpha.items()},
             cells,
-            multipliers={node: value for (_, node), value in beta.items()},
+            multipliers=by_node(beta),
             watched=frozenset(reader for reader, _ in self.hinges.readers),
         )
 

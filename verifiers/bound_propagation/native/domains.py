@@ -72,6 +72,14 @@ class Hinges:
         return torch.cat([like[:, :0], *found], 1)
 
 
+def by_node(maps: Mapping[tuple[int, int], Num[Tensor, "domains ..."]]) -> dict[int, Num[Tensor, "domains ..."]]:
+    """Maps of operators and the nodes they read, by node alone; those of operators that read the same one add up."""
+    found: dict[int, Tensor] = {}
+    for (_, node), values in maps.items():
+        found[node] = found[node] + values if node in found else values
+    return found
+
+
 @dataclass(frozen=True)
 class Domains:
     """Domains of one ball, each with the row that it bounds.
