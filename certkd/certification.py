@@ -15,6 +15,7 @@ from verifiers.certify import DEFAULT_METHODS, certify
 from verifiers.errors import InputError, did_you_mean
 from verifiers.methods import find
 from verifiers.quantities import Epsilon
+from verifiers.recheck import indices_of
 from verifiers.reporter import Reporter
 from verifiers.store import Certificates
 
@@ -60,14 +61,14 @@ def rows_of(certificates: Certificates, data: DataSet) -> Split:
     """The samples that a certificate file is about, in its order.
 
     Raises:
-        InputError: the data set has no such split or samples.
+        InputError: the data set has no such split or samples, or the file does not know them all yet.
     """
     whole = split_of(data, str(certificates.attributes["split"]))
     position = {index: row for row, index in enumerate(whole.indices.tolist())}
-    indices = next(iter(certificates.methods.values()))["index"].tolist()
+    indices = indices_of(certificates).tolist()
     missing = [index for index in indices if index not in position]
     if missing:
-        raise InputError(f"{certificates.path}: {data.name} has no sample {missing[0]}, or the run is not finished")
+        raise InputError(f"{certificates.path}: {data.name} has no sample {missing[0]}")
     return whole.take(torch.tensor([position[index] for index in indices]))
 
 

@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 @click.option("--out", required=True, metavar="PLACE", help="A folder; or, for rows, a .csv, .json or .npz file.")
 @click.option("--eps", type=EpsilonType(), help="Write properties for linf balls of this radius too, like 2/255.")
 @click.option("--data", metavar="NAME", help="Data set.  [default: the checkpoint's own]")
-@click.option("--split", default="test", show_default=True, help="train, validation or test.")
+@click.option("--split", help="train, validation or test.  [default: test]")
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first so many samples.")
 @click.option("--indices", metavar="I,J-K,...", help="Only these samples of the split, like 3,17,40-99.")
 @click.option("--indices-file", metavar="FILE", help="Only the samples that a file lists, an index or range a line.")
-@click.option("--timeout", type=click.IntRange(min=1), default=300, show_default=True, help="Seconds per property.")
+@click.option("--timeout", type=click.IntRange(min=1), help="Seconds per property.  [default: 300]")
 @network_options
 @data_places
 def export(file: str | None, model: str | None, out: str, eps: Epsilon | None, **options: Any) -> int:
@@ -39,18 +39,38 @@ def export(file: str | None, model: str | None, out: str, eps: Epsilon | None, *
     (--model), to a folder, a file each in VNN-COMP's form, after they have run once more.
     """
     if file is not None:
+        _refuse({"eps": eps, **options}, _ABOUT_PROPERTIES, "is about properties: a certificate file has rows; drop it")
+        if model is None:
+            _refuse(options, _ABOUT_NETWORKS, "is about a network: add --model, or drop it")
         return _rows(file, model, out, options)
     if model is None:
         raise InputError("what is to be written? Give --model NETWORK, or a certificate file: certkd export FILE.h5")
+    if eps is None:
+        _refuse(options, _ABOUT_PROPERTIES, "is about properties: add --eps")
     return _network(model, out, eps, options)
+
+
+_ABOUT_PROPERTIES = ("eps", "limit", "indices", "indices_file", "split", "timeout")
+_ABOUT_NETWORKS = ("arch", "mean", "std", "layout", "data", "data_root", "download")
+
+
+def _refuse(options: dict[str, Any], names: tuple[str, ...], why: str) -> None:
+    """Options that would have no effect are not ignored."""
+    given = next((name for name in names if options.get(name) not in (None, False)), None)
+    if given is not None:
+        value = "" if options[given] is True else f" {options[given]}"
+        raise InputError(f"--{given.replace('_', '-')}{value} {why}")
 
 
 def _rows(file: str, model: str | None, out: str, options: dict[str, Any]) -> int:
     from certkd import data
     from certkd.exchange.results import export as export_results
+    from certkd.exchange.results import is_folder
     from certkd.report.console import stdout
 
     known = None
+    if model is not None and not is_folder(out):
+        raise InputError(f"--model is for a folder of counterexamples, --out {out} is a file of rows: drop one of them")
     if model is not None:
         options["kinds"] = {model.endswith(".onnx")}
         known = network(model, options, cache(data.load)).model
@@ -65,9 +85,6 @@ def _network(model: str, out: str, eps: Epsilon | None, options: dict[str, Any])
     from certkd.networks import is_path
     from certkd.report.console import stderr, stdout
 
-    chosen = [name for name in ("limit", "indices", "indices_file") if options[name] is not None]
-    if eps is None and chosen:
-        raise InputError(f"--{chosen[0].replace('_', '-')} chooses samples of properties: add --eps")
     options["kinds"], load = {model.endswith(".onnx")}, cache(data.load)
     known = network(model, options, load)
     file = Path(out) / f"{Path(model).stem if is_path(model) else model.replace(':', '-')}.onnx"
@@ -82,7 +99,7 @@ def _network(model: str, out: str, eps: Epsilon | None, options: dict[str, Any])
     if refusal is not None:
         stderr().print(f"warning: certkd itself does not read it back: {refusal}")
     if eps is not None and properties is not None:
-        _write_properties(known, *properties, file, eps, options["timeout"])
+        _write_properties(known, *properties, file, eps, options["timeout"] or 300)
     return 0
 
 
@@ -94,8 +111,8 @@ def _samples(known: "Checkpoint", options: dict[str, Any], load: Any) -> tuple[A
 
     config = networks.data_of(known, options["data"], options["data_root"], options["download"])
     selection = chosen(options["indices"], options["indices_file"], options["limit"])
-    samples = chosen_samples(known, load(config), options["split"], selection)
-    return samples, f"{Path(config.name).stem}_{options['split']}"
+    split = options["split"] or "test"
+    return chosen_samples(known, load(config), split, selection), f"{Path(config.name).stem}_{split}"
 
 
 def _write_properties(known: "Checkpoint", samples: Any, name: str, file: Path, eps: Epsilon, timeout: int) -> None:

@@ -25,7 +25,7 @@ class Number(click.ParamType):
     name = "number"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        return float(parse_number(value, name=param.opts[0] if param else ""))
+        return _float(value, param.opts[0] if param else "")
 
 
 class Assignment(click.ParamType):
@@ -39,12 +39,19 @@ class Assignment(click.ParamType):
             raise InputError(f"--option {value!r} must look like steps=50")
         if text.isidentifier():
             return key, text
-        return key, float(parse_number(text, name=f"--option {key}"))
+        return key, _float(text, f"--option {key}")
 
 
 def numbers(text: str | None, name: str) -> tuple[float, ...]:
     """Comma-separated numbers."""
-    return tuple(float(parse_number(part, name=name)) for part in text.split(",")) if text else ()
+    return tuple(_float(part, name) for part in text.split(",")) if text else ()
+
+
+def _float(value: Any, name: str) -> float:
+    try:
+        return float(parse_number(value, name=name))
+    except OverflowError:
+        raise InputError(f"{name}: {value!r} is too large") from None
 
 
 def overrides(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -17,7 +17,7 @@ from verifiers.errors import InputError
     "--sample", type=click.IntRange(min=0), default=50, show_default=True, help="Certificates to prove again."
 )
 @click.option("--time-limit", type=Number(), default=30.0, show_default=True, help="Seconds for each of them.")
-@click.option("--seed", default=0, show_default=True, help="Chooses them.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Chooses them.")
 @network_options
 @data_options
 def verify(file: str, model: str, **options: Any) -> int:
@@ -27,9 +27,8 @@ def verify(file: str, model: str, **options: Any) -> int:
     proved again, by the other engine where it takes the network and by branch and bound; all stored counterexamples run
     once more. Any contradiction is printed, and the exit code is 1.
     """
-    from certkd import data
+    from certkd import data, networks
     from certkd.certification import rows_of
-    from certkd.config import DataConfig
     from certkd.report import tables
     from certkd.report.console import CertifyProgress, stderr, stdout
     from certkd.training import choose_device
@@ -38,13 +37,13 @@ def verify(file: str, model: str, **options: Any) -> int:
 
     certificates, load = read(file), cache(data.load)
     about = certificates.attributes
-    if not about.get("data"):
+    if not (about.get("data") and about.get("split")):
         raise InputError(f"{file} does not say what data it is about: it was not written by certkd certify")
-    places = {"root": options["data_root"], "download": options["download"]}
-    config = DataConfig(name=str(about["data"]), seed=int(about.get("data_seed", 0)), **places)
-    options |= {"data": config.name, "kinds": {model.endswith(".onnx")}}
+    options |= {"data": str(about["data"]), "kinds": {model.endswith(".onnx")}}
     known = network(model, options, load)
-    samples = rows_of(certificates, load(config))
+    config = networks.data_of(known, options["data"], options["data_root"], options["download"])
+    seed = int(about.get("data_seed", config.seed))
+    samples = rows_of(certificates, load(config.model_copy(update={"seed": seed})))
     findings = recheck(
         known.model.to(choose_device(options["device"] or "auto")),
         file,

@@ -54,7 +54,7 @@ def export(path: Path, out: str | Path, model: nn.Module | None = None) -> list[
         InputError: another suffix, and as ``export_rows`` and ``export_counterexamples``.
     """
     place = Path(out)
-    if place.suffix and not place.is_dir() and not str(out).endswith(("/", os.sep)):
+    if not is_folder(out):
         return export_rows(path, place)
     if model is None:
         raise InputError(
@@ -62,6 +62,11 @@ def export(path: Path, out: str | Path, model: nn.Module | None = None) -> list[
             "name that ends in .csv, .json or .npz"
         )
     return export_counterexamples(path, place, model)
+
+
+def is_folder(out: str | Path) -> bool:
+    """Whether ``export`` takes the place for a folder: it is one, ends like one, or has no suffix."""
+    return not Path(out).suffix or Path(out).is_dir() or str(out).endswith(("/", os.sep))
 
 
 def export_rows(path: Path, out: Path) -> list[str]:
