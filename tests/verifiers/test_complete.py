@@ -1,7 +1,8 @@
 """Every answer of the method complete against the truth: enumeration, integer programs, grids and attacks."""
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tests import oracles
-from tests.zoo import BY_NAME, ZOO, Kind, images, mlp, planted
+from tests.zoo import ZOO, Kind, images, mlp, planted
 from verifiers.bound_propagation import complete
 from verifiers.bound_propagation.complete import COMPLETE, Stage
 from verifiers.bound_propagation.engine import margin_specification
@@ -125,6 +126,7 @@ SHALLOW = ((2, 7, 3), (3, 8, 2))
 DEEP = ((2, 8, 8, 3), (3, 6, 6, 6, 2), (2, 10, 10, 4))
 
 
+@pytest.mark.slow
 def test_answers_are_those_of_enumeration() -> None:
     counted, statuses, _ = disagreements(((2, 4, 3),), 2, by_enumeration)
     assert counted >= 4 and {Status.CERTIFIED, Status.FALSIFIED} <= statuses
@@ -141,8 +143,8 @@ def test_answers_are_those_of_integer_programs(monkeypatch: pytest.MonkeyPatch) 
     """Without the attack and with few steps, so that branch and bound has to decide."""
     monkeypatch.setattr(branch_and_bound, "STEPS", 2)
     monkeypatch.setattr(complete, "SCREENS", ())
-    counted, statuses, stages = disagreements(DEEP[:2], 2, by_program)
-    assert counted >= 8 and {Status.CERTIFIED, Status.FALSIFIED} <= statuses
+    counted, statuses, stages = disagreements(DEEP[:2], 1, by_program)
+    assert counted >= 4 and {Status.CERTIFIED, Status.FALSIFIED} <= statuses
     assert Stage.BRANCH_AND_BOUND in stages and Stage.ALPHA_CROWN in stages
 
 
@@ -188,10 +190,10 @@ def test_leaves_are_decided_by_their_linear_programs(monkeypatch: pytest.MonkeyP
         assert row["status"] == status and row["stage"] == Stage.BRANCH_AND_BOUND
 
 
-@pytest.mark.parametrize("pixels", [4, 16])
+@pytest.mark.parametrize("pixels", [4, pytest.param(16, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("norm", list(Norm), ids=str)
 def test_a_planted_counterexample_is_never_certified(pixels: int, norm: Norm) -> None:
-    for seed in range(2 if pixels == 4 else 1):
+    for seed in range(1 if norm is Norm.LINF else 2):
         network, x, hidden = planted(pixels, reach=0.1, seed=seed)
         distance = float(norms((hidden - x[0])[None].double(), norm))
         row = answer(
@@ -244,9 +246,9 @@ def test_other_hinges_against_a_fine_grid(name: str, monkeypatch: pytest.MonkeyP
     method, generator, seen = prepared(network, torch.rand(1, 2)), torch.Generator().manual_seed(1), set()
     steps = torch.linspace(-1, 1, 201)
     grid = torch.cartesian_prod(steps, steps)
-    for _ in range(4):
+    for _ in range(3):
         x = torch.rand((1, 2), generator=generator)
-        for eps in (0.05, 0.2, 0.5):
+        for eps in (0.05, 0.3):
             row = answer(method, x, eps)
             with torch.no_grad():
                 logits = network((x + eps * grid).clamp(0, 1)).double()
@@ -260,8 +262,17 @@ def test_other_hinges_against_a_fine_grid(name: str, monkeypatch: pytest.MonkeyP
     assert seen == {Status.CERTIFIED, Status.FALSIFIED}
 
 
-@pytest.mark.parametrize("norm", list(Norm), ids=str)
-@pytest.mark.parametrize("kind", ZOO, ids=lambda kind: kind.name)
+BALLS = [(kind, norm) for kind in ZOO for norm in Norm]
+QUICK = [("mlp", Norm.L2), ("cnn", Norm.LINF), ("residual", Norm.L1), ("max pool", Norm.LINF), ("tanh", Norm.LINF)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "norm"),
+    [
+        pytest.param(*b, marks=[] if (b[0].name, b[1]) in QUICK else pytest.mark.slow, id=f"{b[0].name}-{b[1]}")
+        for b in BALLS
+    ],
+)
 def test_no_certificate_is_broken_by_points_of_the_ball(kind: Kind, norm: Norm) -> None:
     """On any network that the engine takes, whatever branch and bound can make of it."""
     network, x = kind.network(), kind.images(3)
@@ -304,8 +315,13 @@ def run(out: Path | None = None, reporter: Reporter | None = None, **asked: Any)
     return certify(network, x, labels, **asked, out=out, reporter=reporter, batch_size=5)["complete"]
 
 
+@cache
+def whole() -> MethodRows:
+    return run()
+
+
 def test_every_sample_is_decided_by_the_first_stage_that_can() -> None:
-    rows = run()
+    rows = whole()
     status, stage = rows["status"], rows["stage"]
     assert set(status) == {Status.CERTIFIED, Status.FALSIFIED}, "some sample of a small ReLU network is undecided"
     assert set(stage) == set(Stage), "some stage decides nothing here"
@@ -323,19 +339,6 @@ def test_every_sample_is_decided_by_the_first_stage_that_can() -> None:
     ).all()
 
 
-def test_counterexamples_are_stored_and_hold(tmp_path: Path) -> None:
-    network, x, labels = trained_like()
-    rows = run(tmp_path / "rows.h5")
-    found = np.flatnonzero(rows["status"] == Status.FALSIFIED)
-    assert {Stage.ATTACK, Stage.BRANCH_AND_BOUND} <= set(rows["stage"][found])
-    stored = torch.from_numpy(read_images(tmp_path / "rows.h5", "complete", "counterexample", found))
-    with torch.no_grad():
-        assert (network(stored).argmax(1) != labels[found]).all()
-    distance = norms(stored.double() - x[found].double(), Norm.LINF).numpy()
-    assert (distance <= 0.08).all() and stored.min() >= 0 and stored.max() <= 1
-    np.testing.assert_allclose(distance, rows["distance"][found])
-
-
 class Stop(Exception):
     pass
 
@@ -349,13 +352,26 @@ def test_an_interrupted_run_gives_the_same_answers(tmp_path: Path) -> None:
             if self.left <= 0:
                 raise Stop
 
-    whole = run()
     with pytest.raises(Stop):
         run(tmp_path / "rows.h5", Impatient())
     resumed = run(tmp_path / "rows.h5")
     for column in ("status", "stage", "radius", "domains"):
-        np.testing.assert_array_equal(whole[column], resumed[column], err_msg=column)
-    np.testing.assert_allclose(whole["margin"], resumed["margin"], rtol=1e-9)
+        np.testing.assert_array_equal(whole()[column], resumed[column], err_msg=column)
+    np.testing.assert_allclose(whole()["margin"], resumed["margin"], rtol=1e-9)
+    check_counterexamples(tmp_path / "rows.h5", resumed)
+
+
+def check_counterexamples(path: Path, rows: MethodRows) -> None:
+    """All that are stored hold, those of the attack and those of branch and bound."""
+    network, x, labels = trained_like()
+    found = np.flatnonzero(rows["status"] == Status.FALSIFIED)
+    assert {Stage.ATTACK, Stage.BRANCH_AND_BOUND} <= set(rows["stage"][found])
+    stored = torch.from_numpy(read_images(path, "complete", "counterexample", found))
+    with torch.no_grad():
+        assert (network(stored).argmax(1) != labels[found]).all()
+    distance = norms(stored.double() - x[found].double(), Norm.LINF).numpy()
+    assert (distance <= 0.08).all() and stored.min() >= 0 and stored.max() <= 1
+    np.testing.assert_allclose(distance, rows["distance"][found])
 
 
 class Clock:
@@ -389,22 +405,6 @@ def test_no_sample_takes_longer_than_its_limit(monkeypatch: pytest.MonkeyPatch) 
     assert late, "no sample met its limit"
 
 
-@pytest.fixture(params=["auto-lirpa", "native"])
-def engine(request: pytest.FixtureRequest) -> Iterator[str]:
-    if request.param == "auto-lirpa":
-        pytest.importorskip("auto_LiRPA")
-    yield request.param
-
-
-def test_either_engine_screens(engine: str) -> None:
-    np.testing.assert_array_equal(run(engine=engine)["status"], run()["status"])
-
-
-def test_max_pooling_ends_undecided_not_certified() -> None:
-    """Nothing of a maximum is split, so that the search can run out of splits: an honest end."""
-    kind = BY_NAME["max pool"]
-    network, x = kind.network(), kind.images(6)
-    with torch.no_grad():
-        labels = network(x).argmax(1)
-    rows = certify(network, x, labels, eps=0.15, methods=("complete",), options={"time_limit": 1.0})["complete"]
-    assert set(rows["status"]) <= {Status.CERTIFIED, Status.FALSIFIED, Status.NOT_CERTIFIED, Status.TIMEOUT}
+def test_auto_lirpa_screens_as_well() -> None:
+    pytest.importorskip("auto_LiRPA")
+    np.testing.assert_array_equal(run(engine="auto-lirpa")["status"], whole()["status"])
