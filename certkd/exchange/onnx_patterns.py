@@ -60,7 +60,7 @@ class _Graph:
     def join_gelu(self, erf: Operation) -> None:
         """x times half of (1 + erf(x / sqrt 2)), in any order of the factors."""
         inner, after = self._operations.get(erf.inputs[0]), self._only_user(erf)
-        if inner is None or after is None or after.kind != "Add" or self._scaled(inner) is None:
+        if inner is None or inner.kind == "Add" or after is None or after.kind != "Add" or self._scaled(inner) is None:
             return
         image, scale = self._scaled(inner) or ("", 0.0)
         if abs(scale * math.sqrt(2) - 1) > 1e-6 or self._scaled(after) != (erf.outputs[0], 1.0):

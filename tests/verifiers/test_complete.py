@@ -18,9 +18,10 @@ from verifiers.bound_propagation.complete import COMPLETE, Stage
 from verifiers.bound_propagation.engine import margin_specification
 from verifiers.bound_propagation.native import branch_and_bound
 from verifiers.bound_propagation.native.branch_and_bound import Search
+from verifiers.bound_propagation.native.domains import by_node
 from verifiers.bound_propagation.native.engine import Native
 from verifiers.bound_propagation.native.leaf import lowest
-from verifiers.certificate import Norm, Request, Status
+from verifiers.certificate import Contradiction, Norm, Request, Status
 from verifiers.certify import certify
 from verifiers.falsify import norms
 from verifiers.quantities import Epsilon
@@ -226,16 +227,60 @@ class Twice(nn.Module):
         return self.one(torch.relu(hidden)) - self.other(torch.relu(hidden))
 
 
-def test_bounds_that_are_not_numbers_prove_nothing() -> None:
+def search_of(network: nn.Module, x: Tensor, eps: float, proved: list[float] | None = None, **more: Any) -> Search:
+    engine = Native(network, x.repeat(2, 1))
+    with torch.no_grad():
+        predicted = network(x).argmax(1)
+        bounds = engine.bounds(x.double(), torch.tensor([eps]).double(), Norm.LINF)
+        bounds.propagate(refine=True)
+        rows = margin_specification(predicted, engine.graph.classes, torch.float64)
+        known = bounds.by_rows(rows).bound[0] if proved is None else torch.tensor(proved).double()
+    settings = {"deadline": float("inf"), "broken": lambda z: torch.zeros(len(z)).bool(), **more}
+    return Search(bounds, rows, known, 0.1, **settings)
+
+
+@pytest.mark.parametrize("known", [float("nan"), float("inf"), -float("inf")])
+def test_bounds_that_are_not_numbers_prove_nothing(known: float) -> None:
     network, x = network_of((3, 6, 3), 0), torch.full((1, 3), 0.5)
-    engine, rows = Native(network, x.repeat(2, 1)), margin_specification(torch.tensor([0]), 3, torch.float64)
-    for known in (float("nan"), float("inf")):
-        bounds = engine.bounds(x.double(), torch.tensor([0.1]).double(), Norm.LINF)
-        with torch.no_grad():
-            bounds.propagate(refine=True)
-        proved = torch.tensor([known, 1.0]).double()
-        end = Search(bounds, rows, proved, 0.1, deadline=0.0, broken=lambda z: torch.zeros(len(z)).bool()).run()
-        assert end.finished == (known == float("inf")), f"a bound that is {known}"
+    end = search_of(network, x, 0.3, [known, 1.0], deadline=0.0).run()
+    assert not end.finished and not end.bound > 0.1
+
+
+def test_what_is_given_up_is_not_forgotten() -> None:
+    """The margin is 0.3 + relu(x_2 - 0.5) + s(x_1) - s(x_1): sigmoids are not split, and their lines leave a gap."""
+    network = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 3), nn.Sigmoid(), nn.Linear(3, 2)).eval()
+    first, second, last = network[0], network[2], network[4]
+    with torch.no_grad():
+        first.weight.copy_(torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]))
+        first.bias.copy_(torch.tensor([0.0, 0.0, -0.5]))
+        second.weight.copy_(torch.diag(torch.tensor([8.0, 8.0, 1.0])))
+        second.bias.copy_(torch.tensor([-4.0, -4.0, 0.0]))
+        last.weight.copy_(torch.tensor([[1.0, -1.0, 1.0], [0.0, 0.0, 0.0]]))
+        last.bias.copy_(torch.tensor([-0.2, 0.0]))
+    end = search_of(network, torch.tensor([[0.5, 0.5]]), 0.4).run()
+    assert end.domains >= 3, "nothing was split"
+    assert not end.finished and end.bound < 0.1, f"proves {end.bound}, beyond what its lines allow"
+
+
+def test_a_ball_cannot_be_empty() -> None:
+    """Intervals that exclude each other are a mistake, and no proof."""
+    search = search_of(network_of((3, 6, 3), 0), torch.full((1, 3), 0.5), 0.3, [-1.0, -1.0])
+    high = search.root.intervals[1].high
+    search.root.intervals[1] = type(search.root.intervals[1])(high + 1, high + 2)
+    with pytest.raises(Contradiction, match="empty"):
+        search.run()
+
+
+def test_too_many_parts_end_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(branch_and_bound, "WAITING", 0)
+    end = search_of(network_of((3, 6, 6, 3), 1), torch.full((1, 3), 0.5), 0.5, [-9.0, -9.0]).run()
+    assert end.full and not end.finished
+
+
+def test_operators_that_read_one_node_share_its_splits() -> None:
+    maps = {(2, 1): torch.tensor([[1.0, 0.0]]), (4, 3): torch.tensor([[5.0]]), (6, 1): torch.tensor([[0.0, -1.0]])}
+    found = by_node(maps)
+    assert found[1].tolist() == [[1.0, -1.0]] and found[3].tolist() == [[5.0]]
 
 
 @pytest.mark.parametrize("name", HINGES)

@@ -191,8 +191,12 @@ class Complete:
             columns["distance"][row] = float(norms(point.double() - image.double(), self.request.norm))
             columns["counterexample"][row] = point[0].cpu().numpy()
             return
-        late = Status.TIMEOUT if time.monotonic() > deadline else Status.NOT_CERTIFIED
-        status = Status.CERTIFIED if end.finished else late
+        ends = {
+            Status.CERTIFIED: end.finished,
+            Status.OUT_OF_MEMORY: end.full,
+            Status.TIMEOUT: time.monotonic() > deadline,
+        }
+        status = next((status for status, true in ends.items() if true), Status.NOT_CERTIFIED)
         answers.decide(row, Stage.BRANCH_AND_BOUND, status, self.request.eps.value, end.bound - goal)
 
     def _broken(self, points: Tensor, image: Tensor, label: Tensor) -> Tensor:

@@ -22,11 +22,13 @@ from verifiers.bound_propagation.native.domains import Cell, Domains, Hinges, by
 from verifiers.bound_propagation.native.leaf import lowest
 from verifiers.bound_propagation.native.operators import Interval
 from verifiers.bound_propagation.native.rows import one_hot, shape_size
-from verifiers.certificate import Norm
+from verifiers.certificate import Contradiction, Norm
 from verifiers.falsify import per_sample, project, reachable, steepest
 
 #: Values that the intervals of one round's domains may hold, and domains of a round at most.
 ROUND, LARGEST = 2**22, 512
+#: Numbers about domains that wait, at most: signs and parameters of all their neurons take 17 bytes for each.
+WAITING = 2**26
 #: Steps of gradient ascent for each domain, and Adam's rate, which falls by a factor from step to step.
 STEPS, RATE, DECAY = 12, 0.1, 0.95
 #: Interval ends that cross by more than this share exclude each other; by less, it may be rounding.
@@ -44,12 +46,14 @@ class Outcome:
         domains: how many domains were bounded.
         point: an image in the ball that is a counterexample, where one was found.
         finished: every row is above the goal.
+        full: so many domains wait that memory could run out.
     """
 
     bound: float
     domains: int
     point: Float[Tensor, "1 *shape"] | None
     finished: bool
+    full: bool = False
 
 
 class Search:
@@ -75,20 +79,26 @@ class Search:
         broken: Callable[[Float[Tensor, "points *shape"]], Bool[Tensor, " points"]],
     ) -> None:
         self.root, self.graph, self.x = bounds, bounds.graph, bounds.balls.x
-        self.specification, self.proved, self.goal = specification, proved, goal
+        self.specification, self.goal = specification, goal
+        self.proved = proved.where(proved.isfinite(), -math.inf)
         self.deadline, self.broken = deadline, broken
         self.shapes = {i: node.shape for i, node in enumerate(self.graph.nodes)}
         self.hinges = Hinges.of(self.graph, bounds.intervals)
         sizes = [shape_size(shape) for shape in self.shapes.values()]
         self.size = max(2, min(LARGEST, ROUND // sum(sizes), block_of(max(sizes))))
-        self.count, self.least = 0, math.inf
+        self.count, self.least = 0, torch.full_like(self.proved, math.inf)
         self.point: Tensor | None = None
 
     def run(self) -> Outcome:
-        """Split until every row is above the goal, a counterexample is found, or the time or all splits are used up."""
+        """Split until every row is above the goal, a counterexample is found, or time, memory or splits are used up.
+
+        Raises:
+            Contradiction: a row has no domain that is not empty.
+        """
+        full = False
         with torch.no_grad():
             pool = self._kept(self.bounded(self._whole()))
-            while len(pool) and self.point is None and not self._late():
+            while len(pool) and self.point is None and not self._late() and not full:
                 leaves = pool.branch < 0
                 if leaves.any():
                     self._kept(self._solved(pool.take(leaves)), final=True)
@@ -97,8 +107,12 @@ class Search:
                 order = pool.bound.argsort()
                 chosen, rest = order[: self.size // 2], order[self.size // 2 :]
                 pool = joined([self._kept(self.bounded(pool.take(chosen).halves())), pool.take(rest)])
-        self._note(pool.bound)
-        return Outcome(self.least, self.count, self.point, self.least > self.goal)
+                full = pool.signs.numel() > WAITING
+        self._note(pool)
+        least = float(self.least.min())
+        if self.point is None and bool((self.least == math.inf).any()):
+            raise Contradiction("native: branch and bound finds every part of a ball empty")
+        return Outcome(least, self.count, self.point, least > self.goal, full)
 
     def _late(self) -> bool:
         return time.monotonic() > self.deadline
@@ -106,17 +120,18 @@ class Search:
     def _kept(self, domains: Domains, final: bool = False) -> Domains:
         """Those that are not above the goal; of the others (all, where this is final) only the least bound counts."""
         left = ~(domains.bound > self.goal)
-        self._note(domains.bound[~left | final])
+        self._note(domains.take(~left | final))
         return domains.take(left)
 
-    def _note(self, bounds: Float[Tensor, " some"]) -> None:
-        """Bounds of domains that are done with; nan proves nothing."""
-        self.least = min([self.least, *bounds.nan_to_num(nan=-math.inf, posinf=math.inf).tolist()])
+    def _note(self, done: Domains) -> None:
+        """The least bound of each row over the domains that are done with; nan proves nothing."""
+        bounds = done.bound.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
+        self.least = self.least.scatter_reduce(0, done.row, bounds, "amin")
 
     def _whole(self) -> Domains:
         """The whole ball, once for every row that is open."""
         rows = (~(self.proved > self.goal)).nonzero().flatten()
-        self._note(self.proved[self.proved > self.goal])
+        self.least = self.proved.where(self.proved > self.goal, math.inf)
         low, high = self._ends(self.root.intervals)
         alpha = (high > -low).to(self.x.dtype).expand(len(rows), -1)
         zero = torch.zeros_like(alpha)
