@@ -260,7 +260,7 @@ def _proofs(
         found.remark = str(error)
         return found
     counts = ", ".join(f"{stages.count(stage)} by {stage.title}" for stage in Stage if stage in stages)
-    found.remark = f"certificates: {counts}, engine {prover.screen.name}" if counts else found.remark
+    found.remark = f"certificates: {counts}; IBP and CROWN by {prover.screen.name}" if counts else found.remark
     return found
 
 

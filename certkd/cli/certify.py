@@ -132,7 +132,8 @@ def _methods(options: dict[str, Any]) -> list[str]:
     if options["complete"] and options["methods"] is not None:
         raise InputError(f"--complete means --methods complete, not {options['methods']}: give one of them")
     default = "complete" if options["complete"] else "pgd,ibp,crown"
-    return [name.strip() for name in (options["methods"] or default).split(",")]
+    named = default if options["methods"] is None else options["methods"]
+    return [name.strip() for name in named.split(",")]
 
 
 def _questions(

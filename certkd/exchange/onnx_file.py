@@ -143,7 +143,8 @@ class Reference:
         try:
             self._session = onnxruntime.InferenceSession(file.path, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # noqa: BLE001 - onnxruntime's errors have no common class but this
-            raise InputError(f"{file.path} is not a network that onnxruntime runs: {_line(error)}") from None
+            why = _line(Exception(str(error).replace(str(file.path), "the file")))
+            raise InputError(f"{file.path} is not a network that onnxruntime runs: {why}") from None
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """The output for each image alone, and where the file allows it for all of them at once, which must agree.

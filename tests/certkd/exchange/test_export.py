@@ -37,7 +37,10 @@ def network(spec: ModelSpec, seed: int = 0) -> Classifier:
     return build(spec).eval()
 
 
-@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
+@pytest.mark.parametrize(
+    "spec",
+    [pytest.param(spec, id=spec.name, marks=pytest.mark.slow if "vit" in spec.name else []) for spec in SPECS],
+)
 def test_a_written_network_is_read_back(spec: ModelSpec, tmp_path: Path) -> None:
     model, path = network(spec), tmp_path / "net.onnx"
     assert export(model, path) is None
