@@ -65,7 +65,7 @@ def test_instances_are_about_these_images(name: str) -> None:
     assert instances and not wrong, wrong[:5]
 
 
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if "cnn_a" in n else []) for n in NETS])
 def test_the_native_engine_bounds_it(name: str) -> None:
     test, model = samples(NETS[name]["dataset"]).splits["test"], network(name)
     images = test.images[torch.arange(1)]
