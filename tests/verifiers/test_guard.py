@@ -114,7 +114,7 @@ FUNCTIONS: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "dilated convolution": (lambda z: F.conv2d(z, torch.ones(4, 4, 3, 3, dtype=z.dtype), dilation=2), "dilation"),
     "gelu": (F.gelu, "auto-LiRPA"),
     "softmax": (lambda z: torch.softmax(z, 1), "Softmax|Div"),
-    "dropout that is always on": (lambda z: F.dropout(z, 0.5, training=True), "Dropout"),
+    "dropout that is always on": (lambda z: F.dropout(z, 0.5, training=True), r"cannot build .* \(dropout\.py\)"),
     "falling leaky": (lambda z: F.leaky_relu(z, -0.5), "LeakyRelu.*negative_slope"),
     "steep leaky": (lambda z: F.leaky_relu(z, 2.0), "LeakyRelu.*negative_slope"),
     "maximum over channels": (lambda z: z.amax(1), "ReduceMax"),

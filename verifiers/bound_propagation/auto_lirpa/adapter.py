@@ -2,11 +2,13 @@
 
 import copy
 import logging
+import traceback
 import warnings
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -330,7 +332,10 @@ def _agree(one: Tensor, other: Tensor) -> bool:
 
 
 def _one_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    message = " ".join(str(error).split())[:200]
+    if not message and (frames := traceback.extract_tb(error.__traceback__)):
+        message = f"{frames[-1].line} ({Path(frames[-1].filename).name})"
+    return f"{type(error).__name__}: {message}"
 
 
 @contextmanager

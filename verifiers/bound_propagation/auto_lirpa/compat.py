@@ -10,6 +10,10 @@ points are missing; each is supplied only where it is missing, so that a newer r
 5. the subgradient 1 of ``torch.clamp`` at its bounds (0 since torch 2.14). alpha-CROWN starts its slopes at exactly 0
    or 1 and clamps them to [0, 1]: with the new subgradient none of them ever moves. Newer releases need this too.
 
+auto-LiRPA asks torch to translate operators as opset 12 does, and torch registers what each opset changes when that
+opset's module is imported, which any export in the process does: ``load`` imports them, so that a network's graph is
+the same before and after an export.
+
 The first two are visible only while auto-LiRPA is being imported, the fifth only in its modules that clamp slopes:
 torch and numpy stay as they are for other code.
 
@@ -58,6 +62,8 @@ def load() -> types.ModuleType:
     if version() is None and importlib.util.find_spec("auto_LiRPA") is None:
         raise AutoLirpaMissing(INSTALL)
     _add_node_items()
+    for opset in (11, 12):
+        _exporter(f"symbolic_opset{opset}")
     with _numpy_arraysetops(), _onnx_functions(), _quiet_import():
         auto_lirpa = importlib.import_module("auto_LiRPA")
     _accept_remove_duplicate(auto_lirpa.BoundedModule)
