@@ -442,7 +442,7 @@ def test_no_sample_takes_longer_than_its_limit(monkeypatch: pytest.MonkeyPatch) 
     clock = Clock(1.0)
     for module in (complete, branch_and_bound, complete.alpha):
         monkeypatch.setattr(module, "time", clock)
-    limit, late = 60.0, 0
+    limit, late = 20.0, 0
     method = prepared(network, x, time_limit=limit, iterations=2)
     for i in range(len(x)):
         row = answer(method, x[i : i + 1], 0.15)

@@ -49,7 +49,7 @@ class Stage(IntEnum):
 
 SCREENS = (Stage.IBP, Stage.CROWN)
 #: alpha-CROWN takes no new step after this share of the time, so that large networks leave some to branch and bound.
-ALPHA_SHARE = 0.5
+ALPHA_SHARE = 0.25
 
 
 @dataclass

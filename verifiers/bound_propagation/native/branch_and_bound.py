@@ -3,8 +3,10 @@
 A domain is the part of the ball where some neurons have a given sign. Its bound is CROWN's over intervals that end at
 those signs, with two kinds of free parameters, both raised by gradient ascent: the lower lines of the neurons that are
 not split (alpha), and a multiplier beta >= 0 for each split. Where z >= 0 on the domain, f >= f - beta z; so every
-value is sound. A domain whose neurons all have a sign is a linear program; its dual solution gives the betas, its
-primal one a point to try. Sources: Wang et al., arXiv 2103.06624 (beta-CROWN); Bunel et al., arXiv 1909.06588 (scores).
+value is sound. A domain is split where, of the neurons whose relaxation costs the row most, both halves' bounds rise
+most. One whose neurons all have a sign is a linear program; its dual solution gives the betas, its primal one a point
+to try.
+Sources: Wang et al., arXiv 2103.06624 (beta-CROWN); De Palma et al., arXiv 2104.06718 (filtered smart branching).
 """
 
 import math
@@ -30,7 +32,10 @@ ROUND, LARGEST = 2**22, 512
 #: Numbers about domains that wait, at most: signs and parameters of all their neurons take 17 bytes for each.
 WAITING = 2**26
 #: Steps of gradient ascent for each domain, and Adam's rate, which falls by a factor from step to step.
-STEPS, RATE, DECAY = 12, 0.1, 0.95
+STEPS, RATE, DECAY = 8, 0.1, 0.95
+#: Hinges of which each domain tries both halves before it is split by the best of them, and what the better half of a
+#: split counts beside the worse.
+CANDIDATES, SECOND = 16, 1e-3
 #: Interval ends that cross by more than this share exclude each other; by less, it may be rounding.
 CROSSED = 1e-9
 #: Of breaking a leaf's constraints, in units of the row's range over the ball: the first that is high enough is used.
@@ -99,14 +104,15 @@ class Search:
         with torch.no_grad():
             pool = self._kept(self.bounded(self._whole()))
             while len(pool) and self.point is None and not self._late() and not full:
-                leaves = pool.branch < 0
+                leaves = ~(pool.branch >= 0).any(1)
                 if leaves.any():
                     self._kept(self._solved(pool.take(leaves)), final=True)
                     pool = pool.take(~leaves)
                     continue
                 order = pool.bound.argsort()
                 chosen, rest = order[: self.size // 2], order[self.size // 2 :]
-                pool = joined([self._kept(self.bounded(pool.take(chosen).halves())), pool.take(rest)])
+                halves = self._split(pool.take(chosen))
+                pool = joined([self._kept(self.bounded(halves)), pool.take(rest)])
                 full = pool.signs.numel() > WAITING
         self._note(pool)
         least = float(self.least.min())
@@ -135,7 +141,8 @@ class Search:
         low, high = self._ends(self.root.intervals)
         alpha = (high > -low).to(self.x.dtype).expand(len(rows), -1)
         zero = torch.zeros_like(alpha)
-        return Domains(rows, self.proved[rows], zero.to(torch.int8), alpha, zero, torch.zeros_like(rows))
+        branch = rows.new_zeros((len(rows), min(CANDIDATES, alpha.shape[1])))
+        return Domains(rows, self.proved[rows], zero.to(torch.int8), alpha, zero, branch)
 
     def _ends(
         self, intervals: Sequence[Interval]
@@ -178,6 +185,25 @@ class Search:
         raised = replace(domains, bound=best, alpha=alpha.detach(), beta=beta.detach())
         return replace(raised, branch=self._next(raised, cells, cell.coefficients))
 
+    def _split(self, domains: Domains) -> Domains:
+        """Both halves of each domain, by the candidate that leaves the lower of the two bounds highest."""
+        owner, column = (domains.branch >= 0).nonzero(as_tuple=True)
+        candidate, worth = domains.branch[owner, column], torch.full_like(domains.branch, -math.inf, dtype=self.x.dtype)
+        for some in torch.arange(len(owner), device=self.x.device).split(self.size):
+            if self._late():
+                break
+            bound = self._glance(domains.take(owner[some]).halves(candidate[some])).clamp_max(self.goal)
+            lower, upper = torch.stack(bound.chunk(2)).aminmax(dim=0)
+            worth[owner[some], column[some]] = lower + SECOND * upper
+        best = worth.argmax(1, keepdim=True)  # the most promising one, where time was up
+        return domains.halves(domains.branch.gather(1, best)[:, 0])
+
+    def _glance(self, domains: Domains) -> Float[Tensor, " domains"]:
+        """Bounds with the parameters as they are."""
+        cells, empty = self._cut(domains)
+        found = self._cell(domains, cells).by_rows(self.specification[0, domains.row][:, None]).bound[:, 0]
+        return torch.fmax(domains.bound, found).masked_fill(empty, math.inf)
+
     def _cut(self, domains: Domains) -> tuple[list[Interval], Bool[Tensor, " domains"]]:
         """Intervals of all nodes on each domain, by interval arithmetic from the splits on; and which are empty."""
         signs = by_node(self.hinges.spread(domains.signs, self.shapes))
@@ -213,10 +239,8 @@ class Search:
 
     def _next(
         self, domains: Domains, cells: list[Interval], coefficients: Mapping[int, Tensor]
-    ) -> Int[Tensor, " domains"]:
-        """The hinge whose relaxation costs the row most: its coefficient there times the largest gap of its line."""
-        if not len(self.hinges):
-            return torch.full_like(domains.branch, -1)
+    ) -> Int[Tensor, "domains candidates"]:
+        """The hinges whose relaxation costs the row most: its coefficient there times the largest gap of the line."""
         low, high = self._ends(cells)
         zeros = {reader: torch.zeros_like(cells[node].low) for reader, node in self.hinges.readers}
         row = self.hinges.gather({**zeros, **coefficients}, domains.alpha, by_reader=True)
@@ -224,7 +248,8 @@ class Search:
         above = -low * high / (high - low).clamp_min(1e-12)
         below = torch.maximum((1 - domains.alpha) * high, -domains.alpha * low)
         score = torch.where(row < 0, -row * above, row * below) + 1e-9 * above
-        return torch.where(undecided.any(1), score.where(undecided, -1.0).argmax(1), -1)
+        cost, places = score.where(undecided, -1.0).topk(domains.branch.shape[1], dim=1)
+        return places.masked_fill(cost < 0, -1)
 
     def _descend(self, slopes: Tensor | None) -> None:
         """Where the linear functions that bound the rows are least: perhaps a counterexample."""

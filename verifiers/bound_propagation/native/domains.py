@@ -90,7 +90,7 @@ class Domains:
         signs: of each hinge: 1 for z >= 0, -1 for z <= 0, 0 where it is not split.
         alpha: place of each lower line, from 0 to 1.
         beta: multiplier of each split, 0 where it is not split.
-        branch: the hinge to split next; -1 where every hinge has its sign.
+        branch: the hinges to split next, most promising first; -1 where fewer have no sign yet.
     """
 
     row: Int[Tensor, " domains"]
@@ -98,7 +98,7 @@ class Domains:
     signs: Int[Tensor, "domains open"]
     alpha: Float[Tensor, "domains open"]
     beta: Float[Tensor, "domains open"]
-    branch: Int[Tensor, " domains"]
+    branch: Int[Tensor, "domains candidates"]
 
     def __len__(self) -> int:
         return len(self.row)
@@ -107,12 +107,12 @@ class Domains:
         """Some of them, by mask, position or slice."""
         return Domains(*(getattr(self, f.name)[chosen] for f in fields(self)))
 
-    def halves(self) -> "Domains":
-        """Each with either sign of its next hinge: first all positive halves, then all negative ones."""
+    def halves(self, hinge: Int[Tensor, " domains"]) -> "Domains":
+        """Each with either sign of one of its hinges: first all positive halves, then all negative ones."""
         twice = Domains(*(torch.cat([getattr(self, f.name)] * 2) for f in fields(self)))
-        sign = torch.ones_like(self.branch).repeat(2)
+        sign = twice.signs.new_ones((len(twice), 1))
         sign[len(self) :] = -1
-        return replace(twice, signs=twice.signs.scatter(1, twice.branch[:, None], sign[:, None].to(twice.signs)))
+        return replace(twice, signs=twice.signs.scatter(1, hinge.repeat(2)[:, None], sign))
 
 
 def joined(parts: list[Domains]) -> Domains:
