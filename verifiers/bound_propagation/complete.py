@@ -191,11 +191,7 @@ class Complete:
             columns["distance"][row] = float(norms(point.double() - image.double(), self.request.norm))
             columns["counterexample"][row] = point[0].cpu().numpy()
             return
-        ends = {
-            Status.CERTIFIED: end.finished,
-            Status.OUT_OF_MEMORY: end.full,
-            Status.TIMEOUT: time.monotonic() > deadline,
-        }
+        ends = {Status.CERTIFIED: end.finished, Status.OUT_OF_MEMORY: end.full, Status.TIMEOUT: end.late}
         status = next((status for status, true in ends.items() if true), Status.NOT_CERTIFIED)
         answers.decide(row, Stage.BRANCH_AND_BOUND, status, self.request.eps.value, end.bound - goal)
 

@@ -51,6 +51,7 @@ class Outcome:
         domains: how many domains were bounded.
         point: an image in the ball that is a counterexample, where one was found.
         finished: every row is above the goal.
+        late: it stopped because the next step would have ended after the deadline.
         full: so many domains wait that memory could run out.
     """
 
@@ -58,6 +59,7 @@ class Outcome:
     domains: int
     point: Float[Tensor, "1 *shape"] | None
     finished: bool
+    late: bool = False
     full: bool = False
 
 
@@ -91,6 +93,7 @@ class Search:
         self.hinges = Hinges.of(self.graph, bounds.intervals)
         sizes = [shape_size(shape) for shape in self.shapes.values()]
         self.size = max(2, min(LARGEST, ROUND // sum(sizes), block_of(max(sizes))))
+        self.pace = 0.0  # seconds of the last step
         self.count, self.least = 0, torch.full_like(self.proved, math.inf)
         self.point: Tensor | None = None
 
@@ -118,10 +121,10 @@ class Search:
         least = float(self.least.min())
         if self.point is None and bool((self.least == math.inf).any()):
             raise Contradiction("native: branch and bound finds every part of a ball empty")
-        return Outcome(least, self.count, self.point, least > self.goal, full)
+        return Outcome(least, self.count, self.point, least > self.goal, self._late(), full)
 
     def _late(self) -> bool:
-        return time.monotonic() > self.deadline
+        return time.monotonic() + 2 * self.pace > self.deadline  # twice: the next round can hold twice as many domains
 
     def _kept(self, domains: Domains, final: bool = False) -> Domains:
         """Those that are not above the goal; of the others (all, where this is final) only the least bound counts."""
@@ -166,7 +169,7 @@ class Search:
         alpha, beta = domains.alpha.clone().requires_grad_(), domains.beta.clone().requires_grad_()
         optimizer = torch.optim.Adam([alpha, beta], lr=RATE)
         for step in range(steps + 1):
-            last = step == steps or not len(self.hinges) or self._late()
+            started, last = time.monotonic(), step == steps or not len(self.hinges) or self._late()
             with torch.set_grad_enabled(not last):
                 cell = self._cell(replace(domains, alpha=alpha, beta=beta), cells)
                 found = cell.by_rows(self.specification[0, domains.row][:, None]).bound[:, 0]
@@ -181,6 +184,7 @@ class Search:
             with torch.no_grad():
                 alpha.clamp_(0.0, 1.0)
                 beta.clamp_min_(0.0)
+            self.pace = time.monotonic() - started
         self._descend(cell.slopes)
         raised = replace(domains, bound=best, alpha=alpha.detach(), beta=beta.detach())
         return replace(raised, branch=self._next(raised, cells, cell.coefficients))
