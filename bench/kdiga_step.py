@@ -6,6 +6,7 @@ largest resident size in one step, after a step with two images.
 
     uv run python bench/kdiga_step.py [--runs 15]
     uv run python bench/kdiga_step.py --objectives [--runs 5]      # all objectives over cross-entropy on clean images
+    uv run python bench/kdiga_step.py --cifar [--runs 5]           # those of the CIFAR-10 study, under a large teacher
 """
 
 import argparse
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from certkd.models import Classifier, ModelSpec, build
-from certkd.objectives import OBJECTIVES, Kd, Kdiga, Objective
+from certkd.objectives import OBJECTIVES, AdaAd, Ard, Kd, Kdiga, Objective, Rslad, Standard
 from certkd.objectives.base import Batch, total
 from certkd.objectives.kdiga import Target
 
@@ -44,19 +45,34 @@ class Case:
 
 
 CASES = {
-    "8x8": Case("digits: mlp student, cnn teacher, batch 128", ("mlp", {}), ("cnn", {}), (1, 8, 8), 128, 20),
+    "8x8": Case(
+        "digits: mlp student, cnn teacher, batch 128", ("certkd:mlp", {}), ("certkd:cnn", {}), (1, 8, 8), 128, 20
+    ),
     "28x28": Case(
-        "28x28: cnn student, wider cnn teacher, batch 128", ("cnn", {}), ("cnn", {"width": 32}), (1, 28, 28), 128, 4
+        "28x28: cnn student, wider cnn teacher, batch 128",
+        ("certkd:cnn", {}),
+        ("certkd:cnn", {"width": 32}),
+        (1, 28, 28),
+        128,
+        4,
     ),
     "32x32": Case(
         "32x32: resnet-8 student, resnet-20 teacher, batch 32",
-        ("resnet", {}),
-        ("resnet", {"depth": 20}),
+        ("certkd:resnet", {}),
+        ("certkd:resnet", {"depth": 20}),
         (3, 32, 32),
         32,
         1,
     ),
 }
+LARGE = Case(
+    "32x32: resnet-20 student, torchvision resnet18 teacher, batch 16",
+    ("certkd:resnet", {"depth": 20}),
+    ("torchvision:resnet18", {}),
+    (3, 32, 32),
+    16,
+    1,
+)
 DISTILLATIONS: dict[str, Objective] = {
     "kd": Kd(),
     "kdiga(ce)": Kdiga(target="ce"),
@@ -98,8 +114,8 @@ class Trainer:
 
 
 def network(known: tuple[str, dict[str, int]], shape: tuple[int, ...]) -> Classifier:
-    """One of certkd's own networks, for ten classes."""
-    return build(ModelSpec(name=f"certkd:{known[0]}", options=known[1], classes=10, shape=shape))
+    """A network for ten classes."""
+    return build(ModelSpec(name=known[0], options=known[1], classes=10, shape=shape))
 
 
 def reference_loss(student: nn.Module, teacher: nn.Module, x: Tensor, y: Tensor, weights: Kdiga) -> Tensor:
@@ -173,10 +189,17 @@ def everything() -> dict[str, Objective]:
     return found
 
 
-def over_standard(case: Case, runs: int) -> str:
-    """Every objective against cross-entropy on clean images."""
+def studied() -> dict[str, Objective]:
+    """Those of the CIFAR-10 study."""
+    attacked: dict[str, Any] = {"eps": 8 / 255, "steps": ATTACK_STEPS}
+    adversarial = {"ard": Ard(**attacked), "rslad": Rslad(**attacked), "adaad, igdm": AdaAd(**attacked, lambda_igdm=1)}
+    return {"standard": Standard(), **DISTILLATIONS, **adversarial}
+
+
+def over_standard(case: Case, objectives: Mapping[str, Objective], runs: int) -> str:
+    """Objectives against cross-entropy on clean images."""
     trainer, repeat = Trainer(case), max(1, case.repeat // 4)
-    seconds = alternate(trainer.ways(trainer.losses(everything()), repeat), runs)
+    seconds = alternate(trainer.ways(trainer.losses(objectives), repeat), runs)
     return table(case.title, seconds, "standard", repeat)
 
 
@@ -185,13 +208,18 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--runs", type=int, default=15)
     arguments.add_argument("--objectives", action="store_true", help="all objectives over the standard one")
+    arguments.add_argument("--cifar", action="store_true", help="a large teacher, over the standard objective")
     given = arguments.parse_args()
     torch.set_num_threads(1)
     print(machine(), end="\n\n")
     if given.objectives:
         print(f"Every objective over `standard`, eps {EPS}, {ATTACK_STEPS} attack steps, defaults otherwise\n")
         for case in (CASES["8x8"], CASES["28x28"]):
-            print(over_standard(case, given.runs), flush=True)
+            print(over_standard(case, everything(), given.runs), flush=True)
+        return
+    if given.cifar:
+        print(f"The CIFAR-10 study's objectives over `standard`, eps 8/255, {ATTACK_STEPS} attack steps\n")
+        print(over_standard(LARGE, studied(), given.runs))
         return
     print(
         f"Growth of the largest resident size (ru_maxrss) in a step, MB, median of {PROBES} processes\n\n{memory()}",
