@@ -40,7 +40,7 @@ class Step(nn.Module):
     def forward(self, *inputs: Value) -> Any:
         return OPERATORS[self.operation.kind](self.call, *inputs, **self.operation.attributes)
 
-    def extra_repr(self) -> str:
+    def _get_name(self) -> str:
         return self.operation.kind
 
 

@@ -72,7 +72,7 @@ def preflight(model: nn.Module, x: Float[Tensor, "2 *shape"], eps: float, *, nor
         x: two sample images.
         eps: the radius that costs are estimated for; larger balls leave more neurons open.
     """
-    layers = Counter(type(m).__name__ for m in model.modules() if next(m.children(), None) is None)
+    layers = Counter(m._get_name() for m in model.modules() if next(m.children(), None) is None)
     reasons, native = _engines(model, x)
     return Preflight(
         layers=dict(layers.most_common()),

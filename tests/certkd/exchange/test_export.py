@@ -172,6 +172,7 @@ def test_an_exported_network_is_certified_as_the_network(student: Path, tmp_path
         made.append(read(out))
     np.testing.assert_allclose(made[0]["crown"]["radius"], made[1]["crown"]["radius"], rtol=1e-3)
     assert made[1].attributes["architecture"] == "onnx:student"
+    assert "2 Gemm" in succeeds("inspect", tmp_path / "student.onnx")
 
 
 def test_an_onnx_network_teaches(student: Path, tmp_path: Path) -> None:
