@@ -12,6 +12,7 @@ where it stopped; ``--table`` prints what is there.
 
 import argparse
 import json
+import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -345,10 +346,13 @@ def table(name: str) -> str:
 
 
 def figure(values: list[float], column: str) -> str:
-    """Mean and standard deviation, as per cent where they are shares."""
+    """Mean and standard deviation of what is known, as per cent where they are shares."""
+    known = [value for value in values if not math.isnan(value)]
+    if not known:
+        return "-"
     scale, digits = (1.0, 4) if column == "mean_radius" else (100.0, 1)
-    mean = f"{scale * statistics.fmean(values):.{digits}f}"
-    return mean if len(values) < 2 else f"{mean} ({scale * statistics.stdev(values):.{digits}f})"
+    mean = f"{scale * statistics.fmean(known):.{digits}f}"
+    return mean if len(known) < 2 else f"{mean} ({scale * statistics.stdev(known):.{digits}f})"
 
 
 def main() -> None:
