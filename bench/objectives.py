@@ -267,7 +267,7 @@ class Run:
         """Accuracy under one attack on the cross-entropy and one on the margin."""
         if not self.study.both_losses:
             return {}
-        rows = torch.arange(min(len(self.test), self.study.test_limit))
+        rows = torch.arange(len(self.test))
         images, labels, eps = self.test.images[rows], self.test.labels[rows], Epsilon.parse(self.eps).value
         found = attack_agreement(model, model, images, labels, eps=eps, norm=Norm.LINF, **self.study.attack)
         return {
@@ -339,15 +339,15 @@ def table(name: str) -> str:
         lines += ["| --- | --- | --: |" + " --: |" * len(used)]
         for key in dict.fromkeys((row["student"], row["objective"]) for row in rows):
             same = [row for row in rows if (row["student"], row["objective"]) == key]
-            cells = [figure([row[column] for row in same], column) for column in used]
+            cells = [figure([row.get(column) for row in same], column) for column in used]
             lines.append(f"| {key[0]} | {key[1]} | {len(same)} | {' | '.join(cells)} |")
         lines.append("")
     return "\n".join(lines)
 
 
-def figure(values: list[float], column: str) -> str:
+def figure(values: list[float | None], column: str) -> str:
     """Mean and standard deviation of what is known, as per cent where they are shares."""
-    known = [value for value in values if not math.isnan(value)]
+    known = [value for value in values if value is not None and not math.isnan(value)]
     if not known:
         return "-"
     scale, digits = (1.0, 4) if column == "mean_radius" else (100.0, 1)

@@ -452,6 +452,38 @@ def test_no_sample_takes_longer_than_its_limit(monkeypatch: pytest.MonkeyPatch) 
     assert late, "no sample met its limit"
 
 
+def test_no_step_starts_that_would_end_after_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time passes with the parts that are bounded, and the rounds grow."""
+    clock, limit, cell = Clock(0.0), 20.0, Search._cell
+
+    def slow(search: Search, domains: Any, cells: Any) -> Any:
+        clock.now += 0.01 * len(domains)
+        return cell(search, domains, cells)
+
+    monkeypatch.setattr(branch_and_bound, "time", clock)
+    monkeypatch.setattr(Search, "_cell", slow)
+    end = search_of(network_of((6, 20, 20, 3), 1), images((6,), 6, seed=2)[2:3], 0.1, deadline=limit).run()
+    assert end.late and 0.5 * limit <= clock.now <= 1.02 * limit, f"ends after {clock.now} of {limit}"
+
+
+def test_alpha_crown_leaves_time_to_branch_and_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, x = network_of((6, 40, 40, 3), 2), images((6,), 6, seed=2)[1:2]
+    clock = Clock(1.0)
+    for module in (complete, branch_and_bound, complete.alpha):
+        monkeypatch.setattr(module, "time", clock)
+    monkeypatch.setattr(complete, "SCREENS", ())
+    row = answer(prepared(network, x, time_limit=40.0, iterations=1000), x, 0.1)
+    assert 5 <= row["alpha_crown_seconds"] <= 14 and row["stage"] == Stage.BRANCH_AND_BOUND
+
+
+def test_trying_both_halves_saves_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = []
+    for candidates in (1, 16):
+        monkeypatch.setattr(branch_and_bound, "CANDIDATES", candidates)
+        counts.append(search_of(network_of((6, 20, 20, 3), 2), images((6,), 6, seed=2)[:1], 0.1).run().domains)
+    assert counts[1] < 0.9 * counts[0], f"splits {counts[1]} parts, and {counts[0]} without trying"
+
+
 def test_auto_lirpa_screens_as_well() -> None:
     pytest.importorskip("auto_LiRPA")
     np.testing.assert_array_equal(run(engine="auto-lirpa")["status"], whole()["status"])

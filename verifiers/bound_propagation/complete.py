@@ -232,7 +232,9 @@ COMPLETE = MethodInfo(
     columns=(
         Column("stage", "uint8", "", "which stage decided: " + "; ".join(f"{s.value} {s.title}" for s in Stage)),
         *(Column(stage.column, "float64", "seconds", f"time in the stage {stage.title}") for stage in Stage),
-        Column("domains", "int64", "", "parts of the ball that branch and bound looked at"),
+        Column(
+            "domains", "int64", "", "parts of the ball that branch and bound bounded; halves it only tried do not count"
+        ),
         *PGD.columns,
     ),
     options={"time_limit": 30.0, "iterations": 20, "steps": 30, "restarts": 2},

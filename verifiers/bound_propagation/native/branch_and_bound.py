@@ -48,10 +48,10 @@ class Outcome:
 
     Attributes:
         bound: proved for every row on the whole ball: the least over rows and domains.
-        domains: how many domains were bounded.
+        domains: how many domains were bounded, not counting the halves that are tried before a split.
         point: an image in the ball that is a counterexample, where one was found.
         finished: every row is above the goal.
-        late: it stopped because the next step would have ended after the deadline.
+        late: it stopped, or passed over a linear program, because more would have ended after the deadline.
         full: so many domains wait that memory could run out.
     """
 
@@ -93,7 +93,7 @@ class Search:
         self.hinges = Hinges.of(self.graph, bounds.intervals)
         sizes = [shape_size(shape) for shape in self.shapes.values()]
         self.size = max(2, min(LARGEST, ROUND // sum(sizes), block_of(max(sizes))))
-        self.pace = 0.0  # seconds of the last step
+        self.pace, self.passed_over = 0.0, False  # seconds of the last step for each domain
         self.count, self.least = 0, torch.full_like(self.proved, math.inf)
         self.point: Tensor | None = None
 
@@ -106,7 +106,7 @@ class Search:
         full = False
         with torch.no_grad():
             pool = self._kept(self.bounded(self._whole()))
-            while len(pool) and self.point is None and not self._late() and not full:
+            while len(pool) and self.point is None and not self._late(min(2 * len(pool), self.size)) and not full:
                 leaves = ~(pool.branch >= 0).any(1)
                 if leaves.any():
                     self._kept(self._solved(pool.take(leaves)), final=True)
@@ -118,13 +118,14 @@ class Search:
                 pool = joined([self._kept(self.bounded(halves)), pool.take(rest)])
                 full = pool.signs.numel() > WAITING
         self._note(pool)
-        least = float(self.least.min())
+        least, late = float(self.least.min()), self.passed_over or bool(len(pool) and self.point is None and not full)
         if self.point is None and bool((self.least == math.inf).any()):
             raise Contradiction("native: branch and bound finds every part of a ball empty")
-        return Outcome(least, self.count, self.point, least > self.goal, self._late(), full)
+        return Outcome(least, self.count, self.point, least > self.goal, late, full)
 
-    def _late(self) -> bool:
-        return time.monotonic() + 2 * self.pace > self.deadline  # twice: the next round can hold twice as many domains
+    def _late(self, steps: int = 0) -> bool:
+        """Whether so many steps of a single domain would end after the deadline."""
+        return time.monotonic() + steps * self.pace > self.deadline
 
     def _kept(self, domains: Domains, final: bool = False) -> Domains:
         """Those that are not above the goal; of the others (all, where this is final) only the least bound counts."""
@@ -169,7 +170,7 @@ class Search:
         alpha, beta = domains.alpha.clone().requires_grad_(), domains.beta.clone().requires_grad_()
         optimizer = torch.optim.Adam([alpha, beta], lr=RATE)
         for step in range(steps + 1):
-            started, last = time.monotonic(), step == steps or not len(self.hinges) or self._late()
+            started, last = time.monotonic(), step == steps or not len(self.hinges) or self._late(2 * len(domains))
             with torch.set_grad_enabled(not last):
                 cell = self._cell(replace(domains, alpha=alpha, beta=beta), cells)
                 found = cell.by_rows(self.specification[0, domains.row][:, None]).bound[:, 0]
@@ -184,7 +185,7 @@ class Search:
             with torch.no_grad():
                 alpha.clamp_(0.0, 1.0)
                 beta.clamp_min_(0.0)
-            self.pace = time.monotonic() - started
+            self.pace = (time.monotonic() - started) / len(domains)
         self._descend(cell.slopes)
         raised = replace(domains, bound=best, alpha=alpha.detach(), beta=beta.detach())
         return replace(raised, branch=self._next(raised, cells, cell.coefficients))
@@ -193,8 +194,8 @@ class Search:
         """Both halves of each domain, by the candidate that leaves the lower of the two bounds highest."""
         owner, column = (domains.branch >= 0).nonzero(as_tuple=True)
         candidate, worth = domains.branch[owner, column], torch.full_like(domains.branch, -math.inf, dtype=self.x.dtype)
-        for some in torch.arange(len(owner), device=self.x.device).split(self.size):
-            if self._late():
+        for some in torch.arange(len(owner), device=self.x.device).split(self.size // 2):
+            if self._late(2 * len(some)):
                 break
             bound = self._glance(domains.take(owner[some]).halves(candidate[some])).clamp_max(self.goal)
             lower, upper = torch.stack(bound.chunk(2)).aminmax(dim=0)
@@ -282,8 +283,9 @@ class Search:
             return leaves
         parts = [leaves.take(slice(0, 0))]
         for i in range(len(leaves)):
-            leaf = leaves.take(slice(i, i + 1))
-            parts.append(leaf if self._late() or self.point is not None else self._by_program(leaf))
+            leaf, late = leaves.take(slice(i, i + 1)), self._late()
+            self.passed_over |= late
+            parts.append(leaf if late or self.point is not None else self._by_program(leaf))
         return joined(parts)
 
     def _by_program(self, leaf: Domains) -> Domains:
