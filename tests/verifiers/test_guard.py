@@ -134,6 +134,17 @@ def test_an_unsound_function_is_refused_by_its_operator(name: str) -> None:
         logging.getLogger("auto_LiRPA").disabled = False
 
 
+def test_a_network_whose_matrices_would_not_fit_is_left_to_the_native_engine() -> None:
+    """16 x 32 x 32 neurons as functions of as many others, in float64, for lower and upper bounds."""
+    network = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 1, 1), nn.ReLU(), nn.Flatten())
+    network.append(nn.Linear(1024, 2)).eval()
+    x = torch.rand(2, 3, 32, 32)
+    with pytest.raises(Unsupported, match=r"4\.0 GiB a sample and more, for 16384 neurons .* of 16384"):
+        AutoLirpa(network, x)
+    request = Request(Epsilon.parse(0.01), Norm.LINF, options=CROWN.options, engine="auto")
+    assert CROWN.prepare(network, x, request).notes["engine"] == "native"
+
+
 def test_the_layer_before_a_refused_operator_is_named() -> None:
     network, x = custom(FUNCTIONS["square root"][0])
     nested = nn.Sequential(nn.Sequential(nn.Conv2d(2, 2, 1), network)).eval()

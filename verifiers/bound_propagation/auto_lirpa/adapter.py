@@ -82,6 +82,7 @@ class AutoLirpa:
         self._rows: dict[tuple[str, Norm], Tensor] = {}
         self._first_affine = [node.name for node in self._graph._modules.values() if _is_first_affine(node)]
         guard.check_operators(iter(self._graph._modules.items()))
+        guard.check_size(self._graph._modules.values())
         check_forward(self.model, self._graph, x, "auto-LiRPA")
         convolutional = any(isinstance(module, nn.Conv2d) for module in self.model.modules())
         # Intermediate bounds of conv nets are computed for the union of unstable neurons over the batch: keep it small.

@@ -6,7 +6,8 @@ to attack for linf and l2 balls, with their attributes, and everything else is r
 wrong too, every graph is held against the network (same logits) and its bounds against points of the ball.
 """
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from torch import nn
@@ -98,6 +99,11 @@ OPERATORS = frozenset(
     ).split()
 )
 
+#: Of them, those whose input's bounds CROWN needs.
+NONLINEAR = frozenset(f"Bound{name}" for name in "Relu LeakyRelu Sigmoid Tanh Abs Exp Mul MaxPool".split())
+#: Bytes of one pair of float64 matrices of CROWN, lower and upper.
+MEMORY = 2 * 2**30
+
 
 def check_modules(model: nn.Module) -> None:
     """Refuse a network with a leaf module that is not on the list, naming its path.
@@ -143,6 +149,30 @@ def check_operators(nodes: Iterator[tuple[str, Any]]) -> None:
             reason = f"dilation={tuple(node.dilation)}"
         if reason is not None:
             raise Unsupported(f"auto-LiRPA: operator {kind.removeprefix('Bound')} at {place(name, node)}: {reason}")
+
+
+def check_size(nodes: Iterable[Any]) -> None:
+    """Refuse a graph for which CROWN needs too much memory: all neurons of a layer as functions of another layer.
+
+    The native engine keeps windows of convolutions, and rows of open neurons alone. A process that takes more memory
+    than there is gets killed without a word.
+
+    Raises:
+        Unsupported: with the sizes.
+    """
+    varying = [node for node in nodes if getattr(node, "perturbed", False)]
+    bent = [node.inputs[0] for node in varying if type(node).__name__ in NONLINEAR]
+    rows, columns = (max(map(_entries, some), default=0) for some in (bent, varying))
+    memory = 2 * 8 * rows * columns
+    if memory > MEMORY:
+        raise Unsupported(
+            f"auto-LiRPA: CROWN would take {memory / 2**30:.1f} GiB a sample and more, for {rows} neurons of one layer "
+            f"as functions of {columns} of another ({MEMORY / 2**30:.0f} GiB are the limit)"
+        )
+
+
+def _entries(node: Any) -> int:
+    return math.prod((node.output_shape or (0,))[1:])
 
 
 def place(name: str, node: Any) -> str:
