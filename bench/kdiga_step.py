@@ -19,12 +19,13 @@ from multiprocessing import get_context
 from typing import Any, get_args
 
 import torch
+from objectives import STUDIES
 from timing import alternate, machine, table
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from certkd.models import Classifier, ModelSpec, build
-from certkd.objectives import OBJECTIVES, AdaAd, Ard, Kd, Kdiga, Objective, Rslad, Standard
+from certkd.objectives import OBJECTIVES, Kd, Kdiga, Objective
 from certkd.objectives.base import Batch, total
 from certkd.objectives.kdiga import Target
 
@@ -189,13 +190,6 @@ def everything() -> dict[str, Objective]:
     return found
 
 
-def studied() -> dict[str, Objective]:
-    """Those of the CIFAR-10 study."""
-    attacked: dict[str, Any] = {"eps": 8 / 255, "steps": ATTACK_STEPS}
-    adversarial = {"ard": Ard(**attacked), "rslad": Rslad(**attacked), "adaad, igdm": AdaAd(**attacked, lambda_igdm=1)}
-    return {"standard": Standard(), **DISTILLATIONS, **adversarial}
-
-
 def over_standard(case: Case, objectives: Mapping[str, Objective], runs: int) -> str:
     """Objectives against cross-entropy on clean images."""
     trainer, repeat = Trainer(case), max(1, case.repeat // 4)
@@ -219,7 +213,7 @@ def main() -> None:
         return
     if given.cifar:
         print(f"The CIFAR-10 study's objectives over `standard`, eps 8/255, {ATTACK_STEPS} attack steps\n")
-        print(over_standard(LARGE, studied(), given.runs))
+        print(over_standard(LARGE, STUDIES["cifar10"].objectives(8 / 255), given.runs))
         return
     print(
         f"Growth of the largest resident size (ru_maxrss) in a step, MB, median of {PROBES} processes\n\n{memory()}",

@@ -225,19 +225,22 @@ class Run:
             (out / "done").touch()
         return checkpoint.load(out / "last.pt").model
 
+    def first(self, limit: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images and labels of the first test samples."""
+        rows = torch.arange(min(len(self.test), limit))
+        return self.test.images[rows], self.test.labels[rows]
+
     def certificates(self, model: Classifier, methods: Sequence[str], limit: int, **options: Any) -> Certificates:
         """Attack or proofs on the first test images."""
-        rows = torch.arange(min(len(self.test), limit))
-        images, labels = self.test.images[rows], self.test.labels[rows]
+        images, labels = self.first(limit)
         return certify(model, images, labels, eps=self.eps, methods=methods, options=options)
 
     def smoothed(self, model: Classifier) -> float | None:
         """Certified accuracy of the smoothed network, where the study asks for it."""
         if self.study.smoothing is None:
             return None
-        rows = torch.arange(min(len(self.test), 20))
         eps, options = self.study.smoothing
-        images, labels = self.test.images[rows], self.test.labels[rows]
+        images, labels = self.first(20)
         return summary(
             certify(model, images, labels, eps=eps, norm="l2", methods=("smoothing",), options=options)
         ).certified
@@ -267,8 +270,8 @@ class Run:
         """Accuracy under one attack on the cross-entropy and one on the margin."""
         if not self.study.both_losses:
             return {}
-        rows = torch.arange(len(self.test))
-        images, labels, eps = self.test.images[rows], self.test.labels[rows], Epsilon.parse(self.eps).value
+        images, labels = self.first(len(self.test))
+        eps = Epsilon.parse(self.eps).value
         found = attack_agreement(model, model, images, labels, eps=eps, norm=Norm.LINF, **self.study.attack)
         return {
             "pgd on ce": 1 - float(found.ce.float().mean()),
