@@ -284,7 +284,8 @@ def test_a_column_that_does_not_follow_is_found(
 
 def test_an_endless_radius_is_not_asked(ibp: Path, tmp_path: Path) -> None:
     row = row_of(ibp, "ibp", Status.CERTIFIED)
-    only(look(forged(ibp, tmp_path / "lie.h5", "ibp", row, to(radius=np.inf, certified=1), alone=True)))
+    findings = look(forged(ibp, tmp_path / "lie.h5", "ibp", row, to(radius=np.inf, certified=1), alone=True))
+    assert f"ibp, sample {row}: " in only(findings)
 
 
 # ------------------------------------------------------------------------------------------------ other things, refused
