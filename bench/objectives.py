@@ -173,7 +173,7 @@ STUDIES = {
         ("8/255",),
         chosen("standard", "kd", "kdiga(ce)", "kdiga(projection)", "ard", "rslad", "adaad, igdm"),
         Recipe(epochs=6, batch_size=32, optimizer=OptimizerConfig(rate=1e-3, milestones=(0.7,))),
-        Recipe(epochs=4, batch_size=32, optimizer=OptimizerConfig(rate=2e-3, milestones=(0.7,))),
+        Recipe(epochs=12, batch_size=32, optimizer=OptimizerConfig(rate=2e-3, milestones=(0.7,))),
         train_limit=1500,
         test_limit=200,
         held_out=50,
