@@ -11,7 +11,7 @@ from torch import Tensor
 #: Power of eps by which margins of CROWN fall, measured on small networks: a little faster than a straight line.
 USUAL_POWER = 1.4
 #: A trial is at most this many times the radius proved: from one point alone the estimate is coarse.
-FARTHEST = 5.0
+FARTHEST = 10.0
 
 
 class Evaluation(NamedTuple):
@@ -58,7 +58,7 @@ def largest_certified(
 ) -> Search:
     """Largest radius proved per row.
 
-    Every row is bounded at eps first. The next trial is where the margin would be zero if it fell by a power of eps
+    Every row is bounded at eps first. The next trial is where the margin would be zero if it fell by a parabola
     through the last two margins, set off by less than half the tolerance so that its answer closes the bracket
     [proved, failed]; after five trials every fourth halves the bracket. Rows leave the batch when the bracket is
     narrower than ``tolerance`` times the radius, or when that estimate, bracketed or from two trials close together, is
@@ -154,12 +154,16 @@ class _State:
 
 
 def _crossing(points: list[Tensor], margins: list[Tensor], clean: Tensor) -> Tensor:
-    """Where the margin is zero if it falls by a power of eps: the one of the two points, or the usual one through one.
+    """Where the margin is zero if what it lost is p eps + q eps^2 through the two points with p, q >= 0.
 
-    nan where no line can be drawn.
+    Where no such curve goes through them it is a power of eps, the usual one through a single point; nan where there is
+    none either.
     """
     (a, b), (loss_a, loss_b) = points, [clean - margin for margin in margins]
+    q = (loss_a / a - loss_b / b) / (a - b)
+    p = loss_a / a - q * a
+    parabola = 2 * clean / (p + (p * p + 4 * q * clean).sqrt())
     power = (loss_b / loss_a).log() / (b / a).log()
     power = torch.where(torch.isfinite(power) & (power > 0.2), power, USUAL_POWER)
     pole, loss = torch.where(a > 0, a, b), torch.where(a > 0, loss_a, loss_b)
-    return pole * (clean / loss) ** (1 / power)
+    return torch.where(torch.isfinite(q) & (q >= 0) & (p >= 0), parabola, pole * (clean / loss) ** (1 / power))

@@ -65,9 +65,10 @@ class _Certifier:
     def _bound(
         self, method: str, x: Tensor, specification: Tensor, allowance: Tensor
     ) -> Callable[[Tensor, Tensor], Evaluation]:
+        planes = self.engine.repeated(x, specification, norm=self.request.norm, method=method)
+
         def bound(rows: Tensor, eps: Tensor) -> Evaluation:
-            planes = self.engine.planes(x[rows], eps, specification[rows], norm=self.request.norm, method=method)
-            return _evaluation(planes, allowance[rows], eps)
+            return _evaluation(planes(rows, eps), allowance[rows], eps)
 
         return bound
 

@@ -1,6 +1,6 @@
 """What a bound-propagation engine offers, and the specification matrices it is asked about."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Protocol, runtime_checkable
 
@@ -48,6 +48,10 @@ def better(one: Planes, other: Planes) -> Planes:
     return Planes(*(torch.where(chosen, new, old) for new, old in pairs))
 
 
+#: Bounds of chosen samples of a batch, each over its own ball.
+Repeated = Callable[[Int[Tensor, " rows"], Float[Tensor, " rows"]], Planes]
+
+
 @runtime_checkable
 class Engine(Protocol):
     """A network's graph, built once; bounds of linear functions of its logits over balls."""
@@ -70,6 +74,16 @@ class Engine(Protocol):
         Raises:
             Unsupported: the engine has no such method for this network.
         """
+
+    def repeated(
+        self,
+        x: Float[Tensor, "batch *shape"],
+        specification: Float[Tensor, "batch rows classes"],
+        *,
+        norm: Norm,
+        method: str,
+    ) -> Repeated:
+        """``planes`` of the same batch, asked at one radius after another; what one answer finds may help the next."""
 
     def lower_bounds(
         self,

@@ -5,6 +5,7 @@ logits; where they are copies of one architecture, a second graph follows the di
 of the two bounds counts.
 """
 
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, reduce
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from verifiers.bound_propagation.certify import careful_allowance, columns_of, search_as_asked
 from verifiers.bound_propagation.checks import withstand
-from verifiers.bound_propagation.engine import Planes, better, margin_specification
+from verifiers.bound_propagation.engine import Planes, Repeated, better, margin_specification
 from verifiers.bound_propagation.native.differential import differential, same_structure
 from verifiers.bound_propagation.native.engine import Native
 from verifiers.bound_propagation.native.graph import capture
@@ -115,8 +116,12 @@ class JointEngine:
 
     def planes(self, x: Tensor, eps: Tensor, specification: Tensor, *, norm: Norm, method: str) -> Planes:
         """The better bound of the graphs, row by row; as ``Engine.planes``, over the logits of both networks."""
-        best, *others = (e.planes(x, eps, specification, norm=norm, method=method) for e in self.engines)
-        return reduce(better, others, best)
+        return _best([e.planes(x, eps, specification, norm=norm, method=method) for e in self.engines])
+
+    def repeated(self, x: Tensor, specification: Tensor, *, norm: Norm, method: str) -> Repeated:
+        """As ``planes``, at one radius after another."""
+        asked = [engine.repeated(x, specification, norm=norm, method=method) for engine in self.engines]
+        return lambda rows, eps: _best([ask(rows, eps) for ask in asked])
 
     def lower_bounds(self, x: Tensor, eps: Tensor, specification: Tensor, *, norm: Norm, method: str) -> Tensor:
         """The bounds alone."""
@@ -132,7 +137,20 @@ class JointEngine:
         norm: Norm,
         method: str = "crown",
     ) -> PairBounds:
-        """Bounds of both margins towards every other class, and of their difference, over each sample's ball.
+        """Bounds of both margins towards every other class, and of their difference, over each sample's ball."""
+        asked = self.repeated_pairs(x, predicted, allowance, norm=norm, method=method)
+        return asked(torch.arange(len(x), device=x.device), eps)
+
+    def repeated_pairs(
+        self,
+        x: Float[Tensor, "batch *shape"],
+        predicted: Int[Tensor, " batch"],
+        allowance: Float[Tensor, " batch"],
+        *,
+        norm: Norm,
+        method: str = "crown",
+    ) -> Callable[[Tensor, Tensor], PairBounds]:
+        """``pair_bounds`` of chosen samples, at one radius after another.
 
         With m_j the margins towards class j, the smallest margins differ by at most the largest difference of an m_j.
         The student's m_j is positive where its own bound is, or where the teacher's bound exceeds the deficit's.
@@ -141,18 +159,25 @@ class JointEngine:
         none = torch.zeros_like(rows)
         student, teacher = torch.cat([rows, none], 2), torch.cat([none, rows], 2)
         asked = torch.cat([student, teacher, student - teacher, teacher - student], 1)
-        planes = self.planes(x, eps, asked, norm=norm, method=method)
-        slack = allowance[:, None]
-        s, t, more, less = (planes.bound - slack).chunk(4, 1)
-        free = ((planes.value - slack) / planes.steepness).chunk(4, 1)
-        held = torch.minimum(t, torch.maximum(s, t + more)).amin(1)
-        reach = torch.minimum(free[0].amin(1), free[1].amin(1))
-        return PairBounds(
-            gap=torch.maximum((-more).amax(1), (-less).amax(1)),
-            deficit=(-more).amax(1),
-            agreement=held,
-            radius=torch.minimum(reach, eps),
-        )
+        planes = self.repeated(x, asked, norm=norm, method=method)
+        return lambda chosen, eps: _pair_bounds(planes(chosen, eps), eps, allowance[chosen, None])
+
+
+def _best(planes: Sequence[Planes]) -> Planes:
+    return reduce(better, planes)
+
+
+def _pair_bounds(planes: Planes, eps: Tensor, slack: Tensor) -> PairBounds:
+    s, t, more, less = (planes.bound - slack).chunk(4, 1)
+    free = ((planes.value - slack) / planes.steepness).chunk(4, 1)
+    held = torch.minimum(t, torch.maximum(s, t + more)).amin(1)
+    reach = torch.minimum(free[0].amin(1), free[1].amin(1))
+    return PairBounds(
+        gap=torch.maximum((-more).amax(1), (-less).amax(1)),
+        deficit=(-more).amax(1),
+        agreement=held,
+        radius=torch.minimum(reach, eps),
+    )
 
 
 @dataclass
@@ -174,12 +199,13 @@ class _Certifier:
     ) -> Columns:
         logits, allowance = self.engine.allowed(x, self.request.eps.value)
         eps = torch.full((len(x),), self.request.eps.value, dtype=torch.float64, device=x.device)
-        at_eps = self.engine.pair_bounds(x, eps, predicted, allowance, norm=self.request.norm)
+        asked = self.engine.repeated_pairs(x, predicted, allowance, norm=self.request.norm)
+        at_eps = asked(torch.arange(len(x), device=x.device), eps)
 
         def bound(rows: Tensor, radius: Tensor) -> Evaluation:
             if torch.equal(radius, eps[rows]):
                 return Evaluation(at_eps.agreement[rows], at_eps.radius[rows])
-            found = self.engine.pair_bounds(x[rows], radius, predicted[rows], allowance[rows], norm=self.request.norm)
+            found = asked(rows, radius)
             return Evaluation(found.agreement, found.radius)
 
         clean = torch.minimum(*(margins(part, predicted) for part in logits.double().chunk(2, 1)))

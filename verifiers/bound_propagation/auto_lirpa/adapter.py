@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from verifiers.bound_propagation.auto_lirpa import compat, guard
 from verifiers.bound_propagation.checks import check_forward
-from verifiers.bound_propagation.engine import Planes
+from verifiers.bound_propagation.engine import Planes, Repeated
 from verifiers.certificate import Norm, Unsupported
 from verifiers.falsify import per_sample
 
@@ -140,6 +140,17 @@ class AutoLirpa:
         bound = self.lower_bounds(x, eps, specification, norm=norm, method=method)
         untold = torch.full_like(bound, float("nan"))
         return Planes(bound, untold, untold)
+
+    def repeated(
+        self,
+        x: Float[Tensor, "batch *shape"],
+        specification: Float[Tensor, "batch rows classes"],
+        *,
+        norm: Norm,
+        method: str,
+    ) -> Repeated:
+        """Each question anew."""
+        return lambda rows, eps: self.planes(x[rows], eps, specification[rows], norm=norm, method=method)
 
     def lower_bounds(
         self,

@@ -67,7 +67,7 @@ def optimized(bounds: Bounds, specification: Tensor, iterations: int, deadline: 
     optimizer = torch.optim.Adam(list(angles.values()), lr=RATE)
     schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, DECAY)
     for step in range(iterations):
-        trial = Bounds(bounds.graph, bounds.balls, bounds.reaches, bounds.intersect, _choices(angles))
+        trial = Bounds(bounds.graph, bounds.balls, bounds.reaches, bounds.intersect, _choices(angles), bounds.known)
         last = step == iterations - 1
         if time.monotonic() > deadline:
             break

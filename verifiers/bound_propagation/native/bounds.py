@@ -55,6 +55,7 @@ class Bounds:
     reaches: Mapping[int, Tensor] = field(default_factory=dict)  # dual norms of affine nodes, for l2 and l1
     intersect: bool = True
     choices: Choices = field(default_factory=dict)
+    known: Mapping[int, Interval] = field(default_factory=dict)  # intervals of nodes that hold in these balls anyway
     intervals: list[Interval] = field(default_factory=list)
     refined: list[int] = field(default_factory=list)
     relaxations: dict[tuple[int, int, int], Relaxation] = field(default_factory=dict)
@@ -76,6 +77,8 @@ class Bounds:
             interval = node.operator.interval(*(self.intervals[i] for i in node.inputs))
             if position in self.reaches:
                 interval = self._exactly(position, interval)
+            if position in self.known:
+                interval = common(interval, self.known[position])
             self.intervals.append(interval)
 
     def loose_inputs(self, position: int) -> list[tuple[int, Tensor]]:

@@ -237,7 +237,7 @@ class Search:
             root.reaches,
             root.intersect,
             {(self.graph.output, 0, reader): (place, place) for (reader, _), place in alpha.items()},
-            cells,
+            intervals=cells,
             multipliers=by_node(beta),
             watched=frozenset(reader for reader, _ in self.hinges.readers),
         )

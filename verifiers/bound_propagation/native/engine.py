@@ -7,10 +7,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from verifiers.bound_propagation.checks import check_forward
-from verifiers.bound_propagation.engine import METHODS, Planes, better, joined
+from verifiers.bound_propagation.engine import METHODS, Planes, Repeated, better, joined
 from verifiers.bound_propagation.native.alpha import optimized
 from verifiers.bound_propagation.native.bounds import Balls, Bounds, dual_reaches
 from verifiers.bound_propagation.native.graph import Graph, capture
+from verifiers.bound_propagation.native.memory import Memory
 from verifiers.bound_propagation.native.rows import shape_size
 from verifiers.certificate import Norm, Unsupported
 
@@ -77,27 +78,47 @@ class Native:
         method: str,
     ) -> Planes:
         """As ``lower_bounds``, with the value at the centre and the steepness, each ``(batch, rows)``."""
-        if eps.shape != x.shape[:1]:
-            raise ValueError(f"one eps per sample, got {tuple(eps.shape)} for {len(x)} samples")
-        if method not in METHODS:
-            raise Unsupported(f"native: no method {method!r}")
-        parts = [
-            self._planes(*part, norm, method)
-            for part in zip(
-                x.to(self.dtype).split(self.batch_size),
-                eps.to(self.dtype).split(self.batch_size),
-                specification.to(self.dtype).split(self.batch_size),
-                strict=True,
-            )
-        ]
-        return joined(parts)
+        everything = torch.arange(len(x), device=x.device)
+        return self._question(x, specification, norm, method, None)(everything, eps)
+
+    def repeated(
+        self,
+        x: Float[Tensor, "batch *shape"],
+        specification: Float[Tensor, "batch rows classes"],
+        *,
+        norm: Norm,
+        method: str,
+    ) -> Repeated:
+        """As ``planes``, for chosen samples and at one radius after another; smaller balls are bounded faster."""
+        return self._question(x, specification, norm, method, Memory(len(x)) if self.intersect else None)
 
     def bounds(self, x: Float[Tensor, "batch *shape"], eps: Float[Tensor, " batch"], norm: Norm) -> Bounds:
         """The graph over balls, not propagated yet."""
         return Bounds(self.graph, Balls(x, eps, norm), self.dual_reaches(norm), self.intersect)
 
-    def _planes(self, x: Tensor, eps: Tensor, specification: Tensor, norm: Norm, method: str) -> Planes:
-        bounds = self.bounds(x, eps, norm)
+    def _question(self, x: Tensor, specification: Tensor, norm: Norm, method: str, memory: Memory | None) -> Repeated:
+        if method not in METHODS:
+            raise Unsupported(f"native: no method {method!r}")
+        x, specification = x.to(self.dtype), specification.to(self.dtype)
+
+        def ask(rows: Tensor, eps: Tensor) -> Planes:
+            if eps.shape != rows.shape:
+                raise ValueError(f"one eps per sample, got {tuple(eps.shape)} for {len(rows)} samples")
+            pairs = zip(rows.split(self.batch_size), eps.to(self.dtype).split(self.batch_size), strict=True)
+            return joined([answer(*pair) for pair in pairs])
+
+        def answer(rows: Tensor, eps: Tensor) -> Planes:
+            bounds = self.bounds(x[rows], eps, norm)
+            if memory:
+                bounds.known = memory.known(rows, eps)
+            planes = self._planes(bounds, specification[rows], method)
+            if memory:
+                memory.keep(rows, bounds)
+            return planes
+
+        return ask
+
+    def _planes(self, bounds: Bounds, specification: Tensor, method: str) -> Planes:
         if method == "alpha-crown":
             return self._at_least_intervals(bounds, optimized(bounds, specification, self.iterations), specification)
         with torch.no_grad():
