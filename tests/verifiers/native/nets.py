@@ -54,6 +54,24 @@ def settled(network: nn.Module, shape: tuple[int, ...], scale: float = 1.0) -> n
     return whole
 
 
+def deep_residual() -> nn.Module:
+    """Three convolutions, two shortcuts; intervals leave open what rows settle."""
+
+    def function(net: nn.Module, x: Tensor) -> Tensor:
+        y = net.first(x).relu()
+        y = (net.second(y) + y).relu()
+        return F.leaky_relu(net.third(y) + y)
+
+    convolutions = [nn.Conv2d(2, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)]
+    return settled(Net(function, **dict(zip(("first", "second", "third"), convolutions, strict=True))), IMAGE, 1.5)
+
+
+def deep_dense() -> nn.Module:
+    """Three wide layers; intervals leave open what rows settle."""
+    layers = [nn.Linear(6, 20), nn.ReLU(), nn.Linear(20, 20), nn.PReLU(20), nn.Linear(20, 20), nn.ReLU()]
+    return settled(nn.Sequential(*layers), FLAT, 1.5)
+
+
 def on(shape: tuple[int, ...], build: Callable[[], nn.Module], scale: float = 1.0) -> Callable[[], nn.Module]:
     return lambda: settled(build(), shape, scale)
 

@@ -6,26 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from tests.verifiers.native.nets import FLAT, IMAGE, Net, settled
+from tests.verifiers.native.nets import FLAT, IMAGE, Net, deep_dense, deep_residual, settled
 from verifiers.bound_propagation.engine import margin_specification
 from verifiers.bound_propagation.native.engine import Native
 from verifiers.bound_propagation.native.graph import Graph
 from verifiers.certificate import Norm
-
-
-def _residual() -> nn.Module:
-    def function(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
-        y = net.first(x).relu()
-        y = (net.second(y) + y).relu()
-        return nn.functional.leaky_relu(net.third(y) + y)
-
-    convolutions = [nn.Conv2d(2, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)]
-    return settled(Net(function, **dict(zip(("first", "second", "third"), convolutions, strict=True))), IMAGE, 1.5)
-
-
-def _dense() -> nn.Module:
-    layers = [nn.Linear(6, 20), nn.ReLU(), nn.Linear(20, 20), nn.PReLU(20), nn.Linear(20, 20), nn.ReLU()]
-    return settled(nn.Sequential(*layers), FLAT, 1.5)
 
 
 def _read_twice() -> nn.Module:
@@ -36,14 +21,14 @@ def _read_twice() -> nn.Module:
     return settled(Net(function, first=nn.Linear(6, 20), second=nn.Linear(20, 20)), FLAT, 1.5)
 
 
-@pytest.mark.parametrize("build", [_residual, _dense, _read_twice])
+@pytest.mark.parametrize("build", [deep_residual, deep_dense, _read_twice])
 @pytest.mark.parametrize("norm", list(Norm))
 @pytest.mark.parametrize("intersect", [True, False])
 def test_bounds_are_the_same(
     build: Callable[[], nn.Module], norm: Norm, intersect: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(0)
-    network, shape = build(), IMAGE if build is _residual else FLAT
+    network, shape = build(), IMAGE if build is deep_residual else FLAT
     x = torch.rand(6, *shape, dtype=torch.float64)
     engine = Native(network, x.float(), intersect=intersect)
     rows = margin_specification(engine.model(x).argmax(1), 3, torch.float64)
@@ -65,7 +50,7 @@ def test_which_nodes_need_only_signs() -> None:
         graph = Native(network, torch.rand(2, *shape)).graph
         return [node.kind for node, enough in zip(graph.nodes, graph.signs_suffice, strict=True) if not enough]
 
-    assert needed(_residual(), IMAGE) == [] and needed(_dense(), FLAT) == []
+    assert needed(deep_residual(), IMAGE) == [] and needed(deep_dense(), FLAT) == []
     assert needed(_read_twice(), FLAT) == ["linear"], "a node that tanh reads needs exact bounds"
     smooth = settled(nn.Sequential(nn.Linear(6, 8), nn.GELU(), nn.Linear(8, 8), nn.ReLU()), FLAT)
     assert needed(smooth, FLAT) == ["linear"]
