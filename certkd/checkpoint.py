@@ -23,7 +23,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from certkd.models import Classifier, ModelSpec, build
-from verifiers.errors import InputError
+from verifiers.errors import InputError, one_line
 from verifiers.fingerprint import weights_sha256
 
 FORMAT = "certkd-checkpoint"
@@ -161,7 +161,7 @@ def _read_torch(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             "torch.save(model.state_dict(), ...)"
         ) from None
     except (RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError, struct.error) as error:
-        why = " ".join(str(error).split())[:120] or "it ends too early"
+        why = one_line(error) or "it ends too early"
         raise InputError(f"{path} is damaged or truncated: {why}") from None
     if isinstance(content, dict) and content.get("format") == FORMAT:
         state = content.pop("state_dict", {})

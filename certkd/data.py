@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from certkd.config import DataConfig
-from verifiers.errors import InputError, did_you_mean
+from verifiers.errors import InputError, did_you_mean, one_line
 from verifiers.samples import Images
 
 SPLITS = ("train", "validation", "test")
@@ -67,7 +67,7 @@ class FileImages:
         try:
             return self.folder[number][0]
         except OSError as error:
-            raise InputError(f"cannot read the image {self.folder.samples[number][0]}: {_short(error)}") from None
+            raise InputError(f"cannot read the image {self.folder.samples[number][0]}: {one_line(error)}") from None
 
 
 @dataclass(frozen=True)
@@ -179,10 +179,10 @@ def _torchvision(config: DataConfig) -> DataSet:
     try:
         parts = [kinds[config.name](root, train=train, download=config.download) for train in (True, False)]
     except (AssertionError, ValueError, EOFError, pickle.UnpicklingError) as error:
-        raise InputError(f"{config.name} in {root} is damaged ({_short(error)}): copy or download it again") from None
+        raise InputError(f"{config.name} in {root} is damaged ({one_line(error)}): copy or download it again") from None
     except (RuntimeError, OSError) as error:
         raise InputError(
-            f"{config.name} is not in {root} ({_short(error)}): set --data-root or CERTKD_DATA, or pass --download"
+            f"{config.name} is not in {root} ({one_line(error)}): set --data-root or CERTKD_DATA, or pass --download"
         ) from None
     (train, train_labels), (test, test_labels) = ((_bytes(part.data), _labels(part.targets)) for part in parts)
     return _assemble(config, TensorImages(train), train_labels, TensorImages(test), test_labels)
@@ -213,7 +213,7 @@ def _folders(config: DataConfig) -> DataSet:
             datasets.ImageFolder(str(root / name), _image_transform(config.image_size)) for name in ("train", test)
         ]
     except (FileNotFoundError, OSError) as error:
-        raise InputError(f"cannot read images below {root}: {_short(error)}") from None
+        raise InputError(f"cannot read images below {root}: {one_line(error)}") from None
     if parts[0].classes != parts[1].classes:
         raise InputError(f"{root}: train and {test} have different class folders")
     pool = ThreadPoolExecutor(os.cpu_count())
@@ -243,7 +243,7 @@ def _npz(config: DataConfig) -> DataSet:
     except FileNotFoundError:
         raise InputError(f"no such file: {path}") from None
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f"{path} is not a plain .npz archive: {_short(error)}") from None
+        raise InputError(f"{path} is not a plain .npz archive: {one_line(error)}") from None
     missing = [key for key in ("x_train", "y_train", "x_test", "y_test") if key not in arrays]
     if missing:
         raise InputError(
@@ -303,7 +303,3 @@ def _root(config: DataConfig) -> Path:
     if not root.is_dir() and not config.download:
         raise InputError(f"no such data folder: {root}")
     return root
-
-
-def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:160]

@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 from certkd.config import OptimizerConfig, Recipe
 from certkd.objectives import Objective
 from certkd.objectives.base import Batch, Term, Terms, total
-from verifiers.errors import InputError
+from verifiers.errors import InputError, one_line
 
 #: What torch says when it cannot differentiate a network's gradient.
 NO_SECOND_DERIVATIVE = ("derivative for", "double backward", "once_differentiable", "differentiate twice")
@@ -116,7 +116,7 @@ def rehearse(objective: Objective, batch: Batch, recipe: Recipe) -> None:
         copy = forward_of(deepcopy(batch.student).train(), recipe)
         backward(objective, replace(batch, student=copy), whole)
     except (RuntimeError, ValueError) as error:
-        raise InputError(_failure(objective, " ".join(str(error).split()), recipe)) from error
+        raise InputError(_failure(objective, one_line(error, None), recipe)) from error
 
 
 def _failure(objective: Objective, why: str, recipe: Recipe) -> str:

@@ -22,7 +22,7 @@ from certkd.objectives import Objective
 from certkd.objectives.base import Batch, Terms
 from certkd.optimisation import Average, backward, batches, forward_of, learning_rate, optimizer_of, rehearse
 from certkd.runlog import RunLog, TrainingReporter
-from verifiers.errors import InputError
+from verifiers.errors import InputError, one_line
 from verifiers.modes import eval_mode, suitable_threads
 
 RESUME = "resume.pt"
@@ -346,7 +346,7 @@ def _load_progress(out: Path | None, run: _Run) -> Progress:
         if run.average is not None:
             run.average.averaged.load_state_dict(state["average"])
     except (RuntimeError, ValueError) as error:
-        why = " ".join(str(error).split())[:160]
+        why = one_line(error)
         raise InputError(f"{out}/{RESUME} belongs to another network or optimizer: {why}") from None
     return Progress(**state["progress"])
 

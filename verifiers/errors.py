@@ -9,6 +9,11 @@ class InputError(ValueError):
     """
 
 
+def one_line(error: BaseException, limit: int | None = 200) -> str:
+    """What an error of a library says, without line breaks, cut off where it gets long."""
+    return " ".join(str(error).split())[:limit]
+
+
 def did_you_mean(given: str, known: list[str]) -> str:
     """``" Did you mean 'x'?"`` for the nearest known name, or the list of all of them when none is near."""
     import difflib

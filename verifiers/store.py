@@ -21,7 +21,7 @@ import h5py
 import numpy as np
 
 from verifiers.certificate import COMMON_COLUMNS, FAILURES, Column, Columns, MethodInfo, Request, Status
-from verifiers.errors import InputError
+from verifiers.errors import InputError, one_line
 
 FORMAT = "certkd-certificates"
 FORMAT_VERSION = 1
@@ -444,11 +444,11 @@ def _cannot_write(path: Path, problem: Exception) -> str:
 
 def _reason(problem: Exception) -> str:
     number = getattr(problem, "errno", None)
-    text = " ".join(str(problem).split())
+    text = one_line(problem, None)
     if number is None:
         known = [c for c in _NO_SPACE if os.strerror(c) in text]
         number = known[0] if known else None
-    return os.strerror(number) if number else text[:160]
+    return os.strerror(number) if number else text[:200]
 
 
 def _innermost(key: str, was: Any, now: Any) -> tuple[str, Any, Any]:

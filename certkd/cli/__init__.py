@@ -17,7 +17,7 @@ from certkd.cli.train import train
 from certkd.cli.transfer import transfer
 from certkd.cli.verify import verify
 from verifiers import __version__
-from verifiers.errors import InputError
+from verifiers.errors import InputError, one_line
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -51,7 +51,7 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except Exception as error:  # noqa: BLE001 - the last line of defence says what happened
-        text = " ".join(str(error).split())[:300]
+        text = one_line(error)
         code = _fail(f"this is a bug in certkd ({type(error).__name__}: {text}); --debug shows where", 70, debug)
     sys.exit(code if isinstance(code, int) else 0)
 

@@ -17,7 +17,7 @@ from certkd.checkpoint import write_whole
 from certkd.exchange.onnx_file import Reference, packages, read
 from certkd.exchange.onnx_network import TOLERANCE, load
 from certkd.models import Classifier
-from verifiers.errors import InputError
+from verifiers.errors import InputError, one_line
 
 #: The first with layer normalisation as one operator; it has attention too.
 OPSET = 17
@@ -80,7 +80,7 @@ def _write(model: Classifier, path: Path) -> None:
                 dynamic_axes={"image": {0: "batch"}, "logits": {0: "batch"}},
             )
     except (RuntimeError, ValueError, TypeError, AttributeError) as error:
-        why = " ".join(str(error).split())[:200]
+        why = one_line(error)
         raise InputError(f"{model.spec.name} cannot be written as ONNX: {why}") from None
     path.write_bytes(content.getvalue())
 

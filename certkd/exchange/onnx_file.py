@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from certkd.checkpoint import sniff
-from verifiers.errors import InputError
+from verifiers.errors import InputError, one_line
 
 INSTALL = "ONNX needs packages that are not installed: pip install 'certkd[onnx]'"
 #: The oldest opset whose operators broadcast as today's do.
@@ -83,14 +83,14 @@ def _parse(path: Path) -> Any:
     try:
         model = onnx.load_model(path, load_external_data=False)
     except (DecodeError, RuntimeError, ValueError) as error:
-        raise InputError(f"{path} is damaged, truncated or not an ONNX file: {_line(error)}") from None
+        raise InputError(f"{path} is damaged, truncated or not an ONNX file: {one_line(error)}") from None
     if not model.graph.node:
         raise InputError(f"{path} is not an ONNX file, or truncated: it holds no network")
     try:
         onnx.load_external_data_for_model(model, str(path.parent))
     except (OSError, ValueError, RuntimeError, onnx.checker.ValidationError) as error:
         raise InputError(
-            f"{path} keeps its weights in another file, which must lie beside it: {_line(error)}"
+            f"{path} keeps its weights in another file, which must lie beside it: {one_line(error)}"
         ) from None
     return model
 
@@ -127,10 +127,6 @@ def _image(value: Any, path: Path) -> tuple[tuple[int, ...], bool]:
     return tuple(int(side) for side in sides[1:]), sides[0] != 1
 
 
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
-
-
 class Reference:
     """The file as onnxruntime runs it."""
 
@@ -143,7 +139,7 @@ class Reference:
         try:
             self._session = onnxruntime.InferenceSession(file.path, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # noqa: BLE001 - onnxruntime's errors have no common class but this
-            why = _line(Exception(str(error).replace(str(file.path), "the file")))
+            why = one_line(Exception(str(error).replace(str(file.path), "the file")))
             raise InputError(f"{file.path} is not a network that onnxruntime runs: {why}") from None
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
@@ -167,4 +163,4 @@ class Reference:
         try:
             return self._session.run([self._file.logits], {self._file.image: images})[0]
         except Exception as error:  # noqa: BLE001 - see above
-            raise InputError(f"{self._file.path} cannot be run on {len(images)} images: {_line(error)}") from None
+            raise InputError(f"{self._file.path} cannot be run on {len(images)} images: {one_line(error)}") from None

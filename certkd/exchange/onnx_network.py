@@ -22,7 +22,7 @@ from certkd.exchange.onnx_call import Call, Value
 from certkd.exchange.onnx_file import DOMAINS, OnnxFile, Reference, packages, read
 from certkd.exchange.onnx_operators import OPERATORS
 from certkd.exchange.onnx_patterns import Operation, simplified
-from verifiers.errors import InputError
+from verifiers.errors import InputError, one_line
 
 #: Largest difference to onnxruntime's logits, relative to the largest of them (at least 1).
 TOLERANCE = 1e-4
@@ -258,5 +258,5 @@ def _run(network: OnnxNetwork, images: np.ndarray, file: OnnxFile) -> list[np.nd
     except InputError:
         raise
     except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, StopIteration) as error:
-        why = " ".join(str(error).split())[:200]
+        why = one_line(error)
         raise InputError(f"{file.path} cannot be run as a torch network: {type(error).__name__}: {why}") from None

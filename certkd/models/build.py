@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from certkd.models import small
-from verifiers.errors import InputError, did_you_mean
+from verifiers.errors import InputError, did_you_mean, one_line
 
 OWN: dict[str, Callable[..., nn.Module]] = {"mlp": small.mlp, "cnn": small.cnn, "resnet": small.resnet}
 
@@ -165,7 +165,7 @@ def _own(name: str, spec: ModelSpec, pretrained: bool) -> Classifier:
     try:
         return Classifier(spec, builder(spec.inner, spec.classes, **spec.options))
     except (ValueError, TypeError, RuntimeError, ZeroDivisionError) as error:
-        why = " ".join(str(error).split())[:200]
+        why = one_line(error)
         raise InputError(f"{spec.name} with {spec.options} on images of shape {spec.shape}: {why}") from None
 
 

@@ -12,7 +12,7 @@ from verifiers.bound_propagation.auto_lirpa import compat, guard
 from verifiers.bound_propagation.auto_lirpa.adapter import FAILURES, METHODS, quiet, without_dropout
 from verifiers.bound_propagation.checks import check_forward
 from verifiers.certificate import Contradiction, Unsupported
-from verifiers.errors import InputError
+from verifiers.errors import InputError, one_line
 
 BoundMethod = Literal["ibp", "crown-ibp"]
 Box = tuple[Float[Tensor, "batch *shape"], Float[Tensor, "batch *shape"]]
@@ -55,7 +55,7 @@ def lower_margins(
     except torch.OutOfMemoryError:
         raise
     except (Unsupported, Contradiction, *FAILURES) as error:
-        why = " ".join(str(error).split()).removeprefix("auto-LiRPA: ")[:200] or type(error).__name__
+        why = one_line(error).removeprefix("auto-LiRPA: ") or type(error).__name__
         raise InputError(
             f"auto-LiRPA cannot bound this network while it trains ({method}): {why}; "
             "change the network or take an objective without bounds"

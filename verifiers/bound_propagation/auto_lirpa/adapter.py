@@ -19,6 +19,7 @@ from verifiers.bound_propagation.auto_lirpa import compat, guard
 from verifiers.bound_propagation.checks import check_forward
 from verifiers.bound_propagation.engine import Planes, Repeated
 from verifiers.certificate import Norm, Unsupported
+from verifiers.errors import one_line
 from verifiers.falsify import per_sample
 
 METHODS = {"ibp": "IBP", "crown-ibp": "CROWN-IBP", "crown": "CROWN", "alpha-crown": "CROWN-Optimized"}
@@ -96,7 +97,7 @@ class AutoLirpa:
                 graph(self._ball(x[:1], torch.zeros(1, dtype=torch.float64, device=x.device), Norm.LINF))
                 return graph.requires_grad_(False)
         except FAILURES as error:
-            raise Unsupported(f"auto-LiRPA cannot build the graph: {_one_line(error)}") from error
+            raise Unsupported(f"auto-LiRPA cannot build the graph: {_told(error)}") from error
 
     def _limit_batch(self) -> None:
         """One sample at a time where a batch fails or mixes its samples.
@@ -189,7 +190,7 @@ class AutoLirpa:
                 self._alpha_batch = 1
                 return self.lower_bounds(x, eps, specification, norm=norm, method=method)
             where = guard.name_unoptimizable(iter(self._graph._modules.items())) if method == "alpha-crown" else ""
-            raise Unsupported(f"auto-LiRPA fails in {METHODS[method]}{where}: {_one_line(error)}") from error
+            raise Unsupported(f"auto-LiRPA fails in {METHODS[method]}{where}: {_told(error)}") from error
         return torch.cat(bounds)
 
     def _run(self, x: Tensor, eps: Tensor, specification: Tensor, norm: Norm, method: str) -> Tensor:
@@ -343,8 +344,8 @@ def _agree(one: Tensor, other: Tensor) -> bool:
     return one.shape == other.shape and torch.allclose(one, other, rtol=1e-9, atol=1e-9)
 
 
-def _one_line(error: BaseException) -> str:
-    message = " ".join(str(error).split())[:200]
+def _told(error: BaseException) -> str:
+    message = one_line(error)
     if not message and (frames := traceback.extract_tb(error.__traceback__)):
         message = f"{frames[-1].line} ({Path(frames[-1].filename).name})"
     return f"{type(error).__name__}: {message}"

@@ -25,6 +25,7 @@ from verifiers.bound_propagation.native.operators import Elementwise, Operator
 from verifiers.bound_propagation.native.relaxations.piecewise import LeakyRelu, Relu
 from verifiers.bound_propagation.native.rows import Shape
 from verifiers.certificate import Unsupported
+from verifiers.errors import one_line
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,7 @@ def _export(model: nn.Module, x: Tensor) -> Any:
             known = all(_known_as_it_is(node) for node in exported.graph.nodes)
             return exported if known else exported.run_decompositions({})  # slow; rewrites operators in place
     except Exception as error:  # torch.export raises whatever the network's own code does with its tracers
-        text = " ".join(str(error).split())[:200]
+        text = one_line(error)
         raise Unsupported(f"native: torch.export cannot capture the network: {type(error).__name__}: {text}") from error
 
 
@@ -209,7 +210,7 @@ def _lower(builder: Builder, target: Any, args: Any, kwargs: Any, table: dict[st
     try:
         return table[builder.kind](builder, *args, **kwargs)
     except (ValueError, IndexError, TypeError, AttributeError, NotImplementedError) as error:
-        text = " ".join(str(error).split())[:200]
+        text = one_line(error)
         raise builder.refuse(f"with these arguments ({type(error).__name__}: {text})") from error
 
 
