@@ -20,6 +20,12 @@ def _epsilon(value: Any) -> str:
     return Epsilon.parse(value).text
 
 
+def _share(value: Any) -> Any:
+    if isinstance(value, int | float) and not 0 < value < 1:
+        raise ValueError(f"a share of the epochs is between 0 and 1, got {value:g}: after 60 of 100 epochs is 0.6")
+    return value
+
+
 def _seed(value: Any) -> Any:
     if isinstance(value, bool):
         raise ValueError("a seed is a whole number")
@@ -28,6 +34,8 @@ def _seed(value: Any) -> Any:
 
 #: A positive radius, kept as it was written ("8/255").
 EpsilonText = Annotated[str, BeforeValidator(_epsilon)]
+#: Which part of a training's epochs.
+Share = Annotated[Positive, BeforeValidator(_share)]
 #: Keys all randomness; a whole number that every generator takes.
 Seed = Annotated[int, BeforeValidator(_seed), Field(ge=0, lt=2**63)]
 
@@ -57,17 +65,18 @@ class ModelConfig(Strict):
 
 
 class OptimizerConfig(Strict):
-    """Adam or SGD with Nesterov momentum 0.9; the rate is multiplied by ``drop`` at each share of the epochs.
+    """Adam or SGD with Nesterov momentum 0.9; the rate is multiplied by ``drop`` after each share of the epochs.
 
-    It rises linearly in the first ``warmup`` epochs.
+    A drop takes effect in the first epoch that begins after its share. The rate rises linearly in the
+    first ``warmup`` epochs.
     """
 
     kind: Literal["adam", "sgd"] = "adam"
     rate: Positive = 2e-3
     weight_decay: Number = 0.0
     schedule: Literal["constant", "steps", "cosine"] = "steps"
-    milestones: tuple[Positive, ...] = (0.6, 0.85)
-    drop: Positive = 0.1
+    milestones: tuple[Share, ...] = (0.6, 0.85)
+    drop: Annotated[Positive, Field(le=1)] = 0.1
     warmup: Number = 0.0
 
 
@@ -97,7 +106,8 @@ class Recipe(Strict):
     """How a network is trained, whatever its objective.
 
     Attributes:
-        precision: of the losses; with bfloat16 weights and input gradients that are compared stay in float32.
+        precision: of the losses; with bfloat16 weights and input gradients that are compared stay in float32, and so
+            does all that shares a forward pass with them: all of kdiga and kdiga_certified.
         average: the network that is measured, saved and returned: the trained one, an exponential moving average of it
             (ema), or the mean of its epochs (swa).
         average_decay: of ema.
@@ -119,6 +129,12 @@ class Recipe(Strict):
     accumulate: Count = 1
     compile: bool = False
     channels_last: bool = False
+
+    @model_validator(mode="after")
+    def _warm_up_ends(self) -> "Recipe":
+        if self.optimizer.warmup and self.optimizer.warmup >= self.epochs:
+            raise ValueError(f"a warm-up of {self.optimizer.warmup:g} epochs does not end in {self.epochs}")
+        return self
 
 
 class RoleConfig(Recipe):

@@ -44,7 +44,7 @@ def learning_rate(config: OptimizerConfig, epoch: int, epochs: int) -> float:
     if config.schedule == "cosine":
         return rise * float(config.rate * 0.5 * (1 + np.cos(np.pi * epoch / epochs)))
     if config.schedule == "steps":
-        passed = sum(epoch >= round(share * epochs) for share in config.milestones)
+        passed = sum(epoch >= share * epochs - 1e-9 for share in config.milestones)
         return rise * config.rate * config.drop**passed
     return rise * config.rate
 

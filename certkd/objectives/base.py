@@ -126,4 +126,4 @@ class Objective(Strict):
 
     @abstractmethod
     def terms(self, batch: Batch) -> Terms:
-        """The loss of one batch, as named terms whose weights do not depend on batch size or number of classes."""
+        """The loss of one batch, as named terms whose weights do not depend on the batch size."""

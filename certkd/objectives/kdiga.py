@@ -41,7 +41,8 @@ class Kdiga(Kd):
     (whose attack sees it) as for x.
 
     One student forward pass for each different point serves all terms (the authors' code runs two or three and updates
-    the batch statistics in each). Weights are per sample: they mean the same at any batch size and number of classes.
+    the batch statistics in each). Weights are per sample: they mean the same at any batch size and, but for
+    projection and jacobian, whose gap grows with the root of their number, of classes.
     ``reduction: batch_frobenius`` with lambda_kl divided by the number of classes gives the authors' weights.
 
     A large lambda_iga with ``target: ce`` from random weights drives the student to a constant function (its gradient

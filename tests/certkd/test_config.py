@@ -157,6 +157,21 @@ def test_a_wrong_type_names_its_key(change: dict[str, Any], key: str) -> None:
     assert f": {key}: " in message, f"{key} must be named: {message}"
 
 
+@pytest.mark.parametrize(
+    ("optimizer", "told"),
+    [
+        ({"milestones": [60, 85]}, "got 60: after 60 of 100 epochs is 0.6"),
+        ({"milestones": [0]}, "got 0"),
+        ({"drop": 10}, "optimizer.drop"),
+        ({"warmup": 60}, "a warm-up of 60 epochs does not end in 60"),
+    ],
+    ids=str,
+)
+def test_a_schedule_that_never_does_what_it_says_is_refused(optimizer: dict[str, Any], told: str) -> None:
+    message = refusal({**TRAINING, "epochs": 60, "optimizer": optimizer})
+    assert told in message, message
+
+
 @pytest.mark.parametrize("name", ["teacher", "../x", "a/b", "", ".hidden"])
 def test_a_student_is_not_named_like_the_teacher_or_a_path(name: str) -> None:
     students = {"objectives": {name: {"kind": "standard"}}}

@@ -58,6 +58,21 @@ def test_rate_after_the_second_milestone_is_dropped_twice() -> None:
     assert rates == pytest.approx([0.1] * 10 + [0.01] * 5 + [0.001] * 5)
 
 
+@pytest.mark.parametrize(
+    ("epochs", "rates"), [(1, [1.0]), (2, [1.0, 0.1]), (3, [1.0, 1.0, 0.1]), (4, [1.0, 1.0, 0.1, 0.01])]
+)
+def test_short_trainings_drop_in_the_first_epoch_after_the_share(epochs: int, rates: list[float]) -> None:
+    config = OptimizerConfig(rate=1.0, milestones=(0.5, 0.75))
+    assert [learning_rate(config, epoch, epochs) for epoch in range(epochs)] == pytest.approx(rates)
+
+
+def test_a_share_that_a_float_misses_by_its_last_digit() -> None:
+    config = OptimizerConfig(rate=1.0, milestones=(0.7,))  # 0.7 * 10 is 7.000000000000001 in some orders
+    for epochs in (10, 20, 100, 1000):
+        rates = [learning_rate(config, epoch, epochs) for epoch in range(epochs)]
+        assert rates.count(1.0) == 7 * epochs // 10, f"of {epochs}: {rates.count(1.0)} before the drop"
+
+
 def test_cosine_falls_from_the_rate_to_almost_nothing() -> None:
     config = OptimizerConfig(rate=0.1, schedule="cosine")
     rates = [learning_rate(config, epoch, 100) for epoch in range(100)]
@@ -80,7 +95,7 @@ def test_optimizer_takes_the_rate_of_the_epoch(kind: str, monkeypatch: pytest.Mo
         return step(self, *arguments, **named)  # type: ignore[arg-type]
 
     monkeypatch.setattr(owner, "step", spy)
-    config = OptimizerConfig(kind=kind, rate=0.1, milestones=(0.3, 0.7))  # type: ignore[arg-type]
+    config = OptimizerConfig(kind=kind, rate=0.1, milestones=(0.3, 0.6))  # type: ignore[arg-type]
     result = fit(plain(), recipe=Recipe(epochs=3, batch_size=60, optimizer=config))
     assert seen == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
     assert [record["rate"] for record in result.history] == pytest.approx([0.1, 0.01, 0.001])
