@@ -350,7 +350,9 @@ def table(name: str) -> str:
         used = [column for column in COLUMNS if any(row.get(column) is not None for row in rows)]
         lines += [f"{name}, linf eps {eps}", "", f"| student | objective | seeds | {' | '.join(used)} |"]
         lines += ["| --- | --- | --: |" + " --: |" * len(used)]
-        for key in dict.fromkeys((row["student"], row["objective"]) for row in rows):
+        keys = dict.fromkeys((row["student"], row["objective"]) for row in rows)
+        students = list(dict.fromkeys(student for student, _ in keys))
+        for key in sorted(keys, key=lambda key: students.index(key[0])):
             same = [row for row in rows if (row["student"], row["objective"]) == key]
             cells = [figure([row.get(column) for row in same], column) for column in used]
             lines.append(f"| {key[0]} | {key[1]} | {len(same)} | {' | '.join(cells)} |")
