@@ -17,7 +17,7 @@ from verifiers.bound_propagation.auto_lirpa import compat
 from verifiers.bound_propagation.auto_lirpa.adapter import AutoLirpa
 from verifiers.bound_propagation.certify import CROWN, IBP
 from verifiers.bound_propagation.checks import check_forward, check_sandwich
-from verifiers.bound_propagation.engine import Planes
+from verifiers.bound_propagation.engine import Planes, Repeated
 from verifiers.certificate import Contradiction, Epsilon, Norm, Request, Unsupported
 from verifiers.falsify import project, random_start
 
@@ -345,6 +345,9 @@ class Liar:
     def planes(self, x: Tensor, eps: Tensor, specification: Tensor, *, norm: Norm, method: str) -> Planes:
         told = self.engine.planes(x, eps, specification, norm=norm, method=method)
         return Planes(told.bound + self.lie, told.value, told.steepness)
+
+    def repeated(self, x: Tensor, specification: Tensor, *, norm: Norm, method: str) -> Repeated:
+        return lambda rows, eps: self.planes(x[rows], eps, specification[rows], norm=norm, method=method)
 
     def lower_bounds(self, x: Tensor, eps: Tensor, specification: Tensor, *, norm: Norm, method: str) -> Tensor:
         return self.engine.lower_bounds(x, eps, specification, norm=norm, method=method) + self.lie
