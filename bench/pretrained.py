@@ -40,7 +40,7 @@ PRETRAINING = Recipe(epochs=15, optimizer=OptimizerConfig(schedule="cosine", war
 def students(eps: float) -> dict[str, Objective]:
     """What the student is fine-tuned by; the projection at a third of its default weight too."""
     known = chosen("standard", "kd", "kdiga(ce)", "kdiga(projection)", "kdiga(finite_difference)")(eps)
-    return {**known, "kdiga(projection), lambda 0.1": Kdiga(target="projection", lambda_iga=0.1)}
+    return {**known, "kdiga(projection), lambda 0.3": Kdiga(target="projection", lambda_iga=0.3)}
 
 
 STUDY = Study(

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from certkd.objectives.adversarial import Attacked
 from certkd.objectives.base import Batch, Number, Term, Terms
-from certkd.objectives.gradients import cosine_gap, exact_gradients, input_gradient
+from certkd.objectives.gradients import cosine_gap, input_gradient, twice_differentiable
 
 
 class Igd(Attacked):
@@ -28,7 +28,7 @@ class Igd(Attacked):
         assert batch.natural_teacher is not None
         adversarial = self.adversarial(batch)
         x = batch.x.detach().requires_grad_(True)
-        with exact_gradients(x.device), torch.enable_grad():
+        with twice_differentiable(), torch.enable_grad():
             theirs, ours = (
                 input_gradient(F.cross_entropy(network(x), batch.y, reduction="none"), x, create_graph=second)
                 for network, second in ((batch.natural_teacher, False), (batch.student, True))

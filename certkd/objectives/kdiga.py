@@ -1,5 +1,6 @@
 """KDIGA: knowledge distillation with input gradient alignment, and the targets of alignment that work better."""
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -12,8 +13,9 @@ from torch.nn import functional as F
 
 from certkd.attacks import attack
 from certkd.objectives.base import Batch, Count, Number, Positive, Share, Term, Terms
-from certkd.objectives.gradients import Reduction, exact_gradients, full_precision, input_gradient, reduced
+from certkd.objectives.gradients import Reduction, full_precision, input_gradient, reduced, twice_differentiable
 from certkd.objectives.kd import Kd, kl_each, softened_kl
+from verifiers.certificate import Norm
 
 Target = Literal["ce", "ce_tempered", "margin", "projection", "jacobian", "finite_difference"]
 Point = Literal["clean", "random", "adversarial"]
@@ -26,23 +28,23 @@ class Kdiga(Kd):
     * ``ce``: of the hard-label cross-entropy at temperature 1. This is the paper's; it vanishes on confident samples.
     * ``ce_tempered``: of target_temperature CE(f / target_temperature, y), which does not.
     * ``margin``: of f_y - f_j, j the class that the teacher puts first among the others.
-    * ``projection``: of <v, f>, v = N(0, I) less its mean, fresh for each sample and step, the same for both networks.
-      Its squared gap is, on average, that of ``jacobian``.
-    * ``jacobian``: of all logits less their mean, one vector (as many backward passes as classes).
+    * ``projection``: of <v, f> / sqrt(C - 1), v = N(0, I) less its mean, fresh for each sample and step, the same for
+      both networks. Its squared gap is, on average, that of ``jacobian``.
+    * ``jacobian``: of all C logits less their mean, over sqrt(C - 1), one vector (C backward passes).
     * ``finite_difference``: no gradient, but KL(softmax(t(x + d) - t(x - d)) || softmax(s(x + d) - s(x - d))), d the
       step from the clean image to ``point``: no second derivative is needed. Source: IGDM, arXiv 2312.03286.
 
     The teacher's gradient is a constant. ``norm`` 2 or 1 (1 is the dual of linf), ``squared`` or not. ``point`` says
     where the gradients are compared: at the image; at a random point of the linf ball of eps, not clamped, where KL
     and CE are taken then too (the authors' KDIGA-RS); at a PGD example x', where KL(t(x') || s(x')) is taken then too,
-    but not CE (KDIGA-ARD_A). ``kl_point`` moves the KL alone (``point: clean, kl_point: adversarial`` is KDIGA-ARD_C).
+    but not CE (KDIGA-ARD_A); its attack is in the ball of ``attack_norm``, and eps grows from 0 over the first share
+    ``eps_ramp`` of the training. ``kl_point`` moves the KL alone (``kl_point: adversarial`` is KDIGA-ARD_C).
     ``mask: teacher_correct`` counts KL and alignment as 0 where the teacher is wrong. ``ramp`` is the share of the
     training over which lambda_iga rises from 0. With sigma > 0 all images are under noise, as in kd, the same for x'
     (whose attack sees it) as for x.
 
     One student forward pass for each different point serves all terms (the authors' code runs two or three and updates
-    the batch statistics in each). Weights are per sample: they mean the same at any batch size and, but for
-    projection and jacobian, whose gap grows with the root of their number, of classes.
+    the batch statistics in each). Weights are per sample: they mean the same at any batch size and number of classes.
     ``reduction: batch_frobenius`` with lambda_kl divided by the number of classes gives the authors' weights.
 
     A large lambda_iga with ``target: ce`` from random weights drives the student to a constant function (its gradient
@@ -50,7 +52,7 @@ class Kdiga(Kd):
     """
 
     kind: Literal["kdiga"] = "kdiga"  # type: ignore[assignment]
-    lambda_iga: Number = 0.3
+    lambda_iga: Number = 0.9
     target: Target = "projection"
     target_temperature: Positive = 5.0
     norm: Literal[1, 2] = 2
@@ -63,6 +65,8 @@ class Kdiga(Kd):
     eps: Positive | None = None
     steps: Count = 10
     step_size: Positive | None = None
+    attack_norm: Norm = Norm.LINF
+    eps_ramp: Share = 0.0
     summary: ClassVar[str] = "kd and the teacher's input gradients (target: ce is the paper's)"
     paper: ClassVar[str] = "Shao et al., arXiv 2110.12072"
 
@@ -91,6 +95,8 @@ class Kdiga(Kd):
             "eps": bool(points & {"random", "adversarial"}),
             "steps": "adversarial" in points,
             "step_size": "adversarial" in points,
+            "attack_norm": "adversarial" in points,
+            "eps_ramp": bool(points & {"random", "adversarial"}),
         }
 
     def terms(self, batch: Batch) -> Terms:
@@ -115,15 +121,17 @@ class Kdiga(Kd):
         images = {"clean": clean}
         if "random" in named:
             assert self.eps is not None
-            images["random"] = clean + self.eps * batch.uniform(clean)
+            images["random"] = clean + self.eps * batch.risen(self.eps_ramp) * batch.uniform(clean)
         if "adversarial" in named:
-            assert self.eps is not None
             images["adversarial"] = self._attacked(batch, clean - batch.x)
         return images
 
     def _attacked(self, batch: Batch, noise: Tensor) -> Float[Tensor, "batch *shape"]:
         """x' + noise, x' from PGD on CE(s(x' + noise), y); x' is in [0, 1]; without noise the usual example."""
-        settings = {"eps": self.eps, "steps": self.steps, "step_size": self.step_size}
+        assert self.eps is not None
+        grown = batch.risen(self.eps_ramp)
+        step = None if self.step_size is None else self.step_size * grown
+        settings = {"eps": self.eps * grown, "norm": self.attack_norm, "steps": self.steps, "step_size": step}
 
         def loss(z: Tensor) -> Tensor:
             return F.cross_entropy(batch.student(z + noise), batch.y, reduction="none")
@@ -143,7 +151,7 @@ class Kdiga(Kd):
     def _gradients(self, batch: Batch, image: Tensor) -> "Seen":
         assert batch.teacher is not None
         x = image.detach().requires_grad_(True)
-        with exact_gradients(x.device), torch.enable_grad():
+        with twice_differentiable(), torch.enable_grad():
             target = batch.teacher(x)
             reference, direction = target.detach(), self._direction(batch, target)
             theirs = _stacked(self._scalars(target, reference, batch.y, direction), x, create_graph=False)
@@ -152,11 +160,11 @@ class Kdiga(Kd):
         return Seen(logits, reference, ours - theirs.detach())
 
     def _direction(self, batch: Batch, logits: Tensor) -> Tensor | None:
-        """N(0, I) less its mean, for each sample."""
+        """N(0, I) less its mean over sqrt(C - 1), for each sample."""
         if self.target != "projection":
             return None
         drawn = batch.normal(logits.detach())
-        return drawn - drawn.mean(1, keepdim=True)
+        return (drawn - drawn.mean(1, keepdim=True)) / _degrees(logits)
 
     def _scalars(
         self, logits: Tensor, reference: Tensor, y: Int[Tensor, " batch"], direction: Tensor | None
@@ -173,7 +181,7 @@ class Kdiga(Kd):
             return (pair[:, 0] - pair[:, 1])[None]
         if direction is not None:
             return (logits * direction).sum(1)[None]
-        return (logits - logits.mean(1, keepdim=True)).T
+        return (logits - logits.mean(1, keepdim=True)).T / _degrees(logits)
 
     def _alignment(self, batch: Batch, images: Mapping[str, Tensor], seen: "Seen") -> Float[Tensor, ""]:
         kept = self._kept(seen.target, batch.y)
@@ -210,6 +218,11 @@ def difference_kl(
     behind = 2 * centre - ahead
     with full_precision(ahead.device):
         return kl_each(logits - batch.student(behind), target - batch.constant(behind))
+
+
+def _degrees(logits: Tensor) -> float:
+    """sqrt(C - 1): the root of the number of independent differences of C logits."""
+    return math.sqrt(max(1, logits.shape[1] - 1))
 
 
 def _stacked(scalars: Scalars, x: Tensor, *, create_graph: bool) -> Float[Tensor, "batch many"]:

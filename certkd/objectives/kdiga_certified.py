@@ -12,6 +12,7 @@ class KdigaCertified(Kdiga):
 
     The ball is linf of eps within the image box, the bound is of both networks in one graph, by IBP or by CROWN-IBP
     (whose linear functions of the two networks cancel where they agree). eps grows over the first share ``eps_ramp``.
+    Bounds of ReLU networks are not exact, so that a network has a deficit above 0 to itself.
     """
 
     kind: Literal["kdiga_certified"] = "kdiga_certified"  # type: ignore[assignment]
@@ -22,7 +23,7 @@ class KdigaCertified(Kdiga):
     summary: ClassVar[str] = "kdiga and a certified bound of the margin deficit to the teacher over the ball"
 
     def _used(self) -> dict[str, bool]:
-        return {**super()._used(), "eps": True}
+        return {**super()._used(), "eps": True, "eps_ramp": True}
 
     def terms(self, batch: Batch) -> Terms:
         terms = super().terms(batch)

@@ -65,7 +65,7 @@ class RobustDistillation(Attacked):
     """Settings of an adversarial distillation with loss L. With ``lambda_igdm`` above 0 it is
 
     L + lambda_igdm p KL(softmax(t(x + d) - t(x - d)) || softmax(s(x + d) - s(x - d))), d = x' - x, p the share of the
-    training that is done. Source: Lee et al., arXiv 2312.03286 (IGDM).
+    training's steps that are done (the paper's grows by epoch). Source: Lee et al., arXiv 2312.03286 (IGDM).
     """
 
     lambda_igdm: Number = 0.0

@@ -335,7 +335,7 @@ def aligned(o: Kdiga, model: nn.Module, image: Tensor, y: int, rival: int, direc
     if o.target == "projection":
         return combine(direction, rows)
     average = combine([1 / len(rows)] * len(rows), rows)
-    return [a - b for row in rows for a, b in zip(row, average, strict=True)]
+    return [(a - b) / math.sqrt(len(rows) - 1) for row in rows for a, b in zip(row, average, strict=True)]
 
 
 def size(gap: list[float], o: Kdiga) -> float:
@@ -363,7 +363,7 @@ def literal_kdiga(o: Kdiga) -> Callable[[Batch], dict[str, float]]:
         for row, y in enumerate(batch.y.tolist()):
             said, at_kl = (logits_of(teacher, image[row]) for image in (iga_at, kl_at))
             rival = max((k for k in range(CLASSES) if k != y), key=said.__getitem__)
-            direction = (directions[row] - directions[row].mean()).tolist()
+            direction = ((directions[row] - directions[row].mean()) / math.sqrt(CLASSES - 1)).tolist()
             if o.target == "finite_difference":
                 ours, theirs = (difference(m, batch.x[row], iga_at[row]) for m in (batch.student, teacher))
                 gap = divergence(theirs, ours)

@@ -133,7 +133,7 @@ def test_methods_and_objectives_are_listed_whole() -> None:
         assert all(f"{name}=" in out for name in method.options)
     assert "…" not in out
     out = succeeds("objectives")
-    assert "kdiga: " in out and "lambda_iga=0.3" in out and "arXiv 2110.12072" in out
+    assert "kdiga: " in out and "lambda_iga=0.9" in out and "arXiv 2110.12072" in out
 
 
 # mistakes

@@ -29,6 +29,7 @@ from tests.certkd.objective_fixtures import (
     values,
 )
 from tests.certkd.test_robust_distillation import STEP
+from verifiers.certificate import Norm
 from verifiers.errors import InputError
 
 # ---------------------------------------------------------------------------------------------------- settings of kdiga
@@ -46,15 +47,42 @@ def iga(batch: Batch, **settings: Any) -> float:
 
 
 def test_many_projections_are_the_jacobian() -> None:
-    """E of the squared gap along v = N(0, I) less its mean is the squared gap of all centred logits."""
+    """E of the squared gap along v = N(0, I) less its mean is that of all centred logits, both over C - 1."""
     batch = smooth_batch()
     many = replace(batch, x=batch.x.repeat(2000, 1, 1, 1), y=batch.y.repeat(2000))
     whole = iga(batch, target="jacobian", squared=True)
     assert batch.teacher is not None
     gap = jacobians(batch.student, batch.x) - jacobians(batch.teacher, batch.x)
     centred = gap - gap.mean(1, keepdim=True)
-    assert whole == pytest.approx(float(centred.square().sum((1, 2)).mean()), rel=1e-9)
+    assert whole == pytest.approx(float(centred.square().sum((1, 2)).mean()) / (CLASSES - 1), rel=1e-9)
     assert iga(many, target="projection", squared=True) == pytest.approx(whole, rel=0.05)
+
+
+@pytest.mark.parametrize("reduced", ["per_sample_mean", "batch_frobenius"])
+@pytest.mark.parametrize("target", ["ce", "ce_tempered", "margin", "projection", "jacobian", "finite_difference"])
+def test_alignment_weighs_the_same_at_any_number_of_classes(target: Target, reduced: Any) -> None:
+    """Linear networks with independent weights of size 1 for each class, so that all classes are alive."""
+    if target == "finite_difference":
+        settings: dict[str, Any] = {"point": "random", "eps": 0.1}
+    else:
+        settings = {"reduction": reduced}
+    gaps = {}
+    for classes in (3, 10, 100):
+        batch = many_classes(classes)
+        gaps[classes] = iga(batch, target=target, **settings)
+    expected = pytest.approx(gaps[10], rel=0.25)  # ce lacks p_y of a sample's gradient, 1 / 3 of it at three classes
+    assert gaps[100] == expected and (gaps[3] == expected or target in ("ce", "ce_tempered", "finite_difference")), gaps
+
+
+def many_classes(classes: int, pixels: int = 200) -> Batch:
+    """Student and teacher of independent N(0, 1 / pixels) weights."""
+    draws = torch.Generator().manual_seed(classes)
+    student, teacher = (nn.Linear(pixels, classes).double() for _ in range(2))
+    for model in (student, teacher):
+        model.weight.data = torch.randn((classes, pixels), generator=draws, dtype=torch.float64) / pixels**0.5
+        model.bias.data.zero_()
+    x = torch.rand((400, pixels), generator=draws, dtype=torch.float64)
+    return Batch(student, teacher, x, torch.arange(400) % classes, generator())
 
 
 def test_tempered_cross_entropy_between_its_limits() -> None:
@@ -85,6 +113,30 @@ def test_lambda_iga_rises_over_its_ramp() -> None:
     weights = [objective.terms(replace(anew(batch), progress=p))["iga"].weight for p in (0.125, 0.25, 0.5, 1.0)]
     assert weights == [0.5, 1.0, 2.0, 2.0]
     assert Kdiga(lambda_iga=2.0).terms(replace(anew(batch), progress=0.01))["iga"].weight == 2.0
+
+
+def test_eps_of_the_points_grows_over_its_ramp() -> None:
+    batch = smooth_batch()
+    for point in ("random", "adversarial"):
+        grows = Kdiga(target="ce", point=point, eps=0.1, eps_ramp=0.5)  # type: ignore[arg-type]
+        for progress, eps in ((0.125, 0.025), (0.25, 0.05), (0.75, 0.1)):
+            early = grows.terms(replace(anew(batch), progress=progress))
+            still = Kdiga(target="ce", point=point, eps=eps).terms(anew(batch))  # type: ignore[arg-type]
+            assert {n: float(t.value.detach()) for n, t in early.items()} == pytest.approx(
+                {n: float(t.value.detach()) for n, t in still.items()}
+            )
+
+
+def test_the_attack_keeps_to_the_ball_of_its_norm() -> None:
+    seen: list[Tensor] = []
+    batch = smooth_batch()
+    assert batch.teacher is not None
+    batch.teacher.register_forward_hook(lambda module, given, answer: seen.append(given[0].detach()))
+    values(batch, Kdiga(target="ce", point="adversarial", eps=0.3, attack_norm=Norm.L2))
+    (found,) = seen
+    lengths = (found - batch.x).flatten(1).norm(dim=1)
+    assert bool((lengths <= 0.3 + 1e-9).all()) and float(lengths.max()) > 0.25
+    assert float((found - batch.x).abs().max()) > 0.13, "of no pixel more than 0.3 / sqrt(6): it is not an l2 attack"
 
 
 def test_a_moved_kl_alone_is_the_authors_ard() -> None:
