@@ -74,8 +74,11 @@ class Batch:
         return sigma * drawn.to(self.x.device)
 
     def normal(self, like: Float[Tensor, "batch *any"]) -> Float[Tensor, "batch *any"]:
-        """N(0, 1) of a tensor's shape and type; drawn on the CPU, the same on every device."""
-        return torch.randn(like.shape, generator=self.generator, dtype=like.dtype).to(like.device)
+        """N(0, 1) of a tensor's shape, of its type or float32 if that is coarser; drawn on the CPU, the same on every
+        device and in every precision.
+        """
+        kind = torch.promote_types(like.dtype, torch.float32)
+        return torch.randn(like.shape, generator=self.generator, dtype=kind).to(like.device)
 
     def uniform(self, like: Float[Tensor, "batch *any"]) -> Float[Tensor, "batch *any"]:
         """Uniform in [-1, 1), of a tensor's shape and type; drawn on the CPU."""
