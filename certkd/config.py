@@ -106,8 +106,8 @@ class Recipe(Strict):
     """How a network is trained, whatever its objective.
 
     Attributes:
-        precision: of the losses; with bfloat16 weights and input gradients that are compared stay in float32, and so
-            does all that shares a forward pass with them: all of kdiga and kdiga_certified.
+        precision: of matrix products and convolutions in the losses; weights stay in float32, and so do finite
+            differences.
         average: the network that is measured, saved and returned: the trained one, an exponential moving average of it
             (ema), or the mean of its epochs (swa).
         average_decay: of ema.

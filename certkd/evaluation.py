@@ -1,4 +1,4 @@
-"""What a network is worth on a split: accuracy, under attack and noise too, agreement with its teacher, collapse."""
+"""What a network is worth on a split: accuracy, under attack and noise too, collapse."""
 
 from collections.abc import Mapping
 
@@ -10,7 +10,6 @@ from certkd.attacks import pgd
 from certkd.config import SelectionConfig
 from certkd.data import Split
 from certkd.objectives.base import Batch
-from verifiers.diagnostics import attack_agreement, gradient_agreement
 from verifiers.modes import eval_mode
 from verifiers.quantities import Epsilon
 from verifiers.samples import chance_limit
@@ -19,8 +18,6 @@ from verifiers.samples import chance_limit
 CONSTANT_SHARE = 0.95
 #: Accuracy under noise is a mean over so many draws for each validation image: one draw selects early, worse epochs.
 NOISE_DRAWS = 4
-#: Student and teacher are compared on at most so many images.
-COMPARED = 500
 
 
 def key(*parts: int) -> int:
@@ -64,29 +61,6 @@ def evaluate(
         metrics["pgd"] = attacked / len(split)
     if selection.sigma is not None:
         metrics["noisy"] = noisy / len(split)
-    return metrics
-
-
-def agreement(
-    student: nn.Module, teacher: nn.Module, split: Split, selection: SelectionConfig, place: torch.device, seed: int = 0
-) -> dict[str, float]:
-    """Mean distance and cosine of the two networks' input gradients of the cross-entropy, on the first images.
-
-    When selection has an eps, also: ``transfer``, the share of the student's adversarial examples that fool the teacher
-    too (left out when there are none), ``teacher_entropy`` at the points found, in nats, and ``margin_excess``, the
-    share of images that an attack on the margin gets wrong less that of one on the cross-entropy.
-    """
-    x, y = split.batch(torch.arange(min(len(split), COMPARED)), place)
-    gradients = gradient_agreement(student, teacher, x, y, selection.norm)
-    metrics = {"gradient_gap": float(gradients.gap.mean()), "gradient_cosine": float(gradients.cosine.mean())}
-    if selection.eps is None:
-        return metrics
-    eps, norm, steps = Epsilon.parse(selection.eps).value, selection.norm, selection.steps
-    found = attack_agreement(student, teacher, x, y, eps=eps, norm=norm, steps=steps, restarts=1, seed=seed)
-    if bool(found.fooled.any()):
-        metrics["transfer"] = float(found.transfers.sum() / found.fooled.sum())
-    metrics["teacher_entropy"] = float(found.teacher_entropy.mean())
-    metrics["margin_excess"] = float(found.margin.double().mean() - found.ce.double().mean())
     return metrics
 
 

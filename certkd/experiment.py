@@ -22,6 +22,7 @@ from certkd.report import plots
 from certkd.runlog import TrainingReporter
 from certkd.selection import Selection
 from certkd.training import RESUME, TrainingResult, choose_device, resume_state, train
+from certkd.watch import Threat
 from verifiers.certificate import Guarantee
 from verifiers.errors import InputError
 from verifiers.methods import find
@@ -82,6 +83,7 @@ def run_training(
         validation=samples.splits["validation"],
         recipe=config,
         selection=config.selection,
+        threat=_threat(teachers.get("teacher")),
         seed=config.seed,
         device=str(device),
         out=out,
@@ -90,6 +92,11 @@ def run_training(
         about=about,
         reporter=reporter,
     )
+
+
+def _threat(teacher: Checkpoint | None) -> Threat | None:
+    """The ball in which a teacher was trained to be robust, when its checkpoint says so."""
+    return None if teacher is None else Threat.of_objective(teacher.training.get("objective") or {})
 
 
 def _fitted(teacher: Classifier, name: str, student: Classifier, reporter: TrainingReporter) -> Classifier:

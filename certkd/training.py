@@ -16,20 +16,17 @@ from torch import Tensor, nn
 from certkd import checkpoint
 from certkd.config import Recipe, SelectionConfig
 from certkd.data import Split, TensorImages
-from certkd.evaluation import agreement, evaluate, has_collapsed, key, keyed_generator
+from certkd.evaluation import evaluate, has_collapsed, key, keyed_generator
 from certkd.models import Classifier
 from certkd.objectives import Objective
 from certkd.objectives.base import Batch, Terms
 from certkd.optimisation import Average, backward, batches, forward_of, learning_rate, optimizer_of, rehearse
 from certkd.runlog import RunLog, TrainingReporter
+from certkd.watch import Threat, alarms, diagnostics, warnings
 from verifiers.errors import InputError, one_line
 from verifiers.modes import eval_mode, suitable_threads
 
 RESUME = "resume.pt"
-#: A student below this share of its teacher's clean accuracy is worth a warning: a large lambda_iga does that too.
-FAR_BELOW = 0.8
-#: So much more success of an attack on the margin than of one on the cross-entropy, from one start, is worth a warning.
-MASKED_MUCH = 0.2
 
 
 @dataclass
@@ -76,6 +73,7 @@ class _Run:
     held_out: Split
     selection: SelectionConfig
     metric: str
+    threat: Threat | None
     objective: Objective
     optimizer: torch.optim.Optimizer
     average: Average | None
@@ -104,6 +102,7 @@ def train(
     validation: Split | tuple[Tensor, Tensor] | None = None,
     recipe: Recipe | None = None,
     selection: SelectionConfig | None = None,
+    threat: Threat | None = None,
     seed: int = 0,
     device: str = "auto",
     out: Path | None = None,
@@ -127,6 +126,7 @@ def train(
         validation: for the selection of the best epoch; a tenth of ``data``, cut by the seed, when None.
         recipe: optimiser, schedule, epochs, batch size, augmentation, precision, averaging.
         selection: what "best" means.
+        threat: the ball in which diagnostics attack where neither selection nor objective has an eps.
         seed: of initial order, attacks, augmentation.
         device: "auto", "cpu" or "cuda".
         out: folder for ``best.pt``, ``last.pt``, ``log.jsonl`` and the resume state; nothing is written when None.
@@ -158,6 +158,7 @@ def train(
         held_out=held_out,
         selection=selection,
         metric=metric,
+        threat=Threat.of_selection(selection) or Threat.of_objective(objective.model_dump()) or threat,
         objective=objective,
         optimizer=optimizer_of(student, recipe.optimizer),
         average=Average(student, recipe) if recipe.average != "none" else None,
@@ -180,13 +181,19 @@ def train(
                     _save_epoch(out, progress, run, about or {})
                 log.write(record)
                 reporter.epoch(record)
+                if epoch + 1 < recipe.epochs:
+                    _tell(reporter, alarms(progress.history, objective))
     last = progress.history[-1]["validation"]
     collapsed = has_collapsed(last)
-    for warning in _warnings(last, objective, teacher, held_out, place):
-        reporter.warn(warning)
+    _tell(reporter, warnings(last, objective, teacher, held_out, place))
     student.load_state_dict(progress.best_state)
     student.eval()
     return TrainingResult(progress.history, progress.best_epoch, collapsed)
+
+
+def _tell(reporter: TrainingReporter, texts: Iterator[str]) -> None:
+    for text in texts:
+        reporter.warn(text)
 
 
 def _selection(selection: SelectionConfig, objective: Objective) -> tuple[SelectionConfig, str]:
@@ -203,8 +210,7 @@ def _measured_epoch(run: _Run, epoch: int, progress: Progress) -> dict[str, Any]
         progress.best_score = (-1.0, -1.0)  # the best of the averages counts, not of what came before
     terms, shown = _epoch(run, epoch, progress.memory), run.shown(epoch)
     metrics = evaluate(shown, run.held_out, run.selection, run.place, run.seed)
-    if run.teacher is not None:
-        metrics |= agreement(shown, run.teacher, run.held_out, run.selection, run.place, run.seed)
+    metrics |= diagnostics(shown, run.teacher, run.held_out, run.threat, run.place, run.seed)
     record = {"epoch": epoch, **terms, "validation": metrics, "seconds": time.perf_counter() - started}
     _keep(progress, record, shown, run.metric)
     return record
@@ -451,35 +457,3 @@ def _frozen(teacher: nn.Module | None) -> Iterator[None]:
         finally:
             for parameter, requires_grad in before:
                 parameter.requires_grad_(requires_grad)
-
-
-def _warnings(
-    last: Mapping[str, float], objective: Objective, teacher: nn.Module | None, held_out: Split, place: torch.device
-) -> Iterator[str]:
-    """What a person should know about the last epoch's student."""
-    if has_collapsed(last):
-        yield _collapse_message(last, objective)
-    elif teacher is not None and last["clean"] < FAR_BELOW * (theirs := _clean_accuracy(teacher, held_out, place)):
-        yield f"clean accuracy {last['clean']:.1%} is far below the teacher's {theirs:.1%}{_hint(objective)}"
-    if last.get("margin_excess", 0.0) > MASKED_MUCH:
-        yield (
-            f"gradient masking: an attack on the margin fools the student on {last['margin_excess']:.1%} more of the "
-            "validation images than one on the cross-entropy; do not trust the logged PGD accuracy"
-        )
-
-
-def _collapse_message(metrics: Mapping[str, float], objective: Objective) -> str:
-    return (
-        f"the student collapsed: one class for {metrics['constant_share']:.0%} of the validation images, "
-        f"clean accuracy {metrics['clean']:.1%}, mean input gradient {metrics['gradient_norm']:.2g}{_hint(objective)}"
-    )
-
-
-def _hint(objective: Objective) -> str:
-    weight = getattr(objective, "lambda_iga", 0)
-    what = f"lambda_iga {weight}" if weight else "the learning rate"
-    return f": {what} may be too large (then lower it), or the training too short"
-
-
-def _clean_accuracy(model: nn.Module, split: Split, place: torch.device) -> float:
-    return evaluate(model, split, SelectionConfig(), place)["clean"]

@@ -715,7 +715,8 @@ def test_student_ends_as_what_was_measured_in_eval_mode() -> None:
     result = fit(student, selection=selection)
     assert not student.training, "the student is left in train mode"
     x, y = samples(80, 1)
-    assert evaluate(student, Split(TensorImages(x), y, torch.arange(80)), selection, CPU) == result.best
+    again = evaluate(student, Split(TensorImages(x), y, torch.arange(80)), selection, CPU)
+    assert again.items() <= result.best.items()
 
 
 # ------------------------------------------------------------------------------------------------------------- collapse
