@@ -14,8 +14,9 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from certkd import checkpoint
+from certkd.checks import as_split, check_settings, check_student, check_teacher
 from certkd.config import Recipe, SelectionConfig
-from certkd.data import Split, TensorImages
+from certkd.data import Split
 from certkd.evaluation import evaluate, has_collapsed, key, keyed_generator
 from certkd.models import Classifier
 from certkd.objectives import Objective
@@ -136,19 +137,21 @@ def train(
         reporter: told about progress.
 
     Raises:
-        InputError: a missing teacher, another number of classes, a device that is absent, an occupied folder, a
-            network that the objective does not run on (one without second derivatives, for example).
+        InputError: images outside [0, 1], labels of other classes, a missing teacher, one of other classes or images, a
+            device that is absent, an occupied folder, a network that the objective does not run on (one without second
+            derivatives, for example).
     """
     recipe, reporter = recipe or Recipe(), reporter or TrainingReporter()
     selection, metric = _selection(selection or SelectionConfig(), objective)
     place = choose_device(device)
     fit, held_out = _splits(data, validation, seed)
-    _check_settings(objective, recipe, teacher, natural_teacher)
+    check_settings(objective, recipe, teacher, natural_teacher)
     if out is not None and not resume and begin is None and (out / RESUME).exists():
         raise InputError(f"{out} already holds a training: resume it, or give another folder")
-    student.to(place)
-    _check_teacher(student, teacher, "teacher", fit, place)
-    _check_teacher(student, natural_teacher, "natural teacher", fit, place)
+    classes = check_student(student.to(place), (fit, held_out), place)
+    for role, other in (("teacher", teacher), ("natural teacher", natural_teacher)):
+        if other is not None:
+            check_teacher(student, other.to(place), role, classes, fit, place, reporter)
     run = _Run(
         student=student,
         forward=forward_of(student, recipe),
@@ -360,21 +363,12 @@ def _load_progress(out: Path | None, run: _Run) -> Progress:
 def _splits(
     data: Split | tuple[Tensor, Tensor], validation: Split | tuple[Tensor, Tensor] | None, seed: int
 ) -> tuple[Split, Split]:
-    whole = _as_split(data)
+    whole = as_split(data)
     if validation is not None:
-        return whole, _as_split(validation)
+        return whole, as_split(validation)
     order = torch.randperm(len(whole), generator=keyed_generator(seed, 0, 4))
     held_out = max(1, len(whole) // 10)
     return whole.take(order[held_out:]), whole.take(order[:held_out])
-
-
-def _as_split(data: Split | tuple[Tensor, Tensor]) -> Split:
-    if isinstance(data, Split):
-        return data
-    images, labels = data
-    if len(images) != len(labels):
-        raise InputError(f"need as many images as labels: got {len(images)} and {len(labels)}")
-    return Split(TensorImages(images), labels.long(), torch.arange(len(labels)))
 
 
 def choose_device(name: str) -> torch.device:
@@ -396,37 +390,6 @@ def choose_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise InputError(f"device {name!r}: this machine has {torch.cuda.device_count()} CUDA devices")
     return device
-
-
-def _check_settings(
-    objective: Objective, recipe: Recipe, teacher: nn.Module | None, natural_teacher: nn.Module | None
-) -> None:
-    kind = objective.kind  # type: ignore[attr-defined]
-    if objective.needs_teacher and teacher is None:
-        raise InputError(f"the objective {kind!r} needs a teacher: give one")
-    if objective.needs_natural_teacher and natural_teacher is None:
-        raise InputError(f"the objective {kind!r} needs a natural teacher: give one (natural_teacher)")
-    if recipe.accumulate > 1 and getattr(objective, "reduction", "") == "batch_frobenius":
-        raise InputError(
-            f"accumulate {recipe.accumulate} with reduction batch_frobenius: its norm is over the whole batch, "
-            "set accumulate to 1 or take another reduction"
-        )
-    if recipe.accumulate > 1 and objective.remembers:
-        raise InputError(f"accumulate {recipe.accumulate}: {kind!r} weighs its terms by whole steps, set it to 1")
-
-
-def _check_teacher(student: nn.Module, teacher: nn.Module | None, name: str, fit: Split, place: torch.device) -> None:
-    """Move a teacher to the student's device, and refuse one that cannot teach it."""
-    if teacher is None:
-        return
-    if {id(p) for p in teacher.parameters()} & {id(p) for p in student.parameters()}:
-        raise InputError(f"{name} and student share weights: copy one of them first (copy.deepcopy)")
-    teacher.to(place)
-    x, _ = fit.batch(torch.zeros(1, dtype=torch.long), place)
-    with torch.no_grad(), eval_mode(student), eval_mode(teacher):
-        ours, theirs = student(x).shape[1], teacher(x).shape[1]
-    if ours != theirs:
-        raise InputError(f"the {name} has {theirs} classes, the student {ours}: they must have the same")
 
 
 @contextmanager

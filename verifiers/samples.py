@@ -57,13 +57,13 @@ def look_at(
     order = torch.arange(len(labels)) if indices is None else indices.cpu().long()
     if len(order) != len(labels) or int(order.min()) < 0:
         raise InputError(f"need one index of 0 or more per label: got {len(order)} for {len(labels)} labels")
-    _check_dtype(model)
+    check_dtype(model)
     labels = labels.cpu().long()
     fingerprint, predictions, finite, classes = DataFingerprint(), [], [], 0
     for start in range(0, len(labels), CLEAN_BATCH):
         rows = torch.arange(start, min(start + CLEAN_BATCH, len(labels)))
         batch = images[rows]
-        _check_pixels(batch)
+        check_pixels(batch)
         fingerprint.update(batch, labels[rows])
         logits = _logits(model, batch)
         if start == 0:
@@ -93,13 +93,15 @@ def chance_limit(classes: int, samples: int) -> float:
     return float(chance + 3 * np.sqrt(chance * (1 - chance) / samples))
 
 
-def _check_dtype(model: nn.Module) -> None:
+def check_dtype(model: nn.Module, name: str = "the network", verb: str = "certify") -> None:
+    """Refuse a network whose weights are not float32."""
     found = {str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.is_floating_point()} - {"float32"}
     if found:
-        raise InputError(f"the network's weights must be float32, got {found.pop()}: certify model.float()")
+        raise InputError(f"{name}'s weights must be float32, got {found.pop()}: {verb} model.float()")
 
 
-def _check_pixels(batch: Tensor) -> None:
+def check_pixels(batch: Tensor) -> None:
+    """Refuse images that are not floating point in [0, 1]."""
     if not batch.is_floating_point():
         raise InputError(f"images must be floating point in [0, 1], got {batch.dtype}: divide bytes by 255")
     low, high = float(batch.min()), float(batch.max())
