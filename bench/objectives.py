@@ -47,6 +47,7 @@ from certkd.objectives import (
     Standard,
     Trades,
 )
+from certkd.objectives.adversarial import Attacked
 from certkd.training import train
 from verifiers.certificate import Norm, Status
 from verifiers.certify import certify
@@ -127,7 +128,7 @@ class Study:
     smoothing: tuple[str, dict[str, Any]] | None = None
     both_losses: bool = False  # tell attacks on the cross-entropy and on the margin apart
     attack: Mapping[str, Any] = field(default_factory=lambda: {"steps": 50, "restarts": 5})
-    #: Over which share of the teacher's training eps grows; without it, the one at 0.2 on MNIST predicts a constant.
+    #: Over which share of a training eps grows; without it, the teacher at 0.2 on MNIST predicts a constant.
     ramp: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -156,17 +157,23 @@ STUDIES = {
             "kdiga(ce)",
             "kdiga(margin)",
             "kdiga(projection)",
+            "kdiga(jacobian)",
             "kdiga_certified",
             "kdiga_certified, lambda 0.1",
             "ard",
             "rslad",
             "adaad, igdm",
+            "kdiga(ce_tempered)",
+            "kdiga(projection), adversarial point",
+            "iad",
+            "adversarial",
+            "ibp",
         ),
         Recipe(epochs=10, optimizer=STEPS),
         Recipe(epochs=8, optimizer=STEPS),
         train_limit=10000,
         test_limit=300,
-        certified_limit=40,
+        certified_limit=100,
         attack={"steps": 30, "restarts": 2},
         ramp={"0.2": 0.7},
     ),
@@ -176,6 +183,7 @@ STUDIES = {
         {
             "resnet-20": ModelConfig(name="certkd:resnet", options={"depth": 20}),
             "mobilenet_v2": ModelConfig(name="torchvision:mobilenet_v2"),
+            "resnet-8": ModelConfig(name="certkd:resnet", options={"depth": 8}),
         },
         ("8/255",),
         chosen(
@@ -224,8 +232,7 @@ class Run:
         out = self.folder / name.replace("/", "-").replace(" ", "")
         if not (out / "done").exists():
             student = fresh(model, self.data, self.seed)
-            if hasattr(objective, "steps"):
-                objective = objective.model_copy(update={"steps": self.study.steps})
+            objective = self.suited(objective)
             train(
                 student,
                 self.fit,
@@ -240,6 +247,16 @@ class Run:
             )
             (out / "done").touch()
         return checkpoint.load(out / "last.pt").model
+
+    def suited(self, objective: Objective) -> Objective:
+        """The objective with the study's steps of attacks, and its growth of eps where attacks have one."""
+        changes: dict[str, Any] = {"steps": self.study.steps} if hasattr(objective, "steps") else {}
+        share = self.study.ramp.get(self.eps)
+        if share is not None and isinstance(objective, Attacked):
+            changes["ramp"] = share
+        if share is not None and getattr(objective, "point", "") == "adversarial":
+            changes["eps_ramp"] = share
+        return objective.model_copy(update=changes)
 
     def first(self, limit: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Images and labels of the first test samples."""
@@ -264,8 +281,7 @@ class Run:
     def rows(self, known: set[tuple[str, str]], only: Sequence[str]) -> Iterator[dict[str, Any]]:
         """What each network reaches, those that are not known yet."""
         study, eps = self.study, Epsilon.parse(self.eps).value
-        attacked = Adversarial(eps=eps, ramp=study.ramp.get(self.eps, 0.0))
-        robust = self.network("teacher", study.teacher, attacked, study.teacher_recipe)
+        robust = self.network("teacher", study.teacher, Adversarial(eps=eps), study.teacher_recipe)
         natural = self.network("natural", study.teacher, Standard(), study.teacher_recipe)
         reference = self.proofs(robust)
         for name, model in (("robust", robust), ("natural", natural)):
@@ -354,16 +370,23 @@ def table(name: str) -> str:
         folder = FOLDER / name / f"eps-{eps.replace('/', '_')}"
         rows = [row for path in sorted(folder.glob("seed-*/rows.jsonl")) for row in read(path)]
         used = [column for column in COLUMNS if any(row.get(column) is not None for row in rows)]
-        lines += [f"{name}, linf eps {eps}", "", f"| student | objective | seeds | {' | '.join(used)} |"]
-        lines += ["| --- | --- | --: |" + " --: |" * len(used)]
+        lines += [f"{name}, linf eps {eps}", "", f"| student | objective | weight | seeds | {' | '.join(used)} |"]
+        lines += ["| --- | --- | --: | --: |" + " --: |" * len(used)]
         keys = dict.fromkeys((row["student"], row["objective"]) for row in rows)
         students = list(dict.fromkeys(student for student, _ in keys))
         for key in sorted(keys, key=lambda key: students.index(key[0])):
             same = [row for row in rows if (row["student"], row["objective"]) == key]
             cells = [figure([row.get(column) for row in same], column) for column in used]
-            lines.append(f"| {key[0]} | {key[1]} | {len(same)} | {' | '.join(cells)} |")
+            lines.append(f"| {key[0]} | {key[1]} | {weight(key[1], eps)} | {len(same)} | {' | '.join(cells)} |")
         lines.append("")
     return "\n".join(lines)
+
+
+def weight(name: str, eps: str) -> str:
+    """lambda_iga of an objective that aligns, and lambda_deficit of one that certifies."""
+    objective = {**everything(Epsilon.parse(eps).value), "from-natural": Kdiga()}.get(name)
+    weights = [getattr(objective, which, 0) for which in ("lambda_iga", "lambda_deficit")]
+    return ", ".join(f"{value:g}" for value in weights if value) or "-"
 
 
 def figure(values: list[float | None], column: str) -> str:
