@@ -70,7 +70,7 @@ def everything(eps: float) -> dict[str, Objective]:
         "kd": Kd(),
         "kdiga(ce)": Kdiga(target="ce", lambda_iga=1),
         "kdiga(ce), random point": Kdiga(target="ce", lambda_iga=1, point="random", eps=eps),
-        "kdiga(ce_tempered)": Kdiga(target="ce_tempered", target_temperature=20),
+        "kdiga(ce_tempered)": Kdiga(target="ce_tempered", lambda_iga=0.3, target_temperature=20),
         "kdiga(margin)": Kdiga(target="margin", lambda_iga=0.3),
         "kdiga(margin), lambda 0.1": Kdiga(target="margin", lambda_iga=0.1),
         "kdiga(margin), lambda 1": Kdiga(target="margin", lambda_iga=1),
