@@ -22,6 +22,9 @@ from verifiers.bound_propagation.native.relaxations.sigmoidal import (
     widened,
 )
 
+#: How far, relatively, a jump may lie from where float64 sees it.
+NEAR = 1e-6
+
 
 class _Curved:
     """A function that is convex or concave on every interval of its domain (``sign`` = 1 or -1).
@@ -236,7 +239,8 @@ class Softplus:
 
     Sound: at the threshold torch's function falls from the smooth one to x, by ``jump``, and the smooth one is at most
     ``jump`` above x from there on. On an interval across the threshold the smooth one's lower line, lowered by
-    ``jump``, holds therefore, and its upper line as it is; beyond the threshold the line is x.
+    ``jump``, holds therefore, and its upper line as it is; beyond the threshold the line is x. Where the function jumps
+    depends on the precision that it is computed in, so "across" reaches ``NEAR`` of the threshold to both sides.
     """
 
     beta: float = 1.0
@@ -254,25 +258,31 @@ class Softplus:
     ) -> tuple[Float[Tensor, "*shape"], Float[Tensor, "*shape"]]:
         least, most = _SmoothSoftplus(self.beta).interval(low, high)
         across, beyond = self._across(low, high)
-        edge = self.threshold / self.beta
-        bottom, _ = widened(low.clamp_min(edge), high)
-        _, peak = _SmoothSoftplus(self.beta).interval(low, clamped(edge, low, high))
+        first, last = self._edges()
+        bottom, _ = widened(low.clamp_min(first), high)
+        _, peak = _SmoothSoftplus(self.beta).interval(low, clamped(last, low, high))
         least, most = torch.where(across, least.minimum(bottom), least), torch.where(across, peak.maximum(high), most)
         return torch.where(beyond, low, least), torch.where(beyond, high, most)
 
     def lines(self, low: Float[Tensor, "*shape"], high: Float[Tensor, "*shape"], places: Places | None = None) -> Lines:
         smooth = _SmoothSoftplus(self.beta).lines(low, high, places)
         across, beyond = self._across(low, high)
-        jump = log1p(exp(-self.threshold)) / self.beta
-        fallen = smooth._replace(lower_offset=smooth.lower_offset - torch.where(across, jump, 0.0))
+        jump = log1p(exp(-self._edges()[0] * self.beta)) / self.beta * (1 + 1e-12)
+        fallen = smooth._replace(lower_offset=smooth.lower_offset - jump * across.to(smooth.lower_offset))
         return replaced(fallen, beyond, 1.0, 0.0, 0.0)
 
     def bent(self, low: Float[Tensor, "*shape"], high: Float[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
         return (low < high) & ~self._across(low, high)[1]
 
     def _across(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-        beyond = low * self.beta > self.threshold
-        return (high * self.beta > self.threshold) & ~beyond, beyond
+        first, last = self._edges()
+        beyond = low > last
+        return (high > first) & ~beyond, beyond
+
+    def _edges(self) -> tuple[float, float]:
+        """Below the first the function is the smooth one, above the last it is x, in every precision."""
+        edge = self.threshold / self.beta
+        return edge - NEAR * abs(edge), edge + NEAR * abs(edge)
 
 
 @dataclass(frozen=True)
