@@ -32,6 +32,7 @@ from verifiers.certificate import (
 )
 from verifiers.errors import InputError, did_you_mean
 from verifiers.fingerprint import indices_sha256, structure_sha256, weights_sha256
+from verifiers.memory import MEMORY_ERRORS, out_of_memory
 from verifiers.methods import find
 from verifiers.modes import eval_mode, suitable_threads, trusted_arithmetic
 from verifiers.reporter import Reporter
@@ -230,7 +231,12 @@ def _run_method(
     if len(pending):
         certifier = _prepare(info, request, model, samples, file, reporter)
         size = batch_size or certifier.batch_size
+        before = certifier.notes.get("cross_check")
         _work_off(info, certifier, samples, file, pending, size, device_of(model), reporter)
+        remark = certifier.notes.get("cross_check")
+        if remark is not None and remark != before:
+            file.note(info.name, "cross_check", remark)
+            reporter.warn(f"{info.name}: cross-check: {remark}")
     reporter.finish(info.name)
 
 
@@ -260,10 +266,10 @@ def _prepare(
             refusal = _Refusal(Status.UNSUPPORTED, str(error))
         except Contradiction as error:
             refusal = _Refusal(Status.ERROR, str(error))
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not _out_of_memory(error):
+        except MEMORY_ERRORS as error:
+            if not out_of_memory(error):
                 raise
-            refusal = _Refusal(Status.OUT_OF_MEMORY, "two samples do not fit into memory")
+            refusal = _Refusal(Status.OUT_OF_MEMORY, "not even one sample fits into memory")
     _explain(info, refusal, file, reporter)
     return refusal
 
@@ -314,8 +320,8 @@ def _work_off(
         started = time.perf_counter()
         try:
             columns = _certify_rows(info, certifier, samples, rows, device)
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not _out_of_memory(error):
+        except MEMORY_ERRORS as error:
+            if not out_of_memory(error):
                 raise
             if device.type == "cuda":
                 torch.cuda.empty_cache()
@@ -342,10 +348,6 @@ def _work_off(
         _check_against_attack(info, file, rows, columns, reporter)
         file.write(info.name, rows, columns)
         reporter.advance(len(rows))
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def _certify_rows(

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from verifiers.memory import MEMORY_ERRORS, out_of_memory
+
 #: Power of eps by which margins of CROWN fall, measured on small networks: a little faster than a straight line.
 USUAL_POWER = 1.4
 #: A trial is at most this many times the radius proved: from one point alone the estimate is coarse.
@@ -63,7 +65,7 @@ def largest_certified(
     [proved, failed]; after five trials every fourth halves the bracket. Rows leave the batch when the bracket is
     narrower than ``tolerance`` times the radius, or when that estimate, bracketed or from two trials close together, is
     within half of it of a radius just proved. Only what an evaluation proved is ever returned; a bound that is nan or
-    infinite counts as failed.
+    infinite counts as failed. A single row whose larger balls do not fit into memory keeps what was proved.
 
     Args:
         bound: evaluates rows.
@@ -81,7 +83,12 @@ def largest_certified(
         rows = state.active.nonzero().squeeze(1)
         if not len(rows) or (step and time.perf_counter() - started > seconds):
             break
-        found = bound(rows, state.trial[rows])
+        try:
+            found = bound(rows, state.trial[rows])
+        except MEMORY_ERRORS as error:
+            if out_of_memory(error) and len(clean) == 1 and bool(state.proved > 0):
+                break
+            raise
         margin = found.margin.to(clean.dtype)
         margin = margin.where(margin < float("inf"), float("nan"))
         if step == 0:

@@ -339,7 +339,8 @@ def preflight(found: Preflight, eps: str, norm: str) -> list[Table | str]:
     layers = ", ".join(f"{count} {name}" for name, count in found.layers.items())
     parts: list[Table | str] = [f"{found.parameters:,} parameters; layers: {layers}"]
     rows = [
-        [name, "takes it" if reason is None else "refuses it", reason or ""] for name, reason in found.engines.items()
+        [name, "takes it" if reason is None else "refuses it", reason or _lacking(found.refused.get(name, {}))]
+        for name, reason in found.engines.items()
     ]
     parts.append(table("Bound-propagation engines", ["engine", "", "reason"], rows))
     if found.costs:
@@ -357,6 +358,12 @@ def preflight(found: Preflight, eps: str, norm: str) -> list[Table | str]:
         rows = [[where, "yes" if reason is None else "no", reason or ""] for where, reason in found.lipschitz.items()]
         parts.append(table("Lipschitz constants", ["", "", "reason"], rows))
     return parts
+
+
+def _lacking(refused: dict[str, str]) -> str:
+    """Methods that an engine lacks, those of one reason together."""
+    methods = {reason: [name for name, why in refused.items() if why == reason] for reason in refused.values()}
+    return "; ".join(f"but no {', '.join(names)}: {reason}" for reason, names in methods.items())
 
 
 def _seconds(value: float) -> str:

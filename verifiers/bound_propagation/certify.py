@@ -1,6 +1,7 @@
 """The bound-propagation methods: margin bounds over the ball, and the largest radius they prove."""
 
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -18,6 +19,7 @@ from verifiers.bound_propagation.engine import (
 )
 from verifiers.bound_propagation.engines import CrossCheck, build
 from verifiers.certificate import Columns, Guarantee, MethodInfo, Norm, Request, Status, Unsupported, margins, stored
+from verifiers.memory import fits
 from verifiers.radius import Evaluation, MarginBound, Search, largest_certified
 
 #: A margin's bound must exceed this many times the difference of float32 and float64 logits that was measured.
@@ -33,7 +35,7 @@ class _Certifier:
     request: Request
     remarks: dict[str, str]
     cross_check: CrossCheck | None = None
-    checked: int = field(default=0, init=False)
+    checked: set[int] = field(default_factory=set, init=False)
 
     @property
     def batch_size(self) -> int:
@@ -49,18 +51,21 @@ class _Certifier:
         with torch.no_grad():
             logits = self.model(x)
         allowance = careful_allowance(self.model, self.engine.model, x, logits, self.request.eps.value)
-        self._hold_against_the_other_engine(x, predicted, allowance)
+        self._hold_against_the_other_engine(x, predicted, indices, allowance)
         specification = margin_specification(predicted, logits.shape[1], torch.float64)
         clean = margins(logits, predicted).double()
         return columns_of(self._search(x, specification, allowance, clean), self.request.eps.value)
 
     def _search(self, x: Tensor, specification: Tensor, allowance: Tensor, clean: Tensor) -> Search:
         """The method's own search; alpha-CROWN goes on from the radius that CROWN proves at a fraction of the cost."""
-        search = partial(search_as_asked, clean=clean, x=x, request=self.request)
-        known = None
-        if self.method == "alpha-crown":
-            known = search(self._bound("crown", x, specification, allowance)).radius
-        return search(self._bound(self.method, x, specification, allowance), known=known)
+        search, started = partial(search_as_asked, clean=clean, x=x, request=self.request), time.perf_counter()
+        if self.method != "alpha-crown":
+            return search(self._bound(self.method, x, specification, allowance))
+        first = search(self._bound("crown", x, specification, allowance))
+        spent = time.perf_counter() - started
+        if spent > seconds_for(x, self.request):
+            return first._replace(finished=torch.zeros_like(first.finished))
+        return search(self._bound(self.method, x, specification, allowance), known=first.radius, spent=spent)
 
     def _bound(
         self, method: str, x: Tensor, specification: Tensor, allowance: Tensor
@@ -72,19 +77,20 @@ class _Certifier:
 
         return bound
 
-    def _hold_against_the_other_engine(self, x: Tensor, predicted: Tensor, allowance: Tensor) -> None:
-        left = self.request.cross_check - self.checked
-        if self.cross_check is None or left <= 0:
+    def _hold_against_the_other_engine(self, x: Tensor, predicted: Tensor, indices: Tensor, allowance: Tensor) -> None:
+        """Samples that were not checked yet, until as many are as were asked for; those that do not fit are said."""
+        if self.cross_check is None:
             return
-        self.checked += len(x[:left])
-        self.cross_check(
-            x[:left],
-            predicted[:left],
-            self.request.eps.value,
-            allowance[:left],
-            norm=self.request.norm,
-            method=self.method,
-        )
+        request, check = self.request, self.cross_check
+        for i, index in enumerate(indices.tolist()):
+            if len(self.checked) >= request.cross_check or index in self.checked:
+                continue
+            one = slice(i, i + 1)
+            given = (x[one], predicted[one], request.eps.value, allowance[one])
+            if fits(partial(check, *given, norm=request.norm, method=self.method)):
+                self.checked.add(index)
+            else:
+                self.remarks["cross_check"] = "samples that do not fit into memory were not checked"
 
 
 def _evaluation(planes: Planes, allowance: Float[Tensor, " batch"], eps: Float[Tensor, " batch"]) -> Evaluation:
@@ -106,8 +112,9 @@ def search_as_asked(
     x: Float[Tensor, "batch *shape"],
     request: Request,
     known: Float[Tensor, " batch"] | None = None,
+    spent: float = 0.0,
 ) -> Search:
-    """The radius search with a request's eps, norm, tolerance and time limit."""
+    """The radius search with a request's eps, norm, tolerance and what is left of its time limit."""
     return largest_certified(
         bound,
         clean,
@@ -115,8 +122,13 @@ def search_as_asked(
         limit=whole_box(request.norm, x[0].numel()),
         tolerance=float(request.options["tolerance"]),
         known=known,
-        seconds=float(request.options["time_limit"]) * len(x),
+        seconds=seconds_for(x, request) - spent,
     )
+
+
+def seconds_for(x: Float[Tensor, "batch *shape"], request: Request) -> float:
+    """The time that a batch has together."""
+    return float(request.options["time_limit"]) * len(x)
 
 
 def columns_of(found: Search, eps: float) -> Columns:
@@ -143,14 +155,29 @@ def _prepare(method: str, model: nn.Module, samples: Tensor, request: Request) -
     eps = request.eps.value
     engine, reasons = build(model, samples, request.engine, eps, norm=request.norm, method=method, **options)
     remarks = {"passed_over": "; ".join(reasons)} if reasons else {}
-    cross_check = None
+    check = None
     if request.cross_check:
-        try:
-            cross_check = CrossCheck(model, samples, engine)
-            cross_check.try_out(samples[:1], request.eps.value, norm=request.norm, method=method)
-        except Unsupported as error:  # the run goes on with the one engine that takes the network
-            cross_check, remarks["cross_check"] = None, f"nothing to check against: {error}"
-    return _Certifier(model, engine, method, request, remarks, cross_check)
+        check, why = _checked_by_the_other(model, samples, engine, request, method)
+        if why:  # the run goes on with the one engine that takes the network
+            remarks["cross_check"] = f"nothing to check against: {why}"
+    return _Certifier(model, engine, method, request, remarks, check)
+
+
+def _checked_by_the_other(
+    model: nn.Module, samples: Tensor, engine: Engine, request: Request, method: str
+) -> tuple[CrossCheck | None, str]:
+    """The check by the other engine, or why there is none."""
+    found: list[CrossCheck] = []
+
+    def make() -> None:
+        check = CrossCheck(model, samples, engine)
+        check.try_out(samples[:1], request.eps.value, norm=request.norm, method=method)
+        found.append(check)
+
+    try:
+        return (found[0], "") if fits(make) else (None, "a sample does not fit into memory with the other engine")
+    except Unsupported as error:
+        return None, str(error)
 
 
 #: A search ends when the bracket around the largest certified radius is this share of it, or after so many seconds a

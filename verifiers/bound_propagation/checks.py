@@ -1,6 +1,7 @@
 """What every engine must stand when its graph is built: same logits as the network, no bound that a point breaks."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from verifiers.bound_propagation.engine import Engine
 from verifiers.certificate import Contradiction, Norm
 from verifiers.falsify import ascend, project, random_start
+from verifiers.memory import fits
 
 
 def check_forward(
@@ -69,12 +71,24 @@ def check_sandwich(
 def withstand(engine: Engine, samples: Float[Tensor, "batch *shape"], eps: float, *, norm: Norm, method: str) -> None:
     """The sandwich at eps, and at a larger radius because a search goes beyond eps.
 
+    Samples that do not fit into memory together are tried one by one; at the larger radius, where none fits, nothing
+    is tried.
+
     Raises:
         Contradiction: with the size of the break.
+        MemoryError: no sample fits into memory at eps.
     """
+
+    def hold(scale: float, part: Tensor) -> None:
+        radius = torch.full((len(part),), scale * eps, dtype=torch.float64, device=part.device)
+        check_sandwich(engine.model, engine, part.double(), radius, norm=norm, method=method)
+
     for scale in (1.0, 8.0):
-        radius = torch.full((len(samples),), scale * eps, dtype=torch.float64, device=samples.device)
-        check_sandwich(engine.model, engine, samples.double(), radius, norm=norm, method=method)
+        held = fits(partial(hold, scale, samples)) or any(
+            [fits(partial(hold, scale, sample)) for sample in samples.split(1)]
+        )
+        if scale == 1 and not held:
+            raise MemoryError(f"{engine.name}: not even one sample fits into memory")
 
 
 def _probes(

@@ -13,11 +13,13 @@ from verifiers.bound_propagation.engine import Engine, margin_specification
 from verifiers.bound_propagation.native.engine import Native
 from verifiers.certificate import Contradiction, Norm, Unsupported
 from verifiers.errors import InputError, did_you_mean
+from verifiers.memory import MEMORY_ERRORS, out_of_memory
 
 #: In the order in which ``auto`` tries them.
 ENGINES: dict[str, Callable[..., Engine]] = {"auto-lirpa": AutoLirpa, "native": Native}
 
-#: Operators that both engines relax in the same way, so that without intersections their bounds must be equal.
+#: Operators that both engines relax in the same way, so that without intersections their bounds must be equal; products
+#: and quotients by constants alone.
 SHARED = frozenset(
     "image view reshape flatten unsqueeze squeeze linear conv2d batch_norm add sub mul div "
     "relu avg_pool2d adaptive_avg_pool2d mean".split()
@@ -42,9 +44,11 @@ def build(
 
     Raises:
         Unsupported: none takes it; with every engine's reason.
+        MemoryError: none takes it, one of them for lack of memory.
         Contradiction: a point of a ball breaks a bound, or a graph is not the network.
     """
     reasons: list[str] = []
+    failure: type[Exception] = Unsupported
     for name in names_of(engine):
         try:
             built = ENGINES[name](model, samples, **options)
@@ -52,7 +56,12 @@ def build(
             return built, reasons
         except Unsupported as error:
             reasons.append(str(error))
-    raise Unsupported("; ".join(reasons))
+        except MEMORY_ERRORS as error:
+            if not out_of_memory(error):
+                raise
+            reasons.append(f"{name}: not even one sample fits into memory")
+            failure = MemoryError
+    raise failure("; ".join(reasons))
 
 
 class CrossCheck:
@@ -77,7 +86,11 @@ class CrossCheck:
             self.plain = Native(model, samples, intersect=False)
         else:
             self.other = self.plain = Native(model, samples, intersect=False)
-        self.exact = all(node.kind in SHARED for node in self.plain.graph.nodes)
+        graph = self.plain.graph
+        self.exact = all(
+            node.kind in SHARED and (node.kind not in ("mul", "div") or graph.affine_operator(position))
+            for position, node in enumerate(graph.nodes)
+        )
 
     def try_out(self, x: Float[Tensor, "1 *shape"], eps: float, *, norm: Norm, method: str) -> None:
         """Let the other engine bound one sample, to see that it has the method.

@@ -2,13 +2,15 @@
 
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from verifiers.bound_propagation.engine import margin_specification
+from verifiers.bound_propagation.engine import METHODS, Engine, margin_specification
 from verifiers.bound_propagation.engines import ENGINES
 from verifiers.bound_propagation.native.bounds import block_of
 from verifiers.bound_propagation.native.engine import Native
@@ -17,7 +19,9 @@ from verifiers.bound_propagation.native.rows import shape_size
 from verifiers.certificate import Contradiction, Norm, Unsupported
 from verifiers.lipschitz.global_bounds import check_constants
 from verifiers.lipschitz.layers import written_out
+from verifiers.memory import fits
 
+NO_MEMORY = "one sample does not fit into memory"
 #: Rows of a pilot block, and nodes that get one.
 PILOT_ROWS, PILOTS = 16, 6
 #: Copies of a block's widest coefficients that are alive at once.
@@ -51,6 +55,7 @@ class Preflight:
         layers: number of modules without children, by type.
         parameters: number of weights.
         engines: per engine the reason why it refuses the network, or None.
+        refused: per engine that takes the network the methods that it does not have for it, with the reason.
         operators: number of operators of the native engine's graph, by name; empty when it refuses.
         costs: of the native engine; empty when it refuses.
         lipschitz: why there are no Lipschitz constants everywhere, and none on balls, or None; empty when it refuses.
@@ -59,6 +64,7 @@ class Preflight:
     layers: dict[str, int]
     parameters: int
     engines: dict[str, str | None]
+    refused: dict[str, dict[str, str]]
     operators: dict[str, int]
     costs: tuple[Cost, ...]
     lipschitz: dict[str, str | None]
@@ -73,13 +79,18 @@ def preflight(model: nn.Module, x: Float[Tensor, "2 *shape"], eps: float, *, nor
         eps: the radius that costs are estimated for; larger balls leave more neurons open.
     """
     layers = Counter(m._get_name() for m in model.modules() if next(m.children(), None) is None)
-    reasons, native = _engines(model, x)
+    reasons, built = _engines(model, x)
+    native = next((engine for engine in built.values() if isinstance(engine, Native)), None)
+    measured: list[tuple[Cost, ...]] = []
+    if native is not None and not fits(lambda: measured.append(costs(native, x[:1], eps, norm))):
+        reasons[native.name] = NO_MEMORY
     return Preflight(
         layers=dict(layers.most_common()),
         parameters=sum(p.numel() for p in model.parameters()),
         engines=reasons,
+        refused={name: _refused(engine, x[:1], eps, norm) for name, engine in built.items()},
         operators=dict(Counter(n.kind for n in native.graph.nodes[1:]).most_common()) if native else {},
-        costs=costs(native, x[:1], eps, norm) if native else (),
+        costs=measured[0] if measured else (),
         lipschitz=_lipschitz(native.graph) if native else {},
     )
 
@@ -95,17 +106,39 @@ def _lipschitz(graph: Graph) -> dict[str, str | None]:
     return reasons
 
 
-def _engines(model: nn.Module, x: Tensor) -> tuple[dict[str, str | None], Native | None]:
+def _engines(model: nn.Module, x: Tensor) -> tuple[dict[str, str | None], dict[str, Engine]]:
+    """Why each engine refuses the network, or None, and those that take it."""
     reasons: dict[str, str | None] = {}
-    native = None
+    built: dict[str, Engine] = {}
     for name, build in ENGINES.items():
+
+        def make(name: str = name, build: Callable[..., Engine] = build) -> None:
+            built[name] = build(model, x, iterations=1)
+
         try:
-            engine = build(model, x)
-            native = engine if isinstance(engine, Native) else native
-            reasons[name] = None
+            reasons[name] = None if fits(make) else NO_MEMORY
         except (Unsupported, Contradiction) as error:
             reasons[name] = str(error)
-    return reasons, native
+    return reasons, built
+
+
+def _refused(engine: Engine, x: Float[Tensor, "1 *shape"], eps: float, norm: Norm) -> dict[str, str]:
+    """The methods that an engine lacks; the native one has all for whatever it captures."""
+    refused: dict[str, str] = {}
+    if isinstance(engine, Native):
+        return refused
+    radius = torch.full((1,), eps, dtype=torch.float64, device=x.device)
+    with torch.no_grad():
+        classes = engine.model(x.double()).shape[1]
+    row = margin_specification(radius.long() * 0, classes, torch.float64)[:, :1]
+    for method in METHODS:
+        try:
+            ask = partial(engine.lower_bounds, x.double(), radius, row, norm=norm, method=method)
+            if not fits(ask):
+                refused[method] = NO_MEMORY
+        except Unsupported as error:
+            refused[method] = str(error)
+    return refused
 
 
 def costs(native: Native, x: Float[Tensor, "1 *shape"], eps: float, norm: Norm) -> tuple[Cost, ...]:
