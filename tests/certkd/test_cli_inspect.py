@@ -4,10 +4,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from certkd.checkpoint import Checkpoint, save
 from certkd.models import ModelSpec, build
+from certkd.report import tables
 from tests.certkd.test_cli import refused, succeeds
+from verifiers.bound_propagation.auto_lirpa.adapter import AutoLirpa
+from verifiers.bound_propagation.native.engine import Native
+from verifiers.bound_propagation.preflight import NO_MEMORY, preflight
 from verifiers.store import read
 
 
@@ -32,6 +37,40 @@ def test_inspect_a_checkpoint(pair: tuple[Path, Path]) -> None:
 def test_inspect_names_what_is_refused() -> None:
     said = succeeds("inspect", "certkd:resnet,depth=8", "--shape", "3,8,8", "--classes", "10", "--norm", "l2")
     assert "takes it" in said, said
+
+
+class Waves(nn.Module):
+    """auto-LiRPA takes it, but not with alpha-CROWN."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        body = (nn.Conv2d(3, 4, 3, padding=1), nn.Tanh(), nn.Conv2d(4, 4, 3, padding=1), nn.Tanh(), nn.Flatten())
+        self.body = nn.Sequential(*body, nn.Linear(64, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x)
+
+
+def test_methods_that_an_engine_lacks_are_said() -> None:
+    torch.manual_seed(0)
+    found = preflight(Waves().eval(), torch.rand(2, 3, 4, 4), 0.01)
+    assert found.engines == {"auto-lirpa": None, "native": None}
+    assert set(found.refused["auto-lirpa"]) == {"alpha-crown"} and found.refused["native"] == {}
+    shown = [part for part in tables.preflight(found, "0.01", "linf") if not isinstance(part, str)]
+    cells = [str(cell) for part in shown for column in part.columns for cell in column.cells]
+    assert any(cell.startswith("but no alpha-crown: auto-LiRPA fails in ") for cell in cells), cells
+
+
+def test_inspect_goes_on_without_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object, **more: object) -> None:
+        raise torch.OutOfMemoryError
+
+    network = build(ModelSpec(name="certkd:mlp", options={"hidden": [8]}, classes=10, shape=(1, 8, 8))).eval()
+    monkeypatch.setattr(AutoLirpa, "__init__", fail)
+    assert preflight(network, torch.rand(2, 1, 8, 8), 0.01).engines == {"auto-lirpa": NO_MEMORY, "native": None}
+    monkeypatch.setattr(Native, "planes", fail)
+    found = preflight(network, torch.rand(2, 1, 8, 8), 0.01)
+    assert found.engines == {"auto-lirpa": NO_MEMORY, "native": NO_MEMORY} and found.costs == ()
 
 
 @pytest.mark.parametrize(

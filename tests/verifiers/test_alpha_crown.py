@@ -20,7 +20,9 @@ from verifiers.bound_propagation.auto_lirpa import adapter, compat
 from verifiers.bound_propagation.auto_lirpa.adapter import AutoLirpa
 from verifiers.bound_propagation.checks import check_sandwich
 from verifiers.bound_propagation.engine import margin_specification
-from verifiers.certificate import Norm, Unsupported
+from verifiers.bound_propagation.native.engine import Native
+from verifiers.certificate import Norm, Status, Unsupported
+from verifiers.certify import certify
 
 pytestmark = pytest.mark.skipif(compat.version() is None, reason="auto-LiRPA is not installed")
 
@@ -422,3 +424,23 @@ def test_the_number_of_steps_has_two_names(key: str) -> None:
 
 def test_every_method_has_its_name() -> None:
     assert list(adapter.METHODS) == ["ibp", "crown-ibp", "crown", "alpha-crown"]
+
+
+def test_crown_and_alpha_crown_share_one_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, honest = [], Native.repeated
+
+    def repeated(self: Native, *given: Any, method: str, **more: Any) -> Any:
+        asked.append(method)
+        return honest(self, *given, method=method, **more)
+
+    monkeypatch.setattr(Native, "repeated", repeated)
+    kind = BY_NAME["mlp"]
+    network, x = kind.network(), kind.images(4)
+    labels = network(x).argmax(1)
+    for limit, expected in ((1e-9, ["crown"]), (60.0, ["crown", "alpha-crown"])):
+        asked.clear()
+        options = {"time_limit": limit, "iterations": 2}
+        rows = certify(network, x, labels, eps=0.02, methods=["alpha-crown"], engine="native", options=options)
+        assert asked == expected
+        assert set(rows["alpha-crown"]["status"]) <= {Status.CERTIFIED, Status.TIMEOUT, Status.NOT_CERTIFIED}
+        assert (rows["alpha-crown"]["status"] == Status.NOT_CERTIFIED).sum() == 0 or limit == 60.0
