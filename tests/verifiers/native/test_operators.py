@@ -150,13 +150,29 @@ def test_no_point_of_the_ball_breaks_a_bound(name: str, norm: Norm) -> None:
     )
 
 
-def _after_a_larger_ball(net: Subject, norm: Norm) -> Tensor:
-    """CROWN's bounds when the same was asked before in larger balls."""
+def _after_a_larger_ball(net: Subject, norm: Norm, method: str = "crown", times: float = 1.3) -> Tensor:
+    """A method's bounds when the same was asked before in larger balls."""
     net.engine.intersect = True
     every, eps = torch.arange(len(EPS)), SCALE[norm] * EPS
-    ask = net.engine.repeated(net.x, net.rows, norm=norm, method="crown")
-    ask(every, 1.3 * eps)
+    ask = net.engine.repeated(net.x, net.rows, norm=norm, method=method)
+    ask(every, times * eps)
     return ask(every, eps).bound
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("norm", list(Norm), ids=str)
+@every_case
+def test_no_point_of_very_many_breaks_a_bound_of_any_method(name: str, norm: Norm) -> None:
+    """Every operator, norm and method, also after larger balls, against 10,000 points of six balls and the attacks."""
+    net, eps = subject(name), SCALE[norm] * EPS
+    least = net.values(_sampled(net.x, eps, norm, 10_000 // len(EPS))).amin(1).minimum(attacked(name, norm)[1].amin(1))
+    bounds = {f"{method}, {intersect}": planes(name, norm, method, intersect).bound for method, intersect in ASKED}
+    for method, times in (("crown", 2.0), ("alpha-crown", 1.3), ("crown-ibp", 1.1)):
+        bounds[f"{method} after {times}"] = _after_a_larger_ball(net, norm, method, times)
+    for asked, bound in bounds.items():
+        slack = 1e-9 * bound.abs().nan_to_num(0.0, 0.0, 0.0).clamp_min(1.0)
+        worst = (bound - least - slack).amax(1)
+        assert not (worst > 0).any(), f"{asked}: broken by {worst} for eps {EPS}"
 
 
 @every_ball
