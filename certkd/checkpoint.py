@@ -123,7 +123,10 @@ def load(path: str | os.PathLike[str], *, architecture: ModelSpec | None = None)
     elif architecture is not None:
         spec = architecture
     else:
-        raise InputError(f"{path} holds bare weights: say what network they belong to with --arch and --data")
+        raise InputError(
+            f"{path} holds bare weights: say what network they belong to, with --arch and --data (to train from them "
+            "with name: source:name and weights: the file)"
+        )
     model = build(spec)
     _load_strictly(model, state, path, bare=not metadata)
     about = {key: metadata[key] for key in ("data", "teacher_sha256", "training", "metrics") if key in metadata}
@@ -224,11 +227,36 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise InputError(f"{path} is damaged or not a safetensors file: {' '.join(str(error).split())[:120]}") from None
 
 
+def begin_with(model: Classifier, path: str | os.PathLike[str], head: str | None) -> bool:
+    """Put a file's bare weights into a network; whether its layer ``head`` stays as it is, being of other classes.
+
+    Raises:
+        InputError: as ``load``; a checkpoint, which says itself what network it is.
+    """
+    path = Path(path)
+    state, metadata = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    if metadata:
+        raise InputError(f"{path} is a checkpoint and says itself what network it is: give it as the model's name")
+    state = _without_module(state)
+    own = model.network.state_dict()
+    of_head = [name for name in own if head is not None and name.startswith(f"{head}.")]
+    other = any(name in state and state[name].shape != own[name].shape for name in of_head)
+    if other:
+        state |= {name: own[name] for name in of_head}
+    _load_strictly(model, state, path, bare=True)
+    return other
+
+
+def _without_module(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Names without the prefix of torch's DataParallel."""
+    prefix = "module." if all(name.startswith("module.") for name in state) else ""
+    return {name.removeprefix(prefix): value for name, value in state.items()}
+
+
 def _load_strictly(model: Classifier, state: Mapping[str, Tensor], path: Path, *, bare: bool) -> None:
     """All names and shapes must fit. Bare weights are those of the network without its normalisation layer."""
     target: torch.nn.Module = model.network if bare else model
-    if bare and all(name.startswith("module.") for name in state):
-        state = {name.removeprefix("module."): value for name, value in state.items()}
+    state = _without_module(state) if bare else state
     wanted = target.state_dict()
     problems = [f"{name} is missing" for name in wanted if name not in state]
     problems += [f"{name} is unknown" for name in state if name not in wanted]

@@ -55,12 +55,14 @@ class ModelConfig(Strict):
     """Which network: ``source:name``, from random weights or its source's pre-trained ones, or a checkpoint's path.
 
     With ``resize`` the network is built for square images of so many pixels, to which those of the data are resized.
+    ``weights`` is a file of bare weights to begin with; a last linear layer of another number of classes begins random.
     """
 
     name: str = "certkd:mlp"
     options: dict[str, Any] = {}
     normalize: bool = True
     pretrained: bool = False
+    weights: str | None = None
     resize: Count | None = None
 
 
@@ -78,6 +80,11 @@ class OptimizerConfig(Strict):
     milestones: tuple[Share, ...] = (0.6, 0.85)
     drop: Annotated[Positive, Field(le=1)] = 0.1
     warmup: Number = 0.0
+
+    @model_validator(mode="after")
+    def _all_has_an_effect(self) -> "OptimizerConfig":
+        self.refuse_idle(dict.fromkeys(("milestones", "drop"), self.schedule == "steps"))
+        return self
 
 
 class SelectionConfig(Strict):
@@ -131,9 +138,10 @@ class Recipe(Strict):
     channels_last: bool = False
 
     @model_validator(mode="after")
-    def _warm_up_ends(self) -> "Recipe":
+    def _settings_fit(self) -> "Recipe":
         if self.optimizer.warmup and self.optimizer.warmup >= self.epochs:
             raise ValueError(f"a warm-up of {self.optimizer.warmup:g} epochs does not end in {self.epochs}")
+        self.refuse_idle({"average_decay": self.average == "ema", "average_from": self.average != "none"})
         return self
 
 

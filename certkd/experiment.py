@@ -62,7 +62,7 @@ def run_training(
     if state is not None:
         _check_resumable(out, state, about, resume)
     samples = data.load(config.data)
-    student = networks.fresh(config.model, samples, config.seed)
+    student = networks.fresh(config.model, samples, config.seed, reporter.warn)
     compared = getattr(config.objective, "lambda_iga", 0) > 0
     fitted = {
         role: _fitted(known.model, f"{role} {names[role]}", student, reporter if compared else TrainingReporter())

@@ -1,7 +1,7 @@
 """A network from what a person wrote: a checkpoint's or ONNX file's path, bare weights, or ``source:name``."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from certkd import checkpoint
 from certkd.checkpoint import Checkpoint
 from certkd.config import DataConfig, ModelConfig
 from certkd.data import DataSet
-from certkd.models import Classifier, ModelSpec, build, known_models
+from certkd.models import Classifier, ModelSpec, build, known_models, last_linear, usual_statistics
 from verifiers.errors import InputError, did_you_mean
 
 SUFFIXES = (".pt", ".pth", ".safetensors", ".bin", ".ckpt", ".onnx")
@@ -23,35 +23,57 @@ def is_path(name: str) -> bool:
     return name.endswith(SUFFIXES) or Path(name).is_file()
 
 
-def fresh(config: ModelConfig, data: DataSet, seed: int) -> Classifier:
-    """The network to start a training from: random weights keyed by the seed, pre-trained ones, or a checkpoint's."""
+def fresh(config: ModelConfig, data: DataSet, seed: int, warn: Callable[[str], None] = lambda text: None) -> Classifier:
+    """The network to start a training from: random weights keyed by the seed, pre-trained ones, or a checkpoint's.
+
+    A checkpoint for images of another size gets the data's resized. ``warn`` is told what was adapted.
+    """
     if config.name.endswith(".onnx"):
         raise InputError(f"{config.name} can teach and be certified, but not be trained: give a network's name")
     if is_path(config.name):
-        model = checkpoint.load(config.name).model
-        if model.spec.classes != data.classes or model.spec.shape != data.shape:
-            raise InputError(
-                f"{config.name} takes images {model.spec.shape} of {model.spec.classes} classes, "
-                f"{data.name} has {data.shape} of {data.classes}"
-            )
-        if config.options or config.pretrained or config.resize or not config.normalize:
-            raise InputError(
-                f"{config.name} is a checkpoint and says itself how it is built: drop the model's other keys"
-            )
-        return model
-    mean, std = data.statistics if config.normalize else ((), ())
+        return _gone_on(config, data, warn)
+    mean, std = data.statistics
+    if config.weights is not None:
+        mean, std = usual_statistics(config.name, data.shape[0]) or (mean, std)
     spec = ModelSpec(
         name=config.name,
         options=config.options,
         classes=data.classes,
         shape=data.shape,
-        mean=mean,
-        std=std,
+        mean=mean if config.normalize else (),
+        std=std if config.normalize else (),
         resize=None if config.resize is None else (config.resize, config.resize),
     )
+    if config.pretrained and config.weights is not None:
+        raise InputError(f"pretrained and weights {config.weights} both say what to begin with: drop one of them")
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return build(spec, pretrained=config.pretrained)
+        model = build(spec, pretrained=config.pretrained)
+    if config.weights is not None and checkpoint.begin_with(model, config.weights, last_linear(model.network)):
+        warn(f"{config.weights} is of other classes than {data.name}: the last linear layer begins with random weights")
+    return model
+
+
+def _gone_on(config: ModelConfig, data: DataSet, warn: Callable[[str], None]) -> Classifier:
+    """A checkpoint's network for the data's images.
+
+    Raises:
+        InputError: it has other classes or channels, or the configuration says how to build it.
+    """
+    if config.options or config.pretrained or config.weights or config.resize or not config.normalize:
+        raise InputError(f"{config.name} is a checkpoint and says itself how it is built: drop the model's other keys")
+    model = checkpoint.load(config.name).model
+    spec = model.spec
+    apart = spec.classes != data.classes or len(spec.shape) != len(data.shape) or spec.shape[0] != data.shape[0]
+    if apart or (len(spec.shape) != 3 and spec.shape != data.shape):
+        raise InputError(
+            f"{config.name} takes images {spec.shape} of {spec.classes} classes, "
+            f"{data.name} has {data.shape} of {data.classes}"
+        )
+    if spec.shape == data.shape:
+        return model
+    warn(f"{config.name} sees images resized from {data.shape[1]}x{data.shape[2]} to {spec.inner[1]}x{spec.inner[2]}")
+    return adapted(model, data.shape)
 
 
 def adapted(network: Classifier, shape: tuple[int, ...]) -> Classifier:

@@ -16,6 +16,9 @@ from verifiers.errors import InputError, did_you_mean, one_line
 OWN: dict[str, Callable[..., nn.Module]] = {"mlp": small.mlp, "cnn": small.cnn, "resnet": small.resnet}
 
 
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
 class ModelSpec(BaseModel):
     """All that is needed to build a network again, in plain values; stored in every checkpoint.
 
@@ -187,7 +190,7 @@ def _torchvision(name: str, spec: ModelSpec, pretrained: bool) -> Classifier:
         what = "fetch the weights of" if pretrained else "build"
         raise InputError(f"cannot {what} {spec.name}: {' '.join(str(error).split())[:200]}") from None
     _replace_head(network, spec)
-    update: dict[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+    update: dict[str, Any] = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
     if getattr(network, "transform_input", False):  # inception and googlenet: the weights come with this option on
         update["options"] = {**spec.options, "transform_input": True}
     return Classifier(spec.model_copy(update=update), network)
@@ -195,13 +198,31 @@ def _torchvision(name: str, spec: ModelSpec, pretrained: bool) -> Classifier:
 
 def _replace_head(network: nn.Module, spec: ModelSpec) -> None:
     """A fresh last linear layer when the pre-trained one has another number of classes."""
-    linear = [(path, module) for path, module in network.named_modules() if isinstance(module, nn.Linear)]
-    if not linear:
+    path = last_linear(network)
+    if path is None:
         raise InputError(f"{spec.name} has no linear last layer to replace: use another network for fine-tuning")
-    path, last = linear[-1]
+    last = network.get_submodule(path)
+    assert isinstance(last, nn.Linear)
     if last.out_features != spec.classes:
         parent, _, name = path.rpartition(".")
         setattr(network.get_submodule(parent), name, nn.Linear(last.in_features, spec.classes))
+
+
+def last_linear(network: nn.Module) -> str | None:
+    """The path of the last linear layer, which gives the logits; None without any."""
+    return next((path for path, module in [*network.named_modules()][::-1] if isinstance(module, nn.Linear)), None)
+
+
+def usual_statistics(name: str, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Mean and standard deviation that a source's weights expect of images; None for certkd's own networks."""
+    source, _, rest = name.partition(":")
+    if source not in ("timm", "torchvision"):
+        return None
+    import timm
+
+    known: Any = timm.get_pretrained_cfg(rest) if source == "timm" else None
+    mean, std = (known.mean, known.std) if known is not None else (IMAGENET_MEAN, IMAGENET_STD)
+    return _per_channel(mean, channels), _per_channel(std, channels)
 
 
 def _timm(name: str, spec: ModelSpec, pretrained: bool) -> Classifier:

@@ -1,6 +1,7 @@
 """What every training objective is: frozen settings with a ``terms`` method that gives named, weighted terms."""
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
@@ -38,6 +39,16 @@ class Strict(BaseModel):
     """Settings that cannot change and refuse unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def refuse_idle(self, used: Mapping[str, bool]) -> None:
+        """Refuse settings other than the default that nothing looks at, given which are looked at.
+
+        Raises:
+            ValueError: naming the first.
+        """
+        for name, looked_at in used.items():
+            if not looked_at and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} {getattr(self, name)} has no effect with the other settings: drop it")
 
 
 @dataclass(frozen=True)

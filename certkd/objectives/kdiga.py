@@ -80,9 +80,7 @@ class Kdiga(Kd):
             raise ValueError("batch_frobenius is of the norm 2, not squared")
         if self.reduction == "batch_frobenius" and self.target == "finite_difference":
             raise ValueError("batch_frobenius is of gradients, and finite_difference has none")
-        for name, used in self._used().items():
-            if not used and getattr(self, name) != type(self).model_fields[name].default:
-                raise ValueError(f"{name} {getattr(self, name)} has no effect with the other settings: drop it")
+        self.refuse_idle(self._used())
         return self
 
     def _used(self) -> dict[str, bool]:

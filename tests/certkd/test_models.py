@@ -14,8 +14,8 @@ from torch import nn
 from certkd.checkpoint import Checkpoint, save
 from certkd.checkpoint import load as load_checkpoint
 from certkd.config import DataConfig, ModelConfig
-from certkd.data import load
-from certkd.models import Classifier, ModelSpec, build, known_models
+from certkd.data import DataSet, load
+from certkd.models import Classifier, ModelSpec, build, known_models, last_linear
 from certkd.models.build import Normalize, Resize
 from certkd.networks import adapted, fresh, parse_architecture
 from verifiers.certificate import Status
@@ -187,6 +187,65 @@ def test_random_weights_depend_on_the_seed_and_leave_the_global_generator_alone(
     assert torch.equal(torch.rand(3), expected), "building a network moved the global generator"
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+# bare weights of a file, and checkpoints, to begin with
+
+
+def colour(classes: int = 10, side: int = 32) -> DataSet:
+    """A data set without images."""
+    return DataSet("colour", classes, (3, side, side), {})
+
+
+SMALL_VIT = {"depth": 1, "embed_dim": 24, "num_heads": 3, "patch_size": 8}
+
+
+@pytest.mark.parametrize("classes", [10, 7])
+@pytest.mark.parametrize(
+    ("name", "options"), [("timm:vit_tiny_patch16_224", SMALL_VIT), ("torchvision:resnet18", {}), ("certkd:cnn", {})]
+)
+def test_bare_weights_begin_a_training(name: str, options: dict[str, Any], classes: int, tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    kept = build(ModelSpec(name=name, options=options, classes=classes, shape=(3, 32, 32))).network.state_dict()
+    torch.save({"state_dict": {f"module.{key}": value for key, value in kept.items()}}, tmp_path / "bare.pth")
+    told: list[str] = []
+    config = ModelConfig(name=name, options=options, weights=str(tmp_path / "bare.pth"))
+    model = fresh(config, colour(), 0, told.append)
+    same = {key for key, value in model.network.state_dict().items() if torch.equal(value, kept[key]) or classes == 10}
+    head = last_linear(model.network)
+    assert set(kept) - same == ({f"{head}.weight", f"{head}.bias"} if classes == 7 else set())
+    assert len(told) == (classes == 7) and all("begins with random weights" in text for text in told)
+    usual = {"timm": (0.5,) * 3, "torchvision": (0.485, 0.456, 0.406), "certkd": ()}[name.partition(":")[0]]
+    assert model.spec.mean == pytest.approx(usual), "the normalisation is that of the weights' source"
+
+
+def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    other = build(ModelSpec(name="certkd:cnn", options={"width": 5}, classes=10, shape=(3, 32, 32)))
+    torch.save(other.network.state_dict(), tmp_path / "bare.pth")
+    save(Checkpoint(other), tmp_path / "net.pt")
+    for settings, message in (
+        ({"name": "certkd:cnn", "weights": str(tmp_path / "bare.pth")}, "of another architecture than certkd:cnn"),
+        ({"name": "certkd:cnn", "weights": str(tmp_path / "net.pt")}, "is a checkpoint and says itself"),
+        ({"name": "certkd:cnn", "weights": str(tmp_path / "none.pth")}, "no such checkpoint"),
+        ({"name": "timm:resnet10t", "weights": "a.pth", "pretrained": True}, "drop one of them"),
+        ({"name": str(tmp_path / "bare.pth")}, "name: source:name and weights: the file"),
+    ):
+        with pytest.raises(InputError, match=message):
+            fresh(ModelConfig(**settings), colour(), 0)
+
+
+def test_a_checkpoint_for_other_images_gets_them_resized(tmp_path: Path) -> None:
+    first = build(ModelSpec(name="certkd:resnet", options={"depth": 8}, classes=10, shape=(3, 16, 16))).eval()
+    save(Checkpoint(first), tmp_path / "net.pt")
+    told: list[str] = []
+    model = fresh(ModelConfig(name=str(tmp_path / "net.pt")), colour(), 0, told.append).eval()
+    assert model.spec.shape == (3, 32, 32) and model.spec.resize == (16, 16)
+    assert len(told) == 1 and "resized from 32x32 to 16x16" in told[0]
+    x = torch.rand(2, 3, 32, 32)
+    assert torch.equal(model(x), first(torch.nn.functional.interpolate(x, size=(16, 16), mode="bilinear")))
+    for data in (colour(classes=3), load(DataConfig())):
+        with pytest.raises(InputError, match=r"takes images \(3, 16, 16\) of 10 classes"):
+            fresh(ModelConfig(name=str(tmp_path / "net.pt")), data, 0)
 
 
 # pre-trained weights; the download is replaced
