@@ -164,12 +164,28 @@ def test_a_wrong_type_names_its_key(change: dict[str, Any], key: str) -> None:
         ({"milestones": [0]}, "got 0"),
         ({"drop": 10}, "optimizer.drop"),
         ({"warmup": 60}, "a warm-up of 60 epochs does not end in 60"),
+        ({"schedule": "cosine", "milestones": [0.5]}, "milestones (0.5,) has no effect with the other settings"),
+        ({"schedule": "constant", "drop": 0.3}, "drop 0.3 has no effect with the other settings"),
     ],
     ids=str,
 )
 def test_a_schedule_that_never_does_what_it_says_is_refused(optimizer: dict[str, Any], told: str) -> None:
     message = refusal({**TRAINING, "epochs": 60, "optimizer": optimizer})
     assert told in message, message
+
+
+@pytest.mark.parametrize(
+    ("recipe", "told"),
+    [
+        ({"average_decay": 0.9}, "average_decay 0.9 has no effect"),
+        ({"average": "swa", "average_decay": 0.9}, "average_decay 0.9 has no effect"),
+        ({"average_from": 0.5}, "average_from 0.5 has no effect"),
+    ],
+    ids=str,
+)
+def test_an_average_that_is_not_taken_is_refused(recipe: dict[str, Any], told: str) -> None:
+    assert told in refusal({**TRAINING, **recipe})
+    assert training(average="swa", average_from=0.5).average_from == 0.5
 
 
 @pytest.mark.parametrize("name", ["teacher", "../x", "a/b", "", ".hidden"])
