@@ -1,6 +1,16 @@
 """``certkd methods`` and ``certkd objectives``: what there is."""
 
+import inspect
+from collections.abc import Iterator
+from enum import EnumMeta
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
+
 import click
+
+from verifiers.errors import InputError
+
+if TYPE_CHECKING:
+    from certkd.objectives import Objective
 
 
 @click.command()
@@ -24,18 +34,47 @@ def _written(value: object) -> str:
 
 
 @click.command()
-def objectives() -> None:
-    """List the training objectives with their settings and papers."""
+@click.argument("kind", required=False)
+def objectives(kind: str | None) -> None:
+    """List the training objectives, or tell one's formula, settings and their choices.
+
+    KIND is an objective's name, like kdiga.
+    """
     from certkd.objectives import OBJECTIVES
     from certkd.report.console import stdout
+    from verifiers.errors import did_you_mean
 
-    console = stdout()
-    for objective in OBJECTIVES:
-        settings = ", ".join(
-            name if field.is_required() else f"{name}={field.default}"
-            for name, field in objective.model_fields.items()
-            if name != "kind"
-        )
-        console.print(f"{objective.model_fields['kind'].default}: {objective.summary}", soft_wrap=True)
-        for line in filter(None, (settings, objective.paper)):
-            console.print(f"    {line}", soft_wrap=True)
+    console, known = stdout(), {str(o.model_fields["kind"].default): o for o in OBJECTIVES}
+    if kind is None:
+        for name, objective in known.items():
+            console.print(f"{name}: {objective.summary}", soft_wrap=True)
+            if objective.paper:
+                console.print(f"    {objective.paper}", soft_wrap=True)
+        console.print("certkd objectives KIND tells one's formula and settings.")
+        return
+    if kind not in known:
+        raise InputError(f"unknown objective {kind!r}.{did_you_mean(kind, list(known))}")
+    for line in _whole(known[kind]):
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
+
+
+def _whole(objective: "type[Objective]") -> Iterator[str]:
+    """An objective's description and those of what it goes on from, then its settings."""
+    from certkd.objectives import Objective
+
+    for ancestor in objective.__mro__:
+        if issubclass(ancestor, Objective) and ancestor is not Objective and ancestor.__doc__:
+            yield f"{inspect.cleandoc(ancestor.__doc__)}\n"
+    yield f"Source: {objective.paper}\n" if objective.paper else ""
+    for name, field in objective.model_fields.items():
+        if name != "kind":
+            default = "(needed)" if field.is_required() else str(field.default)
+            yield f"  {name}: {default}{_choices(field.annotation)}"
+
+
+def _choices(annotation: Any) -> str:
+    """What a setting may be, where that is one of a few words."""
+    parts = [annotation, *get_args(annotation)]
+    words = [str(word) for part in parts if get_origin(part) is Literal for word in get_args(part)]
+    words += [str(word) for part in parts if isinstance(part, EnumMeta) for word in part.__members__.values()]
+    return f"   of {', '.join(words)}" if len(words) > 1 else ""
