@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Iterator
-from enum import EnumMeta
+from enum import Enum
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 import click
@@ -76,5 +76,6 @@ def _choices(annotation: Any) -> str:
     """What a setting may be, where that is one of a few words."""
     parts = [annotation, *get_args(annotation)]
     words = [str(word) for part in parts if get_origin(part) is Literal for word in get_args(part)]
-    words += [str(word) for part in parts if isinstance(part, EnumMeta) for word in part.__members__.values()]
+    enums = [part for part in parts if isinstance(part, type) and issubclass(part, Enum)]
+    words += [str(word) for enum in enums for word in enum]
     return f"   of {', '.join(words)}" if len(words) > 1 else ""
