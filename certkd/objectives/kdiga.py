@@ -226,4 +226,4 @@ def _degrees(logits: Tensor) -> float:
 def _stacked(scalars: Scalars, x: Tensor, *, create_graph: bool) -> Float[Tensor, "batch many"]:
     """The input gradients of each row of scalars, one vector a sample."""
     rows = [input_gradient(row, x, create_graph=create_graph, retain_graph=True).flatten(1) for row in scalars]
-    return torch.cat(rows, dim=1)
+    return torch.cat(rows, dim=1) if len(rows) > 1 else rows[0]
