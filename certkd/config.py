@@ -360,7 +360,7 @@ def _first_problem(error: ValidationError, kind: type[BaseModel], tree: Mapping[
     message = problem["msg"].removeprefix("Value error, ")
     told = isinstance(problem["input"], Mapping) or repr(problem["input"]) in message
     given = "" if told else f", got {problem['input']!r}"
-    return f"{where}: {message}{given}{more}"
+    return f"{where}: {message}{given}{more}" if where else f"{message}{given}{more}"
 
 
 def _written(location: Sequence[Any], tree: Any) -> list[str]:
