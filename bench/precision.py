@@ -18,8 +18,10 @@ from certkd.optimisation import backward
 FOLDER = Path("artifacts/reference/digits")
 OBJECTIVES = {
     "ce": Kdiga(target="ce", lambda_ce=0, lambda_kl=0),
+    "ce_tempered": Kdiga(target="ce_tempered", lambda_ce=0, lambda_kl=0),
     "margin": Kdiga(target="margin", lambda_ce=0, lambda_kl=0),
     "projection": Kdiga(target="projection", lambda_ce=0, lambda_kl=0),
+    "jacobian": Kdiga(target="jacobian", lambda_ce=0, lambda_kl=0),
     "finite_difference": Kdiga(target="finite_difference", lambda_ce=0, lambda_kl=0, point="random", eps=0.1),
 }
 

@@ -172,7 +172,8 @@ def _read_torch(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     for key in ("state_dict", "model_state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
-    if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+    named = isinstance(content, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items())
+    if not named or not content:
         raise InputError(f"{path} holds no weights (a state dict of tensors), but {type(content).__name__}")
     return content, {}
 

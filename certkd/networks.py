@@ -33,8 +33,10 @@ def fresh(config: ModelConfig, data: DataSet, seed: int, warn: Callable[[str], N
     if is_path(config.name):
         return _gone_on(config, data, warn)
     mean, std = data.statistics
-    if config.weights is not None:
-        mean, std = usual_statistics(config.name, data.shape[0]) or (mean, std)
+    usual = None
+    if config.weights is not None and config.normalize:
+        usual = usual_statistics(config.name, data.shape[0])
+        mean, std = usual or (mean, std)
     spec = ModelSpec(
         name=config.name,
         options=config.options,
@@ -49,6 +51,9 @@ def fresh(config: ModelConfig, data: DataSet, seed: int, warn: Callable[[str], N
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = build(spec, pretrained=config.pretrained)
+    if usual is not None:
+        told = " and ".join("(" + ", ".join(f"{value:g}" for value in values) + ")" for values in usual)
+        warn(f"images are normalised by {told}, as {config.name} usually is; with normalize: false they are not")
     if config.weights is not None and checkpoint.begin_with(model, config.weights, last_linear(model.network)):
         warn(f"{config.weights} is of other classes than {data.name}: the last linear layer begins with random weights")
     return model

@@ -45,9 +45,10 @@ class Threat:
     def of_objective(cls, settings: Mapping[str, Any]) -> "Threat | None":
         """The ball of an objective's settings as they are stored; None when it knows none, or noise instead."""
         eps = settings.get("eps")
-        if eps is None or settings.get("sigma"):
+        if not isinstance(eps, int | float) or eps <= 0 or settings.get("sigma"):
             return None
-        return cls(float(eps), Norm(settings.get("attack_norm", settings.get("norm", "linf"))))
+        norm = settings.get("attack_norm", settings.get("norm"))  # kdiga's norm, 1 or 2, is that of gradients
+        return cls(float(eps), Norm(norm) if norm in list(Norm) else Norm.LINF)
 
 
 def diagnostics(

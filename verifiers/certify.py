@@ -30,7 +30,7 @@ from verifiers.certificate import (
     Status,
     Unsupported,
 )
-from verifiers.errors import InputError, did_you_mean
+from verifiers.errors import InputError, did_you_mean, one_line
 from verifiers.fingerprint import indices_sha256, structure_sha256, weights_sha256
 from verifiers.memory import MEMORY_ERRORS, out_of_memory
 from verifiers.methods import find
@@ -269,7 +269,8 @@ def _prepare(
         except MEMORY_ERRORS as error:
             if not out_of_memory(error):
                 raise
-            refusal = _Refusal(Status.OUT_OF_MEMORY, "not even one sample fits into memory")
+            said = one_line(error, None) if isinstance(error, MemoryError) else ""
+            refusal = _Refusal(Status.OUT_OF_MEMORY, said or "not even one sample fits into memory")
     _explain(info, refusal, file, reporter)
     return refusal
 

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -220,7 +221,10 @@ def usual_statistics(name: str, channels: int) -> tuple[tuple[float, ...], tuple
         return None
     import timm
 
-    known: Any = timm.get_pretrained_cfg(rest) if source == "timm" else None
+    known: Any = None
+    if source == "timm":
+        with suppress(RuntimeError):  # an unknown tag, which building refuses
+            known = timm.get_pretrained_cfg(rest)
     mean, std = (known.mean, known.std) if known is not None else (IMAGENET_MEAN, IMAGENET_STD)
     return _per_channel(mean, channels), _per_channel(std, channels)
 

@@ -35,8 +35,8 @@ class ArdShao(Kdiga):
     call ARD.
 
     The teacher sees the adversarial image, unlike in Goldblum's. With lambda_iga above 0 it is the authors'
-    KDIGA-ARD_C, and with ``point: adversarial`` in addition their KDIGA-ARD_A. IGDM on top of it is ``target:
-    finite_difference, point: adversarial, ramp: 1`` with lambda_iga as its weight.
+    KDIGA-ARD_C, and with ``point: adversarial`` in addition their KDIGA-ARD_A. IGDM on top of it is ``lambda_iga: 1,
+    target: finite_difference, point: adversarial, ramp: 1``.
     """
 
     kind: Literal["ard_shao"] = "ard_shao"  # type: ignore[assignment]

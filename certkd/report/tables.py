@@ -361,9 +361,9 @@ def preflight(found: Preflight, eps: str, norm: str) -> list[Table | str]:
 
 
 def _lacking(refused: dict[str, str]) -> str:
-    """Methods that an engine lacks, those of one reason together."""
+    """Methods that an engine lacks or that were not tried, those of one reason together."""
     methods = {reason: [name for name, why in refused.items() if why == reason] for reason in refused.values()}
-    return "; ".join(f"but no {', '.join(names)}: {reason}" for reason, names in methods.items())
+    return "; ".join(f"{', '.join(names)}: {reason}" for reason, names in methods.items())
 
 
 def _seconds(value: float) -> str:

@@ -11,8 +11,9 @@ from certkd.models import ModelSpec, build
 from certkd.report import tables
 from tests.certkd.test_cli import refused, succeeds
 from verifiers.bound_propagation.auto_lirpa.adapter import AutoLirpa
+from verifiers.bound_propagation.engine import METHODS
 from verifiers.bound_propagation.native.engine import Native
-from verifiers.bound_propagation.preflight import NO_MEMORY, preflight
+from verifiers.bound_propagation.preflight import NO_MEMORY, NOT_TRIED, preflight
 from verifiers.store import read
 
 
@@ -58,7 +59,14 @@ def test_methods_that_an_engine_lacks_are_said() -> None:
     assert set(found.refused["auto-lirpa"]) == {"alpha-crown"} and found.refused["native"] == {}
     shown = [part for part in tables.preflight(found, "0.01", "linf") if not isinstance(part, str)]
     cells = [str(cell) for part in shown for column in part.columns for cell in column.cells]
-    assert any(cell.startswith("but no alpha-crown: auto-LiRPA fails in ") for cell in cells), cells
+    assert any(cell.startswith("alpha-crown: auto-LiRPA fails in ") for cell in cells), cells
+
+
+def test_methods_that_would_take_long_are_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("verifiers.bound_propagation.preflight.PATIENCE", -1.0)
+    network = build(ModelSpec(name="certkd:mlp", options={"hidden": [8]}, classes=10, shape=(1, 8, 8))).eval()
+    found = preflight(network, torch.rand(2, 1, 8, 8), 0.01)
+    assert found.refused == {"auto-lirpa": dict.fromkeys(METHODS, NOT_TRIED), "native": {}}
 
 
 def test_inspect_goes_on_without_memory(monkeypatch: pytest.MonkeyPatch) -> None:

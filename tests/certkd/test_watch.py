@@ -75,6 +75,9 @@ def test_the_ball_of_stored_settings() -> None:
     ):
         assert Threat.of_objective(objective.model_dump(mode="json")) == expected
     assert Threat.of_objective({}) is None
+    for stored in ({"eps": "8/255"}, {"eps": None}, {"eps": 0}, {"eps": 0.1, "sigma": 0.5}):
+        assert Threat.of_objective(stored) is None
+    assert Threat.of_objective({"eps": 0.1, "norm": 2}) == Threat(0.1), "norm 2 is that of kdiga's gradients"
 
 
 def test_local_linearity_of_a_network_that_is_linear() -> None:

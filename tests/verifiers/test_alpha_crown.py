@@ -444,3 +444,28 @@ def test_crown_and_alpha_crown_share_one_time_limit(monkeypatch: pytest.MonkeyPa
         assert asked == expected
         assert set(rows["alpha-crown"]["status"]) <= {Status.CERTIFIED, Status.TIMEOUT, Status.NOT_CERTIFIED}
         assert (rows["alpha-crown"]["status"] == Status.NOT_CERTIFIED).sum() == 0 or limit == 60.0
+
+
+def test_what_crown_proved_stays_where_alpha_crown_has_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    honest, kind = Native._planes, BY_NAME["mlp"]
+
+    def planes(self: Native, bounds: Any, specification: Tensor, method: str) -> Any:
+        if method == "alpha-crown" and not self.__dict__.get("trying", True):
+            raise MemoryError
+        return honest(self, bounds, specification, method)
+
+    network, x = kind.network(), kind.images(3)
+    asked = {"eps": 0.02, "engine": "native", "options": {"iterations": 2}}
+    expected = certify(network, x, network(x).argmax(1), methods=["crown"], eps=0.02, engine="native")["crown"][
+        "radius"
+    ]
+    repeated = Native.repeated
+
+    def tried(self: Native, *given: Any, **more: Any) -> Any:
+        self.trying = False  # the build's own checks are over
+        return repeated(self, *given, **more)
+
+    monkeypatch.setattr(Native, "_planes", planes)
+    monkeypatch.setattr(Native, "repeated", tried)
+    rows = certify(network, x, network(x).argmax(1), methods=["alpha-crown"], **asked)["alpha-crown"]
+    assert rows.count(Status.OUT_OF_MEMORY) == 0 and rows["radius"] == pytest.approx(expected, rel=1e-6)

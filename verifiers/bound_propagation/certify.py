@@ -19,7 +19,7 @@ from verifiers.bound_propagation.engine import (
 )
 from verifiers.bound_propagation.engines import CrossCheck, build
 from verifiers.certificate import Columns, Guarantee, MethodInfo, Norm, Request, Status, Unsupported, margins, stored
-from verifiers.memory import fits
+from verifiers.memory import MEMORY_ERRORS, fits, out_of_memory
 from verifiers.radius import Evaluation, MarginBound, Search, largest_certified
 
 #: A margin's bound must exceed this many times the difference of float32 and float64 logits that was measured.
@@ -62,10 +62,15 @@ class _Certifier:
         if self.method != "alpha-crown":
             return search(self._bound(self.method, x, specification, allowance))
         first = search(self._bound("crown", x, specification, allowance))
-        spent = time.perf_counter() - started
+        spent, begun = time.perf_counter() - started, first._replace(finished=torch.zeros_like(first.finished))
         if spent > seconds_for(x, self.request):
-            return first._replace(finished=torch.zeros_like(first.finished))
-        return search(self._bound(self.method, x, specification, allowance), known=first.radius, spent=spent)
+            return begun
+        try:
+            return search(self._bound(self.method, x, specification, allowance), known=first.radius, spent=spent)
+        except MEMORY_ERRORS as error:
+            if out_of_memory(error) and len(x) == 1 and bool(first.radius > 0):
+                return begun
+            raise
 
     def _bound(
         self, method: str, x: Tensor, specification: Tensor, allowance: Tensor

@@ -22,6 +22,9 @@ from verifiers.lipschitz.layers import written_out
 from verifiers.memory import fits
 
 NO_MEMORY = "one sample does not fit into memory"
+NOT_TRIED = "not tried, as this takes long"
+#: Where building the graphs, which tries bounds too, takes more seconds, methods are not tried.
+PATIENCE = 5.0
 #: Rows of a pilot block, and nodes that get one.
 PILOT_ROWS, PILOTS = 16, 6
 #: Copies of a block's widest coefficients that are alive at once.
@@ -55,7 +58,8 @@ class Preflight:
         layers: number of modules without children, by type.
         parameters: number of weights.
         engines: per engine the reason why it refuses the network, or None.
-        refused: per engine that takes the network the methods that it does not have for it, with the reason.
+        refused: per engine that takes the network the methods that it does not have for it, or that were not tried,
+            with the reason.
         operators: number of operators of the native engine's graph, by name; empty when it refuses.
         costs: of the native engine; empty when it refuses.
         lipschitz: why there are no Lipschitz constants everywhere, and none on balls, or None; empty when it refuses.
@@ -79,7 +83,9 @@ def preflight(model: nn.Module, x: Float[Tensor, "2 *shape"], eps: float, *, nor
         eps: the radius that costs are estimated for; larger balls leave more neurons open.
     """
     layers = Counter(m._get_name() for m in model.modules() if next(m.children(), None) is None)
+    started = time.perf_counter()
     reasons, built = _engines(model, x)
+    patient = time.perf_counter() - started <= PATIENCE
     native = next((engine for engine in built.values() if isinstance(engine, Native)), None)
     measured: list[tuple[Cost, ...]] = []
     if native is not None and not fits(lambda: measured.append(costs(native, x[:1], eps, norm))):
@@ -88,7 +94,7 @@ def preflight(model: nn.Module, x: Float[Tensor, "2 *shape"], eps: float, *, nor
         layers=dict(layers.most_common()),
         parameters=sum(p.numel() for p in model.parameters()),
         engines=reasons,
-        refused={name: _refused(engine, x[:1], eps, norm) for name, engine in built.items()},
+        refused={name: _refused(engine, x[:1], eps, norm, patient) for name, engine in built.items()},
         operators=dict(Counter(n.kind for n in native.graph.nodes[1:]).most_common()) if native else {},
         costs=measured[0] if measured else (),
         lipschitz=_lipschitz(native.graph) if native else {},
@@ -122,11 +128,13 @@ def _engines(model: nn.Module, x: Tensor) -> tuple[dict[str, str | None], dict[s
     return reasons, built
 
 
-def _refused(engine: Engine, x: Float[Tensor, "1 *shape"], eps: float, norm: Norm) -> dict[str, str]:
-    """The methods that an engine lacks; the native one has all for whatever it captures."""
+def _refused(engine: Engine, x: Float[Tensor, "1 *shape"], eps: float, norm: Norm, patient: bool) -> dict[str, str]:
+    """The methods that an engine lacks; the native one has all for whatever it captures, others are tried."""
     refused: dict[str, str] = {}
     if isinstance(engine, Native):
         return refused
+    if not patient:
+        return dict.fromkeys(METHODS, NOT_TRIED)
     radius = torch.full((1,), eps, dtype=torch.float64, device=x.device)
     with torch.no_grad():
         classes = engine.model(x.double()).shape[1]
