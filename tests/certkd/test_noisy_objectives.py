@@ -328,7 +328,7 @@ def test_networks_trained_under_noise_are_selected_under_noise(case: str, monkey
         return {**scores, "gradient_norm": 1.0, "constant_share": 0.3, "chance_limit": 0.3}
 
     monkeypatch.setattr("certkd.training.evaluate", scripted)
-    monkeypatch.setattr("certkd.training._clean_accuracy", lambda *_: 0.5)
+    monkeypatch.setattr("certkd.watch._clean_accuracy", lambda *_: 0.5)
     result = fit(busy(), objective, teacher=plain(1), selection=selection)
     assert SCORES[metric][result.best_epoch] == max(SCORES[metric])
     measured = selection.sigma is not None or getattr(objective, "sigma", 0) > 0
