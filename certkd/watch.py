@@ -19,7 +19,7 @@ from verifiers.modes import eval_mode
 from verifiers.quantities import Epsilon
 
 #: Input gradients of student and teacher are compared on at most so many images, and so many of them are attacked.
-COMPARED, ATTACKED = 500, 200
+COMPARED, ATTACKED = 500, 100
 #: A student below this share of its teacher's clean accuracy is worth a warning: a large lambda_iga does that too.
 FAR_BELOW = 0.8
 #: So much more success of an attack on the margin than of one on the cross-entropy, from one start, is worth a warning.

@@ -48,7 +48,7 @@ def trained(
         teacher=teacher,
         validation=data.splits["validation"],
         recipe=recipe,
-        selection=SelectionConfig(metric=metric, eps=EPS, steps=5),  # type: ignore[arg-type]
+        selection=SelectionConfig(metric=metric, eps=EPS if metric == "pgd" else None, steps=5),  # type: ignore[arg-type]
         device="cpu",
     )
     return model
