@@ -22,9 +22,9 @@ from timing import alternate
 from torch import Tensor
 
 from verifiers.bound_propagation.auto_lirpa import compat
-from verifiers.bound_propagation.engine import margin_specification
 from verifiers.bound_propagation.native.engine import Native
-from verifiers.certificate import Norm
+from verifiers.core.quantities import Norm
+from verifiers.geometry.margins import margin_specification
 
 ENGINES = ("auto-LiRPA", "native")
 

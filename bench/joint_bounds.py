@@ -14,13 +14,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from certkd import checkpoint, data
-from certkd.config import DataConfig
-from verifiers.bound_propagation.engine import margin_specification
+from certkd.config.settings import DataConfig
+from certkd.data import sources as data
+from certkd.networks import checkpoint
 from verifiers.bound_propagation.joint import JointEngine
 from verifiers.bound_propagation.native.engine import Native
-from verifiers.certificate import Norm
-from verifiers.falsify import ascend
+from verifiers.core.quantities import Norm
+from verifiers.geometry.ascent import ascend
+from verifiers.geometry.margins import margin_specification
 
 FOLDER = "artifacts/reference/digits"
 

@@ -24,7 +24,7 @@ from timing import alternate, machine, table
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from certkd.models import Classifier, ModelSpec, build
+from certkd.networks.builders import Classifier, ModelSpec, build
 from certkd.objectives import OBJECTIVES, Kd, Kdiga, Objective
 from certkd.objectives.base import Batch, total
 from certkd.objectives.kdiga import Target

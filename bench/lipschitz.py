@@ -19,11 +19,13 @@ import torch
 from timing import alternate
 from torch import Tensor, nn
 
-from certkd import checkpoint, data
-from certkd.config import DataConfig
+from certkd.config.settings import DataConfig
+from certkd.data import sources as data
+from certkd.networks import checkpoint
 from verifiers.bound_propagation.native.engine import Native
-from verifiers.certificate import Norm, Unsupported
-from verifiers.certify import certify
+from verifiers.certify.certify import certify
+from verifiers.core.errors import Unsupported
+from verifiers.core.quantities import Norm
 from verifiers.lipschitz.chains import eclipse_fast, lipsdp
 from verifiers.lipschitz.global_bounds import chain_form, liplt_pairs, over_pairs, pair_rows, product
 from verifiers.lipschitz.jacobians import jacobian

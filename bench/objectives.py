@@ -21,11 +21,12 @@ from typing import Any
 
 import torch
 
-from certkd import checkpoint, data
-from certkd.comparison import at_radius, compare, radii, summary
-from certkd.config import DataConfig, ModelConfig, OptimizerConfig, Recipe
-from certkd.models import Classifier
-from certkd.networks import fresh
+from certkd.comparison.compare import at_radius, compare, radii, summary
+from certkd.config.settings import DataConfig, ModelConfig, OptimizerConfig, Recipe
+from certkd.data import sources as data
+from certkd.networks import checkpoint
+from certkd.networks.builders import Classifier
+from certkd.networks.resolve import fresh
 from certkd.objectives import (
     AdaAd,
     Adversarial,
@@ -48,12 +49,12 @@ from certkd.objectives import (
     Trades,
 )
 from certkd.objectives.adversarial import Attacked
-from certkd.training import train
-from verifiers.certificate import Norm, Status
-from verifiers.certify import certify
-from verifiers.diagnostics import attack_agreement
-from verifiers.quantities import Epsilon
-from verifiers.store import Certificates
+from certkd.training.loop import train
+from verifiers.certify.certify import certify
+from verifiers.core.quantities import Epsilon, Norm
+from verifiers.core.status import Status
+from verifiers.linearity.agreement import attack_agreement
+from verifiers.results.rows import Certificates
 
 FOLDER = Path("artifacts/bench")
 

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import torch
 
-from certkd import checkpoint, data
-from certkd.config import DataConfig, Recipe
+from certkd.config.settings import DataConfig, Recipe
+from certkd.data import sources as data
+from certkd.networks import checkpoint
 from certkd.objectives import Kdiga
 from certkd.objectives.base import Batch
-from certkd.optimisation import backward
+from certkd.training.step import backward
 
 FOLDER = Path("artifacts/reference/digits")
 OBJECTIVES = {

@@ -20,14 +20,14 @@ from jaxtyping import Bool
 from objectives import FOLDER, STEPS, STUDIES, Run, Study, chosen, read
 from timing import machine
 
-from certkd.comparison import paired
-from certkd.config import DataConfig, ModelConfig, OptimizerConfig, Recipe
-from certkd.models import Classifier
+from certkd.comparison.compare import paired
+from certkd.config.settings import DataConfig, ModelConfig, OptimizerConfig, Recipe
+from certkd.networks.builders import Classifier
 from certkd.objectives import Adversarial, Kdiga, Objective, Standard
-from verifiers.certificate import Status
-from verifiers.certify import certify
-from verifiers.modes import eval_mode
-from verifiers.quantities import Epsilon
+from verifiers.certify.certify import certify
+from verifiers.core.quantities import Epsilon
+from verifiers.core.status import Status
+from verifiers.runtime.modes import eval_mode
 
 EPS, ATTACKS = "0.1", ("0.03", "0.1")
 START = "pre-trained student"

@@ -17,9 +17,9 @@ from timing import alternate, report
 from torch import Tensor
 
 from verifiers.bound_propagation.auto_lirpa import compat
-from verifiers.bound_propagation.engine import margin_specification
-from verifiers.certify import certify
-from verifiers.modes import reuse_memory
+from verifiers.certify.certify import certify
+from verifiers.geometry.margins import margin_specification
+from verifiers.runtime.modes import reuse_memory
 
 LIMIT, STEPS = 0.25, 10
 

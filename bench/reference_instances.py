@@ -18,15 +18,17 @@ import torch
 from timing import machine
 from torch import nn
 
-from certkd import data
-from certkd.config import DataConfig
-from certkd.data import Split
-from certkd.networks import trained
-from verifiers.bound_propagation.complete import Stage
-from verifiers.bound_propagation.engine import margin_specification, rounding_allowance
+from certkd.config.settings import DataConfig
+from certkd.data import sources as data
+from certkd.data.sources import Split
+from certkd.networks.resolve import trained
 from verifiers.bound_propagation.native.engine import Native
-from verifiers.certificate import Norm, Status
-from verifiers.certify import certify
+from verifiers.bound_propagation.rounding import rounding_allowance
+from verifiers.certify.certify import certify
+from verifiers.core.quantities import Norm
+from verifiers.core.status import Status
+from verifiers.geometry.margins import margin_specification
+from verifiers.methods.complete import Stage
 
 ENGINES = ("native", "auto-lirpa")
 

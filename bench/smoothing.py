@@ -19,9 +19,9 @@ from timing import alternate, report
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from certkd.networks import untrained
-from verifiers.certify import certify
-from verifiers.modes import reuse_memory
+from certkd.networks.resolve import untrained
+from verifiers.certify.certify import certify
+from verifiers.runtime.modes import reuse_memory
 from verifiers.smoothing.sampling import FORWARD, Draw, Purpose, Voter
 from verifiers.smoothing.statistics import Noise
 

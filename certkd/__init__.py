@@ -12,15 +12,15 @@ _OBJECTIVES = (
 )
 _WHERE = {
     **dict.fromkeys(_OBJECTIVES.split(), "certkd.objectives"),
-    "OptimizerConfig": "certkd.config",
-    "Recipe": "certkd.config",
-    "SelectionConfig": "certkd.config",
-    "InputError": "verifiers.errors",
-    "certify": "verifiers.certify",
-    "compare": "certkd.comparison",
-    "load_checkpoint": "certkd.checkpoint:load",
-    "read_certificates": "verifiers.store:read",
-    "train": "certkd.training",
+    "OptimizerConfig": "certkd.config.settings",
+    "Recipe": "certkd.config.settings",
+    "SelectionConfig": "certkd.config.settings",
+    "InputError": "verifiers.core.errors",
+    "certify": "verifiers.certify.certify",
+    "compare": "certkd.comparison.compare",
+    "load_checkpoint": "certkd.networks.checkpoint:load",
+    "read_certificates": "verifiers.results.reader:read",
+    "train": "certkd.training.loop",
 }
 
 __all__ = sorted(_WHERE)

@@ -6,18 +6,18 @@ from os import PathLike
 
 import torch
 
-from certkd.checkpoint import Checkpoint
-from certkd.config import DataConfig
-from certkd.data import DataSet, Split
-from certkd.selection import EVERYTHING, Selection
-from verifiers.certificate import Norm, Option
-from verifiers.certify import DEFAULT_METHODS, certify
-from verifiers.errors import InputError, did_you_mean
-from verifiers.methods import find
-from verifiers.quantities import Epsilon
-from verifiers.recheck import indices_of
-from verifiers.reporter import Reporter
-from verifiers.store import Certificates
+from certkd.config.settings import DataConfig
+from certkd.data.selection import EVERYTHING, Selection
+from certkd.data.sources import DataSet, Split
+from certkd.networks.checkpoint import Checkpoint
+from verifiers.certify.certify import DEFAULT_METHODS, certify
+from verifiers.certify.verify import indices_of
+from verifiers.core.errors import InputError, did_you_mean
+from verifiers.core.quantities import Epsilon, Norm
+from verifiers.core.reporter import Reporter
+from verifiers.methods.base import Option
+from verifiers.methods.registry import find
+from verifiers.results.rows import Certificates
 
 
 def without_pairs(

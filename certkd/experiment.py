@@ -11,23 +11,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from certkd import checkpoint, data, networks
 from certkd.certification import certify_checkpoint, without_pairs
-from certkd.checkpoint import Checkpoint, write_whole
-from certkd.comparison import Comparison, compare, plain, radii, summary
-from certkd.config import ExperimentConfig, RoleConfig, TrainConfig
-from certkd.evaluation import has_collapsed
-from certkd.models import Classifier
+from certkd.comparison.compare import Comparison, compare, plain, radii, summary
+from certkd.config.settings import ExperimentConfig, RoleConfig, TrainConfig
+from certkd.data import sources as data
+from certkd.data.selection import Selection
+from certkd.networks import checkpoint
+from certkd.networks import resolve as networks
+from certkd.networks.builders import Classifier
+from certkd.networks.checkpoint import Checkpoint, write_whole
 from certkd.report import plots
-from certkd.runlog import TrainingReporter
-from certkd.selection import Selection
-from certkd.training import RESUME, TrainingResult, choose_device, resume_state, train
-from certkd.watch import Threat
-from verifiers.certificate import Guarantee
-from verifiers.errors import InputError
-from verifiers.methods import find
-from verifiers.reporter import Reporter
-from verifiers.store import Certificates
+from certkd.training.evaluation import has_collapsed
+from certkd.training.log import TrainingReporter
+from certkd.training.loop import RESUME, TrainingResult, choose_device, resume_state, train
+from certkd.training.monitor import Threat
+from verifiers.core.errors import InputError
+from verifiers.core.reporter import Reporter
+from verifiers.core.status import Guarantee
+from verifiers.methods.registry import find
+from verifiers.results.rows import Certificates
 
 #: Settings that do not change what a training computes (teachers are known by their hashes).
 _FREE = {"out", "device", "teacher"}

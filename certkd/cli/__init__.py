@@ -17,7 +17,7 @@ from certkd.cli.train import train
 from certkd.cli.transfer import transfer
 from certkd.cli.verify import verify
 from verifiers import __version__
-from verifiers.errors import InputError, one_line
+from verifiers.core.errors import InputError, one_line
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from certkd.cli.options import Assignment, EpsilonType, Number, data_options, network_options, numbers
-from verifiers.errors import InputError
-from verifiers.quantities import Epsilon
+from verifiers.core.errors import InputError
+from verifiers.core.quantities import Epsilon
 
 if TYPE_CHECKING:
-    from certkd.checkpoint import Checkpoint
-    from certkd.comparison import Requirement
-    from certkd.config import DataConfig
-    from certkd.data import DataSet
-    from certkd.selection import Selection
-    from verifiers.store import Certificates
+    from certkd.comparison.compare import Requirement
+    from certkd.config.settings import DataConfig
+    from certkd.data.selection import Selection
+    from certkd.data.sources import DataSet
+    from certkd.networks.checkpoint import Checkpoint
+    from verifiers.results.rows import Certificates
 
     Load = Callable[[DataConfig], DataSet]
 
@@ -62,14 +62,15 @@ def certify(model: str, teacher: str | None, eps: Epsilon | None, norm: str, **o
     networks in CERTIFIED or FALSIFIED, and says what each stage decided and cost. --instances certifies a list of
     images, each at its own radius: a file for each radius, and how many could be decided.
     """
-    from certkd import data, networks
     from certkd.certification import without_pairs
-    from certkd.comparison import Requirement
+    from certkd.comparison.compare import Requirement
+    from certkd.comparison.verdict import VERDICT_METRICS
+    from certkd.data import sources as data
+    from certkd.networks import resolve as networks
     from certkd.report import tables
     from certkd.report.console import stderr, stdout
-    from certkd.verdict import VERDICT_METRICS
-    from verifiers.certify import check_options
-    from verifiers.modes import reuse_memory
+    from verifiers.certify.certify import check_options
+    from verifiers.runtime.modes import reuse_memory
 
     _check_question(eps, options)
     reuse_memory()
@@ -140,10 +141,10 @@ def _questions(
     eps: Epsilon | None, model: str, known: "Checkpoint", options: dict[str, Any], load: "Load"
 ) -> "list[tuple[Epsilon, Selection]]":
     """The radii to certify at, and the samples of each."""
-    from certkd import networks
     from certkd.certification import split_of
+    from certkd.data.selection import chosen
     from certkd.exchange.instance_list import by_eps, read
-    from certkd.selection import chosen
+    from certkd.networks import resolve as networks
 
     if eps is not None:
         return [(eps, chosen(options["indices"], options["indices_file"], options["limit"]))]
@@ -161,7 +162,7 @@ def _at(place: str | None, eps: Epsilon) -> Path | None:
 
 def _report(done: "dict[str, Certificates]", requirements: "list[Requirement]") -> list[str]:
     """Print what was certified, and compared where there is a teacher; the lines of what failed."""
-    from certkd.comparison import compare
+    from certkd.comparison.compare import compare
     from certkd.report import tables
     from certkd.report.console import stdout
 
@@ -191,8 +192,8 @@ def network(name: str, options: dict[str, Any], load: "Load") -> "Checkpoint":
     Raises:
         InputError: as ``networks.trained``.
     """
-    from certkd import networks
-    from certkd.config import DataConfig
+    from certkd.config.settings import DataConfig
+    from certkd.networks import resolve as networks
 
     data, onnx = options["data"], name.endswith(".onnx")
     wanted = DataConfig(name=data, root=options["data_root"], download=options["download"]) if data else None
@@ -218,10 +219,10 @@ def _certify(
     load: "Load",
     teacher: "Checkpoint | None" = None,
 ) -> "Certificates":
-    from certkd import networks
     from certkd.certification import certify_checkpoint
+    from certkd.networks import resolve as networks
     from certkd.report.console import CertifyProgress
-    from certkd.training import choose_device
+    from certkd.training.loop import choose_device
 
     config = networks.data_of(known, options["data"], options["data_root"], options["download"])
     return certify_checkpoint(
@@ -278,7 +279,7 @@ def _default_out(name: str, eps: Epsilon, norm: str, options: dict[str, Any], te
 
 def _failures(certificates: "Certificates") -> list[str]:
     """Methods that ended in ERROR, and the lack of any certificate method that could run."""
-    from verifiers.certificate import Status
+    from verifiers.core.status import Status
 
     errors = {name: rows.count(Status.ERROR) for name, rows in certificates.methods.items()}
     failed = [f"{count} rows of {name} ended in ERROR" for name, count in errors.items() if count]

@@ -24,11 +24,11 @@ def compare(
     mcnemar, the p-value of McNemar's exact test at eps; with transfer rows, about kept and kept_directly. Files
     without a common proof are compared by smoothing.
     """
-    from certkd.comparison import Requirement, radii
-    from certkd.comparison import compare as compare_files
+    from certkd.comparison.compare import Requirement, radii
+    from certkd.comparison.compare import compare as compare_files
     from certkd.report import plots, tables
     from certkd.report.console import stderr, stdout
-    from verifiers.store import read
+    from verifiers.results.reader import read
 
     requirements = [Requirement.parse(text) for text in conditions]
     files = {"teacher": read(teacher), "student": read(student)}

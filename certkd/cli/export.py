@@ -8,11 +8,11 @@ import click
 
 from certkd.cli.certify import network
 from certkd.cli.options import EpsilonType, data_places, network_options
-from verifiers.errors import InputError
-from verifiers.quantities import Epsilon
+from verifiers.core.errors import InputError
+from verifiers.core.quantities import Epsilon
 
 if TYPE_CHECKING:
-    from certkd.checkpoint import Checkpoint
+    from certkd.networks.checkpoint import Checkpoint
 
 
 @click.command()
@@ -63,7 +63,7 @@ def _refuse(options: dict[str, Any], names: tuple[str, ...], why: str) -> None:
 
 
 def _rows(file: str, model: str | None, out: str, options: dict[str, Any]) -> int:
-    from certkd import data
+    from certkd.data import sources as data
     from certkd.exchange.results import export as export_results
     from certkd.exchange.results import is_folder
     from certkd.report.console import stdout
@@ -80,9 +80,9 @@ def _rows(file: str, model: str | None, out: str, options: dict[str, Any]) -> in
 
 
 def _network(model: str, out: str, eps: Epsilon | None, options: dict[str, Any]) -> int:
-    from certkd import data
-    from certkd.exchange.onnx_export import export as export_network
-    from certkd.networks import is_path
+    from certkd.data import sources as data
+    from certkd.networks.onnx.export import export as export_network
+    from certkd.networks.resolve import is_path
     from certkd.report.console import stderr, stdout
 
     options["kinds"], load = {model.endswith(".onnx")}, cache(data.load)
@@ -105,9 +105,9 @@ def _network(model: str, out: str, eps: Epsilon | None, options: dict[str, Any])
 
 def _samples(known: "Checkpoint", options: dict[str, Any], load: Any) -> tuple[Any, str]:
     """The samples to ask about, and the name of where they are from."""
-    from certkd import networks
     from certkd.certification import chosen_samples
-    from certkd.selection import chosen
+    from certkd.data.selection import chosen
+    from certkd.networks import resolve as networks
 
     config = networks.data_of(known, options["data"], options["data_root"], options["download"])
     selection = chosen(options["indices"], options["indices_file"], options["limit"])

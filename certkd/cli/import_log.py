@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from certkd.cli.options import EpsilonType, Number
-from verifiers.errors import InputError
+from verifiers.core.errors import InputError
 
 
 @click.command("import-log")

@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING
 import click
 
 from certkd.cli.options import EpsilonType
-from verifiers.errors import InputError
-from verifiers.quantities import Epsilon
+from verifiers.core.errors import InputError
+from verifiers.core.quantities import Epsilon
 
 if TYPE_CHECKING:
-    from certkd.models import Classifier
+    from certkd.networks.builders import Classifier
 
 
 @click.command()
@@ -28,9 +28,9 @@ def inspect(network: str, eps: Epsilon, norm: str, shape: str, classes: int) -> 
 
     from certkd.report import tables
     from certkd.report.console import stdout
-    from verifiers.bound_propagation.preflight import preflight
-    from verifiers.certify import parse_norm
-    from verifiers.modes import trusted_arithmetic
+    from verifiers.certify.certify import parse_norm
+    from verifiers.certify.inspect import preflight
+    from verifiers.runtime.modes import trusted_arithmetic
 
     model = _model(network, shape, classes)
     images = torch.rand(2, *model.spec.shape, generator=torch.Generator().manual_seed(0))
@@ -43,7 +43,7 @@ def inspect(network: str, eps: Epsilon, norm: str, shape: str, classes: int) -> 
 
 
 def _model(network: str, shape: str, classes: int) -> "Classifier":
-    from certkd import networks
+    from certkd.networks import resolve as networks
 
     if networks.is_path(network) or ":" not in network:
         return networks.trained(network).model.eval()

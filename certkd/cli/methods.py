@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 import click
 
-from verifiers.errors import InputError
+from verifiers.core.errors import InputError
 
 if TYPE_CHECKING:
     from certkd.objectives import Objective
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def methods() -> None:
     """List the certificate methods, and what each one's answer is worth."""
     from certkd.report.console import stdout, table
-    from verifiers.methods import METHODS
+    from verifiers.methods.registry import METHODS
 
     settings = [", ".join(f"{name}={_written(value)}" for name, value in m.options.items()) for m in METHODS]
     rows = [
@@ -42,7 +42,7 @@ def objectives(kind: str | None) -> None:
     """
     from certkd.objectives import OBJECTIVES
     from certkd.report.console import stdout
-    from verifiers.errors import did_you_mean
+    from verifiers.core.errors import did_you_mean
 
     console, known = stdout(), {str(o.model_fields["kind"].default): o for o in OBJECTIVES}
     if kind is None:

@@ -6,8 +6,8 @@ from typing import Any
 
 import click
 
-from verifiers.errors import InputError
-from verifiers.quantities import Epsilon, parse_number
+from verifiers.core.errors import InputError
+from verifiers.core.quantities import Epsilon, parse_number
 
 
 class EpsilonType(click.ParamType):

@@ -23,11 +23,11 @@ def run(
     The same command goes on with one that was interrupted. The summary and the plots are written below the
     configuration's out folder, in report/.
     """
-    from certkd.config import ExperimentConfig, read
+    from certkd.config.settings import ExperimentConfig, read
     from certkd.experiment import run as run_experiment
     from certkd.report import tables
     from certkd.report.console import CertifyProgress, TrainProgress, stdout
-    from verifiers.modes import reuse_memory
+    from verifiers.runtime.modes import reuse_memory
 
     reuse_memory()
     settings = read(config, ExperimentConfig, with_data_options(overrides, data_root, download, device))

@@ -5,7 +5,7 @@ import sys
 
 import click
 
-from verifiers.errors import InputError, did_you_mean
+from verifiers.core.errors import InputError, did_you_mean
 
 
 @click.command()
@@ -15,7 +15,7 @@ def show(file: str, method: str | None) -> None:
     """Print what is in a certificate file, finished or still being written."""
     from certkd.report import tables
     from certkd.report.console import stdout
-    from verifiers.store import read
+    from verifiers.results.reader import read
 
     certificates = read(file)
     if method is None:

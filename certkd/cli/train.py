@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 import click
 
 from certkd.cli.options import data_options, overrides, with_data_options
-from verifiers.errors import InputError
+from verifiers.core.errors import InputError
 
 if TYPE_CHECKING:
-    from certkd.config import TrainConfig
+    from certkd.config.settings import TrainConfig
 
 
 @click.command()
@@ -55,7 +55,7 @@ def train(
 
 
 def _from_file(path: str, overrides: list[str]) -> "TrainConfig":
-    from certkd.config import TrainConfig, read
+    from certkd.config.settings import TrainConfig, read
 
     return read(path, TrainConfig, overrides)
 
@@ -64,8 +64,9 @@ def _default_student(teacher: str | None, out: str | None, data: str | None, ove
     """The default recipe and KDIGA, on the data that the teacher was trained on unless another is named."""
     if teacher is None or out is None:
         raise InputError("what is to be trained? Give --config FILE, or --teacher CHECKPOINT and --out DIR")
-    from certkd import checkpoint, networks
-    from certkd.config import TrainConfig, read
+    from certkd.config.settings import TrainConfig, read
+    from certkd.networks import checkpoint
+    from certkd.networks import resolve as networks
 
     known = networks.data_of(checkpoint.load(teacher), data, None, False)
     defaults = {"data": known.model_dump(mode="json", exclude_none=True), "objective": {"kind": "kdiga"}}

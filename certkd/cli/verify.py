@@ -7,7 +7,7 @@ import click
 
 from certkd.cli.certify import network
 from certkd.cli.options import Number, data_options, network_options
-from verifiers.errors import InputError
+from verifiers.core.errors import InputError
 
 
 @click.command()
@@ -27,13 +27,14 @@ def verify(file: str, model: str, **options: Any) -> int:
     proved again, by the other engine where it takes the network and by branch and bound; all stored counterexamples run
     once more. Any contradiction is printed, and the exit code is 1.
     """
-    from certkd import data, networks
     from certkd.certification import rows_of
+    from certkd.data import sources as data
+    from certkd.networks import resolve as networks
     from certkd.report import tables
     from certkd.report.console import CertifyProgress, stderr, stdout
-    from certkd.training import choose_device
-    from verifiers.recheck import contradictions, recheck
-    from verifiers.store import read
+    from certkd.training.loop import choose_device
+    from verifiers.certify.verify import contradictions, recheck
+    from verifiers.results.reader import read
 
     certificates, load = read(file), cache(data.load)
     about = certificates.attributes

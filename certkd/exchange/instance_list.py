@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from certkd.selection import Selection, named, text_of
-from verifiers.errors import InputError
-from verifiers.quantities import Epsilon
+from certkd.data.selection import Selection, named, text_of
+from verifiers.core.errors import InputError
+from verifiers.core.quantities import Epsilon
 
 #: Names of the column with an image's number, the first that is there counts.
 INDEX_COLUMNS = ("image_index", "index", "image")

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import torch
 
-from certkd.checkpoint import write_whole
-from certkd.data import Split
+from certkd.data.sources import Split
 from certkd.exchange.vnnlib import ball, write_property
-from certkd.models import Classifier
-from verifiers.quantities import Epsilon
+from certkd.networks.builders import Classifier
+from certkd.networks.checkpoint import write_whole
+from verifiers.core.quantities import Epsilon
 
 BATCH = 256
 

@@ -22,14 +22,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from certkd.checkpoint import write_whole
 from certkd.exchange.vnnlib import write_counterexample
-from verifiers.certificate import COMMON_COLUMNS, Status, margins
-from verifiers.errors import InputError
-from verifiers.fingerprint import weights_sha256
-from verifiers.modes import eval_mode, trusted_arithmetic
-from verifiers.samples import device_of
-from verifiers.store import Certificates, MethodRows, read
+from certkd.networks.checkpoint import write_whole
+from verifiers.core.columns import COMMON_COLUMNS
+from verifiers.core.errors import InputError
+from verifiers.core.status import Status
+from verifiers.geometry.margins import margins
+from verifiers.results.reader import read
+from verifiers.results.rows import Certificates, MethodRows
+from verifiers.runtime.fingerprint import weights_sha256
+from verifiers.runtime.modes import eval_mode, trusted_arithmetic
+from verifiers.runtime.samples import device_of
 
 #: A row's array goes into CSV, a column for each entry, when it has no more entries than this.
 WIDEST = 20

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from certkd.checkpoint import write_whole
-from verifiers.quantities import Epsilon
+from certkd.networks.checkpoint import write_whole
+from verifiers.core.quantities import Epsilon
 
 
 def ball(

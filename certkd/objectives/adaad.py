@@ -8,8 +8,8 @@ import torch
 from certkd.objectives.base import Batch, Number, Share, Term, Terms
 from certkd.objectives.kd import kl_each
 from certkd.objectives.robust import RobustDistillation, View, divergence_from_teacher
-from verifiers.falsify import Objective as AttackLoss
-from verifiers.falsify import per_sample
+from verifiers.geometry.ascent import Objective as AttackLoss
+from verifiers.geometry.balls import per_sample
 
 
 class AdaAd(RobustDistillation):

@@ -6,10 +6,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from certkd.attacks import attack, pgd
 from certkd.objectives.base import Batch, Count, Objective, Positive, Share, Term, Terms
-from verifiers.certificate import Norm
-from verifiers.falsify import Objective as AttackLoss
+from certkd.training.attacks import attack, pgd
+from verifiers.core.quantities import Norm
+from verifiers.geometry.ascent import Objective as AttackLoss
 
 
 class Attacked(Objective):

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from torch import Tensor, nn
 
-from verifiers.quantities import parse_number
+from verifiers.core.quantities import parse_number
 
 
 def _number(value: Any) -> float:

@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 from certkd.objectives.adversarial import Attacked
 from certkd.objectives.base import Batch, Objective, Positive, Share, Term, Terms
-from certkd.objectives.bounds import BoundMethod, Box, ball, lower_margins, robust_cross_entropy
-from verifiers.certificate import Norm
+from verifiers.bound_propagation.auto_lirpa.training import BoundMethod, Box, ball, lower_margins, robust_cross_entropy
+from verifiers.core.quantities import Norm
 
 
 class Ibp(Objective):

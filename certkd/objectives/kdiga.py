@@ -11,11 +11,11 @@ from pydantic import model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
-from certkd.attacks import attack
 from certkd.objectives.base import Batch, Count, Number, Positive, Share, Term, Terms
 from certkd.objectives.gradients import Reduction, full_precision, input_gradient, reduced, twice_differentiable
 from certkd.objectives.kd import Kd, kl_each, softened_kl
-from verifiers.certificate import Norm
+from certkd.training.attacks import attack
+from verifiers.core.quantities import Norm
 
 Target = Literal["ce", "ce_tempered", "margin", "projection", "jacobian", "finite_difference"]
 Point = Literal["clean", "random", "adversarial"]

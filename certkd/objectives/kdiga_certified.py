@@ -3,8 +3,8 @@
 from typing import ClassVar, Literal
 
 from certkd.objectives.base import Batch, Number, Positive, Share, Term, Terms
-from certkd.objectives.bounds import BoundMethod, ball, deficits
 from certkd.objectives.kdiga import Kdiga
+from verifiers.bound_propagation.auto_lirpa.training import BoundMethod, ball, deficits
 
 
 class KdigaCertified(Kdiga):

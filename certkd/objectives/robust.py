@@ -13,7 +13,7 @@ from certkd.objectives.base import Batch, Number, Term, Terms
 from certkd.objectives.gradients import full_precision
 from certkd.objectives.kd import kl_each
 from certkd.objectives.kdiga import difference_kl
-from verifiers.falsify import Objective as AttackLoss
+from verifiers.geometry.ascent import Objective as AttackLoss
 
 
 class View:

@@ -7,7 +7,7 @@ from torch import Tensor
 from certkd.objectives.base import Batch, Number, Term, Terms
 from certkd.objectives.kd import kl_each
 from certkd.objectives.robust import RobustDistillation, View, divergence_from_clean_teacher
-from verifiers.falsify import Objective as AttackLoss
+from verifiers.geometry.ascent import Objective as AttackLoss
 
 
 class Rslad(RobustDistillation):

@@ -6,10 +6,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from certkd.attacks import pgd
 from certkd.objectives.base import Batch, Count, Objective, Positive, Term, Terms
 from certkd.objectives.consistency import log_mean
-from verifiers.certificate import Norm
+from certkd.training.attacks import pgd
+from verifiers.core.quantities import Norm
 
 
 class Averaged(nn.Module):

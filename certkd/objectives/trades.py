@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from certkd.objectives.adversarial import Attacked
 from certkd.objectives.base import Batch, Number, Term, Terms
 from certkd.objectives.kd import kl_each
-from verifiers.modes import eval_mode
+from verifiers.runtime.modes import eval_mode
 
 
 class Trades(Attacked):

@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from certkd.runlog import TrainingReporter
-from verifiers.reporter import Reporter
+from certkd.training.log import TrainingReporter
+from verifiers.core.reporter import Reporter
 
 
 def stdout() -> Console:

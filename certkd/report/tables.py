@@ -9,18 +9,18 @@ import numpy as np
 from rich.console import Group
 from rich.table import Table
 
-from certkd.comparison import QUANTILES, Comparison, Side, summary, wilson
+from certkd.comparison.compare import QUANTILES, Comparison, Side, summary, wilson
+from certkd.comparison.verdict import Verdict
 from certkd.report.console import table
-from certkd.verdict import Verdict
-from verifiers.bound_propagation.complete import Stage
-from verifiers.bound_propagation.preflight import Preflight
-from verifiers.certificate import FAILURES, Status
-from verifiers.diagnostics import Diagnosis
-from verifiers.methods import find
-from verifiers.quantities import Epsilon
-from verifiers.recheck import Finding
+from verifiers.certify.inspect import Preflight
+from verifiers.certify.verify import Finding
+from verifiers.core.quantities import Epsilon
+from verifiers.core.status import FAILURES, Status
+from verifiers.methods.complete import Stage
+from verifiers.methods.registry import find
+from verifiers.results.rows import Certificates, MethodRows
+from verifiers.results.summaries.diagnostics import Diagnosis
 from verifiers.smoothing.shared import SameCopies
-from verifiers.store import Certificates, MethodRows
 
 
 def percent(value: float) -> str:

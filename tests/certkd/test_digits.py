@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import nn
 
-from certkd.config import DataConfig, OptimizerConfig, Recipe, SelectionConfig
-from certkd.data import DataSet, load
-from certkd.models import ModelSpec, build
+from certkd.config.settings import DataConfig, OptimizerConfig, Recipe, SelectionConfig
+from certkd.data.sources import DataSet, load
+from certkd.networks.builders import ModelSpec, build
 from certkd.objectives import Adversarial, Kd, Kdiga, Objective, Standard
-from certkd.runlog import TrainingReporter
-from certkd.training import evaluate, train
-from verifiers.certify import certify
+from certkd.training.log import TrainingReporter
+from certkd.training.loop import evaluate, train
+from verifiers.certify.certify import certify
 
 EPS = "0.1"
 CERTIFIED_IMAGES = 120

@@ -8,9 +8,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from verifiers.bound_propagation.engine import Engine
-from verifiers.certificate import Contradiction, Norm
-from verifiers.falsify import ascend, project, random_start
-from verifiers.memory import fits
+from verifiers.core.errors import Contradiction
+from verifiers.core.quantities import Norm
+from verifiers.geometry.ascent import ascend
+from verifiers.geometry.balls import project, random_start
+from verifiers.runtime.oom import fits
 
 
 def check_forward(

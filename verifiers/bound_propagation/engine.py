@@ -8,11 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from verifiers.certificate import Norm
-
-#: Bounds are computed in float64 while networks are deployed in float32, whose forward pass is off by some units of
-#: 2^-23 times the size of the logits: up to 20 units measured on nets of 3 to 9 layers. A margin must exceed this many.
-ROUNDING_UNITS = 64 * 2.0**-23
+from verifiers.core.quantities import Norm
 
 #: Methods that an engine may offer, from the cheapest to the tightest.
 METHODS = ("ibp", "crown-ibp", "crown", "alpha-crown")
@@ -95,35 +91,3 @@ class Engine(Protocol):
         method: str,
     ) -> Float[Tensor, "batch rows"]:
         """The bounds alone."""
-
-
-def margin_specification(
-    predicted: Int[Tensor, " batch"], classes: int, dtype: torch.dtype
-) -> Float[Tensor, "batch {classes}-1 {classes}"]:
-    """Rows e_y - e_j for every class j other than the predicted y."""
-    eye = torch.eye(classes, dtype=dtype, device=predicted.device)
-    rows = eye[predicted][:, None, :] - eye[None, :, :]
-    keep = predicted[:, None] != torch.arange(classes, device=predicted.device)[None, :]
-    return rows[keep].reshape(len(predicted), classes - 1, classes)
-
-
-def rounding_allowance(logits: Float[Tensor, "batch classes"]) -> Float[Tensor, " batch"]:
-    """What a margin's lower bound must exceed to hold for an ordinary network as it runs in float32."""
-    return ROUNDING_UNITS * logits.abs().amax(1).clamp_min(1.0).double()
-
-
-def measured_rounding(
-    network: nn.Module, exact: nn.Module, x: Float[Tensor, "batch *shape"], eps: float, probes: int = 8
-) -> Float[Tensor, " batch"]:
-    """Largest difference of float32 and float64 logits on each image and on random corners of its linf ball.
-
-    Networks whose large hidden values cancel are off by far more than their logits suggest.
-    """
-    generator = torch.Generator().manual_seed(0)
-    worst = torch.zeros(len(x), dtype=torch.float64, device=x.device)
-    for probe in range(probes):
-        sign = torch.randint(0, 2, x.shape, generator=generator).to(x) * 2 - 1
-        point = (x + sign * eps).clamp(0.0, 1.0) if probe else x
-        with torch.no_grad():
-            worst = torch.maximum(worst, (network(point).double() - exact(point.double())).abs().amax(1))
-    return worst

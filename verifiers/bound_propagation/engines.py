@@ -3,27 +3,18 @@
 from collections.abc import Callable
 from typing import Any
 
-import torch
-from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from verifiers.bound_propagation.auto_lirpa.adapter import AutoLirpa
-from verifiers.bound_propagation.checks import check_sandwich, withstand
-from verifiers.bound_propagation.engine import Engine, margin_specification
+from verifiers.bound_propagation.checks import withstand
+from verifiers.bound_propagation.engine import Engine
 from verifiers.bound_propagation.native.engine import Native
-from verifiers.certificate import Contradiction, Norm, Unsupported
-from verifiers.errors import InputError, did_you_mean
-from verifiers.memory import MEMORY_ERRORS, out_of_memory
+from verifiers.core.errors import InputError, Unsupported, did_you_mean
+from verifiers.core.quantities import Norm
+from verifiers.runtime.oom import MEMORY_ERRORS, out_of_memory
 
 #: In the order in which ``auto`` tries them.
 ENGINES: dict[str, Callable[..., Engine]] = {"auto-lirpa": AutoLirpa, "native": Native}
-
-#: Operators that both engines relax in the same way, so that without intersections their bounds must be equal; products
-#: and quotients by constants alone.
-SHARED = frozenset(
-    "image view reshape flatten unsqueeze squeeze linear conv2d batch_norm add sub mul div "
-    "relu avg_pool2d adaptive_avg_pool2d mean".split()
-)
 
 
 def names_of(engine: str) -> tuple[str, ...]:
@@ -62,90 +53,3 @@ def build(
             reasons.append(f"{name}: not even one sample fits into memory")
             failure = MemoryError
     raise failure("; ".join(reasons))
-
-
-class CrossCheck:
-    """Holds one engine's bounds against the other's.
-
-    The true range of a logit difference lies within the bounds of both engines, so the two must overlap, and no point
-    of the ball may leave either. On networks of shared operators IBP and CROWN are one algorithm: bounds must be equal.
-
-    Args:
-        model: the network.
-        samples: two sample images.
-        engine: the engine in use.
-
-    Raises:
-        Unsupported: the other engine does not take the network.
-    """
-
-    def __init__(self, model: nn.Module, samples: Tensor, engine: Engine) -> None:
-        self.engine = engine
-        if isinstance(engine, Native):
-            self.other: Engine = AutoLirpa(model, samples)
-            self.plain = Native(model, samples, intersect=False)
-        else:
-            self.other = self.plain = Native(model, samples, intersect=False)
-        graph = self.plain.graph
-        self.exact = all(
-            node.kind in SHARED and (node.kind not in ("mul", "div") or graph.affine_operator(position))
-            for position, node in enumerate(graph.nodes)
-        )
-
-    def try_out(self, x: Float[Tensor, "1 *shape"], eps: float, *, norm: Norm, method: str) -> None:
-        """Let the other engine bound one sample, to see that it has the method.
-
-        Raises:
-            Unsupported: it has not.
-        """
-        radius = torch.full((1,), eps, dtype=torch.float64, device=x.device)
-        rows = margin_specification(radius.long() * 0, self.plain.graph.classes, torch.float64)
-        self.other.lower_bounds(x.double(), radius, rows, norm=norm, method=method)
-
-    def __call__(
-        self,
-        x: Float[Tensor, "batch *shape"],
-        predicted: Int[Tensor, " batch"],
-        eps: float,
-        allowance: Float[Tensor, " batch"],
-        *,
-        norm: Norm,
-        method: str,
-    ) -> None:
-        """Compare on some samples, one at a time: engines may share work between the samples of a batch.
-
-        Raises:
-            Contradiction: with both bounds.
-        """
-        for i in range(len(x)):
-            rows = margin_specification(predicted[i : i + 1], self.plain.graph.classes, torch.float64)
-            both = torch.cat([rows, -rows], 1)
-            radius = torch.full((1,), eps, dtype=torch.float64, device=x.device)
-            image = x[i : i + 1].double()
-            bounds = {
-                engine: engine.lower_bounds(image, radius, both, norm=norm, method=method)[0]
-                for engine in dict.fromkeys((self.engine, self.other, self.plain))
-            }
-            slack = float(allowance[i])
-            self._overlap(bounds[self.engine], bounds[self.other], slack)
-            if self.exact and method in ("ibp", "crown") and norm is Norm.LINF:
-                lirpa = self.engine if self.other is self.plain else self.other
-                self._equal(bounds[self.plain], bounds[lirpa], slack)
-            check_sandwich(self.engine.model, self.other, image, radius, norm=norm, method=method)
-            check_sandwich(self.engine.model, self.engine, image, radius, norm=norm, method=method)
-
-    def _overlap(self, one: Tensor, other: Tensor, slack: float) -> None:
-        half = len(one) // 2
-        one, other = (bound.where(~bound.isnan(), -float("inf")) for bound in (one, other))
-        for low, high in ((one[:half], -other[half:]), (other[:half], -one[half:])):
-            apart = float((low - high).max())
-            if not apart <= slack:
-                raise Contradiction(f"engines {self._names()} exclude each other: bounds are disjoint by {apart:.3g}")
-
-    def _equal(self, one: Tensor, other: Tensor, slack: float) -> None:
-        apart = float((one - other).abs().max())
-        if not apart <= slack:
-            raise Contradiction(f"engines {self._names()} differ by {apart:.3g} where their bounds should be equal")
-
-    def _names(self) -> str:
-        return f"{self.engine.name} and {self.other.name}"

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from verifiers.certificate import Unsupported
+from verifiers.core.errors import Unsupported
 
 #: What is taken from the unit diagonal of the scaled Q before it is factorised. It pays for all rounding, and costs
 #: some 1e-6 of a constant for each layer.

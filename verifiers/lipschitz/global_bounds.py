@@ -14,14 +14,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from verifiers.bound_propagation.native.affine import Affine, Convolution, Dense, Scale
-from verifiers.bound_propagation.native.graph import Graph, Node
-from verifiers.bound_propagation.native.operators import Elementwise
-from verifiers.bound_propagation.native.relaxations.max_pool import MaxPool
-from verifiers.bound_propagation.native.relaxations.normalization import Normalization
-from verifiers.bound_propagation.native.relaxations.softmax import Softmax
-from verifiers.bound_propagation.native.rows import Rows, shape_size
-from verifiers.certificate import Unsupported
+from verifiers.core.errors import Unsupported
+from verifiers.graph.affine import Affine, Convolution, Dense, Scale
+from verifiers.graph.graph import Graph, Node
+from verifiers.graph.operators import Elementwise
+from verifiers.graph.relaxations.max_pool import MaxPool
+from verifiers.graph.relaxations.normalization import Normalization
+from verifiers.graph.relaxations.softmax import Softmax
+from verifiers.graph.rows import Rows, shape_size
 from verifiers.lipschitz.chains import eclipse_fast, lipsdp
 from verifiers.lipschitz.jacobians import SlopeRanges, liplt
 from verifiers.lipschitz.layers import Layers, refusal

@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from verifiers.bound_propagation.native.bounds import DUAL
-from verifiers.bound_propagation.native.operators import Interval
-from verifiers.certificate import Norm
+from verifiers.core.quantities import Norm
+from verifiers.geometry.balls import DUAL
+from verifiers.graph.operators import Interval
 from verifiers.lipschitz.layers import Layers
 from verifiers.lipschitz.operator_norms import dense_norm
 from verifiers.lipschitz.slopes import slopes

@@ -12,14 +12,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from verifiers.bound_propagation.native.affine import Affine
 from verifiers.bound_propagation.native.bounds import Bounds
 from verifiers.bound_propagation.native.engine import Native
-from verifiers.bound_propagation.native.graph import Graph, Node
-from verifiers.bound_propagation.native.operators import Elementwise, Interval
-from verifiers.bound_propagation.native.relaxations.lines import Activation
-from verifiers.bound_propagation.native.rows import Shape, shape_size
-from verifiers.certificate import Unsupported
+from verifiers.core.errors import Unsupported
+from verifiers.graph.affine import Affine
+from verifiers.graph.graph import Graph, Node
+from verifiers.graph.operators import Elementwise, Interval
+from verifiers.graph.relaxations.lines import Activation
+from verifiers.graph.rows import Shape, shape_size
 
 #: Entries that one matrix may have: 2048 units before and after, and some more where one side is small.
 ENTRIES = 2**22

@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from verifiers.bound_propagation.native.bounds import DUAL
 from verifiers.bound_propagation.native.engine import Native
-from verifiers.certificate import Norm
+from verifiers.core.quantities import Norm
+from verifiers.geometry.balls import DUAL
 from verifiers.lipschitz.jacobians import SlopeRanges, interval_jacobian, largest_dual_norm, liplt
 from verifiers.lipschitz.layers import Layers
 

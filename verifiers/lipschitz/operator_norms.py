@@ -16,8 +16,8 @@ from jaxtyping import Bool, Float, Inexact
 from torch import Tensor
 from torch.nn import functional as F
 
-from verifiers.bound_propagation.native.affine import Affine, Convolution, Dense, Reshape, Scale, Sum
-from verifiers.bound_propagation.native.rows import Shape
+from verifiers.graph.affine import Affine, Convolution, Dense, Reshape, Scale, Sum
+from verifiers.graph.rows import Shape
 
 #: Unit of rounding.
 UNIT = 2.0**-53

@@ -19,19 +19,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from verifiers.bound_propagation.native.relaxations.convex import Elu, Exp, Softplus, Square
-from verifiers.bound_propagation.native.relaxations.gelu import Gelu, Mish, Silu
-from verifiers.bound_propagation.native.relaxations.lines import Activation
-from verifiers.bound_propagation.native.relaxations.piecewise import (
-    Abs,
-    Clamp,
-    HardSigmoid,
-    HardSwish,
-    LeakyRelu,
-    Relu,
-)
-from verifiers.bound_propagation.native.relaxations.sigmoidal import Sigmoid, Tanh, clamped
-from verifiers.certificate import Unsupported
+from verifiers.core.errors import Unsupported
+from verifiers.graph.relaxations.convex import Elu, Exp, Softplus, Square
+from verifiers.graph.relaxations.gelu import Gelu, Mish, Silu
+from verifiers.graph.relaxations.lines import Activation
+from verifiers.graph.relaxations.piecewise import Abs, Clamp, HardSigmoid, HardSwish, LeakyRelu, Relu
+from verifiers.graph.relaxations.sigmoidal import Sigmoid, Tanh, clamped
 
 #: Computed derivatives move outward by this much, times the size of the terms they are computed from.
 SLACK = 32 * torch.finfo(torch.float64).eps

@@ -20,13 +20,16 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from verifiers.certificate import Columns, Norm, Option, Request, Status
-from verifiers.errors import InputError, did_you_mean
-from verifiers.fingerprint import indices_sha256
-from verifiers.quantities import Epsilon
-from verifiers.smoothing.certify import SMOOTHING, what_holds
+from verifiers.core.columns import Columns
+from verifiers.core.errors import InputError, did_you_mean
+from verifiers.core.quantities import Epsilon, Norm
+from verifiers.core.status import Status
+from verifiers.methods.base import Option, Request
+from verifiers.methods.smoothing import SMOOTHING, what_holds
+from verifiers.results.rows import Certificates
+from verifiers.results.writer import CertificateFile
+from verifiers.runtime.fingerprint import indices_sha256
 from verifiers.smoothing.statistics import Law, Noise, Schedule, attainable, lower
-from verifiers.store import CertificateFile, Certificates
 
 #: No data set has as many classes.
 MOST_CLASSES = 100_000

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from verifiers.samples import device_of
+from verifiers.runtime.samples import device_of
 from verifiers.smoothing.statistics import Noise
 
 GENERATOR = "numpy SFC64, float32 ziggurat normals or float32 uniforms"

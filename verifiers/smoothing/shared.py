@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
-from verifiers.store import Certificates, read_images
+from verifiers.results.reader import read_images
+from verifiers.results.rows import Certificates
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.special import betaincinv, ndtri
 
-from verifiers.certificate import Norm
+from verifiers.core.quantities import Norm
 
 #: What radii are shortened by: more than the error of the special functions, which is some units of 1e-15 in p.
 SLACK = 1e-12

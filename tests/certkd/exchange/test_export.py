@@ -11,15 +11,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from certkd import networks
-from certkd.checkpoint import Checkpoint, save
-from certkd.exchange.onnx_classifier import classifier
-from certkd.exchange.onnx_export import export
 from certkd.exchange.vnnlib import ball, exact, write_counterexample, write_property
-from certkd.models import Classifier, ModelSpec, build
-from tests.certkd.test_cli import certkd, refused, succeeds
-from verifiers.errors import InputError
-from verifiers.quantities import Epsilon
+from certkd.networks import resolve as networks
+from certkd.networks.builders import Classifier, ModelSpec, build
+from certkd.networks.checkpoint import Checkpoint, save
+from certkd.networks.onnx.classifier import classifier
+from certkd.networks.onnx.export import export
+from tests.certkd.cli.test_cli import certkd, refused, succeeds
+from verifiers.core.errors import InputError
+from verifiers.core.quantities import Epsilon
 
 VIT = {"img_size": 16, "patch_size": 8, "depth": 1, "embed_dim": 24, "num_heads": 2}
 SPECS = [
@@ -144,8 +144,8 @@ def test_export_writes_instances_of_what_is_classified_right(student: Path, tmp_
     assert result.code == 0, result.err
     rows = list(csv.reader((tmp_path / "out" / "instances.csv").open()))
     known = networks.trained(str(student)).model
-    from certkd import data
-    from certkd.config import DataConfig
+    from certkd.config.settings import DataConfig
+    from certkd.data import sources as data
 
     test = data.load(DataConfig(name="digits")).splits["test"].take(torch.arange(40))
     right = (known(test.images[torch.arange(40)]).argmax(1) == test.labels).nonzero()[:, 0].tolist()
@@ -160,7 +160,7 @@ def test_export_writes_instances_of_what_is_classified_right(student: Path, tmp_
 
 
 def test_an_exported_network_is_certified_as_the_network(student: Path, tmp_path: Path) -> None:
-    from verifiers.store import read
+    from verifiers.results.reader import read
 
     succeeds("export", "--model", student, "--out", tmp_path)
     assert not (tmp_path / "instances.csv").exists()

@@ -6,18 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from certkd.config import DataConfig
-from certkd.data import load
+from certkd.config.settings import DataConfig
+from certkd.data.sources import load
 from certkd.exchange.instance_list import by_eps, read
-from tests.certkd.test_cli import certkd, refused, succeeds
-from verifiers import store
-from verifiers.certificate import Status
-from verifiers.errors import InputError
+from tests.certkd.cli.test_cli import certkd, refused, succeeds
+from tests.paths import GOLDEN, ROOT
+from verifiers.core.errors import InputError
+from verifiers.core.status import Status
+from verifiers.results import reader
 
-ROOT = Path(__file__).parents[3]
 STUDENT = ROOT / "artifacts" / "reference" / "digits" / "kdiga.pt"
-GOLDEN = ROOT.parent / "shared" / "golden" / "nets" / "instances.csv"
-needs_golden = pytest.mark.skipif(not GOLDEN.is_file(), reason="the benchmark's list is not beside the repository")
+LIST = GOLDEN / "nets" / "instances.csv"
+needs_golden = pytest.mark.skipif(not LIST.is_file(), reason="the benchmark's list is not beside the repository")
 LABELS = [7, 2, 1, 0, 4]
 
 
@@ -90,11 +90,11 @@ def test_a_list_that_is_no_text_is_refused(tmp_path: Path) -> None:
 
 @needs_golden
 def test_the_published_list_is_read_as_it_is() -> None:
-    with open(GOLDEN, newline="", encoding="utf-8") as file:
+    with open(LIST, newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     for net in {row["net"] for row in rows}:
         expected = [(int(r["image_index"]), int(r["label"]), float(r["eps"])) for r in rows if r["net"] == net]
-        assert [(i.index, i.label, i.eps.value) for i in read(GOLDEN, net)] == expected, net
+        assert [(i.index, i.label, i.eps.value) for i in read(LIST, net)] == expected, net
 
 
 # the command
@@ -121,7 +121,7 @@ def listed(tmp_path: Path) -> Path:
 
 def test_each_image_meets_its_own_radius(network: Path, listed: Path) -> None:
     printed = succeeds("certify", "--model", network, "--instances", listed, *QUICK)
-    files = {text: store.read(network.with_name(f"net-linf-{text}-list.h5")) for text in ("0.02", "1_8")}
+    files = {text: reader.read(network.with_name(f"net-linf-{text}-list.h5")) for text in ("0.02", "1_8")}
     assert files.keys() == {path.stem.split("-")[2] for path in network.parent.glob("*.h5")} == {"0.02", "1_8"}
     for text, eps in (("0.02", 0.02), ("1_8", 0.125)):
         expected = [i for i, asked in QUESTIONS if asked in (text.replace("_", "/"), str(eps))]

@@ -12,18 +12,19 @@ import pytest
 import torch
 
 from certkd.certification import certify_checkpoint
-from certkd.checkpoint import Checkpoint, load
-from certkd.config import DataConfig
-from certkd.data import load as load_data
+from certkd.config.settings import DataConfig
+from certkd.data.selection import Selection
+from certkd.data.sources import load as load_data
 from certkd.exchange import results
 from certkd.exchange.results import export
-from certkd.models import Classifier
-from certkd.selection import Selection
-from verifiers.certificate import Status
-from verifiers.errors import InputError
-from verifiers.store import Certificates, read, read_images
+from certkd.networks.builders import Classifier
+from certkd.networks.checkpoint import Checkpoint, load
+from tests.paths import REFERENCE
+from verifiers.core.errors import InputError
+from verifiers.core.status import Status
+from verifiers.results.reader import read, read_images
+from verifiers.results.rows import Certificates
 
-REFERENCE = Path(__file__).parents[3] / "artifacts" / "reference" / "digits"
 SAMPLES = 40
 
 

@@ -3,7 +3,6 @@
 import itertools
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,9 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.verifiers.native.nets import Fn, Net
-from verifiers.bound_propagation.native.graph import Graph, capture
-from verifiers.certificate import Unsupported
+from tests.paths import GOLDEN
+from tests.verifiers.graph.nets import Fn, Net
+from verifiers.core.errors import Unsupported
+from verifiers.graph.graph import Graph
+from verifiers.graph.program import capture
 from verifiers.lipschitz import chains as module
 from verifiers.lipschitz import global_bounds as global_module
 from verifiers.lipschitz.chains import certified, eclipse_fast, lipsdp
@@ -21,8 +22,8 @@ from verifiers.lipschitz.global_bounds import GlobalBounds, chain_form, global_b
 from verifiers.lipschitz.jacobians import SlopeRanges, liplt
 from verifiers.lipschitz.layers import Layers, written_out
 
-GOLDEN = Path(__file__).parents[4] / "shared" / "golden" / "lipschitz" / "exlipbab_exact.npz"
-needs_golden = pytest.mark.skipif(not GOLDEN.is_file(), reason="the exact constants are not beside the repository")
+FOLDER = GOLDEN / "lipschitz" / "exlipbab_exact.npz"
+needs_golden = pytest.mark.skipif(not FOLDER.is_file(), reason="the exact constants are not beside the repository")
 METHODS = ("product", "liplt", "eclipse-fast", "lipsdp")
 Array = np.ndarray
 
@@ -152,7 +153,7 @@ def test_the_absolute_value_and_the_identity_by_two_units() -> None:
     [("iris", 11.634355, 11.6353), ("abalone", 11.121602, 11.2255), ("wine12", 1.743370, 1.8469)],
 )
 def test_no_bound_is_below_an_exact_constant(name: str, exact: float, sdp: float) -> None:
-    with np.load(GOLDEN) as stored:
+    with np.load(FOLDER) as stored:
         weights = [stored[f"{name}_W{k}"].astype(np.float64) for k in (1, 2, 3)]
     chain = as_chain(weights)
     rows = torch.eye(len(weights[-1]), dtype=torch.float64)[None]

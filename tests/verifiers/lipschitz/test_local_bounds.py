@@ -7,14 +7,16 @@ import torch
 from torch import Tensor, nn
 
 from tests.zoo import BY_NAME, mlp, planted
-from verifiers.bound_propagation.engine import margin_specification
-from verifiers.bound_propagation.native.bounds import DUAL
 from verifiers.bound_propagation.native.engine import Native
-from verifiers.bound_propagation.native.graph import capture
-from verifiers.bound_propagation.native.operators import Interval
-from verifiers.certificate import Norm, Status, Unsupported, margins
-from verifiers.certify import certify
-from verifiers.falsify import ascend, norms, random_start
+from verifiers.certify.certify import certify
+from verifiers.core.errors import Unsupported
+from verifiers.core.quantities import Norm
+from verifiers.core.status import Status
+from verifiers.geometry.ascent import ascend
+from verifiers.geometry.balls import DUAL, norms, random_start
+from verifiers.geometry.margins import margin_specification, margins
+from verifiers.graph.operators import Interval
+from verifiers.graph.program import capture
 from verifiers.lipschitz.jacobians import SlopeRanges, interval_jacobian, jacobian, largest_dual_norm, liplt
 from verifiers.lipschitz.layers import written_out
 from verifiers.lipschitz.local_bounds import integrate, local_constants, slope_ranges

@@ -8,9 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from verifiers.bound_propagation.native.affine import Affine, Convolution, Dense, General, Reshape, Scale, Sum
-from verifiers.bound_propagation.native.graph import Builder, Ref
-from verifiers.bound_propagation.native.lowering import LOWERINGS
+from verifiers.graph.affine import Affine, Convolution, Dense, General, Reshape, Scale, Sum
+from verifiers.graph.graph import Builder, Ref
+from verifiers.graph.lowering import LOWERINGS
 from verifiers.lipschitz import operator_norms
 from verifiers.lipschitz.operator_norms import (
     affine_norm,

@@ -8,27 +8,11 @@ import pytest
 import torch
 from scipy.optimize import brentq
 
-from verifiers.bound_propagation.native.relaxations.convex import (
-    Elu,
-    Exp,
-    Log,
-    Reciprocal,
-    Rsqrt,
-    Softplus,
-    Sqrt,
-    Square,
-)
-from verifiers.bound_propagation.native.relaxations.gelu import Gelu, Mish, Silu
-from verifiers.bound_propagation.native.relaxations.piecewise import (
-    Abs,
-    Clamp,
-    HardSigmoid,
-    HardSwish,
-    LeakyRelu,
-    Relu,
-)
-from verifiers.bound_propagation.native.relaxations.sigmoidal import Sigmoid, Tanh
-from verifiers.certificate import Unsupported
+from verifiers.core.errors import Unsupported
+from verifiers.graph.relaxations.convex import Elu, Exp, Log, Reciprocal, Rsqrt, Softplus, Sqrt, Square
+from verifiers.graph.relaxations.gelu import Gelu, Mish, Silu
+from verifiers.graph.relaxations.piecewise import Abs, Clamp, HardSigmoid, HardSwish, LeakyRelu, Relu
+from verifiers.graph.relaxations.sigmoidal import Sigmoid, Tanh
 from verifiers.lipschitz import slopes as module
 from verifiers.lipschitz.slopes import curvature, jump, slopes
 

@@ -10,14 +10,16 @@ import torch
 from scipy.stats import binomtest, norm
 from torch import Tensor, nn
 
-from verifiers.certificate import Norm, Request, Status
-from verifiers.certify import certify
-from verifiers.errors import InputError
-from verifiers.quantities import Epsilon
-from verifiers.reporter import Reporter
-from verifiers.smoothing.certify import SMOOTHING
+from verifiers.certify.certify import certify
+from verifiers.core.errors import InputError
+from verifiers.core.quantities import Epsilon, Norm
+from verifiers.core.reporter import Reporter
+from verifiers.core.status import Status
+from verifiers.methods.base import Request
+from verifiers.methods.smoothing import SMOOTHING
+from verifiers.results.reader import read, read_images
+from verifiers.results.rows import MethodRows
 from verifiers.smoothing.sampling import Draw, Purpose
-from verifiers.store import MethodRows, read, read_images
 
 SMALL = {"sigma": 0.25, "n": 2000}
 

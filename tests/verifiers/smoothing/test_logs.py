@@ -12,18 +12,22 @@ import numpy as np
 import pytest
 from scipy.stats import beta, norm
 
-from verifiers.certificate import COMMON_COLUMNS, Norm, Status
-from verifiers.errors import InputError
-from verifiers.smoothing.certify import SMOOTHING
+from tests.paths import GOLDEN
+from verifiers.core.columns import COMMON_COLUMNS
+from verifiers.core.errors import InputError
+from verifiers.core.quantities import Norm
+from verifiers.core.status import Status
+from verifiers.methods.smoothing import SMOOTHING
+from verifiers.results.reader import read
+from verifiers.results.rows import Certificates
 from verifiers.smoothing.logs import import_log, read_log, smallest_count
 from verifiers.smoothing.statistics import Law, Noise, lower
-from verifiers.store import Certificates, read
 
-GOLDEN = Path(__file__).parents[4] / "shared" / "golden" / "smoothing"
+FOLDER = GOLDEN / "smoothing"
 TRUE = {"sigma": 0.5, "n": 1000, "alpha": 0.001}
 HEADER = "idx\tlabel\tpredict\tradius\tcorrect"
 
-needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason="the published logs are not beside the repository")
+needs_golden = pytest.mark.skipif(not FOLDER.is_dir(), reason="the published logs are not beside the repository")
 
 
 def exact(k: int, n: int, alpha: float, sigma: float) -> float:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom, binomtest
 
-from verifiers.certificate import Norm
+from verifiers.core.quantities import Norm
 from verifiers.smoothing.statistics import Law, Noise, Schedule, attainable, lower, upper
 
 L2 = Law(Noise.GAUSSIAN, 1.0, Norm.L2, 12)

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from verifiers.bound_propagation.auto_lirpa import compat, guard
 from verifiers.bound_propagation.checks import check_forward
 from verifiers.bound_propagation.engine import Planes, Repeated
-from verifiers.certificate import Norm, Unsupported
-from verifiers.errors import one_line
-from verifiers.falsify import per_sample
+from verifiers.core.errors import Unsupported, one_line
+from verifiers.core.quantities import Norm
+from verifiers.geometry.balls import per_sample
 
 METHODS = {"ibp": "IBP", "crown-ibp": "CROWN-IBP", "crown": "CROWN", "alpha-crown": "CROWN-Optimized"}
 #: Operators whose relaxation alpha-CROWN optimises here. Max pooling keeps CROWN's: in 0.3 its weights are float32 and

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from verifiers.certificate import Unsupported
+from verifiers.core.errors import Unsupported
 
 Check = Callable[[nn.Module], str | None]
 

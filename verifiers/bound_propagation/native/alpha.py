@@ -15,8 +15,8 @@ from torch import Tensor
 
 from verifiers.bound_propagation.engine import Planes, better
 from verifiers.bound_propagation.native.bounds import Bounds, common
-from verifiers.bound_propagation.native.operators import Elementwise, Interval
-from verifiers.bound_propagation.native.relaxations.lines import Places
+from verifiers.graph.operators import Elementwise, Interval
+from verifiers.graph.relaxations.lines import Places
 
 #: Starting places: near the ends of [0, 1], where CROWN's own choice for ReLU is, but free to move.
 START = math.asin(0.95**0.5)

@@ -14,15 +14,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from verifiers.bound_propagation.engine import Planes, joined
-from verifiers.bound_propagation.native.graph import Graph
-from verifiers.bound_propagation.native.operators import Interval, Relaxation
-from verifiers.bound_propagation.native.relaxations.lines import Places
-from verifiers.bound_propagation.native.rows import Rows, Shape, add, one_hot, shape_size
-from verifiers.certificate import Norm
-from verifiers.falsify import per_sample
+from verifiers.core.quantities import Norm
+from verifiers.geometry.balls import DUAL, per_sample
+from verifiers.graph.graph import Graph
+from verifiers.graph.operators import Interval, Relaxation
+from verifiers.graph.relaxations.lines import Places
+from verifiers.graph.rows import Rows, Shape, add, one_hot, shape_size
 
-#: Order of the norm that measures linear functions on the ball.
-DUAL = {Norm.LINF: 1.0, Norm.L2: 2.0, Norm.L1: float("inf")}
 #: Coefficients that one block of rows may hold at a node.
 BLOCK = 2**22
 

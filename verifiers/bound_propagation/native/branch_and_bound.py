@@ -18,14 +18,15 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from verifiers.bound_propagation.native.affine import Affine
 from verifiers.bound_propagation.native.bounds import Balls, Bounds, block_of
 from verifiers.bound_propagation.native.domains import Cell, Domains, Hinges, by_node, is_hinge, joined
 from verifiers.bound_propagation.native.leaf import lowest
-from verifiers.bound_propagation.native.operators import Interval
-from verifiers.bound_propagation.native.rows import one_hot, shape_size
-from verifiers.certificate import Contradiction, Norm
-from verifiers.falsify import per_sample, project, reachable, steepest
+from verifiers.core.errors import Contradiction
+from verifiers.core.quantities import Norm
+from verifiers.geometry.balls import per_sample, project, reachable, steepest
+from verifiers.graph.affine import Affine
+from verifiers.graph.operators import Interval
+from verifiers.graph.rows import one_hot, shape_size
 
 #: Values that the intervals of one round's domains may hold, and domains of a round at most.
 ROUND, LARGEST = 2**22, 512

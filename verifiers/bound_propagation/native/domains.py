@@ -9,10 +9,10 @@ from torch import Tensor
 
 from verifiers.bound_propagation.engine import Planes
 from verifiers.bound_propagation.native.bounds import Bounds, Front
-from verifiers.bound_propagation.native.graph import Graph
-from verifiers.bound_propagation.native.operators import Elementwise, Interval, Operator
-from verifiers.bound_propagation.native.relaxations.piecewise import LeakyRelu, Relu
-from verifiers.bound_propagation.native.rows import Rows, shape_size
+from verifiers.graph.graph import Graph
+from verifiers.graph.operators import Elementwise, Interval, Operator
+from verifiers.graph.relaxations.piecewise import LeakyRelu, Relu
+from verifiers.graph.rows import Rows, shape_size
 
 
 def is_hinge(operator: Operator | None) -> bool:

@@ -10,10 +10,12 @@ from verifiers.bound_propagation.checks import check_forward
 from verifiers.bound_propagation.engine import METHODS, Planes, Repeated, better, joined
 from verifiers.bound_propagation.native.alpha import optimized
 from verifiers.bound_propagation.native.bounds import Balls, Bounds, dual_reaches
-from verifiers.bound_propagation.native.graph import Graph, capture
 from verifiers.bound_propagation.native.memory import Memory
-from verifiers.bound_propagation.native.rows import shape_size
-from verifiers.certificate import Norm, Unsupported
+from verifiers.core.errors import Unsupported
+from verifiers.core.quantities import Norm
+from verifiers.graph.graph import Graph
+from verifiers.graph.program import capture
+from verifiers.graph.rows import shape_size
 
 #: Values that the intervals of one batch may hold.
 BATCH = 2**23

@@ -5,7 +5,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from verifiers.bound_propagation.native.bounds import Bounds
-from verifiers.bound_propagation.native.operators import Interval
+from verifiers.graph.operators import Interval
 
 
 class _Kept:

@@ -1,0 +1,111 @@
+"""Whether the student matches the teacher, in a form that a person can read and a script can require."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from verifiers.core.status import Status
+from verifiers.results.rows import Certificates
+from verifiers.results.summaries.transfer import Blocker
+
+#: What keeps a sample from being certified, as it is said.
+REASONS = {
+    Blocker.NONE: "certified by CROWN here but by none of the methods compared",
+    Blocker.TEACHER: "where the teacher is not certified by CROWN",
+    Blocker.DEFICIT: "blocked by the student's smaller margin",
+    Blocker.GRADIENT: "blocked by the gradient gap",
+    Blocker.STUDENT: "blocked by the student's non-linearity",
+    Blocker.REFERENCE: "blocked by the teacher's non-linearity",
+}
+#: What a verdict adds to a comparison's metrics.
+VERDICT_METRICS = ("kept", "kept_directly")
+MISCLASSIFIED = "misclassified by the student"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of the samples that the teacher has certified at eps.
+
+    Attributes:
+        samples, norm, eps: as in the files.
+        held: samples that the teacher has certified.
+        direct: of them, those that the student's own certificates cover.
+        through: those that only the teacher's certificate and the student's differences cover.
+        at_least: those whose certified radius is at least the teacher's.
+        blocked: the others, counted by what keeps them.
+        to_first_order: those on which the published condition is proved: output deficit, gradient gap and the
+            student's non-linearity are together no more than the teacher's own non-linearity.
+        shortfall: median over them of what that condition lacks, in logits.
+    """
+
+    samples: int
+    norm: str
+    eps: str
+    held: int
+    direct: int
+    through: int
+    at_least: int
+    blocked: dict[str, int]
+    to_first_order: int
+    shortfall: float
+
+    @property
+    def kept(self) -> int:
+        """Samples of the teacher's that the student keeps."""
+        return self.direct + self.through
+
+    def metrics(self) -> dict[str, float]:
+        """What ``--require`` may ask about."""
+        counts = (self.kept, self.direct)
+        return {name: n / self.held if self.held else math.nan for name, n in zip(VERDICT_METRICS, counts, strict=True)}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return {**vars(self), "kept": self.kept}
+
+
+def reach_verdict(
+    teacher: Certificates, student: Certificates, held: np.ndarray, direct: np.ndarray, at_least: np.ndarray
+) -> Verdict | None:
+    """From two files and who is certified at eps; None where the student has no transfer rows from this teacher.
+
+    Args:
+        held: samples that the teacher has certified at eps.
+        direct: samples that the student has.
+        at_least: samples where the student's radius is at least the teacher's.
+    """
+    if "transfer" not in student.methods or not same_teacher(teacher, student):
+        return None
+    rows = student["transfer"]
+    if rows.count(Status.UNSUPPORTED):
+        return None
+    direct = held & direct
+    through = held & ~direct & (rows["status"] == Status.CERTIFIED)
+    lost = held & ~direct & ~through
+    wrong = lost & (rows["status"] == Status.MISCLASSIFIED)
+    blocked = {MISCLASSIFIED: int(wrong.sum())}
+    for blocker, reason in REASONS.items():
+        blocked[reason] = int((lost & ~wrong & (rows["blocker"] == blocker)).sum())
+    blocked["without an answer"] = int(lost.sum()) - sum(blocked.values())
+    shortfall = rows["shortfall"][held & np.isfinite(rows["shortfall"])]
+    return Verdict(
+        samples=len(rows),
+        norm=str(student.attributes["norm"]),
+        eps=str(student.attributes["eps_text"]),
+        held=int(held.sum()),
+        direct=int(direct.sum()),
+        through=int(through.sum()),
+        at_least=int((held & direct & at_least).sum()),
+        blocked={reason: count for reason, count in blocked.items() if count},
+        to_first_order=int((shortfall <= 0).sum()),
+        shortfall=float(np.median(shortfall)) if len(shortfall) else math.nan,
+    )
+
+
+def same_teacher(teacher: Certificates, student: Certificates) -> bool:
+    """Whether the student's rows compare with this file's network."""
+    names = (("model_sha256", "joint_teacher_sha256"), ("structure_sha256", "joint_teacher_structure_sha256"))
+    known = [(teacher.attributes.get(own), student.attributes.get(other)) for own, other in names]
+    return all(own and own == other for own, other in known)

@@ -1,0 +1,121 @@
+"""Which samples of a split: those named by number, the first so many, or all."""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+from verifiers.core.errors import InputError
+
+_ITEM = re.compile(r"([0-9]{1,15})(?:\s*-\s*([0-9]{1,15}))?")
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Samples of a split, in the order they were asked for; all when nothing is said.
+
+    Attributes:
+        ranges: their numbers, counted from 0 in the split, no two alike; None when they are not named.
+        limit: only the first so many.
+        source: who named them, for messages.
+    """
+
+    ranges: tuple[range, ...] | None = None
+    limit: int | None = None
+    source: str = ""
+
+    def rows(self, samples: int, split: str) -> list[int]:
+        """The numbers of the chosen samples in a split of that many; ``split`` says which one in messages.
+
+        Raises:
+            InputError: the split has no such sample.
+        """
+        if self.ranges is None:
+            return list(range(samples if self.limit is None else min(self.limit, samples)))
+        outside = next((max(r.start, samples) for r in self.ranges if r.stop > samples), None)
+        if outside is not None:
+            raise InputError(f"{self.source}: no sample {outside}: {split} has {samples}, numbered 0 to {samples - 1}")
+        return [row for r in self.ranges for row in r]
+
+
+EVERYTHING = Selection()
+
+
+def chosen(indices: str | None, file: str | Path | None, limit: int | None) -> Selection:
+    """What ``--indices``, ``--indices-file`` and ``--limit`` say together.
+
+    Args:
+        indices: numbers and ranges, last number included, between commas: ``"3,17,40-99"``.
+        file: holds the same, on any number of lines; the rest of a line after ``#`` is a remark.
+        limit: the first so many.
+
+    Raises:
+        InputError: two of them are given, a text that is no list of indices, an index twice, a file without any.
+    """
+    options = {"--indices": indices, "--indices-file": file, "--limit": limit}
+    given = [name for name, value in options.items() if value is not None]
+    if len(given) > 1:
+        raise InputError(f"{given[0]} and {given[1]} both say which samples: give one of them")
+    if indices is not None:
+        return _named(list(_ranges(indices, "--indices")), "--indices")
+    if file is not None:
+        return _named([r for where, line in _lines(Path(file)) for r in _ranges(line, where)], str(file))
+    return Selection(limit=limit)
+
+
+def named(rows: Sequence[int], source: str) -> Selection:
+    """Samples by number.
+
+    Raises:
+        InputError: one of them twice, or none.
+    """
+    return _named([range(row, row + 1) for row in rows], source)
+
+
+def text_of(path: Path) -> str:
+    """A small text file.
+
+    Raises:
+        InputError: missing, a folder, or not text.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise InputError(f"no such file: {path}") from None
+    except (OSError, ValueError) as error:
+        reason = "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else getattr(error, "strerror", error)
+        raise InputError(f"cannot read {path}: {reason}") from None
+
+
+def _named(ranges: list[range], source: str) -> Selection:
+    if not ranges:
+        raise InputError(f"{source} names no sample: write indices and ranges like 3,17,40-99")
+    for before, after in pairwise(sorted(ranges, key=lambda r: r.start)):
+        if after.start < before.stop:
+            raise InputError(f"{source} names sample {after.start} twice: each sample once")
+    return Selection(tuple(ranges), source=source)
+
+
+def _ranges(text: str, where: str) -> Iterator[range]:
+    for item in text.split(","):
+        match = _ITEM.fullmatch(item.strip())
+        if match is None:
+            among = "" if item == text else f" in {_short(text)}"
+            raise InputError(f"{where}: {_short(item.strip())}{among} is not an index or a range like 40-99")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last < first:
+            raise InputError(f"{where}: the range {item.strip()} runs backwards: write {last}-{first}")
+        yield range(first, last + 1)
+
+
+def _lines(path: Path) -> Iterator[tuple[str, str]]:
+    """Lines with something on them, and what to call each; a comma may end one."""
+    for number, line in enumerate(text_of(path).splitlines(), start=1):
+        text = line.partition("#")[0].strip().removesuffix(",")
+        if text:
+            yield f"{path} line {number}", text
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 60 else f"{text[:57]}...")

@@ -1,0 +1,305 @@
+"""Data sets by name: images in [0, 1], labels, and train/validation/test splits fixed by seed.
+
+``digits`` ships with scikit-learn; ``mnist``, ``fashion-mnist``, ``cifar10``, ``cifar100``, ``imagenet`` and ``folder``
+(torchvision's ImageFolder) are read from ``root`` or ``$CERTKD_DATA``; a path that ends in ``.npz`` holds arrays.
+"""
+
+import os
+import pickle
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from certkd.config.settings import DataConfig
+from verifiers.core.errors import InputError, did_you_mean, one_line
+from verifiers.runtime.samples import Images
+
+SPLITS = ("train", "validation", "test")
+NAMES = ("digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "imagenet", "folder")
+#: Per-channel mean and standard deviation of the training pixels, for the network's normalisation layer.
+STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    "mnist": ((0.1307,), (0.3081,)),
+    "fashion-mnist": ((0.2860,), (0.3530,)),
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+
+
+@dataclass(frozen=True)
+class TensorImages:
+    """Images in memory, as bytes or floats; ``images[rows]`` is a float tensor in [0, 1]."""
+
+    tensor: Tensor
+
+    def __len__(self) -> int:
+        return len(self.tensor)
+
+    def __getitem__(self, rows: Int[Tensor, " batch"]) -> Float[Tensor, "batch *shape"]:
+        chosen = self.tensor[rows]
+        return chosen.float() / 255 if chosen.dtype == torch.uint8 else chosen.float()
+
+
+@dataclass(frozen=True)
+class FileImages:
+    """Images on disk, decoded when asked for by a pool of threads."""
+
+    folder: Any  # torchvision's ImageFolder: folder[i] is (image, label)
+    order: Int[Tensor, " samples"]
+    pool: ThreadPoolExecutor
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, rows: Int[Tensor, " batch"]) -> Float[Tensor, "batch channels height width"]:
+        return torch.stack(list(self.pool.map(self._image, self.order[rows].tolist())))
+
+    def _image(self, number: int) -> Float[Tensor, "channels height width"]:
+        try:
+            return self.folder[number][0]
+        except OSError as error:
+            raise InputError(f"cannot read the image {self.folder.samples[number][0]}: {one_line(error)}") from None
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split: images, labels, and each sample's index in the source it was cut from."""
+
+    images: Images
+    labels: Int[Tensor, " samples"]
+    indices: Int[Tensor, " samples"]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batch(self, rows: Int[Tensor, " batch"], device: torch.device) -> tuple[Tensor, Tensor]:
+        """Images in [0, 1] and labels of some rows, on the device."""
+        return self.images[rows].to(device), self.labels[rows].to(device)
+
+    def take(self, rows: Int[Tensor, " rows"]) -> "Split":
+        """The same split, these rows only."""
+        return Split(Subset(self.images, rows), self.labels[rows], self.indices[rows])
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Some rows of images, in their own order."""
+
+    images: Images
+    rows: Int[Tensor, " rows"]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, rows: Int[Tensor, " batch"]) -> Tensor:
+        return self.images[self.rows[rows]]
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A named data set with its three splits."""
+
+    name: str
+    classes: int
+    shape: tuple[int, ...]
+    splits: Mapping[str, Split]
+
+    @property
+    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation per channel, () and () where the data set has none of its own."""
+        return STATISTICS.get(self.name, ((), ()))
+
+
+def load(config: DataConfig) -> DataSet:
+    """Load a data set and cut its splits.
+
+    The official test (or validation, for ImageNet) images are the test split. The validation split is cut from the
+    training images by a permutation that depends on ``config.seed`` alone; for ``digits`` so is the test split. Of the
+    training images that are left the first ``config.limit`` are used, all when it is None or larger.
+
+    Raises:
+        InputError: unknown name, files not found, or arrays that are not images and labels.
+    """
+    data = _load(config)
+    if config.limit is None or config.limit >= len(data.splits["train"]):
+        return data
+    few = data.splits["train"].take(torch.arange(config.limit))
+    return replace(data, splits={**data.splits, "train": few})
+
+
+def _load(config: DataConfig) -> DataSet:
+    if config.name.endswith(".npz"):
+        return _npz(config)
+    loaders: dict[str, Callable[[DataConfig], DataSet]] = {
+        "digits": _digits,
+        "mnist": _torchvision,
+        "fashion-mnist": _torchvision,
+        "cifar10": _torchvision,
+        "cifar100": _torchvision,
+        "imagenet": _folders,
+        "folder": _folders,
+    }
+    if config.name not in loaders:
+        raise InputError(f"unknown data set {config.name!r}.{did_you_mean(config.name, list(NAMES))}")
+    return loaders[config.name](config)
+
+
+def _digits(config: DataConfig) -> DataSet:
+    """1797 handwritten 8x8 digits, 16 grey levels, from scikit-learn: 1257 to train, 180 to select, 360 to test."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    images = torch.from_numpy(bunch.images / 16).float()[:, None]
+    labels = torch.from_numpy(bunch.target).long()
+    order = torch.from_numpy(np.random.default_rng(config.seed).permutation(len(labels)))
+    parts = dict(zip(SPLITS, order.split([1257, 180, 360]), strict=True))
+    splits = {name: Split(TensorImages(images[rows]), labels[rows], rows) for name, rows in parts.items()}
+    return DataSet("digits", 10, (1, 8, 8), splits)
+
+
+def _torchvision(config: DataConfig) -> DataSet:
+    from torchvision import datasets
+
+    kinds = {
+        "mnist": datasets.MNIST,
+        "fashion-mnist": datasets.FashionMNIST,
+        "cifar10": datasets.CIFAR10,
+        "cifar100": datasets.CIFAR100,
+    }
+    root = _root(config)
+    try:
+        parts = [kinds[config.name](root, train=train, download=config.download) for train in (True, False)]
+    except (AssertionError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        raise InputError(f"{config.name} in {root} is damaged ({one_line(error)}): copy or download it again") from None
+    except (RuntimeError, OSError) as error:
+        raise InputError(
+            f"{config.name} is not in {root} ({one_line(error)}): set --data-root or CERTKD_DATA, or pass --download"
+        ) from None
+    (train, train_labels), (test, test_labels) = ((_bytes(part.data), _labels(part.targets)) for part in parts)
+    return _assemble(config, TensorImages(train), train_labels, TensorImages(test), test_labels)
+
+
+def _bytes(data: Any) -> Tensor:
+    """(n, h, w) or (n, h, w, c) bytes to (n, c, h, w)."""
+    images = torch.as_tensor(data)
+    return images[:, None] if images.dim() == 3 else images.permute(0, 3, 1, 2).contiguous()
+
+
+def _labels(targets: Any) -> Tensor:
+    return torch.as_tensor(targets).long()
+
+
+def _folders(config: DataConfig) -> DataSet:
+    """ROOT/train and ROOT/val (or validation, test) with a folder per class, as ImageNet and ImageFolder have it."""
+    from torchvision import datasets
+
+    root = _root(config)
+    if config.name == "imagenet" and (root / "imagenet").is_dir():
+        root = root / "imagenet"
+    test = next((name for name in ("test", "val", "validation") if (root / name).is_dir()), None)
+    if test is None or not (root / "train").is_dir():
+        raise InputError(f"{root} must hold folders train and val (or test) with one folder per class")
+    try:
+        parts = [
+            datasets.ImageFolder(str(root / name), _image_transform(config.image_size)) for name in ("train", test)
+        ]
+    except (FileNotFoundError, OSError) as error:
+        raise InputError(f"cannot read images below {root}: {one_line(error)}") from None
+    if parts[0].classes != parts[1].classes:
+        raise InputError(f"{root}: train and {test} have different class folders")
+    pool = ThreadPoolExecutor(os.cpu_count())
+    images = [FileImages(part, torch.arange(len(part)), pool) for part in parts]
+    return _assemble(config, images[0], _labels(parts[0].targets), images[1], _labels(parts[1].targets))
+
+
+def _image_transform(size: int) -> Callable[[Any], Tensor]:
+    """Shorter side to 256/224 of ``size``, centre crop, [0, 1]: the usual ImageNet evaluation pipeline."""
+    from torchvision import transforms
+
+    return transforms.Compose(
+        [transforms.Resize(round(size * 256 / 224)), transforms.CenterCrop(size), transforms.ToTensor()]
+    )
+
+
+def _npz(config: DataConfig) -> DataSet:
+    path = Path(config.name)
+    if not path.is_file() and config.root is not None:
+        path = Path(config.root) / config.name
+    try:
+        archive = np.load(path, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise ValueError("it holds a single array")
+        with archive:
+            arrays = {key: archive[key] for key in archive.files}
+    except FileNotFoundError:
+        raise InputError(f"no such file: {path}") from None
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(f"{path} is not a plain .npz archive: {one_line(error)}") from None
+    missing = [key for key in ("x_train", "y_train", "x_test", "y_test") if key not in arrays]
+    if missing:
+        raise InputError(
+            f"{path} must hold x_train, y_train, x_test and y_test; it has {', '.join(arrays) or 'nothing'}"
+        )
+    parts = [_array_images(path, name, arrays[f"x_{name}"]) for name in ("train", "test")]
+    labels = [_array_labels(path, name, arrays[f"y_{name}"], len(parts[i])) for i, name in enumerate(("train", "test"))]
+    return _assemble(config, parts[0], labels[0], parts[1], labels[1])
+
+
+def _array_images(path: Path, name: str, array: np.ndarray) -> TensorImages:
+    if array.ndim < 2 or not array.size:
+        raise InputError(f"{path}: x_{name} must hold images, one per row; got shape {array.shape}")
+    if array.dtype != np.uint8:
+        if not np.issubdtype(array.dtype, np.floating):
+            raise InputError(f"{path}: x_{name} must be bytes, or floats in [0, 1]; got {array.dtype}")
+        if not (array.min() >= 0 and array.max() <= 1):
+            found = f"{array.min():g} to {array.max():g}"
+            raise InputError(f"{path}: x_{name} must be bytes, or floats in [0, 1]; got values from {found}")
+        array = array.astype(np.float32)
+    images = torch.from_numpy(array)
+    return TensorImages(images[:, None] if images.dim() == 3 else images)
+
+
+def _array_labels(path: Path, name: str, array: np.ndarray, count: int) -> Tensor:
+    if array.shape != (count,) or not np.issubdtype(array.dtype, np.integer) or (count and array.min() < 0):
+        raise InputError(f"{path}: y_{name} must be {count} class numbers, one per image")
+    return torch.from_numpy(array.astype(np.int64))
+
+
+def _assemble(config: DataConfig, train: Images, train_labels: Tensor, test: Images, test_labels: Tensor) -> DataSet:
+    """Cut the validation split (a tenth, 5000 at most) from the training images by the seed."""
+    if len(train_labels) < 2 or not len(test_labels):
+        raise InputError(
+            f"{config.name} has {len(train_labels)} training and {len(test_labels)} test images: two and one at least"
+        )
+    order = torch.from_numpy(np.random.default_rng(config.seed).permutation(len(train_labels)))
+    held_out = min(max(1, len(order) // 10), 5000)
+    whole = Split(train, train_labels, torch.arange(len(train_labels)))
+    splits = {
+        "train": whole.take(order[held_out:]),
+        "validation": whole.take(order[:held_out]),
+        "test": Split(test, test_labels, torch.arange(len(test_labels))),
+    }
+    classes = int(max(train_labels.max(), test_labels.max())) + 1
+    shapes = [tuple(images[torch.zeros(1, dtype=torch.long)].shape[1:]) for images in (train, test)]
+    if shapes[0] != shapes[1]:
+        raise InputError(f"{config.name}: training images have shape {shapes[0]}, test images {shapes[1]}")
+    return DataSet(config.name, classes, shapes[1], splits)
+
+
+def _root(config: DataConfig) -> Path:
+    given = config.root or os.environ.get("CERTKD_DATA")
+    if not given:
+        raise InputError(f"where is {config.name}? Give --data-root FOLDER, or set CERTKD_DATA")
+    root = Path(given).expanduser()
+    if not root.is_dir() and not config.download:
+        raise InputError(f"no such data folder: {root}")
+    return root

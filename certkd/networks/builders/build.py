@@ -1,0 +1,270 @@
+"""From a network's name to an ``nn.Module`` that takes images in [0, 1] and has its normalisation inside."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from certkd.networks.builders import small
+from verifiers.core.errors import InputError, did_you_mean, one_line
+
+OWN: dict[str, Callable[..., nn.Module]] = {"mlp": small.mlp, "cnn": small.cnn, "resnet": small.resnet}
+
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class ModelSpec(BaseModel):
+    """All that is needed to build a network again, in plain values; stored in every checkpoint.
+
+    Attributes:
+        name: ``source:name``.
+        options: keyword arguments of the network's builder.
+        classes: number of logits.
+        shape: of one image, (channels, height, width).
+        mean: per-channel mean that is subtracted first; () for none.
+        std: per-channel standard deviation that is divided by; () for none.
+        resize: (height, width) that images are resized to first; None for as they are.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    options: dict[str, Any] = {}
+    classes: int
+    shape: tuple[int, ...]
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    resize: tuple[int, int] | None = None
+
+    @property
+    def inner(self) -> tuple[int, ...]:
+        """Shape of the images that the network itself sees."""
+        return self.shape if self.resize is None else (self.shape[0], *self.resize)
+
+
+class Normalize(nn.Module):
+    """(x - mean) / std per channel, as a depthwise 1x1 convolution: a layer that every bound engine knows."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        scale = 1.0 / torch.tensor(std, dtype=torch.float64)
+        shift = -torch.tensor(mean, dtype=torch.float64) * scale
+        self.register_buffer("weight", scale.float().reshape(-1, 1, 1, 1))
+        self.register_buffer("bias", shift.float())
+
+    def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels height width"]:
+        return nn.functional.conv2d(x, self.weight, self.bias, groups=len(self.bias))
+
+
+class Resize(nn.Module):
+    """Bilinear interpolation of images to another size, without antialiasing: linear in the pixels."""
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels rows columns"]:
+        return nn.functional.interpolate(x, size=self.size, mode="bilinear", align_corners=False, antialias=False)
+
+
+class Classifier(nn.Module):
+    """A network that takes images in [0, 1]; ``spec`` says how to build it again.
+
+    Resizing and normalisation are its first layers, so pixels, radii and input gradients are those of the data.
+    """
+
+    def __init__(self, spec: ModelSpec, network: nn.Module) -> None:
+        super().__init__()
+        self.spec = spec
+        self.resize = None if spec.resize is None else Resize(spec.resize)
+        self.normalize = Normalize(spec.mean, spec.std) if spec.std else nn.Identity()
+        self.network = network
+
+    def forward(self, x: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch classes"]:
+        return self.network(self.normalize(x if self.resize is None else self.resize(x)))
+
+
+def build(spec: ModelSpec, *, pretrained: bool = False) -> Classifier:
+    """Build the network that ``spec`` names, randomly initialised or with its source's pre-trained weights.
+
+    Raises:
+        InputError: unknown source or name (with the nearest known one), an option or input shape it does not take, or
+            weights that cannot be fetched.
+    """
+    source, _, name = spec.name.partition(":")
+    builders = {"certkd": _own, "torchvision": _torchvision, "timm": _timm}
+    if not name or source not in builders:
+        raise InputError(f"unknown network {spec.name!r}.{_suggest(spec.name)}")
+    if spec.resize is not None and len(spec.shape) != 3:
+        raise InputError(f"resize needs images of shape (channels, height, width), got {spec.shape}: drop resize")
+    model = builders[source](name, spec, pretrained)
+    _try(model)
+    return model
+
+
+def _try(model: Classifier) -> None:
+    """One blank image through the network, so that a shape it does not take is known at once."""
+    spec, training = model.spec, model.training
+    try:
+        with torch.no_grad():
+            logits = model.eval()(torch.zeros(1, *spec.shape))
+    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+        raise InputError(
+            f"{spec.name} does not take images of shape {spec.shape}: {' '.join(str(error).split())[:120]}"
+        ) from None
+    finally:
+        model.train(training)
+    if logits.shape != (1, spec.classes):
+        raise InputError(f"{spec.name} gives {tuple(logits.shape)} instead of one logit for each of {spec.classes}")
+
+
+def known_models(source: str) -> list[str]:
+    """Names that a source offers, with its prefix."""
+    if source == "torchvision":
+        import torchvision
+
+        return [f"torchvision:{name}" for name in torchvision.models.list_models(module=torchvision.models)]
+    if source == "timm":
+        import timm
+
+        return [f"timm:{name}" for name in timm.list_models()]
+    return [f"certkd:{name}" for name in OWN]
+
+
+def _suggest(name: str) -> str:
+    source, _, rest = name.partition(":")
+    if rest and source in ("certkd", "torchvision", "timm"):
+        known = known_models(source)
+        if len(known) > 20:
+            return did_you_mean(name, known).replace(f" Known: {', '.join(known)}.", f" {len(known)} are known.")
+        return did_you_mean(name, known)
+    hint = did_you_mean(name, [*known_models("certkd"), *OWN])
+    return (
+        f"{hint} Names look like certkd:mlp, torchvision:resnet18, timm:vit_tiny_patch16_224, or a checkpoint's path."
+    )
+
+
+def _own(name: str, spec: ModelSpec, pretrained: bool) -> Classifier:
+    if name not in OWN:
+        raise InputError(f"unknown network {spec.name!r}.{_suggest(spec.name)}")
+    if pretrained:
+        raise InputError(f"{spec.name} has no pre-trained weights: give a checkpoint's path instead")
+    builder = OWN[name]
+    known = [p.name for p in inspect.signature(builder).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    for option in spec.options:
+        if option not in known:
+            raise InputError(f"{spec.name} has no option {option!r}.{did_you_mean(option, known)}")
+    if name != "mlp" and len(spec.shape) != 3:
+        raise InputError(f"{spec.name} wants images of shape (channels, height, width), got {spec.shape}")
+    try:
+        return Classifier(spec, builder(spec.inner, spec.classes, **spec.options))
+    except (ValueError, TypeError, RuntimeError, ZeroDivisionError) as error:
+        why = one_line(error)
+        raise InputError(f"{spec.name} with {spec.options} on images of shape {spec.shape}: {why}") from None
+
+
+def _torchvision(name: str, spec: ModelSpec, pretrained: bool) -> Classifier:
+    import torchvision
+
+    if spec.name not in known_models("torchvision"):
+        raise InputError(f"unknown network {spec.name!r}.{_suggest(spec.name)}")
+    if len(spec.shape) != 3 or spec.shape[0] != 3:
+        raise InputError(f"{spec.name} wants three colour channels, the data has shape {spec.shape}: use timm:NAME")
+    try:
+        if not pretrained:
+            network = torchvision.models.get_model(name, weights=None, num_classes=spec.classes, **spec.options)
+            return Classifier(spec, network)
+        network = torchvision.models.get_model(name, weights="DEFAULT", **spec.options)
+    except TypeError as error:
+        raise InputError(f"{spec.name} with {spec.options}: {error}") from None
+    except (OSError, RuntimeError, ValueError) as error:
+        what = "fetch the weights of" if pretrained else "build"
+        raise InputError(f"cannot {what} {spec.name}: {' '.join(str(error).split())[:200]}") from None
+    _replace_head(network, spec)
+    update: dict[str, Any] = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+    if getattr(network, "transform_input", False):  # inception and googlenet: the weights come with this option on
+        update["options"] = {**spec.options, "transform_input": True}
+    return Classifier(spec.model_copy(update=update), network)
+
+
+def _replace_head(network: nn.Module, spec: ModelSpec) -> None:
+    """A fresh last linear layer when the pre-trained one has another number of classes."""
+    path = last_linear(network)
+    if path is None:
+        raise InputError(f"{spec.name} has no linear last layer to replace: use another network for fine-tuning")
+    last = network.get_submodule(path)
+    assert isinstance(last, nn.Linear)
+    if last.out_features != spec.classes:
+        parent, _, name = path.rpartition(".")
+        setattr(network.get_submodule(parent), name, nn.Linear(last.in_features, spec.classes))
+
+
+def last_linear(network: nn.Module) -> str | None:
+    """The path of the last linear layer, which gives the logits; None without any."""
+    return next((path for path, module in [*network.named_modules()][::-1] if isinstance(module, nn.Linear)), None)
+
+
+def usual_statistics(name: str, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Mean and standard deviation that a source's weights expect of images; None for certkd's own networks."""
+    source, _, rest = name.partition(":")
+    if source not in ("timm", "torchvision"):
+        return None
+    import timm
+
+    known: Any = None
+    if source == "timm":
+        with suppress(RuntimeError):  # an unknown tag, which building refuses
+            known = timm.get_pretrained_cfg(rest)
+    mean, std = (known.mean, known.std) if known is not None else (IMAGENET_MEAN, IMAGENET_STD)
+    return _per_channel(mean, channels), _per_channel(std, channels)
+
+
+def _timm(name: str, spec: ModelSpec, pretrained: bool) -> Classifier:
+    import timm
+
+    if not timm.is_model(name) and not name.startswith("hf-hub:"):
+        raise InputError(f"unknown network {spec.name!r}.{_suggest(spec.name)}")
+    if len(spec.shape) != 3:
+        raise InputError(f"{spec.name} wants images of shape (channels, height, width), got {spec.shape}")
+    sized = {"img_size": spec.inner[1], **spec.options} if _takes_image_size(name) else spec.options
+    create = partial(timm.create_model, name, pretrained=pretrained, num_classes=spec.classes, in_chans=spec.shape[0])
+    try:
+        try:
+            network = create(**sized)
+        except TypeError as error:
+            if "img_size" in spec.options or "'img_size'" not in str(error):
+                raise
+            network = create(**spec.options)  # a name that looks like a vision transformer's
+    except TypeError as error:
+        raise InputError(f"{spec.name} with {spec.options}: {error}") from None
+    except (OSError, RuntimeError) as error:
+        what = "fetch the weights of" if pretrained else "build"
+        raise InputError(f"cannot {what} {spec.name}: {' '.join(str(error).split())[:200]}") from None
+    if pretrained:
+        known: Any = network.pretrained_cfg
+        statistics = {key: _per_channel(known[key], spec.shape[0]) for key in ("mean", "std")}
+        spec = spec.model_copy(update=statistics)
+    return Classifier(spec, network)
+
+
+def _per_channel(values: Sequence[float], channels: int) -> tuple[float, ...]:
+    """Statistics of colour images for another number of channels: the mean of them, as timm sums their weights."""
+    return tuple(values) if len(values) == channels else (sum(values) / len(values),) * channels
+
+
+def _takes_image_size(name: str) -> bool:
+    import timm
+
+    return name.split(".")[0] in timm.list_models() and any(
+        word in name for word in ("vit_", "deit", "swin", "mixer", "beit", "cait", "xcit")
+    )

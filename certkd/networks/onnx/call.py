@@ -1,0 +1,62 @@
+"""What the functions of ONNX operators work with."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from verifiers.core.errors import InputError
+
+Value = Any  # Tensor, np.ndarray or None
+
+
+@dataclass(frozen=True)
+class Call:
+    """A node, for the functions below.
+
+    Attributes:
+        where: file, node, operator and opset, as a refusal names them.
+        opset: of the file.
+        outputs: how many there are.
+        varying: per input, whether it depends on the images.
+    """
+
+    where: str
+    opset: int
+    outputs: int
+    varying: tuple[bool, ...]
+
+    def refuse(self, why: str) -> InputError:
+        """The refusal of this node."""
+        return InputError(f"{self.where}: {why}")
+
+
+def tensor(value: Value, like: Tensor) -> Tensor:
+    """An array as a tensor of the network's dtype."""
+    return value if isinstance(value, Tensor) else torch.as_tensor(value, dtype=like.dtype, device=like.device)
+
+
+def integers(value: Value) -> list[int]:
+    """Numbers of an attribute or of an array that is known."""
+    return [int(entry) for entry in np.asarray(value).reshape(-1)]
+
+
+def number(call: Call, value: Value) -> float:
+    """A single known number."""
+    if isinstance(value, Tensor) or np.size(value) != 1:
+        raise call.refuse("takes a single constant number there")
+    return float(np.asarray(value).reshape(()))
+
+
+def axes_of(call: Call, given: Value, attribute: Sequence[int] | None, rank: int) -> list[int] | None:
+    """Axes from an input or an attribute, counted from the front."""
+    axes = attribute if given is None else given
+    return None if axes is None else [axis % rank for axis in integers(axes)]
+
+
+def sides_of(before: Sequence[int], after: Sequence[int]) -> list[int]:
+    """Padding before and after each axis in torch's order, which counts from the last axis."""
+    return [side for pair in reversed(list(zip(before, after, strict=True))) for side in pair]

@@ -1,0 +1,87 @@
+"""A network of an ONNX file as a certkd classifier: pixels in [0, 1], channels first, normalisation inside."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from certkd.networks.builders import Classifier, ModelSpec
+from certkd.networks.checkpoint import Checkpoint
+from certkd.networks.onnx.network import load
+from verifiers.core.errors import InputError, did_you_mean
+
+#: How a file's images relate to (channels, height, width): as they are, channels last, or in the order of memory.
+LAYOUTS = ("nchw", "nhwc", "flat")
+
+
+class ChannelsLast(nn.Module):
+    """(channels, height, width) to (height, width, channels)."""
+
+    def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch height width channels"]:
+        return x.permute(0, 2, 3, 1)
+
+
+class Reshaped(nn.Module):
+    """The same entries in the same order."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.shape = shape
+
+    def forward(self, x: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch *other"]:
+        return x.flatten(1) if len(self.shape) == 1 else x.reshape(-1, *self.shape)
+
+    def extra_repr(self) -> str:
+        return str(self.shape)
+
+
+def classifier(
+    path: str | Path,
+    *,
+    shape: tuple[int, ...] | None = None,
+    layout: str = "nchw",
+    mean: Sequence[float] = (),
+    std: Sequence[float] = (),
+) -> Checkpoint:
+    """The network of an ONNX file, ready to be certified or to teach.
+
+    Args:
+        path: of the file.
+        shape: of the images, (channels, height, width); None for what the file and the layout say.
+        layout: one of ``LAYOUTS``.
+        mean, std: per channel, what the network expects to be subtracted and divided by; () for nothing.
+
+    Raises:
+        InputError: whatever ``onnx_network.load`` refuses; images of another shape; an unknown layout; normalisation
+            for another number of channels.
+    """
+    if layout not in LAYOUTS:
+        raise InputError(f"unknown layout {layout!r}.{did_you_mean(layout, list(LAYOUTS))}")
+    network, theirs, classes = load(path)
+    ours = shape or _channels_first(theirs, layout)
+    if layout not in _fitting(ours, theirs):
+        fitting = _fitting(ours, theirs)
+        advice = f"--layout {fitting[0]} would fit" if fitting else "they must be of the same size"
+        raise InputError(f"{path} takes images {theirs}, not {ours} with layout {layout}: {advice}")
+    if mean and (len(ours) != 3 or len(mean) != ours[0]):
+        raise InputError(f"--mean and --std have {len(mean)} values, but {path} takes images {ours}: one per channel")
+    arranged: dict[str, list[nn.Module]] = {"nchw": [], "nhwc": [ChannelsLast()], "flat": [Reshaped(theirs)]}
+    name = f"onnx:{Path(path).stem}"
+    spec = ModelSpec(name=name, classes=classes, shape=ours, mean=tuple(mean), std=tuple(std))
+    return Checkpoint(Classifier(spec, nn.Sequential(*arranged[layout], network)).eval())
+
+
+def _channels_first(theirs: tuple[int, ...], layout: str) -> tuple[int, ...]:
+    return (theirs[-1], *theirs[:-1]) if layout == "nhwc" else theirs
+
+
+def _fitting(ours: tuple[int, ...], theirs: tuple[int, ...]) -> list[str]:
+    """The layouts that make images ``ours`` into images ``theirs``."""
+    fits = {
+        "nchw": ours == theirs,
+        "nhwc": len(ours) == 3 and (*ours[1:], ours[0]) == theirs,
+        "flat": math.prod(ours) == math.prod(theirs),
+    }
+    return [layout for layout in LAYOUTS if fits[layout]]

@@ -1,0 +1,103 @@
+"""A classifier as an ONNX file: pixels in [0, 1] in, any number of images, normalisation inside."""
+
+import ctypes
+import io
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from certkd.networks.builders import Classifier
+from certkd.networks.checkpoint import write_whole
+from certkd.networks.onnx.file import Reference, packages, read
+from certkd.networks.onnx.network import TOLERANCE, load
+from verifiers.core.errors import InputError, one_line
+
+#: The first with layer normalisation as one operator; it has attention too.
+OPSET = 17
+
+
+def export(model: Classifier, path: Path) -> str | None:
+    """Write a network's ONNX file and hold it against the network.
+
+    On random images the file's logits agree with the network's, as onnxruntime runs it, one by one and in a batch, and
+    as certkd reads it again.
+
+    Args:
+        model: in eval mode, on the CPU.
+        path: of the file; its folder is made. It has one input ``image`` [batch, *shape] and one output ``logits``.
+
+    Returns:
+        Why certkd itself does not read the file, for operators that only other tools know; None when it does.
+
+    Raises:
+        InputError: missing packages, a network that torch cannot write as ONNX, a file with other logits (it is not
+            kept), or a folder that cannot be written.
+    """
+    packages()
+    images = np.random.default_rng(1).random((4, *model.spec.shape), dtype=np.float32)
+    with torch.no_grad():
+        expected = model(torch.from_numpy(images)).numpy()
+
+    def write(temporary: Path) -> None:
+        _write(model, temporary)
+        _compare(model, Reference(read(temporary))(images), expected)
+
+    write_whole(path, write)
+    try:
+        network, _, _ = load(path)
+    except InputError as refusal:
+        return str(refusal)
+    with torch.no_grad():
+        _compare(model, network(torch.from_numpy(images)).numpy(), expected)
+    return None
+
+
+def _compare(model: Classifier, found: np.ndarray, expected: np.ndarray) -> None:
+    difference = float(np.abs(found - expected).max())
+    if not difference <= TOLERANCE * max(1.0, float(np.abs(expected).max())):
+        raise InputError(f"{model.spec.name} cannot be written as ONNX: the file's logits differ by {difference:.3g}")
+
+
+def _write(model: Classifier, path: Path) -> None:
+    content = io.BytesIO()
+    try:
+        with _quiet(), torch.no_grad():
+            torch.onnx.export(
+                model,
+                (torch.zeros(1, *model.spec.shape),),
+                content,  # type: ignore[arg-type] # a file's name or a stream
+                dynamo=False,  # needs no package besides onnx
+                opset_version=OPSET,
+                input_names=["image"],
+                output_names=["logits"],
+                dynamic_axes={"image": {0: "batch"}, "logits": {0: "batch"}},
+            )
+    except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+        why = one_line(error)
+        raise InputError(f"{model.spec.name} cannot be written as ONNX: {why}") from None
+    path.write_bytes(content.getvalue())
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """torch warns about its own tracing, and prints the graph when an operator is unknown, past Python's streams."""
+    before, stdout = logging.root.manager.disable, os.dup(1)
+    logging.disable(logging.CRITICAL)
+    sys.stdout.flush()
+    try:
+        with warnings.catch_warnings(), open(os.devnull, "w") as nowhere:
+            warnings.simplefilter("ignore")
+            os.dup2(nowhere.fileno(), 1)
+            yield
+    finally:
+        ctypes.CDLL(None).fflush(None)  # what C still holds goes nowhere too
+        os.dup2(stdout, 1)
+        os.close(stdout)
+        logging.disable(before)

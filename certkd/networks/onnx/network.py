@@ -1,0 +1,262 @@
+"""A classifier's ONNX file as an ordinary torch module.
+
+Weights become parameters, so hashes, devices and dtypes work as for any module; what follows from shapes and constants
+alone is computed by onnx's own reference implementation, which knows every operator at every opset; everything else is
+plain torch functions, which bound engines know. The module's logits are held against onnxruntime's before it is used.
+"""
+
+import hashlib
+import inspect
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from certkd.networks.onnx.call import Call, Value
+from certkd.networks.onnx.file import DOMAINS, OnnxFile, Reference, packages, read
+from certkd.networks.onnx.operators import OPERATORS
+from certkd.networks.onnx.patterns import Operation, simplified
+from verifiers.core.errors import InputError, one_line
+
+#: Largest difference to onnxruntime's logits, relative to the largest of them (at least 1).
+TOLERANCE = 1e-4
+#: Operators whose float inputs are weights, however small.
+WEIGHTED = frozenset("Conv Gemm MatMul BatchNormalization InstanceNormalization LayerNormalization PRelu".split())
+
+
+class Step(nn.Module):
+    """One operator, under the name of its node."""
+
+    def __init__(self, call: Call, operation: Operation) -> None:
+        super().__init__()
+        self.call, self.operation = call, operation
+
+    def forward(self, *inputs: Value) -> Any:
+        return OPERATORS[self.operation.kind](self.call, *inputs, **self.operation.attributes)
+
+    def _get_name(self) -> str:
+        return self.operation.kind
+
+
+class Weights(nn.Module):
+    """A file's weights, under their names."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """An operator whose result follows from shapes and constants: numbers, not tensors."""
+
+    operation: Operation
+    evaluator: Any
+
+    def __call__(self, *inputs: Value) -> list[np.ndarray]:
+        if self.operation.kind in ("Shape", "Size"):
+            return self._of_shape(inputs[0])
+        given = {name: value for name, value in zip(self.operation.inputs, inputs, strict=True) if name}
+        return self.evaluator.run(None, given)
+
+    def _of_shape(self, value: Tensor | np.ndarray) -> list[np.ndarray]:
+        shape = np.array([int(side) for side in value.shape], dtype=np.int64)
+        if self.operation.kind == "Size":
+            return [np.asarray(np.prod(shape))]
+        return [shape[self.operation.attributes.get("start", 0) : self.operation.attributes.get("end")]]
+
+    def __deepcopy__(self, memo: Any) -> "Known":
+        return self
+
+
+class OnnxNetwork(nn.Module):
+    """The network of an ONNX file, for batches of any size; see ``load``."""
+
+    def __init__(self, file: OnnxFile) -> None:
+        super().__init__()
+        self.image, self.logits = file.image, file.logits
+        self.sha256 = hashlib.sha256(file.path.read_bytes()).hexdigest()
+        self.weights, self.steps = Weights(), nn.ModuleDict()
+        self._plan: list[tuple[Operation, str | Known]] = []
+        self._constants: dict[str, np.ndarray] = {}
+        self._names: dict[str, str] = {}
+        _Translation(file, self).run()
+
+    def forward(self, x: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch classes"]:
+        values: dict[str, Value] = {**self._constants, self.image: x}
+        values |= {name: getattr(self.weights, key) for name, key in self._names.items()}
+        for operation, how in self._plan:
+            inputs = [values[name] if name else None for name in operation.inputs]
+            found = how(*inputs) if isinstance(how, Known) else self.steps[how](*inputs)
+            several = found if isinstance(found, tuple | list) else (found,)
+            values.update(zip(operation.outputs, several, strict=False))
+        return values[self.logits]
+
+    def extra_repr(self) -> str:
+        return f"file={self.sha256}"
+
+
+class _Translation:
+    """Sorts a file's operators into constants, numbers known from shapes, and torch functions."""
+
+    def __init__(self, file: OnnxFile, network: OnnxNetwork) -> None:
+        self.file, self.network = file, network
+        self.constants = dict(file.constants)
+        self.numbers: set[str] = set()  # known from shapes
+        self.varying = {file.image}
+
+    def run(self) -> None:
+        operations = [self._operation(node, i) for i, node in enumerate(self.file.model.graph.node)]
+        open_ones = [operation for operation in operations if not self._folded(operation)]
+        for operation in simplified(open_ones, self.constants, self.file.logits):
+            if operation.kind in ("Shape", "Size") or all(map(self._is_number, filter(None, operation.inputs))):
+                self._know(operation)
+            else:
+                self._translate(operation)
+        if self.file.logits not in self.varying:
+            raise InputError(f"{self.file.path}: its output {self.file.logits!r} does not depend on the image")
+
+    def _operation(self, node: Any, position: int) -> Operation:
+        onnx, _ = packages()
+        kind = node.op_type if node.domain in DOMAINS else f"{node.domain}:{node.op_type}"
+        attributes = {a.name: _plain(onnx.helper.get_attribute_value(a)) for a in node.attribute}
+        return Operation(
+            kind, node.name or f"{kind}_{position}", tuple(node.input), tuple(node.output), attributes, node
+        )
+
+    def _where(self, operation: Operation) -> str:
+        return f"{self.file.path}: node {operation.name!r} ({operation.kind}, opset {self.file.opset})"
+
+    def _folded(self, operation: Operation) -> bool:
+        """Whether it is a constant; its value is computed then."""
+        if not all(name in self.constants for name in operation.inputs if name):
+            return False
+        evaluate = Known(operation, self._evaluator(operation))
+        try:
+            found = evaluate(*(self.constants[name] if name else None for name in operation.inputs))
+        except Exception as error:  # noqa: BLE001 - whatever numpy and onnx say about a broken constant
+            raise InputError(
+                f"{self._where(operation)}: cannot be computed: {' '.join(str(error).split())[:150]}"
+            ) from None
+        self.constants.update(zip(operation.outputs, map(np.asarray, found), strict=False))
+        return True
+
+    def _evaluator(self, operation: Operation) -> Any:
+        if operation.kind in ("Shape", "Size"):
+            return None
+        from onnx import helper
+        from onnx.reference import ReferenceEvaluator
+
+        inputs, outputs = (
+            [helper.make_empty_tensor_value_info(name) for name in dict.fromkeys(names) if name]
+            for names in (operation.inputs, operation.outputs)
+        )
+        graph = helper.make_graph([operation.node], "known", inputs, outputs)
+        try:
+            opset = [helper.make_opsetid("", self.file.opset)]
+            return ReferenceEvaluator(helper.make_model(graph, opset_imports=opset))
+        except Exception as error:  # noqa: BLE001 - it names what it does not know in errors of many classes
+            raise InputError(f"{self._where(operation)}: {' '.join(str(error).split())[:150]}") from None
+
+    def _is_number(self, name: str) -> bool:
+        value = self.constants.get(name)
+        return name in self.numbers or (value is not None and (value.dtype.kind in "iub" or value.size == 1))
+
+    def _know(self, operation: Operation) -> None:
+        self.network._constants |= {name: self.constants[name] for name in operation.inputs if name in self.constants}
+        self.network._plan.append((operation, Known(operation, self._evaluator(operation))))
+        self.numbers.update(operation.outputs)
+
+    def _translate(self, operation: Operation) -> None:
+        varying = tuple(name in self.varying for name in operation.inputs)
+        call = Call(self._where(operation), self.file.opset, len(operation.outputs), varying)
+        self._check(call, operation)
+        statistics = operation.inputs[3:] if operation.kind == "BatchNormalization" else ()
+        for name in filter(self.constants.__contains__, operation.inputs):
+            self._keep(name, call, weighted=operation.kind in WEIGHTED, statistic=name in statistics)
+        key = _unique(re.sub(r"\W+", "_", operation.name).strip("_") or operation.kind, self.network.steps)
+        self.network.steps[key] = Step(call, operation)
+        self.network._plan.append((operation, key))
+        if any(varying):
+            self.varying.update(operation.outputs)
+
+    def _check(self, call: Call, operation: Operation) -> None:
+        """Whether there is a function that takes these inputs and attributes."""
+        if operation.kind not in OPERATORS:
+            quantised = any(word in operation.kind for word in ("Quantize", "QLinear", "Integer"))
+            control = operation.kind in ("If", "Loop", "Scan")
+            advice = ": it computes in integers, give the float network" if quantised else ""
+            advice = ": the network takes decisions, export it for one fixed path" if control else advice
+            raise call.refuse(f"is an operator without translation{advice}")
+        try:
+            inspect.signature(OPERATORS[operation.kind]).bind(call, *operation.inputs, **operation.attributes)
+        except TypeError as error:
+            raise call.refuse(f"is given in a way that is not known: {error}") from None
+
+    def _keep(self, name: str, call: Call, *, weighted: bool, statistic: bool) -> None:
+        """A constant: a parameter of the module, or a buffer where torch wants one, or plain numbers."""
+        value, network = self.constants[name], self.network
+        if value.dtype.kind not in "f" or (value.size == 1 and not weighted):
+            network._constants[name] = value
+        elif value.dtype != np.float32:
+            raise call.refuse(f"has {value.dtype} weights: only float32 networks are read, convert it first")
+        elif name not in network._names:
+            key = _unique(re.sub(r"\W+", "_", name).strip("_") or "weight", network.weights)
+            weight = torch.from_numpy(value.copy())
+            if statistic:
+                network.weights.register_buffer(key, weight)
+            else:
+                network.weights.register_parameter(key, nn.Parameter(weight, requires_grad=False))
+            network._names[name] = key
+
+
+def _unique(name: str, taken: nn.Module) -> str:
+    """A name that is free as an attribute of a module."""
+    while hasattr(taken, name):
+        name += "_"
+    return name
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
+
+
+def load(path: str | Path) -> tuple[OnnxNetwork, tuple[int, ...], int]:
+    """The network of a file, the shape of its images and its number of classes.
+
+    The logits of random inputs in [0, 1] and in [-2, 2] agree with onnxruntime's, for single images and for a batch.
+
+    Raises:
+        InputError: as ``read``; an operator, or the way it is given, without translation; other logits than
+            onnxruntime's.
+    """
+    file = read(Path(path))
+    generator = np.random.default_rng(0)
+    images = generator.random((6, *file.shape), dtype=np.float32)
+    images[3:] = 4 * images[3:] - 2
+    expected = Reference(file)(images)
+    network = OnnxNetwork(file).eval()
+    found = _run(network, images, file)
+    sizes = np.abs(expected).max(1, keepdims=True).clip(min=1.0)  # of each image: large ones hide nothing elsewhere
+    differences = [np.abs((one - expected) / sizes).max() for one in found if one.shape == expected.shape]
+    if len(differences) < len(found) or not max(differences) <= TOLERANCE:
+        told = f"by {max(differences):.3g} of their size" if len(differences) == len(found) else "in shape"
+        raise InputError(f"{file.path} is not read as it is meant: logits differ from onnxruntime's {told}")
+    return network, file.shape, expected.shape[1]
+
+
+def _run(network: OnnxNetwork, images: np.ndarray, file: OnnxFile) -> list[np.ndarray]:
+    """Logits one by one, and for all at once."""
+    x = torch.from_numpy(images)
+    try:
+        with torch.no_grad():
+            return [torch.cat([network(image) for image in x.split(1)]).numpy(), network(x).numpy()]
+    except InputError:
+        raise
+    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, StopIteration) as error:
+        why = one_line(error)
+        raise InputError(f"{file.path} cannot be run as a torch network: {type(error).__name__}: {why}") from None

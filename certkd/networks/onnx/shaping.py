@@ -1,0 +1,177 @@
+"""ONNX operators that move, pick, repeat and join entries; see ``onnx_operators``."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from certkd.networks.onnx.call import Call, Value, axes_of, integers, number, sides_of, tensor
+
+#: TensorProto.FLOAT
+FLOAT = 1
+
+
+def reshape(call: Call, x: Tensor, shape: Value, *, allowzero: int = 0) -> Tensor:
+    """A leading 1, in files for single images, and a leading batch size both mean one row per image."""
+    wanted, sides = integers(shape), [int(side) for side in x.shape]
+    if not allowzero:
+        wanted = [sides[i] if side == 0 else side for i, side in enumerate(wanted)]
+    if not call.varying[0] or not wanted:
+        return x.reshape(wanted)
+    count, batch = math.prod(sides), sides[0]
+    if wanted[0] == 1 and batch > 1 and (-1 in wanted or math.prod(wanted) != count):
+        wanted[0] = batch
+    if -1 in wanted:
+        wanted[wanted.index(-1)] = count // abs(math.prod(wanted))
+    if wanted[0] != batch:
+        return x.reshape(wanted)
+    return x.flatten(1) if len(wanted) == 2 and len(sides) > 1 else x.reshape(-1, *wanted[1:])
+
+
+def flatten(call: Call, x: Tensor, *, axis: int = 1) -> Tensor:
+    if axis % x.dim() != 1:
+        raise call.refuse(f"mixes the images of a batch: axis={axis}")
+    return torch.flatten(x, 1)
+
+
+def transpose(call: Call, x: Tensor, *, perm: Sequence[int] | None = None) -> Tensor:
+    return x.permute(*(range(x.dim())[::-1] if perm is None else perm))
+
+
+def squeeze(call: Call, x: Tensor, given: Value = None, *, axes: Sequence[int] | None = None) -> Tensor:
+    over = axes_of(call, given, axes, x.dim())
+    single = [axis for axis in range(1, x.dim()) if x.shape[axis] == 1]
+    for axis in sorted(single if over is None else over, reverse=True):
+        x = x.squeeze(axis)
+    return x
+
+
+def unsqueeze(call: Call, x: Tensor, given: Value = None, *, axes: Sequence[int] | None = None) -> Tensor:
+    count = len(integers(axes if given is None else given))
+    for axis in sorted(axes_of(call, given, axes, x.dim() + count) or []):
+        x = x.unsqueeze(axis)
+    return x
+
+
+def expand(call: Call, x: Tensor, shape: Value) -> Tensor:
+    return x.expand(np.broadcast_shapes(tuple(int(side) for side in x.shape), tuple(integers(shape))))
+
+
+def concat(call: Call, *parts: Value, axis: int) -> Tensor:
+    """Constant parts, like class tokens, are repeated for every image."""
+    varying = [part for part, varies in zip(parts, call.varying, strict=True) if varies]
+    like = next(part for part in (*varying, *parts) if isinstance(part, Tensor))
+    axis = axis % like.dim()
+    batch = like.shape[0] if varying and axis != 0 else None
+    rows = [
+        tensor(part, like) if varies or batch is None else tensor(part, like)[:1].expand(batch, *part.shape[1:])
+        for part, varies in zip(parts, call.varying, strict=True)
+    ]
+    return torch.cat(rows, axis)
+
+
+def split(
+    call: Call,
+    x: Tensor,
+    given: Value = None,
+    *,
+    axis: int = 0,
+    split: Sequence[int] | None = None,
+    num_outputs: int | None = None,
+) -> tuple[Tensor, ...]:
+    sizes = split if given is None else integers(given)
+    return x.split(-(-x.shape[axis] // call.outputs) if sizes is None else list(sizes), axis)
+
+
+def slices(
+    call: Call,
+    x: Tensor,
+    first: Value = None,
+    last: Value = None,
+    given: Value = None,
+    stride: Value = None,
+    *,
+    starts: Sequence[int] | None = None,
+    ends: Sequence[int] | None = None,
+    axes: Sequence[int] | None = None,
+) -> Tensor:
+    low, high = (integers(starts if first is None else first), integers(ends if last is None else last))
+    over = axes_of(call, given, axes, x.dim()) or list(range(len(low)))
+    steps = [1] * len(low) if stride is None else integers(stride)
+    if min(steps) < 1:
+        raise call.refuse(f"steps={steps} backwards are not supported")
+    index = [slice(None)] * x.dim()
+    for axis, *ends_ in zip(over, low, high, steps, strict=True):
+        index[axis] = slice(*slice(*ends_).indices(int(x.shape[axis])))
+    return x[tuple(index)]
+
+
+def gather(call: Call, x: Tensor, indices: Value, *, axis: int = 0) -> Tensor:
+    if isinstance(indices, Tensor):
+        raise call.refuse("looks up indices that depend on the image")
+    axis, size = axis % x.dim(), int(x.shape[axis])
+    if np.ndim(indices) == 0:
+        return x.select(axis, int(indices) % size)
+    rows = torch.as_tensor(np.asarray(indices).reshape(-1) % size, dtype=torch.int64, device=x.device)
+    after = [*x.shape[:axis], *np.shape(indices), *x.shape[axis + 1 :]]
+    return x.index_select(axis, rows) if np.ndim(indices) == 1 else x.index_select(axis, rows).reshape(after)
+
+
+def pad(
+    call: Call,
+    x: Tensor,
+    given: Value = None,
+    filling: Value = None,
+    along: Value = None,
+    *,
+    pads: Sequence[int] | None = None,
+    mode: str = "constant",
+    value: float = 0.0,
+) -> Tensor:
+    modes = {"constant": "constant", "reflect": "reflect", "edge": "replicate"}
+    if mode not in modes:
+        raise call.refuse(f"mode={mode!r} is not supported")
+    amounts = integers(pads if given is None else given)
+    axes = list(range(x.dim())) if along is None else [axis % x.dim() for axis in integers(along)]
+    before, after = [0] * x.dim(), [0] * x.dim()
+    for i, axis in enumerate(axes):
+        before[axis], after[axis] = amounts[i], amounts[i + len(axes)]
+    if before[0] or after[0]:
+        raise call.refuse("mixes the images of a batch: it pads the first axis")
+    sides = sides_of(before[2:], after[2:]) if not (before[1] or after[1]) else sides_of(before[1:], after[1:])
+    filled = value if filling is None else number(call, filling)
+    return F.pad(x, sides, value=filled) if mode == "constant" else F.pad(x, sides, modes[mode])
+
+
+def cast(call: Call, x: Tensor, *, to: int, saturate: int = 1) -> Tensor:
+    if to != FLOAT:
+        raise call.refuse("changes the type of what depends on the image: only float32 networks are taken")
+    return x
+
+
+def resize(
+    call: Call,
+    x: Tensor,
+    region: Value = None,
+    scales: Value = None,
+    sizes: Value = None,
+    *,
+    mode: str = "nearest",
+    coordinate_transformation_mode: str = "half_pixel",
+    nearest_mode: str = "round_prefer_floor",
+    cubic_coeff_a: float = -0.75,
+) -> Tensor:
+    """Images to another size as torch does it: bilinear between the centres of pixels, or the pixel before."""
+    centred = coordinate_transformation_mode in ("half_pixel", "pytorch_half_pixel")
+    before = coordinate_transformation_mode == "asymmetric" and nearest_mode == "floor"
+    if x.dim() != 4 or not ((mode == "linear" and centred) or (mode == "nearest" and before)):
+        how = f"{mode}, {coordinate_transformation_mode}, {nearest_mode}"
+        raise call.refuse(f"resizes in a way that is not supported ({how})")
+    known = sizes is not None and np.size(sizes)
+    wanted = integers(sizes) if known else [int(n * s) for n, s in zip(x.shape, np.asarray(scales), strict=True)]
+    if mode == "nearest":
+        return F.interpolate(x, size=wanted[2:], mode="nearest")
+    return F.interpolate(x, size=wanted[2:], mode="bilinear", align_corners=False)

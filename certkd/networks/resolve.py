@@ -1,0 +1,204 @@
+"""A network from what a person wrote: a checkpoint's or ONNX file's path, bare weights, or ``source:name``."""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import yaml
+
+from certkd.config.settings import DataConfig, ModelConfig
+from certkd.data.sources import DataSet
+from certkd.networks import checkpoint
+from certkd.networks.builders import Classifier, ModelSpec, build, known_models, last_linear, usual_statistics
+from certkd.networks.checkpoint import Checkpoint
+from verifiers.core.errors import InputError, did_you_mean
+
+SUFFIXES = (".pt", ".pth", ".safetensors", ".bin", ".ckpt", ".onnx")
+
+
+def is_path(name: str) -> bool:
+    """Whether a network's name means a file."""
+    return name.endswith(SUFFIXES) or Path(name).is_file()
+
+
+def fresh(config: ModelConfig, data: DataSet, seed: int, warn: Callable[[str], None] = lambda text: None) -> Classifier:
+    """The network to start a training from: random weights keyed by the seed, pre-trained ones, or a checkpoint's.
+
+    A checkpoint for images of another size gets the data's resized. ``warn`` is told what was adapted.
+    """
+    if config.name.endswith(".onnx"):
+        raise InputError(f"{config.name} can teach and be certified, but not be trained: give a network's name")
+    if is_path(config.name):
+        return _gone_on(config, data, warn)
+    mean, std = data.statistics
+    usual = None
+    if config.weights is not None and config.normalize:
+        usual = usual_statistics(config.name, data.shape[0])
+        mean, std = usual or (mean, std)
+    spec = ModelSpec(
+        name=config.name,
+        options=config.options,
+        classes=data.classes,
+        shape=data.shape,
+        mean=mean if config.normalize else (),
+        std=std if config.normalize else (),
+        resize=None if config.resize is None else (config.resize, config.resize),
+    )
+    if config.pretrained and config.weights is not None:
+        raise InputError(f"pretrained and weights {config.weights} both say what to begin with: drop one of them")
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = build(spec, pretrained=config.pretrained)
+    if usual is not None:
+        told = " and ".join("(" + ", ".join(f"{value:g}" for value in values) + ")" for values in usual)
+        warn(f"images are normalised by {told}, as {config.name} usually is; with normalize: false they are not")
+    if config.weights is not None and checkpoint.begin_with(model, config.weights, last_linear(model.network)):
+        warn(f"{config.weights} is of other classes than {data.name}: the last linear layer begins with random weights")
+    return model
+
+
+def _gone_on(config: ModelConfig, data: DataSet, warn: Callable[[str], None]) -> Classifier:
+    """A checkpoint's network for the data's images.
+
+    Raises:
+        InputError: it has other classes or channels, or the configuration says how to build it.
+    """
+    if config.options or config.pretrained or config.weights or config.resize or not config.normalize:
+        raise InputError(f"{config.name} is a checkpoint and says itself how it is built: drop the model's other keys")
+    model = checkpoint.load(config.name).model
+    spec = model.spec
+    apart = spec.classes != data.classes or len(spec.shape) != len(data.shape) or spec.shape[0] != data.shape[0]
+    if apart or (len(spec.shape) != 3 and spec.shape != data.shape):
+        raise InputError(
+            f"{config.name} takes images {spec.shape} of {spec.classes} classes, "
+            f"{data.name} has {data.shape} of {data.classes}"
+        )
+    if spec.shape == data.shape:
+        return model
+    warn(f"{config.name} sees images resized from {data.shape[1]}x{data.shape[2]} to {spec.inner[1]}x{spec.inner[2]}")
+    return adapted(model, data.shape)
+
+
+def adapted(network: Classifier, shape: tuple[int, ...]) -> Classifier:
+    """The same network for images of another size, which are resized to its own; the weights are shared.
+
+    Raises:
+        InputError: another number of channels, or inputs that are not images.
+    """
+    spec = network.spec
+    if len(spec.shape) != 3 or len(shape) != 3 or spec.shape[0] != shape[0]:
+        raise InputError(
+            f"a network for images {spec.shape} cannot take images {shape}: only height and width may differ"
+        )
+    size = (spec.inner[1], spec.inner[2])
+    other = Classifier(spec.model_copy(update={"shape": shape, "resize": size}), network.network)
+    other.normalize = network.normalize
+    return other.train(network.training)
+
+
+def beside(teacher: Checkpoint, student: Checkpoint) -> Checkpoint:
+    """A teacher for the student's images and data: as it is, or resizing them where they are of another size.
+
+    Raises:
+        InputError: they differ in more than height and width.
+    """
+    shape = student.model.spec.shape
+    if teacher.model.spec.shape == shape:
+        return teacher
+    return replace(teacher, model=adapted(teacher.model, shape), data=student.data)
+
+
+def trained(
+    name: str,
+    *,
+    architecture: str | None = None,
+    data: DataSet | None = None,
+    mean: Sequence[float] = (),
+    std: Sequence[float] = (),
+    layout: str | None = None,
+) -> Checkpoint:
+    """The network to certify.
+
+    Args:
+        name: a checkpoint's or ONNX file's path, or ``source:name`` for its source's pre-trained weights.
+        architecture: for bare weights: ``source:name`` and options, as in ``certkd:resnet,depth=20``.
+        data: gives classes and shape where no checkpoint does.
+        mean, std: normalisation that bare weights or an ONNX file expect, per channel.
+        layout: how an ONNX file arranges its images, see ``certkd.exchange.onnx_classifier``.
+
+    Raises:
+        InputError: as ``checkpoint.load``, ``classifier`` and ``build``; or no data set was named where one is needed.
+    """
+    onnx = name.endswith(".onnx")
+    if len(mean) != len(std) or min(std, default=1) <= 0 or (std and architecture is None and not onnx):
+        raise InputError(
+            f"--mean and --std belong together and to --arch or an .onnx file, --std is positive: got {mean} and {std}"
+        )
+    if layout is not None and not onnx:
+        raise InputError(f"--layout {layout} is for .onnx files: {name} says itself how its images lie")
+    if onnx and architecture is None:
+        from certkd.networks.onnx.classifier import classifier
+
+        shape = None if data is None else data.shape
+        return classifier(name, shape=shape, layout=layout or "nchw", mean=mean, std=std)
+    if ":" not in name and not is_path(name) and not Path(name).exists():
+        known = did_you_mean(name, known_models("certkd"))
+        raise InputError(f"{name!r} is neither a checkpoint's path nor a network's name like timm:resnet18.{known}")
+    if is_path(name) or ":" not in name:
+        spec = None
+        if architecture is not None:
+            if data is None:
+                raise InputError(f"--arch {architecture} needs --data, which says how many classes and what shape")
+            spec = parse_architecture(architecture, data.classes, data.shape).model_copy(
+                update={"mean": tuple(mean), "std": tuple(std)}
+            )
+        return checkpoint.load(name, architecture=spec)
+    if data is None:
+        raise InputError(f"{name} needs --data, which says how many classes and what shape")
+    return Checkpoint(build(parse_architecture(name, data.classes, data.shape), pretrained=True).eval())
+
+
+def untrained(name: str, classes: int, shape: tuple[int, ...]) -> Classifier:
+    """``source:name,key=value`` with random weights, in eval mode: to look at, not to use.
+
+    Raises:
+        InputError: as ``build``.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return build(parse_architecture(name, classes, shape)).eval()
+
+
+def parse_architecture(text: str, classes: int, shape: tuple[int, ...]) -> ModelSpec:
+    """``certkd:resnet,depth=20`` for a number of classes and an image shape.
+
+    Raises:
+        InputError: an option that is not key=value.
+    """
+    name, *pairs = re.split(r",(?![^\[]*\])", text)  # not at the commas of a list
+    options = {}
+    for pair in pairs:
+        key, separator, value = pair.partition("=")
+        if not separator:
+            raise InputError(f"--arch {text!r}: {pair!r} must look like key=value, as in certkd:resnet,depth=20")
+        try:
+            options[key.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise InputError(f"--arch {text!r}: {value!r} is not a value: write depth=20 or hidden=[64,64]") from None
+    return ModelSpec(name=name, options=options, classes=classes, shape=shape)
+
+
+def data_of(known: Checkpoint, name: str | None, root: str | None, download: bool) -> DataConfig:
+    """The data set to certify on: the one named, or the checkpoint's own.
+
+    Raises:
+        InputError: the checkpoint does not say, and none was named.
+    """
+    stored = dict(known.data)
+    if name is not None and name != stored.get("name"):
+        stored = {"name": name}
+    if not stored:
+        raise InputError("the checkpoint does not say what data it belongs to: name it with --data")
+    return DataConfig(**{**stored, "root": root, "download": download})

@@ -1,0 +1,110 @@
+"""What a training refuses before it begins: data, networks and settings that do not fit."""
+
+import torch
+from torch import Tensor, nn
+
+from certkd.config.settings import Recipe
+from certkd.data.sources import Split, TensorImages
+from certkd.objectives import Objective
+from certkd.training.log import TrainingReporter
+from verifiers.core.errors import InputError, one_line
+from verifiers.runtime.modes import eval_mode
+from verifiers.runtime.samples import check_dtype, check_pixels
+
+#: Images that are not all in memory are looked at in part.
+FIRST = 64
+
+
+def as_split(data: Split | tuple[Tensor, Tensor]) -> Split:
+    """A split of two tensors, or the split itself.
+
+    Raises:
+        InputError: no images, not as many images as labels, images or labels of another kind.
+    """
+    if isinstance(data, Split):
+        return data
+    images, labels = data
+    if len(images) != len(labels) or len(labels) == 0:
+        raise InputError(f"need as many images as labels and at least one: got {len(images)} and {len(labels)}")
+    if labels.dim() != 1 or labels.is_floating_point():
+        raise InputError(f"labels must be one integer per image, got {labels.dtype} of shape {tuple(labels.shape)}")
+    if images.dtype != torch.uint8:
+        check_pixels(images)
+    return Split(TensorImages(images), labels.long(), torch.arange(len(labels)))
+
+
+def check_student(student: nn.Module, splits: tuple[Split, Split], place: torch.device) -> int:
+    """The number of classes of a network that takes the images of both splits.
+
+    Raises:
+        InputError: it does not, is not float32, gives no logits, or there are labels of other classes.
+    """
+    check_dtype(student, "the student", "train")
+    classes = 0
+    for split in splits:
+        if len(split) == 0:
+            raise InputError("need at least one image to train with and one to select the best epoch by")
+        x, _ = split.batch(torch.arange(min(len(split), FIRST)), place)
+        check_pixels(x)
+        classes = _logits(student, x[:1], "student").shape[1]
+        low, high = int(split.labels.min()), int(split.labels.max())
+        if low < 0 or high >= classes:
+            raise InputError(f"labels run from {low} to {high}, the student has {classes} classes")
+    return classes
+
+
+def check_teacher(
+    student: nn.Module,
+    teacher: nn.Module,
+    name: str,
+    classes: int,
+    fit: Split,
+    place: torch.device,
+    reporter: TrainingReporter,
+) -> None:
+    """Refuse a teacher that cannot teach a student of so many classes; warn of one that gives probabilities.
+
+    Raises:
+        InputError: it shares weights with the student, is not float32, has other classes or takes other images.
+    """
+    if {id(p) for p in teacher.parameters()} & {id(p) for p in student.parameters()}:
+        raise InputError(f"{name} and student share weights: copy one of them first (copy.deepcopy)")
+    check_dtype(teacher, f"the {name}", "give")
+    logits = _logits(teacher, fit.batch(torch.arange(min(len(fit), FIRST)), place)[0], name)
+    if logits.shape[1] != classes:
+        raise InputError(f"the {name} has {logits.shape[1]} classes, the student {classes}: they must have the same")
+    if bool((logits >= 0).all()) and torch.allclose(logits.sum(1), torch.ones_like(logits[:, 0]), atol=1e-4):
+        reporter.warn(f"the {name} gives probabilities rather than logits: leave out its softmax")
+
+
+def _logits(model: nn.Module, x: Tensor, name: str) -> Tensor:
+    try:
+        with torch.no_grad(), eval_mode(model):
+            logits = model(x)
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise InputError(f"the {name} does not take images of shape {tuple(x.shape[1:])}: {one_line(error)}") from None
+    if logits.dim() != 2 or logits.shape[1] < 2 or len(logits) != len(x):
+        raise InputError(f"the {name} must give one row of logits per image, got shape {tuple(logits.shape)}")
+    return logits
+
+
+def check_settings(
+    objective: Objective, recipe: Recipe, teacher: nn.Module | None, natural_teacher: nn.Module | None
+) -> None:
+    """Refuse an objective without its teachers, or with parts of a batch where it needs it whole.
+
+    Raises:
+        InputError: as it says.
+    """
+    kind = objective.kind  # type: ignore[attr-defined]
+    if objective.needs_teacher and teacher is None:
+        raise InputError(f"the objective {kind!r} needs a teacher: give one")
+    if objective.needs_natural_teacher and natural_teacher is None:
+        raise InputError(f"the objective {kind!r} needs a natural teacher: give one (natural_teacher)")
+    if recipe.accumulate > 1 and getattr(objective, "reduction", "") == "batch_frobenius":
+        raise InputError(
+            f"accumulate {recipe.accumulate} with reduction batch_frobenius: its norm is over the whole batch, "
+            "set accumulate to 1 or take another reduction"
+        )
+    if recipe.accumulate > 1 and objective.remembers:
+        raise InputError(f"accumulate {recipe.accumulate}: {kind!r} weighs its terms by whole steps, set it to 1")

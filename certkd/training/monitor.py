@@ -1,0 +1,140 @@
+"""What a person should know about a network in training: how it fares against its teacher, and warnings."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from certkd.config.settings import SelectionConfig
+from certkd.data.sources import Split
+from certkd.objectives import Objective
+from certkd.training.evaluation import evaluate, has_collapsed
+from verifiers.core.quantities import Epsilon, Norm
+from verifiers.geometry.balls import keyed_start
+from verifiers.linearity.agreement import attack_agreement, gradient_agreement
+from verifiers.linearity.estimates import cross_entropy_of, signed_linearity
+from verifiers.runtime.modes import eval_mode
+
+#: Input gradients of student and teacher are compared on at most so many images, and so many of them are attacked.
+COMPARED, ATTACKED = 500, 100
+#: A student below this share of its teacher's clean accuracy is worth a warning: a large lambda_iga does that too.
+FAR_BELOW = 0.8
+#: So much more success of an attack on the margin than of one on the cross-entropy, from one start, is worth a warning.
+MASKED_MUCH = 0.2
+
+
+@dataclass(frozen=True)
+class Threat:
+    """The ball in which diagnostics attack; eps in pixel units."""
+
+    eps: float
+    norm: Norm = Norm.LINF
+    steps: int = 10
+
+    @classmethod
+    def of_selection(cls, selection: SelectionConfig) -> "Threat | None":
+        """The ball of the PGD accuracy that is logged; None when none is."""
+        if selection.eps is None:
+            return None
+        return cls(Epsilon.parse(selection.eps).value, selection.norm, selection.steps)
+
+    @classmethod
+    def of_objective(cls, settings: Mapping[str, Any]) -> "Threat | None":
+        """The ball of an objective's settings as they are stored; None when it knows none, or noise instead."""
+        eps = settings.get("eps")
+        if not isinstance(eps, int | float) or eps <= 0 or settings.get("sigma"):
+            return None
+        norm = settings.get("attack_norm", settings.get("norm"))  # kdiga's norm, 1 or 2, is that of gradients
+        return cls(float(eps), Norm(norm) if norm in list(Norm) else Norm.LINF)
+
+
+def diagnostics(
+    model: nn.Module,
+    teacher: nn.Module | None,
+    split: Split,
+    threat: Threat | None,
+    place: torch.device,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Estimates on the first images of a split; nothing when there is neither a teacher nor a threat.
+
+    With a teacher ``gradient_gap`` and ``gradient_cosine``, means of the distance and the cosine of both networks'
+    input gradients of the cross-entropy. With a threat ``margin_excess``, the share of images that an attack on the
+    margin gets wrong less that of one on the cross-entropy, and (linf) ``local_linearity``, by how many nats the
+    cross-entropy rises above its linearisation within the ball (Shao et al.'s measure). With both ``transfer``, the
+    share of the network's adversarial examples that fool the teacher too (left out when there are none), and
+    ``teacher_entropy`` at the points found, in nats.
+    """
+    metrics: dict[str, float] = {}
+    x, y = split.batch(torch.arange(min(len(split), COMPARED)), place)
+    if teacher is not None:
+        gradients = gradient_agreement(model, teacher, x, y, Norm.L2)
+        metrics |= {"gradient_gap": float(gradients.gap.mean()), "gradient_cosine": float(gradients.cosine.mean())}
+    if threat is None:
+        return metrics
+    x, y, eps, norm = x[:ATTACKED], y[:ATTACKED], threat.eps, threat.norm
+    reference = model if teacher is None else teacher
+    found = attack_agreement(model, reference, x, y, eps=eps, norm=norm, steps=threat.steps, restarts=1, seed=seed)
+    if teacher is not None and bool(found.fooled.any()):
+        metrics["transfer"] = float(found.transfers.sum() / found.fooled.sum())
+    if teacher is not None:
+        metrics["teacher_entropy"] = float(found.teacher_entropy.mean())
+    metrics["margin_excess"] = float(found.margin.double().mean() - found.ce.double().mean())
+    if norm is Norm.LINF:
+        start = keyed_start(x, x.new_full(x.shape[:1], eps), norm, seed, range(len(x)), 1)
+        with eval_mode(model):
+            curved = signed_linearity(cross_entropy_of(model, y), x, eps, norm, start)
+        metrics["local_linearity"] = float(curved.double().mean())
+    return metrics
+
+
+def alarms(history: Sequence[Mapping[str, Any]], objective: Objective) -> Iterator[str]:
+    """What the last epoch of several shows for the first time."""
+    *before, now = [record["validation"] for record in history]
+    epoch = len(history)
+    if before and has_collapsed(now) and not has_collapsed(before[-1]):
+        yield f"epoch {epoch}: {_collapse_message(now, objective)}"
+    if _masked(now) and not any(_masked(metrics) for metrics in before):
+        yield f"epoch {epoch}: {_masked_message(now)}"
+
+
+def warnings(
+    last: Mapping[str, float], objective: Objective, teacher: nn.Module | None, held_out: Split, place: torch.device
+) -> Iterator[str]:
+    """What is wrong with the last epoch's network."""
+    if has_collapsed(last):
+        yield _collapse_message(last, objective)
+    elif teacher is not None and last["clean"] < FAR_BELOW * (theirs := _clean_accuracy(teacher, held_out, place)):
+        yield f"clean accuracy {last['clean']:.1%} is far below the teacher's {theirs:.1%}{_hint(objective)}"
+    if _masked(last):
+        yield _masked_message(last)
+
+
+def _masked(metrics: Mapping[str, float]) -> bool:
+    return metrics.get("margin_excess", 0.0) > MASKED_MUCH
+
+
+def _masked_message(metrics: Mapping[str, float]) -> str:
+    return (
+        f"gradient masking: an attack on the margin fools the network on {metrics['margin_excess']:.1%} more of the "
+        "validation images than one on the cross-entropy; do not trust PGD accuracy on the cross-entropy"
+    )
+
+
+def _collapse_message(metrics: Mapping[str, float], objective: Objective) -> str:
+    return (
+        f"the student collapsed: one class for {metrics['constant_share']:.0%} of the validation images, "
+        f"clean accuracy {metrics['clean']:.1%}, mean input gradient {metrics['gradient_norm']:.2g}{_hint(objective)}"
+    )
+
+
+def _hint(objective: Objective) -> str:
+    weight = getattr(objective, "lambda_iga", 0)
+    what = f"lambda_iga {weight}" if weight else "the learning rate"
+    return f": {what} may be too large (then lower it), or the training too short"
+
+
+def _clean_accuracy(model: nn.Module, split: Split, place: torch.device) -> float:
+    return evaluate(model, split, SelectionConfig(), place)["clean"]

@@ -1,0 +1,80 @@
+"""What a training in Python refuses before it begins."""
+
+from pathlib import Path
+
+import pytest
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from certkd.config.settings import Recipe
+from certkd.objectives import Kd, Standard
+from certkd.training.loop import train
+from tests.certkd.training.test_training import Listener, fit, plain, samples
+from verifiers.core.errors import InputError
+
+
+class Probable(nn.Module):
+    """Probabilities for logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = plain(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x).softmax(1)
+
+
+X, Y = samples(40)
+REFUSED = {
+    "images of 0 to 255": ({"data": (255 * X, Y)}, r"images must be in \[0, 1\], got values from .* to 2\d\d"),
+    "normalised ones": ({"data": (X - 0.5, Y)}, r"images must be in \[0, 1\], got values from -0.\d+"),
+    "no images": ({"data": (X[:0], Y[:0])}, "at least one: got 0 and 0"),
+    "one to train and select": ({"data": (X[:1], Y[:1]), "validation": None}, "at least one image to train with"),
+    "not as many labels": ({"data": (X, Y[:-1])}, "as many images as labels and at least one: got 40 and 39"),
+    "labels beyond the classes": ({"data": (X, Y + 1)}, "labels run from 1 to 4, the student has 4 classes"),
+    "labels below 0": ({"data": (X, Y - 1)}, "labels run from -1 to 2, the student has 4 classes"),
+    "validation labels": ({"validation": (X, Y + 9)}, "labels run from 9 to 12"),
+    "labels that are shares": (
+        {"data": (X, F.one_hot(Y).float())},
+        r"one integer per image, got torch.float32",
+    ),
+    "images of another size": (
+        {"data": (X[..., :3], Y)},
+        r"the student does not take images of shape \(1, 4, 3\): ",
+    ),
+    "weights in half": (
+        {"student": plain().half()},
+        "the student's weights must be float32, got float16: train",
+    ),
+    "a teacher in half": (
+        {"teacher": plain(1).half()},
+        "the teacher's weights must be float32, got float16: give",
+    ),
+    "a teacher of other images": (
+        {"teacher": nn.Sequential(nn.Flatten(), nn.Linear(9, 4))},
+        r"the teacher does not take images of shape \(1, 4, 4\): ",
+    ),
+    "no logits": ({"student": nn.Conv2d(1, 4, 1)}, r"one row of logits per image, got shape \(1, 4, 4, 4\)"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_does_not_fit_is_refused_before_anything_is_written(name: str, tmp_path: Path) -> None:
+    given, message = REFUSED[name]
+    arguments = {"data": (X, Y), "teacher": plain(1), "validation": (X, Y), "out": tmp_path / "out", **given}
+    student = arguments.pop("student", plain())
+    with pytest.raises(InputError, match=message):
+        train(student, arguments.pop("data"), Kd(), recipe=Recipe(epochs=1), device="cpu", **arguments)
+    assert not (tmp_path / "out").exists()
+
+
+def test_bytes_are_taken_as_pixels() -> None:
+    recipe = Recipe(epochs=1, batch_size=20)
+    train(plain(), ((255 * X).round().byte(), Y), Standard(), recipe=recipe, device="cpu")
+
+
+def test_a_teacher_that_gives_probabilities_is_told_of() -> None:
+    for teacher, expected in ((Probable(), 1), (plain(1), 0)):
+        listener = Listener()
+        fit(plain(), Kd(), teacher=teacher, reporter=listener, recipe=Recipe(epochs=1))
+        assert len([text for text in listener.warnings if "probabilities rather than logits" in text]) == expected

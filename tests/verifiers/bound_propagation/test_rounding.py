@@ -1,0 +1,89 @@
+"""What float32 does to a certificate, and what tells two networks and two orders of methods apart."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from verifiers.bound_propagation.auto_lirpa import compat
+from verifiers.certify.certify import certify
+from verifiers.core.errors import InputError
+from verifiers.core.status import Status
+
+needs_auto_lirpa = pytest.mark.skipif(
+    compat.version() is None and importlib.util.find_spec("auto_LiRPA") is None, reason="auto-LiRPA is not installed"
+)
+
+
+def cancelling(bias: float) -> nn.Module:
+    """Hidden values as large as the bias cancel in the logits; in float32 their rounding stays."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 3))
+    with torch.no_grad():
+        network[0].bias.fill_(bias)
+        weight = network[2].weight
+        weight -= weight.mean(1, keepdim=True)
+        network[2].bias.copy_(-weight.sum(1) * bias)
+    return network.eval()
+
+
+@needs_auto_lirpa
+@pytest.mark.parametrize("bias", [0.0, 1e3, 1e4, 1e5, 1e6])
+def test_no_float32_point_inside_a_radius_changes_the_class(bias: float) -> None:
+    network = cancelling(bias)
+    x = torch.rand(60, 8, generator=torch.Generator().manual_seed(1)) * 0.8 + 0.1
+    predicted = network(x).argmax(1)
+    try:
+        rows = certify(network, x, predicted, eps=0.02, methods=("crown",))["crown"]
+    except InputError as refusal:
+        assert bias >= 1e4 and "float32 is too coarse" in str(refusal)
+        return
+    radius = torch.tensor(rows["radius"]).float()
+    if bias == 0.0:
+        assert (radius > 0).all(), "an ordinary network lost its certificates"
+    generator = torch.Generator().manual_seed(2)
+    for _ in range(300):
+        noise = torch.rand(x.shape, generator=generator) * 2 - 1
+        point = (x + 0.999 * radius[:, None] * noise).clamp(0, 1)
+        changed = (network(point).argmax(1) != predicted) & (radius > 0)
+        assert not changed.any(), f"{int(changed.sum())} certified rows have a counterexample in float32"
+
+
+class Scaled(nn.Module):
+    """The same weights and layers make another function for another plain attribute."""
+
+    def __init__(self, sign: float) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.sign = nn.Linear(4, 3), sign
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.sign * self.layer(x)
+
+
+def test_rows_of_another_function_are_not_taken_over(tmp_path: Path) -> None:
+    x = torch.rand(20, 4, generator=torch.Generator().manual_seed(0))
+    labels = Scaled(1.0)(x).argmax(1)
+    certify(Scaled(1.0), x, labels, eps=0.01, methods=("pgd",), out=tmp_path / "a.h5")
+    with pytest.raises(InputError, match="predicts otherwise"):
+        certify(Scaled(-1.0), x, labels, eps=0.01, methods=("pgd",), out=tmp_path / "a.h5")
+
+
+@needs_auto_lirpa
+def test_attacks_run_first_whatever_the_order() -> None:
+    network, x = cancelling(0.0), torch.rand(6, 8, generator=torch.Generator().manual_seed(3))
+    labels = network(x).argmax(1)
+    result = certify(network, x, labels, eps=0.3, methods=("crown", "pgd"))
+    assert list(result.methods) == ["pgd", "crown"]
+    contradicted = result["crown"]["radius"] >= np.nan_to_num(result["pgd"]["distance"], nan=np.inf)
+    assert not contradicted.any() and (result["pgd"]["status"] == Status.FALSIFIED).any()
+
+
+@pytest.mark.parametrize("options", [{"restarts": 0.5}, {"steps": 2.5}])
+def test_counts_are_whole_numbers(options: dict[str, float]) -> None:
+    network, x = cancelling(0.0), torch.rand(2, 8)
+    with pytest.raises(InputError, match="whole number"):
+        certify(network, x, network(x).argmax(1), eps=0.1, methods=("pgd",), options=options)

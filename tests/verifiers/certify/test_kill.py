@@ -1,0 +1,222 @@
+"""Killed at any moment, a certification leaves a readable file with every finished row, and goes on from there."""
+
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tests.verifiers.results.test_store import (
+    PIXELS,
+    assert_images,
+    assert_whole,
+    equal_but_seconds,
+    open_file,
+    start,
+    values_of,
+    write_all,
+    write_pending,
+)
+from verifiers.certify.certify import certify
+from verifiers.core.status import Status
+from verifiers.results import reader
+from verifiers.results.rows import Certificates
+
+ROWS = 800
+
+
+def killed(target: Callable[..., None], *arguments: Any, after: float) -> bool:
+    """Run in a new process and SIGKILL it some seconds after it says "go"; whether the kill was in time."""
+    process, connection = start(target, *arguments)
+    assert connection.poll(60), "the process did not start"
+    assert connection.recv() == "go"
+    time.sleep(after)
+    process.kill()
+    process.join(30)
+    assert process.exitcode in (-signal.SIGKILL, 0), f"the process failed by itself: {process.exitcode}"
+    return process.exitcode == -signal.SIGKILL
+
+
+def killed_at(target: Callable[..., None], path: Path, rows: int, method: str) -> bool:
+    """Run in a new process and SIGKILL it once so many rows are finished; whether the kill was in time."""
+    process, _ = start(target, path)
+    deadline = time.monotonic() + 120
+    while process.is_alive() and time.monotonic() < deadline:
+        if path.exists() and (reader.read(path)[method]["status"] != Status.PENDING).sum() >= rows:
+            break
+        time.sleep(0.002)
+    process.kill()
+    process.join(30)
+    return process.exitcode == -signal.SIGKILL
+
+
+def duration(target: Callable[..., None], *arguments: Any) -> float:
+    """Seconds that it takes in a new process when nobody kills it."""
+    process, connection = start(target, *arguments)
+    assert connection.poll(60), "the process did not start"
+    assert connection.recv() == "go"
+    began = time.perf_counter()
+    process.join(60)
+    assert process.exitcode == 0, f"the process failed: {process.exitcode}"
+    return time.perf_counter() - began
+
+
+def _write_slowly(path: Path, connection: Connection) -> None:
+    connection.send("go")
+    with open_file(path, ROWS) as file:
+        for start_row in range(0, ROWS, 5):
+            rows = np.intersect1d(np.arange(start_row, start_row + 5), file.pending("wave"))
+            file.note("wave", "reason", f"batch {start_row} " * (start_row % 30))
+            if len(rows):
+                file.write("wave", rows, values_of(rows))
+
+
+def _check_unfinished(path: Path) -> int:
+    """A file that a killed process left is whole as far as it goes; how many rows it has."""
+    done = assert_whole(reader.read(path)["wave"])
+    if len(done):
+        assert_images(path, done)
+    return len(done)
+
+
+def test_a_killed_writer_loses_no_finished_row(tmp_path: Path) -> None:
+    """25 kills while rows are written; each next process goes on where the last one was killed."""
+    whole = duration(_write_slowly, tmp_path / "straight.h5")
+    rng, path, done, kills, middle = random.Random(0), tmp_path / "a.h5", 0, 0, 0
+    while kills < 25:
+        kills += killed(_write_slowly, path, after=rng.uniform(0.0, whole / 3))
+        if not path.exists():
+            continue
+        before, done = done, _check_unfinished(path)
+        assert done >= before, f"{before - done} finished rows were lost"
+        middle += 0 < done < ROWS
+        if done == ROWS:  # start again with another file
+            path, done = tmp_path / f"{kills}.h5", 0
+    assert middle >= 5, f"only {middle} kills hit a file in the middle: the test is of no use"
+    write_all(path, ROWS, batch=50)
+    straight = reader.read(tmp_path / "straight.h5")
+    assert len(assert_whole(straight["wave"])) == ROWS
+    equal_but_seconds(reader.read(path), straight, ["wave"])
+    assert_images(path, np.arange(ROWS))
+
+
+def _create_big(path: Path, connection: Connection) -> None:
+    connection.send("go")
+    with open_file(path, 300_000):
+        connection.recv()
+
+
+def test_a_kill_during_creation_leaves_nothing_in_the_way(tmp_path: Path) -> None:
+    """20 kills around the publication of a file: it is whole or not there, and the next process creates it."""
+    rng, absent = random.Random(1), 0
+    for number in range(20):
+        path = tmp_path / f"{number}.h5"
+        assert killed(_create_big, path, after=rng.uniform(0.0, 0.03) if number % 2 else 0.0)
+        absent += not path.exists()
+        if path.exists():
+            assert reader.read(path)["wave"].count(Status.PENDING) == 300_000, (
+                "a file was published before it was whole"
+            )
+        with open_file(path, 300_000) as file:
+            file.write("wave", np.arange(5), values_of(np.arange(5)))
+        assert len(assert_whole(reader.read(path)["wave"])) == 5
+        path.unlink()
+    assert absent >= 1, "no kill hit before publication: the test is of no use"
+
+
+def _die_at_call(path: Path, name: str, before: bool, connection: Connection) -> None:
+    original = getattr(os, name)
+
+    def die(*arguments: Any) -> None:
+        if not before:
+            original(*arguments)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    setattr(os, name, die)
+    connection.send("go")
+    write_all(path)
+
+
+@pytest.mark.parametrize(("name", "before"), [("fsync", True), ("link", True), ("link", False)])
+def test_a_kill_at_each_step_of_publication(tmp_path: Path, name: str, before: bool) -> None:
+    path = tmp_path / "a.h5"
+    process, connection = start(_die_at_call, path, name, before)
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL, "the step was not reached"
+    assert path.exists() == (not before), f"published {'before' if before else 'after'} {name}"
+    write_all(path)
+    assert len(assert_whole(reader.read(path)["wave"])) == 40
+    connection.close()
+
+
+def test_a_left_over_second_name_is_not_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed after the link, then the file moved away, then a process of the same number (in a container: 1)."""
+    write_all(tmp_path / "a.h5")
+    monkeypatch.setattr(os, "getpid", lambda: 77)
+    os.link(tmp_path / "a.h5", tmp_path / ".a.h5.77.new")
+    (tmp_path / "a.h5").rename(tmp_path / "kept.h5")
+    with open_file(tmp_path / "a.h5"):
+        pass
+    assert len(assert_whole(reader.read(tmp_path / "kept.h5")["wave"])) == 40, "a finished file was overwritten"
+    assert not (tmp_path / ".a.h5.77.new").exists(), "the left-over was not cleaned up"
+
+
+def test_rows_without_a_status_are_written_again(tmp_path: Path) -> None:
+    """What a kill between data and status leaves: values without a status, which count for nothing."""
+    half = {name: values for name, values in values_of(np.arange(9)).items() if name != "status"}
+    with open_file(tmp_path / "a.h5") as file:
+        for name, values in half.items():
+            file._file["wave"][name][:9] = values * 0 + 1
+    with open_file(tmp_path / "a.h5") as file:
+        assert len(file.pending("wave")) == 40, "rows without a status must be pending"
+        write_pending(file, 9)
+    assert_images(tmp_path / "a.h5", assert_whole(reader.read(tmp_path / "a.h5")["wave"]), PIXELS)
+
+
+# A real certification ---------------------------------------------------------------------------------------------
+
+
+def _run(path: Path) -> Certificates:
+    torch.set_num_threads(1)
+    generator = torch.Generator().manual_seed(3)
+    model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    images, labels = torch.rand(150, 4, generator=generator), torch.randint(0, 3, (150,), generator=generator)
+    options = {"steps": 4, "restarts": 2}
+    return certify(model, images, labels, eps="1/20", methods=("pgd",), out=path, batch_size=2, options=options)
+
+
+def _certify(path: Path, connection: Connection) -> None:
+    connection.send("go")
+    _run(path)
+
+
+def test_a_killed_certification_goes_on_to_the_same_result(tmp_path: Path) -> None:
+    straight = _run(tmp_path / "straight.h5")
+    statuses = {Status(s) for s in straight["pgd"]["status"]}
+    assert statuses == {Status.FALSIFIED, Status.NOT_CERTIFIED, Status.MISCLASSIFIED}, "the samples are too much alike"
+    rng, path, middle = random.Random(2), tmp_path / "a.h5", 0
+    for part in range(4):
+        done_before = 0 if not part else int((reader.read(path)["pgd"]["status"] != Status.PENDING).sum())
+        killed_at(_certify, path, done_before + rng.randint(1, 30), "pgd")
+        rows = reader.read(path)["pgd"]
+        done = rows["status"] != Status.PENDING
+        for name in rows.columns.keys() - {"seconds"}:
+            expected = straight["pgd"][name][done]
+            assert np.array_equal(rows[name][done], expected, equal_nan=name in ("margin", "distance")), name
+        middle += 0 < done.sum() < len(done)
+    assert middle >= 1, "no kill hit in the middle: the test is of no use"
+    equal_but_seconds(_run(path), straight, ["pgd"])
+    fooled = np.flatnonzero(straight["pgd"]["status"] == Status.FALSIFIED)
+    one, two = (reader.read_images(p, "pgd", "counterexample", fooled) for p in (path, tmp_path / "straight.h5"))
+    assert (one == two).all(), "a counterexample differs"

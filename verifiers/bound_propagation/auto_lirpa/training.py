@@ -1,0 +1,175 @@
+"""Differentiable bounds of margins over boxes, for certified training; by auto-LiRPA on the network's own weights."""
+
+import copy
+from typing import Any, Literal
+from weakref import WeakKeyDictionary
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from verifiers.bound_propagation.auto_lirpa import compat, guard
+from verifiers.bound_propagation.auto_lirpa.adapter import FAILURES, METHODS, quiet, without_dropout
+from verifiers.bound_propagation.checks import check_forward
+from verifiers.core.errors import Contradiction, InputError, Unsupported, one_line
+
+BoundMethod = Literal["ibp", "crown-ibp"]
+Box = tuple[Float[Tensor, "batch *shape"], Float[Tensor, "batch *shape"]]
+
+
+def ball(x: Float[Tensor, "batch *shape"], eps: float) -> Box:
+    """The linf ball of eps around images, within the image box."""
+    return (x - eps).clamp(0, 1), (x + eps).clamp(0, 1)
+
+
+def lower_margins(
+    model: nn.Module,
+    box: Box,
+    y: Int[Tensor, " batch"],
+    method: BoundMethod,
+    *,
+    sign: int = 1,
+    minus: nn.Module | None = None,
+) -> Float[Tensor, "batch classes"]:
+    """Lower bounds of sign (f_y - f_j) over a box for every class j (0 at y), differentiable in the parameters.
+
+    With ``minus`` f is the difference of both networks, bounded as one graph: what is equal in both cancels where
+    bounds are linear; ``minus`` is a constant. Batch normalisation is bounded with its running statistics, dropout is
+    left out. Layers are those that auto-LiRPA bounds soundly, but these bounds train and certify nothing: they are in
+    the network's own precision, without an allowance for rounding.
+
+    Raises:
+        InputError: auto-LiRPA is missing, or cannot bound this network.
+    """
+    lower, upper = (side.detach() for side in box)
+    try:
+        with quiet(lower.dtype), torch.autocast(lower.device.type, enabled=False):
+            graph = _graph(getattr(model, "_orig_mod", model), minus, lower)  # of a compiled network, the network
+            eye = torch.eye(graph.final_shape[-1], dtype=lower.dtype, device=lower.device)
+            rows = sign * (eye[y].unsqueeze(1) - eye[None])
+            given = (_within(lower, upper),)
+            return graph.compute_bounds(x=given, C=rows, method=METHODS[method], bound_upper=False)[0]
+    except compat.AutoLirpaMissing as missing:
+        raise InputError(f"certified training needs auto-LiRPA: {missing}") from None
+    except torch.OutOfMemoryError:
+        raise
+    except (Unsupported, Contradiction, *FAILURES) as error:
+        why = one_line(error).removeprefix("auto-LiRPA: ") or type(error).__name__
+        raise InputError(
+            f"auto-LiRPA cannot bound this network while it trains ({method}): {why}; "
+            "change the network or take an objective without bounds"
+        ) from None
+
+
+def _within(lower: Tensor, upper: Tensor) -> Tensor:
+    """auto-LiRPA's form of a box."""
+    lirpa = compat.load()
+    return lirpa.BoundedTensor((lower + upper) / 2, lirpa.PerturbationLpNorm(norm=float("inf"), x_L=lower, x_U=upper))
+
+
+def robust_cross_entropy(margins: Float[Tensor, "batch classes"]) -> Float[Tensor, ""]:
+    """Cross-entropy of the worst logits that lower bounds of the margins allow: an upper bound of it over the box."""
+    return torch.logsumexp(-margins, dim=1).mean()
+
+
+def deficits(
+    student: nn.Module, teacher: nn.Module, box: Box, y: Int[Tensor, " batch"], method: BoundMethod
+) -> Float[Tensor, "batch classes"]:
+    """Upper bounds over a box of (t_y - t_j) - (s_y - s_j) for every class j, differentiable in the student's
+    parameters.
+
+    CROWN-IBP bounds both networks in one graph, where linear parts of the two cancel; intervals have no linear parts,
+    so IBP bounds each network alone, its last layer merged with the difference of the two classes.
+    """
+    if method == "crown-ibp":
+        return -lower_margins(student, box, y, method, minus=teacher)
+    with torch.no_grad():
+        theirs = lower_margins(teacher, box, y, method, sign=-1)
+    return -(theirs + lower_margins(student, box, y, method))
+
+
+class _Difference(nn.Module):
+    """s(x) - t(x)."""
+
+    def __init__(self, student: nn.Module, teacher: nn.Module) -> None:
+        super().__init__()
+        self.student, self.teacher = student, teacher
+
+    def forward(self, x: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch classes"]:
+        return self.student(x) - self.teacher(x)
+
+
+#: Type and device, and the graph, of each network less another one, for as long as both live.
+_GRAPHS: WeakKeyDictionary[nn.Module, WeakKeyDictionary[nn.Module, Any]] = WeakKeyDictionary()
+#: What a network is less that is bounded alone.
+_NOTHING = nn.Identity()
+
+
+def _graph(model: nn.Module, minus: nn.Module | None, x: Tensor) -> Any:
+    """auto-LiRPA's graph, with the weights and statistics that both networks have now."""
+    known = _GRAPHS.setdefault(model, WeakKeyDictionary())
+    other = _NOTHING if minus is None else minus
+    place, graph = known.get(other, (None, None))
+    if place != (x.dtype, x.device):
+        graph = _build(model if minus is None else _Difference(model, minus), x[:2])
+        known[other] = (x.dtype, x.device), graph
+    _follow(graph, {"": model} if minus is None else {"student.": model, "teacher.": minus})
+    return graph
+
+
+def _build(network: nn.Module, x: Tensor) -> Any:
+    """A graph of a copy, because building writes to the network that it is given.
+
+    Raises:
+        Unsupported: a layer or an operator whose bounds are not known to be sound, by name.
+        Contradiction: the graph is not the network, whose operations depend on its input.
+    """
+    network = without_dropout(copy.deepcopy(network)).eval()
+    guard.check_modules(network)
+    graph = compat.load().BoundedModule(network, x[:1], bound_opts={"conv_mode": "patches"})
+    graph.eval()
+    graph(_within(x[:1], x[:1]))  # finds what depends on the input
+    guard.check_operators(iter(graph._modules.items()))
+    check_forward(network, graph, x, "auto-LiRPA")
+    _check_batches(network, graph, torch.cat([x, 1 - x])[:2])
+    return graph
+
+
+def _check_batches(network: nn.Module, graph: Any, pair: Float[Tensor, "2 *shape"]) -> None:
+    """The graph, traced with one image, takes two.
+
+    Raises:
+        Unsupported: it has the batch size among its constants.
+    """
+    try:
+        with torch.no_grad():
+            expected, found = network(pair), graph(pair)
+        same = found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-3, atol=1e-3)
+    except FAILURES:
+        same = False
+    if not same:
+        raise Unsupported("its graph has a fixed batch size: write x.flatten(1) for x.view(x.size(0), -1)")
+
+
+def _follow(graph: Any, parts: dict[str, nn.Module]) -> None:
+    """Give the nodes the weights and buffers of now: the first network's own parameters, constants for all else.
+
+    auto-LiRPA sets ``requires_grad`` of each parameter to its node's ``training``; a frozen one is wrapped, so that it
+    stays as it is.
+    """
+    first = next(iter(parts))
+    named = {
+        prefix + name: value
+        for prefix, part in parts.items()
+        for values in (part.named_parameters(remove_duplicate=False), part.named_buffers(remove_duplicate=False))
+        for name, value in values
+    }
+    for node in graph.modules():
+        kind, name = type(node).__name__, getattr(node, "ori_name", None)
+        if name not in named:
+            continue
+        if kind == "BoundParams":
+            node.training = named[name].requires_grad and name.startswith(first)
+            node.param = named[name] if node.training else nn.Parameter(named[name].detach(), requires_grad=False)
+        elif kind == "BoundBuffers":  # a copy, because a forward pass in train mode writes to the buffer
+            node.buffer = named[name].detach().clone()

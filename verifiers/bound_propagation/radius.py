@@ -1,0 +1,176 @@
+"""From "certified at eps" to the largest certified eps, for all samples of a batch at once."""
+
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from verifiers.runtime.oom import MEMORY_ERRORS, out_of_memory
+
+#: Power of eps by which margins of CROWN fall, measured on small networks: a little faster than a straight line.
+USUAL_POWER = 1.4
+#: A trial is at most this many times the radius proved: from one point alone the estimate is coarse.
+FARTHEST = 10.0
+
+
+class Evaluation(NamedTuple):
+    """What one evaluation of rows, each at its own eps, proved.
+
+    Attributes:
+        margin: lower bound of the margin on the ball of radius eps, less the rounding allowance.
+        radius: a radius up to eps that the evaluation certifies even where the margin is negative (0 when none): the
+            planes that were proved on the large ball hold on every smaller one.
+    """
+
+    margin: Float[Tensor, " rows"]
+    radius: Float[Tensor, " rows"]
+
+
+#: Evaluates the given rows, each at its own eps.
+MarginBound = Callable[[Int[Tensor, " rows"], Float[Tensor, " rows"]], Evaluation]
+
+
+class Search(NamedTuple):
+    """Result of a search, one value per row.
+
+    Attributes:
+        radius: largest radius proved, rounded down by one unit in the last place; 0 where nothing was proved.
+        margin: the bound at eps.
+        finished: whether the search ended by itself, not by the limit of time or of evaluations.
+    """
+
+    radius: Float[Tensor, " batch"]
+    margin: Float[Tensor, " batch"]
+    finished: Bool[Tensor, " batch"]
+
+
+def largest_certified(
+    bound: MarginBound,
+    clean: Float[Tensor, " batch"],
+    *,
+    eps: float,
+    limit: float,
+    tolerance: float,
+    known: Float[Tensor, " batch"] | None = None,
+    seconds: float = float("inf"),
+    max_steps: int = 40,
+) -> Search:
+    """Largest radius proved per row.
+
+    Every row is bounded at eps first. The next trial is where the margin would be zero if it fell by a parabola
+    through the last two margins, set off by less than half the tolerance so that its answer closes the bracket
+    [proved, failed]; after five trials every fourth halves the bracket. Rows leave the batch when the bracket is
+    narrower than ``tolerance`` times the radius, or when that estimate, bracketed or from two trials close together, is
+    within half of it of a radius just proved. Only what an evaluation proved is ever returned; a bound that is nan or
+    infinite counts as failed. A single row whose larger balls do not fit into memory keeps what was proved.
+
+    Args:
+        bound: evaluates rows.
+        clean: margin on the clean image; rows with clean <= 0 get radius 0.
+        eps: first radius tried, pixel units.
+        limit: radius beyond which nothing is searched (the whole image box).
+        tolerance: relative width of the final bracket.
+        known: radii proved already, by another method.
+        seconds: no evaluation starts later than this after the first.
+        max_steps: evaluations per row at most.
+    """
+    state = _State(clean, min(eps, limit), limit, tolerance, eps)
+    started, margins_at_eps = time.perf_counter(), torch.full_like(clean, float("nan"))
+    for step in range(max_steps):
+        rows = state.active.nonzero().squeeze(1)
+        if not len(rows) or (step and time.perf_counter() - started > seconds):
+            break
+        try:
+            found = bound(rows, state.trial[rows])
+        except MEMORY_ERRORS as error:
+            if out_of_memory(error) and len(clean) == 1 and bool(state.proved > 0):
+                break
+            raise
+        margin = found.margin.to(clean.dtype)
+        margin = margin.where(margin < float("inf"), float("nan"))
+        if step == 0:
+            margins_at_eps[rows] = margin
+        state.record(rows, margin, found.radius.to(clean.dtype))
+        if step == 0 and known is not None:
+            state.raise_to(known.to(clean))
+        state.choose(halve=step % 4 == 3 and step > 4)
+    radius = torch.nextafter(state.proved, torch.zeros_like(state.proved))
+    if known is not None:  # rounded down already
+        radius = torch.where(state.proved == known, state.proved, radius)
+    return Search(radius, margins_at_eps, ~state.active)
+
+
+class _State:
+    """Brackets of all rows, and the last two margins of each."""
+
+    def __init__(self, clean: Tensor, trial: float, limit: float, tolerance: float, eps: float) -> None:
+        self.limit, self.tolerance, self.eps = limit, tolerance, eps
+        self.proved, self.failed = torch.zeros_like(clean), torch.full_like(clean, float("inf"))
+        self.clean = clean
+        self.points = [torch.zeros_like(clean), torch.zeros_like(clean)]  # eps evaluated last, and before that
+        self.margins = [clean.clone(), clean.clone()]
+        self.trial = torch.full_like(clean, trial)
+        self.active = clean > 0
+
+    def record(self, rows: Tensor, margin: Tensor, free: Tensor) -> None:
+        """Take in an evaluation of rows at their trials."""
+        trial, holds = self.trial[rows], margin > 0
+        self.points[1][rows], self.margins[1][rows] = self.points[0][rows], self.margins[0][rows]
+        self.points[0][rows], self.margins[0][rows] = trial, margin
+        self.failed[rows[~holds]] = trial[~holds]
+        free = free.where(free < float("inf"), 0.0).clamp_min(0.0)
+        reached = torch.where(holds, trial, torch.minimum(free, trial))
+        self.proved[rows] = torch.maximum(self.proved[rows], reached)
+        self._leave()
+
+    def raise_to(self, known: Tensor) -> None:
+        """Radii that were proved elsewhere, of rows that may have left already."""
+        known = known.where((self.clean > 0) & (known < float("inf")), 0.0)
+        self.proved = torch.maximum(self.proved, known)
+        self.failed = torch.where(self.failed > self.proved, self.failed, float("inf"))
+        self._leave()
+
+    def _leave(self) -> None:
+        wide = self.failed - self.proved > self.tolerance * self.proved.clamp_min(1e-3 * self.eps)
+        self.active = self.active & (self.proved < self.limit) & wide
+
+    def choose(self, *, halve: bool) -> None:
+        """The next trial of every row."""
+        bracketed = torch.isfinite(self.failed)
+        width = torch.where(bracketed, self.failed - self.proved, 0.0)
+        zero = _crossing(self.points, self.margins, self.clean)
+        off = 0.4 * self.tolerance * self.proved
+        last_failed = self.trial == self.failed
+        steps = self.trial / self.points[1]
+        sure = bracketed | ((steps > 0.95) & (steps < 1.05))
+        near = sure & (self.trial == self.proved) & (zero <= self.proved * (1 + 0.5 * self.tolerance))
+        self.active = self.active & ~near
+        zero = torch.where(last_failed, zero - off, zero + off)
+        edge = torch.minimum(0.5 * self.tolerance * self.proved, 0.5 * width)
+        edge = torch.where(self.proved > 0, edge, 0.1 * width)
+        middle = self.proved + 0.5 * width
+        inside = torch.where(torch.isfinite(zero) & (not halve), zero, middle)
+        inside = inside.clamp(self.proved + edge, self.proved + (width - edge))
+        ahead = torch.isfinite(zero) & (zero > self.proved)
+        further = torch.where(ahead & (not halve), zero, 2 * self.proved)
+        further = further.clamp((1 + self.tolerance) * self.proved, FARTHEST * self.proved)
+        self.trial = torch.where(bracketed, inside, further.clamp_max(self.limit))
+
+
+def _crossing(points: list[Tensor], margins: list[Tensor], clean: Tensor) -> Tensor:
+    """Where the margin is zero if what it lost is p eps + q eps^2 through the two points with p, q >= 0.
+
+    Where no such curve goes through them it is a power of eps, the usual one through a single point; nan where there is
+    none either.
+    """
+    (a, b), (loss_a, loss_b) = points, [clean - margin for margin in margins]
+    q = (loss_a / a - loss_b / b) / (a - b)
+    p = loss_a / a - q * a
+    parabola = 2 * clean / (p + (p * p + 4 * q * clean).sqrt())
+    power = (loss_b / loss_a).log() / (b / a).log()
+    power = torch.where(torch.isfinite(power) & (power > 0.2), power, USUAL_POWER)
+    pole, loss = torch.where(a > 0, a, b), torch.where(a > 0, loss_a, loss_b)
+    return torch.where(torch.isfinite(q) & (q >= 0) & (p >= 0), parabola, pole * (clean / loss) ** (1 / power))

@@ -1,0 +1,212 @@
+"""Before hours of work: which engine and method take a network, what is refused and why, what a sample will cost."""
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from verifiers.bound_propagation.engine import METHODS, Engine
+from verifiers.bound_propagation.engines import ENGINES
+from verifiers.bound_propagation.native.bounds import block_of
+from verifiers.bound_propagation.native.engine import Native
+from verifiers.core.errors import Contradiction, Unsupported
+from verifiers.core.quantities import Norm
+from verifiers.geometry.margins import margin_specification
+from verifiers.graph.graph import Graph
+from verifiers.graph.rows import shape_size
+from verifiers.lipschitz.global_bounds import check_constants
+from verifiers.lipschitz.layers import written_out
+from verifiers.runtime.oom import fits
+
+NO_MEMORY = "one sample does not fit into memory"
+NOT_TRIED = "not tried, as this takes long"
+#: Where building the graphs, which tries bounds too, takes more seconds, methods are not tried.
+PATIENCE = 5.0
+#: Rows of a pilot block, and nodes that get one.
+PILOT_ROWS, PILOTS = 16, 6
+#: Copies of a block's widest coefficients that are alive at once.
+COPIES = 6
+#: Cost of a step of alpha-CROWN, with its gradient, in CROWN bounds.
+STEP = 3.0
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one evaluation of one sample by the native engine takes; a radius search needs about five.
+
+    Attributes:
+        method: ibp, crown-ibp, crown or alpha-crown.
+        rows: linear functions pushed back through the network.
+        seconds: measured for ibp, estimated from pilot rows for the others, for crown and alpha-crown from above.
+        memory: bytes, estimated.
+    """
+
+    method: str
+    rows: int
+    seconds: float
+    memory: int
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """What is known about a network before it is certified.
+
+    Attributes:
+        layers: number of modules without children, by type.
+        parameters: number of weights.
+        engines: per engine the reason why it refuses the network, or None.
+        refused: per engine that takes the network the methods that it does not have for it, or that were not tried,
+            with the reason.
+        operators: number of operators of the native engine's graph, by name; empty when it refuses.
+        costs: of the native engine; empty when it refuses.
+        lipschitz: why there are no Lipschitz constants everywhere, and none on balls, or None; empty when it refuses.
+    """
+
+    layers: dict[str, int]
+    parameters: int
+    engines: dict[str, str | None]
+    refused: dict[str, dict[str, str]]
+    operators: dict[str, int]
+    costs: tuple[Cost, ...]
+    lipschitz: dict[str, str | None]
+
+
+def preflight(model: nn.Module, x: Float[Tensor, "2 *shape"], eps: float, *, norm: Norm = Norm.LINF) -> Preflight:
+    """Look at a network without certifying anything.
+
+    Args:
+        model: from images in [0, 1] to logits, in eval mode.
+        x: two sample images.
+        eps: the radius that costs are estimated for; larger balls leave more neurons open.
+    """
+    layers = Counter(m._get_name() for m in model.modules() if next(m.children(), None) is None)
+    started = time.perf_counter()
+    reasons, built = _engines(model, x)
+    patient = time.perf_counter() - started <= PATIENCE
+    native = next((engine for engine in built.values() if isinstance(engine, Native)), None)
+    measured: list[tuple[Cost, ...]] = []
+    if native is not None and not fits(lambda: measured.append(costs(native, x[:1], eps, norm))):
+        reasons[native.name] = NO_MEMORY
+    return Preflight(
+        layers=dict(layers.most_common()),
+        parameters=sum(p.numel() for p in model.parameters()),
+        engines=reasons,
+        refused={name: _refused(engine, x[:1], eps, norm, patient) for name, engine in built.items()},
+        operators=dict(Counter(n.kind for n in native.graph.nodes[1:]).most_common()) if native else {},
+        costs=measured[0] if measured else (),
+        lipschitz=_lipschitz(native.graph) if native else {},
+    )
+
+
+def _lipschitz(graph: Graph) -> dict[str, str | None]:
+    reasons: dict[str, str | None] = {}
+    for where, look in (("everywhere (l2)", check_constants), ("on balls", written_out)):
+        try:
+            look(graph)
+            reasons[where] = None
+        except Unsupported as error:
+            reasons[where] = str(error)
+    return reasons
+
+
+def _engines(model: nn.Module, x: Tensor) -> tuple[dict[str, str | None], dict[str, Engine]]:
+    """Why each engine refuses the network, or None, and those that take it."""
+    reasons: dict[str, str | None] = {}
+    built: dict[str, Engine] = {}
+    for name, build in ENGINES.items():
+
+        def make(name: str = name, build: Callable[..., Engine] = build) -> None:
+            built[name] = build(model, x, iterations=1)
+
+        try:
+            reasons[name] = None if fits(make) else NO_MEMORY
+        except (Unsupported, Contradiction) as error:
+            reasons[name] = str(error)
+    return reasons, built
+
+
+def _refused(engine: Engine, x: Float[Tensor, "1 *shape"], eps: float, norm: Norm, patient: bool) -> dict[str, str]:
+    """The methods that an engine lacks; the native one has all for whatever it captures, others are tried."""
+    refused: dict[str, str] = {}
+    if isinstance(engine, Native):
+        return refused
+    if not patient:
+        return dict.fromkeys(METHODS, NOT_TRIED)
+    radius = torch.full((1,), eps, dtype=torch.float64, device=x.device)
+    with torch.no_grad():
+        classes = engine.model(x.double()).shape[1]
+    row = margin_specification(radius.long() * 0, classes, torch.float64)[:, :1]
+    for method in METHODS:
+        try:
+            ask = partial(engine.lower_bounds, x.double(), radius, row, norm=norm, method=method)
+            if not fits(ask):
+                refused[method] = NO_MEMORY
+        except Unsupported as error:
+            refused[method] = str(error)
+    return refused
+
+
+def costs(native: Native, x: Float[Tensor, "1 *shape"], eps: float, norm: Norm) -> tuple[Cost, ...]:
+    """Costs of one evaluation of one sample at eps."""
+    radius = torch.full((1,), eps, dtype=native.dtype, device=x.device)
+    with torch.no_grad():
+        predicted = native.model(x.to(native.dtype)).argmax(1)
+        classes = native.graph.classes
+        specification = margin_specification(predicted, classes, native.dtype)
+        rows, seconds = _crown(native, x.to(native.dtype), radius, norm)
+        ibp = _timed(native, x, radius, specification, norm, "ibp")
+        pilot = specification[:, :PILOT_ROWS]
+        with_pilot = _timed(native, x, radius, pilot, norm, "crown-ibp")
+        crown_ibp = ibp + max(0.0, with_pilot - ibp) * (classes - 1) / pilot.shape[1]
+    entries = sum(shape_size(node.shape) for node in native.graph.nodes)
+    widest = max(shape_size(node.shape) for node in native.graph.nodes)
+    size = torch.finfo(native.dtype).bits // 8
+    values = 4 * entries * size
+    block = COPIES * block_of(widest) * widest * size
+    crown = crown_ibp + seconds
+    return (
+        Cost("ibp", 0, ibp, values),
+        Cost("crown-ibp", classes - 1, crown_ibp, values + block),
+        Cost("crown", rows + classes - 1, crown, values + block),
+        Cost(
+            "alpha-crown",
+            rows + classes - 1,
+            native.iterations * STEP * crown,
+            values + max(rows, 1) * 2 * entries * size,
+        ),
+    )
+
+
+def _timed(native: Native, x: Tensor, eps: Tensor, specification: Tensor, norm: Norm, method: str) -> float:
+    started = time.perf_counter()
+    native.planes(x, eps, specification, norm=norm, method=method)
+    return time.perf_counter() - started
+
+
+def _crown(native: Native, x: Tensor, eps: Tensor, norm: Norm) -> tuple[int, float]:
+    """Rows of CROWN's inner nodes, and seconds for all of them from pilot blocks at some of the nodes."""
+    bounds = native.bounds(x, eps, norm)
+    wanted: dict[int, Tensor] = {}
+    bounds.propagate(refine=False)
+    for position in range(1, len(native.graph.nodes)):
+        for i, loose in bounds.loose_inputs(position):
+            if i not in wanted and bool(loose.any()):
+                wanted[i] = loose.flatten().nonzero().squeeze(1)
+    if not wanted:
+        return 0, 0.0
+    positions = sorted(wanted)
+    pilots = sorted({positions[round(k * (len(positions) - 1) / max(1, PILOTS - 1))] for k in range(PILOTS)})
+    per_row = {}
+    for position in pilots:
+        entries = wanted[position][:PILOT_ROWS]
+        started = time.perf_counter()
+        bounds.lower(position, torch.zeros_like(entries), entries, 1.0)
+        per_row[position] = (time.perf_counter() - started) / len(entries)
+    nearest = {i: min(pilots, key=lambda p: abs(p - i)) for i in positions}
+    rows = {i: 2 * len(wanted[i]) for i in positions}
+    return sum(rows.values()), sum(rows[i] * per_row[nearest[i]] for i in positions)

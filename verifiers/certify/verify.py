@@ -1,0 +1,305 @@
+"""Prove a certificate file's claims again, by other means than those that wrote them.
+
+A claim is one row's "no point within radius r changes the prediction". It is attacked at r, and proved by the other
+engine where that takes the network, then by branch and bound in float64: what wrote it does not matter. Stored
+counterexamples go through the network once more. An answer that excludes what the file says is a contradiction.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from verifiers.core.errors import Contradiction, InputError, Unsupported
+from verifiers.core.quantities import Epsilon, Norm
+from verifiers.core.reporter import Reporter
+from verifiers.core.status import Guarantee, Status
+from verifiers.geometry.balls import norms
+from verifiers.geometry.margins import margins
+from verifiers.methods.base import Request
+from verifiers.methods.complete import COMPLETE, Complete, Stage
+from verifiers.methods.registry import find
+from verifiers.results.reader import read, read_images
+from verifiers.results.rows import Certificates, MethodRows
+from verifiers.runtime.fingerprint import structure_sha256, weights_sha256
+from verifiers.runtime.modes import eval_mode, trusted_arithmetic
+from verifiers.runtime.samples import Images, Samples, device_of, first_images, look_at
+
+#: Images that are read and run at a time.
+BLOCK = 256
+#: A stored distance is off by no more than this share when it is computed again.
+ROUNDING = 1e-3
+#: A counterexample's margin is off by no more than this share of its largest logit on another machine, or in another
+#: batch: attacks stop so near to the decision boundary that this can change its sign.
+LOGIT_ROUNDING = 1e-5
+
+
+@dataclass
+class Finding:
+    """What became of one method's claims.
+
+    Attributes:
+        method: whose.
+        claims: certified rows, and counterexamples, that it has.
+        asked: how many were looked at.
+        again: how many hold: proved again, or misclassified again.
+        contradictions: a line for each that does not.
+        remark: why claims were not looked at; or by what they were proved.
+    """
+
+    method: str
+    claims: int
+    asked: int = 0
+    again: int = 0
+    contradictions: list[str] = field(default_factory=list)
+    remark: str = ""
+
+    @property
+    def open(self) -> int:
+        """Neither proved again nor contradicted."""
+        return self.asked - self.again - len(self.contradictions)
+
+
+def recheck(
+    model: nn.Module,
+    path: str,
+    images: Images | Tensor,
+    labels: Int[Tensor, " samples"],
+    *,
+    sample: int = 50,
+    seed: int = 0,
+    time_limit: float = 30.0,
+    reporter: Reporter | None = None,
+) -> list[Finding]:
+    """Look at randomly chosen certificates of a file, and at all its counterexamples.
+
+    Args:
+        model: the network that the file is about.
+        path: the certificate file.
+        images: in [0, 1], of the file's rows in their order.
+        labels: true classes.
+        sample: certificates that are proved again, over all methods.
+        seed: chooses them.
+        time_limit: seconds for each.
+        reporter: told about progress.
+
+    Raises:
+        InputError: not a certificate file; another network or other samples than its own; a file without any row yet;
+            a time limit that is not positive.
+    """
+    if not 0 < time_limit < float("inf"):
+        raise InputError(f"the time limit must be positive and finite, got {time_limit}")
+    certificates, reporter = read(path), reporter or Reporter()
+    indices = indices_of(certificates)
+    with torch.inference_mode(False), eval_mode(model), trusted_arithmetic():
+        _check_origin(certificates, "network", "model_sha256", weights_sha256(model))
+        _check_origin(certificates, "structure", "structure_sha256", structure_sha256(model))
+        samples = look_at(model, images, labels, torch.as_tensor(indices), reporter)
+        _check_origin(certificates, "set of samples", "data_sha256", samples.data_sha256)
+        chosen = _chosen(certificates, sample, np.random.default_rng(seed))
+        reporter.start("verify", sum(map(len, chosen.values())), 0)
+        findings = []
+        for name, rows in certificates.methods.items():
+            findings.append(_plain_columns(rows, samples))
+            if "counterexample" in _columns(path, name):
+                findings.append(_counterexamples(model, path, rows, samples))
+            if rows.certifies:
+                findings.append(_proofs(model, rows, samples, chosen.get(name), time_limit, reporter))
+        reporter.finish("verify")
+    return [finding for finding in findings if finding.claims]
+
+
+def indices_of(certificates: Certificates) -> np.ndarray:
+    """Index of the sample of each row, from the first method that has finished it.
+
+    Raises:
+        InputError: no method has an answer for some row.
+    """
+    methods = list(certificates.methods.values())
+    done = [rows["status"] != Status.PENDING for rows in methods]
+    indices: np.ndarray = np.select(done, [rows["index"] for rows in methods], -1)
+    missing = int((indices < 0).sum())
+    if missing:
+        raise InputError(
+            f"{certificates.path} is not finished: no method has an answer for {missing} of {len(indices)} samples; "
+            "the command that began it goes on"
+        )
+    return indices
+
+
+def _columns(path: str, method: str) -> set[str]:
+    with h5py.File(path, "r", locking=False) as file:
+        return set(file[method])
+
+
+def _check_origin(certificates: Certificates, what: str, attribute: str, found: str) -> None:
+    """A hash in the file is that of the network or the samples at hand."""
+    stored = str(certificates.attributes.get(attribute, ""))
+    if stored != found:
+        raise InputError(
+            f"{certificates.path} is about another {what} ({attribute} {stored[:16] or 'unknown'}, "
+            f"not {found[:16]}): name what it was made from"
+        )
+
+
+def _chosen(certificates: Certificates, sample: int, random: np.random.Generator) -> dict[str, np.ndarray]:
+    """Certified rows of each method that can be proved again, so many in all."""
+    claims = [
+        (name, row)
+        for name, rows in certificates.methods.items()
+        if _refusal(rows) is None
+        for row in np.flatnonzero((rows["status"] == Status.CERTIFIED) & _has_radius(rows))
+    ]
+    few = sorted(random.permutation(len(claims))[:sample])
+    return {name: np.array([claims[i][1] for i in few if claims[i][0] == name], int) for name in certificates.methods}
+
+
+def _refusal(rows: MethodRows) -> str | None:
+    """Why a method's claims are not proved here."""
+    if rows.attributes["guarantee"] != Guarantee.DETERMINISTIC:
+        return "its claims are about the smoothed network, by votes of its own random copies"
+    if find(rows.name).needs_teacher:
+        return "its claims are about two networks"
+    return None
+
+
+def _has_radius(rows: MethodRows) -> np.ndarray:
+    radius = rows["radius"]
+    return (radius > 0) & (radius < np.inf)
+
+
+def _plain_columns(rows: MethodRows, samples: Samples) -> Finding:
+    """What follows from the network, the labels and the other columns of a finished row is what it says."""
+    name = "base" if "base" in rows.columns else "predicted"
+    done, labels, status = rows["status"] != Status.PENDING, samples.labels.numpy(), rows["status"]
+    correct = (rows["predicted"] == labels) & (samples.finite.numpy() | (name == "base"))
+    certified = (rows["correct"] == 1) & (rows["radius"] >= rows.eps)
+    problems = {
+        "it is another sample": rows["index"] != samples.indices.numpy(),
+        "the network predicts another class": rows[name] != samples.predicted.numpy(),
+        "its true class is another": rows["label"] != labels,
+        "it is not correct where the prediction is right, or the reverse": (rows["correct"] == 1) != correct,
+        "it is certified and misclassified": (status == Status.CERTIFIED) & ~correct,
+        "it has no radius and is certified, or the reverse": np.where(
+            status == Status.CERTIFIED, ~_has_radius(rows), rows["radius"] != 0
+        ),
+        "certified at eps is not what its radius says": (rows["certified"] == 1) != certified,
+    }
+    found = Finding(rows.name, int(done.sum()), int(done.sum()), remark="predictions and what follows from columns")
+    wrong = done & np.any(list(problems.values()), axis=0)
+    for i in np.flatnonzero(wrong):
+        what = next(problem for problem, broken in problems.items() if broken[i])
+        found.contradictions.append(f"{rows.name}, sample {samples.indices[i]}: {what}")
+    found.again = found.asked - int(wrong.sum())
+    return found
+
+
+def _counterexamples(model: nn.Module, path: str, rows: MethodRows, samples: Samples) -> Finding:
+    """All stored counterexamples: in the ball and the image box, and given another class."""
+    found = Finding(rows.name, rows.count(Status.FALSIFIED), remark="counterexamples")
+    for block in _blocks(np.flatnonzero(rows["status"] == Status.FALSIFIED)):
+        stored = torch.from_numpy(read_images(path, rows.name, "counterexample", block)).to(device_of(model))
+        x = samples.batch(block, device_of(model))
+        distance = norms(stored.double() - x.double(), Norm(rows.attributes["norm"])).cpu().numpy()
+        with torch.no_grad():
+            logits = model(stored)
+        margin = margins(logits, samples.predicted[block].to(stored.device)).cpu().numpy()
+        slack = LOGIT_ROUNDING * logits.abs().amax(1).clamp_min(1.0).cpu().numpy()
+        problems = {
+            "is outside the ball": ~(distance <= rows.eps),
+            "is outside the image box": ~((stored >= 0) & (stored <= 1)).flatten(1).all(1).cpu().numpy(),
+            "is classified right": ~(margin < slack),
+            "is at another distance": ~np.isclose(distance, rows["distance"][block], rtol=ROUNDING),
+        }
+        bad = np.any(list(problems.values()), axis=0)
+        for i in np.flatnonzero(bad):
+            what = next(name for name, broken in problems.items() if broken[i])
+            found.contradictions.append(f"{rows.name}, sample {rows['index'][block[i]]}: its counterexample {what}")
+        found.asked, found.again = found.asked + len(block), found.again + int((~bad & (margin < 0)).sum())
+    return found
+
+
+def _blocks(rows: np.ndarray) -> Iterator[np.ndarray]:
+    return (rows[start : start + BLOCK] for start in range(0, len(rows), BLOCK))
+
+
+def _proofs(
+    model: nn.Module,
+    rows: MethodRows,
+    samples: Samples,
+    chosen: np.ndarray | None,
+    time_limit: float,
+    reporter: Reporter,
+) -> Finding:
+    """Certificates attacked and proved again, each at its own radius."""
+    found = Finding(rows.name, rows.count(Status.CERTIFIED), remark=_refusal(rows) or "certificates")
+    if chosen is None or not len(chosen):
+        return found
+    stages: list[Stage] = []
+    try:
+        prover = _prover(model, rows, samples, time_limit)
+        for row in chosen:
+            answer = _answer(prover, samples, int(row), float(rows["radius"][row]))
+            found.asked += 1
+            if answer["status"] == Status.CERTIFIED:
+                found.again += 1
+                stages.append(Stage(int(answer["stage"])))
+            if answer["status"] == Status.FALSIFIED:
+                found.contradictions.append(
+                    f"{rows.name}, sample {rows['index'][row]}: a point at distance {answer['distance']:.6g} changes "
+                    f"the prediction, its certified radius is {rows['radius'][row]:.6g}"
+                )
+            reporter.advance(1)
+    except Contradiction as error:  # what is known about the network excludes itself: no answer about it counts
+        found.asked, found.again, found.remark = found.asked + 1, 0, str(error)
+        found.contradictions.append(f"{rows.name}: {error}")
+        return found
+    except Unsupported as error:
+        found.remark = str(error)
+        return found
+    counts = ", ".join(f"{stages.count(stage)} by {stage.title}" for stage in Stage if stage in stages)
+    found.remark = f"certificates: {counts}; IBP and CROWN by {prover.screen.name}" if counts else found.remark
+    return found
+
+
+def _prover(model: nn.Module, rows: MethodRows, samples: Samples, time_limit: float) -> Complete:
+    """Complete verification with the engine that did not write the rows, where it takes the network."""
+    written_by = str(rows.attributes.get("engine", ""))
+    others = ("native",) if written_by == "auto-lirpa" else ("auto-lirpa", "native")
+    request = Request(
+        Epsilon.parse(float(rows.eps)),
+        Norm(rows.attributes["norm"]),
+        seed=1,
+        options={**COMPLETE.options, "time_limit": time_limit, "restarts": 4},
+    )
+    first = first_images(samples, model)
+    reasons = []
+    for engine in others:
+        try:
+            made: Any = COMPLETE.prepare(model, first, replace(request, engine=engine))
+            assert isinstance(made, Complete)
+            return made
+        except Unsupported as error:
+            reasons.append(str(error))
+    raise Unsupported("; ".join(reasons))
+
+
+def _answer(prover: Complete, samples: Samples, row: int, radius: float) -> dict[str, Any]:
+    """Complete verification of one sample at a radius."""
+    prover.ask(Epsilon.parse(radius))
+    device = device_of(prover.model)
+    asked = samples.batch(np.array([row]), device), samples.predicted[[row]].to(device), samples.indices[[row]]
+    columns = prover(*asked)
+    if columns["status"][0] == Status.PENDING:
+        columns = prover(*asked)
+    return {name: values[0] for name, values in columns.items()}
+
+
+def contradictions(findings: Sequence[Finding]) -> list[str]:
+    """All of them, a line each."""
+    return [line for finding in findings for line in finding.contradictions]

@@ -1,0 +1,56 @@
+"""The per-sample columns of a certificate file."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from verifiers.core.status import Guarantee, Status
+
+
+@dataclass(frozen=True)
+class Column:
+    """One per-sample value of a method, as it is stored.
+
+    Attributes:
+        name: dataset name in the certificate file.
+        dtype: numpy dtype string.
+        units: "pixels", "logits", "seconds" or "" for counts, flags and labels.
+        description: one line that says what the value is.
+        axes: axes of a row that is no scalar: a length, "image" for the axes of an image, "class" for one per class.
+        guarantee: what the value is worth, where that differs within a method.
+    """
+
+    name: str
+    dtype: str
+    units: str
+    description: str
+    axes: tuple[int | str, ...] = ()
+    guarantee: Guarantee | None = None
+
+    @property
+    def fill(self) -> Any:
+        """The value of a row that is not computed yet (or never will be)."""
+        return np.nan if self.dtype.startswith("float") else -1 if self.dtype.startswith("int") else 0
+
+
+#: The columns that every method has. ``certify.py`` fills all but radius and margin.
+COMMON_COLUMNS = (
+    Column("index", "int64", "", "index of the sample in its data set split"),
+    Column("label", "int64", "", "true class"),
+    Column("predicted", "int64", "", "class predicted by the network on the clean image"),
+    Column("correct", "uint8", "", "1 when the predicted class is the true class"),
+    Column("radius", "float64", "pixels", "largest radius proved, rounded down; 0 when none or misclassified"),
+    Column(
+        "margin",
+        "float64",
+        "logits",
+        "smallest margin at eps: found by an attack, or bounded from below less the rounding allowance",
+    ),
+    Column("certified", "uint8", "", "1 when correct and radius >= eps"),
+    Column("seconds", "float64", "seconds", "time spent on the row: its batch's time over the batch's rows"),
+    Column("status", "uint8", "", "; ".join(f"{s.value} {s.name}" for s in Status)),
+)
+
+
+Columns = dict[str, np.ndarray]

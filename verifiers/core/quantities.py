@@ -1,0 +1,63 @@
+"""Exact numbers as people write them; imports nothing heavy, so that a wrong one is refused at once."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from fractions import Fraction
+
+from verifiers.core.errors import InputError
+
+
+@dataclass(frozen=True)
+class Epsilon:
+    """A radius in pixel units ([0, 1] images), kept exactly as it was written.
+
+    ``text`` round-trips to the certificate file ("2/255"); ``value`` is the nearest float64.
+    """
+
+    text: str
+    value: float
+
+    @classmethod
+    def parse(cls, given: "str | float | Epsilon") -> "Epsilon":
+        """Read ``"8/255"``, ``"0.03"``, ``"1e-3"`` or a number.
+
+        Raises:
+            InputError: not a finite positive number.
+        """
+        if isinstance(given, Epsilon):
+            return given
+        try:
+            value = float(parse_number(given, name="eps"))
+        except OverflowError:
+            value = float("inf")
+        if not 0 < value < float("inf"):
+            raise InputError(f"eps must be positive and finite, got {given!r}: write it like 8/255 or 0.03")
+        return cls("".join(str(given).split()), value)
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def parse_number(given: object, *, name: str = "") -> Fraction:
+    """An exact number from ``8/255``, ``0.03``, ``1e-3``, an int or a finite float.
+
+    Raises:
+        InputError: for anything else, with the input repeated.
+    """
+    text, prefix = "".join(str(given).split()), f"{name}: " if name else ""
+    try:
+        if isinstance(given, bool) or abs(int(text.lower().partition("e")[2] or 0)) > 400:
+            raise ValueError  # exact arithmetic on 1e999999999 would not end
+        return Fraction(text)
+    except ZeroDivisionError:
+        raise InputError(f"{prefix}{given!r} divides by zero; write it like 8/255 or 0.03") from None
+    except (ValueError, OverflowError):
+        raise InputError(f"{prefix}{given!r} is not a number; write it like 8/255, 0.03 or 1e-3") from None
+
+
+class Norm(StrEnum):
+    """The norm of the ball around an image. The region is the ball intersected with the image box [0, 1]^d."""
+
+    LINF = "linf"
+    L2 = "l2"
+    L1 = "l1"

@@ -1,0 +1,49 @@
+"""Projected gradient ascent inside a ball, the search of every attack here."""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from verifiers.core.quantities import Norm
+from verifiers.geometry.balls import per_sample, project, steepest
+
+Objective = Callable[[Float[Tensor, "batch *shape"]], Float[Tensor, " batch"]]
+
+
+def ascend(
+    objective: Objective,
+    x: Float[Tensor, "batch *shape"],
+    *,
+    eps: Float[Tensor, " batch"],
+    norm: Norm,
+    steps: int,
+    start: Float[Tensor, "batch *shape"] | None = None,
+    step_size: float | None = None,
+) -> Float[Tensor, "batch *shape"]:
+    """Maximise ``objective`` by projected gradient steps over ball and image box; the last iterate.
+
+    Args:
+        objective: one value per sample, to be raised.
+        x: images in [0, 1].
+        eps: radius per sample, pixel units.
+        norm: norm of the ball.
+        steps: number of gradient steps.
+        start: perturbation to start from (zero when None).
+        step_size: in pixel units as a share of eps; 2.5 / steps when None.
+
+    Source: Madry et al., "Towards deep learning models resistant to adversarial attacks", arXiv 1706.06083.
+    """
+    rate = per_sample(eps * (2.5 / steps if step_size is None else step_size), x)
+    delta = torch.zeros_like(x) if start is None else project(start, eps, norm)
+    adversarial = (x + delta).clamp(0.0, 1.0)
+    for _ in range(steps):
+        adversarial = adversarial.detach().requires_grad_(True)
+        with torch.enable_grad():
+            (gradient,) = torch.autograd.grad(objective(adversarial).sum(), adversarial)
+        blocked = ((adversarial <= 0) & (gradient < 0)) | ((adversarial >= 1) & (gradient > 0))  # by the image box
+        gradient = gradient.masked_fill(blocked, 0.0)
+        delta = project(adversarial.detach() - x + rate * steepest(gradient, norm), eps, norm)
+        adversarial = (x + delta).clamp(0.0, 1.0)
+    return adversarial.detach()

@@ -1,0 +1,101 @@
+"""Norm balls: lengths, projections, steepest directions and random points."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from verifiers.core.quantities import Norm
+
+
+def per_sample(values: Float[Tensor, " batch"], like: Float[Tensor, "batch *shape"]) -> Tensor:
+    """Reshape one value per sample so that it broadcasts over the sample's pixels."""
+    return values.reshape(-1, *[1] * (like.dim() - 1))
+
+
+def norms(delta: Float[Tensor, "batch *shape"], norm: Norm) -> Float[Tensor, " batch"]:
+    """Length of each sample's perturbation."""
+    order = {Norm.LINF: float("inf"), Norm.L2: 2.0, Norm.L1: 1.0}[norm]
+    return torch.linalg.vector_norm(delta.flatten(1), order, dim=1)
+
+
+def project(
+    delta: Float[Tensor, "batch *shape"], eps: Float[Tensor, " batch"], norm: Norm
+) -> Float[Tensor, "batch *shape"]:
+    """The nearest point of each sample's ball for linf and l2; for l1 the exact projection by sorting.
+
+    Source of the l1 projection: Duchi et al., "Efficient projections onto the l1-ball", ICML 2008.
+    """
+    if norm is Norm.LINF:
+        limit = per_sample(eps, delta)
+        return torch.maximum(torch.minimum(delta, limit), -limit)
+    length = norms(delta, norm)
+    if norm is Norm.L2:
+        return delta * per_sample((eps / length.clamp_min(1e-30)).clamp_max(1.0), delta)
+    flat = delta.flatten(1)
+    ordered, _ = flat.abs().sort(dim=1, descending=True)
+    excess = (ordered.cumsum(1) - eps[:, None]) / torch.arange(1, flat.shape[1] + 1, device=flat.device)
+    last = (ordered > excess).sum(1, keepdim=True).clamp_min(1) - 1
+    threshold = excess.gather(1, last).clamp_min(0.0)
+    inside = (length <= eps)[:, None]
+    shrunk = flat.sign() * (flat.abs() - threshold).clamp_min(0.0)
+    return torch.where(inside, flat, shrunk).reshape(delta.shape)
+
+
+def steepest(gradient: Float[Tensor, "batch *shape"], norm: Norm) -> Float[Tensor, "batch *shape"]:
+    """The direction of unit length in ``norm`` that raises the objective most (for l1, spread over the top 5 %)."""
+    if norm is Norm.LINF:
+        return gradient.sign()
+    if norm is Norm.L2:
+        return gradient / per_sample(norms(gradient, norm).clamp_min(1e-30), gradient)
+    flat = gradient.flatten(1)
+    count = max(1, flat.shape[1] // 20)
+    top = flat.abs().topk(count, dim=1).indices
+    return torch.zeros_like(flat).scatter(1, top, flat.gather(1, top).sign() / count).reshape(gradient.shape)
+
+
+def random_start(
+    x: Float[Tensor, "batch *shape"], eps: Float[Tensor, " batch"], norm: Norm, generator: torch.Generator
+) -> Float[Tensor, "batch *shape"]:
+    """A random perturbation in each ball; drawn on the CPU, so that every device starts at the same point."""
+    noise = torch.rand(x.shape, generator=generator, dtype=x.dtype).to(x.device) * 2 - 1
+    if norm is Norm.LINF:
+        return noise * per_sample(eps, x)
+    return noise * per_sample(eps / norms(noise, norm).clamp_min(1e-30), x)
+
+
+def keyed_start(
+    x: Float[Tensor, "batch *shape"],
+    eps: Float[Tensor, " batch"],
+    norm: Norm,
+    seed: int,
+    indices: Sequence[int],
+    restart: int,
+) -> Float[Tensor, "batch *shape"]:
+    """``random_start`` that depends on the seed, each sample's index and the restart, not on the batch it is in."""
+    rows = []
+    for i, index in enumerate(indices):
+        key = np.random.SeedSequence([seed, index, restart]).generate_state(1, np.uint64)[0]
+        generator = torch.Generator().manual_seed(int(key >> np.uint64(1)))
+        rows.append(random_start(x[i : i + 1], eps[i : i + 1], norm, generator))
+    return torch.cat(rows)
+
+
+def reachable(eps: float, norm: Norm, x: Float[Tensor, "batch *shape"]) -> float:
+    """A little less than eps: rounding x + delta to x's dtype moves no point of this ball out of the one of eps."""
+    step = torch.finfo(x.dtype).eps / 4  # half a unit in the last place of a pixel in [0.5, 1]
+    pixels = x[0].numel()
+    rounding = step * {Norm.LINF: 1.0, Norm.L2: pixels**0.5, Norm.L1: float(pixels)}[norm]
+    return max(eps * (1 - 1e-6) - rounding, eps / 2)
+
+
+def whole_box(norm: Norm, pixels: int) -> float:
+    """The radius at which a ball around any image contains the whole image box."""
+    return {Norm.LINF: 1.0, Norm.L2: math.sqrt(pixels), Norm.L1: float(pixels)}[norm]
+
+
+#: Order of the norm that measures linear functions on the ball.
+DUAL = {Norm.LINF: 1.0, Norm.L2: 2.0, Norm.L1: float("inf")}

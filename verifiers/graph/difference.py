@@ -1,0 +1,293 @@
+"""Two networks of one architecture as one graph of the teacher's values t and the differences d = student - teacher.
+
+For pruned, quantised and fine-tuned copies d is small, and bounding it directly keeps what a difference of two bounds
+loses (ReluDiff, arXiv 2001.03662; NeuroDiff, arXiv 2009.09943). An affine layer gives
+d' = A_s d + (A_s - A_t) t + (b_s - b_t); ReLU has its own relaxation; other operators are applied to t + d and to t.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from verifiers.graph.affine import Affine, Convolution, Dense, General, Reshape, Scale, Sum
+from verifiers.graph.graph import Builder, Graph, Node, Ref
+from verifiers.graph.operators import Elementwise, Interval, Operator, Pushed
+from verifiers.graph.relaxations.convex import Log, Reciprocal, Rsqrt, Sqrt
+from verifiers.graph.relaxations.lines import Activation, Lines, Places
+from verifiers.graph.relaxations.piecewise import Relu
+from verifiers.graph.rows import Rows
+
+#: Activations that are not defined everywhere.
+PARTIAL = (Log, Reciprocal, Rsqrt, Sqrt)
+
+
+def same_structure(student: Graph, teacher: Graph) -> bool:
+    """Whether the two graphs are one architecture with different weights."""
+    one, other = (
+        [(n.kind, n.inputs, n.shape, type(n.operator), _geometry(n.operator)) for n in g.nodes]
+        for g in (student, teacher)
+    )
+    return one == other
+
+
+def _geometry(operator: Operator | None) -> tuple[Any, ...]:
+    """What affine operators whose weights are subtracted must share besides their shapes."""
+    if isinstance(operator, Convolution):
+        steps = (operator.stride, operator.padding, operator.dilation, operator.groups)
+        return (tuple(operator.weight.shape), *steps)
+    return tuple(operator.signs) if isinstance(operator, Sum) else ()
+
+
+def differential(student: Graph, teacher: Graph) -> Graph:
+    """The graph whose output is the student's logits followed by the teacher's.
+
+    Raises:
+        Unsupported: an operator is not defined everywhere, and the two differ in its input.
+    """
+    builder = Builder(teacher.like)
+    values: list[Ref] = [Ref(0, teacher.nodes[0].shape)]
+    differences: list[Ref | None] = [None]
+    for position in range(1, len(teacher.nodes)):
+        ours, theirs = student.nodes[position], teacher.nodes[position]
+        builder.path, builder.kind = theirs.path, theirs.kind
+        assert ours.operator is not None and theirs.operator is not None
+        t = [values[i] for i in theirs.inputs]
+        d = [differences[i] for i in theirs.inputs]
+        values.append(builder.add(theirs.operator, t, theirs.shape))
+        differences.append(_difference(builder, ours.operator, theirs, t, d, values[-1]))
+    builder.path, builder.kind = "", "pair"
+    return Graph(_joined(builder, values[-1], differences[-1]), teacher.like)
+
+
+def _joined(builder: Builder, teacher: Ref, difference: Ref | None) -> list[Node]:
+    inputs = [teacher] if difference is None else [teacher, difference]
+
+    def function(t: Tensor, d: Tensor | None = None) -> Tensor:
+        return torch.cat([t if d is None else t + d, t], 1)
+
+    after = (1, 2 * teacher.shape[1])
+    builder.add(General(function, [ref.shape for ref in inputs], after, builder.like), inputs, after)
+    return builder.nodes
+
+
+def _difference(
+    builder: Builder, ours: Operator, theirs: Node, t: Sequence[Ref], d: Sequence[Ref | None], value: Ref
+) -> Ref | None:
+    assert theirs.operator is not None
+    if isinstance(ours, Affine) and isinstance(theirs.operator, Affine):
+        return _affine(builder, ours, theirs.operator, t, d, theirs.shape)
+    changed = not _equal(ours, theirs.operator)
+    if not changed and all(part is None for part in d):
+        return None
+    if isinstance(ours, Elementwise) and isinstance(ours.activation, PARTIAL):
+        raise builder.refuse("the box of t + d may leave its domain")
+    s = [t_i if d_i is None else builder.add(Sum([1, 1]), [t_i, d_i], t_i.shape) for t_i, d_i in zip(t, d, strict=True)]
+    if isinstance(ours, Elementwise) and isinstance(ours.activation, Relu) and d[0] is not None:
+        return builder.add(ReluDifference(), [t[0], d[0], s[0]], theirs.shape)
+    applied = builder.add(ours, s, theirs.shape)
+    return builder.add(Sum([1, -1]), [applied, value], theirs.shape)
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """Whether two operators, or settings of operators, are the same function."""
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, Operator | Activation):
+        return vars(one).keys() == vars(other).keys() and all(_equal(vars(one)[k], vars(other)[k]) for k in vars(one))
+    return bool(one == other)
+
+
+def _affine(
+    builder: Builder, ours: Affine, theirs: Affine, t: Sequence[Ref], d: Sequence[Ref | None], shape: Sequence[int]
+) -> Ref | None:
+    parts: list[Ref] = []
+    if (change := _minus(ours, theirs, builder.like)) is not None:
+        parts.append(builder.add(change, t, shape))
+    if any(part is not None for part in d):
+        parts.append(_linear(builder, ours, t, d, shape))
+    if not parts:
+        return None
+    return parts[0] if len(parts) == 1 else builder.add(Sum([1, 1]), parts, shape)
+
+
+def _linear(builder: Builder, ours: Affine, t: Sequence[Ref], d: Sequence[Ref | None], shape: Sequence[int]) -> Ref:
+    """A_s d, inputs without a difference left out."""
+    present = [part for part in d if part is not None]
+    if len(present) == len(d) == 1 and not isinstance(ours, General):
+        return builder.add(_without_constant(ours), present, shape)
+    before = [ref.shape for ref in t]
+    zeros = [builder.like.new_zeros(part) for part in before]
+
+    def spread(values: Sequence[Tensor]) -> list[Tensor]:
+        rest = iter(values)
+        return [zero if part is None else next(rest) for zero, part in zip(zeros, d, strict=True)]
+
+    def function(*values: Tensor) -> Tensor:
+        return (ours.forward(*(v[None] for v in spread(values))) - ours.forward(*(z[None] for z in zeros)))[0]
+
+    def absolute(*values: Tensor) -> Tensor:
+        return ours.reach(*(v[None] for v in spread(values)))[0]
+
+    made = General(function, [ref.shape for ref in present], tuple(shape), builder.like, absolute)
+    return builder.add(made, present, shape)
+
+
+def _without_constant(ours: Affine) -> Affine:
+    if isinstance(ours, Dense):
+        return Dense(ours.weight, None, ours.after)
+    if isinstance(ours, Convolution):
+        return _convolution(ours, ours.weight, None)
+    return Scale(ours.scale, None, ours.shape) if isinstance(ours, Scale) else ours
+
+
+def _convolution(like: Convolution, weight: Tensor, bias: Tensor | None) -> Convolution:
+    return Convolution(
+        weight, bias, like.stride, like.padding, like.dilation, like.groups, before=like.before, after=like.after
+    )
+
+
+def _minus(ours: Affine, theirs: Affine, like: Tensor) -> Affine | None:
+    """The operator A_s - A_t with the constant b_s - b_t; None where both are zero."""
+    if isinstance(ours, Reshape | Sum):
+        return None
+    if isinstance(ours, Dense | Convolution) and isinstance(theirs, Dense | Convolution):
+        weight, bias = ours.weight - theirs.weight, _minus_bias(ours.bias, theirs.bias)
+        if not bool(weight.any()) and bias is None:
+            return None
+        return Dense(weight, bias, ours.after) if isinstance(ours, Dense) else _convolution(ours, weight, bias)
+    if isinstance(ours, Scale) and isinstance(theirs, Scale):
+        scale, shift = ours.scale - theirs.scale, _minus_bias(ours.shift, theirs.shift)
+        return None if not bool(scale.any()) and shift is None else Scale(scale, shift, ours.shape)
+    return _minus_general(ours, theirs, like)
+
+
+def _minus_general(ours: Affine, theirs: Affine, like: Tensor) -> Affine | None:
+    assert isinstance(ours, General) and isinstance(theirs, General)
+
+    def function(*values: Tensor) -> Tensor:
+        return (ours.forward(*(v[None] for v in values)) - theirs.forward(*(v[None] for v in values)))[0]
+
+    def absolute(*values: Tensor) -> Tensor:
+        return (ours.reach(*(v[None] for v in values)) + theirs.reach(*(v[None] for v in values)))[0]
+
+    constant = function(*(like.new_zeros(shape) for shape in ours.before))
+    if not _same_linear_part(ours, theirs, like):
+        return General(function, ours.before, ours.after, like, absolute)
+    if not bool(constant.any()):
+        return None
+    return General(
+        lambda *v: constant + 0 * sum(part.sum() for part in v),
+        ours.before,
+        ours.after,
+        like,
+        lambda *v: 0 * absolute(*v),
+    )
+
+
+def _same_linear_part(ours: General, theirs: General, like: Tensor) -> bool:
+    """Equal functions pull one random row back to equal bits; others do only where they differ by rounding."""
+    row = torch.rand((1, *ours.after), generator=torch.Generator().manual_seed(0), dtype=like.dtype).to(like.device)
+    one, other = (operator.push(Rows(row), like.new_zeros(1, dtype=torch.int64)).inputs for operator in (ours, theirs))
+    return all(torch.equal(a.values, b.values) for a, b in zip(one, other, strict=True) if a and b)
+
+
+def _minus_bias(one: Tensor | None, other: Tensor | None) -> Tensor | None:
+    if one is None and other is None:
+        return None
+    bias = (0 if one is None else one) - (0 if other is None else other)
+    assert isinstance(bias, Tensor)
+    return bias if bool(bias.any()) else None
+
+
+class ReluDifference:
+    """g = relu(t + d) - relu(t), given boxes of t, d and s = t + d.
+
+    As ReLU is monotone and has slopes in [0, 1], g lies between min(d, 0) and max(d, 0). Candidates for the plane
+    above: the chord of max(d, 0), and relu's line above at s less its line below at t; for the plane below: the chord
+    of min(d, 0), and the line below at s less the line above at t. All are sound; the one whose value at the centre of
+    the box is closer to g is taken, which is the one that encloses less volume. Where relu is a line at both s and t,
+    so is g, and their lines are it.
+    """
+
+    def forward(self, *values: Tensor) -> Tensor:
+        t, _, s = values
+        return s.relu() - t.relu()
+
+    def interval(self, *boxes: Interval) -> Interval:
+        t, d, s = boxes
+        # relu(x) >= x, with equality where x >= 0: g >= d where t >= 0, and g <= d where s >= 0.
+        least = torch.where(t.low >= 0, d.low, d.low.clamp_max(0))
+        most = torch.where(s.low >= 0, d.high, d.high.clamp_min(0))
+        low = torch.maximum(s.low.relu() - t.high.relu(), least)
+        high = torch.minimum(s.high.relu() - t.low.relu(), most)
+        return Interval(torch.minimum(low, high), torch.maximum(low, high))
+
+    def loose(self, boxes: Sequence[Interval]) -> list[Bool[Tensor, "batch *shape"]]:
+        t, _, s = boxes
+        bent = ((t.low < 0) & (t.high > 0)) | ((s.low < 0) & (s.high > 0))
+        return [bent, bent, bent]
+
+    def relax(self, boxes: Sequence[Interval], places: Places | None = None) -> "_Planes":
+        t, d, s = boxes
+        at_t, at_s = Relu().lines(*t), Relu().lines(*s)
+        apart = _apart(at_t, at_s)
+        chord = _chords(d)
+        centers = [box.center for box in boxes]
+        above_apart = sum(slope * c for slope, c in zip(apart.above, centers, strict=True)) + apart.above_offset
+        above_chord = chord.above[1] * centers[1] + chord.above_offset
+        below_apart = sum(slope * c for slope, c in zip(apart.below, centers, strict=True)) + apart.below_offset
+        below_chord = chord.below[1] * centers[1] + chord.below_offset
+        bent = self.loose(boxes)[0]
+        return apart.choose(chord, bent & (above_chord < above_apart), bent & (below_chord > below_apart))
+
+
+class _Planes:
+    """A plane above and one below in (t, d, s)."""
+
+    def __init__(
+        self, below: Sequence[Tensor], below_offset: Tensor, above: Sequence[Tensor], above_offset: Tensor
+    ) -> None:
+        self.below, self.below_offset, self.above, self.above_offset = below, below_offset, above, above_offset
+
+    def choose(self, other: "_Planes", above: Tensor, below: Tensor) -> "_Planes":
+        """The other's planes where asked."""
+        return _Planes(
+            [torch.where(below, b, a) for a, b in zip(self.below, other.below, strict=True)],
+            torch.where(below, other.below_offset, self.below_offset),
+            [torch.where(above, b, a) for a, b in zip(self.above, other.above, strict=True)],
+            torch.where(above, other.above_offset, self.above_offset),
+        )
+
+    def push(self, rows: Rows, samples: Tensor) -> Pushed:
+        values, negative = rows.values, rows.values.clamp_max(0)
+        positive = values - negative
+        inputs: list[Rows | None] = [
+            rows.take(positive * rows.gather(below, samples) + negative * rows.gather(above, samples)).outside(
+                clean=True
+            )
+            for below, above in zip(self.below, self.above, strict=True)
+        ]
+        constant = rows.take(positive).dot(self.below_offset, samples)
+        return Pushed(inputs, constant + rows.take(negative).dot(self.above_offset, samples))
+
+
+def _apart(at_t: Lines, at_s: Lines) -> _Planes:
+    """relu's lines at s less those at t."""
+    none = torch.zeros_like(at_t.lower_slope)
+    return _Planes(
+        [-at_t.upper_slope, none, at_s.lower_slope],
+        at_s.lower_offset - at_t.upper_offset,
+        [-at_t.lower_slope, none, at_s.upper_slope],
+        at_s.upper_offset - at_t.lower_offset,
+    )
+
+
+def _chords(d: Interval) -> _Planes:
+    """Chords of min(d, 0) below and of max(d, 0) above, as relu's lines at -d and at d."""
+    up, down, none = Relu().lines(*d), Relu().lines(-d.high, -d.low), torch.zeros_like(d.low)
+    return _Planes([none, down.upper_slope, none], -down.upper_offset, [none, up.upper_slope, none], up.upper_offset)

@@ -1,0 +1,109 @@
+"""The graph of a captured network."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from jaxtyping import Float
+from torch import Tensor
+
+from verifiers.core.errors import Unsupported
+from verifiers.graph.affine import Affine, Reshape, Scale
+from verifiers.graph.operators import Elementwise, Operator
+from verifiers.graph.relaxations.piecewise import LeakyRelu, Relu
+from verifiers.graph.rows import Shape
+
+
+@dataclass(frozen=True)
+class Node:
+    """An operator with its inputs (positions in the graph), its output's shape for one sample, and where it is."""
+
+    operator: Operator | None  # None: the image
+    inputs: tuple[int, ...]
+    shape: Shape
+    path: str
+    kind: str
+
+
+class Graph:
+    """Nodes in an order in which inputs come first; node 0 is the image, the last one gives the logits."""
+
+    def __init__(self, nodes: Sequence[Node], like: Tensor) -> None:
+        self.nodes, self.like = list(nodes), like
+
+    @property
+    def output(self) -> int:
+        return len(self.nodes) - 1
+
+    def values(self, x: Float[Tensor, "batch *shape"]) -> list[Float[Tensor, "batch ..."]]:
+        """Values of all nodes."""
+        found: list[Tensor] = [x.reshape(len(x), *self.nodes[0].shape)]
+        for node in self.nodes[1:]:
+            assert node.operator is not None
+            found.append(node.operator.forward(*(found[i] for i in node.inputs)))
+        return found
+
+    def __call__(self, x: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch classes"]:
+        """The logits."""
+        return self.values(x)[-1].flatten(1)
+
+    @cached_property
+    def affine(self) -> list[bool]:
+        """Whether each node is an affine function of the image."""
+        known = [True]
+        for node in self.nodes[1:]:
+            known.append(isinstance(node.operator, Affine) and all(known[i] for i in node.inputs))
+        return known
+
+    @property
+    def classes(self) -> int:
+        """Number of logits."""
+        return self.nodes[-1].shape[-1]
+
+    def affine_operator(self, position: int) -> bool:
+        """Whether the operator of a node is affine."""
+        return isinstance(self.nodes[position].operator, Affine)
+
+    @cached_property
+    def entrywise(self) -> list[bool]:
+        """Whether each entry of a node is an affine function of one entry of the image."""
+        known = [True]
+        for node in self.nodes[1:]:
+            known.append(isinstance(node.operator, Scale | Reshape) and known[node.inputs[0]])
+        return known
+
+    @cached_property
+    def signs_suffice(self) -> list[bool]:
+        """Whether all that is nonlinear in a node's entries is one line as soon as their sign is known."""
+        known = [True] * len(self.nodes)
+        for node in self.nodes[1:]:
+            hinge = isinstance(node.operator, Elementwise) and isinstance(node.operator.activation, Relu | LeakyRelu)
+            for i in node.inputs:
+                known[i] = known[i] and (hinge or isinstance(node.operator, Affine))
+        return known
+
+
+@dataclass(frozen=True)
+class Ref:
+    """An intermediate value that depends on the image."""
+
+    node: int
+    shape: Shape
+
+
+class Builder:
+    """Grows a graph; what the lowering functions work with."""
+
+    def __init__(self, like: Tensor) -> None:
+        self.nodes = [Node(None, (), tuple(like.shape), "", "image")]
+        self.like = like
+        self.path = self.kind = ""
+
+    def add(self, made: Operator, inputs: Sequence[Ref], shape: Sequence[int]) -> Ref:
+        """Append an operator."""
+        self.nodes.append(Node(made, tuple(ref.node for ref in inputs), tuple(shape), self.path, self.kind))
+        return Ref(len(self.nodes) - 1, tuple(shape))
+
+    def refuse(self, reason: str) -> Unsupported:
+        """The refusal of the operator at hand."""
+        return Unsupported(f"native: operator {self.kind!r} at {self.path or 'the network itself'!r}: {reason}")

@@ -1,0 +1,97 @@
+"""What a node of a graph can do: run, bound its range, and push the coefficients of rows back to its inputs.
+
+Values are batched as ``(batch, *shape)`` with ``shape`` the node's shape for one sample, so that samples cannot mix.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from verifiers.graph.relaxations.lines import Activation, Lines, Places
+from verifiers.graph.rows import Rows
+
+
+class Interval(NamedTuple):
+    """Entrywise bounds of a node."""
+
+    low: Float[Tensor, "batch *shape"]
+    high: Float[Tensor, "batch *shape"]
+
+    @property
+    def center(self) -> Float[Tensor, "batch *shape"]:
+        return (self.low + self.high) / 2
+
+    @property
+    def reach(self) -> Float[Tensor, "batch *shape"]:
+        return (self.high - self.low) / 2
+
+
+class Pushed(NamedTuple):
+    """Rows in terms of an operator's inputs (None: no coefficients), and what they gain as a constant."""
+
+    inputs: Sequence[Rows | None]
+    constant: Float[Tensor, " rows"] | None = None
+
+
+@runtime_checkable
+class Relaxation(Protocol):
+    """Linear bounds of an operator on the box of its inputs."""
+
+    def push(self, rows: Rows, samples: Int[Tensor, " rows"]) -> Pushed:
+        """Rows of the inputs that lie below the given rows of the output, whatever the point of the box."""
+
+
+@runtime_checkable
+class Operator(Protocol):
+    """One operator of a graph, for the shapes and constants it was captured with."""
+
+    def forward(self, *values: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch *shape"]:
+        """The operator itself, on a batch."""
+
+    def interval(self, *boxes: Interval) -> Interval:
+        """A range of the outputs over the box of the inputs."""
+
+    def relax(self, boxes: Sequence[Interval], places: Places | None = None) -> Relaxation:
+        """Its linear bounds over the box."""
+
+    def loose(self, boxes: Sequence[Interval]) -> Sequence[Bool[Tensor, "batch *shape"] | None]:
+        """Entries of each input whose tighter bounds would tighten the relaxation; None when there are none."""
+
+
+class Elementwise:
+    """An activation, entry by entry."""
+
+    def __init__(self, activation: Activation) -> None:
+        self.activation = activation
+
+    def forward(self, *values: Tensor) -> Tensor:
+        return self.activation(values[0])
+
+    def interval(self, *boxes: Interval) -> Interval:
+        return Interval(*self.activation.interval(*boxes[0]))
+
+    def loose(self, boxes: Sequence[Interval]) -> list[Tensor]:
+        return [self.activation.bent(*boxes[0])]
+
+    def relax(self, boxes: Sequence[Interval], places: Places | None = None) -> "_Enclosed":
+        return _Enclosed(self.activation.lines(*boxes[0], places))
+
+
+class _Enclosed:
+    """Two lines per entry: rows take the lower one where their coefficient is positive, else the upper one."""
+
+    def __init__(self, lines: Lines) -> None:
+        self.lines, self.turn = lines, lines.upper_slope - lines.lower_slope
+        self.has_lower_offset = bool(lines.lower_offset.any())
+
+    def push(self, rows: Rows, samples: Tensor) -> Pushed:
+        values, negative = rows.values, rows.values.clamp_max(0)
+        lower, turn = (rows.gather(slope, samples) for slope in (self.lines.lower_slope, self.turn))
+        constant = rows.take(negative).dot(self.lines.upper_offset, samples)
+        if self.has_lower_offset:
+            constant = constant + rows.take(values - negative).dot(self.lines.lower_offset, samples)
+        pushed = rows.take(torch.addcmul(values * lower, negative, turn))
+        return Pushed([pushed.outside(clean=True)], constant)

@@ -1,0 +1,328 @@
+"""Functions that bend one way: the tangent on one side, the chord on the other."""
+
+from dataclasses import dataclass
+from math import exp, inf, log1p
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from verifiers.graph.relaxations.lines import Lines, Places
+from verifiers.graph.relaxations.sigmoidal import (
+    REACH,
+    Piece,
+    Span,
+    clamped,
+    hinged,
+    image,
+    offset,
+    replaced,
+    supporting,
+    widened,
+)
+
+#: How far, relatively, a jump may lie from where float64 sees it.
+NEAR = 1e-6
+
+
+class _Curved:
+    """A function that is convex or concave on every interval of its domain (``sign`` = 1 or -1).
+
+    Sound: a convex f lies above its tangent at any point of the interval, and f less a line is greatest at an end;
+    both offsets are computed for the rounded slope, less rounding. Where the domain is left the bounds are infinite,
+    and where a line's terms would overflow the lines are the constant bounds; both are constants to the gradient.
+    """
+
+    turning: tuple[float, ...] = ()
+    unit: float = 1.0
+    #: Terms up to finfo.max to this power are computed with; less for powers of x, whose higher derivatives grow.
+    headroom: float = 0.75
+
+    def __call__(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        raise NotImplementedError
+
+    def derivative(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """The derivative."""
+        raise NotImplementedError
+
+    def domain(self, low: Tensor, high: Tensor) -> Tensor:
+        """Where the interval lies in the domain."""
+        return low <= high
+
+    def sign(self, low: Tensor) -> Tensor:
+        """1 where f is convex, -1 where it is concave."""
+        return torch.ones_like(low)
+
+    def chord(self, low: Tensor, high: Tensor) -> Tensor:
+        """The slope of the line through both ends."""
+        return Span.of(self, low, high, self.unit).chord
+
+    def tangent(self, low: Tensor, high: Tensor, place: Tensor | None) -> Tensor:
+        """Where the tangent is taken: by default in the middle, which encloses the least area."""
+        return low / 2 + high / 2 if place is None else torch.lerp(low, high, place)
+
+    def interval(
+        self, low: Float[Tensor, "*shape"], high: Float[Tensor, "*shape"]
+    ) -> tuple[Float[Tensor, "*shape"], Float[Tensor, "*shape"]]:
+        inside, smooth = self.domain(low, high), self._computable(low, high)
+        low, high = (torch.where(smooth, x, torch.where(inside, x, 1.0).detach()) for x in (low, high))
+        least, most = image(self, low, high, *self.turning)
+        return torch.where(inside, least, -inf), torch.where(inside, most, inf)
+
+    def lines(self, low: Float[Tensor, "*shape"], high: Float[Tensor, "*shape"], places: Places | None = None) -> Lines:
+        smooth = self._computable(low, high)
+        with torch.no_grad():
+            least, most = self.interval(low, high)
+        relaxed = self._lines(torch.where(smooth, low, 1.0), torch.where(smooth, high, 1.0), places)
+        return replaced(relaxed, ~smooth, 0.0, least, most)
+
+    def bent(self, low: Float[Tensor, "*shape"], high: Float[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
+        return low < high
+
+    def _lines(self, low: Tensor, high: Tensor, places: Places | None) -> Lines:
+        sign, chord = self.sign(low), self.chord(low, high)
+        convex = sign > 0
+        t = self.tangent(low, high, None if places is None else torch.where(convex, *places))
+        slope, ends = self.derivative(t), ((low, self(low)), (high, self(high)))
+        pairs = (slope, chord), (offset(sign, slope, (t, self(t)), *ends), offset(-sign, chord, *ends))
+        lower, upper = (torch.where(convex, a, b) for a, b in pairs), (torch.where(convex, b, a) for a, b in pairs)
+        return Lines(*lower, *upper)
+
+    @torch.no_grad()
+    def _computable(self, low: Tensor, high: Tensor) -> Tensor:
+        inside = self.domain(low, high)
+        ends = torch.where(inside, low, 1.0), torch.where(inside, high, 1.0)
+        size = sum(self(x).abs() + self.derivative(x).abs() for x in ends) * (1 + low.abs().maximum(high.abs()))
+        return inside & (size < torch.finfo(low.dtype).max ** self.headroom)
+
+
+class Exp(_Curved):
+    """exp(x). The default tangent stays within 1 of the low end, so that the lower line is positive there."""
+
+    def __call__(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        return torch.exp(x)
+
+    derivative = __call__
+
+    def tangent(self, low: Tensor, high: Tensor, place: Tensor | None) -> Tensor:
+        middle = super().tangent(low, high, place)
+        return middle.minimum(low + 0.99) if place is None else middle
+
+
+class Square(_Curved):
+    """x^2."""
+
+    turning = (0.0,)
+
+    def __call__(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        return x * x
+
+    def derivative(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        return 2 * x
+
+    def chord(self, low: Tensor, high: Tensor) -> Tensor:
+        return low + high
+
+
+class Log(_Curved):
+    """log(x) for x > 0, concave."""
+
+    headroom = 0.45
+
+    def __call__(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        return torch.log(x)
+
+    def derivative(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        return 1 / x
+
+    def domain(self, low: Tensor, high: Tensor) -> Tensor:
+        return low > 0
+
+    def sign(self, low: Tensor) -> Tensor:
+        return -torch.ones_like(low)
+
+    def chord(self, low: Tensor, high: Tensor) -> Tensor:
+        return Span.of(self, low, high, low).chord
+
+
+class Sqrt(_Curved):
+    """sqrt(x) for x >= 0, concave. Tangents are kept off 0, where they would be vertical; the chord may end there."""
+
+    headroom = 0.3
+
+    def __call__(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        root = torch.where(x > 0, x, 1.0).sqrt()
+        return torch.where(x > 0, root, torch.where(x < 0, torch.nan, x))
+
+    def derivative(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        return 0.5 / torch.sqrt(x)
+
+    def domain(self, low: Tensor, high: Tensor) -> Tensor:
+        return low >= 0
+
+    def sign(self, low: Tensor) -> Tensor:
+        return -torch.ones_like(low)
+
+    def chord(self, low: Tensor, high: Tensor) -> Tensor:
+        return 1 / (self(low) + self(high))
+
+    def tangent(self, low: Tensor, high: Tensor, place: Tensor | None) -> Tensor:
+        return super().tangent(low, high, place).maximum(1e-6 * high)
+
+    @torch.no_grad()
+    def _computable(self, low: Tensor, high: Tensor) -> Tensor:
+        limit = torch.finfo(low.dtype).max ** self.headroom
+        return self.domain(low, high) & (high > 1 / limit) & (high < limit)
+
+
+class Rsqrt(_Curved):
+    """1 / sqrt(x) for x > 0, convex."""
+
+    headroom = 0.3
+
+    def __call__(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        return torch.rsqrt(x)
+
+    def derivative(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        return -0.5 * torch.rsqrt(x) / x
+
+    def domain(self, low: Tensor, high: Tensor) -> Tensor:
+        return low > 0
+
+    def chord(self, low: Tensor, high: Tensor) -> Tensor:
+        left, right = low.sqrt(), high.sqrt()
+        return -1 / (left + right) / left / right
+
+
+class Reciprocal(_Curved):
+    """1 / x on intervals without 0: convex on the positive side, concave on the negative one."""
+
+    headroom = 0.3
+
+    def __call__(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        return 1 / x
+
+    def derivative(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        return -1 / (x * x)
+
+    def domain(self, low: Tensor, high: Tensor) -> Tensor:
+        return (low > 0) | (high < 0)
+
+    def sign(self, low: Tensor) -> Tensor:
+        return torch.where(low > 0, 1.0, -1.0).to(low)
+
+    def chord(self, low: Tensor, high: Tensor) -> Tensor:
+        return -1 / low / high
+
+
+@dataclass(frozen=True)
+class _SmoothSoftplus(_Curved):
+    """log(1 + exp(beta x)) / beta."""
+
+    beta: float
+
+    def __call__(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        return -F.logsigmoid(-self.beta * x) / self.beta
+
+    def derivative(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        return torch.sigmoid(self.beta * x)
+
+    @property
+    def unit(self) -> float:  # type: ignore[override]
+        return 1 / self.beta
+
+
+@dataclass(frozen=True)
+class Softplus:
+    """log(1 + exp(beta x)) / beta as torch computes it for beta > 0: x itself where beta x > threshold.
+
+    Sound: at the threshold torch's function falls from the smooth one to x, by ``jump``, and the smooth one is at most
+    ``jump`` above x from there on. On an interval across the threshold the smooth one's lower line, lowered by
+    ``jump``, holds therefore, and its upper line as it is; beyond the threshold the line is x. Where the function jumps
+    depends on the precision that it is computed in, so "across" reaches ``NEAR`` of the threshold to both sides.
+    """
+
+    beta: float = 1.0
+    threshold: float = 20.0
+
+    def __post_init__(self) -> None:
+        if not self.beta > 0:
+            raise ValueError(f"beta must be positive, got {self.beta}")
+
+    def __call__(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        return F.softplus(x, self.beta, self.threshold)
+
+    def interval(
+        self, low: Float[Tensor, "*shape"], high: Float[Tensor, "*shape"]
+    ) -> tuple[Float[Tensor, "*shape"], Float[Tensor, "*shape"]]:
+        least, most = _SmoothSoftplus(self.beta).interval(low, high)
+        across, beyond = self._across(low, high)
+        first, last = self._edges()
+        bottom, _ = widened(low.clamp_min(first), high)
+        _, peak = _SmoothSoftplus(self.beta).interval(low, clamped(last, low, high))
+        least, most = torch.where(across, least.minimum(bottom), least), torch.where(across, peak.maximum(high), most)
+        return torch.where(beyond, low, least), torch.where(beyond, high, most)
+
+    def lines(self, low: Float[Tensor, "*shape"], high: Float[Tensor, "*shape"], places: Places | None = None) -> Lines:
+        smooth = _SmoothSoftplus(self.beta).lines(low, high, places)
+        across, beyond = self._across(low, high)
+        jump = log1p(exp(-self._edges()[0] * self.beta)) / self.beta * (1 + 1e-12)
+        fallen = smooth._replace(lower_offset=smooth.lower_offset - jump * across.to(smooth.lower_offset))
+        return replaced(fallen, beyond, 1.0, 0.0, 0.0)
+
+    def bent(self, low: Float[Tensor, "*shape"], high: Float[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
+        return (low < high) & ~self._across(low, high)[1]
+
+    def _across(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        first, last = self._edges()
+        beyond = low > last
+        return (high > first) & ~beyond, beyond
+
+    def _edges(self) -> tuple[float, float]:
+        """Below the first the function is the smooth one, above the last it is x, in every precision."""
+        edge = self.threshold / self.beta
+        return edge - NEAR * abs(edge), edge + NEAR * abs(edge)
+
+
+@dataclass(frozen=True)
+class Elu(_Curved):
+    """scale (x if x > 0 else alpha (exp(input_scale x) - 1)): ELU, SELU and CELU, for positive scales, alpha >= 0.
+
+    Sound where the left slope at 0, alpha input_scale, is at most 1: f is convex. Else f is convex up to 0, with a
+    kink downwards there and a straight line after it: the lower line is :func:`supporting`'s, the upper
+    :func:`hinged`'s for -f, which is concave up to 0 and straight after it.
+    """
+
+    alpha: float = 1.0
+    scale: float = 1.0
+    input_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.alpha < 0 or self.scale <= 0 or self.input_scale <= 0:
+            raise ValueError(f"{self} is not increasing")
+
+    @property
+    def unit(self) -> float:  # type: ignore[override]
+        return 1 / self.input_scale
+
+    def __call__(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        return torch.ops.aten.elu(x, self.alpha, self.scale, self.input_scale)
+
+    def derivative(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        left = self.scale * self.alpha * self.input_scale * torch.exp(self.input_scale * x.clamp_max(0.0))
+        return torch.where(x > 0, self.scale, left)
+
+    def _lines(self, low: Tensor, high: Tensor, places: Places | None) -> Lines:
+        if self.alpha * self.input_scale <= 1:
+            return super()._lines(low, high, places)
+        lower_place, upper_place = places or (None, None)
+        span, kink = Span.of(self, low, high, self.unit), clamped(0.0, low, high)
+        convex = Piece(low, kink, low.maximum(kink - REACH * self.unit), kink)
+        return Lines(
+            *supporting(self, 1.0, span, convex, lower_place),
+            *hinged(self, -1.0, low, high, 0.0, upper_place),
+        )
+
+    def bent(self, low: Float[Tensor, "*shape"], high: Float[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
+        return (low < high) & (low < 0)

@@ -1,0 +1,204 @@
+"""Functions made of straight pieces, and hardswish, which has one bent piece."""
+
+from dataclasses import dataclass
+from math import inf
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from verifiers.graph.relaxations.lines import Lines, Places
+from verifiers.graph.relaxations.sigmoidal import Piece, Span, clamped, hinged, image, replaced, rounding, supporting
+
+
+@dataclass(frozen=True)
+class Relu:
+    """max(x, 0); the free lower slope of an unstable neuron is ``place``, by default 1 if high > -low, else 0.
+
+    Sound: the lower line is k x with 0 <= k <= 1. The upper line is the chord from (low, 0) to (high, high); its slope
+    and offset are each rounded up by more than their rounding, so that it holds as stored. (A slope held at 1 gives
+    x - low.) Stable neurons have the exact line. Width high - low must not overflow.
+    """
+
+    def __call__(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        return x.relu()
+
+    def interval(
+        self, low: Float[Tensor, "*shape"], high: Float[Tensor, "*shape"]
+    ) -> tuple[Float[Tensor, "*shape"], Float[Tensor, "*shape"]]:
+        return low.relu(), high.relu()
+
+    def lines(self, low: Float[Tensor, "*shape"], high: Float[Tensor, "*shape"], places: Places | None = None) -> Lines:
+        if places is None:
+            free = (high > -low).to(low.dtype)
+        else:
+            free = torch.where(high <= 0, 0.0, torch.where(low >= 0, 1.0, places[0]))
+        info = torch.finfo(low.dtype)
+        up = 1 + 4 * info.eps
+        negative, positive = low.clamp_max(0.0), high.clamp_min(0.0)
+        width = positive - negative
+        slope = torch.where(width > info.tiny, positive / width.clamp_min(info.tiny) * up, high > 0).clamp_max(1.0)
+        return Lines(free, torch.zeros_like(low), slope, -negative * slope * up)
+
+    def bent(self, low: Float[Tensor, "*shape"], high: Float[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
+        return (low < 0) & (high > 0)
+
+
+@dataclass(frozen=True, eq=False)
+class LeakyRelu:
+    """x if x > 0 else slope x, for any slope: a number, or a tensor that broadcasts to the input (PReLU).
+
+    Sound: f(x) = slope x + (1 - slope) max(x, 0), so :class:`Relu`'s lines carry over, exchanged where slope > 1. The
+    line through 0 has any slope between ``slope`` and 1, which is exact; the chord moves outward by its rounding. The
+    free line is the one through 0, of slope 1 at place 1; by default 1 if high > -low, else ``slope``.
+    """
+
+    slope: float | Tensor = 0.01
+
+    def __call__(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        return torch.where(x > 0, x, self.slope * x)
+
+    def interval(
+        self, low: Float[Tensor, "*shape"], high: Float[Tensor, "*shape"]
+    ) -> tuple[Float[Tensor, "*shape"], Float[Tensor, "*shape"]]:
+        left, right, kink = self(low), self(high), self(clamped(0.0, low, high))
+        return left.minimum(right).minimum(kink), left.maximum(right).maximum(kink)
+
+    def lines(self, low: Float[Tensor, "*shape"], high: Float[Tensor, "*shape"], places: Places | None = None) -> Lines:
+        slope, one = self._slope(low).expand_as(low), torch.ones_like(low)
+        convex = slope <= 1
+        free = None if places is None else torch.where(convex, *places)
+        through, zero, chord, above = Relu().lines(low, high, None if free is None else (free, free))
+        size = (1 + slope.abs()) * low.abs().maximum(high.abs())
+        slack = torch.where(self.bent(low, high), rounding(size), 0.0)
+        through, chord = torch.lerp(slope, one, through), torch.lerp(slope, one, chord)
+        above = (1 - slope) * above + torch.where(convex, slack, -slack)
+        return Lines(
+            torch.where(convex, through, chord),
+            torch.where(convex, zero, above),
+            torch.where(convex, chord, through),
+            torch.where(convex, above, zero),
+        )
+
+    def bent(self, low: Float[Tensor, "*shape"], high: Float[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
+        return (low < 0) & (high > 0) & (self._slope(low) != 1)
+
+    def _slope(self, like: Tensor) -> Tensor:
+        return torch.as_tensor(self.slope, dtype=like.dtype, device=like.device)
+
+
+class Abs(LeakyRelu):
+    """|x|, the leaky ReLU of slope -1."""
+
+    def __init__(self) -> None:
+        super().__init__(-1.0)
+
+
+@dataclass(frozen=True)
+class Clamp:
+    """min(max(x, minimum), maximum), minimum <= maximum; None stands for no bound.
+
+    Sound: by :func:`hinged`, with the kink at ``minimum`` for the lower line (f is concave above it) and at ``maximum``
+    for the upper one; on one straight piece the line is exact.
+    """
+
+    minimum: float | None = -1.0
+    maximum: float | None = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.ends[0] <= self.ends[1]:
+            raise ValueError(f"minimum must be at most maximum, got {self.minimum} and {self.maximum}")
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """Both bounds, infinite where there is none."""
+        return -inf if self.minimum is None else self.minimum, inf if self.maximum is None else self.maximum
+
+    def __call__(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        return x.clamp(*self.ends)
+
+    def interval(
+        self, low: Float[Tensor, "*shape"], high: Float[Tensor, "*shape"]
+    ) -> tuple[Float[Tensor, "*shape"], Float[Tensor, "*shape"]]:
+        return self(low), self(high)
+
+    def lines(self, low: Float[Tensor, "*shape"], high: Float[Tensor, "*shape"], places: Places | None = None) -> Lines:
+        (minimum, maximum), (lower_place, upper_place) = self.ends, places or (None, None)
+        bent, inside = self.bent(low, high), (low >= minimum) & (high <= maximum)
+        slope, value = inside.to(low.dtype), torch.where(inside, 0.0, self(low))
+        relaxed = Lines(
+            *hinged(self, 1.0, low, high, minimum, lower_place), *hinged(self, -1.0, low, high, maximum, upper_place)
+        )
+        return replaced(relaxed, ~bent, slope, value, value)
+
+    def bent(self, low: Float[Tensor, "*shape"], high: Float[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
+        minimum, maximum = self.ends
+        return ((low < minimum) & (high > minimum)) | ((low < maximum) & (high > maximum))
+
+
+@dataclass(frozen=True)
+class HardSigmoid:
+    """min(max(x + 3, 0), 6) / 6.
+
+    Sound: it is 1/2 more than a sixth of a clamp to [-3, 3], and so are its lines; between the kinks and across them
+    they move outward by the rounding of terms up to 1.
+    """
+
+    def __call__(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        return F.hardsigmoid(x)
+
+    def interval(
+        self, low: Float[Tensor, "*shape"], high: Float[Tensor, "*shape"]
+    ) -> tuple[Float[Tensor, "*shape"], Float[Tensor, "*shape"]]:
+        return self(low), self(high)
+
+    def lines(self, low: Float[Tensor, "*shape"], high: Float[Tensor, "*shape"], places: Places | None = None) -> Lines:
+        lower_slope, lower_offset, upper_slope, upper_offset = Clamp(-3.0, 3.0).lines(low, high, places)
+        size = 1 + low.abs().maximum(high.abs()) * (lower_slope.abs() + upper_slope.abs())
+        slack = torch.where((low <= 3) & (high >= -3), rounding(size), 0.0)
+        return Lines(lower_slope / 6, lower_offset / 6 + 0.5 - slack, upper_slope / 6, upper_offset / 6 + 0.5 + slack)
+
+    def bent(self, low: Float[Tensor, "*shape"], high: Float[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
+        return Clamp(-3.0, 3.0).bent(low, high)
+
+
+@dataclass(frozen=True)
+class HardSwish:
+    """x min(max(x + 3, 0), 6) / 6: 0 up to -3, x from 3 on, a parabola between them.
+
+    Sound: the lower line is :func:`supporting`'s, with the parabola as the convex piece and straight parts beside it,
+    joined by kinks downwards. The upper one is :func:`hinged`'s, for -f is concave or straight between those kinks; it
+    turns at the one that the chord may pass below, that at -3 where the chord is flatter than 1/2. On the straight
+    parts the line is exact.
+    """
+
+    def __call__(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        return F.hardswish(x)
+
+    def derivative(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """The derivative of the parabola, up to its ends."""
+        return (2 * x.clamp(-3.0, 3.0) + 3) / 6
+
+    def interval(
+        self, low: Float[Tensor, "*shape"], high: Float[Tensor, "*shape"]
+    ) -> tuple[Float[Tensor, "*shape"], Float[Tensor, "*shape"]]:
+        least, most = image(self, low, high, -1.5)
+        straight = self._straight(low, high)
+        return torch.where(straight, self(low), least), torch.where(straight, self(high), most)
+
+    def lines(self, low: Float[Tensor, "*shape"], high: Float[Tensor, "*shape"], places: Places | None = None) -> Lines:
+        (lower_place, upper_place), span = places or (None, None), Span.of(self, low, high)
+        left, right = clamped(-3.0, low, high), clamped(3.0, low, high)
+        kink = torch.where(span.chord < 0.5, -3.0, 3.0).to(low)
+        relaxed = Lines(
+            *supporting(self, 1.0, span, Piece(left, right, left, right), lower_place),
+            *hinged(self, -1.0, low, high, kink, upper_place, others=(-3.0, 3.0)),
+        )
+        return replaced(relaxed, self._straight(low, high), (low >= 3).to(low.dtype), 0.0, 0.0)
+
+    def bent(self, low: Float[Tensor, "*shape"], high: Float[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
+        return (low < high) & ~self._straight(low, high)
+
+    def _straight(self, low: Tensor, high: Tensor) -> Tensor:
+        return (high <= -3) | (low >= 3)

@@ -1,0 +1,77 @@
+"""Softmax over one axis."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from verifiers.graph.operators import Interval
+from verifiers.graph.relaxations.lines import Places
+from verifiers.graph.relaxations.mean_value import MeanValue
+from verifiers.graph.rows import Shape
+
+
+class Softmax:
+    """p = softmax(x) over an axis, counted from the end.
+
+    Range: p_i grows with x_i and falls with every other x_j, so its extremes are at two corners of the box.
+    Relaxation: mean-value form. J_ij = p_i (delta_ij - p_j); with p within m -+ s, entries off the diagonal lie within
+    -m_i m_j -+ (m_i s_j + s_i m_j + s_i s_j), and p_i - p_i^2 on the diagonal in a range known exactly.
+    """
+
+    def __init__(self, axis: int, shape: Shape) -> None:
+        self.axis, self.shape = axis, shape
+
+    def forward(self, *values: Tensor) -> Tensor:
+        return values[0].softmax(self.axis)
+
+    def interval(self, *boxes: Interval) -> Interval:
+        low, high = boxes[0]
+        return Interval(self._extreme(low, high), self._extreme(high, low))
+
+    def _extreme(self, own: Tensor, others: Tensor) -> Tensor:
+        """1 / (1 + sum over j other than i of exp(others_j - own_i)), without overflow or loss."""
+        return torch.sigmoid(own - _log_sum_of_others(others, self.axis))
+
+    def loose(self, boxes: Sequence[Interval]) -> list[Tensor]:
+        return [boxes[0].high > boxes[0].low]
+
+    def relax(self, boxes: Sequence[Interval], places: Places | None = None) -> MeanValue:
+        box, axis = boxes[0], self.axis
+        span = self.interval(box)
+        center, reach, m, s = box.center, box.reach, span.center, span.reach
+        diagonal, spread = _diagonal(span)
+        off = m * (s * reach).sum(axis, keepdim=True) + s * ((m + s) * reach).sum(axis, keepdim=True)
+        own = (2 * m * s + s * s) * reach
+        error = spread * reach + (off - own).clamp_min(0)
+
+        def transpose(values: Tensor, gather: Callable[[Tensor], Tensor]) -> Tensor:
+            middle = gather(m)
+            return values * gather(diagonal + m * m) - middle * (values * middle).sum(axis, keepdim=True)
+
+        return MeanValue(center.softmax(axis), error, span, center, transpose, self.shape)
+
+
+def _log_sum_of_others(x: Tensor, axis: int) -> Tensor:
+    """For every entry log(sum of exp of the others).
+
+    The sums run from both ends, because a difference of sums cancels, and are scaled by the largest entry, except for
+    the largest itself: without it the others might all underflow.
+    """
+    top, where = x.max(axis, keepdim=True)
+    terms = (x - top).exp()
+    zero, size = torch.zeros_like(top), x.shape[axis]
+    before = torch.cat([zero, terms.narrow(axis, 0, size - 1)], axis).cumsum(axis)
+    after = torch.cat([terms.narrow(axis, 1, size - 1), zero], axis).flip(axis).cumsum(axis).flip(axis)
+    is_top = torch.zeros_like(x, dtype=torch.bool).scatter(axis, where, True)
+    others = top + torch.where(is_top, 1.0, before + after).log()
+    without_top = x.masked_fill(is_top, -float("inf")).logsumexp(axis, keepdim=True)
+    return torch.where(is_top, without_top, others)
+
+
+def _diagonal(span: Interval) -> tuple[Tensor, Tensor]:
+    """Centre and reach of p (1 - p) for p in the span."""
+    ends = [p * (1 - p) for p in span]
+    top = torch.where((span.low <= 0.5) & (span.high >= 0.5), 0.25, torch.maximum(*ends))
+    bottom = torch.minimum(*ends)
+    return (top + bottom) / 2, (top - bottom) / 2

@@ -1,0 +1,228 @@
+"""Does a student resemble its teacher where robustness is decided? Input gradients, and what its attacks do to both.
+
+Estimates, none of which proves anything. The smaller the gap and the nearer the cosine to 1, the more of the teacher's
+local behaviour was distilled; but alignment also shrinks the gradients of the cross-entropy, and an attack that follows
+those can fail for that reason alone. So a second attack follows the margin, and the two are held against each other.
+
+Source: gap and cosine of gradients as in Lee et al., arXiv 2312.03286; attacks: Madry et al., arXiv 1706.06083.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from verifiers.core.errors import InputError
+from verifiers.core.quantities import Norm
+from verifiers.geometry.ascent import Objective, ascend
+from verifiers.geometry.balls import DUAL, keyed_start, norms, reachable
+from verifiers.geometry.margins import margins
+from verifiers.linearity.estimates import cross_entropy_of, runner_up
+from verifiers.runtime.modes import eval_mode
+
+
+class GradientAgreement(NamedTuple):
+    """Input gradients of both networks at the images, one value per sample, in float64.
+
+    Attributes:
+        gap: ||grad CE_s - grad CE_t||_2, nats per pixel.
+        gap_dual: the same in the dual norm of the threat.
+        cosine: of the angle between the two; 0 where one of them vanishes.
+        norm: ||grad CE_s||_2, nats per pixel.
+        margin_gap: dual norm of grad m_s - grad m_t, m the margin to the student's runner-up; logits per pixel.
+    """
+
+    gap: Float[Tensor, " batch"]
+    gap_dual: Float[Tensor, " batch"]
+    cosine: Float[Tensor, " batch"]
+    norm: Float[Tensor, " batch"]
+    margin_gap: Float[Tensor, " batch"]
+
+
+class AttackAgreement(NamedTuple):
+    """What attacks on the student do to both networks, one value per sample.
+
+    Attributes:
+        ce: the attack on the cross-entropy found a point of the ball that the student gets wrong.
+        margin: the attack on the margin did.
+        point: of all that both found, the point of smallest student margin; the image itself where none is smaller.
+        student_margin: the student's margin there, logits; negative where an attack succeeded.
+        teacher_right: the teacher is right at the image.
+        teacher_right_attacked: the teacher is right at the point.
+        teacher_entropy: entropy of the teacher's softmax at the point, nats.
+    """
+
+    ce: Bool[Tensor, " batch"]
+    margin: Bool[Tensor, " batch"]
+    point: Float[Tensor, "batch *shape"]
+    student_margin: Float[Tensor, " batch"]
+    teacher_right: Bool[Tensor, " batch"]
+    teacher_right_attacked: Bool[Tensor, " batch"]
+    teacher_entropy: Float[Tensor, " batch"]
+
+    @property
+    def fooled(self) -> Bool[Tensor, " batch"]:
+        """An attack on the student succeeded."""
+        return self.ce | self.margin
+
+    @property
+    def transfers(self) -> Bool[Tensor, " batch"]:
+        """It succeeded, and the teacher is wrong at the same point."""
+        return self.fooled & ~self.teacher_right_attacked
+
+
+def gradient_agreement(
+    student: nn.Module,
+    teacher: nn.Module,
+    x: Float[Tensor, "batch *shape"],
+    y: Int[Tensor, " batch"],
+    norm: Norm,
+) -> GradientAgreement:
+    """Compare the input gradients of two networks at images in [0, 1]; both in eval mode and left as they were.
+
+    Args:
+        student, teacher: from images to logits of the same classes.
+        y: true labels.
+        norm: of the threat, whose dual measures gradients.
+
+    Raises:
+        InputError: the networks differ in their classes.
+    """
+    with eval_mode(student), eval_mode(teacher):
+        with torch.no_grad():
+            logits = student(x)
+            _check_classes(logits, teacher(x))
+        rivals = runner_up(logits, y)
+        (loss, margin), (its_loss, its_margin) = (_gradients(model, x, y, rivals) for model in (student, teacher))
+    return GradientAgreement(
+        gap=torch.linalg.vector_norm(loss - its_loss, dim=1),
+        gap_dual=torch.linalg.vector_norm(loss - its_loss, DUAL[norm], dim=1),
+        cosine=_cosine(loss, its_loss),
+        norm=torch.linalg.vector_norm(loss, dim=1),
+        margin_gap=torch.linalg.vector_norm(margin - its_margin, DUAL[norm], dim=1),
+    )
+
+
+def _gradients(
+    model: nn.Module, x: Tensor, y: Tensor, rivals: Tensor
+) -> tuple[Float[Tensor, "batch pixels"], Float[Tensor, "batch pixels"]]:
+    """Of the cross-entropy and of the margin to a rival; in float64, where squares of small ones do not vanish."""
+    at = x.detach().requires_grad_(True)
+    with torch.enable_grad():
+        logits = model(at)
+        loss = F.cross_entropy(logits, y, reduction="sum")
+        margin = (logits.gather(1, y[:, None]) - logits.gather(1, rivals[:, None])).sum()
+        (of_loss,) = torch.autograd.grad(loss, at, retain_graph=True)
+        (of_margin,) = torch.autograd.grad(margin, at)
+    return of_loss.double().flatten(1), of_margin.double().flatten(1)
+
+
+def _cosine(a: Float[Tensor, "batch pixels"], b: Float[Tensor, "batch pixels"]) -> Float[Tensor, " batch"]:
+    lengths = torch.linalg.vector_norm(a, dim=1), torch.linalg.vector_norm(b, dim=1)
+    lost = (lengths[0] == 0) | (lengths[1] == 0)
+    ours, theirs = (v / length.masked_fill(lost, 1.0)[:, None] for v, length in zip((a, b), lengths, strict=True))
+    return (ours * theirs).sum(1).clamp(-1.0, 1.0).masked_fill(lost, 0.0)
+
+
+def attack_agreement(
+    student: nn.Module,
+    teacher: nn.Module,
+    x: Float[Tensor, "batch *shape"],
+    y: Int[Tensor, " batch"],
+    *,
+    eps: float,
+    norm: Norm,
+    steps: int = 30,
+    restarts: int = 4,
+    seed: int = 0,
+    indices: Int[Tensor, " batch"] | None = None,
+) -> AttackAgreement:
+    """Attack the student twice and ask the teacher about what was found; both in eval mode and left as they were.
+
+    One attack raises the cross-entropy, one lowers the margin, from the same points: the image, then random ones keyed
+    by seed and sample index. An image that the student gets wrong counts as a success of both.
+
+    Args:
+        student, teacher: from images in [0, 1] to logits of the same classes.
+        y: true labels.
+        eps: radius, pixel units.
+        steps, restarts: gradient steps from each point, and points, of each attack.
+        indices: of the samples; 0, 1, ... when None.
+
+    Raises:
+        InputError: the networks differ in their classes, eps is not positive, steps or restarts are below 1.
+    """
+    _check_attack(eps, steps, restarts)
+    numbers = range(len(x)) if indices is None else indices.tolist()
+    radii = x.new_full(x.shape[:1], eps)
+    starts = [None, *(keyed_start(x, radii, norm, seed, numbers, restart) for restart in range(1, restarts))]
+    with eval_mode(student), eval_mode(teacher):
+        with torch.no_grad():
+            before = teacher(x)
+            _check_classes(student(x), before)
+        attack = _Attack(student, x, y, eps, norm, steps, starts)
+        loss, low = attack.weakest(cross_entropy_of(student, y)), attack.weakest(lambda z: -margins(student(z), y))
+        point, lower = loss.point.clone(), low.margin <= loss.margin
+        point[lower] = low.point[lower]
+        with torch.no_grad():
+            after = teacher(point)
+    return AttackAgreement(
+        ce=loss.margin < 0,
+        margin=low.margin < 0,
+        point=point,
+        student_margin=torch.minimum(low.margin, loss.margin),
+        teacher_right=before.argmax(1) == y,
+        teacher_right_attacked=after.argmax(1) == y,
+        teacher_entropy=torch.special.entr(after.softmax(1)).sum(1),
+    )
+
+
+class _Found(NamedTuple):
+    point: Float[Tensor, "batch *shape"]
+    margin: Float[Tensor, " batch"]
+
+
+class _Attack(NamedTuple):
+    """Gradient steps within the ball from given perturbations."""
+
+    model: nn.Module
+    x: Tensor
+    y: Tensor
+    eps: float
+    norm: Norm
+    steps: int
+    starts: Sequence[Tensor | None]
+
+    def weakest(self, objective: Objective) -> _Found:
+        """The point of smallest margin that raising the objective leads to; the image where there is no smaller one."""
+        x, best = self.x, self.x.clone()
+        with torch.no_grad():
+            least = margins(self.model(x), self.y)
+        reach = x.new_full((len(x),), reachable(self.eps, self.norm, x))
+        for start in self.starts:
+            point = ascend(objective, x, eps=reach, norm=self.norm, steps=self.steps, start=start)
+            with torch.no_grad():
+                margin = margins(self.model(point), self.y)
+            better = (margin < least) & (norms(point.double() - x.double(), self.norm) <= self.eps)
+            best[better], least[better] = point[better], margin[better]
+        return _Found(best, least)
+
+
+def _check_attack(eps: float, steps: int, restarts: int) -> None:
+    if not 0 < eps < math.inf:
+        raise InputError(f"eps must be positive and finite, got {eps}: give a radius in pixel units, like 0.03")
+    for name, value in (("steps", steps), ("restarts", restarts)):
+        if value < 1:
+            raise InputError(f"{name} must be at least 1, got {value}")
+
+
+def _check_classes(logits: Tensor, teacher: Tensor) -> None:
+    if logits.shape != teacher.shape:
+        raise InputError(
+            f"the student's logits have shape {tuple(logits.shape)}, the teacher's {tuple(teacher.shape)}: "
+            "give a teacher of the same classes"
+        )

@@ -1,0 +1,300 @@
+"""The certificate file: HDF5, one group per method, one row per sample, written so that a killed run loses nothing.
+
+Columns are allocated at full length when the file is created, under a temporary name that is renamed when complete.
+Rows are written data first, then flushed, then their status, then flushed: a row counts only when it has a status.
+So a process killed at any moment leaves a readable file with every finished row in it. One process writes (HDF5's file
+lock); any number may read, also while it is being written.
+"""
+
+import errno
+import itertools
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import h5py
+import numpy as np
+
+from verifiers.core.columns import COMMON_COLUMNS, Column, Columns
+from verifiers.core.errors import InputError
+from verifiers.core.status import FAILURES, Status
+from verifiers.methods.base import MethodInfo, Request
+from verifiers.results.hdf5 import (
+    FORMAT,
+    FORMAT_VERSION,
+    NOTE_LENGTH,
+    NOTES_BYTES,
+    _access,
+    _cannot_write,
+    _check_format,
+    _clear_errors,
+    _has_value,
+    _notes,
+    _put,
+    _reason,
+)
+from verifiers.results.reader import _contents
+from verifiers.results.rows import Certificates
+
+#: What differs between two choices of samples from one data set.
+_SAMPLES = ("data_sha256", "indices_sha256", "samples")
+
+
+_in_memory = (f"in memory {number}" for number in itertools.count())
+
+
+class CertificateFile:
+    """The one writer of a certificate file, used as a context manager.
+
+    Opening creates the file, or goes on with the one that is there when it was started with the same configuration.
+    Rows that ended in a failure (UNSUPPORTED, OUT_OF_MEMORY, TIMEOUT, ERROR) become PENDING again.
+
+    Args:
+        path: where; its folder is made. None keeps the rows in memory.
+        identity: what the rows depend on (network, data, method settings); a file with another identity is refused.
+        facts: attributes that may differ between two runs (device, versions, command line, time).
+        samples: number of rows.
+        sizes: lengths behind the names of axes that columns use.
+        methods: their records.
+        requests: norm, eps and options by method name.
+
+    Raises:
+        InputError: not a certificate file, another configuration, another writer, no permission, no space.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str] | None,
+        *,
+        identity: Mapping[str, Any],
+        facts: Mapping[str, Any],
+        samples: int,
+        sizes: Mapping[str, Sequence[int]],
+        methods: Sequence[MethodInfo],
+        requests: Mapping[str, Request],
+    ) -> None:
+        self.path = Path("in memory" if path is None else path)
+        self._identity = json.dumps(identity, sort_keys=True)
+
+        def fill(file: h5py.File) -> None:
+            _fill(file, self._identity, facts, samples, sizes, methods, requests)
+
+        if path is None:
+            self._file = h5py.File(next(_in_memory), "w", driver="core", backing_store=False)
+            fill(self._file)
+        else:
+            if not _exists(self.path):
+                _create(self.path, fill)
+            self._file = _open_for_writing(self.path)
+        try:
+            self._check_identity()
+            for method in methods:
+                self._retry_failures(method.name)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> "CertificateFile":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._file.close()
+        except (OSError, RuntimeError) as problem:
+            if error is None:
+                raise InputError(_cannot_write(self.path, problem)) from None
+
+    def _check_identity(self) -> None:
+        _check_format(self._file, self.path)
+        there = json.loads(self._file.attrs["identity"])
+        wanted = json.loads(self._identity)
+        different = sorted(key for key in there.keys() | wanted.keys() if there.get(key) != wanted.get(key))
+        if set(_SAMPLES) >= set(different) >= {"data_sha256", "indices_sha256"}:
+            raise InputError(
+                f"{self.path} holds other samples ({there.get('samples')} of them, now {wanted.get('samples')}): "
+                "choose another output file (--out), or delete this one"
+            )
+        if different:
+            key, was, now = _innermost(different[0], there.get(different[0]), wanted.get(different[0]))
+            raise InputError(
+                f"{self.path} was made with another {key} ({_short(was)}, now {_short(now)}): "
+                "choose another output file (--out), or delete this one"
+            )
+
+    def _retry_failures(self, method: str) -> None:
+        status = self._file[method]["status"][:]
+        failed = np.isin(status, [int(s) for s in FAILURES])
+        if failed.any():
+            status[failed] = Status.PENDING
+            with _clear_errors(self.path):
+                self._file[method]["status"][:] = status
+                self._file.flush()
+
+    def pending(self, method: str) -> np.ndarray:
+        """Row numbers of the method that have no answer yet."""
+        return np.flatnonzero(self._file[method]["status"][:] == Status.PENDING)
+
+    def predicted(self, method: str, column: str = "predicted") -> tuple[np.ndarray, np.ndarray]:
+        """The network's predicted classes as stored, and which rows are finished."""
+        group = self._file[method]
+        return group[column][:], group["status"][:] != Status.PENDING
+
+    def eps(self, method: str) -> float:
+        """The radius that certified accuracy is reported at."""
+        return float(self._file[method].attrs["eps"])
+
+    def attack_distance(self, rows: np.ndarray) -> np.ndarray:
+        """Length of the shortest counterexample stored for each row; nan when there is none."""
+        found = [group["distance"][:][rows] for group in self._file.values() if "distance" in group]
+        return np.fmin.reduce(found) if found else np.full(len(rows), np.nan)
+
+    def note(self, method: str, name: str, value: str | None) -> None:
+        """Note something about a method, such as the engine that ran or why it could not; None takes it back."""
+        notes = {**_notes(self._file[method]), name: value and value[:NOTE_LENGTH]}
+        text = json.dumps({key: known for key, known in notes.items() if known is not None}, ensure_ascii=False)
+        if len(text.encode()) > NOTES_BYTES:
+            raise ValueError(f"{method}: notes take more than {NOTES_BYTES} bytes: {', '.join(notes)}")
+        with _clear_errors(self.path):
+            self._file[method].attrs.modify("notes", np.bytes_(text.encode()))
+
+    def write(self, method: str, rows: np.ndarray, columns: Columns) -> None:
+        """Write whole rows: every column first, the status last, each flushed to the operating system.
+
+        Args:
+            rows: ascending row numbers.
+            columns: one value per row, ``status`` among them and not PENDING.
+
+        Raises:
+            InputError: the disk is full or the file cannot be written; finished rows stay.
+        """
+        group = self._file[method]
+        with _clear_errors(self.path):
+            for name, values in columns.items():
+                if name != "status":
+                    there = _has_value(values)
+                    _put(group[name], rows[there], values[there])
+            self._file.flush()
+            _put(group["status"], rows, columns["status"])
+            self._file.flush()
+
+    def read(self) -> Certificates:
+        """The rows as they stand."""
+        return _contents(self._file, self.path)
+
+
+def _exists(path: Path) -> bool:
+    if "\0" in str(path):
+        raise InputError(f"{str(path)!r} is not a file name")
+    with _clear_errors(path):
+        return path.exists()
+
+
+def _create(path: Path, fill: Callable[[h5py.File], None]) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
+    try:
+        with _clear_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.unlink(missing_ok=True)  # of a killed process with our number: perhaps a second name of its file
+            with h5py.File(h5py.h5f.create(bytes(temporary), h5py.h5f.ACC_TRUNC, fapl=_access())) as file:
+                fill(file)
+                file.flush()
+            _publish(temporary, path)
+    finally:
+        with suppress(OSError):  # where it cannot be removed it could not be made
+            temporary.unlink(missing_ok=True)
+
+
+def _fill(
+    file: h5py.File,
+    identity: str,
+    facts: Mapping[str, Any],
+    samples: int,
+    sizes: Mapping[str, Sequence[int]],
+    methods: Sequence[MethodInfo],
+    requests: Mapping[str, Request],
+) -> None:
+    file.attrs.update({"format": FORMAT, "format_version": FORMAT_VERSION, "identity": identity})
+    file.attrs["methods"] = [method.name for method in methods]
+    for name, value in {**json.loads(identity), **facts}.items():
+        file.attrs[name] = value if isinstance(value, str | int | float | bool) else json.dumps(value)
+    for method in methods:
+        _create_group(file, method, requests[method.name], samples, sizes)
+
+
+def _publish(temporary: Path, path: Path) -> None:
+    """Give the complete file its name, unless another process was faster: then go on with that one."""
+    with open(temporary, "rb") as handle:
+        os.fsync(handle.fileno())
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        pass
+    except OSError as problem:
+        if problem.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.EXDEV):
+            raise
+        os.rename(temporary, path)  # a file system without hard links
+
+
+def _create_group(
+    file: h5py.File, method: MethodInfo, request: Request, samples: int, sizes: Mapping[str, Sequence[int]]
+) -> None:
+    group = file.create_group(method.name)
+    group.attrs.update({"guarantee": str(method.guarantee), "claim": method.claim, "paper": method.paper})
+    group.attrs.update({"eps": request.eps.value, "eps_text": request.eps.text, "norm": str(request.norm)})
+    given = {name: value for name, value in request.options.items() if value is not None}
+    group.attrs.update({"seed": request.seed, **given})
+    group.attrs.create("notes", np.bytes_(b"{}"), dtype=f"S{NOTES_BYTES}")
+    for column in (*COMMON_COLUMNS, *method.columns):
+        lengths = (size for axis in column.axes for size in (sizes[axis] if isinstance(axis, str) else (axis,)))
+        _create_column(group, column, (samples, *lengths))
+
+
+def _create_column(group: h5py.Group, column: Column, shape: tuple[int, ...]) -> None:
+    """Contiguous and allocated now. Rows with axes are left as holes, which cost no disk until one is written."""
+    creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    creation.set_layout(h5py.h5d.CONTIGUOUS)
+    creation.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    if column.axes:
+        creation.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    else:
+        creation.set_fill_value(np.array(column.fill, dtype=column.dtype))
+        creation.set_fill_time(h5py.h5d.FILL_TIME_ALLOC)
+    kind = h5py.h5t.py_create(np.dtype(column.dtype), logical=True)
+    h5py.h5d.create(group.id, column.name.encode(), kind, h5py.h5s.create_simple(shape), dcpl=creation)
+    group[column.name].attrs.update({"description": column.description, "units": column.units})
+    if column.guarantee is not None:
+        group[column.name].attrs["guarantee"] = column.guarantee.value
+
+
+def _open_for_writing(path: Path) -> h5py.File:
+    if path.is_file() and path.stat().st_size == 0:  # HDF5 would make it one
+        raise InputError(f"{path} is not a certificate file: it is empty; give --out another name")
+    try:
+        return h5py.File(h5py.h5f.open(bytes(path), h5py.h5f.ACC_RDWR, fapl=_access()))
+    except BlockingIOError:
+        raise InputError(
+            f"{path} is being written by another process: wait for it, or give --out another name"
+        ) from None
+    except OSError as problem:
+        if problem.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise InputError(_cannot_write(path, problem)) from None
+        raise InputError(f"{path} is not a certificate file: {_reason(problem)}; give --out another name") from None
+
+
+def _innermost(key: str, was: Any, now: Any) -> tuple[str, Any, Any]:
+    """The first entry in which two settings differ."""
+    if not (isinstance(was, dict) and isinstance(now, dict)):
+        return key, was, now
+    inner = min(name for name in was.keys() | now.keys() if was.get(name) != now.get(name))
+    return _innermost(f"{key} {inner}", was.get(inner), now.get(inner))
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 24 else f"{text[:16]}…"

@@ -1,0 +1,147 @@
+"""The samples of a certification, looked at before any certificate is tried."""
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from verifiers.core.errors import InputError
+from verifiers.core.reporter import Reporter
+from verifiers.runtime.fingerprint import DataFingerprint
+
+#: Pixels this far outside [0, 1] are rounding of an image pipeline; they are clamped.
+PIXEL_TOLERANCE = 1e-5
+CLEAN_BATCH = 256
+
+
+@runtime_checkable
+class Images(Protocol):
+    """Images in [0, 1], all in memory (a tensor) or read when asked for."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, indices: Int[Tensor, " batch"]) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Checked samples with the network's predictions on them."""
+
+    images: Images
+    labels: Int[Tensor, " samples"]
+    predicted: Int[Tensor, " samples"]
+    finite: Tensor
+    indices: Int[Tensor, " samples"]
+    data_sha256: str
+    classes: int
+
+    @property
+    def correct(self) -> Tensor:
+        """Which predictions are right; logits that are not finite predict nothing."""
+        return (self.predicted == self.labels) & self.finite
+
+    def batch(self, rows: np.ndarray, device: torch.device) -> Tensor:
+        """The images of some rows, clamped to [0, 1], on the device."""
+        return self.images[torch.as_tensor(rows)].to(device).float().clamp(0.0, 1.0)
+
+
+def look_at(
+    model: nn.Module, images: Images | Tensor, labels: Tensor, indices: Tensor | None, reporter: Reporter
+) -> Samples:
+    """Range, shape and class checks, predictions and clean accuracy, and that the network is one fixed function."""
+    if len(images) != len(labels) or len(labels) == 0:
+        raise InputError(f"need as many images as labels and at least one: got {len(images)} and {len(labels)}")
+    order = torch.arange(len(labels)) if indices is None else indices.cpu().long()
+    if len(order) != len(labels) or int(order.min()) < 0:
+        raise InputError(f"need one index of 0 or more per label: got {len(order)} for {len(labels)} labels")
+    check_dtype(model)
+    labels = labels.cpu().long()
+    fingerprint, predictions, finite, classes = DataFingerprint(), [], [], 0
+    for start in range(0, len(labels), CLEAN_BATCH):
+        rows = torch.arange(start, min(start + CLEAN_BATCH, len(labels)))
+        batch = images[rows]
+        check_pixels(batch)
+        fingerprint.update(batch, labels[rows])
+        logits = _logits(model, batch)
+        if start == 0:
+            _check_fixed_function(model, batch, logits)
+        classes = logits.shape[1]
+        predictions.append(logits.argmax(1).cpu())
+        finite.append(torch.isfinite(logits).all(1).cpu())
+    if int(labels.min()) < 0 or int(labels.max()) >= classes:
+        raise InputError(
+            f"labels run from {int(labels.min())} to {int(labels.max())}, the network has {classes} classes"
+        )
+    samples = Samples(
+        images, labels, torch.cat(predictions), torch.cat(finite), order, fingerprint.hexdigest(), classes
+    )
+    accuracy = float(samples.correct.double().mean())
+    reporter.clean(accuracy, len(labels))
+    if accuracy <= chance_limit(classes, len(labels)) and len(labels) >= 20:
+        reporter.warn(
+            f"clean accuracy {accuracy:.1%} is near chance for {classes} classes: are these the right weights?"
+        )
+    return samples
+
+
+def chance_limit(classes: int, samples: int) -> float:
+    """The accuracy that guessing hardly ever exceeds: its mean plus three standard errors."""
+    chance = 1 / classes
+    return float(chance + 3 * np.sqrt(chance * (1 - chance) / samples))
+
+
+def check_dtype(model: nn.Module, name: str = "the network", verb: str = "certify") -> None:
+    """Refuse a network whose weights are not float32."""
+    found = {str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.is_floating_point()} - {"float32"}
+    if found:
+        raise InputError(f"{name}'s weights must be float32, got {found.pop()}: {verb} model.float()")
+
+
+def check_pixels(batch: Tensor) -> None:
+    """Refuse images that are not floating point in [0, 1]."""
+    if not batch.is_floating_point():
+        raise InputError(f"images must be floating point in [0, 1], got {batch.dtype}: divide bytes by 255")
+    low, high = float(batch.min()), float(batch.max())
+    if not (low >= -PIXEL_TOLERANCE and high <= 1 + PIXEL_TOLERANCE):
+        raise InputError(
+            f"images must be in [0, 1], got values from {low:.3g} to {high:.3g}: "
+            "undo the normalisation and make it the network's first layer"
+        )
+
+
+def _logits(model: nn.Module, batch: Tensor) -> Tensor:
+    with torch.no_grad():
+        logits = model(batch.to(device_of(model)).float().clamp(0.0, 1.0))
+    if logits.dim() != 2 or logits.shape[1] < 2 or len(logits) != len(batch):
+        raise InputError(f"the network must give one row of logits per image, got shape {tuple(logits.shape)}")
+    return logits
+
+
+def _check_fixed_function(model: nn.Module, batch: Tensor, logits: Tensor) -> None:
+    """Two passes agree exactly, and a sample alone agrees with the same sample in its batch up to rounding."""
+    again, alone = _logits(model, batch), _logits(model, batch[:1])
+    if not torch.equal(again.nan_to_num(), logits.nan_to_num()):
+        difference = float((again - logits).abs().max())
+        raise InputError(f"the network is not one fixed function: two passes differ by {difference:.3g} in eval mode")
+    gap = float((alone - logits[:1]).abs().max())
+    if gap > 1e-3 * max(1.0, float(logits[:1].abs().max())):
+        raise InputError(
+            f"the network mixes the samples of a batch, or float32 is too coarse for it: alone, the first one's logits "
+            f"differ by {gap:.3g}"
+        )
+
+
+def first_images(samples: Samples, model: nn.Module, count: int = 2) -> Tensor:
+    """The first samples, repeated when there are fewer, on the network's device."""
+    rows = np.arange(min(count, len(samples.labels)))
+    first = samples.batch(rows, device_of(model))
+    return first if len(first) == count else first.repeat(count, *[1] * (first.dim() - 1))
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the network's weights are."""
+    tensor = next(iter([*model.parameters(), *model.buffers()]), None)
+    return tensor.device if tensor is not None else torch.device("cpu")
