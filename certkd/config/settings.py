@@ -10,13 +10,9 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, field_validator, model_validator
 
 from certkd.objectives import AnyObjective
-from certkd.objectives.base import Count, Number, Positive, Strict
 from verifiers.core.errors import InputError, did_you_mean
-from verifiers.core.quantities import Epsilon, Norm
-
-
-def _epsilon(value: Any) -> str:
-    return Epsilon.parse(value).text
+from verifiers.core.quantities import Norm
+from verifiers.core.settings import Count, EpsilonText, Number, Positive, Seed, Strict
 
 
 def _share(value: Any) -> Any:
@@ -25,18 +21,8 @@ def _share(value: Any) -> Any:
     return value
 
 
-def _seed(value: Any) -> Any:
-    if isinstance(value, bool):
-        raise ValueError("a seed is a whole number")
-    return value
-
-
-#: A positive radius, kept as it was written ("8/255").
-EpsilonText = Annotated[str, BeforeValidator(_epsilon)]
 #: Which part of a training's epochs.
 Share = Annotated[Positive, BeforeValidator(_share)]
-#: Keys all randomness; a whole number that every generator takes.
-Seed = Annotated[int, BeforeValidator(_seed), Field(ge=0, lt=2**63)]
 
 
 class DataConfig(Strict):

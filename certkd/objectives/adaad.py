@@ -5,9 +5,10 @@ from typing import ClassVar, Literal
 
 import torch
 
-from certkd.objectives.base import Batch, Number, Share, Term, Terms
+from certkd.objectives.base import Batch, Term, Terms
 from certkd.objectives.kd import kl_each
 from certkd.objectives.robust import RobustDistillation, View, divergence_from_teacher
+from verifiers.core.settings import Number, Share
 from verifiers.geometry.ascent import Objective as AttackLoss
 from verifiers.geometry.balls import per_sample
 

@@ -6,9 +6,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from certkd.objectives.base import Batch, Count, Objective, Positive, Share, Term, Terms
+from certkd.objectives.base import Batch, Objective, Term, Terms
 from certkd.training.attacks import attack, pgd
 from verifiers.core.quantities import Norm
+from verifiers.core.settings import Count, Positive, Share
 from verifiers.geometry.ascent import Objective as AttackLoss
 
 

@@ -4,9 +4,10 @@ from typing import ClassVar, Literal
 
 from torch.nn import functional as F
 
-from certkd.objectives.base import Positive, Share, Term, Terms
+from certkd.objectives.base import Term, Terms
 from certkd.objectives.kd import softened_kl
 from certkd.objectives.robust import RobustDistillation, View
+from verifiers.core.settings import Positive, Share
 
 
 class Akd(RobustDistillation):

@@ -2,10 +2,11 @@
 
 from typing import ClassVar, Literal
 
-from certkd.objectives.base import Number, Positive, Share, Term, Terms
+from certkd.objectives.base import Term, Terms
 from certkd.objectives.kd import softened_kl
 from certkd.objectives.kdiga import Kdiga, Point
 from certkd.objectives.robust import RobustDistillation, View
+from verifiers.core.settings import Number, Positive, Share
 
 
 class Ard(RobustDistillation):

@@ -8,9 +8,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from certkd.objectives.adversarial import Attacked
-from certkd.objectives.base import Batch, Objective, Positive, Share, Term, Terms
+from certkd.objectives.base import Batch, Objective, Term, Terms
 from verifiers.bound_propagation.auto_lirpa.training import BoundMethod, Box, ball, lower_margins, robust_cross_entropy
 from verifiers.core.quantities import Norm
+from verifiers.core.settings import Positive, Share
 
 
 class Ibp(Objective):

@@ -8,7 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from certkd.objectives.base import Batch, Count, Number, Objective, Positive, Term, Terms
+from certkd.objectives.base import Batch, Objective, Term, Terms
+from verifiers.core.settings import Count, Number, Positive
 
 
 def log_mean(log_probabilities: Float[Tensor, "copies batch classes"]) -> Float[Tensor, "batch classes"]:

@@ -5,7 +5,8 @@ from typing import ClassVar, Literal
 import torch
 from torch.nn import functional as F
 
-from certkd.objectives.base import Batch, Objective, Positive, Share, Term, Terms
+from certkd.objectives.base import Batch, Objective, Term, Terms
+from verifiers.core.settings import Positive, Share
 
 
 class Crt(Objective):

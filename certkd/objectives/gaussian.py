@@ -4,7 +4,8 @@ from typing import ClassVar, Literal
 
 from torch.nn import functional as F
 
-from certkd.objectives.base import Batch, Objective, Positive, Term, Terms
+from certkd.objectives.base import Batch, Objective, Term, Terms
+from verifiers.core.settings import Positive
 
 
 class Gaussian(Objective):

@@ -2,9 +2,10 @@
 
 from typing import ClassVar, Literal
 
-from certkd.objectives.base import Number, Share, Term, Terms
+from certkd.objectives.base import Term, Terms
 from certkd.objectives.kd import kl_each
 from certkd.objectives.robust import RobustDistillation, View
+from verifiers.core.settings import Number, Share
 
 
 class Iad(RobustDistillation):

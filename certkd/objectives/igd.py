@@ -6,8 +6,9 @@ import torch
 from torch.nn import functional as F
 
 from certkd.objectives.adversarial import Attacked
-from certkd.objectives.base import Batch, Number, Term, Terms
+from certkd.objectives.base import Batch, Term, Terms
 from certkd.objectives.gradients import cosine_gap, input_gradient, twice_differentiable
+from verifiers.core.settings import Number
 
 
 class Igd(Attacked):

@@ -6,7 +6,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from certkd.objectives.base import Batch, Number, Objective, Positive, Term, Terms
+from certkd.objectives.base import Batch, Objective, Term, Terms
+from verifiers.core.settings import Number, Positive
 
 
 def _divergence(student: Tensor, teacher: Tensor, temperature: float) -> Float[Tensor, "batch classes"]:

@@ -11,11 +11,12 @@ from pydantic import model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
-from certkd.objectives.base import Batch, Count, Number, Positive, Share, Term, Terms
+from certkd.objectives.base import Batch, Term, Terms
 from certkd.objectives.gradients import Reduction, full_precision, input_gradient, reduced, twice_differentiable
 from certkd.objectives.kd import Kd, kl_each, softened_kl
 from certkd.training.attacks import attack
 from verifiers.core.quantities import Norm
+from verifiers.core.settings import Count, Number, Positive, Share
 
 Target = Literal["ce", "ce_tempered", "margin", "projection", "jacobian", "finite_difference"]
 Point = Literal["clean", "random", "adversarial"]

@@ -4,9 +4,10 @@ from typing import ClassVar, Literal
 
 import torch
 
-from certkd.objectives.base import Batch, Positive, Share, Term, Terms
+from certkd.objectives.base import Batch, Term, Terms
 from certkd.objectives.kd import kl_each
 from certkd.objectives.robust import RobustDistillation, View
+from verifiers.core.settings import Positive, Share
 
 
 class Mtard(RobustDistillation):

@@ -9,10 +9,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from certkd.objectives.adversarial import Attacked
-from certkd.objectives.base import Batch, Number, Term, Terms
+from certkd.objectives.base import Batch, Term, Terms
 from certkd.objectives.gradients import full_precision
 from certkd.objectives.kd import kl_each
 from certkd.objectives.kdiga import difference_kl
+from verifiers.core.settings import Number
 from verifiers.geometry.ascent import Objective as AttackLoss
 
 

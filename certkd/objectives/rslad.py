@@ -4,9 +4,10 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from certkd.objectives.base import Batch, Number, Term, Terms
+from certkd.objectives.base import Batch, Term, Terms
 from certkd.objectives.kd import kl_each
 from certkd.objectives.robust import RobustDistillation, View, divergence_from_clean_teacher
+from verifiers.core.settings import Number
 from verifiers.geometry.ascent import Objective as AttackLoss
 
 

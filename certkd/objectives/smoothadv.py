@@ -6,10 +6,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from certkd.objectives.base import Batch, Count, Objective, Positive, Term, Terms
+from certkd.objectives.base import Batch, Objective, Term, Terms
 from certkd.objectives.consistency import log_mean
 from certkd.training.attacks import pgd
 from verifiers.core.quantities import Norm
+from verifiers.core.settings import Count, Positive
 
 
 class Averaged(nn.Module):

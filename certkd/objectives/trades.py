@@ -7,8 +7,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from certkd.objectives.adversarial import Attacked
-from certkd.objectives.base import Batch, Number, Term, Terms
+from certkd.objectives.base import Batch, Term, Terms
 from certkd.objectives.kd import kl_each
+from verifiers.core.settings import Number
 from verifiers.runtime.modes import eval_mode
 
 
