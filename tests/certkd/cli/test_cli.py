@@ -3,14 +3,9 @@
 import csv
 import io
 import json
-import os
 import signal
-import statistics
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
-from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +21,7 @@ from certkd.cli import main
 from certkd.networks.builders import ModelSpec, build
 from certkd.networks.checkpoint import Checkpoint, save
 from certkd.report import console, plots, tables
+from tests.cli import Interrupted, Result, certkd, process, refused, refused_after_clean, succeeds
 from tests.paths import ROOT
 from verifiers.core.status import Status
 from verifiers.results.reader import read
@@ -33,79 +29,17 @@ from verifiers.results.reader import read
 HEAVY = ("torch", "torchvision", "timm", "scipy", "matplotlib", "h5py", "pandas", "sklearn", "auto_LiRPA")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tiny networks: more threads only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a command did."""
-
-    code: int
-    out: str
-    err: str
-
-
-def certkd(*arguments: str | Path) -> Result:
-    """The command line, in this process."""
-    before, out, err = sys.argv, io.StringIO(), io.StringIO()
-    sys.argv = ["certkd", *map(str, arguments)]
-    try:
-        with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as caught:
-            main()
-    finally:
-        sys.argv = before
-    return Result(int(caught.value.code or 0), out.getvalue(), err.getvalue())
-
-
-def succeeds(*arguments: str | Path) -> str:
-    """What a command prints that ends with 0."""
-    result = certkd(*arguments)
-    assert result.code == 0, f"exit code {result.code}: {result.err}"
-    return result.out
-
-
-def refused(*arguments: str | Path) -> str:
-    """The one line on stderr of a command that ends with 2 and prints nothing else."""
-    result = certkd(*arguments)
-    assert result.code == 2, f"exit code {result.code} instead of 2: {result.err}"
-    assert result.err.count("\n") == 1 and result.err.endswith("\n"), f"not one line: {result.err!r}"
-    assert "Traceback" not in result.err and "bug" not in result.err and not result.out
-    return result.err
-
-
-def terminal(*command: str, **options: Any) -> subprocess.Popen[str]:
-    """A real process that Ctrl-C interrupts, also where the tests run in the background, which ignores it."""
-    options |= {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.default_int_handler)}
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=pipe, stderr=pipe, text=True, **options)
-
-
-SCRIPT = "from certkd.cli import main; main()"
-
-
 # --help
 
 
 def test_help_imports_nothing_heavy() -> None:
     code = (
-        "import sys\nsys.argv = ['certkd', '--help']\nfrom certkd.cli import main\ntry:\n    main()\nfinally:\n"
+        "import sys\nfrom certkd.cli import main\ntry:\n    main()\nfinally:\n"
         f"    print('heavy:', [m for m in {HEAVY!r} if m in sys.modules])"
     )
-    times = []
-    for _ in range(3):
-        started = time.perf_counter()
-        out, err = terminal(sys.executable, "-c", code).communicate(timeout=60)
-        times.append(time.perf_counter() - started)
-        assert "heavy: []" in out, f"--help imports too much: {out} {err}"
+    out, err = process(code, "--help").communicate()
+    assert "heavy: []" in out, f"--help imports too much: {out} {err}"
     assert "certify" in out and "Exit codes" in out
-    assert statistics.median(times) < 2, f"--help took {times} seconds"
 
 
 def test_every_command_has_help_and_no_arguments_is_help() -> None:
@@ -269,9 +203,9 @@ def test_debug_shows_the_traceback_of_a_mistake(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_debug_prints_a_traceback_in_a_terminal() -> None:
-    process = terminal(sys.executable, "-c", SCRIPT, "compare", "--debug", "none.h5")
-    _, err = process.communicate(timeout=60)
-    assert process.returncode != 0 and "Traceback" in err and "Missing parameter: student" in err, err
+    running = process("from certkd.cli import main; main()", "compare", "--debug", "none.h5")
+    _, err = running.communicate()
+    assert running.returncode != 0 and "Traceback" in err and "Missing parameter: student" in err, err
 
 
 def test_an_unforeseen_error_is_one_line_and_not_exit_code_2(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -299,13 +233,6 @@ def test_a_file_of_another_configuration_is_refused(network: Path, tmp_path: Pat
 def test_a_place_that_cannot_be_written_is_named(network: Path) -> None:
     message = refused_after_clean("certify", "--model", network, "--eps", "0.1", "--out", "/dev/null/x.h5", *FAST)
     assert "cannot write /dev/null/x.h5" in message and "--out" in message, message
-
-
-def refused_after_clean(*arguments: str | Path) -> str:
-    """The last line of a command that ends with 2 after its first progress lines."""
-    result = certkd(*arguments)
-    assert result.code == 2 and not result.out and "Traceback" not in result.err, result.err
-    return result.err.splitlines()[-1]
 
 
 def test_paths_with_brackets_and_blanks_are_printed_unharmed(network: Path, tmp_path: Path) -> None:
@@ -353,18 +280,6 @@ def test_the_default_file_lies_beside_the_checkpoint(network: Path) -> None:
     assert "eps 2/255" in succeeds("show", out)
 
 
-class Interrupted:
-    """Raises KeyboardInterrupt once, after a batch."""
-
-    def __init__(self) -> None:
-        self.left = 2
-
-    def __call__(self, *_: Any) -> None:
-        self.left -= 1
-        if self.left == 0:
-            raise KeyboardInterrupt
-
-
 def test_an_interrupted_certification_goes_on(network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def arguments(name: str) -> list[str | Path]:
         given = ["--eps", "0.02", "--methods", "ibp,crown", "--limit", "40", "--batch-size", "8"]
@@ -390,20 +305,30 @@ def test_an_interrupted_certification_goes_on(network: Path, tmp_path: Path, mon
             )
 
 
+#: ``certkd``, which waits after each batch until its standard input closes.
+WAITING = """
+import sys
+from certkd.cli import main
+from certkd.report import console
+def wait(*_):
+    print("a batch", flush=True)
+    sys.stdin.read()
+console.CertifyProgress.advance = wait
+main()
+"""
+
+
+@pytest.mark.slow
 def test_control_c_in_a_terminal(network: Path, tmp_path: Path) -> None:
     out = tmp_path / "c.h5"
-    given = ["--eps", "0.02", "--methods", "pgd", "--option", "steps=2000", "--batch-size", "4", "--out", str(out)]
-    process = terminal(sys.executable, "-c", SCRIPT, "certify", "--model", str(network), *given)
-    deadline = time.monotonic() + 90
-    while time.monotonic() < deadline and process.poll() is None:
-        if out.exists() and 0 < read(out).pending < 360:
-            break
-        time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
+    given = ["--eps", "0.02", "--methods", "ibp", "--limit", "12", "--batch-size", "4", "--out", out]
+    running = process(WAITING, "certify", "--model", network, *given)
+    assert running.stdout and running.stdout.readline() == "a batch\n"
+    running.send_signal(signal.SIGINT)
+    _, err = running.communicate()
+    assert running.returncode == 130, err
     assert "Traceback" not in err and "interrupted" in err.splitlines()[-1], err
-    assert 0 < read(out).pending < 360, "the finished rows are kept"
+    assert read(out).pending == 8, "the finished rows are kept"
 
 
 # the whole flow

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from certkd.networks.builders import ModelSpec, build
 from certkd.networks.checkpoint import Checkpoint, save
 from certkd.report import tables
-from tests.certkd.cli.test_cli import refused, succeeds
+from tests.cli import refused, succeeds
 from verifiers.bound_propagation.auto_lirpa.adapter import AutoLirpa
 from verifiers.bound_propagation.engine import METHODS
 from verifiers.bound_propagation.native.engine import Native

@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 import pytest
 
-from tests.certkd.cli.test_cli import Interrupted, Result, certkd, refused, refused_after_clean, succeeds
+from tests.cli import Interrupted, Result, certkd, refused, refused_after_clean, succeeds
 from tests.paths import REFERENCE
 from verifiers.core.status import Status
 from verifiers.methods.complete import Stage

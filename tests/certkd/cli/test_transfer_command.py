@@ -11,7 +11,7 @@ from torch import nn
 from certkd.comparison.compare import Requirement, compare
 from certkd.comparison.verdict import MISCLASSIFIED, REASONS, Verdict
 from certkd.report import tables
-from tests.certkd.cli.test_cli import certkd
+from tests.cli import certkd
 from tests.paths import REFERENCE
 from verifiers.certify.certify import certify
 from verifiers.core.status import Status

@@ -12,7 +12,7 @@ from rich.console import RenderableType
 from certkd.comparison.compare import compare
 from certkd.report import tables
 from certkd.report.console import stdout
-from tests.certkd.cli.test_cli import certkd
+from tests.cli import certkd
 from tests.paths import REFERENCE
 from tests.verifiers.methods.test_diagnostics import constant, network, scaled
 from tests.zoo import images

@@ -14,7 +14,7 @@ from torch import nn
 
 from certkd.comparison.compare import Comparison, compare, mcnemar, radii, summary
 from certkd.report import tables
-from tests.certkd.cli.test_cli import certkd
+from tests.cli import certkd
 from tests.paths import GOLDEN
 from verifiers.certify.certify import certify
 from verifiers.core.errors import InputError

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from certkd.config.settings import DataConfig
 from certkd.data.selection import EVERYTHING, Selection, chosen, named
 from certkd.data.sources import load
-from tests.certkd.cli.test_cli import certkd, refused, refused_after_clean, succeeds
+from tests.cli import certkd, refused, refused_after_clean, succeeds
 from tests.paths import REFERENCE
 from verifiers.core.errors import InputError
 from verifiers.results.reader import read, read_images

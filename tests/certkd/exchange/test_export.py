@@ -17,7 +17,7 @@ from certkd.networks.builders import Classifier, ModelSpec, build
 from certkd.networks.checkpoint import Checkpoint, save
 from certkd.networks.onnx.classifier import classifier
 from certkd.networks.onnx.export import export
-from tests.certkd.cli.test_cli import certkd, refused, succeeds
+from tests.cli import certkd, refused, succeeds
 from verifiers.core.errors import InputError
 from verifiers.core.quantities import Epsilon
 

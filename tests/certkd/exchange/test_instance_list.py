@@ -9,7 +9,7 @@ import pytest
 from certkd.config.settings import DataConfig
 from certkd.data.sources import load
 from certkd.exchange.instance_list import by_eps, read
-from tests.certkd.cli.test_cli import certkd, refused, succeeds
+from tests.cli import certkd, refused, succeeds
 from tests.paths import GOLDEN, ROOT
 from verifiers.core.errors import InputError
 from verifiers.core.status import Status

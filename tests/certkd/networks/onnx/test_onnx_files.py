@@ -16,8 +16,8 @@ from certkd.networks import resolve as networks
 from certkd.networks.onnx import network as onnx_network
 from certkd.networks.onnx.classifier import classifier
 from certkd.networks.onnx.file import Reference
-from tests.certkd.cli.test_cli import refused
 from tests.certkd.exchange.models import IMAGE, head, random, save
+from tests.cli import refused
 from verifiers.core.errors import InputError
 from verifiers.runtime.fingerprint import structure_sha256
 
