@@ -1,21 +1,86 @@
 """Train students that keep their teacher's robustness, and prove, sample by sample, how much they kept.
 
-The names below are imported when first used, so that ``import certkd`` is quick.
+Names are imported when they are first used, so ``import certkd`` is fast.
 """
 
 from importlib import import_module
-from typing import Any
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-_OBJECTIVES = (
-    "AdaAd AdvFunMatch Adversarial Akd Ard ArdShao Consistency Crt Gaussian Iad Ibp Igd Kd Kdiga "
-    "KdigaCertified Mtard MtlIbp Rslad Sabr SmoothAdv Standard Trades"
-)
-_WHERE = {
-    **dict.fromkeys(_OBJECTIVES.split(), "certkd.objectives"),
+if TYPE_CHECKING:
+    from certkd.comparison.compare import compare
+    from certkd.config.settings import OptimizerConfig, Recipe, SelectionConfig
+    from certkd.networks.checkpoint import load as load_checkpoint
+    from certkd.objectives import (
+        AdaAd,
+        Adversarial,
+        AdvFunMatch,
+        Akd,
+        Ard,
+        ArdShao,
+        Consistency,
+        Crt,
+        Gaussian,
+        Iad,
+        Ibp,
+        Igd,
+        Kd,
+        Kdiga,
+        KdigaCertified,
+        Mtard,
+        MtlIbp,
+        Rslad,
+        Sabr,
+        SmoothAdv,
+        Standard,
+        Trades,
+    )
+    from certkd.training.loop import train
+    from verifiers.certify.certify import certify
+    from verifiers.core.errors import InputError
+    from verifiers.results.reader import read as read_certificates
+
+__all__ = [
+    "AdaAd",
+    "AdvFunMatch",
+    "Adversarial",
+    "Akd",
+    "Ard",
+    "ArdShao",
+    "Consistency",
+    "Crt",
+    "Gaussian",
+    "Iad",
+    "Ibp",
+    "Igd",
+    "InputError",
+    "Kd",
+    "Kdiga",
+    "KdigaCertified",
+    "Mtard",
+    "MtlIbp",
+    "OptimizerConfig",
+    "Recipe",
+    "Rslad",
+    "Sabr",
+    "SelectionConfig",
+    "SmoothAdv",
+    "Standard",
+    "Trades",
+    "certify",
+    "compare",
+    "load_checkpoint",
+    "read_certificates",
+    "train",
+]
+
+#: Where the names live; every other name of ``__all__`` is an objective.
+_MODULES = {
+    "InputError": "verifiers.core.errors",
     "OptimizerConfig": "certkd.config.settings",
     "Recipe": "certkd.config.settings",
     "SelectionConfig": "certkd.config.settings",
-    "InputError": "verifiers.core.errors",
     "certify": "verifiers.certify.certify",
     "compare": "certkd.comparison.compare",
     "load_checkpoint": "certkd.networks.checkpoint:load",
@@ -23,11 +88,25 @@ _WHERE = {
     "train": "certkd.training.loop",
 }
 
-__all__ = sorted(_WHERE)
+
+def _check_verifiers() -> None:
+    """Refuse an unrelated package named ``verifiers`` that hides certkd's own, without importing it."""
+    spec = find_spec("verifiers")
+    place = Path(spec.origin or next(iter(spec.submodule_search_locations or [""]))) if spec is not None else None
+    if place is None or not (place.parent / "bound_propagation" / "__init__.py").is_file():
+        found = "is not installed" if place is None else f"is hidden by another package of that name, {place}"
+        raise ImportError(f"certkd's package 'verifiers' {found}: install certkd in an environment of its own")
+
+
+_check_verifiers()
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _WHERE:
+    if name not in __all__:
         raise AttributeError(f"module 'certkd' has no attribute {name!r}")
-    module, _, attribute = _WHERE[name].partition(":")
+    module, _, attribute = _MODULES.get(name, "certkd.objectives").partition(":")
     return getattr(import_module(module), attribute or name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,104 @@
+"""The names that users import: complete, lazy, typed, and safe from a namesake."""
+
+import ast
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import certkd
+import verifiers
+from tests.paths import ROOT
+
+PACKAGES = pytest.mark.parametrize("package", [certkd, verifiers], ids=["certkd", "verifiers"])
+
+SCRIPT = """
+import torch
+
+import certkd
+
+network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+teacher = certkd.load_checkpoint("teacher.pt").model
+images, labels = torch.rand(20, 1, 8, 8), torch.zeros(20, dtype=torch.long)
+recipe = certkd.Recipe(epochs=2)
+objective = certkd.Kdiga(target="projection", lambda_iga=0.5)
+result = certkd.train(network, (images, labels), objective, teacher=teacher, recipe=recipe)
+best: int = result.best_epoch
+
+
+def radii(path: str) -> list[float]:
+    certificates = certkd.read_certificates(path)
+    return [float(radius) for radius in certificates["crown"]["radius"]]
+
+
+try:
+    print(best, radii("student.h5"))
+except certkd.InputError as error:
+    print(error)
+"""
+
+
+def _run(arguments: list[str], folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """Run Python in a folder, with the repository on its path."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=folder, capture_output=True, text=True, env=environment, check=False
+    )
+
+
+@PACKAGES
+def test_all_lists_every_typed_name_once(package: object) -> None:
+    source = Path(str(package.__file__)).read_text(encoding="utf-8")  # type: ignore[attr-defined]
+    block = next(node for node in ast.parse(source).body if isinstance(node, ast.If))
+    typed = [
+        alias.asname or alias.name for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names
+    ]
+    assert sorted(typed) == package.__all__  # type: ignore[attr-defined]
+
+
+@PACKAGES
+def test_every_name_is_documented_and_resolves(package: object) -> None:
+    for name in package.__all__:  # type: ignore[attr-defined]
+        assert getattr(package, name).__doc__, f"{name} has no docstring"
+    assert set(package.__all__) <= set(dir(package))  # type: ignore[attr-defined]
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        package.nonsense  # type: ignore[attr-defined]  # noqa: B018
+
+
+def test_every_objective_is_a_public_name() -> None:
+    objectives = importlib.import_module("certkd.objectives").OBJECTIVES
+    assert {objective.__name__ for objective in objectives} <= set(certkd.__all__)
+
+
+def test_importing_the_packages_imports_nothing_heavy() -> None:
+    code = (
+        "import certkd, verifiers, sys; print([m for m in ('torch', 'numpy', 'pydantic', 'h5py') if m in sys.modules])"
+    )
+    assert _run(["-c", code]).stdout.strip() == "[]"
+
+
+def test_a_namesake_of_verifiers_is_named_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "verifiers").mkdir()
+    (tmp_path / "verifiers" / "__init__.py").write_text("raise SystemExit('the namesake was run')")
+    run = _run(["-c", "import certkd"], tmp_path)
+    line = run.stderr.splitlines()[-1]
+    assert line.startswith("ImportError: certkd's package 'verifiers' is hidden by another package of that name")
+    assert str(tmp_path / "verifiers" / "__init__.py") in line
+    assert run.returncode == 1
+
+
+@pytest.mark.slow
+def test_mypy_sees_the_real_types(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT + '\ncertkd.train(network, "not data", epochs="many")\n')
+    line = len(script.read_text().splitlines())
+    run = _run(["-m", "mypy", "--strict", "--no-error-summary", "--cache-dir", str(tmp_path / "cache"), str(script)])
+    problems = run.stdout.splitlines()
+    assert problems, run.stderr
+    outside = [problem for problem in problems if "error:" in problem and f"script.py:{line}: " not in problem]
+    assert not outside, outside
+    assert any('argument "epochs"' in problem for problem in problems), problems
+    assert any("script.py" in problem and "arg-type" in problem for problem in problems), problems
