@@ -26,7 +26,7 @@ from certkd.config.settings import DataConfig, ModelConfig, OptimizerConfig, Rec
 from certkd.data import sources as data
 from certkd.networks import checkpoint
 from certkd.networks.builders import Classifier
-from certkd.networks.resolve import fresh
+from certkd.networks.resolve import for_training
 from certkd.objectives import (
     AdaAd,
     Adversarial,
@@ -232,7 +232,7 @@ class Run:
         """The last epoch's network of a training, which goes on where it stopped."""
         out = self.folder / name.replace("/", "-").replace(" ", "")
         if not (out / "done").exists():
-            student = fresh(model, self.data, self.seed)
+            student = for_training(model, self.data, self.seed)
             objective = self.suited(objective)
             train(
                 student,

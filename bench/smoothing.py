@@ -19,7 +19,7 @@ from timing import alternate, report
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from certkd.networks.resolve import untrained
+from certkd.networks.resolve import randomly_initialised
 from verifiers.certify.certify import certify
 from verifiers.runtime.modes import reuse_memory
 from verifiers.smoothing.sampling import FORWARD, Draw, Purpose, Voter
@@ -32,7 +32,7 @@ def network(name: str) -> nn.Module:
     """A convolutional network of 10 MMAC or a ResNet-20, random weights, CIFAR shape."""
     torch.manual_seed(0)
     if name == "resnet20":
-        return untrained("certkd:resnet,depth=20", 10, (3, 32, 32)).eval()
+        return randomly_initialised("certkd:resnet,depth=20", 10, (3, 32, 32)).eval()
     layers = [nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1), nn.ReLU()]
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(32 * 32 * 32, 10)).eval()
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from certkd.comparison.compare import compare
     from certkd.config.settings import OptimizerConfig, Recipe, SelectionConfig
-    from certkd.networks.checkpoint import load as load_checkpoint
+    from certkd.networks.resolve import load as load_checkpoint
     from certkd.objectives import (
         AdaAd,
         Adversarial,
@@ -83,7 +83,7 @@ _MODULES = {
     "SelectionConfig": "certkd.config.settings",
     "certify": "verifiers.certify.certify",
     "compare": "certkd.comparison.compare",
-    "load_checkpoint": "certkd.networks.checkpoint:load",
+    "load_checkpoint": "certkd.networks.resolve:load",
     "read_certificates": "verifiers.results.reader:read",
     "train": "certkd.training.loop",
 }

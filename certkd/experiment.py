@@ -16,20 +16,21 @@ from certkd.comparison.compare import Comparison, compare, plain, radii, summary
 from certkd.config.settings import ExperimentConfig, RoleConfig, TrainConfig
 from certkd.data import sources as data
 from certkd.data.selection import Selection
-from certkd.networks import checkpoint
+from certkd.files import write_whole
 from certkd.networks import resolve as networks
 from certkd.networks.builders import Classifier
-from certkd.networks.checkpoint import Checkpoint, write_whole
+from certkd.networks.checkpoint import Checkpoint
 from certkd.report import plots
 from certkd.training.evaluation import has_collapsed
 from certkd.training.log import TrainingReporter
-from certkd.training.loop import RESUME, TrainingResult, choose_device, resume_state, train
+from certkd.training.loop import RESUME, TrainingResult, resume_state, train
 from certkd.training.monitor import Threat
 from verifiers.core.errors import InputError
 from verifiers.core.reporter import Reporter
 from verifiers.core.status import Guarantee
 from verifiers.methods.registry import find
 from verifiers.results.rows import Certificates
+from verifiers.runtime.device import choose_device
 
 #: Settings that do not change what a training computes (teachers are known by their hashes).
 _FREE = {"out", "device", "teacher"}
@@ -58,13 +59,13 @@ def run_training(
     out, reporter = Path(config.out), reporter or TrainingReporter()
     device = choose_device(config.device)
     names = {"teacher": config.teacher, "natural teacher": config.natural_teacher}
-    teachers = {role: checkpoint.load(name) for role, name in names.items() if name is not None}
+    teachers = {role: networks.load(name) for role, name in names.items() if name is not None}
     about = _about(config, teachers)
     state = None if overwrite else resume_state(out)
     if state is not None:
         _check_resumable(out, state, about, resume)
     samples = data.load(config.data)
-    student = networks.fresh(config.model, samples, config.seed, reporter.warn)
+    student = networks.for_training(config.model, samples, config.seed, reporter.warn)
     compared = getattr(config.objective, "lambda_iga", 0) > 0
     fitted = {
         role: _fitted(known.model, f"{role} {names[role]}", student, reporter if compared else TrainingReporter())
@@ -205,7 +206,7 @@ def run(
     for name, training in trainings.items():
         reported = training_reporter(name) if training_reporter else None
         results[name] = _train_once(training, reported)
-    reference = checkpoint.load(teacher)
+    reference = networks.load(teacher)
     certificates = {
         name: _certify(config, name, training, None if name == "teacher" else reference, reporter)
         for name, training in trainings.items()
@@ -225,7 +226,7 @@ def _check_natural_teacher(config: ExperimentConfig) -> None:
         return
     if config.natural_teacher is None:
         raise InputError(f"{needing[0]} needs a natural teacher: name its checkpoint with the key natural_teacher")
-    checkpoint.load(config.natural_teacher)
+    networks.load(config.natural_teacher)
 
 
 def _student(config: ExperimentConfig, name: str) -> RoleConfig:
@@ -262,7 +263,7 @@ def _certify(
     wanted = config.certify
     alone, settings, pairs = without_pairs(wanted.methods, wanted.options)
     return certify_checkpoint(
-        checkpoint.load(f"{training.out}/best.pt"),
+        networks.load(f"{training.out}/best.pt"),
         data.load(config.data),
         config.data,
         eps=wanted.eps,

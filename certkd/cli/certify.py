@@ -190,7 +190,7 @@ def network(name: str, options: dict[str, Any], load: "Load") -> "Checkpoint":
     """The network of a name; beside one of the other kind, options for that kind alone are not meant for it.
 
     Raises:
-        InputError: as ``networks.trained``.
+        InputError: as ``networks.load``.
     """
     from certkd.config.settings import DataConfig
     from certkd.networks import resolve as networks
@@ -199,7 +199,7 @@ def network(name: str, options: dict[str, Any], load: "Load") -> "Checkpoint":
     wanted = DataConfig(name=data, root=options["data_root"], download=options["download"]) if data else None
     mixed = len(options["kinds"]) > 1
     normalised = not mixed or onnx or options["arch"] is not None
-    return networks.trained(
+    return networks.load(
         name,
         architecture=None if mixed and onnx else options["arch"],
         data=None if wanted is None else load(wanted),
@@ -222,7 +222,7 @@ def _certify(
     from certkd.certification import certify_checkpoint
     from certkd.networks import resolve as networks
     from certkd.report.console import CertifyProgress
-    from certkd.training.loop import choose_device
+    from verifiers.runtime.device import choose_device
 
     config = networks.data_of(known, options["data"], options["data_root"], options["download"])
     return certify_checkpoint(

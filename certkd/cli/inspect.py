@@ -46,11 +46,11 @@ def _model(network: str, shape: str, classes: int) -> "Classifier":
     from certkd.networks import resolve as networks
 
     if networks.is_path(network) or ":" not in network:
-        return networks.trained(network).model.eval()
+        return networks.load(network).model.eval()
     try:
         sizes = tuple(int(part) for part in shape.split(","))
     except ValueError:
         raise InputError(f"--shape {shape!r} must be whole numbers like 3,224,224") from None
     if min(sizes) < 1 or classes < 2:
         raise InputError(f"--shape must be positive and --classes at least 2, got {shape} and {classes}")
-    return networks.untrained(network, classes, sizes)
+    return networks.randomly_initialised(network, classes, sizes)

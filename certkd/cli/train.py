@@ -65,9 +65,8 @@ def _default_student(teacher: str | None, out: str | None, data: str | None, ove
     if teacher is None or out is None:
         raise InputError("what is to be trained? Give --config FILE, or --teacher CHECKPOINT and --out DIR")
     from certkd.config.settings import TrainConfig, read
-    from certkd.networks import checkpoint
     from certkd.networks import resolve as networks
 
-    known = networks.data_of(checkpoint.load(teacher), data, None, False)
+    known = networks.data_of(networks.load(teacher), data, None, False)
     defaults = {"data": known.model_dump(mode="json", exclude_none=True), "objective": {"kind": "kdiga"}}
     return read(None, TrainConfig, overrides, defaults=defaults)

@@ -32,9 +32,9 @@ def verify(file: str, model: str, **options: Any) -> int:
     from certkd.networks import resolve as networks
     from certkd.report import tables
     from certkd.report.console import CertifyProgress, stderr, stdout
-    from certkd.training.loop import choose_device
     from verifiers.certify.verify import contradictions, recheck
     from verifiers.results.reader import read
+    from verifiers.runtime.device import choose_device
 
     certificates, load = read(file), cache(data.load)
     about = certificates.attributes

@@ -8,8 +8,8 @@ import torch
 
 from certkd.data.sources import Split
 from certkd.exchange.vnnlib import ball, write_property
+from certkd.files import write_whole
 from certkd.networks.builders import Classifier
-from certkd.networks.checkpoint import write_whole
 from verifiers.core.quantities import Epsilon
 
 BATCH = 256

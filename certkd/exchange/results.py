@@ -23,7 +23,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from certkd.exchange.vnnlib import write_counterexample
-from certkd.networks.checkpoint import write_whole
+from certkd.files import write_whole
 from verifiers.core.columns import COMMON_COLUMNS
 from verifiers.core.errors import InputError
 from verifiers.core.status import Status

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from certkd.networks.checkpoint import write_whole
+from certkd.files import write_whole
 from verifiers.core.quantities import Epsilon
 
 

@@ -13,7 +13,6 @@ import struct
 import warnings
 import zipfile
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from certkd import files
 from certkd.networks.builders import Classifier, ModelSpec, build
 from verifiers.core.errors import InputError, one_line
 from verifiers.runtime.fingerprint import weights_sha256
@@ -80,37 +80,17 @@ def save(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> None:
         else:
             torch.save({**metadata, "state_dict": state}, temporary)
 
-    write_whole(path, write)
-
-
-def write_whole(path: Path, write: Any) -> None:
-    """Let ``write`` fill a temporary file beside ``path``, then rename it: nobody ever sees half a file.
-
-    Raises:
-        InputError: the folder cannot be written or the disk is full.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:
-        raise InputError(f"cannot write {path}: {' '.join(str(error).split())[:200]}") from None
-    finally:
-        with suppress(OSError):  # where it cannot be removed it could not be made
-            temporary.unlink()
+    files.write_whole(path, write)
 
 
 def load(path: str | os.PathLike[str], *, architecture: ModelSpec | None = None) -> Checkpoint:
-    """Read a checkpoint, or bare weights when ``architecture`` says what they belong to, or an ONNX file as it is.
+    """Read a checkpoint, or bare weights when ``architecture`` says what they belong to.
 
     Raises:
         InputError: missing, empty or truncated file, an HTML page, a pickle with code in it, weights of another
             architecture, or bare weights without ``architecture``.
     """
     path = Path(path)
-    if path.suffix == ".onnx":
-        return _onnx(path, architecture)
     state, metadata = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
     if metadata.get("format_version", FORMAT_VERSION) != FORMAT_VERSION:
         raise InputError(
@@ -131,14 +111,6 @@ def load(path: str | os.PathLike[str], *, architecture: ModelSpec | None = None)
     _load_strictly(model, state, path, bare=not metadata)
     about = {key: metadata[key] for key in ("data", "teacher_sha256", "training", "metrics") if key in metadata}
     return Checkpoint(model.eval(), **about)
-
-
-def _onnx(path: Path, architecture: ModelSpec | None) -> Checkpoint:
-    from certkd.networks.onnx.classifier import classifier
-
-    if architecture is not None:
-        raise InputError(f"{path} says itself what network it is: drop --arch")
-    return classifier(path)
 
 
 def _spec(metadata: Mapping[str, Any], path: Path) -> ModelSpec:
@@ -178,32 +150,11 @@ def _read_torch(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return content, {}
 
 
-def sniff(path: Path, what: str) -> bytes:
-    """The first bytes of a file, without leading blanks.
-
-    Raises:
-        InputError: it is missing or a folder, empty, a web page or a Git LFS pointer instead of ``what`` it should be.
-    """
-    if path.is_dir():
-        raise InputError(f"{path} is a folder, not a {what}: give a file in it")
-    if not path.is_file():
-        raise InputError(f"no such {what}: {path}")
-    with open(path, "rb") as file:
-        head = file.read(512).lstrip()
-    if not head:
-        raise InputError(f"{path} is empty")
-    if head[:1] == b"<" and any(word in head.lower() for word in (b"<!doctype", b"<html", b"<?xml", b"<head")):
-        raise InputError(f"{path} is an HTML page, not a {what}: the download probably met a login or error page")
-    if head.startswith(b"version https://git-lfs"):
-        raise InputError(f"{path} is a Git LFS pointer, not the file itself: run 'git lfs pull'")
-    return head
-
-
 def _sniff(path: Path) -> None:
     """Name the usual things that are not a checkpoint."""
     if path.is_dir():
         raise InputError(f"{path} is a folder: give a checkpoint in it, such as {path / 'best.pt'}")
-    head = sniff(path, "checkpoint")
+    head = files.sniff(path, "checkpoint")
     if path.suffix != ".safetensors" and not head.startswith((b"PK", b"\x80")):
         raise InputError(f"{path} is not a checkpoint: its content is not what torch.save writes")
     if head.startswith(b"PK") and not zipfile.is_zipfile(path):

@@ -1,4 +1,4 @@
-"""A network from what a person wrote: a checkpoint's or ONNX file's path, bare weights, or ``source:name``."""
+"""Resolve a network's name: the path of a checkpoint or an ONNX file, bare weights, or ``source:name``."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -13,25 +13,31 @@ from certkd.data.sources import DataSet
 from certkd.networks import checkpoint
 from certkd.networks.builders import Classifier, ModelSpec, build, known_models, last_linear, usual_statistics
 from certkd.networks.checkpoint import Checkpoint
+from certkd.networks.onnx.classifier import classifier
 from verifiers.core.errors import InputError, did_you_mean
 
 SUFFIXES = (".pt", ".pth", ".safetensors", ".bin", ".ckpt", ".onnx")
 
 
 def is_path(name: str) -> bool:
-    """Whether a network's name means a file."""
+    """Tell whether a network's name is the path of a file."""
     return name.endswith(SUFFIXES) or Path(name).is_file()
 
 
-def fresh(config: ModelConfig, data: DataSet, seed: int, warn: Callable[[str], None] = lambda text: None) -> Classifier:
-    """The network to start a training from: random weights keyed by the seed, pre-trained ones, or a checkpoint's.
+def for_training(
+    config: ModelConfig, data: DataSet, seed: int, warn: Callable[[str], None] = lambda text: None
+) -> Classifier:
+    """Build the network to train: with random weights keyed by the seed, pre-trained ones, or a checkpoint's.
 
-    A checkpoint for images of another size gets the data's resized. ``warn`` is told what was adapted.
+    A checkpoint for images of another size gets the data's images resized. ``warn`` is called with what was adapted.
+
+    Raises:
+        InputError: an ONNX file, a checkpoint for other classes or channels, or settings that contradict each other.
     """
     if config.name.endswith(".onnx"):
         raise InputError(f"{config.name} can teach and be certified, but not be trained: give a network's name")
     if is_path(config.name):
-        return _gone_on(config, data, warn)
+        return _continued(config, data, warn)
     mean, std = data.statistics
     usual = None
     if config.weights is not None and config.normalize:
@@ -59,7 +65,7 @@ def fresh(config: ModelConfig, data: DataSet, seed: int, warn: Callable[[str], N
     return model
 
 
-def _gone_on(config: ModelConfig, data: DataSet, warn: Callable[[str], None]) -> Classifier:
+def _continued(config: ModelConfig, data: DataSet, warn: Callable[[str], None]) -> Classifier:
     """A checkpoint's network for the data's images.
 
     Raises:
@@ -110,7 +116,7 @@ def beside(teacher: Checkpoint, student: Checkpoint) -> Checkpoint:
     return replace(teacher, model=adapted(teacher.model, shape), data=student.data)
 
 
-def trained(
+def load(
     name: str,
     *,
     architecture: str | None = None,
@@ -119,14 +125,14 @@ def trained(
     std: Sequence[float] = (),
     layout: str | None = None,
 ) -> Checkpoint:
-    """The network to certify.
+    """Load a trained network: a checkpoint, bare weights, an ONNX file, or a source's pre-trained network.
 
     Args:
-        name: a checkpoint's or ONNX file's path, or ``source:name`` for its source's pre-trained weights.
+        name: path of the file, or ``source:name`` for its source's pre-trained weights.
         architecture: for bare weights: ``source:name`` and options, as in ``certkd:resnet,depth=20``.
         data: gives classes and shape where no checkpoint does.
         mean, std: normalisation that bare weights or an ONNX file expect, per channel.
-        layout: how an ONNX file arranges its images, see ``certkd.exchange.onnx_classifier``.
+        layout: how an ONNX file arranges its images, see ``certkd.networks.onnx.classifier``.
 
     Raises:
         InputError: as ``checkpoint.load``, ``classifier`` and ``build``; or no data set was named where one is needed.
@@ -138,30 +144,35 @@ def trained(
         )
     if layout is not None and not onnx:
         raise InputError(f"--layout {layout} is for .onnx files: {name} says itself how its images lie")
-    if onnx and architecture is None:
-        from certkd.networks.onnx.classifier import classifier
-
+    if onnx and architecture is not None:
+        raise InputError(f"{name} says itself what network it is: drop --arch")
+    if onnx:
         shape = None if data is None else data.shape
         return classifier(name, shape=shape, layout=layout or "nchw", mean=mean, std=std)
     if ":" not in name and not is_path(name) and not Path(name).exists():
         known = did_you_mean(name, known_models("certkd"))
         raise InputError(f"{name!r} is neither a checkpoint's path nor a network's name like timm:resnet18.{known}")
     if is_path(name) or ":" not in name:
-        spec = None
-        if architecture is not None:
-            if data is None:
-                raise InputError(f"--arch {architecture} needs --data, which says how many classes and what shape")
-            spec = parse_architecture(architecture, data.classes, data.shape).model_copy(
-                update={"mean": tuple(mean), "std": tuple(std)}
-            )
-        return checkpoint.load(name, architecture=spec)
+        return checkpoint.load(name, architecture=_bare(architecture, data, mean, std))
     if data is None:
         raise InputError(f"{name} needs --data, which says how many classes and what shape")
     return Checkpoint(build(parse_architecture(name, data.classes, data.shape), pretrained=True).eval())
 
 
-def untrained(name: str, classes: int, shape: tuple[int, ...]) -> Classifier:
-    """``source:name,key=value`` with random weights, in eval mode: to look at, not to use.
+def _bare(
+    architecture: str | None, data: DataSet | None, mean: Sequence[float], std: Sequence[float]
+) -> ModelSpec | None:
+    """The network that bare weights belong to, with its normalisation; None when nothing was said."""
+    if architecture is None:
+        return None
+    if data is None:
+        raise InputError(f"--arch {architecture} needs --data, which says how many classes and what shape")
+    spec = parse_architecture(architecture, data.classes, data.shape)
+    return spec.model_copy(update={"mean": tuple(mean), "std": tuple(std)})
+
+
+def randomly_initialised(name: str, classes: int, shape: tuple[int, ...]) -> Classifier:
+    """Build ``source:name,key=value`` with random weights, in eval mode: to inspect, not to use.
 
     Raises:
         InputError: as ``build``.

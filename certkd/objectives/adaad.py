@@ -9,7 +9,7 @@ from certkd.objectives.base import Batch, Term, Terms
 from certkd.objectives.kd import kl_each
 from certkd.objectives.robust import RobustDistillation, View, divergence_from_teacher
 from verifiers.core.settings import Number, Share
-from verifiers.geometry.ascent import Objective as AttackLoss
+from verifiers.geometry.ascent import PerSampleLoss
 from verifiers.geometry.balls import per_sample
 
 
@@ -26,7 +26,7 @@ class AdaAd(RobustDistillation):
     summary: ClassVar[str] = "the teacher's outputs where student and teacher differ most in the ball"
     paper: ClassVar[str] = "Huang et al., CVPR 2023"
 
-    def inner(self, batch: Batch) -> AttackLoss | None:
+    def inner(self, batch: Batch) -> PerSampleLoss | None:
         return divergence_from_teacher(batch)
 
     def outer(self, view: View) -> Terms:
@@ -57,7 +57,7 @@ class AdvFunMatch(RobustDistillation):
     def terms(self, batch: Batch) -> Terms:
         return super().terms(self._mixed(batch) if self.mix else batch)
 
-    def inner(self, batch: Batch) -> AttackLoss | None:
+    def inner(self, batch: Batch) -> PerSampleLoss | None:
         return divergence_from_teacher(batch)
 
     def outer(self, view: View) -> Terms:

@@ -6,11 +6,11 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from certkd.objectives.attacks import attack, pgd
 from certkd.objectives.base import Batch, Objective, Term, Terms
-from certkd.training.attacks import attack, pgd
 from verifiers.core.quantities import Norm
 from verifiers.core.settings import Count, Positive, Share
-from verifiers.geometry.ascent import Objective as AttackLoss
+from verifiers.geometry.ascent import PerSampleLoss
 
 
 class Attacked(Objective):
@@ -31,7 +31,7 @@ class Attacked(Objective):
         """eps at this point of the training."""
         return self.eps * batch.risen(self.ramp)
 
-    def adversarial(self, batch: Batch, loss: AttackLoss | None = None) -> Float[Tensor, "batch *shape"]:
+    def adversarial(self, batch: Batch, loss: PerSampleLoss | None = None) -> Float[Tensor, "batch *shape"]:
         """Images in the ball around the batch's that raise a loss per sample: the cross-entropy when None."""
         step = None if self.step_size is None else self.step_size * batch.risen(self.ramp)
         settings = {"eps": self.grown(batch), "norm": self.norm, "steps": self.steps, "step_size": step}

@@ -11,10 +11,10 @@ from pydantic import model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
+from certkd.objectives.attacks import attack
 from certkd.objectives.base import Batch, Term, Terms
 from certkd.objectives.gradients import Reduction, full_precision, input_gradient, reduced, twice_differentiable
 from certkd.objectives.kd import Kd, kl_each, softened_kl
-from certkd.training.attacks import attack
 from verifiers.core.quantities import Norm
 from verifiers.core.settings import Count, Number, Positive, Share
 

@@ -14,7 +14,7 @@ from certkd.objectives.gradients import full_precision
 from certkd.objectives.kd import kl_each
 from certkd.objectives.kdiga import difference_kl
 from verifiers.core.settings import Number
-from verifiers.geometry.ascent import Objective as AttackLoss
+from verifiers.geometry.ascent import PerSampleLoss
 
 
 class View:
@@ -80,7 +80,7 @@ class RobustDistillation(Attacked):
             terms["igdm"] = Term(self.lambda_igdm * batch.progress, gaps.mean())
         return terms
 
-    def inner(self, batch: Batch) -> AttackLoss | None:
+    def inner(self, batch: Batch) -> PerSampleLoss | None:
         """What the attack raises: the cross-entropy when None."""
         return None
 
@@ -89,14 +89,14 @@ class RobustDistillation(Attacked):
         """The terms that are minimised, without IGDM's."""
 
 
-def divergence_from_teacher(batch: Batch) -> AttackLoss:
+def divergence_from_teacher(batch: Batch) -> PerSampleLoss:
     """KL(t(z) || s(z)) at each point z that the attack visits; its gradient runs through both networks."""
     teacher = batch.teacher
     assert teacher is not None
     return lambda z: kl_each(batch.student(z), teacher(z))
 
 
-def divergence_from_clean_teacher(batch: Batch) -> AttackLoss:
+def divergence_from_clean_teacher(batch: Batch) -> PerSampleLoss:
     """KL(t(x) || s(z)), the teacher at the clean image."""
     target = batch.constant(batch.x)
     return lambda z: kl_each(batch.student(z), target)

@@ -8,7 +8,7 @@ from certkd.objectives.base import Batch, Term, Terms
 from certkd.objectives.kd import kl_each
 from certkd.objectives.robust import RobustDistillation, View, divergence_from_clean_teacher
 from verifiers.core.settings import Number
-from verifiers.geometry.ascent import Objective as AttackLoss
+from verifiers.geometry.ascent import PerSampleLoss
 
 
 class Rslad(RobustDistillation):
@@ -23,7 +23,7 @@ class Rslad(RobustDistillation):
     summary: ClassVar[str] = "the teacher's clean outputs on clean and adversarial images"
     paper: ClassVar[str] = "Zi et al., arXiv 2108.07969"
 
-    def inner(self, batch: Batch) -> AttackLoss | None:
+    def inner(self, batch: Batch) -> PerSampleLoss | None:
         return divergence_from_clean_teacher(batch)
 
     def outer(self, view: View) -> Terms:

@@ -6,9 +6,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from certkd.objectives.attacks import pgd
 from certkd.objectives.base import Batch, Objective, Term, Terms
 from certkd.objectives.consistency import log_mean
-from certkd.training.attacks import pgd
 from verifiers.core.quantities import Norm
 from verifiers.core.settings import Count, Positive
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from certkd.networks.checkpoint import write_whole
+from certkd.files import write_whole
 
 
 def radius_curves(path: Path, radii: Mapping[str, np.ndarray], *, norm: str, eps: float, samples: int) -> None:

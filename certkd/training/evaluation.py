@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from certkd.config.settings import SelectionConfig
 from certkd.data.sources import Split
+from certkd.objectives.attacks import pgd
 from certkd.objectives.base import Batch
-from certkd.training.attacks import pgd
 from verifiers.core.quantities import Epsilon
 from verifiers.runtime.modes import eval_mode
 from verifiers.runtime.samples import chance_limit

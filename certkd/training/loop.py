@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from certkd import files
 from certkd.config.settings import Recipe, SelectionConfig
 from certkd.data.sources import Split
 from certkd.networks import checkpoint
@@ -25,6 +26,7 @@ from certkd.training.log import RunLog, TrainingReporter
 from certkd.training.monitor import Threat, alarms, diagnostics, warnings
 from certkd.training.step import Average, backward, batches, forward_of, learning_rate, optimizer_of, rehearse
 from verifiers.core.errors import InputError, one_line
+from verifiers.runtime.device import choose_device
 from verifiers.runtime.modes import eval_mode, suitable_threads
 
 RESUME = "resume.pt"
@@ -317,7 +319,7 @@ def _save_epoch(out: Path, progress: Progress, run: _Run, about: Mapping[str, An
         "average": run.average.averaged.state_dict() if run.average is not None else {},
         "about": json.dumps(about, sort_keys=True),
     }
-    checkpoint.write_whole(out / RESUME, lambda path: torch.save(state, path))
+    files.write_whole(out / RESUME, lambda path: torch.save(state, path))
 
 
 def save_network(student: nn.Module, path: Path, about: Mapping[str, Any], metrics: Mapping[str, Any]) -> None:
@@ -326,7 +328,7 @@ def save_network(student: nn.Module, path: Path, about: Mapping[str, Any], metri
         checkpoint.save(checkpoint.Checkpoint(student, **about, metrics=metrics), path)
     else:
         state = {name: value.detach().cpu() for name, value in student.state_dict().items()}
-        checkpoint.write_whole(path, lambda temporary: torch.save(state, temporary))
+        files.write_whole(path, lambda temporary: torch.save(state, temporary))
 
 
 def resume_state(out: Path) -> dict[str, Any] | None:
@@ -369,27 +371,6 @@ def _splits(
     order = torch.randperm(len(whole), generator=keyed_generator(seed, 0, 4))
     held_out = max(1, len(whole) // 10)
     return whole.take(order[held_out:]), whole.take(order[:held_out])
-
-
-def choose_device(name: str) -> torch.device:
-    """The device of that name; "auto" takes a GPU when there is one.
-
-    Raises:
-        InputError: unknown, or not in this machine.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = torch.device("meta")
-    if device.type not in ("cpu", "cuda"):
-        raise InputError(f"unknown device {name!r}: use auto, cpu or cuda")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"device {name!r} was asked for, but this machine has no CUDA device: use --device cpu")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise InputError(f"device {name!r}: this machine has {torch.cuda.device_count()} CUDA devices")
-    return device
 
 
 @contextmanager

@@ -9,11 +9,12 @@ from torch import Tensor
 from verifiers.core.quantities import Norm
 from verifiers.geometry.balls import per_sample, project, steepest
 
-Objective = Callable[[Float[Tensor, "batch *shape"]], Float[Tensor, " batch"]]
+#: One value per sample.
+PerSampleLoss = Callable[[Float[Tensor, "batch *shape"]], Float[Tensor, " batch"]]
 
 
 def ascend(
-    objective: Objective,
+    objective: PerSampleLoss,
     x: Float[Tensor, "batch *shape"],
     *,
     eps: Float[Tensor, " batch"],

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from verifiers.core.errors import InputError
 from verifiers.core.quantities import Norm
-from verifiers.geometry.ascent import Objective, ascend
+from verifiers.geometry.ascent import PerSampleLoss, ascend
 from verifiers.geometry.balls import DUAL, keyed_start, norms, reachable
 from verifiers.geometry.margins import margins
 from verifiers.linearity.estimates import cross_entropy_of, runner_up
@@ -197,7 +197,7 @@ class _Attack(NamedTuple):
     steps: int
     starts: Sequence[Tensor | None]
 
-    def weakest(self, objective: Objective) -> _Found:
+    def weakest(self, objective: PerSampleLoss) -> _Found:
         """The point of smallest margin that raising the objective leads to; the image where there is no smaller one."""
         x, best = self.x, self.x.clone()
         with torch.no_grad():

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from verifiers.core.columns import Column, Columns
 from verifiers.core.quantities import Norm
 from verifiers.core.status import Guarantee, Status
-from verifiers.geometry.ascent import Objective, ascend
+from verifiers.geometry.ascent import PerSampleLoss, ascend
 from verifiers.geometry.balls import keyed_start, norms, per_sample, reachable
 from verifiers.geometry.margins import margins
 from verifiers.methods.base import MethodInfo, Request
@@ -53,7 +53,7 @@ class Pgd:
         eps = torch.full(x.shape[:1], reach, dtype=x.dtype, device=x.device)
         with torch.no_grad():
             best, worst_margin = x.clone(), margins(self.model(x), predicted)
-        losses: tuple[Objective, ...] = (
+        losses: tuple[PerSampleLoss, ...] = (
             lambda z: -margins(self.model(z), predicted),
             lambda z: nn.functional.cross_entropy(self.model(z), predicted, reduction="none"),
         )

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from certkd.files import write_whole
 from certkd.networks.builders import Classifier
-from certkd.networks.checkpoint import write_whole
 from certkd.networks.onnx.file import Reference, packages, read
 from certkd.networks.onnx.network import TOLERANCE, load
 from verifiers.core.errors import InputError, one_line

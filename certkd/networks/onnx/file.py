@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from certkd.networks.checkpoint import sniff
+from certkd.files import sniff
 from verifiers.core.errors import InputError, one_line
 
 INSTALL = "ONNX needs packages that are not installed: pip install 'certkd[onnx]'"

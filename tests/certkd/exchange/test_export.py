@@ -143,7 +143,7 @@ def test_export_writes_instances_of_what_is_classified_right(student: Path, tmp_
     )
     assert result.code == 0, result.err
     rows = list(csv.reader((tmp_path / "out" / "instances.csv").open()))
-    known = networks.trained(str(student)).model
+    known = networks.load(str(student)).model
     from certkd.config.settings import DataConfig
     from certkd.data import sources as data
 
@@ -181,8 +181,8 @@ def test_an_onnx_network_teaches(student: Path, tmp_path: Path) -> None:
     run = ("train", "--teacher", tmp_path / "student.onnx", "--out", tmp_path / "run", "--data", "digits")
     result = certkd(*run, "--set", "model.name=certkd:mlp", *settings)
     assert result.code in (0, 1), result.err  # 1: the student of a teacher that knows nothing may collapse
-    taught = networks.trained(str(tmp_path / "run" / "best.pt"))
-    assert taught.teacher_sha256 == networks.trained(str(tmp_path / "student.onnx")).sha256
+    taught = networks.load(str(tmp_path / "run" / "best.pt"))
+    assert taught.teacher_sha256 == networks.load(str(tmp_path / "student.onnx")).sha256
 
 
 def test_export_refuses_nonsense(student: Path, tmp_path: Path) -> None:

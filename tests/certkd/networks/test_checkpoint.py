@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import nn
 
+from certkd.files import write_whole
 from certkd.networks import checkpoint
 from certkd.networks.builders import ModelSpec, build
-from certkd.networks.checkpoint import Checkpoint, load, save, write_whole
+from certkd.networks.checkpoint import Checkpoint, load, save
 from verifiers.core.errors import InputError
 
 SPEC = ModelSpec(

@@ -17,7 +17,7 @@ from certkd.networks.builders import Classifier, ModelSpec, build, known_models,
 from certkd.networks.builders.build import Normalize, Resize
 from certkd.networks.checkpoint import Checkpoint, save
 from certkd.networks.checkpoint import load as load_checkpoint
-from certkd.networks.resolve import adapted, fresh, parse_architecture
+from certkd.networks.resolve import adapted, for_training, parse_architecture
 from verifiers.certify.certify import certify
 from verifiers.core.errors import InputError
 from verifiers.core.status import Status
@@ -183,7 +183,7 @@ def test_random_weights_depend_on_the_seed_and_leave_the_global_generator_alone(
     torch.manual_seed(0)
     expected = torch.rand(3)
     torch.manual_seed(0)
-    first, again, other = (fresh(config, data, seed).state_dict() for seed in (1, 1, 2))
+    first, again, other = (for_training(config, data, seed).state_dict() for seed in (1, 1, 2))
     assert torch.equal(torch.rand(3), expected), "building a network moved the global generator"
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert any(not torch.equal(first[name], other[name]) for name in first)
@@ -210,7 +210,7 @@ def test_bare_weights_begin_a_training(name: str, options: dict[str, Any], class
     torch.save({"state_dict": {f"module.{key}": value for key, value in kept.items()}}, tmp_path / "bare.pth")
     told: list[str] = []
     config = ModelConfig(name=name, options=options, weights=str(tmp_path / "bare.pth"))
-    model = fresh(config, colour(), 0, told.append)
+    model = for_training(config, colour(), 0, told.append)
     same = {key for key, value in model.network.state_dict().items() if torch.equal(value, kept[key])}
     head = last_linear(model.network)
     assert set(kept) - same == ({f"{head}.weight", f"{head}.bias"} if classes == 7 else set())
@@ -235,21 +235,21 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         ({"name": str(tmp_path / "bare.pth")}, "name: source:name and weights: the file"),
     ):
         with pytest.raises(InputError, match=message):
-            fresh(ModelConfig(**settings), colour(), 0)
+            for_training(ModelConfig(**settings), colour(), 0)
 
 
 def test_a_checkpoint_for_other_images_gets_them_resized(tmp_path: Path) -> None:
     first = build(ModelSpec(name="certkd:resnet", options={"depth": 8}, classes=10, shape=(3, 16, 16))).eval()
     save(Checkpoint(first), tmp_path / "net.pt")
     told: list[str] = []
-    model = fresh(ModelConfig(name=str(tmp_path / "net.pt")), colour(), 0, told.append).eval()
+    model = for_training(ModelConfig(name=str(tmp_path / "net.pt")), colour(), 0, told.append).eval()
     assert model.spec.shape == (3, 32, 32) and model.spec.resize == (16, 16)
     assert len(told) == 1 and "resized from 32x32 to 16x16" in told[0]
     x = torch.rand(2, 3, 32, 32)
     assert torch.equal(model(x), first(torch.nn.functional.interpolate(x, size=(16, 16), mode="bilinear")))
     for data in (colour(classes=3), load(DataConfig())):
         with pytest.raises(InputError, match=r"takes images \(3, 16, 16\) of 10 classes"):
-            fresh(ModelConfig(name=str(tmp_path / "net.pt")), data, 0)
+            for_training(ModelConfig(name=str(tmp_path / "net.pt")), data, 0)
 
 
 # pre-trained weights; the download is replaced
@@ -391,7 +391,7 @@ def test_a_resized_network_is_certified() -> None:
 
 
 def test_resizing_comes_from_the_configuration_and_lasts(tmp_path: Path) -> None:
-    model = fresh(ModelConfig(name="certkd:cnn", options={"width": 4}, resize=12), load(DataConfig()), 0)
+    model = for_training(ModelConfig(name="certkd:cnn", options={"width": 4}, resize=12), load(DataConfig()), 0)
     assert model.spec.resize == (12, 12) and model.spec.shape == (1, 8, 8)
     save(Checkpoint(model), tmp_path / "net.pt")
     again, x = load_checkpoint(tmp_path / "net.pt").model, torch.rand(2, 1, 8, 8)

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from certkd.config.settings import OptimizerConfig, Recipe
 from certkd.networks.builders.small import mlp, resnet
 from certkd.objectives import Ibp, Kdiga, KdigaCertified, MtlIbp, Objective, Sabr, Standard
+from certkd.objectives.attacks import attack
 from certkd.objectives.base import Batch, total
-from certkd.training.attacks import attack
 from certkd.training.loop import train
 from tests.certkd.objectives.objective_fixtures import anew, generator
 from verifiers.bound_propagation.auto_lirpa import compat

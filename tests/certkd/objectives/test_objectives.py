@@ -7,7 +7,7 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor, nn
 
-import certkd.training.attacks
+import certkd.objectives.attacks
 from certkd.objectives import OBJECTIVES, AnyObjective
 from certkd.objectives.base import Batch, total
 from tests.certkd.objectives.objective_cases import ROWS, Row

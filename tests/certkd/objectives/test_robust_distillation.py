@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import certkd.training.attacks
+import certkd.objectives.attacks
 from certkd.config.settings import Recipe
 from certkd.objectives import (
     OBJECTIVES,

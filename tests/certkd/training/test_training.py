@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from certkd import experiment
+from certkd import experiment, files
 from certkd.cli.train import train as train_command
 from certkd.config.settings import (
     DataConfig,
@@ -29,14 +29,16 @@ from certkd.config.settings import (
 from certkd.data.sources import Split, TensorImages, load
 from certkd.experiment import run_training
 from certkd.networks import checkpoint
+from certkd.networks import resolve as networks
 from certkd.networks.builders import Classifier, ModelSpec, build
 from certkd.objectives import Adversarial, Kd, Kdiga, Objective, Standard
 from certkd.objectives.base import Batch, Term, Terms
 from certkd.training import loop as training
 from certkd.training.evaluation import evaluate
 from certkd.training.log import TrainingReporter
-from certkd.training.loop import RESUME, TrainingResult, choose_device, crop_and_flip, train
+from certkd.training.loop import RESUME, TrainingResult, crop_and_flip, train
 from verifiers.core.errors import InputError
+from verifiers.runtime.device import choose_device
 from verifiers.runtime.modes import eval_mode
 
 CPU = torch.device("cpu")
@@ -301,7 +303,7 @@ def test_a_kill_between_two_files_costs_nothing(tmp_path: Path, monkeypatch: pyt
     """Killed before each file of each epoch in turn, and resumed: best.pt is the best epoch's, the log is whole."""
     student = busy()
     result = fit(student, ADVERSARIAL, recipe=LONG, out=tmp_path / "whole")
-    write, written = checkpoint.write_whole, 0
+    write, written = files.write_whole, 0
     for kill_at in range(4, 10):
         written, folder = 0, tmp_path / str(kill_at)
 
@@ -312,7 +314,7 @@ def test_a_kill_between_two_files_costs_nothing(tmp_path: Path, monkeypatch: pyt
                 raise Interrupted
             write(path, content)
 
-        monkeypatch.setattr(checkpoint, "write_whole", write_or_die)
+        monkeypatch.setattr(files, "write_whole", write_or_die)
         with pytest.raises(Interrupted):
             fit(busy(), ADVERSARIAL, recipe=LONG, out=folder)
         monkeypatch.undo()
@@ -546,7 +548,7 @@ def test_a_natural_teacher_of_an_experiment_is_for_its_students(monkeypatch: pyt
     with pytest.raises(InputError, match="b needs a natural teacher"):
         experiment.run(parse({**tree, "natural_teacher": None}, ExperimentConfig))
     assert not asked, "a training began before the natural teacher was known to be there"
-    monkeypatch.setattr(checkpoint, "load", lambda path: None)
+    monkeypatch.setattr(networks, "load", lambda path: None)
     with pytest.raises(Interrupted):
         experiment.run(parse(tree, ExperimentConfig))
     assert [config.natural_teacher for config in asked] == [None, None, "natural.pt"]

@@ -11,7 +11,6 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from certkd.networks import checkpoint
 from certkd.networks import resolve as networks
 from certkd.networks.onnx import network as onnx_network
 from certkd.networks.onnx.classifier import classifier
@@ -153,7 +152,7 @@ def test_missing_packages_are_named(missing: str, tmp_path: Path, monkeypatch: p
     path = good(tmp_path)
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(InputError, match=r"pip install 'certkd\[onnx\]'"):
-        checkpoint.load(path)
+        networks.load(str(path))
 
 
 def test_other_logits_than_onnxruntimes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,9 +249,9 @@ def test_old_names_of_tensors_become_parameters(tmp_path: Path) -> None:
 
 def test_networks_reads_it_by_its_suffix(tmp_path: Path) -> None:
     path = good(tmp_path)
-    assert networks.is_path(str(path)) and networks.trained(str(path)).model.spec.classes == 4
+    assert networks.is_path(str(path)) and networks.load(str(path)).model.spec.classes == 4
     with pytest.raises(InputError, match="--mean"):
-        networks.trained(str(path), mean=(0.5, 0.5))
+        networks.load(str(path), mean=(0.5, 0.5))
 
 
 def test_scalar_weights_stay_weights(tmp_path: Path) -> None:

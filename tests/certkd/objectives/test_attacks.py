@@ -1,4 +1,4 @@
-"""FGSM and PGD: inside the ball and the image box, equal to literal loops, and the network is left as it was."""
+"""PGD: inside the ball and the image box, equal to literal loops, and the network is left as it was."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from certkd.training.attacks import fgsm, pgd
+from certkd.objectives.attacks import pgd
 from verifiers.core.quantities import Norm
 
 EPS = 0.1
@@ -111,16 +111,18 @@ def test_step_size_is_in_pixels() -> None:
     torch.testing.assert_close(moved, torch.full_like(moved, 0.03), rtol=0, atol=1e-7)
 
 
-def test_fgsm_is_one_clamped_signed_step() -> None:
+def test_one_full_step_is_the_clamped_sign() -> None:
     model, (x, y) = network().eval(), images()
     expected = torch.stack([image + EPS * slope(model, image, label).sign() for image, label in zip(x, y, strict=True)])
-    torch.testing.assert_close(fgsm(model, x, y, eps=EPS), expected.clamp(0, 1), rtol=0, atol=1e-7)
+    torch.testing.assert_close(
+        pgd(model, x, y, eps=EPS, steps=1, step_size=EPS), expected.clamp(0, 1), rtol=0, atol=1e-7
+    )
 
 
-def test_fgsm_in_l2_goes_eps_along_the_gradient() -> None:
+def test_one_full_step_in_l2_goes_eps_along_the_gradient() -> None:
     model, (x, y) = network().eval(), images()
     interior = x.clamp(0.3, 0.7)
-    delta = (fgsm(model, interior, y, eps=0.2, norm=Norm.L2) - interior).flatten(1)
+    delta = (pgd(model, interior, y, eps=0.2, norm=Norm.L2, steps=1, step_size=0.2) - interior).flatten(1)
     slopes = torch.stack([slope(model, image, label) for image, label in zip(interior, y, strict=True)]).flatten(1)
     torch.testing.assert_close(delta, 0.2 * slopes / slopes.norm(dim=1, keepdim=True), rtol=0, atol=1e-6)
 
@@ -133,7 +135,7 @@ def test_network_and_images_are_left_as_they_were(training: bool) -> None:
     state = {name: value.clone() for name, value in model.state_dict().items()}
     image, label = x.clone(), y.clone()
     pgd(model, x, y, eps=EPS, generator=generator())
-    fgsm(model, x, y, eps=EPS)
+    pgd(model, x, y, eps=EPS, steps=1, step_size=EPS)
     assert [module.training for module in model.modules()] == modes, "the attack changed a training mode"
     for name, value in model.state_dict().items():
         assert torch.equal(value, state[name]), f"the attack changed {name}"

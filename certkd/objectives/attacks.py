@@ -1,18 +1,18 @@
-"""Attacks for training and for model selection: FGSM and PGD, on cross-entropy or any other loss."""
+"""Attack images during training and model selection: PGD on the cross-entropy or on any other loss."""
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from verifiers.core.quantities import Norm
-from verifiers.geometry.ascent import Objective, ascend
+from verifiers.geometry.ascent import PerSampleLoss, ascend
 from verifiers.geometry.balls import random_start
 from verifiers.runtime.modes import eval_mode
 
 
 def attack(
     model: nn.Module,
-    loss: Objective,
+    loss: PerSampleLoss,
     x: Float[Tensor, "batch *shape"],
     *,
     eps: float,
@@ -21,7 +21,7 @@ def attack(
     step_size: float | None = None,
     generator: torch.Generator | None = None,
 ) -> Float[Tensor, "batch *shape"]:
-    """Projected gradient ascent of a loss; the network is attacked in eval mode and left as it was.
+    """Raise a loss by projected gradient ascent; the network is attacked in eval mode and left as it was.
 
     Args:
         model: from images in [0, 1] to logits; ``loss`` calls it.
@@ -59,15 +59,3 @@ def pgd(
         return nn.functional.cross_entropy(model(z), y, reduction="none")
 
     return attack(model, loss, x, eps=eps, norm=norm, steps=steps, step_size=step_size, generator=generator)
-
-
-def fgsm(
-    model: nn.Module,
-    x: Float[Tensor, "batch *shape"],
-    y: Int[Tensor, " batch"],
-    *,
-    eps: float,
-    norm: Norm = Norm.LINF,
-) -> Float[Tensor, "batch *shape"]:
-    """One full step of size eps. Source: Goodfellow et al., arXiv 1412.6572."""
-    return pgd(model, x, y, eps=eps, norm=norm, steps=1, step_size=eps)

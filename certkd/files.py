@@ -1,0 +1,50 @@
+"""Write whole files, and recognise files that are not what they should be."""
+
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from verifiers.core.errors import InputError
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` fill a temporary file in the same folder, then rename it: nobody ever sees half a file.
+
+    Raises:
+        InputError: the folder cannot be written or the disk is full.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:
+        raise InputError(f"cannot write {path}: {' '.join(str(error).split())[:200]}") from None
+    finally:
+        with suppress(OSError):  # where it cannot be removed it could not be made
+            temporary.unlink()
+
+
+def sniff(path: Path, what: str) -> bytes:
+    """Return the first bytes of a file, without leading blanks.
+
+    Args:
+        what: the kind of file that is expected, for messages.
+
+    Raises:
+        InputError: the file is missing, empty, a folder, a web page or a Git LFS pointer.
+    """
+    if path.is_dir():
+        raise InputError(f"{path} is a folder, not a {what}: give a file in it")
+    if not path.is_file():
+        raise InputError(f"no such {what}: {path}")
+    with open(path, "rb") as file:
+        head = file.read(512).lstrip()
+    if not head:
+        raise InputError(f"{path} is empty")
+    if head[:1] == b"<" and any(word in head.lower() for word in (b"<!doctype", b"<html", b"<?xml", b"<head")):
+        raise InputError(f"{path} is an HTML page, not a {what}: the download probably met a login or error page")
+    if head.startswith(b"version https://git-lfs"):
+        raise InputError(f"{path} is a Git LFS pointer, not the file itself: run 'git lfs pull'")
+    return head
