@@ -21,8 +21,8 @@ from certkd.networks import resolve as networks
 from certkd.networks.builders import Classifier
 from certkd.networks.checkpoint import Checkpoint
 from certkd.report import plots
+from certkd.reporter import TrainingReporter
 from certkd.training.evaluation import has_collapsed
-from certkd.training.log import TrainingReporter
 from certkd.training.loop import RESUME, TrainingResult, resume_state, train
 from certkd.training.monitor import Threat
 from verifiers.core.errors import InputError

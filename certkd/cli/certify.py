@@ -280,10 +280,11 @@ def _default_out(name: str, eps: Epsilon, norm: str, options: dict[str, Any], te
 def _failures(certificates: "Certificates") -> list[str]:
     """Methods that ended in ERROR, and the lack of any certificate method that could run."""
     from verifiers.core.status import Status
+    from verifiers.methods.registry import certifies
 
     errors = {name: rows.count(Status.ERROR) for name, rows in certificates.methods.items()}
     failed = [f"{count} rows of {name} ended in ERROR" for name, count in errors.items() if count]
-    proofs = [rows for rows in certificates.methods.values() if rows.certifies]
+    proofs = [rows for rows in certificates if certifies(rows.name)]
     if proofs and all(rows.count(Status.UNSUPPORTED) for rows in proofs):
         failed.append("no certificate method could run")
     return failed

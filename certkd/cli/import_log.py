@@ -7,6 +7,7 @@ import click
 
 from certkd.cli.options import EpsilonType, Number
 from verifiers.core.errors import InputError
+from verifiers.core.quantities import Epsilon
 
 
 @click.command("import-log")
@@ -19,7 +20,7 @@ from verifiers.core.errors import InputError
 @click.option("--eps", default="0.5", show_default=True, type=EpsilonType(), help="Radius of the certified accuracy.")
 @click.option("--out", metavar="FILE.h5", help="Certificate file.  [default: beside the log]")
 @click.option("--data", default="", metavar="NAME", help="Data set that the log is about.")
-def import_log(file: str, out: str | None, **options: Any) -> None:
+def import_log(file: str, out: str | None, eps: Epsilon, data: str, **settings: Any) -> None:
     """Read a published log of randomized smoothing (FILE.tsv or .tsv.gz) into a certificate file.
 
     Each line has idx, label, predict (-1: abstained), radius, correct and perhaps time, separated by tabs. A printed
@@ -32,7 +33,8 @@ def import_log(file: str, out: str | None, **options: Any) -> None:
 
     if not Path(file).is_file():
         raise InputError(f"no log at {file}")
-    certificates = logs.import_log(file, out=out or _default_out(Path(file)), **options)
+    vote = logs.Vote(**settings)
+    certificates = logs.import_log(file, vote, eps=eps, out=out or _default_out(Path(file)), data=data)
     console = stdout()
     console.print(tables.contents(certificates))
     notes = certificates["smoothing"].attributes

@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from scipy.special import bdtr, ndtri
 
 from certkd.comparison.verdict import VERDICT_METRICS, Verdict, reach_verdict, same_teacher
 from verifiers.core.errors import InputError, did_you_mean
+from verifiers.core.statistics import Proportion, mcnemar, wilson
 from verifiers.core.status import FAILURES, Status
-from verifiers.methods.registry import find
+from verifiers.methods.registry import certifies, find, proves
 from verifiers.results.rows import Certificates
 from verifiers.results.summaries.diagnostics import Diagnosis, diagnose
 from verifiers.smoothing.shared import SameCopies, shared_votes
@@ -71,17 +71,6 @@ class Difference:
     mean: float
     standard_error: float
     unpaired_error: float
-
-
-@dataclass(frozen=True)
-class Share:
-    """A share of cases with its 95 % Wilson interval; nan when there are no cases."""
-
-    hits: int
-    cases: int
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -136,8 +125,8 @@ class Comparison:
     teacher: Side
     student: Side
     differences: dict[str, Difference]
-    retention: Share
-    radius_retention: Share
+    retention: Proportion
+    radius_retention: Proportion
     gains: tuple[int, ...]
     losses: tuple[int, ...]
     mcnemar: float
@@ -189,7 +178,7 @@ def compare(teacher: Certificates, student: Certificates, *, method: str = "best
     used = {name: settings[name] for name in names}
     shown = _radii_shown(float(max(ours.max(), theirs.max())), eps, used.get("smoothing", {}))
     return Comparison(
-        method=method if teacher[names[0]].deterministic and method == "best" else names[0],
+        method=method if proves(names[0]) and method == "best" else names[0],
         methods=tuple(names),
         settings=used,
         norm=str(teacher.attributes["norm"]),
@@ -265,25 +254,6 @@ def at_radius(radius: float, ours: Float[np.ndarray, " samples"], theirs: Float[
     both, gains, losses = int((kept & had).sum()), int((kept & ~had).sum()), int((had & ~kept).sum())
     retention = both / (both + losses) if both + losses else math.nan
     return AtRadius(radius, float(had.mean()), float(kept.mean()), retention, gains, losses, mcnemar(gains, losses))
-
-
-def mcnemar(gains: int, losses: int) -> float:
-    """Exact two-sided p-value of McNemar's test: the binomial one of gains of gains + losses at 1/2.
-
-    Source: McNemar, Psychometrika 12, 1947. 1 without gains and losses.
-    """
-    return min(1.0, 2 * float(bdtr(min(gains, losses), gains + losses, 0.5)))
-
-
-def wilson(hits: int, cases: int, confidence: float = 0.95) -> Share:
-    """A binomial share with Wilson's score interval. Source: Wilson, J. Am. Stat. Assoc. 22, 1927."""
-    if cases == 0:
-        return Share(0, 0, math.nan, math.nan, math.nan)
-    z = float(ndtri(0.5 + confidence / 2))
-    share = hits / cases
-    middle = (share + z * z / (2 * cases)) / (1 + z * z / cases)
-    half = z / (1 + z * z / cases) * math.sqrt(share * (1 - share) / cases + z * z / (4 * cases * cases))
-    return Share(hits, cases, share, max(0.0, middle - half), min(1.0, middle + half))
 
 
 _OPERATORS = {
@@ -369,7 +339,7 @@ def _check_same(teacher: Certificates, student: Certificates) -> None:
 
 def _methods(teacher: Certificates, student: Certificates, method: str) -> list[str]:
     """The methods whose larger radius is taken: several proofs, or one method that holds with confidence 1 - alpha."""
-    names = [name for name, rows in teacher.methods.items() if rows.certifies and name in student.methods]
+    names = [name for name, rows in teacher.methods.items() if certifies(name) and name in student.methods]
     if method != "best":
         if method not in names:
             raise InputError(f"no certificate method {method!r} in both files.{did_you_mean(method, ['best', *names])}")
@@ -378,7 +348,7 @@ def _methods(teacher: Certificates, student: Certificates, method: str) -> list[
     names = [name for name in names if not (_unsupported(teacher, name) or _unsupported(student, name))]
     if not names:
         raise InputError(f"{teacher.path} and {student.path} have no certificate method with an answer in common")
-    names = [name for name in names if teacher[name].deterministic] or names[:1]
+    names = [name for name in names if proves(name)] or names[:1]
     _check_settings(teacher, student, names)
     for certificates in (teacher, student):
         for name in names:
@@ -395,7 +365,7 @@ def _settings(certificates: Certificates) -> dict[str, dict[str, Any]]:
 
 def _check_settings(teacher: Certificates, student: Certificates, names: Sequence[str]) -> None:
     """The same settings of the methods compared, and of the attack where it tells something about them."""
-    attacked = teacher[names[0]].deterministic and "pgd" in teacher.methods and "pgd" in student.methods
+    attacked = proves(names[0]) and "pgd" in teacher.methods and "pgd" in student.methods
     for name in [*names, *(["pgd"] if attacked else [])]:
         ours, theirs = (_settings(certificates)[name] for certificates in (student, teacher))
         different = [key for key in {**theirs, **ours} if key not in OWN and ours.get(key) != theirs.get(key)]
@@ -433,7 +403,7 @@ def _correct(certificates: Certificates, names: Sequence[str]) -> np.ndarray:
 
 def _unfalsified(certificates: Certificates, names: Sequence[str]) -> np.ndarray:
     """Correct and not falsified, per sample; nan without an attack on the classifier that is certified."""
-    if "pgd" not in certificates.methods or not certificates[names[0]].deterministic:
+    if "pgd" not in certificates.methods or not proves(names[0]):
         return np.full(len(certificates[names[0]]), np.nan)
     return (certificates["pgd"]["status"] == Status.NOT_CERTIFIED).astype(float)
 

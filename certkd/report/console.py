@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from certkd.training.log import TrainingReporter
+from certkd.reporter import TrainingReporter
 from verifiers.core.reporter import Reporter
 
 

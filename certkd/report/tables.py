@@ -9,16 +9,17 @@ import numpy as np
 from rich.console import Group
 from rich.table import Table
 
-from certkd.comparison.compare import QUANTILES, Comparison, Side, summary, wilson
+from certkd.comparison.compare import QUANTILES, Comparison, Side, summary
 from certkd.comparison.verdict import Verdict
 from certkd.report.console import table
 from verifiers.certify.inspect import Preflight
 from verifiers.certify.verify import Finding
 from verifiers.core.quantities import Epsilon
+from verifiers.core.statistics import wilson
 from verifiers.core.status import FAILURES, Status
-from verifiers.methods.complete import Stage
-from verifiers.methods.registry import find
+from verifiers.methods.registry import certifies, find, proves
 from verifiers.results.rows import Certificates, MethodRows
+from verifiers.results.summaries.complete import Stage
 from verifiers.results.summaries.diagnostics import Diagnosis
 from verifiers.smoothing.shared import SameCopies
 
@@ -38,7 +39,7 @@ def contents(certificates: Certificates) -> Table:
     for name, method in certificates.methods.items():
         counts = {status: method.count(status) for status in Status}
         states = ", ".join(f"{count} {status.name}" for status, count in counts.items() if count)
-        radius = f"{np.mean(method['radius']):.4f}" if method.certifies and method.answered else "-"
+        radius = f"{np.mean(method['radius']):.4f}" if certifies(name) and method.answered else "-"
         seconds = f"{np.nanmean(method['seconds']):.4f}" if np.isfinite(method["seconds"]).any() else "-"
         rows.append([name, str(method.attributes["guarantee"]), _accuracy(method), radius, seconds, states])
     attributes = certificates.attributes
@@ -52,7 +53,7 @@ def _accuracy(method: MethodRows) -> str:
     """Certified accuracy, the upper limit that an attack leaves; a dash while rows have no answer."""
     if not method.answered:
         return "-"
-    if method.certifies:
+    if certifies(method.name):
         return f">= {percent(float(np.mean(method['certified'])))}"
     unbroken = (method["status"] == Status.NOT_CERTIFIED) & (method["margin"] >= 0)
     return f"<= {percent(float(np.mean(unbroken)))}"
@@ -96,8 +97,8 @@ def instances(files: Sequence[Certificates]) -> str:
 def _outcomes(certificates: Certificates) -> list[str]:
     """One word per sample; certified by the best of all proofs about this network, or by smoothing alone."""
     alone = {name: rows for name, rows in certificates.methods.items() if not find(name).needs_teacher}
-    certifying = [rows for rows in alone.values() if rows.certifies]
-    proofs = [rows for rows in certifying if rows.deterministic] or certifying[:1]
+    certifying = [rows for rows in alone.values() if certifies(rows.name)]
+    proofs = [rows for rows in certifying if proves(rows.name)] or certifying[:1]
     status = np.stack([rows["status"] for rows in alone.values()])
     certified = np.any([rows["certified"] == 1 for rows in proofs], axis=0) & np.ones(status.shape[1], bool)
     cases = {
@@ -326,7 +327,11 @@ def diagnoses(named: dict[str, Diagnosis], norm: str, eps: str) -> list[Table | 
 
 def same_copies(shared: SameCopies) -> str:
     """What student and teacher voted on the same noisy copies, in one sentence."""
-    ratio = f"{shared.apart / shared.variance:.3g} times less variance" if shared.variance > 0 else "no variance, less"
+    ratio = (
+        f"{shared.unpaired_variance / shared.variance:.3g} times less variance"
+        if shared.variance > 0
+        else "no variance, less"
+    )
     return (
         f"On the same noisy copies student and teacher vote alike on {shared.agreement:.1%}; only the teacher gives "
         f"the class of the student on {shared.lost:.1%}, only the student on {shared.gained:.1%}. The difference of "

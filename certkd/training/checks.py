@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from certkd.config.settings import Recipe
 from certkd.data.sources import Split, TensorImages
 from certkd.objectives import Objective
-from certkd.training.log import TrainingReporter
+from certkd.reporter import TrainingReporter
 from verifiers.core.errors import InputError, one_line
 from verifiers.runtime.modes import eval_mode
 from verifiers.runtime.samples import check_dtype, check_pixels

@@ -11,8 +11,8 @@ from certkd.data.sources import Split
 from certkd.objectives.attacks import pgd
 from certkd.objectives.base import Batch
 from verifiers.core.quantities import Epsilon
+from verifiers.core.statistics import chance_limit
 from verifiers.runtime.modes import eval_mode
-from verifiers.runtime.samples import chance_limit
 
 #: A network has collapsed when this share of the validation images gets one and the same class, or when it guesses.
 CONSTANT_SHARE = 0.95

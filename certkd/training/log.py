@@ -6,22 +6,6 @@ from pathlib import Path
 from typing import Any
 
 
-class TrainingReporter:
-    """Hooks called while training; every one may be ignored."""
-
-    def start(self, epochs: int, done: int, steps: int) -> None:
-        """Training begins: so many epochs, so many already done, so many steps in each."""
-
-    def step(self) -> None:
-        """One optimiser step was made."""
-
-    def epoch(self, record: dict[str, Any]) -> None:
-        """One epoch ended; the record that is logged."""
-
-    def warn(self, text: str) -> None:
-        """Something a person should know; one line."""
-
-
 class RunLog:
     """``log.jsonl``, one record per epoch, and TensorBoard's event files when it is installed.
 

@@ -20,9 +20,10 @@ from certkd.networks import checkpoint
 from certkd.networks.builders import Classifier
 from certkd.objectives import Objective
 from certkd.objectives.base import Batch, Terms
+from certkd.reporter import TrainingReporter
 from certkd.training.checks import as_split, check_settings, check_student, check_teacher
 from certkd.training.evaluation import evaluate, has_collapsed, key, keyed_generator
-from certkd.training.log import RunLog, TrainingReporter
+from certkd.training.log import RunLog
 from certkd.training.monitor import Threat, alarms, diagnostics, warnings
 from certkd.training.step import Average, backward, batches, forward_of, learning_rate, optimizer_of, rehearse
 from verifiers.core.errors import InputError, one_line

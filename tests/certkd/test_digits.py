@@ -14,7 +14,7 @@ from certkd.config.settings import DataConfig, OptimizerConfig, Recipe, Selectio
 from certkd.data.sources import DataSet, load
 from certkd.networks.builders import ModelSpec, build
 from certkd.objectives import Adversarial, Kd, Kdiga, Objective, Standard
-from certkd.training.log import TrainingReporter
+from certkd.reporter import TrainingReporter
 from certkd.training.loop import evaluate, train
 from verifiers.certify.certify import certify
 

@@ -21,7 +21,7 @@ from verifiers.core.errors import Contradiction, InputError, Unsupported, did_yo
 from verifiers.core.quantities import Epsilon, Norm
 from verifiers.core.reporter import Reporter
 from verifiers.core.status import Guarantee, Status
-from verifiers.methods.base import BatchCertifier, MethodInfo, Option, Request
+from verifiers.methods.base import BatchCertifier, MethodInfo, Option, Request, table_of
 from verifiers.methods.registry import find
 from verifiers.results.rows import Certificates
 from verifiers.results.writer import CertificateFile
@@ -102,8 +102,7 @@ def certify(
                 facts=_facts(model),
                 samples=len(samples.labels),
                 sizes={"image": first.shape[1:], "class": (samples.classes,)},
-                methods=infos,
-                requests=requests,
+                methods=[table_of(info, requests[info.name]) for info in infos],
             ) as file,
         ):
             for info in infos:

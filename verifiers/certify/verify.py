@@ -18,14 +18,15 @@ from torch import Tensor, nn
 from verifiers.core.errors import Contradiction, InputError, Unsupported
 from verifiers.core.quantities import Epsilon, Norm
 from verifiers.core.reporter import Reporter
-from verifiers.core.status import Guarantee, Status
+from verifiers.core.status import Status
 from verifiers.geometry.balls import norms
 from verifiers.geometry.margins import margins
 from verifiers.methods.base import Request
-from verifiers.methods.complete import COMPLETE, Complete, Stage
-from verifiers.methods.registry import find
+from verifiers.methods.complete import COMPLETE, Complete
+from verifiers.methods.registry import certifies, find, proves
 from verifiers.results.reader import read, read_images
 from verifiers.results.rows import Certificates, MethodRows
+from verifiers.results.summaries.complete import Stage
 from verifiers.runtime.fingerprint import structure_sha256, weights_sha256
 from verifiers.runtime.modes import eval_mode, trusted_arithmetic
 from verifiers.runtime.samples import Images, Samples, device_of, first_images, look_at
@@ -108,7 +109,7 @@ def recheck(
             findings.append(_plain_columns(rows, samples))
             if "counterexample" in _columns(path, name):
                 findings.append(_counterexamples(model, path, rows, samples))
-            if rows.certifies:
+            if certifies(name):
                 findings.append(_proofs(model, rows, samples, chosen.get(name), time_limit, reporter))
         reporter.finish("verify")
     return [finding for finding in findings if finding.claims]
@@ -161,7 +162,7 @@ def _chosen(certificates: Certificates, sample: int, random: np.random.Generator
 
 def _refusal(rows: MethodRows) -> str | None:
     """Why a method's claims are not proved here."""
-    if rows.attributes["guarantee"] != Guarantee.DETERMINISTIC:
+    if not proves(rows.name):
         return "its claims are about the smoothed network, by votes of its own random copies"
     if find(rows.name).needs_teacher:
         return "its claims are about two networks"

@@ -29,3 +29,11 @@ class Guarantee(StrEnum):
     DETERMINISTIC = "deterministic"  # a proof, up to the stated rounding allowance
     PROBABILISTIC = "probabilistic"  # confidence 1 - alpha per sample
     ESTIMATE = "estimate"  # no proof; never feeds a radius
+
+
+class About(StrEnum):
+    """What a method's rows are about."""
+
+    NETWORK = "network"  # one network, as it runs
+    PAIR = "pair"  # a network and its teacher
+    SMOOTHED = "smoothed"  # the network's vote over noisy copies

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from verifiers.core.columns import Column, Columns
 from verifiers.core.quantities import Epsilon, Norm
 from verifiers.core.status import Guarantee
+from verifiers.results.writer import MethodTable
 from verifiers.runtime.samples import Samples
 
 #: A setting of a method.
@@ -106,3 +107,19 @@ def stored(status: Int[Tensor, " batch"], values: Mapping[str, Tensor]) -> Colum
         "status": status.cpu().numpy().astype("uint8"),
         **{name: value.cpu().numpy() for name, value in values.items()},
     }
+
+
+def table_of(info: MethodInfo, request: Request) -> MethodTable:
+    """The group that a file has for a method with these settings."""
+    given = {name: value for name, value in request.options.items() if value is not None}
+    attributes = {
+        "guarantee": str(info.guarantee),
+        "claim": info.claim,
+        "paper": info.paper,
+        "eps": request.eps.value,
+        "eps_text": request.eps.text,
+        "norm": str(request.norm),
+        "seed": request.seed,
+        **given,
+    }
+    return MethodTable(info.name, info.columns, attributes)

@@ -8,7 +8,6 @@ and bound ends by itself; elsewhere it may run out of things to split.
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from enum import IntEnum
 
 import numpy as np
 import torch
@@ -29,27 +28,7 @@ from verifiers.geometry.balls import norms
 from verifiers.geometry.margins import margin_specification, margins
 from verifiers.methods.base import MethodInfo, Request
 from verifiers.methods.pgd import PGD, Pgd
-
-
-class Stage(IntEnum):
-    """The stages, in the order in which a sample meets them."""
-
-    ATTACK = 1
-    IBP = 2
-    CROWN = 3
-    ALPHA_CROWN = 4
-    BRANCH_AND_BOUND = 5
-
-    @property
-    def title(self) -> str:
-        """As tables and descriptions write it."""
-        return self.name.lower().replace("_", "-").replace("-and-", " and ")
-
-    @property
-    def column(self) -> str:
-        """Where its seconds are stored."""
-        return f"{self.name.lower()}_seconds"
-
+from verifiers.results.summaries.complete import Stage
 
 SCREENS = (Stage.IBP, Stage.CROWN)
 #: alpha-CROWN takes no new step after this share of the time, so that large networks leave some to branch and bound.

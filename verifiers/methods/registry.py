@@ -1,6 +1,7 @@
 """Every certificate method there is: one record a method, listed once."""
 
 from verifiers.core.errors import InputError, did_you_mean
+from verifiers.core.status import Guarantee
 from verifiers.methods.base import MethodInfo
 from verifiers.methods.complete import COMPLETE
 from verifiers.methods.crown import ALPHA_CROWN, CROWN, CROWN_IBP, IBP
@@ -26,6 +27,16 @@ METHODS: tuple[MethodInfo, ...] = (
     DIAGNOSTICS,
     SMOOTHING,
 )
+
+
+def certifies(name: str) -> bool:
+    """Whether a method has radii at all: an estimate has none."""
+    return find(name).guarantee is not Guarantee.ESTIMATE
+
+
+def proves(name: str) -> bool:
+    """Whether a method's radii are proofs."""
+    return find(name).guarantee is Guarantee.DETERMINISTIC
 
 
 def find(name: str) -> MethodInfo:

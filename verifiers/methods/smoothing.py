@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from verifiers.core.columns import Column, Columns
+from verifiers.core.columns import Columns
 from verifiers.core.errors import InputError, Unsupported, did_you_mean
 from verifiers.core.quantities import Norm
 from verifiers.core.status import Guarantee, Status
@@ -23,6 +23,7 @@ from verifiers.methods.base import MethodInfo, Request
 from verifiers.runtime.samples import Samples, device_of
 from verifiers.smoothing.sampling import GENERATOR, Draw, Purpose, Voter
 from verifiers.smoothing.statistics import Law, Noise, Schedule, attainable, upper
+from verifiers.smoothing.table import CLAIM, COLUMNS, LOOKS, PAPER, notes_of
 
 #: Samples whose noisy copies tell the accuracy under noise and the speed before a run.
 PREVIEW = 256
@@ -30,8 +31,6 @@ PREVIEW = 256
 HOPELESS = 0.001
 #: More votes than the file's counts hold.
 LARGEST_N = 10**9
-#: Looks that a file has room for; of one look alone the votes are repeated.
-LOOKS = 5
 #: Questions that a run answers: certified at eps; on which steps of a grid of radii; the radius from all n copies.
 QUESTIONS = ("eps", "grid", "full")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -49,7 +48,7 @@ class _Smoother:
 
     @property
     def notes(self) -> dict[str, str]:
-        return {"generator": GENERATOR, "pass": f"{self.voter.size} copies", **what_holds(self.law, self.schedule)}
+        return {"generator": GENERATOR, "pass": f"{self.voter.size} copies", **notes_of(self.law, self.schedule)}
 
     def __call__(
         self, x: Float[Tensor, "batch *shape"], predicted: Int[Tensor, " batch"], indices: Int[Tensor, " batch"]
@@ -139,16 +138,6 @@ class _Smoother:
         yield f"{amounts} copies a sample: {' to '.join(times)} for {len(samples.labels)} samples"
 
 
-def what_holds(law: Law, schedule: Schedule) -> dict[str, str]:
-    """Notes on what the certificates are about, and at which levels."""
-    looks = zip(schedule.counts, schedule.levels, strict=True)
-    return {
-        "schedule": ", ".join(f"{level:.3g} at {n}" for n, level in looks),
-        "attainable": f"{attainable(law, schedule):.9g}",
-        "model": "the smoothed classifier, not the network by itself",
-    }
-
-
 def _two(
     votes: Int[np.ndarray, "looks rows classes"], selected: Int[np.ndarray, " rows"]
 ) -> tuple[Int[np.ndarray, "looks rows"], Int[np.ndarray, "looks rows"]]:
@@ -206,24 +195,13 @@ SMOOTHING = MethodInfo(
     name="smoothing",
     guarantee=Guarantee.PROBABILISTIC,
     norms=(Norm.L2, Norm.L1, Norm.LINF),
-    claim="with confidence 1 - alpha the smoothed classifier's prediction is the same on the ball",
-    paper="Cohen et al., arXiv 1902.02918; Yang et al., arXiv 2002.08118 (uniform noise)",
+    claim=CLAIM,
+    paper=PAPER,
     cost="n forward passes; a hundredth to a tenth of that for one radius",
     prepare=_prepare,
     predicts=True,
     check=_check,
-    columns=(
-        Column("base", "int64", "", "class that the network itself gives to the clean image"),
-        Column("selected", "int64", "", "class that the selection copies chose, also where the vote abstained"),
-        Column("radius_one_class", "float64", "pixels", "radius from the bound of the selected class alone, any label"),
-        Column("radius_two_class", "float64", "pixels", "radius that bounds the class in second place too: not both"),
-        Column("p_lower", "float64", "", "lower confidence bound of the selected class's probability"),
-        Column("stage", "uint8", "", "looks taken: how many entries of the schedule"),
-        Column("used", "int64", "", "noisy copies drawn for the estimate"),
-        Column("votes", "uint32", "", "cumulative votes at each look, classes in order", axes=(LOOKS, "class")),
-        Column("teacher_votes", "uint32", "", "the teacher's votes on the same copies, if there was one", ("class",)),
-        Column("same_votes", "uint32", "", "copies to which both gave that class, if there was a teacher", ("class",)),
-    ),
+    columns=COLUMNS,
     preview=_Smoother.preview,
     options={
         "sigma": None,

@@ -1,4 +1,4 @@
-"""The schema of the certificate file."""
+"""The schema of the certificate file, and the errors of HDF5 in plain words."""
 
 import errno
 import json
@@ -10,54 +10,60 @@ from typing import Any
 
 import h5py
 import numpy as np
+from jaxtyping import Bool, Int
 
 from verifiers.core.errors import InputError, one_line
 
 FORMAT = "certkd-certificates"
-
-
-FORMAT_VERSION = 1
-
-
+FORMAT_VERSION = 2
 #: Room for a method's notes, in bytes, and for each of them, in characters. The notes are one attribute of fixed size,
 #: overwritten in place: a new attribute moves parts of the file, and a kill in between makes it unreadable.
 NOTES_BYTES, NOTE_LENGTH = 8192, 1000
-
-
 _NO_SPACE = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO)
 
 
-def _notes(group: h5py.Group) -> dict[str, str]:
+def notes_of(group: h5py.Group) -> dict[str, str]:
+    """Read the notes of a method's group."""
     return dict(json.loads(bytes(group.attrs["notes"]).rstrip(b"\0")))
 
 
-def _put(column: h5py.Dataset, rows: np.ndarray, values: np.ndarray) -> None:
+def put(column: h5py.Dataset, rows: Int[np.ndarray, " rows"], values: np.ndarray) -> None:
+    """Write the values of some rows, in one piece where the rows are consecutive."""
     if len(rows):
         consecutive = rows[-1] - rows[0] == len(rows) - 1
         column[slice(int(rows[0]), int(rows[-1]) + 1) if consecutive else rows] = values
 
 
-def _has_value(values: np.ndarray) -> np.ndarray:
-    """Which rows to write: all, except images that are all nan, which stay holes."""
+def has_value(values: np.ndarray) -> Bool[np.ndarray, " rows"]:
+    """Mark the rows to write: all, except images that are all nan, which stay holes."""
     if values.ndim == 1 or values.dtype.kind != "f":
         return np.ones(len(values), bool)
     return ~np.isnan(values.reshape(len(values), -1)).all(axis=1)
 
 
-def _plain(attributes: h5py.AttributeManager) -> dict[str, Any]:
+def plain(attributes: h5py.AttributeManager) -> dict[str, Any]:
+    """Attributes as Python values."""
     return {name: value.item() if isinstance(value, np.generic) else value for name, value in attributes.items()}
 
 
-def _check_format(file: h5py.File, path: Path) -> None:
-    attributes = _plain(file.attrs)
+def check_format(file: h5py.File, path: Path) -> None:
+    """Refuse files of another kind or version.
+
+    Raises:
+        InputError: another HDF5 file, or a certificate file of an older or newer certkd.
+    """
+    attributes = plain(file.attrs)
     if str(attributes.get("format")) != FORMAT:
         raise InputError(f"{path} is an HDF5 file but not a certificate file: it has no format={FORMAT!r}")
-    version = attributes.get("format_version")
-    if str(version) != str(FORMAT_VERSION):
-        raise InputError(f"{path} has format version {version}, this certkd reads {FORMAT_VERSION}: update certkd")
+    version = str(attributes.get("format_version"))
+    if version == str(FORMAT_VERSION):
+        return
+    older = version.isdecimal() and int(version) < FORMAT_VERSION
+    what_to_do = "certify again" if older else "update certkd"
+    raise InputError(f"{path} has format version {version}, this certkd reads {FORMAT_VERSION}: {what_to_do}")
 
 
-def _access() -> h5py.h5p.PropFAID:
+def writing_access() -> h5py.h5p.PropFAID:
     """Locked; unbuffered, because HDF5 writes its buffer when it likes, and h5py drops the error when that fails.
 
     The earliest format, whose headers have no checksum: a half-written note leaves them readable.
@@ -71,23 +77,26 @@ def _access() -> h5py.h5p.PropFAID:
 
 
 @contextmanager
-def _clear_errors(path: Path) -> Iterator[None]:
+def clear_errors(path: Path) -> Iterator[None]:
+    """Turn failed writes into ``InputError``."""
     try:
         yield
     except (OSError, RuntimeError, ValueError) as problem:  # h5py makes some failed writes a ValueError
         if isinstance(problem, ValueError) and "write failed" not in str(problem):
             raise
-        raise InputError(_cannot_write(path, problem)) from None
+        raise InputError(cannot_write(path, problem)) from None
 
 
-def _cannot_write(path: Path, problem: Exception) -> str:
+def cannot_write(path: Path, problem: Exception) -> str:
+    """Say why a file could not be written, and what to do."""
     hint = "finished rows are kept; free some space or give --out another folder, then run the same command again"
     if getattr(problem, "errno", None) not in (None, *_NO_SPACE):
         hint = "give --out a folder that can be written"
-    return f"cannot write {path}: {_reason(problem)}; {hint}"
+    return f"cannot write {path}: {reason(problem)}; {hint}"
 
 
-def _reason(problem: Exception) -> str:
+def reason(problem: Exception) -> str:
+    """The operating system's words for an error of HDF5, where it names one."""
     number = getattr(problem, "errno", None)
     text = one_line(problem, None)
     if number is None:

@@ -12,6 +12,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -22,22 +23,21 @@ import numpy as np
 from verifiers.core.columns import COMMON_COLUMNS, Column, Columns
 from verifiers.core.errors import InputError
 from verifiers.core.status import FAILURES, Status
-from verifiers.methods.base import MethodInfo, Request
 from verifiers.results.hdf5 import (
     FORMAT,
     FORMAT_VERSION,
     NOTE_LENGTH,
     NOTES_BYTES,
-    _access,
-    _cannot_write,
-    _check_format,
-    _clear_errors,
-    _has_value,
-    _notes,
-    _put,
-    _reason,
+    cannot_write,
+    check_format,
+    clear_errors,
+    has_value,
+    notes_of,
+    put,
+    reason,
+    writing_access,
 )
-from verifiers.results.reader import _contents
+from verifiers.results.reader import contents
 from verifiers.results.rows import Certificates
 
 #: What differs between two choices of samples from one data set.
@@ -45,6 +45,21 @@ _SAMPLES = ("data_sha256", "indices_sha256", "samples")
 
 
 _in_memory = (f"in memory {number}" for number in itertools.count())
+
+
+@dataclass(frozen=True)
+class MethodTable:
+    """A method as the file stores it: a group of that name.
+
+    Attributes:
+        name: the group's.
+        columns: the method's own, after the common ones.
+        attributes: plain values that hold for all its rows: norm, eps, eps_text, claim, paper, settings.
+    """
+
+    name: str
+    columns: Sequence[Column]
+    attributes: Mapping[str, str | int | float]
 
 
 class CertificateFile:
@@ -59,8 +74,7 @@ class CertificateFile:
         facts: attributes that may differ between two runs (device, versions, command line, time).
         samples: number of rows.
         sizes: lengths behind the names of axes that columns use.
-        methods: their records.
-        requests: norm, eps and options by method name.
+        methods: a group each, in the order in which they run.
 
     Raises:
         InputError: not a certificate file, another configuration, another writer, no permission, no space.
@@ -74,14 +88,16 @@ class CertificateFile:
         facts: Mapping[str, Any],
         samples: int,
         sizes: Mapping[str, Sequence[int]],
-        methods: Sequence[MethodInfo],
-        requests: Mapping[str, Request],
+        methods: Sequence[MethodTable],
     ) -> None:
         self.path = Path("in memory" if path is None else path)
         self._identity = json.dumps(identity, sort_keys=True)
 
         def fill(file: h5py.File) -> None:
-            _fill(file, self._identity, facts, samples, sizes, methods, requests)
+            _fill(file, self._identity, facts)
+            file.attrs["methods"] = [method.name for method in methods]
+            for method in methods:
+                _create_group(file, method, samples, sizes)
 
         if path is None:
             self._file = h5py.File(next(_in_memory), "w", driver="core", backing_store=False)
@@ -108,10 +124,10 @@ class CertificateFile:
             self._file.close()
         except (OSError, RuntimeError) as problem:
             if error is None:
-                raise InputError(_cannot_write(self.path, problem)) from None
+                raise InputError(cannot_write(self.path, problem)) from None
 
     def _check_identity(self) -> None:
-        _check_format(self._file, self.path)
+        check_format(self._file, self.path)
         there = json.loads(self._file.attrs["identity"])
         wanted = json.loads(self._identity)
         different = sorted(key for key in there.keys() | wanted.keys() if there.get(key) != wanted.get(key))
@@ -132,7 +148,7 @@ class CertificateFile:
         failed = np.isin(status, [int(s) for s in FAILURES])
         if failed.any():
             status[failed] = Status.PENDING
-            with _clear_errors(self.path):
+            with clear_errors(self.path):
                 self._file[method]["status"][:] = status
                 self._file.flush()
 
@@ -156,11 +172,11 @@ class CertificateFile:
 
     def note(self, method: str, name: str, value: str | None) -> None:
         """Note something about a method, such as the engine that ran or why it could not; None takes it back."""
-        notes = {**_notes(self._file[method]), name: value and value[:NOTE_LENGTH]}
+        notes = {**notes_of(self._file[method]), name: value and value[:NOTE_LENGTH]}
         text = json.dumps({key: known for key, known in notes.items() if known is not None}, ensure_ascii=False)
         if len(text.encode()) > NOTES_BYTES:
             raise ValueError(f"{method}: notes take more than {NOTES_BYTES} bytes: {', '.join(notes)}")
-        with _clear_errors(self.path):
+        with clear_errors(self.path):
             self._file[method].attrs.modify("notes", np.bytes_(text.encode()))
 
     def write(self, method: str, rows: np.ndarray, columns: Columns) -> None:
@@ -174,34 +190,34 @@ class CertificateFile:
             InputError: the disk is full or the file cannot be written; finished rows stay.
         """
         group = self._file[method]
-        with _clear_errors(self.path):
+        with clear_errors(self.path):
             for name, values in columns.items():
                 if name != "status":
-                    there = _has_value(values)
-                    _put(group[name], rows[there], values[there])
+                    there = has_value(values)
+                    put(group[name], rows[there], values[there])
             self._file.flush()
-            _put(group["status"], rows, columns["status"])
+            put(group["status"], rows, columns["status"])
             self._file.flush()
 
     def read(self) -> Certificates:
         """The rows as they stand."""
-        return _contents(self._file, self.path)
+        return contents(self._file, self.path)
 
 
 def _exists(path: Path) -> bool:
     if "\0" in str(path):
         raise InputError(f"{str(path)!r} is not a file name")
-    with _clear_errors(path):
+    with clear_errors(path):
         return path.exists()
 
 
 def _create(path: Path, fill: Callable[[h5py.File], None]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
-        with _clear_errors(path):
+        with clear_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary.unlink(missing_ok=True)  # of a killed process with our number: perhaps a second name of its file
-            with h5py.File(h5py.h5f.create(bytes(temporary), h5py.h5f.ACC_TRUNC, fapl=_access())) as file:
+            with h5py.File(h5py.h5f.create(bytes(temporary), h5py.h5f.ACC_TRUNC, fapl=writing_access())) as file:
                 fill(file)
                 file.flush()
             _publish(temporary, path)
@@ -210,21 +226,10 @@ def _create(path: Path, fill: Callable[[h5py.File], None]) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def _fill(
-    file: h5py.File,
-    identity: str,
-    facts: Mapping[str, Any],
-    samples: int,
-    sizes: Mapping[str, Sequence[int]],
-    methods: Sequence[MethodInfo],
-    requests: Mapping[str, Request],
-) -> None:
+def _fill(file: h5py.File, identity: str, facts: Mapping[str, Any]) -> None:
     file.attrs.update({"format": FORMAT, "format_version": FORMAT_VERSION, "identity": identity})
-    file.attrs["methods"] = [method.name for method in methods]
     for name, value in {**json.loads(identity), **facts}.items():
         file.attrs[name] = value if isinstance(value, str | int | float | bool) else json.dumps(value)
-    for method in methods:
-        _create_group(file, method, requests[method.name], samples, sizes)
 
 
 def _publish(temporary: Path, path: Path) -> None:
@@ -241,14 +246,9 @@ def _publish(temporary: Path, path: Path) -> None:
         os.rename(temporary, path)  # a file system without hard links
 
 
-def _create_group(
-    file: h5py.File, method: MethodInfo, request: Request, samples: int, sizes: Mapping[str, Sequence[int]]
-) -> None:
+def _create_group(file: h5py.File, method: MethodTable, samples: int, sizes: Mapping[str, Sequence[int]]) -> None:
     group = file.create_group(method.name)
-    group.attrs.update({"guarantee": str(method.guarantee), "claim": method.claim, "paper": method.paper})
-    group.attrs.update({"eps": request.eps.value, "eps_text": request.eps.text, "norm": str(request.norm)})
-    given = {name: value for name, value in request.options.items() if value is not None}
-    group.attrs.update({"seed": request.seed, **given})
+    group.attrs.update(method.attributes)
     group.attrs.create("notes", np.bytes_(b"{}"), dtype=f"S{NOTES_BYTES}")
     for column in (*COMMON_COLUMNS, *method.columns):
         lengths = (size for axis in column.axes for size in (sizes[axis] if isinstance(axis, str) else (axis,)))
@@ -276,15 +276,15 @@ def _open_for_writing(path: Path) -> h5py.File:
     if path.is_file() and path.stat().st_size == 0:  # HDF5 would make it one
         raise InputError(f"{path} is not a certificate file: it is empty; give --out another name")
     try:
-        return h5py.File(h5py.h5f.open(bytes(path), h5py.h5f.ACC_RDWR, fapl=_access()))
+        return h5py.File(h5py.h5f.open(bytes(path), h5py.h5f.ACC_RDWR, fapl=writing_access()))
     except BlockingIOError:
         raise InputError(
             f"{path} is being written by another process: wait for it, or give --out another name"
         ) from None
     except OSError as problem:
         if problem.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise InputError(_cannot_write(path, problem)) from None
-        raise InputError(f"{path} is not a certificate file: {_reason(problem)}; give --out another name") from None
+            raise InputError(cannot_write(path, problem)) from None
+        raise InputError(f"{path} is not a certificate file: {reason(problem)}; give --out another name") from None
 
 
 def _innermost(key: str, was: Any, now: Any) -> tuple[str, Any, Any]:

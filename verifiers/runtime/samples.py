@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from verifiers.core.errors import InputError
 from verifiers.core.reporter import Reporter
+from verifiers.core.statistics import chance_limit
 from verifiers.runtime.fingerprint import DataFingerprint
 
 #: Pixels this far outside [0, 1] are rounding of an image pipeline; they are clamped.
@@ -85,12 +86,6 @@ def look_at(
             f"clean accuracy {accuracy:.1%} is near chance for {classes} classes: are these the right weights?"
         )
     return samples
-
-
-def chance_limit(classes: int, samples: int) -> float:
-    """The accuracy that guessing hardly ever exceeds: its mean plus three standard errors."""
-    chance = 1 / classes
-    return float(chance + 3 * np.sqrt(chance * (1 - chance) / samples))
 
 
 def check_dtype(model: nn.Module, name: str = "the network", verb: str = "certify") -> None:

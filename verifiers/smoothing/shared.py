@@ -18,14 +18,14 @@ class SharedVotes:
         lost: share of copies where only the teacher gave that class.
         gained: share where only the student did.
         variance: of the difference of their vote shares, counted on the same copies.
-        apart: what it would be with copies of their own.
+        unpaired_variance: what it would be with copies of their own.
     """
 
     agreement: Float[np.ndarray, " samples"]
     lost: Float[np.ndarray, " samples"]
     gained: Float[np.ndarray, " samples"]
     variance: Float[np.ndarray, " samples"]
-    apart: Float[np.ndarray, " samples"]
+    unpaired_variance: Float[np.ndarray, " samples"]
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,12 @@ class SameCopies:
     lost: float
     gained: float
     variance: float
-    apart: float
+    unpaired_variance: float
 
     @classmethod
     def of(cls, shared: SharedVotes) -> "SameCopies":
         agreement, lost, gained = (float(shares.mean()) for shares in (shared.agreement, shared.lost, shared.gained))
-        return cls(agreement, lost, gained, float(shared.variance.sum()), float(shared.apart.sum()))
+        return cls(agreement, lost, gained, float(shared.variance.sum()), float(shared.unpaired_variance.sum()))
 
 
 def shared_votes(student: Certificates) -> SharedVotes | None:
@@ -70,5 +70,5 @@ def of_counts(
         lost=lost,
         gained=gained,
         variance=(lost + gained - (lost - gained) ** 2) / copies,
-        apart=(s * (1 - s) + t * (1 - t)) / copies,
+        unpaired_variance=(s * (1 - s) + t * (1 - t)) / copies,
     )

@@ -14,9 +14,9 @@ import pytest
 from tests.cli import Interrupted, Result, certkd, refused, refused_after_clean, succeeds
 from tests.paths import REFERENCE
 from verifiers.core.status import Status
-from verifiers.methods.complete import Stage
 from verifiers.results.reader import read
 from verifiers.results.rows import MethodRows
+from verifiers.results.summaries.complete import Stage
 
 DECIDED = {Status.CERTIFIED, Status.FALSIFIED, Status.MISCLASSIFIED}
 COUNT = 20

@@ -12,22 +12,23 @@ from PIL import Image
 from scipy import stats
 from torch import nn
 
-from certkd.comparison.compare import Comparison, compare, mcnemar, radii, summary
+from certkd.comparison.compare import Comparison, compare, radii, summary
 from certkd.report import tables
 from tests.cli import certkd
 from tests.paths import GOLDEN
 from verifiers.certify.certify import certify
 from verifiers.core.errors import InputError
 from verifiers.core.quantities import Epsilon, Norm
+from verifiers.core.statistics import mcnemar
 from verifiers.core.status import Status
-from verifiers.methods.base import MethodInfo, Request
+from verifiers.methods.base import MethodInfo, Request, table_of
 from verifiers.methods.crown import CROWN
 from verifiers.methods.pgd import PGD
 from verifiers.methods.smoothing import SMOOTHING
 from verifiers.results.reader import read
 from verifiers.results.rows import Certificates
 from verifiers.results.writer import CertificateFile
-from verifiers.smoothing.logs import import_log
+from verifiers.smoothing.logs import Vote, import_log
 from verifiers.smoothing.statistics import Law, Noise, lower
 
 FOLDER = GOLDEN / "smoothing"
@@ -79,15 +80,14 @@ def file(path: Path, content: dict[str, dict[str, np.ndarray]], **changes: Any) 
         **{"data_sha256": "data", "indices_sha256": "indices", "norm": str(norm), "eps_text": eps.text},
         **{"samples": COUNT, "seed": 0, "settings": settings},
     }
-    requests = {info.name: Request(eps, norm, 0, settings[info.name]) for info in infos}
+    groups = [table_of(info, Request(eps, norm, 0, settings[info.name])) for info in infos]
     with CertificateFile(
         path,
         identity=identity,
         facts={},
         samples=COUNT,
         sizes={"image": (1, 2, 2), "class": (2,)},
-        methods=infos,
-        requests=requests,
+        methods=groups,
     ) as written:
         for name, values in content.items():
             written.write(name, np.arange(COUNT), values)
@@ -253,11 +253,13 @@ def log(path: Path, radius: float, label: int = 1) -> Path:
 
 def test_logs_are_compared_with_logs_of_the_same_samples(tmp_path: Path) -> None:
     settings: dict[str, Any] = {"sigma": 0.5, "n": 100_000, "alpha": 0.001}
-    teacher, student = (import_log(log(tmp_path / f"{r}.tsv", r), **settings) for r in (0.61, 0.31))
+    teacher, student = (import_log(log(tmp_path / f"{r}.tsv", r), Vote(**settings)) for r in (0.61, 0.31))
     assert compare(teacher, student).losses == (0, 1, 2, 3)
-    assert "differ in data_sha256" in refusal(teacher, import_log(log(tmp_path / "other.tsv", 0.31, 2), **settings))
+    assert "differ in data_sha256" in refusal(
+        teacher, import_log(log(tmp_path / "other.tsv", 0.31, 2), Vote(**settings))
+    )
     assert "sigma 0.5 and 0.25" in refusal(
-        teacher, import_log(log(tmp_path / "s.tsv", 0.31), **{**settings, "sigma": 0.25})
+        teacher, import_log(log(tmp_path / "s.tsv", 0.31), Vote(**{**settings, "sigma": 0.25}))
     )
     own = file(tmp_path / "own.h5", {"smoothing": votes(1)})
     assert "one was imported from a log" in refusal(own, teacher) and "imported" in refusal(teacher, own)
@@ -317,7 +319,7 @@ def test_a_doubt_is_a_warning(tmp_path: Path) -> None:
 
 
 def published(eps: str) -> Comparison:
-    files = [import_log(path, sigma=0.5, n=100_000, alpha=0.001, eps=eps) for path in PAIR]
+    files = [import_log(path, Vote(sigma=0.5, n=100_000, alpha=0.001), eps=eps) for path in PAIR]
     return compare(*files)
 
 
@@ -362,7 +364,7 @@ def test_votes_on_the_same_copies_are_told_where_the_student_saw_this_teachers(t
     teacher, other = votes_of(networks[0], "t.h5"), votes_of(networks[2], "o.h5")
     student = votes_of(networks[1], "s.h5", networks[0])
     shared = compare(teacher, student).same_copies
-    assert shared is not None and 0 < shared.agreement < 1 and shared.variance < shared.apart
+    assert shared is not None and 0 < shared.agreement < 1 and shared.variance < shared.unpaired_variance
     assert compare(teacher, student).to_dict()["same_copies"]["agreement"] == shared.agreement
     assert any("vote alike on" in str(part) for part in tables.comparison(compare(teacher, student), "t", "s"))
     assert compare(other, student).same_copies is None and compare(teacher, other).same_copies is None

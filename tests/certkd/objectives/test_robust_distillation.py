@@ -36,7 +36,7 @@ from certkd.objectives import (
 from certkd.objectives.adversarial import Attacked
 from certkd.objectives.base import Batch
 from certkd.objectives.robust import RobustDistillation
-from certkd.training.log import TrainingReporter
+from certkd.reporter import TrainingReporter
 from certkd.training.loop import train
 from tests.certkd.objectives.objective_fixtures import (
     CLASSES,

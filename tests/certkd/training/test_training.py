@@ -33,9 +33,9 @@ from certkd.networks import resolve as networks
 from certkd.networks.builders import Classifier, ModelSpec, build
 from certkd.objectives import Adversarial, Kd, Kdiga, Objective, Standard
 from certkd.objectives.base import Batch, Term, Terms
+from certkd.reporter import TrainingReporter
 from certkd.training import loop as training
 from certkd.training.evaluation import evaluate
-from certkd.training.log import TrainingReporter
 from certkd.training.loop import RESUME, TrainingResult, crop_and_flip, train
 from verifiers.core.errors import InputError
 from verifiers.runtime.device import choose_device

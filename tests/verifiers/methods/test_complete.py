@@ -27,9 +27,10 @@ from verifiers.geometry.balls import norms
 from verifiers.geometry.margins import margin_specification
 from verifiers.methods import complete
 from verifiers.methods.base import Request
-from verifiers.methods.complete import COMPLETE, Stage
+from verifiers.methods.complete import COMPLETE
 from verifiers.results.reader import read_images
 from verifiers.results.rows import MethodRows
+from verifiers.results.summaries.complete import Stage
 
 #: Margins nearer to zero than this lie within the rounding allowance: the method need not decide them.
 NEAR = 1e-4

@@ -18,43 +18,40 @@ import pytest
 
 from verifiers.core.columns import COMMON_COLUMNS, Column, Columns
 from verifiers.core.errors import InputError
-from verifiers.core.quantities import Epsilon, Norm
-from verifiers.core.status import FAILURES, Guarantee, Status
-from verifiers.methods.base import MethodInfo, Request
+from verifiers.core.quantities import Epsilon
+from verifiers.core.status import FAILURES, Status
 from verifiers.results import reader
 from verifiers.results import writer as store
 from verifiers.results.rows import Certificates, MethodRows
-from verifiers.results.writer import CertificateFile
+from verifiers.results.writer import CertificateFile, MethodTable
 
-#: New processes come from a server that has imported torch and this module once.
+#: New processes come from a server that has imported this module once.
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["verifiers.certify.certify", __name__])
+PROCESSES.set_forkserver_preload([__name__])
 
 PIXELS = 50
 IDENTITY = {"model_sha256": "ab" * 32, "norm": "linf", "samples": 40, "seed": 0, "settings": {"wave": {"steps": 3}}}
 FACTS = {"device": "cpu", "tf32": False, "command": "certkd certify", "started": "2026-11-20T00:00:00+00:00"}
 
 
-def _never(model: Any, samples: Any, request: Request) -> Any:
-    raise AssertionError("the store must not run a method")
-
-
-WAVE = MethodInfo(
-    name="wave",
-    guarantee=Guarantee.DETERMINISTIC,
-    norms=(Norm.LINF,),
-    claim="a claim",
-    paper="a paper",
-    cost="nothing",
-    prepare=_never,
+EPS = Epsilon.parse("2/255")
+WAVE = MethodTable(
+    "wave",
     columns=(
         Column("distance", "float64", "pixels", "length of the counterexample"),
         Column("votes", "int64", "", "a count"),
         Column("image", "float32", "pixels", "the counterexample", axes=("image",)),
     ),
-    options={"steps": 3},
+    attributes={
+        "claim": "a claim",
+        "paper": "a paper",
+        "eps": EPS.value,
+        "eps_text": EPS.text,
+        "norm": "linf",
+        "seed": 0,
+        "steps": 3,
+    },
 )
-REQUEST = Request(Epsilon.parse("2/255"), Norm.LINF, 0, {"steps": 3})
 
 
 def open_file(
@@ -68,7 +65,6 @@ def open_file(
         samples=samples,
         sizes={"image": (pixels,)},
         methods=(WAVE,),
-        requests={"wave": REQUEST},
     )
 
 
@@ -139,7 +135,7 @@ def test_every_dataset_has_units_and_a_description(tmp_path: Path) -> None:
 def test_root_attributes_hold_identity_and_facts(tmp_path: Path) -> None:
     write_all(tmp_path / "a.h5")
     attributes = reader.read(tmp_path / "a.h5").attributes
-    assert (attributes["format"], attributes["format_version"]) == ("certkd-certificates", 1)
+    assert (attributes["format"], attributes["format_version"]) == ("certkd-certificates", 2)
     for name, value in {**IDENTITY, **FACTS}.items():
         if name != "settings":
             assert attributes[name] == value, f"root attribute {name}"
@@ -150,7 +146,6 @@ def test_method_attributes_and_eps_as_text(tmp_path: Path) -> None:
     write_all(tmp_path / "a.h5")
     rows = reader.read(tmp_path / "a.h5")["wave"]
     wanted = {
-        "guarantee": "deterministic",
         "claim": "a claim",
         "paper": "a paper",
         "norm": "linf",
@@ -160,7 +155,6 @@ def test_method_attributes_and_eps_as_text(tmp_path: Path) -> None:
     assert {name: rows.attributes[name] for name in wanted} == wanted
     assert rows.attributes["eps_text"] == "2/255", "eps must come back as it was written"
     assert rows.eps == 2 / 255
-    assert rows.deterministic
 
 
 def test_values_come_back(tmp_path: Path) -> None:
@@ -330,10 +324,10 @@ def _foreign(path: Path, **attributes: Any) -> None:
         file.attrs.update(attributes)
 
 
-def _newer(path: Path) -> None:
+def _of_version(path: Path, version: int) -> None:
     write_all(path)
     with h5py.File(path, "r+") as file:
-        file.attrs["format_version"] = 2
+        file.attrs["format_version"] = version
 
 
 @pytest.mark.parametrize(
@@ -348,9 +342,10 @@ def _newer(path: Path) -> None:
         (lambda path: _foreign(path, format="netCDF"), "is an HDF5 file but not a certificate file"),
         (lambda path: _foreign(path, format=[1, 2]), "is an HDF5 file but not a certificate file"),
         (lambda path: _foreign(path, format=store.FORMAT), "has format version None"),
-        (_newer, "has format version 2, this certkd reads 1: update certkd"),
+        (lambda path: _of_version(path, 1), "has format version 1, this certkd reads 2: certify again"),
+        (lambda path: _of_version(path, 3), "has format version 3, this certkd reads 2: update certkd"),
     ],
-    ids=["random", "html", "empty", "cut", "folder", "foreign", "netcdf", "array", "no-version", "newer"],
+    ids=["random", "html", "empty", "cut", "folder", "foreign", "netcdf", "array", "no-version", "older", "newer"],
 )
 def test_a_file_of_another_kind_is_refused_and_left_alone(
     tmp_path: Path, make: Callable[[Path], None], message: str

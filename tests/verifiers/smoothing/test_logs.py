@@ -20,7 +20,9 @@ from verifiers.core.status import Status
 from verifiers.methods.smoothing import SMOOTHING
 from verifiers.results.reader import read
 from verifiers.results.rows import Certificates
-from verifiers.smoothing.logs import import_log, read_log, smallest_count
+from verifiers.smoothing import logs
+from verifiers.smoothing.log_file import read_log
+from verifiers.smoothing.logs import Vote, smallest_count
 from verifiers.smoothing.statistics import Law, Noise, lower
 
 FOLDER = GOLDEN / "smoothing"
@@ -28,6 +30,13 @@ TRUE = {"sigma": 0.5, "n": 1000, "alpha": 0.001}
 HEADER = "idx\tlabel\tpredict\tradius\tcorrect"
 
 needs_golden = pytest.mark.skipif(not FOLDER.is_dir(), reason="the published logs are not beside the repository")
+
+
+def import_log(
+    path: Path, *, eps: str = "0.5", out: Path | None = None, data: str = "", **settings: Any
+) -> Certificates:
+    """A log as a certificate file."""
+    return logs.import_log(path, Vote(**settings), eps=eps, out=out, data=data)
 
 
 def exact(k: int, n: int, alpha: float, sigma: float) -> float:
@@ -372,7 +381,7 @@ def test_nothing_is_written_of_a_log_that_does_not_fit(tmp_path: Path) -> None:
     ],
 )
 def test_published_logs_fit_what_is_stated_of_them(name: str, sigma: float, printed: float, votes: int) -> None:
-    path = GOLDEN / f"{name}.tsv.gz"
+    path = FOLDER / f"{name}.tsv.gz"
     log = read_log(path)
     assert round(log.mean_radius, 4) == printed and int(log.votes.sum()) == votes
     rows = rows_of(import_log(path, sigma=sigma, n=100_000, alpha=0.001))
@@ -385,7 +394,7 @@ def test_published_logs_fit_what_is_stated_of_them(name: str, sigma: float, prin
 
 @needs_golden
 def test_published_certified_accuracy_at_what_prints_as_the_radius() -> None:
-    path = GOLDEN / "pair_cifar10_s050_consistency_resnet110.tsv.gz"
+    path = FOLDER / "pair_cifar10_s050_consistency_resnet110.tsv.gz"
     radius = rows_of(import_log(path, sigma=0.5, n=100_000, alpha=0.001))["radius"]
     published = {0.2495: 57.5, 0.4995: 50.6, 0.7495: 43.2, 0.9995: 36.2, 1.245: 29.5, 1.495: 22.8, 1.745: 16.1}
     assert round(100 * float((radius > 0).mean()), 1) == 64.3

@@ -23,8 +23,8 @@ def test_shares_and_variances_are_those_of_the_labels_themselves() -> None:
     assert found.lost[0] == pytest.approx(((teacher == 1) & (student != 1)).mean())
     assert found.gained[0] == pytest.approx(((teacher != 1) & (student == 1)).mean())
     assert found.variance[0] == pytest.approx(difference.var() / 5000)
-    assert found.apart[0] == pytest.approx(((student == 1).var() + (teacher == 1).var()) / 5000)
-    assert found.variance[0] < 0.4 * found.apart[0]
+    assert found.unpaired_variance[0] == pytest.approx(((student == 1).var() + (teacher == 1).var()) / 5000)
+    assert found.variance[0] < 0.4 * found.unpaired_variance[0]
 
 
 @pytest.mark.parametrize("with_teacher", [True, False])

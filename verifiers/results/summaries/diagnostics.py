@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from verifiers.core.statistics import chance_limit
 from verifiers.core.status import Status
 from verifiers.results.rows import MethodRows
-from verifiers.runtime.samples import chance_limit
 
 #: An attack on the margin that succeeds on so many more samples than one on the cross-entropy shows masked gradients.
 MASKED = 0.05

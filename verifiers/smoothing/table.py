@@ -1,0 +1,31 @@
+"""What a file stores of randomized smoothing, whether the votes were counted here or read from a log."""
+
+from verifiers.core.columns import Column
+from verifiers.smoothing.statistics import Law, Schedule, attainable
+
+#: Looks that a file has room for; of one look alone the votes are repeated.
+LOOKS = 5
+CLAIM = "with confidence 1 - alpha the smoothed classifier's prediction is the same on the ball"
+PAPER = "Cohen et al., arXiv 1902.02918; Yang et al., arXiv 2002.08118 (uniform noise)"
+COLUMNS = (
+    Column("base", "int64", "", "class that the network itself gives to the clean image"),
+    Column("selected", "int64", "", "class that the selection copies chose, also where the vote abstained"),
+    Column("radius_one_class", "float64", "pixels", "radius from the bound of the selected class alone, any label"),
+    Column("radius_two_class", "float64", "pixels", "radius that bounds the class in second place too: not both"),
+    Column("p_lower", "float64", "", "lower confidence bound of the selected class's probability"),
+    Column("stage", "uint8", "", "looks taken: how many entries of the schedule"),
+    Column("used", "int64", "", "noisy copies drawn for the estimate"),
+    Column("votes", "uint32", "", "cumulative votes at each look, classes in order", axes=(LOOKS, "class")),
+    Column("teacher_votes", "uint32", "", "the teacher's votes on the same copies, if there was one", ("class",)),
+    Column("same_votes", "uint32", "", "copies to which both gave that class, if there was a teacher", ("class",)),
+)
+
+
+def notes_of(law: Law, schedule: Schedule) -> dict[str, str]:
+    """Note at which levels the certificates hold, and what they are about."""
+    looks = zip(schedule.counts, schedule.levels, strict=True)
+    return {
+        "schedule": ", ".join(f"{level:.3g} at {n}" for n, level in looks),
+        "attainable": f"{attainable(law, schedule):.9g}",
+        "model": "the smoothed classifier, not the network by itself",
+    }
