@@ -24,6 +24,7 @@ from torch import Tensor
 from verifiers.bound_propagation.auto_lirpa import compat
 from verifiers.bound_propagation.native.engine import Native
 from verifiers.core.quantities import Norm
+from verifiers.geometry.balls import Balls
 from verifiers.geometry.margins import margin_specification
 
 ENGINES = ("auto-LiRPA", "native")
@@ -39,7 +40,7 @@ def prepared(engine: str, known: Case, batch: int, dtype: torch.dtype) -> Callab
         native = Native(known.network, known.images[:2], dtype=dtype)
         native.batch_size = batch
         eps = torch.full((batch,), known.eps, dtype=dtype)
-        return lambda: native.lower_bounds(x, eps, rows, norm=Norm.LINF, method="crown")
+        return lambda: native.ask(Balls(x, eps, Norm.LINF), rows, "crown").bound
     return _auto_lirpa(known, x.to(dtype), rows, dtype)
 
 

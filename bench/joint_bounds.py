@@ -21,6 +21,7 @@ from verifiers.bound_propagation.joint import JointEngine
 from verifiers.bound_propagation.native.engine import Native
 from verifiers.core.quantities import Norm
 from verifiers.geometry.ascent import ascend
+from verifiers.geometry.balls import Balls
 from verifiers.geometry.margins import margin_specification
 
 FOLDER = "artifacts/reference/digits"
@@ -52,11 +53,11 @@ def widths(student: nn.Module, teacher: nn.Module, x: Tensor, eps: float) -> tup
     both, radius = torch.cat([rows, -rows], 1), torch.full((len(x),), eps, dtype=torch.float64)
     separate = torch.zeros(len(x), rows.shape[1], dtype=torch.float64)
     for network in (student, teacher):
-        low, high = Native(network, x).lower_bounds(x, radius, both, norm=Norm.LINF, method="crown").chunk(2, 1)
+        low, high = Native(network, x).ask(Balls(x, radius, Norm.LINF), both, "crown").bound.chunk(2, 1)
         separate += -high - low
     difference = torch.cat([both, -both], 2)
     engine = JointEngine(student, teacher, x)
-    low, high = engine.lower_bounds(x, radius, difference, norm=Norm.LINF, method="crown").chunk(2, 1)
+    low, high = engine.ask(Balls(x, radius, Norm.LINF), difference, "crown").bound.chunk(2, 1)
     reached = attacked(engine.model, x.double(), difference, radius)
     return float(separate.mean()), float((-high - low).mean()), reached
 

@@ -27,6 +27,7 @@ from verifiers.bound_propagation.rounding import rounding_allowance
 from verifiers.certify.certify import certify
 from verifiers.core.quantities import Norm
 from verifiers.core.status import Status
+from verifiers.geometry.balls import Balls
 from verifiers.geometry.margins import margin_specification
 from verifiers.methods.complete import Stage
 
@@ -100,7 +101,7 @@ def share(model: nn.Module, samples: Split, eps: float, batch: int = 50) -> tupl
         if len(x):
             question = margin_specification(logits.argmax(1), logits.shape[1], torch.float64)
             radius = torch.full((len(x),), eps, dtype=torch.float64)
-            bound = engine.lower_bounds(x, radius, question, norm=Norm.LINF, method="crown")
+            bound = engine.ask(Balls(x, radius, Norm.LINF), question, "crown").bound
             certified += int((bound.amin(1) > rounding_allowance(logits)).sum())
         correct += int(right.sum())
     return correct / len(samples), certified / len(samples), (time.perf_counter() - started) / max(correct, 1)

@@ -11,7 +11,7 @@ from verifiers.bound_propagation.engine import Engine
 from verifiers.core.errors import Contradiction
 from verifiers.core.quantities import Norm
 from verifiers.geometry.ascent import ascend
-from verifiers.geometry.balls import project, random_start
+from verifiers.geometry.balls import Balls, project, random_start
 from verifiers.runtime.oom import fits
 
 
@@ -34,16 +34,7 @@ def check_forward(
         raise Contradiction(f"{name}'s graph is another network: its logits differ by {difference:.3g}")
 
 
-def check_sandwich(
-    model: nn.Module,
-    engine: Engine,
-    x: Float[Tensor, "batch *shape"],
-    eps: Float[Tensor, " batch"],
-    *,
-    norm: Norm,
-    method: str,
-    points: int = 32,
-) -> None:
+def check_sandwich(model: nn.Module, engine: Engine, balls: Balls, method: str, *, points: int = 32) -> None:
     """No point of the ball breaks a bound: corners, random points and an attack on every logit, from both sides.
 
     A bound that is nan claims nothing.
@@ -51,21 +42,22 @@ def check_sandwich(
     Raises:
         Contradiction: with the size of the break.
     """
+    x = balls.x
     with torch.no_grad():
         classes = model(x).shape[1]
     eye = torch.eye(classes, dtype=x.dtype, device=x.device).expand(len(x), classes, classes)
     both = torch.cat([eye, -eye], dim=1)
-    bounds = engine.lower_bounds(x, eps, both, norm=norm, method=method)
+    bounds = engine.ask(balls, both, method).bound
     bounds = bounds.where(~bounds.isnan(), -float("inf"))  # proves nothing
     slack = 1e-9 * bounds.abs().where(bounds.abs() < float("inf"), 0.0).amax(1, keepdim=True).clamp_min(1.0)
-    for attacked in _probes(model, x, eps, both, norm, points):
+    for attacked in _probes(model, balls, both, points):
         with torch.no_grad():
             logits = model(attacked)
         values = torch.cat([logits, -logits], dim=1)
         broken = (bounds - values - slack).amax()
         if not float(broken) <= 0:
             raise Contradiction(
-                f"the {method} bound of engine {engine.name} is broken by a point inside the {norm} ball "
+                f"the {method} bound of engine {engine.name} is broken by a point inside the {balls.norm} ball "
                 f"by {float(broken):.3g}"
             )
 
@@ -82,8 +74,7 @@ def withstand(engine: Engine, samples: Float[Tensor, "batch *shape"], eps: float
     """
 
     def hold(scale: float, part: Tensor) -> None:
-        radius = torch.full((len(part),), scale * eps, dtype=torch.float64, device=part.device)
-        check_sandwich(engine.model, engine, part.double(), radius, norm=norm, method=method)
+        check_sandwich(engine.model, engine, Balls.around(part.double(), scale * eps, norm), method)
 
     for scale in (1.0, 8.0):
         held = fits(partial(hold, scale, samples)) or any(
@@ -93,9 +84,8 @@ def withstand(engine: Engine, samples: Float[Tensor, "batch *shape"], eps: float
             raise MemoryError(f"{engine.name}: not even one sample fits into memory")
 
 
-def _probes(
-    model: nn.Module, x: Tensor, eps: Tensor, both: Tensor, norm: Norm, points: int
-) -> Iterator[Float[Tensor, "batch *shape"]]:
+def _probes(model: nn.Module, balls: Balls, both: Tensor, points: int) -> Iterator[Float[Tensor, "batch *shape"]]:
+    x, eps, norm = balls.x, balls.eps, balls.norm
     generator = torch.Generator().manual_seed(0)
     for kind in range(points):
         delta = random_start(x, eps, norm, generator)

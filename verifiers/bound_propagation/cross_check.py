@@ -10,6 +10,7 @@ from verifiers.bound_propagation.engine import Engine
 from verifiers.bound_propagation.native.engine import Native
 from verifiers.core.errors import Contradiction
 from verifiers.core.quantities import Norm
+from verifiers.geometry.balls import Balls
 from verifiers.geometry.margins import margin_specification
 
 #: Operators that both engines relax in the same way, so that without intersections their bounds must be equal; products
@@ -48,47 +49,37 @@ class CrossCheck:
             for position, node in enumerate(graph.nodes)
         )
 
-    def try_out(self, x: Float[Tensor, "1 *shape"], eps: float, *, norm: Norm, method: str) -> None:
-        """Let the other engine bound one sample, to see that it has the method.
+    def try_out(self, balls: Balls, method: str) -> None:
+        """Let the other engine bound a sample, to see that it has the method.
 
         Raises:
             Unsupported: it has not.
         """
-        radius = torch.full((1,), eps, dtype=torch.float64, device=x.device)
-        rows = margin_specification(radius.long() * 0, self.plain.graph.classes, torch.float64)
-        self.other.lower_bounds(x.double(), radius, rows, norm=norm, method=method)
+        rows = margin_specification(balls.eps.long() * 0, self.plain.graph.classes, torch.float64)
+        self.other.ask(balls.to(torch.float64), rows, method)
 
     def __call__(
-        self,
-        x: Float[Tensor, "batch *shape"],
-        predicted: Int[Tensor, " batch"],
-        eps: float,
-        allowance: Float[Tensor, " batch"],
-        *,
-        norm: Norm,
-        method: str,
+        self, balls: Balls, predicted: Int[Tensor, " batch"], allowance: Float[Tensor, " batch"], method: str
     ) -> None:
         """Compare on some samples, one at a time: engines may share work between the samples of a batch.
 
         Raises:
             Contradiction: with both bounds.
         """
-        for i in range(len(x)):
+        for i, ball in enumerate(balls.to(torch.float64).split(1)):
             rows = margin_specification(predicted[i : i + 1], self.plain.graph.classes, torch.float64)
             both = torch.cat([rows, -rows], 1)
-            radius = torch.full((1,), eps, dtype=torch.float64, device=x.device)
-            image = x[i : i + 1].double()
             bounds = {
-                engine: engine.lower_bounds(image, radius, both, norm=norm, method=method)[0]
+                engine: engine.ask(ball, both, method).bound[0]
                 for engine in dict.fromkeys((self.engine, self.other, self.plain))
             }
             slack = float(allowance[i])
             self._overlap(bounds[self.engine], bounds[self.other], slack)
-            if self.exact and method in ("ibp", "crown") and norm is Norm.LINF:
+            if self.exact and method in ("ibp", "crown") and ball.norm is Norm.LINF:
                 lirpa = self.engine if self.other is self.plain else self.other
                 self._equal(bounds[self.plain], bounds[lirpa], slack)
-            check_sandwich(self.engine.model, self.other, image, radius, norm=norm, method=method)
-            check_sandwich(self.engine.model, self.engine, image, radius, norm=norm, method=method)
+            check_sandwich(self.engine.model, self.other, ball, method)
+            check_sandwich(self.engine.model, self.engine, ball, method)
 
     def _overlap(self, one: Tensor, other: Tensor, slack: float) -> None:
         half = len(one) // 2

@@ -1,17 +1,19 @@
 """What a bound-propagation engine offers, and the specification matrices it is asked about."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
-from typing import Protocol, runtime_checkable
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from verifiers.core.quantities import Norm
+from verifiers.geometry.balls import Balls
 
 #: Methods that an engine may offer, from the cheapest to the tightest.
 METHODS = ("ibp", "crown-ibp", "crown", "alpha-crown")
+#: Steps of alpha-CROWN's optimiser.
+ITERATIONS = 20
 
 
 @dataclass(frozen=True)
@@ -29,23 +31,41 @@ class Planes:
 
     def reshape(self, shape: Sequence[int]) -> "Planes":
         """In another shape."""
-        return Planes(*(getattr(self, field.name).reshape(shape) for field in fields(self)))
+        return Planes(*(getattr(self, each.name).reshape(shape) for each in fields(self)))
 
 
 def joined(parts: Sequence[Planes]) -> Planes:
     """Planes one after another."""
-    return Planes(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Planes)))
+    return Planes(*(torch.cat([getattr(part, each.name) for part in parts]) for each in fields(Planes)))
 
 
 def better(one: Planes, other: Planes) -> Planes:
     """Row by row the planes with the larger bound; nan is no bound."""
     chosen = (other.bound > one.bound) | (one.bound.isnan() & ~other.bound.isnan())
-    pairs = ((getattr(other, field.name), getattr(one, field.name)) for field in fields(Planes))
+    pairs = ((getattr(other, each.name), getattr(one, each.name)) for each in fields(Planes))
     return Planes(*(torch.where(chosen, new, old) for new, old in pairs))
 
 
-#: Bounds of chosen samples of a batch, each over its own ball.
-Repeated = Callable[[Int[Tensor, " rows"], Float[Tensor, " rows"]], Planes]
+@dataclass(frozen=True)
+class Memory:
+    """What an engine found about the samples of a batch, kept for later questions about the same samples.
+
+    What holds on a ball holds on every smaller one, so that a question at a smaller radius may start from it. All
+    questions must be in one norm.
+
+    Attributes:
+        samples: size of the batch.
+        chosen: the samples of the next question; None for all.
+        kept: what each engine keeps, by engine.
+    """
+
+    samples: int
+    chosen: Int[Tensor, " rows"] | None = None
+    kept: dict[object, Any] = field(default_factory=dict)
+
+    def of(self, chosen: Int[Tensor, " rows"]) -> "Memory":
+        """The same memory, for a question about some of the samples."""
+        return replace(self, chosen=chosen)
 
 
 @runtime_checkable
@@ -56,38 +76,34 @@ class Engine(Protocol):
     batch_size: int
     model: nn.Module  # the network in float64
 
-    def planes(
+    def ask(
         self,
-        x: Float[Tensor, "batch *shape"],
-        eps: Float[Tensor, " batch"],
-        specification: Float[Tensor, "batch rows classes"],
-        *,
-        norm: Norm,
+        balls: Balls,
+        rows: Float[Tensor, "batch rows classes"],
         method: str,
+        *,
+        iterations: int = ITERATIONS,
+        memory: Memory | None = None,
     ) -> Planes:
-        """Lower bounds of ``specification @ logits`` over each sample's own ball intersected with the image box.
+        """Lower bounds of ``rows @ logits`` over each sample's own ball intersected with the image box.
+
+        Args:
+            balls: one for each sample.
+            rows: linear functions of the logits.
+            method: one of ``METHODS``.
+            iterations: steps of alpha-CROWN's optimiser; other methods have none.
+            memory: of the batch that the samples are from; engines without a use for it ignore it.
 
         Raises:
             Unsupported: the engine has no such method for this network.
         """
 
-    def repeated(
-        self,
-        x: Float[Tensor, "batch *shape"],
-        specification: Float[Tensor, "batch rows classes"],
-        *,
-        norm: Norm,
-        method: str,
-    ) -> Repeated:
-        """``planes`` of the same batch, asked at one radius after another; what one answer finds may help the next."""
 
-    def lower_bounds(
-        self,
-        x: Float[Tensor, "batch *shape"],
-        eps: Float[Tensor, " batch"],
-        specification: Float[Tensor, "batch rows classes"],
-        *,
-        norm: Norm,
-        method: str,
-    ) -> Float[Tensor, "batch rows"]:
-        """The bounds alone."""
+def check_rows(balls: Balls, rows: Tensor) -> None:
+    """Refuse rows of another batch.
+
+    Raises:
+        ValueError: with both sizes.
+    """
+    if len(rows) != len(balls):
+        raise ValueError(f"rows for {len(rows)} samples and balls around {len(balls)}")

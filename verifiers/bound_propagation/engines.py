@@ -1,7 +1,6 @@
 """The two engines, the choice between them, and how they check each other."""
 
 from collections.abc import Callable
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -29,7 +28,7 @@ def names_of(engine: str) -> tuple[str, ...]:
 
 
 def build(
-    model: nn.Module, samples: Tensor, engine: str, eps: float, *, norm: Norm, method: str, **options: Any
+    model: nn.Module, samples: Tensor, engine: str, eps: float, *, norm: Norm, method: str
 ) -> tuple[Engine, list[str]]:
     """The first engine that takes the network and the method, tried on the samples; and why others do not.
 
@@ -42,7 +41,7 @@ def build(
     failure: type[Exception] = Unsupported
     for name in names_of(engine):
         try:
-            built = ENGINES[name](model, samples, **options)
+            built = ENGINES[name](model, samples)
             withstand(built, samples, eps, norm=norm, method=method)
             return built, reasons
         except Unsupported as error:

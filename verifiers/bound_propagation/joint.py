@@ -5,7 +5,6 @@ logits; where they are copies of one architecture, a second graph follows the di
 of the two bounds counts.
 """
 
-from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cached_property, reduce
 from typing import NamedTuple
@@ -15,11 +14,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from verifiers.bound_propagation.checks import withstand
-from verifiers.bound_propagation.engine import Planes, Repeated, better
+from verifiers.bound_propagation.engine import ITERATIONS, Memory, Planes, better
 from verifiers.bound_propagation.native.engine import Native
 from verifiers.bound_propagation.rounding import careful_allowance
 from verifiers.core.errors import Unsupported
-from verifiers.core.quantities import Norm
+from verifiers.geometry.balls import Balls
 from verifiers.geometry.margins import margin_specification
 from verifiers.graph.difference import differential, same_structure
 from verifiers.graph.program import capture
@@ -106,43 +105,27 @@ class JointEngine:
         """Whether the two are one architecture."""
         return len(self.engines) > 1
 
-    def planes(self, x: Tensor, eps: Tensor, specification: Tensor, *, norm: Norm, method: str) -> Planes:
-        """The better bound of the graphs, row by row; as ``Engine.planes``, over the logits of both networks."""
-        return _best([e.planes(x, eps, specification, norm=norm, method=method) for e in self.engines])
-
-    def repeated(self, x: Tensor, specification: Tensor, *, norm: Norm, method: str) -> Repeated:
-        """As ``planes``, at one radius after another."""
-        asked = [engine.repeated(x, specification, norm=norm, method=method) for engine in self.engines]
-        return lambda rows, eps: _best([ask(rows, eps) for ask in asked])
-
-    def lower_bounds(self, x: Tensor, eps: Tensor, specification: Tensor, *, norm: Norm, method: str) -> Tensor:
-        """The bounds alone."""
-        return self.planes(x, eps, specification, norm=norm, method=method).bound
+    def ask(
+        self,
+        balls: Balls,
+        rows: Float[Tensor, "batch rows both"],
+        method: str,
+        *,
+        iterations: int = ITERATIONS,
+        memory: Memory | None = None,
+    ) -> Planes:
+        """The better bound of the graphs, row by row; as ``Engine.ask``, over the logits of both networks."""
+        return reduce(better, [e.ask(balls, rows, method, iterations=iterations, memory=memory) for e in self.engines])
 
     def pair_bounds(
         self,
-        x: Float[Tensor, "batch *shape"],
-        eps: Float[Tensor, " batch"],
+        balls: Balls,
         predicted: Int[Tensor, " batch"],
         allowance: Float[Tensor, " batch"],
         *,
-        norm: Norm,
-        method: str = "crown",
+        memory: Memory | None = None,
     ) -> PairBounds:
-        """Bounds of both margins towards every other class, and of their difference, over each sample's ball."""
-        asked = self.repeated_pairs(x, predicted, allowance, norm=norm, method=method)
-        return asked(torch.arange(len(x), device=x.device), eps)
-
-    def repeated_pairs(
-        self,
-        x: Float[Tensor, "batch *shape"],
-        predicted: Int[Tensor, " batch"],
-        allowance: Float[Tensor, " batch"],
-        *,
-        norm: Norm,
-        method: str = "crown",
-    ) -> Callable[[Tensor, Tensor], PairBounds]:
-        """``pair_bounds`` of chosen samples, at one radius after another.
+        """CROWN bounds of both margins towards every other class, and of their difference, over each sample's ball.
 
         With m_j the margins towards class j, the smallest margins differ by at most the largest difference of an m_j.
         The student's m_j is positive where its own bound is, or where the teacher's bound exceeds the deficit's.
@@ -151,12 +134,7 @@ class JointEngine:
         none = torch.zeros_like(rows)
         student, teacher = torch.cat([rows, none], 2), torch.cat([none, rows], 2)
         asked = torch.cat([student, teacher, student - teacher, teacher - student], 1)
-        planes = self.repeated(x, asked, norm=norm, method=method)
-        return lambda chosen, eps: _pair_bounds(planes(chosen, eps), eps, allowance[chosen, None])
-
-
-def _best(planes: Sequence[Planes]) -> Planes:
-    return reduce(better, planes)
+        return _pair_bounds(self.ask(balls, asked, "crown", memory=memory), balls.eps, allowance[:, None])
 
 
 def _pair_bounds(planes: Planes, eps: Tensor, slack: Tensor) -> PairBounds:

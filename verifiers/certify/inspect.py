@@ -10,12 +10,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from verifiers.bound_propagation.engine import METHODS, Engine
+from verifiers.bound_propagation.engine import ITERATIONS, METHODS, Engine
 from verifiers.bound_propagation.engines import ENGINES
 from verifiers.bound_propagation.native.bounds import block_of
 from verifiers.bound_propagation.native.engine import Native
 from verifiers.core.errors import Contradiction, Unsupported
 from verifiers.core.quantities import Norm
+from verifiers.geometry.balls import Balls
 from verifiers.geometry.margins import margin_specification
 from verifiers.graph.graph import Graph
 from verifiers.graph.rows import shape_size
@@ -121,7 +122,7 @@ def _engines(model: nn.Module, x: Tensor) -> tuple[dict[str, str | None], dict[s
     for name, build in ENGINES.items():
 
         def make(name: str = name, build: Callable[..., Engine] = build) -> None:
-            built[name] = build(model, x, iterations=1)
+            built[name] = build(model, x)
 
         try:
             reasons[name] = None if fits(make) else NO_MEMORY
@@ -137,13 +138,13 @@ def _refused(engine: Engine, x: Float[Tensor, "1 *shape"], eps: float, norm: Nor
         return refused
     if not patient:
         return dict.fromkeys(METHODS, NOT_TRIED)
-    radius = torch.full((1,), eps, dtype=torch.float64, device=x.device)
+    ball = Balls.around(x.double(), eps, norm)
     with torch.no_grad():
-        classes = engine.model(x.double()).shape[1]
-    row = margin_specification(radius.long() * 0, classes, torch.float64)[:, :1]
+        classes = engine.model(ball.x).shape[1]
+    row = margin_specification(ball.eps.long() * 0, classes, torch.float64)[:, :1]
     for method in METHODS:
         try:
-            ask = partial(engine.lower_bounds, x.double(), radius, row, norm=norm, method=method)
+            ask = partial(engine.ask, ball, row, method, iterations=1)
             if not fits(ask):
                 refused[method] = NO_MEMORY
         except Unsupported as error:
@@ -153,15 +154,15 @@ def _refused(engine: Engine, x: Float[Tensor, "1 *shape"], eps: float, norm: Nor
 
 def costs(native: Native, x: Float[Tensor, "1 *shape"], eps: float, norm: Norm) -> tuple[Cost, ...]:
     """Costs of one evaluation of one sample at eps."""
-    radius = torch.full((1,), eps, dtype=native.dtype, device=x.device)
+    ball = Balls.around(x, eps, norm).to(native.dtype)
     with torch.no_grad():
-        predicted = native.model(x.to(native.dtype)).argmax(1)
+        predicted = native.model(ball.x).argmax(1)
         classes = native.graph.classes
         specification = margin_specification(predicted, classes, native.dtype)
-        rows, seconds = _crown(native, x.to(native.dtype), radius, norm)
-        ibp = _timed(native, x, radius, specification, norm, "ibp")
+        rows, seconds = _crown(native, ball)
+        ibp = _timed(native, ball, specification, "ibp")
         pilot = specification[:, :PILOT_ROWS]
-        with_pilot = _timed(native, x, radius, pilot, norm, "crown-ibp")
+        with_pilot = _timed(native, ball, pilot, "crown-ibp")
         crown_ibp = ibp + max(0.0, with_pilot - ibp) * (classes - 1) / pilot.shape[1]
     entries = sum(shape_size(node.shape) for node in native.graph.nodes)
     widest = max(shape_size(node.shape) for node in native.graph.nodes)
@@ -176,21 +177,21 @@ def costs(native: Native, x: Float[Tensor, "1 *shape"], eps: float, norm: Norm) 
         Cost(
             "alpha-crown",
             rows + classes - 1,
-            native.iterations * STEP * crown,
+            ITERATIONS * STEP * crown,
             values + max(rows, 1) * 2 * entries * size,
         ),
     )
 
 
-def _timed(native: Native, x: Tensor, eps: Tensor, specification: Tensor, norm: Norm, method: str) -> float:
+def _timed(native: Native, ball: Balls, specification: Tensor, method: str) -> float:
     started = time.perf_counter()
-    native.planes(x, eps, specification, norm=norm, method=method)
+    native.ask(ball, specification, method)
     return time.perf_counter() - started
 
 
-def _crown(native: Native, x: Tensor, eps: Tensor, norm: Norm) -> tuple[int, float]:
+def _crown(native: Native, ball: Balls) -> tuple[int, float]:
     """Rows of CROWN's inner nodes, and seconds for all of them from pilot blocks at some of the nodes."""
-    bounds = native.bounds(x, eps, norm)
+    bounds = native.bounds(ball)
     wanted: dict[int, Tensor] = {}
     bounds.propagate(refine=False)
     for position in range(1, len(native.graph.nodes)):

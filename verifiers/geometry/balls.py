@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -9,6 +10,50 @@ from jaxtyping import Float
 from torch import Tensor
 
 from verifiers.core.quantities import Norm
+
+
+@dataclass(frozen=True)
+class Balls:
+    """A ball around each image, intersected with the image box [0, 1]^d.
+
+    Raises:
+        ValueError: eps is not one number per image.
+    """
+
+    x: Float[Tensor, "batch *shape"]
+    eps: Float[Tensor, " batch"]
+    norm: Norm
+
+    def __post_init__(self) -> None:
+        if self.eps.shape != self.x.shape[:1]:
+            raise ValueError(f"one eps per image, got {tuple(self.eps.shape)} for {len(self.x)} images")
+
+    @classmethod
+    def around(cls, x: Float[Tensor, "batch *shape"], eps: float, norm: Norm) -> "Balls":
+        """Build balls of one radius."""
+        return cls(x, torch.full((len(x),), eps, dtype=torch.float64, device=x.device), norm)
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def take(self, chosen: Tensor | slice) -> "Balls":
+        """Select some of the balls, by mask, position or slice."""
+        return Balls(self.x[chosen], self.eps[chosen], self.norm)
+
+    def split(self, size: int) -> list["Balls"]:
+        """Split into parts of at most ``size`` balls."""
+        parts = zip(self.x.split(size), self.eps.split(size), strict=True)
+        return [Balls(x, eps, self.norm) for x, eps in parts]
+
+    def to(self, dtype: torch.dtype) -> "Balls":
+        """Convert images and radii."""
+        return Balls(self.x.to(dtype), self.eps.to(dtype), self.norm)
+
+    def box(self) -> tuple[Float[Tensor, "batch *shape"], Float[Tensor, "batch *shape"]]:
+        """Compute the corners of each ball's bounding box, which for linf is the region itself."""
+        radius = per_sample(self.eps, self.x)
+        low, high = (self.x - radius).clamp_min(0.0), (self.x + radius).clamp_max(1.0)
+        return torch.minimum(low, self.x), torch.maximum(high, self.x)
 
 
 def per_sample(values: Float[Tensor, " batch"], like: Float[Tensor, "batch *shape"]) -> Tensor:

@@ -21,7 +21,7 @@ from torch import Tensor
 from verifiers.bound_propagation.native.bounds import Bounds
 from verifiers.core.errors import Unsupported
 from verifiers.core.quantities import Norm
-from verifiers.geometry.balls import DUAL
+from verifiers.geometry.balls import DUAL, Balls
 from verifiers.graph.operators import Interval
 from verifiers.lipschitz.jacobians import INFLATION, Linearised, SlopeRanges, interval_jacobian
 from verifiers.lipschitz.layers import Network
@@ -117,8 +117,7 @@ class Linearity:
 def measure(network: Network, x: Float[Tensor, "batch *shape"], rows: Tensor, eps: float, norm: Norm) -> Linearity:
     """Bounds of rows, and of their distance from their linearisations, on the balls; x in float64."""
     native, linear = network.native, Linearised.at(network.native.model, x, rows)
-    limits = torch.full((len(x),), eps, dtype=x.dtype, device=x.device)
-    bounds = native.bounds(x, limits, norm)
+    bounds = native.bounds(Balls.around(x, eps, norm))
     with torch.no_grad():
         bounds.propagate(refine=True)
         low, negated = bounds.by_rows(rows).bound, bounds.by_rows(-rows).bound

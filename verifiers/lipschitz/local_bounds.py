@@ -14,7 +14,7 @@ from torch import Tensor
 
 from verifiers.bound_propagation.native.engine import Native
 from verifiers.core.quantities import Norm
-from verifiers.geometry.balls import DUAL
+from verifiers.geometry.balls import DUAL, Balls
 from verifiers.lipschitz.jacobians import SlopeRanges, interval_jacobian, largest_dual_norm, liplt
 from verifiers.lipschitz.layers import Layers
 
@@ -30,7 +30,7 @@ def slope_ranges(
     native: Native, layers: Layers, x: Float[Tensor, "batch *shape"], eps: Float[Tensor, " batch"], norm: Norm
 ) -> SlopeRanges:
     """The ranges of all slopes on the balls, from CROWN bounds of the pre-activations."""
-    bounds = native.bounds(x, eps, norm)
+    bounds = native.bounds(Balls(x, eps, norm))
     with torch.no_grad():
         bounds.propagate(refine=True)
         return SlopeRanges.over(layers, layers.boxes(bounds))

@@ -24,7 +24,7 @@ from verifiers.bound_propagation.rounding import ARITHMETIC, careful_allowance
 from verifiers.core.columns import Column, Columns
 from verifiers.core.quantities import Epsilon, Norm
 from verifiers.core.status import Guarantee, Status
-from verifiers.geometry.balls import norms
+from verifiers.geometry.balls import Balls, norms
 from verifiers.geometry.margins import margin_specification, margins
 from verifiers.methods.base import MethodInfo, Request
 from verifiers.methods.pgd import PGD, Pgd
@@ -133,9 +133,8 @@ class Complete:
     def _margins(self, x: Tensor, predicted: Tensor, stage: Stage) -> Float[Tensor, " batch"]:
         """Least margin over the ball that a method proves, less the allowance."""
         specification, allowance = self._question(x, predicted)
-        eps = torch.full((len(x),), self.request.eps.value, dtype=torch.float64, device=x.device)
-        bound = self.screen.lower_bounds(x, eps, specification, norm=self.request.norm, method=stage.title)
-        return bound.amin(1) - allowance
+        balls = Balls.around(x, self.request.eps.value, self.request.norm)
+        return self.screen.ask(balls, specification, stage.title).bound.amin(1) - allowance
 
     def _question(self, x: Tensor, predicted: Tensor) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
@@ -151,8 +150,7 @@ class Complete:
         deadline = started + left
         specification, allowance = self._question(image, label)
         goal = float(allowance)
-        eps = torch.full((1,), self.request.eps.value, dtype=torch.float64, device=x.device)
-        bounds = self.native.bounds(image.double(), eps, self.request.norm)
+        bounds = self.native.bounds(Balls.around(image.double(), self.request.eps.value, self.request.norm))
         iterations, pause = int(self.request.options["iterations"]), started + ALPHA_SHARE * left
         proved = alpha.optimized(bounds, specification, iterations, pause).bound[0]
         answers.seconds[row, Stage.ALPHA_CROWN - 1] = time.monotonic() - started

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from verifiers.bound_propagation.cross_check import CrossCheck
-from verifiers.bound_propagation.engine import Engine, Planes
+from verifiers.bound_propagation.engine import ITERATIONS, Engine, Memory, Planes
 from verifiers.bound_propagation.engines import build
 from verifiers.bound_propagation.radius import Evaluation, Search
 from verifiers.bound_propagation.rounding import ARITHMETIC, careful_allowance
@@ -18,6 +18,7 @@ from verifiers.core.columns import Columns
 from verifiers.core.errors import Unsupported
 from verifiers.core.quantities import Norm
 from verifiers.core.status import Guarantee
+from verifiers.geometry.balls import Balls
 from verifiers.geometry.margins import margin_specification, margins
 from verifiers.methods.base import MethodInfo, Request
 from verifiers.methods.search import columns_of, search_as_asked, seconds_for
@@ -72,10 +73,12 @@ class _Certifier:
     def _bound(
         self, method: str, x: Tensor, specification: Tensor, allowance: Tensor
     ) -> Callable[[Tensor, Tensor], Evaluation]:
-        planes = self.engine.repeated(x, specification, norm=self.request.norm, method=method)
+        memory, iterations = Memory(len(x)), int(self.request.options.get("iterations", ITERATIONS))
 
         def bound(rows: Tensor, eps: Tensor) -> Evaluation:
-            return _evaluation(planes(rows, eps), allowance[rows], eps)
+            balls, given = Balls(x[rows], eps, self.request.norm), memory.of(rows)
+            planes = self.engine.ask(balls, specification[rows], method, iterations=iterations, memory=given)
+            return _evaluation(planes, allowance[rows], eps)
 
         return bound
 
@@ -88,8 +91,8 @@ class _Certifier:
             if len(self.checked) >= request.cross_check or index in self.checked:
                 continue
             one = slice(i, i + 1)
-            given = (x[one], predicted[one], request.eps.value, allowance[one])
-            if fits(partial(check, *given, norm=request.norm, method=self.method)):
+            ball = Balls.around(x[one], request.eps.value, request.norm)
+            if fits(partial(check, ball, predicted[one], allowance[one], self.method)):
                 self.checked.add(index)
             else:
                 self.remarks["cross_check"] = "samples that do not fit into memory were not checked"
@@ -108,9 +111,7 @@ def _prepare(method: str, model: nn.Module, samples: Tensor, request: Request) -
         Unsupported: no engine takes the network, with the layer that each refuses.
         Contradiction: a point of the ball breaks a bound.
     """
-    options = {"iterations": int(request.options["iterations"])} if method == "alpha-crown" else {}
-    eps = request.eps.value
-    engine, reasons = build(model, samples, request.engine, eps, norm=request.norm, method=method, **options)
+    engine, reasons = build(model, samples, request.engine, request.eps.value, norm=request.norm, method=method)
     remarks = {"passed_over": "; ".join(reasons)} if reasons else {}
     check = None
     if request.cross_check:
@@ -128,7 +129,7 @@ def _checked_by_the_other(
 
     def make() -> None:
         check = CrossCheck(model, samples, engine)
-        check.try_out(samples[:1], request.eps.value, norm=request.norm, method=method)
+        check.try_out(Balls.around(samples[:1], request.eps.value, request.norm), method)
         found.append(check)
 
     try:

@@ -6,11 +6,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from verifiers.bound_propagation.engine import Memory
 from verifiers.bound_propagation.joint import JointEngine
 from verifiers.bound_propagation.radius import Evaluation
 from verifiers.core.columns import Column, Columns
 from verifiers.core.quantities import Norm
 from verifiers.core.status import Guarantee
+from verifiers.geometry.balls import Balls
 from verifiers.geometry.margins import margins
 from verifiers.methods.base import MethodInfo, Request
 from verifiers.methods.search import columns_of, search_as_asked
@@ -34,14 +36,14 @@ class _Certifier:
         self, x: Float[Tensor, "batch *shape"], predicted: Int[Tensor, " batch"], indices: Int[Tensor, " batch"]
     ) -> Columns:
         logits, allowance = self.engine.allowed(x, self.request.eps.value)
-        eps = torch.full((len(x),), self.request.eps.value, dtype=torch.float64, device=x.device)
-        asked = self.engine.repeated_pairs(x, predicted, allowance, norm=self.request.norm)
-        at_eps = asked(torch.arange(len(x), device=x.device), eps)
+        balls, memory = Balls.around(x, self.request.eps.value, self.request.norm), Memory(len(x))
+        at_eps = self.engine.pair_bounds(balls, predicted, allowance, memory=memory)
 
         def bound(rows: Tensor, radius: Tensor) -> Evaluation:
-            if torch.equal(radius, eps[rows]):
+            if torch.equal(radius, balls.eps[rows]):
                 return Evaluation(at_eps.agreement[rows], at_eps.radius[rows])
-            found = asked(rows, radius)
+            smaller = Balls(x[rows], radius, balls.norm)
+            found = self.engine.pair_bounds(smaller, predicted[rows], allowance[rows], memory=memory.of(rows))
             return Evaluation(found.agreement, found.radius)
 
         clean = torch.minimum(*(margins(part, predicted) for part in logits.double().chunk(2, 1)))

@@ -12,6 +12,7 @@ from verifiers.bound_propagation.joint import JointEngine
 from verifiers.core.columns import Column, Columns
 from verifiers.core.quantities import Norm
 from verifiers.core.status import Guarantee, Status
+from verifiers.geometry.balls import Balls
 from verifiers.geometry.margins import margin_specification
 from verifiers.linearity.certified import measure, of_cross_entropy
 from verifiers.linearity.estimates import climb
@@ -93,9 +94,8 @@ class _Certifier:
 
     def _difference(self, x: Tensor, rows: Tensor) -> Float[Tensor, "batch rows"]:
         """Lower bounds of m_s - m_t over the balls, in one graph of both networks."""
-        limits = torch.full((len(x),), self.request.eps.value, dtype=x.dtype, device=x.device)
-        asked = torch.cat([rows, -rows], 2)
-        return self.joint.planes(x, limits, asked, norm=self.request.norm, method="crown").bound
+        balls = Balls.around(x, self.request.eps.value, self.request.norm)
+        return self.joint.ask(balls, torch.cat([rows, -rows], 2), "crown").bound
 
     def _shortfall(self, terms: Terms, teacher: Linearised) -> Float[Tensor, " batch"]:
         """What the student lacks to be, to first order, as robust as the teacher: see the column."""

@@ -76,7 +76,7 @@ def test_inspect_goes_on_without_memory(monkeypatch: pytest.MonkeyPatch) -> None
     network = build(ModelSpec(name="certkd:mlp", options={"hidden": [8]}, classes=10, shape=(1, 8, 8))).eval()
     monkeypatch.setattr(AutoLirpa, "__init__", fail)
     assert preflight(network, torch.rand(2, 1, 8, 8), 0.01).engines == {"auto-lirpa": NO_MEMORY, "native": None}
-    monkeypatch.setattr(Native, "planes", fail)
+    monkeypatch.setattr(Native, "ask", fail)
     found = preflight(network, torch.rand(2, 1, 8, 8), 0.01)
     assert found.engines == {"auto-lirpa": NO_MEMORY, "native": NO_MEMORY} and found.costs == ()
 

@@ -17,7 +17,7 @@ from verifiers.bound_propagation.rounding import rounding_allowance
 from verifiers.core.quantities import Epsilon, Norm
 from verifiers.core.status import Status
 from verifiers.geometry.ascent import ascend
-from verifiers.geometry.balls import norms, project, random_start, reachable, whole_box
+from verifiers.geometry.balls import Balls, norms, project, random_start, reachable, whole_box
 from verifiers.geometry.margins import margin_specification, margins
 from verifiers.methods.base import MethodInfo, Request
 from verifiers.methods.crown import CROWN, IBP
@@ -66,7 +66,7 @@ def bounds(
     network: nn.Module, x: Tensor, eps: float, rows: Tensor, norm: Norm, method: str, engine: AutoLirpa | None = None
 ) -> np.ndarray:
     engine = engine or AutoLirpa(network, x)
-    return engine.lower_bounds(x, same_eps(eps, len(x)), rows, norm=norm, method=method).numpy()
+    return engine.ask(Balls.around(x, eps, norm), rows, method).bound.numpy()
 
 
 # Exact minima and second implementations
@@ -146,9 +146,9 @@ def test_eps_per_sample_where_the_batch_is_the_image_side(name: str, norm: Norm,
     engine = AutoLirpa(network, x)
     engine.batch_size = 8
     eps = EPS[norm] * torch.logspace(-2, 0.5, 8, dtype=torch.float64)
-    together = engine.lower_bounds(x, eps, rows, norm=norm, method=method)
+    together = engine.ask(Balls(x, eps, norm), rows, method).bound
     for i in range(8):
-        alone = engine.lower_bounds(x[i : i + 1], eps[i : i + 1], rows[i : i + 1], norm=norm, method=method)[0]
+        alone = engine.ask(Balls(x[i : i + 1], eps[i : i + 1], norm), rows[i : i + 1], method).bound[0]
         difference = float((together[i] - alone).abs().max())
         assert difference < 1e-9, f"sample {i}: {method} {norm} changes by {difference:.3g} in a batch of 8"
 
@@ -168,9 +168,9 @@ def test_a_sample_does_not_notice_its_batch(kind: Kind) -> None:
     eps = torch.linspace(0.001, 0.1, 4, dtype=torch.float64)
     order = torch.tensor([3, 0, 2, 1])
     for norm, method in itertools.product((Norm.LINF, Norm.L2), METHODS):
-        together = engine.lower_bounds(x, eps, rows, norm=norm, method=method)
-        shuffled = engine.lower_bounds(x[order], eps[order], rows[order], norm=norm, method=method)
-        alone = engine.lower_bounds(x[2:3], eps[2:3], rows[2:3], norm=norm, method=method)
+        together = engine.ask(Balls(x, eps, norm), rows, method).bound
+        shuffled = engine.ask(Balls(x[order], eps[order], norm), rows[order], method).bound
+        alone = engine.ask(Balls(x[2:3], eps[2:3], norm), rows[2:3], method).bound
         torch.testing.assert_close(shuffled, together[order], rtol=0, atol=1e-9, msg=f"{method} {norm}: order matters")
         torch.testing.assert_close(alone, together[2:3], rtol=0, atol=1e-9, msg=f"{method} {norm}: neighbours matter")
 
@@ -198,7 +198,7 @@ def test_bounds_tend_to_the_margins_as_eps_vanishes(kind: Kind, method: str) -> 
     with torch.no_grad():
         clean = (rows @ engine.model(x.double())[:, :, None]).squeeze(2)
     for norm, eps in itertools.product(ALL_NORMS, (1e-12, 1e-9, 1e-7)):
-        lower = engine.lower_bounds(x, same_eps(eps, 3), rows, norm=norm, method=method)
+        lower = engine.ask(Balls.around(x, eps, norm), rows, method).bound
         assert bool((lower <= clean + 1e-12).all()), f"{norm} {eps}: the bound exceeds the clean margin"
         assert bool((lower >= clean - 1e-3).all()), f"{norm} {eps}: the bound does not tend to the clean margin"
 

@@ -1,6 +1,7 @@
 """Two engines hold each other's bounds: honest ones agree, and a lie of either becomes an ERROR that names both."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,14 @@ from tests.verifiers.bound_propagation.native.test_joint import exports_once  # 
 from tests.zoo import BY_NAME, Kind, mlp
 from verifiers.bound_propagation.auto_lirpa.adapter import AutoLirpa
 from verifiers.bound_propagation.cross_check import CrossCheck
+from verifiers.bound_propagation.engine import Planes
 from verifiers.bound_propagation.engines import ENGINES, build
 from verifiers.bound_propagation.native.engine import Native
 from verifiers.certify.certify import certify
 from verifiers.core.errors import Contradiction, Unsupported
 from verifiers.core.quantities import Norm
 from verifiers.core.status import Status
+from verifiers.geometry.balls import Balls
 from verifiers.results.rows import MethodRows
 
 RADII = {Norm.LINF: 0.05, Norm.L2: 0.2, Norm.L1: 0.4}
@@ -32,7 +35,7 @@ def checked(kind: Kind, engine: str, norm: Norm, method: str, count: int = 2) ->
     with torch.no_grad():
         predicted = network(x).argmax(1)
     check = CrossCheck(network, x[:2], ENGINES[engine](network, x[:2]))
-    check(x, predicted, RADII[norm], torch.full((count,), 1e-6), norm=norm, method=method)
+    check(Balls.around(x, RADII[norm], norm), predicted, torch.full((count,), 1e-6), method)
     return check
 
 
@@ -100,12 +103,13 @@ def lying(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Lie], None]:
 
     def install(engine: str, lie: Lie) -> None:
         cls = {"native": Native, "auto-lirpa": AutoLirpa}[engine]
-        honest = cls.lower_bounds
+        honest = cls.ask
 
-        def lower_bounds(self: Any, *args: Any, **more: Any) -> Tensor:
-            return lie(honest(self, *args, **more))
+        def ask(self: Any, *args: Any, **more: Any) -> Planes:
+            found = honest(self, *args, **more)
+            return replace(found, bound=lie(found.bound))
 
-        monkeypatch.setattr(cls, "lower_bounds", lower_bounds)
+        monkeypatch.setattr(cls, "ask", ask)
 
     return install
 
@@ -119,7 +123,7 @@ def test_a_lie_of_either_engine_is_found(lie: str, liar: str, engine: str, lying
     check = CrossCheck(network, kind.images(2), ENGINES[engine](network, kind.images(2)))
     lying(liar, LIES[lie])
     with pytest.raises(Contradiction, match="engine") as caught:
-        check(x, network(x).argmax(1), 0.05, torch.full((1,), 1e-6), norm=Norm.LINF, method="crown")
+        check(Balls.around(x, 0.05, Norm.LINF), network(x).argmax(1), torch.full((1,), 1e-6), "crown")
     assert all(name in str(caught.value) for name in ENGINE_NAMES), f"not both engines are named: {caught.value}"
 
 
@@ -130,7 +134,7 @@ def test_a_great_lie_is_found_in_other_norms(norm: Norm, lying: Callable[[str, L
     check = CrossCheck(network, kind.images(2), Native(network, kind.images(2)))
     lying("native", lambda bound: bound + 1.0)
     with pytest.raises(Contradiction):
-        check(x, network(x).argmax(1), RADII[norm], torch.full((1,), 1e-6), norm=norm, method="crown")
+        check(Balls.around(x, RADII[norm], norm), network(x).argmax(1), torch.full((1,), 1e-6), "crown")
 
 
 # Through certify
@@ -221,7 +225,7 @@ def test_the_other_engine_without_memory_stops_nothing(monkeypatch: pytest.Monke
     def fail(self: Any, *args: Any, **more: Any) -> Tensor:
         raise MemoryError
 
-    monkeypatch.setattr({"native": AutoLirpa, "auto-lirpa": Native}[engine], "lower_bounds", fail)
+    monkeypatch.setattr({"native": AutoLirpa, "auto-lirpa": Native}[engine], "ask", fail)
     kind = BY_NAME["mlp"]
     found = run(kind.network(), kind.images(4), engine=engine, cross_check=2)
     assert found.count(Status.OUT_OF_MEMORY) == 0
@@ -230,15 +234,15 @@ def test_the_other_engine_without_memory_stops_nothing(monkeypatch: pytest.Monke
 
 def small(monkeypatch: pytest.MonkeyPatch, cls: Any, samples: int, largest: float) -> None:
     """An engine with memory for so many samples, and for balls of that radius at most."""
-    honest = cls.lower_bounds if cls is AutoLirpa else cls._planes
+    honest = cls._bounds if cls is AutoLirpa else cls._planes
 
     def bound(self: Any, *args: Any, **more: Any) -> Any:
-        radii = args[1] if cls is AutoLirpa else args[0].balls.eps
+        radii = args[0].eps if cls is AutoLirpa else args[0].balls.eps
         if len(radii) > samples or float(radii.max()) > largest:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
         return honest(self, *args, **more)
 
-    monkeypatch.setattr(cls, "lower_bounds" if cls is AutoLirpa else "_planes", bound)
+    monkeypatch.setattr(cls, "_bounds" if cls is AutoLirpa else "_planes", bound)
 
 
 @pytest.mark.parametrize("engine", ENGINE_NAMES)
@@ -278,7 +282,7 @@ def test_a_method_that_only_one_engine_has(monkeypatch: pytest.MonkeyPatch, engi
     def refuse(self: Any, *args: Any, **more: Any) -> Tensor:
         raise Unsupported(f"{self.name}: no such method")
 
-    monkeypatch.setattr(other, "lower_bounds", refuse)
+    monkeypatch.setattr(other, "ask", refuse)
     kind = BY_NAME["mlp"]
     found = run(kind.network(), kind.images(4), engine=engine, cross_check=2)
     assert found.count(Status.UNSUPPORTED) == 0, "the other engine's gap stops the run"

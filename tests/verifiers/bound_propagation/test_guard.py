@@ -6,6 +6,8 @@ import logging
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -16,10 +18,10 @@ from tests.zoo import BY_NAME, ZOO, Kind, images, mlp
 from verifiers.bound_propagation.auto_lirpa import compat
 from verifiers.bound_propagation.auto_lirpa.adapter import AutoLirpa
 from verifiers.bound_propagation.checks import check_forward, check_sandwich
-from verifiers.bound_propagation.engine import Planes, Repeated
+from verifiers.bound_propagation.engine import Planes
 from verifiers.core.errors import Contradiction, Unsupported
 from verifiers.core.quantities import Epsilon, Norm
-from verifiers.geometry.balls import project, random_start
+from verifiers.geometry.balls import Balls, project, random_start
 from verifiers.methods.base import Request
 from verifiers.methods.crown import CROWN, IBP
 
@@ -168,17 +170,6 @@ class Dilated(nn.Module):
         return F.conv2d(x, self.weight, self.bias, dilation=2).flatten(1)
 
 
-@pytest.mark.parametrize("shape", [(), (1,), (6, 1), (6, 1, 1, 1), (2, 6, 6)], ids=str)
-@pytest.mark.parametrize("method", ["ibp", "crown-ibp", "crown", "alpha-crown"])
-def test_eps_of_another_shape_is_refused_where_the_batch_is_the_image_side(shape: tuple[int, ...], method: str) -> None:
-    kind = BY_NAME["cnn"]
-    x, rows = kind.images(6).double(), torch.eye(3, dtype=torch.float64).expand(6, 3, 3)
-    engine = AutoLirpa(kind.network(), x)
-    plain = getattr(AutoLirpa.lower_bounds, "__wrapped__", AutoLirpa.lower_bounds)  # as it runs without type checks
-    with pytest.raises(ValueError, match="radii"):
-        plain(engine, x, torch.full(shape, 0.1, dtype=torch.float64), rows, norm=Norm.LINF, method=method)
-
-
 @pytest.mark.parametrize("function", [lambda z: z - z.mean(0, keepdim=True)], ids=["batch mean"])
 def test_a_network_that_depends_on_its_batch_is_a_contradiction(function: Callable[[Tensor], Tensor]) -> None:
     network, x = custom(function)
@@ -199,7 +190,7 @@ def broken_by(engine: AutoLirpa, x: Tensor, eps: float, norm: Norm, method: str,
         logits = network(x)
     eye = torch.eye(logits.shape[1], dtype=torch.float64).expand(len(x), -1, -1)
     rows, radius = torch.cat([eye, -eye], dim=1), torch.full((len(x),), eps, dtype=torch.float64)
-    lower = engine.lower_bounds(x, radius, rows, norm=norm, method=method)
+    lower = engine.ask(Balls(x, radius, norm), rows, method, iterations=6).bound
     generator, worst = torch.Generator().manual_seed(0), -float("inf")
     many = x.repeat_interleave(points, 0)
     delta = random_start(many, radius.repeat_interleave(points), norm, generator)
@@ -311,8 +302,8 @@ def test_constants_that_broadcast_over_the_batch_are_right_or_refused(divide: bo
     rows, radius = torch.eye(3, dtype=torch.float64).expand(4, 3, 3), torch.full((4,), 0.02, dtype=torch.float64)
     reference = AutoLirpa(layered, x)
     for norm in Norm:
-        one = engine.lower_bounds(x, radius, rows, norm=norm, method="crown")
-        two = reference.lower_bounds(x, radius, rows, norm=norm, method="crown")
+        one = engine.ask(Balls(x, radius, norm), rows, "crown").bound
+        two = reference.ask(Balls(x, radius, norm), rows, "crown").bound
         if norm is Norm.LINF:
             torch.testing.assert_close(one, two, rtol=0, atol=1e-5, msg="not the bounds of the same network")
         else:  # the layer before the first convolution is not known to be affine: bounds of the box
@@ -344,15 +335,9 @@ class Liar:
         self.name, self.batch_size, self.engine, self.lie = engine.name, engine.batch_size, engine, lie
         self.model = engine.model
 
-    def planes(self, x: Tensor, eps: Tensor, specification: Tensor, *, norm: Norm, method: str) -> Planes:
-        told = self.engine.planes(x, eps, specification, norm=norm, method=method)
-        return Planes(told.bound + self.lie, told.value, told.steepness)
-
-    def repeated(self, x: Tensor, specification: Tensor, *, norm: Norm, method: str) -> Repeated:
-        return lambda rows, eps: self.planes(x[rows], eps, specification[rows], norm=norm, method=method)
-
-    def lower_bounds(self, x: Tensor, eps: Tensor, specification: Tensor, *, norm: Norm, method: str) -> Tensor:
-        return self.engine.lower_bounds(x, eps, specification, norm=norm, method=method) + self.lie
+    def ask(self, balls: Balls, rows: Tensor, method: str, **more: Any) -> Planes:
+        told = self.engine.ask(balls, rows, method, **more)
+        return replace(told, bound=told.bound + self.lie)
 
 
 @every_norm
@@ -360,17 +345,17 @@ class Liar:
 def test_a_lying_engine_is_caught(norm: Norm, lie: float) -> None:
     kind = BY_NAME["mlp"]
     engine, x = AutoLirpa(kind.network(), kind.images(2)), kind.images(2).double()
-    eps = torch.full((2,), 0.02, dtype=torch.float64)
-    check_sandwich(engine.model, engine, x, eps, norm=norm, method="crown")
+    balls = Balls.around(x, 0.02, norm)
+    check_sandwich(engine.model, engine, balls, "crown")
     with pytest.raises(Contradiction, match="crown bound of engine auto-lirpa is broken"):
-        check_sandwich(engine.model, Liar(engine, lie), x, eps, norm=norm, method="crown")
-    check_sandwich(engine.model, Liar(engine, float("nan")), x, eps, norm=norm, method="crown")  # claims nothing
+        check_sandwich(engine.model, Liar(engine, lie), balls, "crown")
+    check_sandwich(engine.model, Liar(engine, float("nan")), balls, "crown")  # claims nothing
 
 
 def test_a_method_does_not_start_with_a_lying_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     kind = BY_NAME["mlp"]
-    honest = AutoLirpa.lower_bounds
-    monkeypatch.setattr(AutoLirpa, "lower_bounds", lambda *args, **kwargs: honest(*args, **kwargs) + 0.1)
+    honest = AutoLirpa._bounds
+    monkeypatch.setattr(AutoLirpa, "_bounds", lambda *args: honest(*args) + 0.1)
     with pytest.raises(Contradiction, match="broken"):
         IBP.prepare(kind.network(), kind.images(2), Request(Epsilon.parse(0.001), Norm.LINF, options=IBP.options))
 
@@ -401,9 +386,7 @@ def test_dropout_in_eval_mode_is_the_identity_wherever_it_stands() -> None:
     assert len(without) == len(network) - 2, "the network has no dropout to remove"
     rows, eps = torch.eye(3, dtype=torch.float64).expand(3, 3, 3), torch.full((3,), 0.05, dtype=torch.float64)
     for method in METHODS:
-        one, two = (
-            AutoLirpa(net, x).lower_bounds(x, eps, rows, norm=Norm.LINF, method=method) for net in (network, without)
-        )
+        one, two = (AutoLirpa(net, x).ask(Balls(x, eps, Norm.LINF), rows, method).bound for net in (network, without))
         torch.testing.assert_close(one, two, rtol=0, atol=0, msg=f"{method}: dropout changes the bounds")
 
 

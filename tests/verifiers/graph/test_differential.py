@@ -17,7 +17,7 @@ from verifiers.bound_propagation.joint import Pair
 from verifiers.bound_propagation.native.engine import Native
 from verifiers.core.errors import Contradiction, Unsupported
 from verifiers.core.quantities import Norm
-from verifiers.geometry.balls import project, random_start
+from verifiers.geometry.balls import Balls, project, random_start
 from verifiers.graph.difference import ReluDifference, differential, same_structure
 from verifiers.graph.operators import Interval
 from verifiers.graph.program import capture
@@ -218,7 +218,7 @@ def check(student: nn.Module, teacher: nn.Module, kind: Kind, *, norm: Norm = No
     tried = torch.stack([engine.model(point) @ rows.mT for point in tries(x, eps, norm)])
     least = tried.amin(0) + 1e-9
     for method in ("ibp", "crown"):
-        bound = engine.lower_bounds(x, eps, rows.expand(2, -1, -1), norm=norm, method=method)
+        bound = engine.ask(Balls(x, eps, norm), rows.expand(2, -1, -1), method).bound
         assert bool((bound <= least).all()), f"{method} in {norm} is broken by {float((bound - least).max()):.3g}"
 
 
@@ -301,7 +301,7 @@ def differences(engine: Native, x: Tensor, eps: Tensor, norm: Norm) -> Tensor:
     classes = engine.model(x.double()).shape[1] // 2
     eye = torch.eye(classes, dtype=torch.float64)
     rows = torch.cat([torch.cat([eye, -eye], 1), torch.cat([-eye, eye], 1)])
-    return -engine.lower_bounds(x.double(), eps, rows.expand(len(x), -1, -1), norm=norm, method="crown")
+    return -engine.ask(Balls(x.double(), eps, norm), rows.expand(len(x), -1, -1), "crown").bound
 
 
 IDENTICAL = [
@@ -414,7 +414,7 @@ def test_a_pruned_copy_is_bounded_at_least_twice_as_tightly_as_two_networks() ->
 
         def width(engine: Native, *rows: Tensor, radii: Tensor = radii) -> Tensor:
             both = torch.stack([*rows, *(-row for row in rows)]).expand(4, -1, -1)
-            return -engine.lower_bounds(x, radii, both, norm=Norm.LINF, method="crown").sum(1)
+            return -engine.ask(Balls(x, radii, Norm.LINF), both, "crown").bound.sum(1)
 
         ratio = width(separate, ours, theirs) / width(engine, ours - theirs)
         assert float(ratio.min()) >= 2, f"at {eps} only {[f'{r:.2f}' for r in ratio.tolist()]} times as tight"

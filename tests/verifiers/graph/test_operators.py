@@ -16,11 +16,11 @@ from tests.verifiers.graph.nets import CASES
 from tests.zoo import BY_NAME, Kind, images, mlp, planted
 from verifiers.bound_propagation.auto_lirpa import compat
 from verifiers.bound_propagation.auto_lirpa.adapter import AutoLirpa
-from verifiers.bound_propagation.engine import METHODS, Planes
+from verifiers.bound_propagation.engine import METHODS, Memory, Planes
 from verifiers.bound_propagation.native.engine import Native
 from verifiers.core.quantities import Norm
 from verifiers.geometry.ascent import ascend
-from verifiers.geometry.balls import norms, per_sample, project, random_start
+from verifiers.geometry.balls import Balls, norms, per_sample, project, random_start
 
 EPS = torch.tensor([1e-8, 1e-3, 0.02, 0.06, 0.2, 0.5], dtype=torch.float64)
 SCALE = {Norm.LINF: 1.0, Norm.L2: 1.5, Norm.L1: 3.0}
@@ -60,14 +60,14 @@ class Subject:
     def planes(self, norm: Norm, method: str, intersect: bool = True, only: slice = slice(None)) -> Planes:
         self.engine.intersect = intersect
         eps = SCALE[norm] * EPS
-        return self.engine.planes(self.x[only], eps[only], self.rows[only], norm=norm, method=method)
+        return self.engine.ask(Balls(self.x, eps, norm).take(only), self.rows[only], method, iterations=2)
 
 
 @cache
 def subject(name: str) -> Subject:
     kind = CASES[name] if name in CASES else BY_NAME[name]
     x = kind.images(len(EPS)).double()
-    engine = Native(kind.network(), x[:2].float(), iterations=2)
+    engine = Native(kind.network(), x[:2].float())
     with torch.no_grad():
         classes = engine.model(x[:1]).shape[1]
     eye = torch.eye(classes, dtype=x.dtype)
@@ -154,10 +154,10 @@ def test_no_point_of_the_ball_breaks_a_bound(name: str, norm: Norm) -> None:
 def _after_a_larger_ball(net: Subject, norm: Norm, method: str = "crown", times: float = 1.3) -> Tensor:
     """A method's bounds when the same was asked before in larger balls."""
     net.engine.intersect = True
-    every, eps = torch.arange(len(EPS)), SCALE[norm] * EPS
-    ask = net.engine.repeated(net.x, net.rows, norm=norm, method=method)
-    ask(every, times * eps)
-    return ask(every, eps).bound
+    eps, memory = SCALE[norm] * EPS, Memory(len(EPS))
+    for radii in (times * eps, eps):
+        found = net.engine.ask(Balls(net.x, radii, norm), net.rows, method, iterations=2, memory=memory)
+    return found.bound
 
 
 @pytest.mark.slow
@@ -246,8 +246,8 @@ def test_plain_bounds_are_those_of_auto_lirpa(kind: Kind) -> None:
     rows = torch.eye(network(x).shape[1], dtype=torch.float64)
     rows = torch.cat([rows, -rows])[None]
     for eps, method in itertools.product((1e-3, 0.05, 0.4), ("ibp", "crown")):
-        ask = (x[:1].double(), torch.tensor([eps], dtype=torch.float64), rows)
-        ours, theirs = (engine.lower_bounds(*ask, norm=Norm.LINF, method=method) for engine in (native, lirpa))
+        ball = Balls.around(x[:1].double(), eps, Norm.LINF)
+        ours, theirs = (engine.ask(ball, rows, method).bound for engine in (native, lirpa))
         apart = float((ours - theirs).abs().max())
         assert apart < 1e-9 * float(theirs.abs().max().clamp_min(1.0)), f"{method} at {eps}: {apart:.3g} apart"
 
@@ -256,12 +256,12 @@ def test_plain_bounds_are_those_of_auto_lirpa(kind: Kind) -> None:
 @pytest.mark.parametrize("norm", [Norm.LINF, Norm.L1], ids=str)
 def test_bounds_stay_below_the_exact_minimum(sizes: tuple[int, ...], norm: Norm) -> None:
     network, x = Kind("", lambda: mlp(sizes), sizes[:1]).network(seed=1), images(sizes[:1], 2, seed=1)
-    engine, layers = Native(network, x, iterations=10), oracles.layers_of(network)
+    engine, layers = Native(network, x), oracles.layers_of(network)
     row = torch.tensor([1.0, -1.0, 0.0], dtype=torch.float64)
     for eps in (0.05, 0.3):
         exact = oracles.exact_minimum(layers, x[0].double().numpy(), eps, norm.value, row.numpy())
-        ask = (x[:1].double(), torch.tensor([eps], dtype=torch.float64), row[None, None])
-        found = {method: float(engine.lower_bounds(*ask, norm=norm, method=method)) for method in METHODS}
+        ball, rows = Balls.around(x[:1].double(), eps, norm), row[None, None]
+        found = {method: float(engine.ask(ball, rows, method, iterations=10).bound) for method in METHODS}
         assert max(found.values()) <= exact + 1e-9, f"{found} above the minimum {exact} for eps {eps}"
         assert found["crown"] >= exact - 1.5, f"{found} far below the minimum {exact} for eps {eps}"
 
@@ -289,9 +289,9 @@ def test_a_planted_counterexample_is_never_certified(method: str, maps: bool) ->
     network = _OnMaps(network, 3).eval() if maps else network
     with torch.no_grad():
         assert network(x).argmax() == 0 and network(hidden[None]).argmax() == 1, "nothing is planted"
-    engine = Native(network, x.repeat(2, 1), iterations=5)
+    engine = Native(network, x.repeat(2, 1))
     row = torch.tensor([[[1.0, -1.0]]], dtype=torch.float64)
     for norm in Norm:
         distance = norms((hidden - x[0])[None].double(), norm)
-        bound = engine.lower_bounds(x.double(), distance + 1e-6, row, norm=norm, method=method)
+        bound = engine.ask(Balls(x.double(), distance + 1e-6, norm), row, method, iterations=5).bound
         assert not bool((bound > 0).any()), f"{method} {norm}: certified by {float(bound):.3g} beyond a counterexample"

@@ -23,7 +23,7 @@ from verifiers.core.errors import Contradiction
 from verifiers.core.quantities import Epsilon, Norm
 from verifiers.core.reporter import Reporter
 from verifiers.core.status import Status
-from verifiers.geometry.balls import norms
+from verifiers.geometry.balls import Balls, norms
 from verifiers.geometry.margins import margin_specification
 from verifiers.methods import complete
 from verifiers.methods.base import Request
@@ -235,7 +235,7 @@ def search_of(network: nn.Module, x: Tensor, eps: float, proved: list[float] | N
     engine = Native(network, x.repeat(2, 1))
     with torch.no_grad():
         predicted = network(x).argmax(1)
-        bounds = engine.bounds(x.double(), torch.tensor([eps]).double(), Norm.LINF)
+        bounds = engine.bounds(Balls.around(x.double(), eps, Norm.LINF))
         bounds.propagate(refine=True)
         rows = margin_specification(predicted, engine.graph.classes, torch.float64)
         known = bounds.by_rows(rows).bound[0] if proved is None else torch.tensor(proved).double()

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from verifiers.bound_propagation.auto_lirpa import compat, guard
 from verifiers.bound_propagation.checks import check_forward
-from verifiers.bound_propagation.engine import Planes, Repeated
+from verifiers.bound_propagation.engine import ITERATIONS, Memory, Planes, check_rows
 from verifiers.core.errors import Unsupported, one_line
 from verifiers.core.quantities import Norm
-from verifiers.geometry.balls import per_sample
+from verifiers.geometry.balls import Balls, per_sample
 
 METHODS = {"ibp": "IBP", "crown-ibp": "CROWN-IBP", "crown": "CROWN", "alpha-crown": "CROWN-Optimized"}
 #: Operators whose relaxation alpha-CROWN optimises here. Max pooling keeps CROWN's: in 0.3 its weights are float32 and
@@ -54,19 +54,15 @@ class AutoLirpa:
     Args:
         model: in eval mode, from images in [0, 1] to logits.
         x: two or more sample images.
-        iterations: steps of alpha-CROWN, the first of which evaluates CROWN's own slopes.
 
     Raises:
-        ValueError: there is no step to take.
         Unsupported: auto-LiRPA is missing, or a layer or operator is not on the allow-list.
         Contradiction: the graph that auto-LiRPA built is not the network.
     """
 
     name = "auto-lirpa"
 
-    def __init__(self, model: nn.Module, x: Float[Tensor, "batch *shape"], iterations: int = 20) -> None:
-        if iterations < 1:
-            raise ValueError(f"alpha-CROWN takes at least one step, not {iterations}")
+    def __init__(self, model: nn.Module, x: Float[Tensor, "batch *shape"]) -> None:
         try:
             self._lirpa = compat.load()
         except compat.AutoLirpaMissing as missing:
@@ -77,7 +73,6 @@ class AutoLirpa:
         self._graph = self._build(x)
         self._classes: int = self._graph.final_shape[1]
         self._samples, self._sample = torch.cat([x, 1 - x])[:2], x[:1]
-        self._iterations = iterations
         self._alpha_graph: Any = None  # built when it is first needed
         self._alpha_batch = 0
         self._rows: dict[tuple[str, Norm], Tensor] = {}
@@ -128,58 +123,41 @@ class AutoLirpa:
         except FAILURES:
             return False
 
-    def planes(
+    def ask(
         self,
-        x: Float[Tensor, "batch *shape"],
-        eps: Float[Tensor, " batch"],
-        specification: Float[Tensor, "batch rows classes"],
-        *,
-        norm: Norm,
+        balls: Balls,
+        rows: Float[Tensor, "batch rows classes"],
         method: str,
+        *,
+        iterations: int = ITERATIONS,
+        memory: Memory | None = None,
     ) -> Planes:
-        """The bounds of ``lower_bounds``; auto-LiRPA keeps its linear functions to itself."""
-        bound = self.lower_bounds(x, eps, specification, norm=norm, method=method)
+        """As ``Engine.ask``; auto-LiRPA tells neither value nor steepness, and has no use for a memory.
+
+        The first step of alpha-CROWN evaluates CROWN's own slopes.
+
+        Raises:
+            ValueError: there is no step to take.
+            Unsupported: auto-LiRPA has no such method, or fails on an operator in it.
+        """
+        if method not in METHODS:
+            raise Unsupported(f"auto-LiRPA: no method {method!r}")
+        if iterations < 1:
+            raise ValueError(f"alpha-CROWN takes at least one step, not {iterations}")
+        check_rows(balls, rows)
+        bound = self._bounds(balls.to(torch.float64), rows.double(), method, iterations)
         untold = torch.full_like(bound, float("nan"))
         return Planes(bound, untold, untold)
 
-    def repeated(
-        self,
-        x: Float[Tensor, "batch *shape"],
-        specification: Float[Tensor, "batch rows classes"],
-        *,
-        norm: Norm,
-        method: str,
-    ) -> Repeated:
-        """Each question anew."""
-        return lambda rows, eps: self.planes(x[rows], eps, specification[rows], norm=norm, method=method)
-
-    def lower_bounds(
-        self,
-        x: Float[Tensor, "batch *shape"],
-        eps: Float[Tensor, " batch"],
-        specification: Float[Tensor, "batch rows classes"],
-        *,
-        norm: Norm,
-        method: str,
-    ) -> Float[Tensor, "batch rows"]:
-        """Lower bounds of ``specification @ logits`` over each sample's ball within the image box, in float64.
-
-        Raises:
-            ValueError: eps is not one number per sample; auto-LiRPA would spread it over the pixels.
-            Unsupported: auto-LiRPA fails on an operator in this method.
-        """
-        if eps.shape != x.shape[:1] or specification.shape[:1] != x.shape[:1]:
-            raise ValueError(f"{tuple(eps.shape)} radii and {tuple(specification.shape)} rows for {len(x)} samples")
+    def _bounds(self, balls: Balls, rows: Tensor, method: str, iterations: int) -> Float[Tensor, "batch rows"]:
         try:
             if method == "alpha-crown":
-                size, run = self._prepare_alpha(), self._optimized
+                size, run = self._prepare_alpha(iterations), self._optimized
             else:
                 size, run = self.batch_size, partial(self._run, method=method)
             bounds = [
-                run(images, radii, rows, norm)
-                for images, radii, rows in zip(
-                    x.double().split(size), eps.double().split(size), specification.double().split(size), strict=True
-                )
+                run(part.x, part.eps, asked, balls.norm)
+                for part, asked in zip(balls.split(size), rows.split(size), strict=True)
             ]
         except torch.OutOfMemoryError:
             raise
@@ -188,7 +166,7 @@ class AutoLirpa:
                 raise
             if method == "alpha-crown" and self._alpha_batch > 1:  # some failures depend on the samples of a batch
                 self._alpha_batch = 1
-                return self.lower_bounds(x, eps, specification, norm=norm, method=method)
+                return self._bounds(balls, rows, method, iterations)
             where = guard.name_unoptimizable(iter(self._graph._modules.items())) if method == "alpha-crown" else ""
             raise Unsupported(f"auto-LiRPA fails in {METHODS[method]}{where}: {_told(error)}") from error
         return torch.cat(bounds)
@@ -212,7 +190,7 @@ class AutoLirpa:
             )
         return lower.detach()
 
-    def _prepare_alpha(self) -> int:
+    def _prepare_alpha(self, iterations: int) -> int:
         """Build alpha-CROWN's own graph, whose state the other methods never see; how many samples it takes at once.
 
         Slopes are stored for unstable neurons only, but for every row: in 0.3, slopes for unstable rows only fail when
@@ -220,9 +198,9 @@ class AutoLirpa:
         """
         if self._alpha_graph is None:
             self._alpha_graph = self._build(self._sample, sparse_spec_alpha=False, minimum_sparsity=1.0)
-            compat.set_iterations(self._alpha_graph, self._iterations)
             nodes = self._alpha_graph.optimizable_activations
             self._alpha_graph.optimizable_activations = [n for n in nodes if type(n).__name__ in OPTIMIZED]
+        compat.set_iterations(self._alpha_graph, iterations)
         if not self._alpha_batch:
             together = self.batch_size > CONVOLUTIONAL_BATCH and self._batch_is_samples("alpha-crown")
             self._alpha_batch = min(self.batch_size, ALPHA_BATCH) if together else 1

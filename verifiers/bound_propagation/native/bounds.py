@@ -15,7 +15,7 @@ from torch import Tensor
 
 from verifiers.bound_propagation.engine import Planes, joined
 from verifiers.core.quantities import Norm
-from verifiers.geometry.balls import DUAL, per_sample
+from verifiers.geometry.balls import DUAL, Balls, per_sample
 from verifiers.graph.graph import Graph
 from verifiers.graph.operators import Interval, Relaxation
 from verifiers.graph.relaxations.lines import Places
@@ -23,21 +23,6 @@ from verifiers.graph.rows import Rows, Shape, add, one_hot, shape_size
 
 #: Coefficients that one block of rows may hold at a node.
 BLOCK = 2**22
-
-
-@dataclass(frozen=True)
-class Balls:
-    """A ball around each image, intersected with the image box [0, 1]^d."""
-
-    x: Float[Tensor, "batch *shape"]
-    eps: Float[Tensor, " batch"]
-    norm: Norm
-
-    def box(self) -> Interval:
-        """Its bounding box, which for linf is the region itself."""
-        radius = per_sample(self.eps, self.x)
-        low, high = (self.x - radius).clamp_min(0.0), (self.x + radius).clamp_max(1.0)
-        return Interval(torch.minimum(low, self.x), torch.maximum(high, self.x))
 
 
 #: Free lines of the relaxation of a node (last) in the bounds of a start node's entries (side 0) or negations (1).
@@ -61,7 +46,7 @@ class Bounds:
     def propagate(self, *, refine: bool) -> None:
         """Interval bounds of every node; with ``refine``, rows wherever tighter bounds tighten a relaxation."""
         nodes = self.graph.nodes
-        box = self.balls.box()
+        box = Interval(*self.balls.box())
         shape = (len(self.balls.x), *nodes[0].shape)
         self.intervals = [Interval(box.low.reshape(shape), box.high.reshape(shape))]
         self.refined = []

@@ -18,12 +18,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from verifiers.bound_propagation.native.bounds import Balls, Bounds, block_of
+from verifiers.bound_propagation.native.bounds import Bounds, block_of
 from verifiers.bound_propagation.native.domains import Cell, Domains, Hinges, by_node, is_hinge, joined
 from verifiers.bound_propagation.native.leaf import lowest
 from verifiers.core.errors import Contradiction
 from verifiers.core.quantities import Norm
-from verifiers.geometry.balls import per_sample, project, reachable, steepest
+from verifiers.geometry.balls import Balls, per_sample, project, reachable, steepest
 from verifiers.graph.affine import Affine
 from verifiers.graph.operators import Interval
 from verifiers.graph.rows import one_hot, shape_size

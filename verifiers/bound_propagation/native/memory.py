@@ -34,7 +34,7 @@ class _Kept:
         return found
 
 
-class Memory:
+class KnownIntervals:
     """Intervals of a batch of samples that hold in the balls of later questions.
 
     What holds on a ball holds on every smaller one. A search goes up until a proof fails and stays below from then on:

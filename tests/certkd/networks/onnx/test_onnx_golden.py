@@ -18,6 +18,7 @@ from verifiers.bound_propagation.checks import check_sandwich, withstand
 from verifiers.bound_propagation.native.engine import Native
 from verifiers.core.errors import InputError
 from verifiers.core.quantities import Norm
+from verifiers.geometry.balls import Balls
 
 FOLDER = GOLDEN / "nets"
 pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="the published networks are not beside the repository")
@@ -70,8 +71,7 @@ def test_the_native_engine_bounds_it(name: str) -> None:
     test, model = samples(NETS[name]["dataset"]).splits["test"], network(name)
     images = test.images[torch.arange(1)]
     engine = Native(model, images)  # holds its graph against the network
-    eps = torch.full((1,), 1 / 255, dtype=torch.float64)
-    check_sandwich(engine.model, engine, images.double(), eps, norm=Norm.LINF, method="ibp", points=4)
+    check_sandwich(engine.model, engine, Balls.around(images.double(), 1 / 255, Norm.LINF), "ibp", points=4)
 
 
 @pytest.mark.slow

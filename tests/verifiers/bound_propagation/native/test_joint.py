@@ -18,7 +18,7 @@ from verifiers.core.errors import InputError, Unsupported
 from verifiers.core.quantities import Norm
 from verifiers.core.status import Status
 from verifiers.geometry.ascent import ascend
-from verifiers.geometry.balls import project, random_start
+from verifiers.geometry.balls import Balls, project, random_start
 from verifiers.geometry.margins import margin_specification, margins
 from verifiers.graph import program as graph
 from verifiers.results.rows import Certificates
@@ -137,7 +137,7 @@ def test_no_point_breaks_a_bound(name: str) -> None:
     pair, predicted = classes_of(networks, x)
     for norm in Norm:
         eps = torch.tensor([*RADII[norm], RADII[norm][0] / 10], dtype=torch.float64)
-        found = engine.pair_bounds(x, eps, predicted, torch.zeros(4, dtype=torch.float64), norm=norm)
+        found = engine.pair_bounds(Balls(x, eps, norm), predicted, torch.zeros(4, dtype=torch.float64))
         assert_holds(found, pair, x, eps, predicted, norm)
 
 
@@ -146,10 +146,10 @@ def test_samples_are_bounded_as_they_are_alone() -> None:
     engine = JointEngine(*networks, x.float())
     _, predicted = classes_of(networks, x)
     eps, slack = torch.tensor([0.01, 0.3, 0.05, 0.1]).double(), torch.tensor([0.0, 1e-3, 0.0, 0.1]).double()
-    whole = engine.pair_bounds(x, eps, predicted, slack, norm=Norm.LINF)
+    whole = engine.pair_bounds(Balls(x, eps, Norm.LINF), predicted, slack)
     for i in range(4):
         at = slice(i, i + 1)
-        alone = engine.pair_bounds(x[at], eps[at], predicted[at], slack[at], norm=Norm.LINF)
+        alone = engine.pair_bounds(Balls(x, eps, Norm.LINF).take(at), predicted[at], slack[at])
         for field, one, other in zip(PairBounds._fields, whole, alone, strict=True):
             assert float(one[i]) == pytest.approx(float(other[0]), rel=1e-9, abs=1e-12), f"{field} of sample {i}"
 
@@ -160,7 +160,7 @@ def test_the_allowance_makes_every_bound_more_careful() -> None:
     _, predicted = classes_of(networks, x)
     eps = torch.full((4,), 0.05, dtype=torch.float64)
     free, careful = (
-        engine.pair_bounds(x, eps, predicted, torch.full((4,), slack, dtype=torch.float64), norm=Norm.LINF)
+        engine.pair_bounds(Balls(x, eps, Norm.LINF), predicted, torch.full((4,), slack, dtype=torch.float64))
         for slack in (0.0, 0.01)
     )
     assert torch.allclose(careful.gap, free.gap + 0.01) and torch.allclose(careful.deficit, free.deficit + 0.01)
@@ -180,9 +180,9 @@ def test_never_looser_than_two_separate_bounds(name: str) -> None:
         for eps in RADII[norm][1:2]:
             radius = torch.full((4,), eps, dtype=torch.float64)
             for sign in (1, -1):
-                together = joint.lower_bounds(x, radius, sign * torch.cat([rows, -rows], 2), norm=norm, method="crown")
+                together = joint.ask(Balls(x, radius, norm), sign * torch.cat([rows, -rows], 2), "crown").bound
                 parts = [
-                    engine.lower_bounds(x, radius, s * sign * rows, norm=norm, method="crown")
+                    engine.ask(Balls(x, radius, norm), s * sign * rows, "crown").bound
                     for engine, s in zip(alone, (1, -1), strict=True)
                 ]
                 looser = float((sum(parts) - together).max())
@@ -196,13 +196,13 @@ def test_a_graph_that_gives_no_number_does_not_count(monkeypatch: pytest.MonkeyP
     eps = torch.full((2,), 0.1, dtype=torch.float64)
 
     def asked() -> Tensor:
-        return engine.lower_bounds(x, eps, rows, norm=Norm.LINF, method="crown")
+        return engine.ask(Balls(x, eps, Norm.LINF), rows, "crown").bound
 
     for broken in (0, 1):
-        other = engine.engines[1 - broken].planes(x, eps, rows, norm=Norm.LINF, method="crown")
+        other = engine.engines[1 - broken].ask(Balls(x, eps, Norm.LINF), rows, "crown")
         nothing = type(other)(*(torch.full_like(part, torch.nan) for part in (other.bound, other.value, other.value)))
         with monkeypatch.context() as patch:
-            patch.setattr(engine.engines[broken], "planes", lambda *args, n=nothing, **more: n)
+            patch.setattr(engine.engines[broken], "ask", lambda *args, n=nothing, **more: n)
             assert torch.equal(asked(), other.bound), f"graph {broken} is nan, and the bound is not the other's"
 
 
@@ -211,11 +211,10 @@ def test_a_student_beside_itself() -> None:
     engine = JointEngine(network, network, x)
     predicted = network(x).argmax(1)
     eps, none = torch.tensor([0.01, 0.1, 1.0]).double(), torch.zeros(3, dtype=torch.float64)
-    found = engine.pair_bounds(x.double(), eps, predicted, none, norm=Norm.LINF)
+    found = engine.pair_bounds(Balls(x.double(), eps, Norm.LINF), predicted, none)
     assert float(found.gap.abs().max()) < 1e-12, f"a network differs from itself by {found.gap.tolist()}"
-    alone = Native(network, x).lower_bounds(
-        x, eps, margin_specification(predicted, 3, torch.float64), norm=Norm.LINF, method="crown"
-    )
+    rows = margin_specification(predicted, 3, torch.float64)
+    alone = Native(network, x).ask(Balls(x, eps, Norm.LINF), rows, "crown").bound
     assert bool((found.agreement >= alone.amin(1) - 1e-9).all()), "agreement is worse than the network's own bound"
 
 

@@ -10,10 +10,11 @@ from tests.verifiers.graph.nets import CASES, FLAT, IMAGE, deep_dense, deep_resi
 from tests.zoo import Kind
 from verifiers.bound_propagation.auto_lirpa import compat
 from verifiers.bound_propagation.auto_lirpa.adapter import AutoLirpa
-from verifiers.bound_propagation.engine import Planes
+from verifiers.bound_propagation.engine import Engine, Memory, Planes
 from verifiers.bound_propagation.native.bounds import Bounds
 from verifiers.bound_propagation.native.engine import Native
 from verifiers.core.quantities import Norm
+from verifiers.geometry.balls import Balls
 from verifiers.geometry.margins import margin_specification
 
 SAMPLES = 4
@@ -26,13 +27,24 @@ def question(name: str) -> tuple[Native, Tensor, Tensor]:
     torch.manual_seed(0)
     kind = KINDS[name]
     x = kind.images(SAMPLES)
-    engine = Native(kind.network(), x, iterations=2)
+    engine = Native(kind.network(), x)
     logits = engine.model(x.double())
     return engine, x, margin_specification(logits.argmax(1), logits.shape[1], torch.float64)
 
 
 def same(eps: float) -> Tensor:
     return torch.full((SAMPLES,), eps, dtype=torch.float64)
+
+
+Ask = Callable[[Tensor, Tensor], Planes]
+
+
+def repeated(engine: Engine, x: Tensor, rows: Tensor, norm: Norm, method: str) -> Ask:
+    """Questions about some of the samples, with one memory."""
+    memory = Memory(len(x))
+    return lambda chosen, eps: engine.ask(
+        Balls(x[chosen], eps, norm), rows[chosen], method, iterations=2, memory=memory.of(chosen)
+    )
 
 
 def rows_pushed(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
@@ -61,9 +73,9 @@ def assert_same(found: Planes, expected: Tensor, what: str) -> None:
 def test_smaller_balls_need_fewer_rows(name: str, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     engine, x, rows = question(name)
     count = rows_pushed(monkeypatch)
-    anew = engine.lower_bounds(x, same(0.02), rows, norm=Norm.LINF, method=method)
+    anew = engine.ask(Balls(x, same(0.02), Norm.LINF), rows, method, iterations=2).bound
     whole = count()
-    ask = engine.repeated(x, rows, norm=Norm.LINF, method=method)
+    ask = repeated(engine, x, rows, Norm.LINF, method)
     ask(EVERY, same(0.022))
     count()
     found = ask(EVERY, same(0.02)).bound
@@ -76,12 +88,12 @@ def test_smaller_balls_need_fewer_rows(name: str, method: str, monkeypatch: pyte
 @pytest.mark.parametrize("norm", list(Norm))
 def test_a_smaller_balls_intervals_are_not_used_in_a_larger_one(name: str, norm: Norm) -> None:
     engine, x, rows = question(name)
-    ask = engine.repeated(x, rows, norm=norm, method="crown")
+    ask = repeated(engine, x, rows, norm, "crown")
     for eps in (0.001, 0.01, 0.05):
-        expected = engine.lower_bounds(x, same(eps), rows, norm=norm, method="crown")
+        expected = engine.ask(Balls(x, same(eps), norm), rows, "crown").bound
         assert_same(ask(EVERY, same(eps)), expected, f"going up to {eps}")
     ask(EVERY, same(0.002))
-    above = engine.lower_bounds(x, same(0.2), rows, norm=norm, method="crown")
+    above = engine.ask(Balls(x, same(0.2), norm), rows, "crown").bound
     assert_same(ask(EVERY, same(0.2)), above, "above everything asked before")
 
 
@@ -89,24 +101,24 @@ def test_the_last_failure_serves_until_there_is_a_nearer_one(monkeypatch: pytest
     """As a search goes: up, too far, back, up again below the failure, too far again."""
     engine, x, rows = question("residual")
     count = rows_pushed(monkeypatch)
-    ask = engine.repeated(x, rows, norm=Norm.LINF, method="crown")
+    ask = repeated(engine, x, rows, Norm.LINF, "crown")
     seen = {}
     for eps in (0.01, 0.1, 0.05, 0.08, 0.07):
         ask(EVERY, same(eps))
         seen[eps] = count()
-        engine.lower_bounds(x, same(eps), rows, norm=Norm.LINF, method="crown")
+        engine.ask(Balls(x, same(eps), Norm.LINF), rows, "crown")
         assert seen[eps] < (whole := count()) or eps in (0.01, 0.1), f"{eps}: {seen[eps]} of {whole} rows"
 
 
 def test_samples_do_not_share_what_is_remembered() -> None:
     engine, x, rows = question("residual")
     engine.batch_size = 3  # parts of a question
-    ask = engine.repeated(x, rows, norm=Norm.LINF, method="crown")
+    ask = repeated(engine, x, rows, Norm.LINF, "crown")
     ask(EVERY, torch.tensor([0.1, 0.001, 0.1, 0.001]).double())
     chosen, eps = torch.tensor([3, 1]), torch.tensor([0.05, 0.02]).double()
-    expected = engine.lower_bounds(x[chosen], eps, rows[chosen], norm=Norm.LINF, method="crown")
+    expected = engine.ask(Balls(x[chosen], eps, Norm.LINF), rows[chosen], "crown").bound
     assert_same(ask(chosen, eps), expected, "samples of smaller balls")
-    one = engine.repeated(x[:1], rows[:1], norm=Norm.LINF, method="crown")
+    one = repeated(engine, x[:1], rows[:1], Norm.LINF, "crown")
     one(EVERY[:1], same(0.1)[:1])
     mixed = torch.tensor([2, 0]), torch.tensor([0.3, 0.09]).double()
     expected = one(EVERY[:1], mixed[1][1:])
@@ -119,6 +131,6 @@ def test_engines_answer_a_repeated_question_as_a_single_one() -> None:
     chosen, eps = torch.tensor([2, 0]), torch.tensor([0.01, 0.03]).double()
     for each in engines:
         for method in ("ibp", "crown-ibp", "crown"):
-            expected = each.lower_bounds(x[chosen], eps, rows[chosen], norm=Norm.L2, method=method)
-            found = each.repeated(x, rows, norm=Norm.L2, method=method)(chosen, eps)
+            expected = each.ask(Balls(x[chosen], eps, Norm.L2), rows[chosen], method).bound
+            found = repeated(each, x, rows, Norm.L2, method)(chosen, eps)
             assert_same(found, expected, f"{each.name}, {method}")

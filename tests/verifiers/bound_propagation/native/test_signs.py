@@ -9,6 +9,7 @@ from torch import nn
 from tests.verifiers.graph.nets import FLAT, IMAGE, Net, deep_dense, deep_residual, settled
 from verifiers.bound_propagation.native.engine import Native
 from verifiers.core.quantities import Norm
+from verifiers.geometry.balls import Balls
 from verifiers.geometry.margins import margin_specification
 from verifiers.graph.graph import Graph
 
@@ -34,11 +35,11 @@ def test_bounds_are_the_same(
     rows = margin_specification(engine.model(x).argmax(1), 3, torch.float64)
     for eps in (0.003, 0.03, 0.1):
         radius = torch.full((6,), eps, dtype=torch.float64)
-        found = engine.lower_bounds(x, radius, rows, norm=norm, method="crown")
+        found = engine.ask(Balls(x, radius, norm), rows, "crown").bound
         with monkeypatch.context() as patch:
             patch.setattr(Graph, "signs_suffice", [False] * len(engine.graph.nodes))
             patch.delitem(engine.graph.__dict__, "signs_suffice", raising=False)
-            whole = engine.lower_bounds(x, radius, rows, norm=norm, method="crown")
+            whole = engine.ask(Balls(x, radius, norm), rows, "crown").bound
         gap = (found - whole).abs().max().item()
         assert gap < 1e-9 * max(1.0, whole.abs().max().item()), f"{eps}: apart by {gap}"
 
