@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from certkd.objectives import Kdiga
 from certkd.objectives.base import Batch
 from tests.certkd.objectives.objective_fixtures import CLASSES, generator
-from tests.certkd.training.test_attacks import literal_pgd
+from tests.certkd.objectives.test_attacks import literal_pgd
 
 # ------------------------------------------------------------------------------------------------------ literal oracles
 

@@ -141,7 +141,7 @@ def test_duplicated_batch_has_the_same_terms(row: Row, monkeypatch: pytest.Monke
     def repeated_start(x: Tensor, eps: Tensor, norm: Norm, generator: torch.Generator) -> Tensor:
         return random_start(x[:5], eps[:5], norm, generator).repeat(len(x) // 5, 1, 1, 1)
 
-    monkeypatch.setattr(certkd.attacks, "random_start", repeated_start)
+    monkeypatch.setattr(certkd.objectives.attacks, "random_start", repeated_start)
     batch = smooth_batch()
     once = values(Repeated(**vars(batch)), row.objective)
     for copies in (2, 3):

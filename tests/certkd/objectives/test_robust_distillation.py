@@ -96,7 +96,7 @@ def test_every_attack_reaches_far_and_stays_inside(objective: Objective, monkeyp
     student = noisy_student()
     batch = batch_of(student, network(1), 8)
     modes, found = [module.training for module in student.modules()], []
-    true_ascend = certkd.attacks.ascend
+    true_ascend = certkd.objectives.attacks.ascend
 
     def watched(loss: Any, x: Tensor, **settings: Any) -> Tensor:
         before = copy.deepcopy(student.state_dict())
@@ -106,7 +106,7 @@ def test_every_attack_reaches_far_and_stays_inside(objective: Objective, monkeyp
         found.append((x, answer))
         return answer
 
-    monkeypatch.setattr(certkd.attacks, "ascend", watched)
+    monkeypatch.setattr(certkd.objectives.attacks, "ascend", watched)
     objective.terms(anew(batch))
     ((x, adversarial),) = found
     reach = float((adversarial - x).abs().max())
@@ -125,13 +125,13 @@ def test_attacks_grow_over_the_ramp(
         pytest.skip("the ramp of kdiga is lambda's")
     objective = objective.model_copy(update={"ramp": 0.5, "step_size": step_size})
     found: list[tuple[float, float | None]] = []
-    true_ascend = certkd.attacks.ascend
+    true_ascend = certkd.objectives.attacks.ascend
 
     def watched(loss: Any, x: Tensor, **settings: Any) -> Tensor:
         found.append((float(settings["eps"].max()), settings["step_size"]))
         return true_ascend(loss, x, **settings)
 
-    monkeypatch.setattr(certkd.attacks, "ascend", watched)
+    monkeypatch.setattr(certkd.objectives.attacks, "ascend", watched)
     for progress, share in ((0.25, 0.5), (0.5, 1.0), (0.9, 1.0)):
         objective.terms(replace(batch_of(network(0), network(1), 4), progress=progress))
         eps, part = found.pop()
@@ -140,7 +140,7 @@ def test_attacks_grow_over_the_ramp(
 
 
 def test_sizes_of_an_attack_are_named() -> None:
-    for function in (certkd.attacks.attack, certkd.attacks.pgd):
+    for function in (certkd.objectives.attacks.attack, certkd.objectives.attacks.pgd):
         parameters = inspect.signature(function).parameters
         for name in ("eps", "step_size", "steps"):
             assert parameters[name].kind is inspect.Parameter.KEYWORD_ONLY, f"{name} of {function.__name__} has a place"

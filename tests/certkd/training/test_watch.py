@@ -138,14 +138,14 @@ def test_what_goes_wrong_in_the_middle_is_said_once() -> None:
 
 
 def test_a_training_that_falls_into_a_constant_says_in_which_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
-    listener, good = Listener(), certkd.training.evaluate
+    listener, good = Listener(), certkd.training.loop.evaluate
 
     def falling(*given: Any) -> dict[str, float]:
         metrics, done = good(*given), len([call for call in listener.calls if call == "epoch"])
         fallen = {"clean": 0.1, "constant_share": 1.0} if done >= 2 else {"clean": 0.9, "constant_share": 0.3}
         return {**metrics, **fallen}
 
-    monkeypatch.setattr(certkd.training, "evaluate", falling)
+    monkeypatch.setattr(certkd.training.loop, "evaluate", falling)
     fit(plain(), recipe=Recipe(epochs=5, batch_size=40), reporter=listener)
     assert [text[:31] for text in listener.warnings] == [
         "epoch 3: the student collapsed:",
