@@ -1,0 +1,145 @@
+"""MkDocs hook: fill in what the documentation takes from the code, the measurements and the reference run.
+
+``<!-- generated: NAME -->`` is replaced by ``NAME()`` of this file, ``<!-- include: PATH -->`` by a file of the
+repository. Nothing that is generated is committed.
+"""
+
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+
+ROOT = Path(__file__).resolve().parents[1]
+PICTURE = "artifacts/reference/digits/radius.png"
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the picture of the reference run."""
+    files.append(File.generated(config, "radius.png", abs_src_path=str(ROOT / PICTURE)))
+    return files
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Replace the markers of a page."""
+    markdown = re.sub(r"<!-- generated: (\w+) -->", lambda found: GENERATED[found[1]](), markdown)
+    return re.sub(r"<!-- include: (\S+) -->", lambda found: included(found[1]), markdown)
+
+
+def included(path: str) -> str:
+    """A file of measurements; its first line is the command."""
+    text = (ROOT / path).read_text(encoding="utf-8")
+    return text.replace("[kdiga_step.md](kdiga_step.md)", "[Cost of a step](#cost-of-a-step)")
+
+
+def objectives() -> str:
+    """Every training objective: summary, formula, source and settings."""
+    from certkd.objectives import OBJECTIVES, Objective
+
+    parts = []
+    for objective in OBJECTIVES:
+        fields = {name: field for name, field in objective.model_fields.items() if name != "kind"}
+        documented = [
+            inspect.cleandoc(ancestor.__doc__)
+            for ancestor in objective.__mro__
+            if issubclass(ancestor, Objective) and ancestor is not Objective and ancestor.__doc__
+        ]
+        description = "\n\n".join(documented).replace("``", "`")
+        source = f"\n\nSource: {objective.paper}." if objective.paper else ""
+        title = f"### `{objective.model_fields['kind'].default}`\n\n{_sentence(objective.summary)}{source}"
+        parts.append(f"{title}\n\n```text\n{description}\n```\n\n{_settings(fields)}")
+    return "\n\n".join(parts)
+
+
+def methods() -> str:
+    """Every certificate method in one table."""
+    from verifiers.methods.registry import METHODS
+
+    rows = [
+        (f"`{method.name}`", method.guarantee.value, " ".join(method.norms), _sentence(method.claim), method.paper)
+        for method in METHODS
+    ]
+    return _table(["method", "guarantee", "norms", "a row says", "source"], rows)
+
+
+def columns() -> str:
+    """The columns that every method has, then those of each method."""
+    from verifiers.core.columns import COMMON_COLUMNS
+    from verifiers.methods.registry import METHODS
+
+    parts = [_columns(COMMON_COLUMNS)]
+    parts += [f"## Columns of `{method.name}`\n\n{_columns(method.columns)}" for method in METHODS if method.columns]
+    return "\n\n".join(parts)
+
+
+def operators() -> str:
+    """The operators of torch that have bounds, by the rule that bounds them."""
+    from verifiers.graph.lowering import LOWERINGS
+
+    groups: dict[str, list[str]] = {}
+    for name, rule in LOWERINGS.items():
+        groups.setdefault(_rule(rule), []).append(f"`{name}`")
+    rows = [(rule or "By a rule of its own.", ", ".join(names)) for rule, names in groups.items()]
+    return _table(["rule", "operators"], rows)
+
+
+def _rule(rule: Callable[..., Any]) -> str:
+    """The first line that describes a rule, or the function that makes it."""
+    made_by = getattr(sys.modules[rule.__module__], rule.__qualname__.split(".")[0], rule)
+    return (inspect.getdoc(made_by) or "").partition("\n")[0]
+
+
+def _columns(listed: Sequence[Any]) -> str:
+    rows = [(f"`{c.name}`", c.dtype, c.units, _sentence(c.description)) for c in listed]
+    return _table(["column", "type", "units", "meaning"], rows)
+
+
+def _settings(fields: dict[str, Any]) -> str:
+    if not fields:
+        return "It has no settings."
+    rows = [
+        (f"`{name}`", "needed" if field.is_required() else f"`{_written(field.default)}`", _choices(field.annotation))
+        for name, field in fields.items()
+    ]
+    return _table(["setting", "default", "choices"], rows)
+
+
+def _choices(annotation: Any) -> str:
+    """The words that a setting may be, where it is one of a few."""
+    parts = list(_parts(annotation))
+    words = [str(word) for part in parts if get_origin(part) is Literal for word in get_args(part)]
+    words += [str(word.value) for part in parts if isinstance(part, type) and issubclass(part, Enum) for word in part]
+    return ", ".join(f"`{word}`" for word in words) if len(words) > 1 else ""
+
+
+def _parts(annotation: Any) -> Iterator[Any]:
+    yield annotation
+    for argument in get_args(annotation):
+        yield from _parts(argument)
+
+
+def _written(value: Any) -> str:
+    return str(value.value) if isinstance(value, Enum) else str(value)
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:].rstrip('.')}." if text else ""
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    escaped = ([str(cell).replace("|", "\\|").replace("\n", " ") for cell in line] for line in lines)
+    return "\n".join(f"| {' | '.join(line)} |" for line in escaped)
+
+
+GENERATED: dict[str, Callable[[], str]] = {
+    "columns": columns,
+    "methods": methods,
+    "objectives": objectives,
+    "operators": operators,
+}
