@@ -1,12 +1,11 @@
 """MkDocs hook: fill in what the documentation takes from the code, the measurements and the reference run.
 
-``<!-- generated: NAME -->`` is replaced by ``NAME()`` of this file, ``<!-- include: PATH -->`` by a file of the
-repository. Nothing that is generated is committed.
+``<!-- generated: NAME -->`` is replaced by ``NAME()`` of this file, ``<!-- settings: CLASS -->`` by the settings of a
+public class, ``<!-- include: PATH -->`` by a file of the repository. Nothing that is generated is committed.
 """
 
 import inspect
 import re
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
 from pathlib import Path
@@ -28,6 +27,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Replace the markers of a page."""
     markdown = re.sub(r"<!-- generated: (\w+) -->", lambda found: GENERATED[found[1]](), markdown)
+    markdown = re.sub(r"<!-- settings: (\w+) -->", lambda found: settings(found[1]), markdown)
     return re.sub(r"<!-- include: (\S+) -->", lambda found: included(found[1]), markdown)
 
 
@@ -35,6 +35,13 @@ def included(path: str) -> str:
     """A file of measurements; its first line is the command."""
     text = (ROOT / path).read_text(encoding="utf-8")
     return text.replace("[kdiga_step.md](kdiga_step.md)", "[Cost of a step](#cost-of-a-step)")
+
+
+def settings(name: str) -> str:
+    """The settings of a public class of certkd."""
+    import certkd
+
+    return _settings(getattr(certkd, name).model_fields)
 
 
 def objectives() -> str:
@@ -83,15 +90,23 @@ def operators() -> str:
 
     groups: dict[str, list[str]] = {}
     for name, rule in LOWERINGS.items():
-        groups.setdefault(_rule(rule), []).append(f"`{name}`")
-    rows = [(rule or "By a rule of its own.", ", ".join(names)) for rule, names in groups.items()]
-    return _table(["rule", "operators"], rows)
+        groups.setdefault(RULES.get(rule.__qualname__.split(".")[0], "by a rule of its own"), []).append(f"`{name}`")
+    return _table(["what it does", "operators of torch"], [(rule, ", ".join(names)) for rule, names in groups.items()])
 
 
-def _rule(rule: Callable[..., Any]) -> str:
-    """The first line that describes a rule, or the function that makes it."""
-    made_by = getattr(sys.modules[rule.__module__], rule.__qualname__.split(".")[0], rule)
-    return (inspect.getdoc(made_by) or "").partition("\n")[0]
+#: What the functions that make lowerings are for.
+RULES = {
+    "reshape": "keeps the order of the entries",
+    "picking": "picks, copies, adds or averages entries",
+    "constant": "depends on the shape alone",
+    "identity": "changes nothing",
+    "converted": "changes nothing",
+    "dropout": "changes nothing",
+    "convolution": "convolves",
+    "conv2d": "convolves",
+    "joined": "joins",
+    "elementwise": "applies an activation to each entry",
+}
 
 
 def _columns(listed: Sequence[Any]) -> str:
