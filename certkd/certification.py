@@ -1,8 +1,6 @@
 """Certify a checkpoint on its data set: what ``certkd certify`` and ``certkd run`` share."""
 
 import json
-from collections.abc import Mapping, Sequence
-from os import PathLike
 
 import torch
 
@@ -10,25 +8,10 @@ from certkd.config.settings import DataConfig
 from certkd.data.selection import EVERYTHING, Selection
 from certkd.data.sources import DataSet, Split
 from certkd.networks.checkpoint import Checkpoint
-from verifiers.certify.certify import DEFAULT_METHODS, certify
 from verifiers.certify.verify import indices_of
 from verifiers.core.errors import InputError, did_you_mean
-from verifiers.core.quantities import Epsilon, Norm
-from verifiers.core.reporter import Reporter
-from verifiers.methods.base import Option
-from verifiers.methods.registry import find
 from verifiers.results.rows import Certificates
-
-
-def without_pairs(
-    methods: Sequence[str], options: Mapping[str, Option]
-) -> tuple[list[str], dict[str, Option], list[str]]:
-    """Methods about one network, the settings that are not of the others alone, and those others."""
-    pairs = [name for name in methods if find(name).needs_teacher]
-    alone = [name for name in methods if name not in pairs]
-    theirs = {name for method in pairs for name in find(method).options}
-    ours = {name for method in alone for name in find(method).options}
-    return alone, {name: value for name, value in options.items() if name not in theirs - ours}, pairs
+from verifiers.runtime.samples import Data
 
 
 def split_of(data: DataSet, name: str) -> Split:
@@ -72,57 +55,28 @@ def rows_of(certificates: Certificates, data: DataSet) -> Split:
     return whole.take(torch.tensor([position[index] for index in indices]))
 
 
-def certify_checkpoint(
-    known: Checkpoint,
-    data: DataSet,
-    config: DataConfig,
-    *,
-    eps: str | Epsilon,
-    norm: str | Norm = Norm.LINF,
-    methods: Sequence[str] = DEFAULT_METHODS,
-    out: str | PathLike[str] | None = None,
-    split: str = "test",
-    selection: Selection = EVERYTHING,
-    seed: int = 0,
-    batch_size: int | None = None,
-    options: Mapping[str, Option] | None = None,
-    engine: str = "auto",
-    cross_check: int = 0,
-    teacher: Checkpoint | None = None,
-    device: torch.device | None = None,
-    reporter: Reporter | None = None,
-) -> Certificates:
-    """Certify a network on the chosen samples of a split of a data set.
+def data_for(
+    known: Checkpoint, data: DataSet, config: DataConfig, split: str = "test", selection: Selection = EVERYTHING
+) -> Data:
+    """The chosen samples of a split, with the facts about network and data that a certificate file stores.
 
     Raises:
-        InputError: another input shape or too few classes, an unknown split, samples that it does not have, and
-            whatever ``certify`` refuses.
+        InputError: another input shape or too few classes, an unknown split, or samples that it does not have.
     """
-    spec, samples, reporter = known.model.spec, chosen_samples(known, data, split, selection), reporter or Reporter()
+    spec, samples = known.model.spec, chosen_samples(known, data, split, selection)
+    about = {
+        "architecture": f"{spec.name} {json.dumps(spec.options)}" if spec.options else spec.name,
+        "data": config.name,
+        "data_seed": config.seed,
+        "split": split,
+        "teacher_sha256": known.teacher_sha256,
+    }
+    return Data(samples.images, samples.labels, samples.indices, about)
+
+
+def numbering(data: DataSet, split: str, selection: Selection) -> str | None:
+    """Say how samples are numbered, where that could be misread."""
     whole = split_of(data, split)
-    if selection.ranges is not None and not torch.equal(whole.indices, torch.arange(len(whole))):
-        reporter.inform(f"samples are numbered in the {split} split; the file has their index in all of {data.name}")
-    return certify(
-        known.model.to(device or torch.device("cpu")),
-        samples.images,
-        samples.labels,
-        eps=eps,
-        norm=norm,
-        methods=methods,
-        out=out,
-        seed=seed,
-        batch_size=batch_size,
-        options=options,
-        engine=engine,
-        cross_check=cross_check,
-        teacher=None if teacher is None else teacher.model.to(device or torch.device("cpu")),
-        indices=samples.indices,
-        identity={
-            "architecture": f"{spec.name} {json.dumps(spec.options)}" if spec.options else spec.name,
-            "data": config.name,
-            "data_seed": config.seed,
-            "split": split,
-            "teacher_sha256": known.teacher_sha256,
-        },
-        reporter=reporter,
-    )
+    if selection.ranges is None or torch.equal(whole.indices, torch.arange(len(whole))):
+        return None
+    return f"samples are numbered in the {split} split; the file has their index in all of {data.name}"

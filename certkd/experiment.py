@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from certkd.certification import certify_checkpoint, without_pairs
+from certkd.certification import data_for
 from certkd.comparison.compare import Comparison, compare, plain, radii, summary
 from certkd.config.settings import ExperimentConfig, RoleConfig, TrainConfig
 from certkd.data import sources as data
@@ -25,10 +25,10 @@ from certkd.reporter import TrainingReporter
 from certkd.training.evaluation import has_collapsed
 from certkd.training.loop import RESUME, TrainingResult, resume_state, train
 from certkd.training.monitor import Threat
+from verifiers.certify.certify import certify
 from verifiers.core.errors import InputError
 from verifiers.core.reporter import Reporter
 from verifiers.core.status import Guarantee
-from verifiers.methods.registry import find
 from verifiers.results.rows import Certificates
 from verifiers.runtime.device import choose_device
 
@@ -191,9 +191,9 @@ def run(
         InputError: the folder holds an experiment with other settings, and whatever its parts refuse.
     """
     folder = Path(config.out)
-    methods = [find(name) for name in config.certify.methods]
-    if not any(method.guarantee is not Guarantee.ESTIMATE and not method.needs_teacher for method in methods):
-        raise InputError(f"certify.methods {', '.join(config.certify.methods)} proves nothing: add ibp or crown")
+    alone = config.certify.alone()
+    if alone is None or all(method.guarantee is Guarantee.ESTIMATE for method in alone.methods):
+        raise InputError(f"certify.methods {', '.join(config.certify.kinds)} proves nothing: add ibp or crown")
     _check_natural_teacher(config)
     if overwrite:
         data.load(config.data)  # what cannot work is known before anything is deleted
@@ -260,22 +260,15 @@ def _certify(
     teacher: Checkpoint | None,
     reporter: Callable[[str], Reporter] | None,
 ) -> Certificates:
-    wanted = config.certify
-    alone, settings, pairs = without_pairs(wanted.methods, wanted.options)
-    return certify_checkpoint(
-        networks.load(f"{training.out}/best.pt"),
-        data.load(config.data),
-        config.data,
-        eps=wanted.eps,
-        norm=wanted.norm,
-        methods=alone if teacher is None else wanted.methods,
+    known, device = networks.load(f"{training.out}/best.pt"), choose_device(config.device)
+    wanted = config.certify if teacher is not None else config.certify.alone()
+    assert wanted is not None  # checked before any training
+    return certify(
+        known.model.to(device),
+        data_for(known, data.load(config.data), config.data, selection=Selection(limit=config.certify.limit)),
+        wanted,
+        teacher=teacher.model.to(device) if teacher is not None and wanted.pairs else None,
         out=Path(config.out) / "certificates" / f"{name}.h5",
-        selection=Selection(limit=wanted.limit),
-        seed=wanted.seed,
-        options=settings if teacher is None else wanted.options,
-        engine=wanted.engine,
-        teacher=teacher if pairs else None,
-        device=choose_device(config.device),
         reporter=reporter(name) if reporter else None,
     )
 

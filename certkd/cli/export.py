@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from certkd.cli.certify import network
+from certkd.cli.networks import network
 from certkd.cli.options import EpsilonType, data_places, network_options
 from verifiers.core.errors import InputError
 from verifiers.core.quantities import Epsilon

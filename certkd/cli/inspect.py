@@ -28,8 +28,8 @@ def inspect(network: str, eps: Epsilon, norm: str, shape: str, classes: int) -> 
 
     from certkd.report import tables
     from certkd.report.console import stdout
-    from verifiers.certify.certify import parse_norm
     from verifiers.certify.inspect import preflight
+    from verifiers.core.quantities import parse_norm
     from verifiers.runtime.modes import trusted_arithmetic
 
     model = _model(network, shape, classes)

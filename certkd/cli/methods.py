@@ -1,4 +1,4 @@
-"""``certkd methods`` and ``certkd objectives``: what there is."""
+"""``certkd methods`` and ``certkd objectives``."""
 
 import inspect
 from collections.abc import Iterator
@@ -11,26 +11,58 @@ from verifiers.core.errors import InputError
 
 if TYPE_CHECKING:
     from certkd.objectives import Objective
+    from verifiers.methods.base import Method
 
 
 @click.command()
-def methods() -> None:
-    """List the certificate methods, and what each one's answer is worth."""
+@click.argument("kind", required=False)
+def methods(kind: str | None) -> None:
+    """List the certificate methods, or describe one: claim, settings, columns, paper.
+
+    KIND is a method's name, like crown.
+    """
     from certkd.report.console import stdout, table
-    from verifiers.methods.registry import METHODS
+    from verifiers.methods.registry import METHODS, find
 
-    settings = [", ".join(f"{name}={_written(value)}" for name, value in m.options.items()) for m in METHODS]
-    rows = [
-        [m.name, m.guarantee.value, " ".join(m.norms), m.claim, text] for m, text in zip(METHODS, settings, strict=True)
-    ]
     console = stdout()
-    console.print(table("Certificate methods", ["method", "guarantee", "norms", "a row says", "options"], rows))
+    if kind is not None:
+        for line in _described(find(kind)):
+            console.print(line, soft_wrap=True)
+        return
+    rows = [[str(m.model_fields["kind"].default), m.guarantee.value, m.about.value, " ".join(m.norms)] for m in METHODS]
+    console.print(table("Certificate methods", ["method", "guarantee", "about", "norms"], rows))
     for method in METHODS:
-        console.print(f"{method.name}: {method.paper}", soft_wrap=True)
+        console.print(f"{method.model_fields['kind'].default}: {method.claim}", soft_wrap=True)
+    console.print("'certkd methods KIND' describes one: its settings, columns and paper.")
 
 
-def _written(value: object) -> str:
-    return "(needed)" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+def _described(method: "type[Method]") -> Iterator[str]:
+    """A method's description, then its settings and columns."""
+    yield f"{method.model_fields['kind'].default} ({method.guarantee.value}; about {_ABOUT[method.about]})"
+    yield f"  claim: {method.claim}"
+    yield f"  norms: {', '.join(method.norms)}"
+    yield f"  cost: {method.cost}"
+    yield f"  source: {method.paper}"
+    yield ""
+    for ancestor in method.__mro__:
+        if ancestor.__doc__ and ancestor.__module__ == method.__module__:
+            yield f"{inspect.cleandoc(ancestor.__doc__)}\n"
+    yield "settings, as --option NAME=VALUE:"
+    for name, field in method.model_fields.items():
+        if name != "kind":
+            default = "(needed)" if field.is_required() else str(field.default)
+            yield f"  {name}: {default}{_choices(field.annotation)}"
+    if method.columns:
+        yield "columns, besides the common ones:"
+    for column in method.columns:
+        yield f"  {column.name}: {column.description}"
+
+
+_ABOUT = {
+    "network": "the network as it is deployed",
+    "pair": "the network and its teacher",
+    "smoothed": "the network under noise",
+}
 
 
 @click.command()

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from certkd.cli.certify import network
+from certkd.cli.networks import network
 from certkd.cli.options import Number, data_options, network_options
 from verifiers.core.errors import InputError
 
@@ -32,9 +32,11 @@ def verify(file: str, model: str, **options: Any) -> int:
     from certkd.networks import resolve as networks
     from certkd.report import tables
     from certkd.report.console import CertifyProgress, stderr, stdout
-    from verifiers.certify.verify import contradictions, recheck
+    from verifiers.certify.verify import VerifyConfig, contradictions
+    from verifiers.certify.verify import verify as verify_file
     from verifiers.results.reader import read
     from verifiers.runtime.device import choose_device
+    from verifiers.runtime.samples import Data
 
     certificates, load = read(file), cache(data.load)
     about = certificates.attributes
@@ -45,16 +47,10 @@ def verify(file: str, model: str, **options: Any) -> int:
     config = networks.data_of(known, options["data"], options["data_root"], options["download"])
     seed = int(about.get("data_seed", config.seed))
     samples = rows_of(certificates, load(config.model_copy(update={"seed": seed})))
-    findings = recheck(
-        known.model.to(choose_device(options["device"] or "auto")),
-        file,
-        samples.images,
-        samples.labels,
-        sample=options["sample"],
-        seed=options["seed"],
-        time_limit=options["time_limit"],
-        reporter=CertifyProgress(model),
-    )
+    settings = VerifyConfig(sample=options["sample"], seed=options["seed"], time_limit=options["time_limit"])
+    network_ = known.model.to(choose_device(options["device"] or "auto"))
+    given = Data(samples.images, samples.labels)
+    findings = verify_file(network_, file, given, settings, CertifyProgress(model))
     stdout().print(tables.recheck(findings))
     failed = contradictions(findings)
     for line in failed:

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from certkd.comparison.verdict import VERDICT_METRICS, Verdict, reach_verdict, same_teacher
 from verifiers.core.errors import InputError, did_you_mean
 from verifiers.core.statistics import Proportion, mcnemar, wilson
-from verifiers.core.status import FAILURES, Status
+from verifiers.core.status import FAILURES, About, Status
 from verifiers.methods.registry import certifies, find, proves
 from verifiers.results.rows import Certificates
 from verifiers.results.summaries.diagnostics import Diagnosis, diagnose
@@ -344,7 +344,7 @@ def _methods(teacher: Certificates, student: Certificates, method: str) -> list[
         if method not in names:
             raise InputError(f"no certificate method {method!r} in both files.{did_you_mean(method, ['best', *names])}")
         names = [method]
-    names = [name for name in names if not find(name).needs_teacher]  # their radii are about two networks
+    names = [name for name in names if find(name).about is not About.PAIR]  # their radii are about two networks
     names = [name for name in names if not (_unsupported(teacher, name) or _unsupported(student, name))]
     if not names:
         raise InputError(f"{teacher.path} and {student.path} have no certificate method with an answer in common")

@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, field_validator, model_validator
 
 from certkd.objectives import AnyObjective
+from verifiers.certify.config import CertifyConfig
 from verifiers.core.errors import InputError, did_you_mean
 from verifiers.core.quantities import Norm
 from verifiers.core.settings import Count, EpsilonText, Number, Positive, Seed, Strict
@@ -162,16 +163,10 @@ class TrainConfig(RoleConfig):
     device: str = "auto"
 
 
-class CertifyConfig(Strict):
-    """How all networks of an experiment are certified."""
+class CertifySection(CertifyConfig):
+    """How all networks of an experiment are certified, and on how many test samples."""
 
-    eps: EpsilonText
-    norm: Norm = Norm.LINF
-    methods: tuple[str, ...] = ("pgd", "ibp", "crown")
-    options: dict[str, Positive | str] = {}
-    engine: Literal["auto", "auto-lirpa", "native"] = "auto"
     limit: Count | None = None
-    seed: Seed = 0
 
 
 class ExperimentConfig(Strict):
@@ -187,7 +182,7 @@ class ExperimentConfig(Strict):
     natural_teacher: str | None = None
     teacher: RoleConfig
     students: StudentsConfig
-    certify: CertifyConfig
+    certify: CertifySection
     selection: SelectionConfig = SelectionConfig()
 
 

@@ -16,7 +16,7 @@ from verifiers.certify.inspect import Preflight
 from verifiers.certify.verify import Finding
 from verifiers.core.quantities import Epsilon
 from verifiers.core.statistics import wilson
-from verifiers.core.status import FAILURES, Status
+from verifiers.core.status import FAILURES, About, Status
 from verifiers.methods.registry import certifies, find, proves
 from verifiers.results.rows import Certificates, MethodRows
 from verifiers.results.summaries.complete import Stage
@@ -96,7 +96,7 @@ def instances(files: Sequence[Certificates]) -> str:
 
 def _outcomes(certificates: Certificates) -> list[str]:
     """One word per sample; certified by the best of all proofs about this network, or by smoothing alone."""
-    alone = {name: rows for name, rows in certificates.methods.items() if not find(name).needs_teacher}
+    alone = {name: rows for name, rows in certificates.methods.items() if find(name).about is not About.PAIR}
     certifying = [rows for rows in alone.values() if certifies(rows.name)]
     proofs = [rows for rows in certifying if proves(rows.name)] or certifying[:1]
     status = np.stack([rows["status"] for rows in alone.values()])

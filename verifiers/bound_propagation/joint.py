@@ -18,11 +18,11 @@ from verifiers.bound_propagation.engine import ITERATIONS, Memory, Planes, bette
 from verifiers.bound_propagation.native.engine import Native
 from verifiers.bound_propagation.rounding import careful_allowance
 from verifiers.core.errors import Unsupported
+from verifiers.core.question import Question
 from verifiers.geometry.balls import Balls
 from verifiers.geometry.margins import margin_specification
 from verifiers.graph.difference import differential, same_structure
-from verifiers.graph.program import Program
-from verifiers.methods.base import Request
+from verifiers.graph.program import Program, capture
 
 
 class Pair(nn.Module):
@@ -56,7 +56,7 @@ class JointEngine:
     """Bounds of linear combinations of a student's and a teacher's logits.
 
     Args:
-        student, teacher: in eval mode, from the same images in [0, 1] to the same classes; modules, or their programs.
+        student, teacher: in eval mode, from the same images in [0, 1] to the same classes.
         x: two or more sample images.
 
     Raises:
@@ -66,14 +66,11 @@ class JointEngine:
 
     name = "native"
 
-    def __init__(
-        self, student: nn.Module | Program, teacher: nn.Module | Program, x: Float[Tensor, "batch *shape"]
-    ) -> None:
-        programs = Program.of(student), Program.of(teacher)
-        self.pair = Pair(*(program.module for program in programs))
-        pair = Program(self.pair)
-        self.engines, self.model = [Native(pair, x)], pair.exact
-        graphs = [program.graph(x) for program in programs]
+    def __init__(self, student: nn.Module, teacher: nn.Module, x: Float[Tensor, "batch *shape"]) -> None:
+        self.pair = pair = Pair(student, teacher)
+        self.engines = [Native(pair, x)]
+        self.model = self.engines[0].model
+        graphs = [capture(network, x[:1]) for network in (student, teacher)]
         if graphs[0].nodes[-1].shape != graphs[1].nodes[-1].shape:
             raise Unsupported(f"student and teacher differ in their logits: {[g.nodes[-1].shape for g in graphs]}")
         if same_structure(*graphs):
@@ -82,17 +79,17 @@ class JointEngine:
         self.batch_size = min(engine.batch_size for engine in self.engines)
 
     @classmethod
-    def prepare(cls, model: nn.Module, samples: Float[Tensor, "batch *shape"], request: Request) -> "JointEngine":
-        """Of a network and the request's teacher, its bounds tried on the samples.
+    def prepare(cls, program: Program, samples: Float[Tensor, "two *shape"], question: Question) -> "JointEngine":
+        """Of a network and the question's teacher, its bounds tried on the samples.
 
         Raises:
             Unsupported: there is no teacher, or a network cannot be captured.
             Contradiction: a point of the ball breaks a bound.
         """
-        if request.teacher is None:
-            raise Unsupported("joint bounds need a teacher: certify with --teacher")
-        engine = cls(model, request.teacher, samples)
-        withstand(engine, samples, request.eps.value, norm=request.norm, method="crown")
+        if question.teacher is None:
+            raise Unsupported("joint bounds compare with a teacher: give one")
+        engine = cls(program.module, question.teacher.module, samples)
+        withstand(engine, samples, question.eps.value, norm=question.norm, method="crown")
         return engine
 
     def allowed(

@@ -2,12 +2,16 @@
 
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from verifiers.core.question import Question
+from verifiers.geometry.balls import whole_box
+from verifiers.runtime.certifier import Batch
 from verifiers.runtime.oom import MEMORY_ERRORS, out_of_memory
 
 #: Power of eps by which margins of CROWN fall, measured on small networks: a little faster than a straight line.
@@ -174,3 +178,60 @@ def _crossing(points: list[Tensor], margins: list[Tensor], clean: Tensor) -> Ten
     power = torch.where(torch.isfinite(power) & (power > 0.2), power, USUAL_POWER)
     pole, loss = torch.where(a > 0, a, b), torch.where(a > 0, loss_a, loss_b)
     return torch.where(torch.isfinite(q) & (q >= 0) & (p >= 0), parabola, pole * (clean / loss) ** (1 / power))
+
+
+class SearchSettings(Protocol):
+    """The settings of a radius search."""
+
+    @property
+    def tolerance(self) -> float: ...
+    @property
+    def time_limit(self) -> float: ...
+
+
+@dataclass(frozen=True)
+class RadiusSearch:
+    """The radius search of a batch of samples.
+
+    Attributes:
+        eps: first radius tried.
+        limit: radius beyond which nothing is searched.
+        tolerance: relative width of the final bracket.
+        seconds: for all samples of the batch together.
+    """
+
+    eps: float
+    limit: float
+    tolerance: float
+    seconds: float
+
+    @classmethod
+    def of(cls, settings: SearchSettings, question: Question, batch: Batch) -> "RadiusSearch":
+        """The search that a method's settings ask for."""
+        limit = whole_box(question.norm, batch.x[0].numel())
+        return cls(question.eps.value, limit, settings.tolerance, settings.time_limit * len(batch))
+
+    def __call__(
+        self,
+        bound: MarginBound,
+        margin: Float[Tensor, " batch"],
+        known: Float[Tensor, " batch"] | None = None,
+        spent: float = 0.0,
+    ) -> Search:
+        """Search the largest certified radius of every sample.
+
+        Args:
+            bound: evaluates chosen samples at chosen radii.
+            margin: at the images; it says where to begin.
+            known: radii proved already, by another method.
+            spent: seconds that are gone.
+        """
+        return largest_certified(
+            bound,
+            margin,
+            eps=self.eps,
+            limit=self.limit,
+            tolerance=self.tolerance,
+            known=known,
+            seconds=self.seconds - spent,
+        )

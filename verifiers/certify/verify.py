@@ -7,29 +7,32 @@ counterexamples go through the network once more. An answer that excludes what t
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import h5py
 import numpy as np
 import torch
-from jaxtyping import Int
-from torch import Tensor, nn
+from torch import nn
 
+from verifiers.bound_propagation import Complete as Prover
+from verifiers.certify.batches import Asked
 from verifiers.core.errors import Contradiction, InputError, Unsupported
 from verifiers.core.quantities import Epsilon, Norm
+from verifiers.core.question import Question
 from verifiers.core.reporter import Reporter
-from verifiers.core.status import Status
+from verifiers.core.settings import Positive, Seed, Some, Strict
+from verifiers.core.status import About, Status
 from verifiers.geometry.balls import norms
 from verifiers.geometry.margins import margins
-from verifiers.methods.base import Request
-from verifiers.methods.complete import COMPLETE, Complete
+from verifiers.graph.program import Program
+from verifiers.methods.complete import Complete
 from verifiers.methods.registry import certifies, find, proves
 from verifiers.results.reader import read, read_images
 from verifiers.results.rows import Certificates, MethodRows
 from verifiers.results.summaries.complete import Stage
 from verifiers.runtime.fingerprint import structure_sha256, weights_sha256
 from verifiers.runtime.modes import eval_mode, trusted_arithmetic
-from verifiers.runtime.samples import Images, Samples, device_of, first_images, look_at
+from verifiers.runtime.samples import Data, Samples, device_of, first_images, validate
 
 #: Images that are read and run at a time.
 BLOCK = 256
@@ -66,43 +69,48 @@ class Finding:
         return self.asked - self.again - len(self.contradictions)
 
 
-def recheck(
-    model: nn.Module,
-    path: str,
-    images: Images | Tensor,
-    labels: Int[Tensor, " samples"],
-    *,
-    sample: int = 50,
-    seed: int = 0,
-    time_limit: float = 30.0,
-    reporter: Reporter | None = None,
-) -> list[Finding]:
-    """Look at randomly chosen certificates of a file, and at all its counterexamples.
+class VerifyConfig(Strict):
+    """How much of a file is proved again.
 
-    Args:
-        model: the network that the file is about.
-        path: the certificate file.
-        images: in [0, 1], of the file's rows in their order.
-        labels: true classes.
+    Attributes:
         sample: certificates that are proved again, over all methods.
         seed: chooses them.
         time_limit: seconds for each.
-        reporter: told about progress.
+    """
+
+    sample: Some = 50
+    seed: Seed = 0
+    time_limit: Positive = 30.0
+
+
+def verify(
+    network: nn.Module,
+    path: str,
+    data: Data,
+    config: VerifyConfig,
+    reporter: Reporter | None = None,
+) -> list[Finding]:
+    """Check randomly chosen certificates of a file, and all its counterexamples.
+
+    Args:
+        network: the network that the file is about.
+        path: the certificate file.
+        data: images in [0, 1] and true classes of the file's rows, in their order.
+        config: how much is proved again.
+        reporter: hears about progress.
 
     Raises:
-        InputError: not a certificate file; another network or other samples than its own; a file without any row yet;
-            a time limit that is not positive.
+        InputError: not a certificate file; another network or other samples than its own; a file without any row yet.
     """
-    if not 0 < time_limit < float("inf"):
-        raise InputError(f"the time limit must be positive and finite, got {time_limit}")
+    model = network
     certificates, reporter = read(path), reporter or Reporter()
     indices = indices_of(certificates)
     with torch.inference_mode(False), eval_mode(model), trusted_arithmetic():
         _check_origin(certificates, "network", "model_sha256", weights_sha256(model))
         _check_origin(certificates, "structure", "structure_sha256", structure_sha256(model))
-        samples = look_at(model, images, labels, torch.as_tensor(indices), reporter)
+        samples = validate(model, replace(data, indices=torch.as_tensor(indices)), reporter)
         _check_origin(certificates, "set of samples", "data_sha256", samples.data_sha256)
-        chosen = _chosen(certificates, sample, np.random.default_rng(seed))
+        chosen = _chosen(certificates, config.sample, np.random.default_rng(config.seed))
         reporter.start("verify", sum(map(len, chosen.values())), 0)
         findings = []
         for name, rows in certificates.methods.items():
@@ -110,7 +118,7 @@ def recheck(
             if "counterexample" in _columns(path, name):
                 findings.append(_counterexamples(model, path, rows, samples))
             if certifies(name):
-                findings.append(_proofs(model, rows, samples, chosen.get(name), time_limit, reporter))
+                findings.append(_proofs(model, rows, samples, chosen.get(name), config.time_limit, reporter))
         reporter.finish("verify")
     return [finding for finding in findings if finding.claims]
 
@@ -164,7 +172,7 @@ def _refusal(rows: MethodRows) -> str | None:
     """Why a method's claims are not proved here."""
     if not proves(rows.name):
         return "its claims are about the smoothed network, by votes of its own random copies"
-    if find(rows.name).needs_teacher:
+    if find(rows.name).about is About.PAIR:
         return "its claims are about two networks"
     return None
 
@@ -243,7 +251,7 @@ def _proofs(
         return found
     stages: list[Stage] = []
     try:
-        prover = _prover(model, rows, samples, time_limit)
+        prover = _prover(Program(model), rows, samples, time_limit)
         for row in chosen:
             answer = _answer(prover, samples, int(row), float(rows["radius"][row]))
             found.asked += 1
@@ -268,37 +276,30 @@ def _proofs(
     return found
 
 
-def _prover(model: nn.Module, rows: MethodRows, samples: Samples, time_limit: float) -> Complete:
+def _prover(program: Program, rows: MethodRows, samples: Samples, time_limit: float) -> Prover:
     """Complete verification with the engine that did not write the rows, where it takes the network."""
     written_by = str(rows.attributes.get("engine", ""))
-    others = ("native",) if written_by == "auto-lirpa" else ("auto-lirpa", "native")
-    request = Request(
-        Epsilon.parse(float(rows.eps)),
-        Norm(rows.attributes["norm"]),
-        seed=1,
-        options={**COMPLETE.options, "time_limit": time_limit, "restarts": 4},
+    others: tuple[Literal["native", "auto-lirpa"], ...] = (
+        ("native",) if written_by == "auto-lirpa" else ("auto-lirpa", "native")
     )
-    first = first_images(samples, model)
+    question = Question(Epsilon.parse(float(rows.eps)), Norm(rows.attributes["norm"]), seed=1)
+    first = first_images(samples, program.module)
     reasons = []
     for engine in others:
+        settings = Complete(time_limit=time_limit, restarts=4, engine=engine)
         try:
-            made: Any = COMPLETE.prepare(model, first, replace(request, engine=engine))
-            assert isinstance(made, Complete)
-            return made
+            return Prover.prepare(program, first, question, settings)
         except Unsupported as error:
             reasons.append(str(error))
     raise Unsupported("; ".join(reasons))
 
 
-def _answer(prover: Complete, samples: Samples, row: int, radius: float) -> dict[str, Any]:
+def _answer(prover: Prover, samples: Samples, row: int, radius: float) -> dict[str, Any]:
     """Complete verification of one sample at a radius."""
-    prover.ask(Epsilon.parse(radius))
-    device = device_of(prover.model)
-    asked = samples.batch(np.array([row]), device), samples.predicted[[row]].to(device), samples.indices[[row]]
-    columns = prover(*asked)
-    if columns["status"][0] == Status.PENDING:
-        columns = prover(*asked)
-    return {name: values[0] for name, values in columns.items()}
+    eps = Epsilon.parse(radius)
+    batch = Asked(prover.program, samples, eps.value).batch(np.array([row]))
+    (answer,) = prover.at(eps)(batch)
+    return {name: values[0] for name, values in answer.columns.items()}
 
 
 def contradictions(findings: Sequence[Finding]) -> list[str]:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from fractions import Fraction
 
-from verifiers.core.errors import InputError
+from verifiers.core.errors import InputError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -61,3 +61,15 @@ class Norm(StrEnum):
     LINF = "linf"
     L2 = "l2"
     L1 = "l1"
+
+
+def parse_norm(given: str | Norm) -> Norm:
+    """The norm of that name.
+
+    Raises:
+        InputError: an unknown name, with the nearest known one.
+    """
+    try:
+        return Norm(given)
+    except ValueError:
+        raise InputError(f"unknown norm {given!r}.{did_you_mean(str(given), [norm.value for norm in Norm])}") from None

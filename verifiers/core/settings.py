@@ -1,10 +1,11 @@
 """Settings: frozen records that refuse unknown keys, and the numbers that they hold."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from verifiers.core.errors import InputError, did_you_mean
 from verifiers.core.quantities import Epsilon, parse_number
 
 
@@ -38,6 +39,8 @@ Positive = Annotated[float, BeforeValidator(_number), Field(gt=0)]
 #: A share in [0, 1].
 Share = Annotated[Number, Field(le=1)]
 Count = Annotated[int, BeforeValidator(_integer), Field(ge=1)]
+#: A number of things, none included.
+Some = Annotated[int, BeforeValidator(_integer), Field(ge=0)]
 #: Keys all randomness; a whole number that every generator takes.
 Seed = Annotated[int, BeforeValidator(_seed), Field(ge=0, lt=2**63)]
 #: A positive radius, kept as it was written ("8/255").
@@ -49,6 +52,20 @@ class Strict(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    @classmethod
+    def parse(cls, values: Mapping[str, Any], *, source: str = "settings") -> Self:
+        """Settings from plain values.
+
+        Raises:
+            InputError: in one line: a setting that is missing, unknown or out of its range.
+        """
+        try:
+            return cls.model_validate(dict(values))
+        except ValidationError as error:
+            raise InputError(f"{source}: {_first_problem(error, cls)}") from None
+        except OverflowError:
+            raise InputError(f"{source}: a number is too large") from None
+
     def refuse_idle(self, used: Mapping[str, bool]) -> None:
         """Refuse settings other than the default that nothing looks at, given which are looked at.
 
@@ -58,3 +75,17 @@ class Strict(BaseModel):
         for name, looked_at in used.items():
             if not looked_at and getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"{name} {getattr(self, name)} has no effect with the other settings: drop it")
+
+
+def _first_problem(error: ValidationError, settings: type[Strict]) -> str:
+    problem, fields = error.errors()[0], settings.model_fields
+    name = str(problem["loc"][0]) if problem["loc"] else ""
+    if problem["type"] == "extra_forbidden":
+        return f"unknown setting {name!r}.{did_you_mean(name, list(fields))}"
+    if problem["type"] == "missing":
+        example = (fields[name].examples or ["..."])[0]
+        return f"the setting {name} is missing: give one, like {name}={example}"
+    message = problem["msg"].removeprefix("Value error, ")
+    quiet = isinstance(problem["input"], Mapping) or repr(problem["input"]) in message or name == "methods"
+    given = "" if quiet else f", got {problem['input']!r}"
+    return f"{name}: {message}{given}" if name and name != "methods" else f"{message}{given}"

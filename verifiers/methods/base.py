@@ -1,125 +1,86 @@
-"""The seam of all certificate methods."""
+"""The seam of all certificate methods: frozen settings that a network is prepared with.
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+A method is written as a training objective is: one class with its settings as fields and its facts as class variables.
+Its module imports torch only inside ``prepare``, so that listing methods and reading files stays quick.
+"""
 
-import torch
-from jaxtyping import Float, Int
-from torch import Tensor, nn
+from abc import abstractmethod
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from verifiers.core.columns import Column, Columns
-from verifiers.core.quantities import Epsilon, Norm
-from verifiers.core.status import Guarantee
-from verifiers.results.writer import MethodTable
-from verifiers.runtime.samples import Samples
+from verifiers.core.columns import Column
+from verifiers.core.quantities import Norm
+from verifiers.core.question import Question
+from verifiers.core.settings import Strict
+from verifiers.core.status import About, Guarantee
+from verifiers.core.table import Part
+from verifiers.results.rows import Certificates, MethodRows
 
-#: A setting of a method.
-Option = int | float | str | None
+if TYPE_CHECKING:
+    import torch
+    from jaxtyping import Float
+    from torch import Tensor
 
+    from verifiers.graph.program import Program
+    from verifiers.runtime.certifier import Certifier
+    from verifiers.runtime.samples import Samples
 
-@dataclass(frozen=True)
-class Request:
-    """What is asked of a method.
-
-    Attributes:
-        eps: the radius the certified accuracy is reported at.
-        norm: norm of the ball.
-        seed: run seed; all randomness is keyed by it and the sample index.
-        options: the method's own settings, by name, defaults filled in; None where one was needed and not given.
-        engine: bound-propagation engine: ``auto``, ``auto-lirpa`` or ``native``.
-        cross_check: number of samples whose bounds are held against the other engine's.
-        teacher: the network that the joint method holds the certified one against.
-    """
-
-    eps: Epsilon
-    norm: Norm
-    seed: int = 0
-    options: Mapping[str, Any] = field(default_factory=dict)
-    engine: str = "auto"
-    cross_check: int = 0
-    teacher: nn.Module | None = None
+#: What screens say about a method's rows.
+Summary = Callable[[MethodRows, Certificates], list[Part]]
+ALL_NORMS = (Norm.LINF, Norm.L2, Norm.L1)
 
 
-@runtime_checkable
-class BatchCertifier(Protocol):
-    """A method made ready for one network.
+class Method(Strict):
+    """Settings of a certificate method; ``kind`` is its name on the command line and in files.
 
-    Called with images in [0, 1], their predicted classes and their sample indices, it returns at least ``status``,
-    ``radius`` and ``margin``, one value per row; rows that it leaves PENDING are asked again in the next call. Where it
-    gives no ``seconds``, rows share those of the call. ``batch_size`` is the number of rows that suits it, ``notes``
-    are stored as attributes of its group.
-    """
-
-    @property
-    def batch_size(self) -> int: ...
-
-    @property
-    def notes(self) -> Mapping[str, str]: ...
-
-    def __call__(
-        self,
-        x: Float[Tensor, "batch *shape"],
-        predicted: Int[Tensor, " batch"],
-        indices: Int[Tensor, " batch"],
-    ) -> Columns: ...
-
-
-@dataclass(frozen=True)
-class MethodInfo:
-    """A certificate method, as ``certkd methods`` lists it.
-
-    Attributes:
-        name: group name in the certificate file.
+    Class variables:
         guarantee: what its radius is worth.
         norms: the norms it handles.
-        claim: one line: what a row says.
+        claim: one line: what a certified row says.
         paper: where it comes from.
-        cost: rough cost per sample, in forward passes or words.
-        prepare: makes it ready for a network, given two sample images; raises ``Unsupported`` when it cannot.
-        check: looks at the settings before anything is written; raises ``InputError``.
+        cost: rough cost of a sample, in forward passes or words.
         columns: its own columns, after the common ones.
-        options: default of each of its settings; None where there is no good one.
-        needs_teacher: it compares with the request's teacher.
-        predicts: it gives the predicted class itself, in a column ``predicted``, and is asked about every sample; a
-            column ``base`` of its own takes the network's prediction.
-        preview: lines that a person should read before the run, from the method made ready, samples and device.
+        about: what the certificate is about: the network, a pair of networks, or the smoothed network. A smoothed
+            network predicts by itself, in a column ``predicted``; its column ``base`` holds the network's prediction.
+        summary: what screens say about its rows besides the common table; None for nothing.
     """
 
-    name: str
-    guarantee: Guarantee
-    norms: tuple[Norm, ...]
-    claim: str
-    paper: str
-    cost: str
-    prepare: Callable[[nn.Module, Float[Tensor, "samples *shape"], Request], BatchCertifier]
-    columns: tuple[Column, ...] = ()
-    options: Mapping[str, Option] = field(default_factory=dict)
-    needs_teacher: bool = False
-    predicts: bool = False
-    check: Callable[[Request], None] = lambda _: None
-    preview: Callable[[Any, Samples, torch.device], Iterable[str]] = lambda *_: ()
+    kind: str
+    guarantee: ClassVar[Guarantee]
+    norms: ClassVar[tuple[Norm, ...]] = ALL_NORMS
+    claim: ClassVar[str]
+    paper: ClassVar[str]
+    cost: ClassVar[str]
+    columns: ClassVar[tuple[Column, ...]] = ()
+    about: ClassVar[About] = About.NETWORK
+    summary: ClassVar[Summary | None] = None
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """The settings as plain values, without the kind."""
+        return {name: value for name, value in self.model_dump(mode="json").items() if name != "kind"}
 
-def stored(status: Int[Tensor, " batch"], values: Mapping[str, Tensor]) -> Columns:
-    """Columns as arrays on the CPU, the status in its own type."""
-    return {
-        "status": status.cpu().numpy().astype("uint8"),
-        **{name: value.cpu().numpy() for name, value in values.items()},
-    }
+    def check(self, question: Question) -> None:
+        """Refuse a question that the settings do not fit, before anything is computed.
 
+        Raises:
+            InputError: in one line.
+        """
 
-def table_of(info: MethodInfo, request: Request) -> MethodTable:
-    """The group that a file has for a method with these settings."""
-    given = {name: value for name, value in request.options.items() if value is not None}
-    attributes = {
-        "guarantee": str(info.guarantee),
-        "claim": info.claim,
-        "paper": info.paper,
-        "eps": request.eps.value,
-        "eps_text": request.eps.text,
-        "norm": str(request.norm),
-        "seed": request.seed,
-        **given,
-    }
-    return MethodTable(info.name, info.columns, attributes)
+    def preview(self, certifier: "Certifier", samples: "Samples", device: "torch.device") -> Iterable[str]:
+        """Lines that a person should read before the run."""
+        return ()
+
+    @abstractmethod
+    def prepare(self, program: "Program", samples: "Float[Tensor, 'two *shape']", question: Question) -> "Certifier":
+        """Make the method ready for a network.
+
+        Args:
+            program: the network, in eval mode.
+            samples: two sample images in [0, 1], to try the method on.
+            question: the ball, the seed, and the teacher of a pair.
+
+        Raises:
+            Unsupported: it cannot handle the network; the message names the layer or what is missing.
+            Contradiction: a point of a ball breaks a bound.
+        """

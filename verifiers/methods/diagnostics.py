@@ -1,106 +1,43 @@
 """The method ``diagnostics``: compare the input gradients of student and teacher, and attack the student."""
 
-from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-import torch
-from jaxtyping import Float, Int
-from torch import Tensor, nn
+from verifiers.core.columns import Column
+from verifiers.core.question import Question
+from verifiers.core.settings import Count
+from verifiers.core.status import About, Guarantee
+from verifiers.methods.base import Method
 
-from verifiers.core.columns import Column, Columns
-from verifiers.core.errors import Unsupported
-from verifiers.core.quantities import Norm
-from verifiers.core.status import Guarantee, Status
-from verifiers.geometry.balls import keyed_start
-from verifiers.linearity.agreement import attack_agreement, gradient_agreement
-from verifiers.linearity.estimates import cross_entropy_of, signed_linearity
-from verifiers.methods.base import MethodInfo, Request, stored
+if TYPE_CHECKING:
+    from torch import Tensor
 
-
-@dataclass
-class _Certifier:
-    """Diagnoses rather than certifies: every row that is asked about is NOT_CERTIFIED."""
-
-    model: nn.Module
-    teacher: nn.Module
-    request: Request
-    classes: int
-    batch_size: int = 256
-
-    @property
-    def notes(self) -> dict[str, str]:
-        return {"classes": str(self.classes)}
-
-    def __call__(
-        self, x: Float[Tensor, "batch *shape"], predicted: Int[Tensor, " batch"], indices: Int[Tensor, " batch"]
-    ) -> Columns:
-        request, eps, norm = self.request, self.request.eps.value, self.request.norm
-        steps, restarts = int(request.options["steps"]), int(request.options["restarts"])
-        gradients = gradient_agreement(self.model, self.teacher, x, predicted, norm)
-        attacks = attack_agreement(
-            self.model,
-            self.teacher,
-            x,
-            predicted,
-            eps=eps,
-            norm=norm,
-            steps=steps,
-            restarts=restarts,
-            seed=request.seed,
-            indices=indices,
-        )
-        start = keyed_start(x, x.new_full(x.shape[:1], eps), norm, request.seed, indices.tolist(), restarts)
-        flags = {
-            "ce_attack": attacks.ce,
-            "margin_attack": attacks.margin,
-            "transfers": torch.where(attacks.fooled, attacks.transfers.to(torch.int8), -1),
-            "teacher_right": attacks.teacher_right,
-            "teacher_right_attacked": attacks.teacher_right_attacked,
-        }
-        values = {
-            "radius": torch.zeros_like(gradients.gap),
-            "margin": attacks.student_margin.double(),
-            "gradient_gap": gradients.gap,
-            "gradient_gap_dual": gradients.gap_dual,
-            "gradient_cosine": gradients.cosine,
-            "gradient_norm": gradients.norm,
-            "margin_gradient_gap": gradients.margin_gap,
-            **{name: flag.to(torch.int8) for name, flag in flags.items()},
-            "teacher_entropy": attacks.teacher_entropy.double(),
-            "ce_llm": signed_linearity(cross_entropy_of(self.model, predicted), x, eps, norm, start).double(),
-        }
-        return stored(torch.full_like(predicted, Status.NOT_CERTIFIED.value), values)
-
-
-def _prepare(model: nn.Module, samples: Tensor, request: Request) -> _Certifier:
-    """Hold both networks' outputs against each other.
-
-    Raises:
-        Unsupported: there is no teacher, or its classes differ.
-    """
-    if request.teacher is None:
-        raise Unsupported("diagnostics compare with a teacher: certify with --teacher")
-    with torch.no_grad():
-        logits, theirs = model(samples), request.teacher(samples)
-    if logits.shape != theirs.shape:
-        shapes = f"{tuple(logits.shape[1:])} and {tuple(theirs.shape[1:])}"
-        raise Unsupported(f"student and teacher differ in their logits: {shapes}")
-    return _Certifier(model, request.teacher, request, logits.shape[1])
+    from verifiers.graph.program import Program
+    from verifiers.runtime.certifier import Certifier
 
 
 def _flag(name: str, description: str) -> Column:
     return Column(name, "int8", "", f"1 when {description}, 0 when not, -1 when not asked")
 
 
-DIAGNOSTICS = MethodInfo(
-    name="diagnostics",
-    guarantee=Guarantee.ESTIMATE,
-    norms=(Norm.LINF, Norm.L2, Norm.L1),
-    claim="how alike student and teacher are in their input gradients, and what attacks on the student do to both",
-    paper="Shao et al., arXiv 2110.12072; gaps and cosines: arXiv 2312.03286; attacks: Madry et al., arXiv 1706.06083",
-    cost="4 x steps x restarts forward passes of the student, a few of the teacher",
-    prepare=_prepare,
-    needs_teacher=True,
-    columns=(
+class Diagnostics(Method):
+    """Estimates of how much of the teacher's local behaviour was distilled; none of them proves anything.
+
+    steps, restarts: of each attack.
+    """
+
+    kind: Literal["diagnostics"] = "diagnostics"
+    steps: Count = 30
+    restarts: Count = 4
+    guarantee: ClassVar[Guarantee] = Guarantee.ESTIMATE
+    about: ClassVar[About] = About.PAIR
+    claim: ClassVar[str] = (
+        "how alike student and teacher are in their input gradients, and what attacks on the student do to both"
+    )
+    paper: ClassVar[str] = (
+        "Shao et al., arXiv 2110.12072; gaps and cosines: arXiv 2312.03286; attacks: Madry et al., arXiv 1706.06083"
+    )
+    cost: ClassVar[str] = "4 x steps x restarts forward passes of the student, a few of the teacher"
+    columns: ClassVar[tuple[Column, ...]] = (
         Column(
             "gradient_gap", "float64", "nats per pixel", "l2 norm of the cross-entropy's gradient, student - teacher"
         ),
@@ -127,6 +64,9 @@ DIAGNOSTICS = MethodInfo(
         Column(
             "ce_llm", "float64", "nats", "found: local linearity of the student, signed, by 50 sign steps of 0.1; linf"
         ),
-    ),
-    options={"steps": 30, "restarts": 4},
-)
+    )
+
+    def prepare(self, program: "Program", samples: "Tensor", question: Question) -> "Certifier":
+        from verifiers.linearity.diagnostics_certifier import DiagnosticsCertifier
+
+        return DiagnosticsCertifier.prepare(program, samples, question, self)

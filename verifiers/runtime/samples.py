@@ -1,7 +1,8 @@
 """The samples of a certification, looked at before any certificate is tried."""
 
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -28,6 +29,23 @@ class Images(Protocol):
 
 
 @dataclass(frozen=True)
+class Data:
+    """Images with their true classes.
+
+    Attributes:
+        images: tensor ``(samples, *shape)`` in [0, 1], or anything that gives such a tensor for a tensor of rows.
+        labels: true classes.
+        indices: index of each sample in its data set split; 0, 1, ... when None.
+        about: facts that rows depend on, stored as attributes of the file; a file that differs in one is refused.
+    """
+
+    images: Images | Tensor
+    labels: Int[Tensor, " samples"]
+    indices: Int[Tensor, " samples"] | None = None
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Samples:
     """Checked samples with the network's predictions on them."""
 
@@ -38,6 +56,7 @@ class Samples:
     indices: Int[Tensor, " samples"]
     data_sha256: str
     classes: int
+    about: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def correct(self) -> Tensor:
@@ -49,10 +68,14 @@ class Samples:
         return self.images[torch.as_tensor(rows)].to(device).float().clamp(0.0, 1.0)
 
 
-def look_at(
-    model: nn.Module, images: Images | Tensor, labels: Tensor, indices: Tensor | None, reporter: Reporter
-) -> Samples:
-    """Range, shape and class checks, predictions and clean accuracy, and that the network is one fixed function."""
+def validate(network: nn.Module, data: Data | tuple[Tensor, Tensor], reporter: Reporter) -> Samples:
+    """Check ranges, shapes and classes, and that the network is one fixed function; predict every sample.
+
+    Raises:
+        InputError: the first check that fails, in one line.
+    """
+    given = data if isinstance(data, Data) else Data(*data)
+    model, images, labels, indices = network, given.images, given.labels, given.indices
     if len(images) != len(labels) or len(labels) == 0:
         raise InputError(f"need as many images as labels and at least one: got {len(images)} and {len(labels)}")
     order = torch.arange(len(labels)) if indices is None else indices.cpu().long()
@@ -77,7 +100,14 @@ def look_at(
             f"labels run from {int(labels.min())} to {int(labels.max())}, the network has {classes} classes"
         )
     samples = Samples(
-        images, labels, torch.cat(predictions), torch.cat(finite), order, fingerprint.hexdigest(), classes
+        images,
+        labels,
+        torch.cat(predictions),
+        torch.cat(finite),
+        order,
+        fingerprint.hexdigest(),
+        classes,
+        given.about,
     )
     accuracy = float(samples.correct.double().mean())
     reporter.clean(accuracy, len(labels))

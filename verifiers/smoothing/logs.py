@@ -23,7 +23,7 @@ from verifiers.results.writer import CertificateFile, MethodTable
 from verifiers.runtime.fingerprint import indices_sha256
 from verifiers.smoothing import table
 from verifiers.smoothing.log_file import Log, read_log
-from verifiers.smoothing.statistics import Law, Noise, Schedule, attainable, lower
+from verifiers.smoothing.statistics import Law, Noise, Schedule, attainable, lower, notes_of
 
 #: What (n, alpha) usually are; alpha also halved, as a two-sided interval has it.
 USUAL_N = (1_000, 10_000, 100_000, 1_000_000)
@@ -243,7 +243,7 @@ def _notes(log: Log, vote: Vote, columns: Columns) -> dict[str, str]:
     return {
         **({"doubt": doubt} if len(fewer) == 1 else {}),  # more of them fit by chance
         "generator": "unknown",
-        **table.notes_of(law, Schedule.single(n, vote.alpha)),
+        **notes_of(law, Schedule.single(n, vote.alpha)),
         "radii": f"exact ones of the smallest counts that print as logged: mean {columns['radius'].mean():.4f}, "
         f"of the printed ones {log.mean_radius:.4f}",
     }

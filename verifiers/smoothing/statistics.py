@@ -5,27 +5,16 @@ law turns the bound into a radius. All levels are one-sided error probabilities.
 """
 
 from dataclasses import dataclass
-from enum import StrEnum
 
 import numpy as np
 from jaxtyping import Float, Int
 from scipy.special import betaincinv, ndtri
 
+from verifiers.core.noise import Noise
 from verifiers.core.quantities import Norm
 
 #: What radii are shortened by: more than the error of the special functions, which is some units of 1e-15 in p.
 SLACK = 1e-12
-
-
-class Noise(StrEnum):
-    """The law of the noise, by its standard deviation sigma in each pixel."""
-
-    GAUSSIAN = "gaussian"
-    UNIFORM = "uniform"
-
-    def certifies(self, norm: Norm) -> bool:
-        """Gaussian noise gives l2 radii, and so l1 and (weak) linf ones; uniform noise gives l1 radii."""
-        return self is Noise.GAUSSIAN or norm is Norm.L1
 
 
 def lower(k: Int[np.ndarray, "*n"], n: int, level: float) -> Float[np.ndarray, "*n"]:
@@ -134,3 +123,13 @@ def attainable(law: Law, schedule: Schedule) -> float:
     """The largest radius there can be: every copy voted for one class at every look."""
     votes = np.array(schedule.counts)[:, None]
     return float(law.one_class(schedule.bounds(votes, votes * 0)[0])[0])
+
+
+def notes_of(law: Law, schedule: Schedule) -> dict[str, str]:
+    """Note at which levels the certificates hold, and what they are about."""
+    looks = zip(schedule.counts, schedule.levels, strict=True)
+    return {
+        "schedule": ", ".join(f"{level:.3g} at {n}" for n, level in looks),
+        "attainable": f"{attainable(law, schedule):.9g}",
+        "model": "the smoothed classifier, not the network by itself",
+    }

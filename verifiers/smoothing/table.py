@@ -1,10 +1,8 @@
 """What a file stores of randomized smoothing, whether the votes were counted here or read from a log."""
 
 from verifiers.core.columns import Column
-from verifiers.smoothing.statistics import Law, Schedule, attainable
+from verifiers.core.noise import LOOKS
 
-#: Looks that a file has room for; of one look alone the votes are repeated.
-LOOKS = 5
 CLAIM = "with confidence 1 - alpha the smoothed classifier's prediction is the same on the ball"
 PAPER = "Cohen et al., arXiv 1902.02918; Yang et al., arXiv 2002.08118 (uniform noise)"
 COLUMNS = (
@@ -19,13 +17,3 @@ COLUMNS = (
     Column("teacher_votes", "uint32", "", "the teacher's votes on the same copies, if there was one", ("class",)),
     Column("same_votes", "uint32", "", "copies to which both gave that class, if there was a teacher", ("class",)),
 )
-
-
-def notes_of(law: Law, schedule: Schedule) -> dict[str, str]:
-    """Note at which levels the certificates hold, and what they are about."""
-    looks = zip(schedule.counts, schedule.levels, strict=True)
-    return {
-        "schedule": ", ".join(f"{level:.3g} at {n}" for n, level in looks),
-        "attainable": f"{attainable(law, schedule):.9g}",
-        "model": "the smoothed classifier, not the network by itself",
-    }

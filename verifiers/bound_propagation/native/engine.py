@@ -14,9 +14,8 @@ from verifiers.bound_propagation.native.memory import KnownIntervals
 from verifiers.core.errors import Unsupported
 from verifiers.core.quantities import Norm
 from verifiers.geometry.balls import Balls
-from verifiers.graph.capture import capture
 from verifiers.graph.graph import Graph
-from verifiers.graph.program import Program
+from verifiers.graph.program import capture
 from verifiers.graph.rows import shape_size
 
 #: Values that the intervals of one batch may hold.
@@ -27,7 +26,7 @@ class Native:
     """A network bounded by certkd's own engine.
 
     Args:
-        network: in eval mode, from images in [0, 1] to logits; a module, or its program.
+        model: in eval mode, from images in [0, 1] to logits.
         x: two or more sample images.
         dtype: in which everything is computed.
         intersect: whether tightened intervals are intersected with the plain ones. Without it bounds are CROWN's as
@@ -43,20 +42,16 @@ class Native:
 
     def __init__(
         self,
-        network: nn.Module | Program,
+        model: nn.Module,
         x: Float[Tensor, "batch *shape"],
         *,
         dtype: torch.dtype = torch.float64,
         intersect: bool = True,
         graph: Graph | None = None,
     ) -> None:
-        program = Program.of(network)
+        self.model = copy.deepcopy(model).to(dtype).eval().requires_grad_(False)
         self.intersect, self.dtype = intersect, dtype
-        if dtype == torch.float64:
-            self.model, self.graph = program.exact, graph or program.graph(x)
-        else:
-            self.model = copy.deepcopy(program.module).to(dtype).eval().requires_grad_(False)
-            self.graph = graph or capture(self.model, x[:1], dtype)
+        self.graph = graph or capture(self.model, x[:1], dtype)
         self._reaches: dict[Norm, dict[int, Tensor]] = {}
         check_forward(self.model, self.graph, x[:2].to(dtype), "the native engine")
         entries = sum(shape_size(node.shape) for node in self.graph.nodes)

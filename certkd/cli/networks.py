@@ -1,0 +1,36 @@
+"""Networks as commands name them."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from certkd.cli.options import numbers
+
+if TYPE_CHECKING:
+    from certkd.config.settings import DataConfig
+    from certkd.data.sources import DataSet
+    from certkd.networks.checkpoint import Checkpoint
+
+    Load = Callable[[DataConfig], DataSet]
+
+
+def network(name: str, options: dict[str, Any], load: "Load") -> "Checkpoint":
+    """The network of a name; beside one of the other kind, options for that kind alone are not meant for it.
+
+    Raises:
+        InputError: as ``resolve.load``.
+    """
+    from certkd.config.settings import DataConfig
+    from certkd.networks import resolve as networks
+
+    data, onnx = options["data"], name.endswith(".onnx")
+    wanted = DataConfig(name=data, root=options["data_root"], download=options["download"]) if data else None
+    mixed = len(options["kinds"]) > 1
+    normalised = not mixed or onnx or options["arch"] is not None
+    return networks.load(
+        name,
+        architecture=None if mixed and onnx else options["arch"],
+        data=None if wanted is None else load(wanted),
+        mean=numbers(options["mean"], "--mean") if normalised else (),
+        std=numbers(options["std"], "--std") if normalised else (),
+        layout=None if mixed and not onnx else options["layout"],
+    )

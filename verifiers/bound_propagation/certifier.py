@@ -1,0 +1,130 @@
+"""The certifier of the bound-propagation methods: lower bounds of margins, and the largest radius that they prove."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from verifiers.bound_propagation.engine import ITERATIONS, Engine, Memory, Planes
+from verifiers.bound_propagation.engines import build
+from verifiers.bound_propagation.radius import Evaluation, RadiusSearch, Search
+from verifiers.bound_propagation.rounding import ARITHMETIC
+from verifiers.bound_propagation.second_opinion import SecondOpinion
+from verifiers.core.columns import Columns
+from verifiers.core.question import Question
+from verifiers.core.status import Status
+from verifiers.geometry.balls import Balls
+from verifiers.geometry.margins import margin_specification
+from verifiers.graph.program import Program
+from verifiers.runtime.certifier import Answer, Batch, as_columns
+from verifiers.runtime.oom import MEMORY_ERRORS, out_of_memory
+
+
+class MarginSettings(Protocol):
+    """The settings of a bound-propagation method; see ``verifiers.methods.crown``."""
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def tolerance(self) -> float: ...
+    @property
+    def time_limit(self) -> float: ...
+    @property
+    def engine(self) -> str: ...
+    @property
+    def cross_check(self) -> int: ...
+
+
+@dataclass
+class MarginCertifier:
+    """A bound-propagation method prepared for one network."""
+
+    engine: Engine
+    settings: MarginSettings
+    question: Question
+    passed_over: str
+    opinion: SecondOpinion | None
+
+    @classmethod
+    def prepare(
+        cls, program: Program, samples: Float[Tensor, "two *shape"], question: Question, settings: MarginSettings
+    ) -> "MarginCertifier":
+        """Build the graph and try to break it on the samples, at eps and at a larger radius.
+
+        Raises:
+            Unsupported: no engine takes the network, with the layer that each refuses.
+            Contradiction: a point of the ball breaks a bound.
+        """
+        engine, reasons = build(
+            program.module, samples, settings.engine, question.eps.value, norm=question.norm, method=settings.kind
+        )
+        given = (program, samples, engine, question, settings.kind, settings.cross_check)
+        opinion = SecondOpinion.prepare(*given) if settings.cross_check else None
+        return cls(engine, settings, question, "; ".join(reasons), opinion)
+
+    @property
+    def batch_size(self) -> int:
+        """Samples that suit the engine."""
+        return self.engine.batch_size
+
+    @property
+    def notes(self) -> dict[str, str]:
+        """The engine, its arithmetic, and the second opinion."""
+        notes = {"engine": self.engine.name, "arithmetic": ARITHMETIC}
+        if self.passed_over:
+            notes["passed_over"] = self.passed_over
+        return notes if self.opinion is None else {**notes, "cross_check": self.opinion.note}
+
+    def __call__(self, batch: Batch) -> Iterator[Answer]:
+        """Search the largest radius of every sample."""
+        if self.opinion is not None:
+            self.opinion(batch)
+        found = self._search(batch)
+        yield Answer(batch.rows, radius_columns(found, self.question.eps.value))
+
+    def _search(self, batch: Batch) -> Search:
+        """The method's own search; alpha-CROWN starts from the radius that CROWN proves at a fraction of the cost."""
+        searching, started = RadiusSearch.of(self.settings, self.question, batch), time.perf_counter()
+        search = partial(searching, margin=batch.margin)
+        if self.settings.kind != "alpha-crown":
+            return search(self._bound(self.settings.kind, batch))
+        first = search(self._bound("crown", batch))
+        spent, begun = time.perf_counter() - started, first._replace(finished=torch.zeros_like(first.finished))
+        if spent > searching.seconds:
+            return begun
+        try:
+            return search(self._bound(self.settings.kind, batch), known=first.radius, spent=spent)
+        except MEMORY_ERRORS as error:
+            if out_of_memory(error) and len(batch) == 1 and bool(first.radius > 0):
+                return begun
+            raise
+
+    def _bound(self, method: str, batch: Batch) -> Callable[[Tensor, Tensor], Evaluation]:
+        rows = margin_specification(batch.predicted, batch.classes, torch.float64)
+        iterations, memory = getattr(self.settings, "iterations", ITERATIONS), Memory(len(batch))
+
+        def bound(chosen: Tensor, eps: Tensor) -> Evaluation:
+            balls = Balls(batch.x[chosen], eps, self.question.norm)
+            planes = self.engine.ask(balls, rows[chosen], method, iterations=iterations, memory=memory.of(chosen))
+            return _evaluation(planes, batch.allowance[chosen], eps)
+
+        return bound
+
+
+def _evaluation(planes: Planes, allowance: Float[Tensor, " batch"], eps: Float[Tensor, " batch"]) -> Evaluation:
+    """The margin's bound less the allowance, and the radius at which the lowest plane meets the allowance."""
+    radius = ((planes.value - allowance[:, None]) / planes.steepness).amin(1)
+    return Evaluation(planes.bound.amin(1) - allowance, torch.minimum(radius, eps))
+
+
+def radius_columns(found: Search, eps: float) -> Columns:
+    """Status, radius and margin; the stored radius is rounded down, but eps was proved as it stands and says so."""
+    radius = torch.where(found.margin > 0, found.radius.clamp_min(eps), found.radius)
+    nothing = torch.where(found.finished, Status.NOT_CERTIFIED.value, Status.TIMEOUT.value)
+    status = torch.where(radius > 0, Status.CERTIFIED.value, nothing)
+    return as_columns(status, {"radius": radius, "margin": found.margin})

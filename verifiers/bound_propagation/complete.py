@@ -1,0 +1,221 @@
+"""Complete verification: one answer at eps for every sample, by a cascade that each sample leaves when it is decided.
+
+Attack, IBP and CROWN take whole batches; what they leave open is decided one sample at a time, by alpha-CROWN and by
+branch and bound over the intervals that alpha-CROWN found. On networks of affine layers and ReLUs in linf balls, branch
+and bound terminates; elsewhere it may run out of neurons to split.
+"""
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from verifiers.bound_propagation.checks import withstand
+from verifiers.bound_propagation.engine import Engine
+from verifiers.bound_propagation.engines import build
+from verifiers.bound_propagation.native import alpha
+from verifiers.bound_propagation.native.branch_and_bound import Search
+from verifiers.bound_propagation.native.engine import Native
+from verifiers.bound_propagation.rounding import ARITHMETIC
+from verifiers.core.columns import Columns
+from verifiers.core.quantities import Epsilon
+from verifiers.core.question import Question
+from verifiers.core.status import Status
+from verifiers.geometry.attack import Attack
+from verifiers.geometry.balls import Balls, norms
+from verifiers.geometry.margins import margin_specification, margins
+from verifiers.graph.program import Program
+from verifiers.results.summaries.complete import Stage
+from verifiers.runtime.certifier import Answer, Batch
+
+SCREENS = (Stage.IBP, Stage.CROWN)
+#: alpha-CROWN takes no new step after this share of the time, so that large networks leave some to branch and bound.
+ALPHA_SHARE = 0.25
+
+
+class CompleteSettings(Protocol):
+    """The settings of the method; see ``verifiers.methods.complete``."""
+
+    @property
+    def time_limit(self) -> float: ...
+    @property
+    def iterations(self) -> int: ...
+    @property
+    def steps(self) -> int: ...
+    @property
+    def restarts(self) -> int: ...
+    @property
+    def engine(self) -> str: ...
+
+
+@dataclass
+class _Answers:
+    """Columns of one batch while they are found; rows are PENDING until they are decided."""
+
+    columns: Columns
+    seconds: Float[np.ndarray, "batch stages"]
+
+    @classmethod
+    def blank(cls, x: Float[Tensor, "batch *shape"]) -> "_Answers":
+        rows = len(x)
+        return cls(
+            {
+                "status": np.full(rows, Status.PENDING.value, "uint8"),
+                "radius": np.zeros(rows),
+                "margin": np.full(rows, np.nan),
+                "stage": np.zeros(rows, "uint8"),
+                "domains": np.zeros(rows, "int64"),
+                "distance": np.full(rows, np.nan),
+                "counterexample": np.full(x.shape, np.nan, "float32"),
+            },
+            np.zeros((rows, len(Stage))),
+        )
+
+    @property
+    def decided(self) -> Int[np.ndarray, " rows"]:
+        """Positions of the rows that have an answer."""
+        return np.flatnonzero(self.columns["status"] != Status.PENDING)
+
+    def of(self, rows: Int[np.ndarray, " rows"]) -> Answer:
+        """All columns of some rows."""
+        each = {stage.column: self.seconds[:, stage - 1] for stage in Stage}
+        columns = {**self.columns, **each, "seconds": self.seconds.sum(1)}
+        return Answer(rows, {name: values[rows] for name, values in columns.items()})
+
+    def spend(self, rows: Int[Tensor, " some"], stage: Stage, started: float) -> None:
+        """The time since then, shared by rows."""
+        self.seconds[rows.cpu().numpy(), stage - 1] = (time.perf_counter() - started) / len(rows)
+
+    def decide(self, row: int, stage: Stage, status: Status, eps: float, margin: float) -> None:
+        """Give a row its answer."""
+        self.columns["status"][row], self.columns["stage"][row] = status, stage
+        self.columns["margin"][row] = margin
+        self.columns["radius"][row] = eps if status is Status.CERTIFIED else 0.0
+
+
+@dataclass
+class Complete:
+    """Complete verification prepared for one network."""
+
+    program: Program
+    screen: Engine
+    native: Native
+    settings: CompleteSettings
+    question: Question
+    batch_size: int = 32
+
+    @classmethod
+    def prepare(
+        cls, program: Program, samples: Float[Tensor, "two *shape"], question: Question, settings: CompleteSettings
+    ) -> "Complete":
+        """Build the graphs and try to break them on the samples.
+
+        Raises:
+            Unsupported: the native engine does not take the network.
+            Contradiction: a point of the ball breaks a bound.
+        """
+        name = "native" if settings.engine == "auto" else settings.engine
+        eps, norm = question.eps.value, question.norm
+        screen, _ = build(program.module, samples, name, eps, norm=norm, method="crown")
+        native = screen if isinstance(screen, Native) else Native(program.module, samples)
+        if native is not screen:
+            withstand(native, samples, eps, norm=norm, method="crown")
+        return cls(program, screen, native, settings, question)
+
+    @property
+    def notes(self) -> Mapping[str, str]:
+        """The engine of the cheap bounds, and the arithmetic."""
+        return {"engine": self.screen.name, "arithmetic": ARITHMETIC}
+
+    def at(self, eps: Epsilon) -> "Complete":
+        """The same, about another radius."""
+        return replace(self, question=replace(self.question, eps=eps))
+
+    def __call__(self, batch: Batch) -> Iterator[Answer]:
+        """First what the cheap stages decide, then one sample after another."""
+        answers = _Answers.blank(batch.x)
+        left = self._screened(answers, batch)
+        if len(answers.decided):
+            yield answers.of(answers.decided)
+        for row in left.tolist():
+            self._finish(answers, row, batch)
+            yield answers.of(np.array([row]))
+
+    def _screened(self, answers: _Answers, batch: Batch) -> Int[Tensor, " open"]:
+        """Attack, IBP and CROWN for the whole batch; the rows that they leave open."""
+        left = torch.arange(len(batch), device=batch.x.device)
+        started = time.perf_counter()
+        found = self._attack()(self.program.module, batch.x, batch.predicted, batch.indices.tolist())
+        answers.spend(left, Stage.ATTACK, started)
+        for row in found.broken.nonzero().flatten().tolist():
+            answers.decide(row, Stage.ATTACK, Status.FALSIFIED, 0.0, float(found.margin[row]))
+        broken = found.broken.cpu().numpy()
+        answers.columns["distance"][broken] = found.distance.cpu().numpy()[broken]
+        answers.columns["counterexample"][broken] = found.point.float().cpu().numpy()[broken]
+        left = left[~found.broken]
+        for stage in SCREENS:
+            if not len(left):
+                break
+            started = time.perf_counter()
+            least = self._margins(batch.take(left), stage)
+            answers.spend(left, stage, started)
+            for row in (least > 0).nonzero().flatten().tolist():
+                answers.decide(int(left[row]), stage, Status.CERTIFIED, self.question.eps.value, float(least[row]))
+            answers.columns["margin"][left.cpu().numpy()] = least.cpu().numpy()
+            left = left[~(least > 0)]
+        return left
+
+    def _attack(self) -> Attack:
+        question, settings = self.question, self.settings
+        return Attack(question.eps.value, question.norm, question.seed, settings.steps, settings.restarts)
+
+    def _margins(self, batch: Batch, stage: Stage) -> Float[Tensor, " batch"]:
+        """Least margin over the ball that a method proves, less the allowance."""
+        balls = Balls.around(batch.x, self.question.eps.value, self.question.norm)
+        rows = margin_specification(batch.predicted, batch.classes, torch.float64)
+        return self.screen.ask(balls, rows, stage.title).bound.amin(1) - batch.allowance
+
+    def _finish(self, answers: _Answers, row: int, batch: Batch) -> None:
+        """alpha-CROWN, then branch and bound, within what is left of the sample's time."""
+        one, eps, started = batch.take(torch.tensor([row])), self.question.eps.value, time.monotonic()
+        left = self.settings.time_limit - float(answers.seconds[row].sum())
+        specification, goal = margin_specification(one.predicted, one.classes, torch.float64), float(one.allowance)
+        bounds = self.native.bounds(Balls.around(one.x.double(), eps, self.question.norm))
+        proved = alpha.optimized(bounds, specification, self.settings.iterations, started + ALPHA_SHARE * left).bound[0]
+        answers.seconds[row, Stage.ALPHA_CROWN - 1] = time.monotonic() - started
+        least = float(proved.amin()) - goal
+        if least > 0:
+            answers.decide(row, Stage.ALPHA_CROWN, Status.CERTIFIED, eps, least)
+            return
+        begun = time.monotonic()
+        end = Search(
+            bounds, specification, proved, goal, deadline=started + left, broken=lambda z: self._broken(z, one)
+        ).run()
+        answers.seconds[row, Stage.BRANCH_AND_BOUND - 1] = time.monotonic() - begun
+        answers.columns["domains"][row] = end.domains
+        if end.point is not None:
+            self._keep(answers, row, one, end.point.float())
+            return
+        ends = {Status.CERTIFIED: end.finished, Status.OUT_OF_MEMORY: end.full, Status.TIMEOUT: end.late}
+        status = next((status for status, true in ends.items() if true), Status.NOT_CERTIFIED)
+        answers.decide(row, Stage.BRANCH_AND_BOUND, status, eps, end.bound - goal)
+
+    def _keep(self, answers: _Answers, row: int, one: Batch, point: Tensor) -> None:
+        """A counterexample that branch and bound found."""
+        with torch.no_grad():
+            margin = float(margins(self.program.module(point), one.predicted))
+        answers.decide(row, Stage.BRANCH_AND_BOUND, Status.FALSIFIED, 0.0, margin)
+        answers.columns["distance"][row] = float(norms(point.double() - one.x.double(), self.question.norm))
+        answers.columns["counterexample"][row] = point[0].cpu().numpy()
+
+    def _broken(self, points: Tensor, one: Batch) -> Tensor:
+        """Images inside the ball, as float32 stores them, that the network gives another class."""
+        rounded = points.float()
+        inside = norms(rounded.double() - one.x.double(), self.question.norm) <= self.question.eps.value
+        with torch.no_grad():
+            return (margins(self.program.module(rounded), one.predicted.expand(len(points))) < 0) & inside

@@ -1,0 +1,77 @@
+"""The certifier of ``joint``: the largest radius at which student and teacher provably predict one class."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from verifiers.bound_propagation.certifier import radius_columns
+from verifiers.bound_propagation.engine import Memory
+from verifiers.bound_propagation.joint import JointEngine
+from verifiers.bound_propagation.radius import Evaluation, RadiusSearch, SearchSettings
+from verifiers.core.question import Question
+from verifiers.geometry.balls import Balls
+from verifiers.geometry.margins import margins
+from verifiers.graph.program import Program
+from verifiers.runtime.certifier import Answer, Batch
+
+
+@dataclass
+class JointCertifier:
+    """The method prepared for a pair of networks."""
+
+    engine: JointEngine
+    settings: SearchSettings
+    question: Question
+
+    @classmethod
+    def prepare(
+        cls, program: Program, samples: Float[Tensor, "two *shape"], question: Question, settings: SearchSettings
+    ) -> "JointCertifier":
+        """Build both graphs and try to break them on the samples.
+
+        Raises:
+            Unsupported: there is no teacher, or a network cannot be captured.
+            Contradiction: a point of the ball breaks a bound.
+        """
+        return cls(JointEngine.prepare(program, samples, question), settings, question)
+
+    @property
+    def batch_size(self) -> int:
+        """Samples that suit the engine."""
+        return self.engine.batch_size
+
+    @property
+    def notes(self) -> dict[str, str]:
+        """The engine and its graphs."""
+        graphs = "joint and differential" if self.engine.copies else "joint"
+        return {"engine": self.engine.name, "graphs": graphs}
+
+    def __call__(self, batch: Batch) -> Iterator[Answer]:
+        """Bound both margins and their difference at eps, then search the largest radius."""
+        question, memory = self.question, Memory(len(batch))
+        balls = Balls.around(batch.x, question.eps.value, question.norm)
+        logits, allowance = self.engine.allowed(batch.x, question.eps.value)
+        at_eps = self.engine.pair_bounds(balls, batch.predicted, allowance, memory=memory)
+
+        def bound(rows: Tensor, radius: Tensor) -> Evaluation:
+            if torch.equal(radius, balls.eps[rows]):
+                return Evaluation(at_eps.agreement[rows], at_eps.radius[rows])
+            chosen = Balls(batch.x[rows], radius, question.norm)
+            found = self.engine.pair_bounds(chosen, batch.predicted[rows], allowance[rows], memory=memory.of(rows))
+            return Evaluation(found.agreement, found.radius)
+
+        search = RadiusSearch.of(self.settings, question, batch)
+        columns = {
+            **radius_columns(search(bound, self._margin(logits, batch.predicted)), question.eps.value),
+            "margin": at_eps.agreement.cpu().numpy(),
+            "gap": at_eps.gap.cpu().numpy(),
+            "deficit": at_eps.deficit.cpu().numpy(),
+        }
+        yield Answer(batch.rows, columns)
+
+    def _margin(self, logits: Tensor, predicted: Tensor) -> Float[Tensor, " batch"]:
+        """The smaller margin of the two networks at the images."""
+        return torch.minimum(*(margins(part, predicted) for part in logits.double().chunk(2, 1)))

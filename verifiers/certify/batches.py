@@ -1,0 +1,231 @@
+"""Run one method over all samples: batches, statuses, time, memory, progress and writing, once for every method."""
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from verifiers.bound_propagation import careful_allowance
+from verifiers.core.columns import Columns
+from verifiers.core.errors import Contradiction, Unsupported, one_line
+from verifiers.core.question import Question
+from verifiers.core.reporter import Reporter
+from verifiers.core.status import About, Guarantee, Status
+from verifiers.geometry.margins import margins
+from verifiers.graph.program import Program
+from verifiers.methods.base import Method
+from verifiers.results.writer import CertificateFile
+from verifiers.runtime.certifier import Answer, Batch, Certifier, Clean
+from verifiers.runtime.oom import MEMORY_ERRORS, out_of_memory
+from verifiers.runtime.samples import CLEAN_BATCH, Samples, first_images
+
+Rows = Int[np.ndarray, " rows"]
+
+
+@dataclass
+class Refusal:
+    """A certifier that gives every row the same failure, with its reason."""
+
+    status: Status
+    reason: str
+    batch_size: int = CLEAN_BATCH
+    notes: Mapping[str, str] = field(default_factory=dict)
+
+    def __call__(self, batch: Batch) -> Iterator[Answer]:
+        yield Answer(batch.rows, _same(self.status, len(batch)))
+
+
+def _same(status: Status, rows: int) -> Columns:
+    return {
+        "status": np.full(rows, status.value, "uint8"),
+        "radius": np.zeros(rows),
+        "margin": np.full(rows, np.nan),
+    }
+
+
+class Asked:
+    """The samples of a run as certifiers see them; margins and allowances are computed once, for all methods."""
+
+    def __init__(self, program: Program, samples: Samples, eps: float) -> None:
+        self._program, self._samples, self._eps = program, samples, eps
+        self._margin, self._allowance = (np.full(len(samples.labels), np.nan) for _ in range(2))
+
+    def batch(self, rows: Rows) -> Batch:
+        """The samples of some rows."""
+        samples, device = self._samples, self._program.device
+        x = samples.batch(rows, device)
+        predicted = samples.predicted[rows].to(device)
+
+        def clean() -> Clean:
+            return self._clean(rows, x, predicted)
+
+        return Batch(x, predicted, samples.indices[rows], samples.classes, clean)
+
+    def _clean(self, rows: Rows, x: Tensor, predicted: Tensor) -> Clean:
+        new = np.isnan(self._allowance[rows])
+        if new.any():
+            chosen = torch.as_tensor(new, device=x.device)
+            with torch.no_grad():
+                logits = self._program.module(x[chosen])
+            allowance = careful_allowance(self._program.module, self._program.exact, x[chosen], logits, self._eps)
+            self._margin[rows[new]] = margins(logits, predicted[chosen]).double().cpu().numpy()
+            self._allowance[rows[new]] = allowance.cpu().numpy()
+        return Clean(*(torch.as_tensor(values[rows], device=x.device) for values in (self._margin, self._allowance)))
+
+
+@dataclass
+class Run:
+    """One method on one network and its samples, written to one file."""
+
+    method: Method
+    program: Program
+    question: Question
+    samples: Samples
+    asked: Asked
+    file: CertificateFile
+    reporter: Reporter
+
+    @property
+    def kind(self) -> str:
+        """The method's name."""
+        return self.method.kind
+
+    @property
+    def smoothed(self) -> bool:
+        """Whether the method predicts by itself, for every sample."""
+        return self.method.about is About.SMOOTHED
+
+    def finish(self, batch_size: int | None) -> None:
+        """Answer all rows that have no answer yet."""
+        pending, total = self.file.pending(self.kind), len(self.samples.labels)
+        self.reporter.start(self.kind, total, total - len(pending))
+        if len(pending):
+            certifier = self._prepared()
+            self._run_batches(certifier, pending, batch_size or certifier.batch_size)
+            self._note(certifier)
+            if "cross_check" in certifier.notes:
+                self.reporter.inform(f"{self.kind}: {certifier.notes['cross_check']}")
+        self.reporter.finish(self.kind)
+
+    def _prepared(self) -> Certifier:
+        """The method made ready, or what gives every row its failure when it cannot be."""
+        if self.question.norm not in self.method.norms:
+            reason = f"{self.kind} does not handle the norm {self.question.norm}"
+            return self._refused(Status.UNSUPPORTED, reason)
+        try:
+            first = first_images(self.samples, self.program.module)
+            certifier = self.method.prepare(self.program, first, self.question)
+            self.file.note(self.kind, "reason", None)  # of an earlier run that could not
+            self._note(certifier)
+            for line in self.method.preview(certifier, self.samples, self.program.device):
+                self.reporter.inform(f"{self.kind}: {line}")
+            return certifier
+        except Unsupported as error:
+            return self._refused(Status.UNSUPPORTED, str(error))
+        except Contradiction as error:
+            return self._refused(Status.ERROR, str(error))
+        except MEMORY_ERRORS as error:
+            if not out_of_memory(error):
+                raise
+            said = one_line(error, None) if isinstance(error, MemoryError) else ""
+            return self._refused(Status.OUT_OF_MEMORY, said or "not even one sample fits into memory")
+
+    def _note(self, certifier: Certifier) -> None:
+        for name, value in certifier.notes.items():
+            self.file.note(self.kind, name, value)
+
+    def _refused(self, status: Status, reason: str) -> Refusal:
+        self.file.note(self.kind, "reason", reason)
+        self.reporter.warn(f"{self.kind}: {status.name}: {reason}")
+        return Refusal(status, reason)
+
+    def _run_batches(self, certifier: Certifier, pending: Rows, size: int) -> None:
+        """Batch after batch; one that does not fit into memory is halved, a single row that does not is recorded."""
+        while len(pending):
+            rows = pending[:size]
+            try:
+                self._answer(certifier, rows)
+            except MEMORY_ERRORS as error:
+                if not out_of_memory(error):
+                    raise
+                if self.program.device.type == "cuda":
+                    torch.cuda.empty_cache()
+                left = np.intersect1d(rows, self.file.pending(self.kind))
+                if len(left) > 1:
+                    size = max(1, len(left) // 2)
+                elif len(left):
+                    self._write(left, _same(Status.OUT_OF_MEMORY, 1), np.zeros(1))
+            except (Unsupported, Contradiction) as error:
+                status = Status.UNSUPPORTED if isinstance(error, Unsupported) else Status.ERROR
+                certifier = self._refused(status, str(error))
+            else:
+                if np.isin(rows, self.file.pending(self.kind)).any():
+                    raise RuntimeError(f"the certifier of {self.kind} gave some of {len(rows)} rows no answer")
+            pending = self.file.pending(self.kind)
+
+    def _answer(self, certifier: Certifier, rows: Rows) -> None:
+        """Settle misclassified rows and rows without finite logits, then ask the certifier about all others."""
+        asked = np.ones(len(rows), bool) if self.smoothed else self.samples.correct[rows].numpy()
+        started = time.perf_counter()
+        settled = rows[~asked]
+        if len(settled):
+            columns = _same(Status.MISCLASSIFIED, len(settled))
+            columns["status"][~self.samples.finite[settled].numpy()] = Status.ERROR
+            self._write(settled, columns, np.zeros(len(settled)))
+        if not asked.any():
+            return
+        for answer in certifier(self.asked.batch(rows[asked])):
+            own = answer.columns.get("seconds")
+            share = np.full(len(answer.rows), (time.perf_counter() - started) / len(answer.rows))
+            self._write(rows[asked][answer.rows], answer.columns, share if own is None else np.nan_to_num(own))
+            started = time.perf_counter()
+
+    def _write(self, rows: Rows, columns: Columns, seconds: np.ndarray) -> None:
+        """Add the common columns, hold the rules, and write whole rows."""
+        columns = self._completed(rows, {**columns, "seconds": seconds})
+        self._check_against_attack(rows, columns)
+        self.file.write(self.kind, rows, columns)
+        self.reporter.advance(len(rows))
+
+    def _completed(self, rows: Rows, columns: Columns) -> Columns:
+        """The common columns, and the rules: no radius without a proof, none that is not a finite number."""
+        samples, status, radius = self.samples, columns["status"].copy(), columns["radius"]
+        claims = status == Status.CERTIFIED
+        status[~np.isfinite(radius)] = Status.ERROR
+        status[claims & ((radius <= 0) | (self.method.guarantee is Guarantee.ESTIMATE))] = Status.ERROR
+        label, correct = samples.labels[rows].numpy(), samples.correct[rows].numpy()
+        predicted = columns.get("predicted", samples.predicted[rows].numpy())
+        more: Columns = {}
+        if self.smoothed:
+            correct = predicted == label
+            status[(status == Status.CERTIFIED) & ~correct] = Status.MISCLASSIFIED
+            more["base"] = samples.predicted[rows].numpy()
+        return {
+            **columns,
+            **more,
+            "status": status,
+            "radius": np.where(status == Status.CERTIFIED, radius, 0.0),
+            "index": samples.indices[rows].numpy(),
+            "label": label,
+            "predicted": predicted,
+            "correct": correct.astype("uint8"),
+        }
+
+    def _check_against_attack(self, rows: Rows, columns: Columns) -> None:
+        """A stored counterexample inside a radius is a contradiction: the row is an ERROR, never a certificate."""
+        contradicted = np.zeros(len(rows), bool)
+        if self.method.guarantee is Guarantee.DETERMINISTIC:
+            distance = self.file.attack_distance(rows)
+            contradicted = (columns["radius"] > 0) & (columns["radius"] >= distance)  # nan compares false
+        if contradicted.any():
+            columns["status"][contradicted] = Status.ERROR
+            columns["radius"][contradicted] = 0.0
+            self._refused(
+                Status.ERROR, f"{int(contradicted.sum())} rows claim a radius that a stored counterexample lies inside"
+            )
+        reached = columns["correct"].astype(bool) & (columns["radius"] >= self.question.eps.value)
+        columns["certified"] = reached.astype("uint8")

@@ -1,0 +1,124 @@
+"""The settings of a certification, as the command line, YAML and Python give them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import SerializeAsAny, model_validator
+
+from verifiers.core.errors import InputError
+from verifiers.core.quantities import Epsilon, Norm
+from verifiers.core.settings import Count, EpsilonText, Seed, Strict
+from verifiers.core.status import About, Guarantee
+from verifiers.methods.base import Method
+from verifiers.methods.registry import find, parse, settings_of
+
+DEFAULT_METHODS = ("pgd", "ibp", "crown")
+
+
+class CertifyConfig(Strict):
+    """What to certify: the ball, the methods with their settings, the seed.
+
+    ``methods`` takes names, methods (``Crown(tolerance=0.01)``) and mappings (``{kind: crown, tolerance: 0.01}``).
+    ``options`` are settings for every method that has them; one that no method has is refused.
+
+    Attributes:
+        eps: the radius at which certified accuracy is reported, pixel units, like "8/255".
+        norm: norm of the ball.
+        methods: each at most once; attacks run first, whatever the order.
+        seed: keys all randomness together with the sample index.
+        batch_size: samples at a time; each method's own when None. Halved when memory runs out.
+
+    Example:
+        >>> config = CertifyConfig(eps="2/255", methods=("pgd", "crown"), options={"steps": 50})
+        >>> [method.kind for method in config.methods]
+        ['pgd', 'crown']
+    """
+
+    eps: EpsilonText
+    norm: Norm = Norm.LINF
+    methods: tuple[SerializeAsAny[Method], ...]
+    seed: Seed = 0
+    batch_size: Count | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_settings(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping):
+            return given
+        values = dict(given)
+        options, named = values.pop("options", None) or {}, values.get("methods", DEFAULT_METHODS)
+        if not isinstance(options, Mapping):
+            raise InputError(f"options must be settings by name, like steps: 50, got {options!r}")
+        if isinstance(named, str | Mapping | Method):
+            named = (named,)
+        values["methods"] = with_options(named, options)
+        return values
+
+    @model_validator(mode="after")
+    def _each_once(self) -> "CertifyConfig":
+        kinds = [method.kind for method in self.methods]
+        if not kinds:
+            raise ValueError("no method was named; 'certkd methods' lists them")
+        if len(set(kinds)) < len(kinds):
+            raise ValueError(f"each method once, got {', '.join(kinds)}")
+        return self
+
+    @property
+    def ball(self) -> Epsilon:
+        """The radius, exact and as a float."""
+        return Epsilon.parse(self.eps)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The methods' names, in their order."""
+        return tuple(method.kind for method in self.methods)
+
+    @property
+    def in_order(self) -> tuple[Method, ...]:
+        """The methods as they run: attacks first, because proofs are checked against their counterexamples."""
+        return tuple(sorted(self.methods, key=lambda method: method.guarantee is not Guarantee.ESTIMATE))
+
+    @property
+    def pairs(self) -> tuple[Method, ...]:
+        """The methods about a network and its teacher."""
+        return tuple(method for method in self.methods if method.about is About.PAIR)
+
+    def alone(self) -> "CertifyConfig | None":
+        """The same without the methods about a pair; None where there is no other."""
+        methods = tuple(method for method in self.methods if method.about is not About.PAIR)
+        return self.model_copy(update={"methods": methods}) if methods else None
+
+    def at(self, eps: Epsilon) -> "CertifyConfig":
+        """The same at another radius."""
+        return self.model_copy(update={"eps": eps.text})
+
+
+def with_options(named: Sequence[str | Mapping[str, Any] | Method], options: Mapping[str, Any]) -> tuple[Method, ...]:
+    """Methods from names, mappings or methods, each with those of the options that it has.
+
+    Raises:
+        InputError: an unknown method, a setting that none of them has, a setting of the wrong kind.
+    """
+    kinds = [_kind(entry) for entry in named]
+    known = {name for kind in kinds for name in settings_of(find(kind))}
+    stray = next((name for name in options if name not in known), None)
+    if stray is not None:
+        raise InputError(f"none of the methods {', '.join(kinds)} has a setting {stray!r}")
+    methods = []
+    for kind, entry in zip(kinds, named, strict=True):
+        own = {name: value for name, value in options.items() if name in settings_of(find(kind))}
+        if isinstance(entry, Method):
+            methods.append(parse(kind, {**entry.options, **own}) if own else entry)
+        else:
+            given = {} if isinstance(entry, str) else {k: v for k, v in entry.items() if k != "kind"}
+            methods.append(parse(kind, {**own, **given}))
+    return tuple(methods)
+
+
+def _kind(entry: Any) -> str:
+    kind = entry if isinstance(entry, str) else entry.kind if isinstance(entry, Method) else None
+    if kind is None and isinstance(entry, Mapping):
+        kind = entry.get("kind")
+    if not isinstance(kind, str):
+        raise InputError(f"a method is a name like crown, or settings with a kind, got {entry!r}")
+    return kind.strip()

@@ -1,0 +1,70 @@
+"""What the rows of a file depend on, and what may differ between two runs."""
+
+import platform
+import sys
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import torch
+
+from verifiers.bound_propagation import auto_lirpa_version
+from verifiers.certify.config import CertifyConfig
+from verifiers.core.errors import InputError
+from verifiers.core.status import About
+from verifiers.graph.program import Program
+from verifiers.results.writer import CertificateFile
+from verifiers.runtime.fingerprint import indices_sha256, structure_sha256, weights_sha256
+from verifiers.runtime.samples import Samples
+
+
+def identity_of(program: Program, teacher: Program | None, samples: Samples, config: CertifyConfig) -> dict[str, Any]:
+    """Everything the rows depend on; a file is resumed only when every entry matches."""
+    return {
+        "model_sha256": weights_sha256(program.module),
+        "structure_sha256": structure_sha256(program.module),
+        "architecture": type(program.module).__name__,
+        "data_sha256": samples.data_sha256,
+        "indices_sha256": indices_sha256(samples.indices.numpy()),
+        "samples": len(samples.labels),
+        "norm": str(config.norm),
+        "eps_text": config.eps,
+        "seed": config.seed,
+        "joint_teacher_sha256": "" if teacher is None else weights_sha256(teacher.module),
+        "joint_teacher_structure_sha256": "" if teacher is None else structure_sha256(teacher.module),
+        "settings": {method.kind: method.options for method in config.in_order},
+        **samples.about,
+    }
+
+
+def facts_of(program: Program) -> dict[str, Any]:
+    """What may differ between two runs of the same certification."""
+    from verifiers import __version__
+
+    weights = next(iter(program.module.parameters()), None)
+    return {
+        "certkd_version": __version__,
+        "torch_version": str(torch.__version__),
+        "numpy_version": np.__version__,
+        "auto_lirpa_version": auto_lirpa_version() or "not installed",
+        "python_version": platform.python_version(),
+        "device": str(program.device),
+        "dtype": "" if weights is None else str(weights.dtype).removeprefix("torch."),
+        "tf32": False,
+        "deterministic_algorithms": True,
+        "command": " ".join(sys.argv),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def check_predictions(config: CertifyConfig, samples: Samples, file: CertificateFile) -> None:
+    """Finished rows must be this network's: weights and layers alone do not identify a function.
+
+    Raises:
+        InputError: the file holds another prediction.
+    """
+    for method in config.methods:
+        column = "base" if method.about is About.SMOOTHED else "predicted"
+        stored, finished = file.predicted(method.kind, column)
+        if not np.array_equal(stored[finished], samples.predicted.numpy()[finished]):
+            raise InputError(f"{file.path} holds rows of a network that predicts otherwise: choose another output file")

@@ -1,0 +1,19 @@
+"""Noise of randomized smoothing, by name."""
+
+from enum import StrEnum
+
+from verifiers.core.quantities import Norm
+
+#: Looks at the votes of a sample that a file has room for; of one look alone the votes are repeated.
+LOOKS = 5
+
+
+class Noise(StrEnum):
+    """The law of the noise, by its standard deviation sigma in each pixel."""
+
+    GAUSSIAN = "gaussian"
+    UNIFORM = "uniform"
+
+    def certifies(self, norm: Norm) -> bool:
+        """Gaussian noise gives l2 radii, and so l1 and (weak) linf ones; uniform noise gives l1 radii."""
+        return self is Noise.GAUSSIAN or norm is Norm.L1

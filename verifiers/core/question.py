@@ -1,0 +1,26 @@
+"""The question that a run asks about every sample."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from verifiers.core.quantities import Epsilon, Norm
+
+if TYPE_CHECKING:
+    from verifiers.graph.program import Program
+
+
+@dataclass(frozen=True)
+class Question:
+    """The ball around each sample, and what else a method must know.
+
+    Attributes:
+        eps: the radius at which certified accuracy is reported.
+        norm: norm of the ball.
+        seed: run seed; it keys all randomness together with the sample index.
+        teacher: the network that methods about a pair compare with.
+    """
+
+    eps: Epsilon
+    norm: Norm = Norm.LINF
+    seed: int = 0
+    teacher: "Program | None" = None

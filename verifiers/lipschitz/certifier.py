@@ -1,0 +1,138 @@
+"""The method ``lipschitz``: how steep each margin can be, everywhere and on a ball, and the radius that follows."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from verifiers.core.errors import Contradiction, Unsupported
+from verifiers.core.quantities import Norm
+from verifiers.core.question import Question
+from verifiers.core.status import Status
+from verifiers.geometry.balls import random_start, whole_box
+from verifiers.geometry.margins import margin_specification
+from verifiers.graph.program import Program
+from verifiers.lipschitz.global_bounds import GlobalBounds, global_bounds
+from verifiers.lipschitz.jacobians import Linearised
+from verifiers.lipschitz.layers import Network
+from verifiers.lipschitz.local_bounds import integrate, local_constants, slope_ranges
+from verifiers.runtime.certifier import Answer, Batch, as_columns
+
+#: A radius below this many pixels is a bound without use.
+USELESS = 1e-6
+#: Values that the paths between the layers of one batch may hold.
+BATCH = 2**25
+
+
+class LipschitzSettings(Protocol):
+    """The settings of the method; see ``verifiers.methods.lipschitz``."""
+
+    @property
+    def shells(self) -> int: ...
+    @property
+    def constants(self) -> str: ...
+
+
+@dataclass
+class LipschitzCertifier:
+    """The method prepared for one network."""
+
+    network: Network
+    known: GlobalBounds | None
+    settings: LipschitzSettings
+    question: Question
+    notes: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def prepare(
+        cls, program: Program, samples: Float[Tensor, "two *shape"], question: Question, settings: LipschitzSettings
+    ) -> "LipschitzCertifier":
+        """Write the layers out, bound the network everywhere, and try to break both at the samples.
+
+        Raises:
+            Unsupported: no bound takes the network; the layer is named.
+            Contradiction: a gradient exceeds a bound.
+        """
+        network = Network.prepare(program.module, samples)
+        notes = {"local": f"no bounds on balls: {network.reason}"} if network.reason else {}
+        known = None
+        if question.norm is Norm.L2:
+            known = global_bounds(network.native.graph, network.layers, tight=settings.constants == "tight")
+            notes["global"] = ", ".join(f"{name} {float(k.max()):.6g}" for name, k in known.values.items())
+            if known.reasons:
+                notes["left_out"] = "; ".join(f"{name}: {reason}" for name, reason in known.reasons.items())
+        if network.layers is None and (known is None or not known.values):
+            raise Unsupported(notes.get("left_out") or notes["local"])
+        certifier = cls(network, known, settings, question, notes)
+        certifier.attack_constants(samples)
+        return certifier
+
+    @property
+    def batch_size(self) -> int:
+        if self.network.layers is None:
+            return self.network.native.batch_size
+        entries = sum(w.numel() for layer in self.network.layers.layers for w in layer.weights.values())
+        return max(1, min(self.network.native.batch_size, BATCH // max(1, 4 * entries)))
+
+    def __call__(self, batch: Batch) -> Iterator[Answer]:
+        """Integrate the constants of concentric balls until a margin may be zero."""
+        eps, x = self.question.eps.value, batch.x
+        rows = margin_specification(batch.predicted, batch.classes, torch.float64)
+        linear = Linearised.at(self.network.native.model, x.double(), rows)
+        margins = linear.values - batch.allowance[:, None]
+        anywhere = self._anywhere(batch.predicted, rows)
+
+        def constants(chosen: Tensor, radius: Tensor) -> Tensor:
+            return self._constants(x[chosen].double(), radius, rows[chosen], anywhere[chosen])
+
+        with torch.no_grad():
+            found = integrate(
+                constants, margins, eps, whole_box(self.question.norm, x[0].numel()), self.settings.shells
+            )
+        radius = found.radius * (1 - 1e-12)
+        radius = torch.where(found.margin > 0, radius.clamp_min(eps), radius)  # eps was proved as it stands
+        useful = (found.radius >= USELESS) & torch.isfinite(found.radius)
+        spent = (margins.amin(1) > 0) & ~useful
+        status = torch.where(useful, Status.CERTIFIED.value, Status.NOT_CERTIFIED.value)
+        values = {
+            "radius": torch.where(useful, radius, 0.0),
+            "margin": found.margin,
+            "constant": found.constants.amax(1),
+            "global_constant": anywhere.amax(1),
+            "gradient": linear.steepness(self.question.norm).amax(1),
+        }
+        yield Answer(batch.rows, as_columns(torch.where(spent, Status.VACUOUS.value, status), values))
+
+    def _anywhere(self, predicted: Tensor, rows: Tensor) -> Float[Tensor, "batch rows"]:
+        """The global constants of each row's pair of classes."""
+        if self.known is None or self.question.norm is not Norm.L2:
+            return torch.full(rows.shape[:2], float("inf"), dtype=torch.float64, device=rows.device)
+        others = (rows == -1).double().argmax(2)
+        return self.known.best.to(rows.device)[predicted[:, None], others]
+
+    def _constants(self, x: Tensor, radius: Tensor, rows: Tensor, anywhere: Tensor) -> Tensor:
+        if self.network.layers is None:
+            return anywhere
+        ranges = slope_ranges(self.network.native, self.network.layers, x, radius, self.question.norm)
+        return torch.minimum(local_constants(ranges, rows, self.question.norm), anywhere)
+
+    def attack_constants(self, samples: Tensor) -> None:
+        """Gradients at points of the ball stay below the constants.
+
+        Raises:
+            Contradiction: with both numbers.
+        """
+        x, generator = samples.double(), torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            predicted = self.network.native.model(x).argmax(1)
+        rows = margin_specification(predicted, self.network.native.graph.classes, torch.float64)
+        eps = torch.full((len(x),), self.question.eps.value, dtype=torch.float64, device=x.device)
+        bound = self._constants(x, eps, rows, self._anywhere(predicted, rows))
+        for _ in range(8):
+            point = (x + random_start(x, eps, self.question.norm, generator)).clamp(0.0, 1.0)
+            steep = Linearised.at(self.network.native.model, point, rows).steepness(self.question.norm)
+            if bool((steep > bound * (1 + 1e-9) + 1e-12).any()):
+                raise Contradiction(f"a gradient of dual norm {float((steep - bound).max()):.3g} above its bound")

@@ -1,0 +1,119 @@
+"""What a method is prepared into: a certifier that answers batches of samples."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from verifiers.core.columns import Columns
+
+
+class Clean(NamedTuple):
+    """What the network does at the images themselves, one value per sample, logits.
+
+    Attributes:
+        margin: smallest margin of the predicted class.
+        allowance: what the lower bound of a margin must exceed to hold for the network in float32.
+    """
+
+    margin: Float[Tensor, " batch"]
+    allowance: Float[Tensor, " batch"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples that a certifier answers together.
+
+    Attributes:
+        x: images in [0, 1], on the network's device.
+        predicted: the classes that the network gives them.
+        indices: their indices in the data set split, on the CPU.
+        classes: number of classes.
+        clean: gives margins and allowances; computed once in a run, when a method first needs them.
+    """
+
+    x: Float[Tensor, "batch *shape"]
+    predicted: Int[Tensor, " batch"]
+    indices: Int[Tensor, " batch"]
+    classes: int
+    clean: Callable[[], Clean]
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    @property
+    def margin(self) -> Float[Tensor, " batch"]:
+        """Smallest margins at the images."""
+        return self.clean().margin
+
+    @property
+    def allowance(self) -> Float[Tensor, " batch"]:
+        """What margins must exceed."""
+        return self.clean().allowance
+
+    @property
+    def rows(self) -> Int[np.ndarray, " batch"]:
+        """The positions of all samples."""
+        return np.arange(len(self.x))
+
+    def take(self, rows: Int[Tensor, " some"]) -> "Batch":
+        """Some of the samples."""
+        here = rows.to(self.x.device)
+
+        def clean() -> Clean:
+            return Clean(self.margin[here], self.allowance[here])
+
+        return Batch(self.x[here], self.predicted[here], self.indices[rows.cpu()], self.classes, clean)
+
+
+class Answer(NamedTuple):
+    """The answer for part of a batch.
+
+    Attributes:
+        rows: positions in the batch, ascending.
+        columns: at least ``status``, ``radius`` and ``margin``, one value per position. Without ``seconds``, rows share
+            the time since the last answer.
+    """
+
+    rows: Int[np.ndarray, " rows"]
+    columns: Columns
+
+
+@runtime_checkable
+class Certifier(Protocol):
+    """A method prepared for one network.
+
+    Called with a batch, it yields answers until every sample has one; each is written as it comes. ``batch_size`` is
+    the number of samples that suits it, ``notes`` are stored with its rows.
+    """
+
+    @property
+    def batch_size(self) -> int: ...
+
+    @property
+    def notes(self) -> Mapping[str, str]: ...
+
+    def __call__(self, batch: Batch) -> Iterator[Answer]: ...
+
+
+@dataclass
+class Answering:
+    """A certifier made of one function that answers a whole batch."""
+
+    answer: Callable[[Batch], Columns]
+    batch_size: int
+    notes: Mapping[str, str] = field(default_factory=dict)
+
+    def __call__(self, batch: Batch) -> Iterator[Answer]:
+        yield Answer(batch.rows, self.answer(batch))
+
+
+def as_columns(status: Int[Tensor, " batch"], values: Mapping[str, Tensor]) -> Columns:
+    """Columns as arrays on the CPU, the status in its own type."""
+    return {
+        "status": status.cpu().numpy().astype("uint8"),
+        **{name: value.cpu().numpy() for name, value in values.items()},
+    }
