@@ -16,7 +16,7 @@ from certkd.networks.builders import ModelSpec, build
 from certkd.objectives import Adversarial, Kd, Kdiga, Objective, Standard
 from certkd.reporter import TrainingReporter
 from certkd.training.loop import evaluate, train
-from verifiers.certify.certify import certify
+from tests.certifying import certify
 
 EPS = "0.1"
 CERTIFIED_IMAGES = 120

@@ -11,9 +11,9 @@ from torch import nn
 from certkd.comparison.compare import Requirement, compare
 from certkd.comparison.verdict import MISCLASSIFIED, REASONS, Verdict
 from certkd.report import tables
+from tests.certifying import certify
 from tests.cli import certkd
 from tests.paths import REFERENCE
-from verifiers.certify.certify import certify
 from verifiers.core.status import Status
 from verifiers.results.reader import read
 from verifiers.results.rows import Certificates

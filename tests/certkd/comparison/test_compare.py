@@ -22,7 +22,7 @@ from certkd.comparison.compare import (
     radii,
     summary,
 )
-from verifiers.certify.certify import certify
+from tests.certifying import certify
 from verifiers.core.errors import InputError
 from verifiers.core.quantities import Epsilon, Norm
 from verifiers.core.statistics import mcnemar, wilson

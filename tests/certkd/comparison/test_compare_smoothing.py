@@ -14,9 +14,9 @@ from torch import nn
 
 from certkd.comparison.compare import Comparison, compare, radii, summary
 from certkd.report import tables
+from tests.certifying import certify
 from tests.cli import certkd
 from tests.paths import GOLDEN
-from verifiers.certify.certify import certify
 from verifiers.core.errors import InputError
 from verifiers.core.quantities import Epsilon, Norm
 from verifiers.core.statistics import mcnemar

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from tests import oracles
+from tests.certifying import certify
 from tests.verifiers.bound_propagation.test_guard import ALLOWED, broken_by, custom
 from tests.zoo import BY_NAME, ZOO, Kind, images, mlp
 from verifiers.bound_propagation.auto_lirpa import adapter, compat
 from verifiers.bound_propagation.auto_lirpa.adapter import AutoLirpa
 from verifiers.bound_propagation.checks import check_sandwich
 from verifiers.bound_propagation.native.engine import Native
-from verifiers.certify.certify import certify
 from verifiers.core.errors import Unsupported
 from verifiers.core.quantities import Norm
 from verifiers.core.status import Status

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.certifying import certify
 from tests.verifiers.bound_propagation.native.test_joint import exports_once  # noqa: F401
 from tests.zoo import BY_NAME, Kind, mlp
 from verifiers.bound_propagation.auto_lirpa.adapter import AutoLirpa
@@ -16,7 +17,6 @@ from verifiers.bound_propagation.cross_check import CrossCheck
 from verifiers.bound_propagation.engine import Planes
 from verifiers.bound_propagation.engines import ENGINES, build
 from verifiers.bound_propagation.native.engine import Native
-from verifiers.certify.certify import certify
 from verifiers.core.errors import Contradiction, Unsupported
 from verifiers.core.quantities import Norm
 from verifiers.core.status import Status

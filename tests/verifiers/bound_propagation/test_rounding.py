@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.certifying import certify
 from verifiers.bound_propagation.auto_lirpa import compat
-from verifiers.certify.certify import certify
 from verifiers.core.errors import InputError
 from verifiers.core.status import Status
 

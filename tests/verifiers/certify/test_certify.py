@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.certifying import certify
 from tests.verifiers.results.test_store import equal_but_seconds
 from verifiers.bound_propagation.auto_lirpa import compat
-from verifiers.certify.certify import certify
 from verifiers.core.columns import Columns
 from verifiers.core.errors import Contradiction, InputError, Unsupported
 from verifiers.core.quantities import Norm

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.certifying import certify
 from tests.verifiers.results.test_store import (
     PIXELS,
     assert_images,
@@ -25,7 +26,6 @@ from tests.verifiers.results.test_store import (
     write_all,
     write_pending,
 )
-from verifiers.certify.certify import certify
 from verifiers.core.status import Status
 from verifiers.results import reader
 from verifiers.results.rows import Certificates

@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.certifying import certify
 from tests.verifiers.methods.test_complete import network_of
 from tests.zoo import images, planted
 from verifiers.certify import verify as module
-from verifiers.certify.certify import certify
 from verifiers.certify.verify import LOGIT_ROUNDING, Finding, contradictions, recheck
 from verifiers.core.errors import Contradiction, InputError, Unsupported
 from verifiers.core.quantities import Norm

@@ -9,8 +9,8 @@ from scipy.stats import norm as normal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tests.certifying import certify
 from tests.zoo import mlp
-from verifiers.certify.certify import certify
 from verifiers.core.quantities import Norm
 from verifiers.core.status import Guarantee, Status
 from verifiers.geometry.ascent import ascend

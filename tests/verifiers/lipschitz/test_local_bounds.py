@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.certifying import certify
 from tests.zoo import BY_NAME, mlp, planted
 from verifiers.bound_propagation.native.engine import Native
-from verifiers.certify.certify import certify
 from verifiers.core.errors import Unsupported
 from verifiers.core.quantities import Norm
 from verifiers.core.status import Status

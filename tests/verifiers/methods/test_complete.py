@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from tests import oracles
+from tests.certifying import certify
 from tests.zoo import ZOO, Kind, images, mlp, planted
 from verifiers.bound_propagation.native import branch_and_bound
 from verifiers.bound_propagation.native.branch_and_bound import Search
 from verifiers.bound_propagation.native.domains import by_node
 from verifiers.bound_propagation.native.engine import Native
 from verifiers.bound_propagation.native.leaf import lowest
-from verifiers.certify.certify import certify
 from verifiers.core.errors import Contradiction
 from verifiers.core.quantities import Epsilon, Norm
 from verifiers.core.reporter import Reporter

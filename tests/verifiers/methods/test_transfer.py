@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tests.certifying import certify
 from tests.zoo import mlp
-from verifiers.certify.certify import certify
 from verifiers.core.quantities import Norm
 from verifiers.core.status import Status
 from verifiers.geometry.balls import norms

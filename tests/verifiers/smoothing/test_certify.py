@@ -10,7 +10,7 @@ import torch
 from scipy.stats import binomtest, norm
 from torch import Tensor, nn
 
-from verifiers.certify.certify import certify
+from tests.certifying import certify
 from verifiers.core.errors import InputError
 from verifiers.core.quantities import Epsilon, Norm
 from verifiers.core.reporter import Reporter

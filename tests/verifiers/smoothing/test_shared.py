@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from verifiers.certify.certify import certify
+from tests.certifying import certify
 from verifiers.smoothing.shared import of_counts, shared_votes
 
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.certifying import certify
 from tests.zoo import BY_NAME, mlp, planted
 from verifiers.bound_propagation.joint import JointEngine, Pair, PairBounds
 from verifiers.bound_propagation.native.engine import Native
-from verifiers.certify.certify import certify
 from verifiers.core.errors import InputError, Unsupported
 from verifiers.core.quantities import Norm
 from verifiers.core.status import Status

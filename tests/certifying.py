@@ -1,0 +1,74 @@
+"""Certify in one call, with settings as keywords."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from verifiers.certify.batches import Asked
+from verifiers.certify.certify import certify as certify_network
+from verifiers.certify.config import DEFAULT_METHODS, CertifyConfig
+from verifiers.core.quantities import Epsilon, Norm
+from verifiers.core.question import Question
+from verifiers.graph.program import Program
+from verifiers.methods.base import Method
+from verifiers.methods.registry import find, settings_of
+from verifiers.results.rows import Certificates
+from verifiers.runtime.certifier import Certifier
+from verifiers.runtime.samples import Data, Samples
+
+#: Arguments of ``certify`` that are no settings.
+_OTHERS = ("teacher", "out", "reporter")
+
+
+def certify(
+    model: nn.Module,
+    images: Any,
+    labels: Tensor,
+    *,
+    eps: Any,
+    norm: Any = "linf",
+    methods: Sequence[str | Method] = DEFAULT_METHODS,
+    options: Mapping[str, Any] | None = None,
+    indices: Tensor | None = None,
+    about: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    batch_size: int | None = None,
+    **more: Any,
+) -> Certificates:
+    """``certify`` without a second opinion, unless ``cross_check`` is given; other settings stand in ``options``."""
+    others = {name: more.pop(name) for name in _OTHERS if name in more}
+    settings = {**(options or {}), **more}
+    if any("cross_check" in settings_of(find(m if isinstance(m, str) else m.kind)) for m in methods):
+        settings.setdefault("cross_check", 0)
+    eps = eps.text if isinstance(eps, Epsilon) else eps
+    values = {"eps": eps, "norm": norm, "methods": tuple(methods), "options": settings, "seed": seed}
+    config = CertifyConfig.parse({**values, "batch_size": batch_size})
+    return certify_network(model, Data(images, labels, indices, about or {}), config, **others)
+
+
+def prepared(
+    method: Method, model: nn.Module, x: Tensor, *, eps: Any = 0.01, norm: Norm = Norm.LINF, seed: int = 0
+) -> Certifier:
+    """A method made ready, tried on the first two images."""
+    return method.prepare(Program(model), x[:2], Question(Epsilon.parse(eps), norm, seed))
+
+
+def answers(
+    certifier: Certifier, model: nn.Module, x: Tensor, predicted: Tensor | None = None, *, eps: Any = 0.01
+) -> dict[str, np.ndarray]:
+    """The columns of one batch; the network's own predictions where none are given."""
+    if predicted is None:
+        with torch.no_grad():
+            predicted = model(x).argmax(1)
+    finite, order = torch.ones(len(x), dtype=torch.bool), torch.arange(len(x))
+    with torch.no_grad():
+        classes = model(x[:1]).shape[1]
+    samples = Samples(x, predicted, predicted, finite, order, "", classes)
+    asked = Asked(Program(model), samples, Epsilon.parse(eps).value)
+    parts = list(certifier(asked.batch(np.arange(len(x)))))
+    rows = np.concatenate([part.rows for part in parts])
+    order_of_rows = np.argsort(rows)
+    return {name: np.concatenate([part.columns[name] for part in parts])[order_of_rows] for name in parts[0].columns}
