@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.marks import thin
 from tests.verifiers.bound_propagation.native.test_joint import exports_once  # noqa: F401
 from tests.verifiers.graph.nets import CASES, Fn
 from tests.zoo import BY_NAME, Kind, mlp
@@ -259,7 +260,7 @@ COPIES: list[tuple[str, Change]] = [
 ]
 
 
-@pytest.mark.parametrize("name, change", COPIES, ids=[f"{name} {change.__name__}" for name, change in COPIES])
+@pytest.mark.parametrize("name, change", thin(COPIES), ids=[f"{name} {change.__name__}" for name, change in COPIES])
 def test_the_graph_of_a_copy_is_both_networks_and_sound(name: str, change: Change) -> None:
     kind = KINDS[name]
     teacher = kind.network(1)
@@ -287,7 +288,7 @@ SINGLE = [
 ]
 
 
-@pytest.mark.parametrize("name, entry", SINGLE, ids=[" ".join(case) for case in SINGLE])
+@pytest.mark.parametrize("name, entry", thin(SINGLE), ids=[" ".join(case) for case in SINGLE])
 def test_copies_that_differ_in_one_tensor(name: str, entry: str) -> None:
     kind = KINDS[name]
     teacher = kind.network(1)
@@ -318,7 +319,7 @@ IDENTICAL = [
 ]
 
 
-@pytest.mark.parametrize("name", IDENTICAL)
+@pytest.mark.parametrize("name", thin(IDENTICAL))
 def test_identical_copies_differ_by_zero_on_every_ball(name: str) -> None:
     kind = KINDS[name]
     network, x = kind.network(1), kind.images(2)
@@ -380,7 +381,7 @@ def normal() -> nn.Module:
     return Fn(lambda x: x * 4.0 - 2.0)
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("name", thin(SETTINGS))
 def test_copies_with_other_settings_are_both_networks(name: str) -> None:
     """Operators without weights may differ in their settings; the graph must see it on inputs that do not differ."""
     kind = KINDS["cnn"]

@@ -444,6 +444,7 @@ def test_a_moved_offset_is_noticed():
             assert violation(case, low, high, moved)[0] > 5e-7, f"{case.activation}: a moved line passes"
 
 
+@pytest.mark.slow
 def test_softplus_jumps_by_its_own_size_in_float64() -> None:
     """A steep layer after the jump: a lower line that is too high by 1e-5 of 700 is a false certificate."""
     network = nn.Sequential(
