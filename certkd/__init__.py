@@ -75,7 +75,7 @@ __all__ = [
     "train",
 ]
 
-#: Where the names live; every other name of ``__all__`` is an objective.
+#: Where the names live; every other name is an objective's.
 _MODULES = {
     "InputError": "verifiers.core.errors",
     "OptimizerConfig": "certkd.config.settings",
@@ -102,10 +102,13 @@ _check_verifiers()
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
+    if name not in __all__ and not name[:1].isupper():
         raise AttributeError(f"module 'certkd' has no attribute {name!r}")
     module, _, attribute = _MODULES.get(name, "certkd.objectives").partition(":")
-    return getattr(import_module(module), attribute or name)
+    try:
+        return getattr(import_module(module), attribute or name)
+    except AttributeError:
+        raise AttributeError(f"module 'certkd' has no attribute {name!r}") from None
 
 
 def __dir__() -> list[str]:

@@ -26,7 +26,7 @@ from verifiers.graph.relaxations.sigmoidal import (
 NEAR = 1e-6
 
 
-class _Curved:
+class Curved:
     """A function that is convex or concave on every interval of its domain (``sign`` = 1 or -1).
 
     Sound: a convex f lies above its tangent at any point of the interval, and f less a line is greatest at an end;
@@ -97,7 +97,7 @@ class _Curved:
         return inside & (size < torch.finfo(low.dtype).max ** self.headroom)
 
 
-class Exp(_Curved):
+class Exp(Curved):
     """exp(x). The default tangent stays within 1 of the low end, so that the lower line is positive there."""
 
     def __call__(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -110,7 +110,7 @@ class Exp(_Curved):
         return middle.minimum(low + 0.99) if place is None else middle
 
 
-class Square(_Curved):
+class Square(Curved):
     """x^2."""
 
     turning = (0.0,)
@@ -125,7 +125,7 @@ class Square(_Curved):
         return low + high
 
 
-class Log(_Curved):
+class Log(Curved):
     """log(x) for x > 0, concave."""
 
     headroom = 0.45
@@ -146,7 +146,7 @@ class Log(_Curved):
         return Span.of(self, low, high, low).chord
 
 
-class Sqrt(_Curved):
+class Sqrt(Curved):
     """sqrt(x) for x >= 0, concave. Tangents are kept off 0, where they would be vertical; the chord may end there."""
 
     headroom = 0.3
@@ -176,7 +176,7 @@ class Sqrt(_Curved):
         return self.domain(low, high) & (high > 1 / limit) & (high < limit)
 
 
-class Rsqrt(_Curved):
+class Rsqrt(Curved):
     """1 / sqrt(x) for x > 0, convex."""
 
     headroom = 0.3
@@ -195,7 +195,7 @@ class Rsqrt(_Curved):
         return -1 / (left + right) / left / right
 
 
-class Reciprocal(_Curved):
+class Reciprocal(Curved):
     """1 / x on intervals without 0: convex on the positive side, concave on the negative one."""
 
     headroom = 0.3
@@ -217,7 +217,7 @@ class Reciprocal(_Curved):
 
 
 @dataclass(frozen=True)
-class _SmoothSoftplus(_Curved):
+class _SmoothSoftplus(Curved):
     """log(1 + exp(beta x)) / beta."""
 
     beta: float
@@ -286,7 +286,7 @@ class Softplus:
 
 
 @dataclass(frozen=True)
-class Elu(_Curved):
+class Elu(Curved):
     """scale (x if x > 0 else alpha (exp(input_scale x) - 1)): ELU, SELU and CELU, for positive scales, alpha >= 0.
 
     Sound where the left slope at 0, alpha input_scale, is at most 1: f is convex. Else f is convex up to 0, with a
