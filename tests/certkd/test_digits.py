@@ -18,6 +18,8 @@ from certkd.reporter import TrainingReporter
 from certkd.training.loop import evaluate, train
 from tests.certifying import certify
 
+pytestmark = pytest.mark.slow
+
 EPS = "0.1"
 CERTIFIED_IMAGES = 120
 CPU = torch.device("cpu")

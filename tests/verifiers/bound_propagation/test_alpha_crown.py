@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from tests import oracles
 from tests.certifying import certify
+from tests.marks import thin
 from tests.verifiers.bound_propagation.test_guard import ALLOWED, broken_by, custom
 from tests.zoo import BY_NAME, ZOO, Kind, images, mlp
 from verifiers.bound_propagation.auto_lirpa import adapter, compat
@@ -69,21 +70,21 @@ def same_eps(value: float, count: int) -> Tensor:
 
 
 @every_norm
-@pytest.mark.parametrize("kind", OPTIMIZABLE, ids=lambda kind: kind.name)
+@pytest.mark.parametrize("kind", thin(OPTIMIZABLE), ids=lambda kind: kind.name)
 def test_no_attack_breaks_a_bound_with_an_eps_per_sample(kind: Kind, norm: Norm) -> None:
     engine, x = engine_of(kind.name), kind.images(2, seed=1).double()
     for method in ("crown-ibp", "alpha-crown"):
         check_sandwich(engine.model, engine, Balls(x, spread(norm, 2, 3.0), norm), method, points=16)
 
 
-@pytest.mark.parametrize("kind", OPTIMIZABLE, ids=lambda kind: kind.name)
+@pytest.mark.parametrize("kind", thin(OPTIMIZABLE), ids=lambda kind: kind.name)
 def test_random_points_and_corners_of_large_balls_break_no_bound(kind: Kind) -> None:
     for norm, eps in ((Norm.LINF, 0.2), (Norm.LINF, 1.0), (Norm.L2, 0.6), (Norm.L1, 1.5)):
         excess = broken_by(engine_of(kind.name), kind.images(2), eps, norm, "alpha-crown")
         assert excess <= 1e-9, f"{kind.name}: the bound in {norm} at {eps} is broken by {excess:.3g}"
 
 
-@pytest.mark.parametrize("name", ALLOWED)
+@pytest.mark.parametrize("name", thin(ALLOWED))
 @pytest.mark.filterwarnings("ignore")
 def test_allowed_functions_stand_up_to_attack_or_are_refused(name: str) -> None:
     network, _ = custom(ALLOWED[name])
@@ -120,7 +121,7 @@ def test_bounds_stay_below_the_exact_minimum(sizes: tuple[int, ...], norm: Norm)
 
 
 @every_norm
-@pytest.mark.parametrize("kind", OPTIMIZABLE, ids=lambda kind: kind.name)
+@pytest.mark.parametrize("kind", thin(OPTIMIZABLE), ids=lambda kind: kind.name)
 def test_methods_are_ordered_and_tend_to_the_margins(kind: Kind, norm: Norm) -> None:
     engine, x = engine_of(kind.name), kind.images(2)
     rows = margin_rows(kind.network(), x)
@@ -141,7 +142,7 @@ def test_methods_are_ordered_and_tend_to_the_margins(kind: Kind, norm: Norm) -> 
 
 
 @every_norm
-@pytest.mark.parametrize("name", ["mlp", "cnn", "residual", "max pool", "tanh"])
+@pytest.mark.parametrize("name", thin(["mlp", "cnn", "residual", "max pool", "tanh"]))
 def test_optimised_slopes_are_better_than_crown(name: str, norm: Norm) -> None:
     kind = BY_NAME[name]
     engine, x = engine_of(name), kind.images(4)
@@ -218,7 +219,7 @@ def test_eps_per_sample_where_the_batch_is_the_image_side(name: str, norm: Norm,
         assert difference < limit, f"sample {i}: {method} {norm} changes by {difference:.3g} in a batch of 8"
 
 
-@pytest.mark.parametrize("name", ["deep mlp", "cnn", "global average", "average pool", "tanh"])
+@pytest.mark.parametrize("name", thin(["deep mlp", "cnn", "global average", "average pool", "tanh"]))
 def test_a_sample_does_not_notice_other_samples_or_earlier_calls(name: str) -> None:
     kind, engine = BY_NAME[name], engine_of(name)
     x = kind.images(4)
@@ -232,7 +233,7 @@ def test_a_sample_does_not_notice_other_samples_or_earlier_calls(name: str) -> N
         torch.testing.assert_close(alone, together[2:3], rtol=0, atol=1e-8, msg=f"{norm}: neighbours matter")
 
 
-@pytest.mark.parametrize("name", ["residual", "sigmoid", "max pool"])
+@pytest.mark.parametrize("name", thin(["residual", "sigmoid", "max pool"]))
 def test_other_methods_do_not_notice_alpha_crown(name: str, capfd: pytest.CaptureFixture[str]) -> None:
     kind = BY_NAME[name]
     x, engine = kind.images(3), AutoLirpa(kind.network(), kind.images(2))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.certifying import certify
+from tests.marks import thin
 from tests.verifiers.bound_propagation.native.test_joint import exports_once  # noqa: F401
 from tests.zoo import BY_NAME, Kind, mlp
 from verifiers.bound_propagation.auto_lirpa.adapter import AutoLirpa
@@ -39,7 +40,7 @@ def checked(kind: Kind, engine: str, norm: Norm, method: str, count: int = 2) ->
     return check
 
 
-@pytest.mark.parametrize("name, engine", [(name, ENGINE_NAMES[i % 2]) for i, name in enumerate(BY_NAME)])
+@pytest.mark.parametrize("name, engine", thin((name, ENGINE_NAMES[i % 2]) for i, name in enumerate(BY_NAME)))
 def test_honest_engines_agree(name: str, engine: str) -> None:
     check = checked(BY_NAME[name], engine, Norm.LINF, "crown", count=1)
     assert {check.engine.name, check.other.name} == set(ENGINE_NAMES), "an engine is checked against itself"

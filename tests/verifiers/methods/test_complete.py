@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tests import oracles
 from tests.certifying import certify
+from tests.marks import only
 from tests.zoo import ZOO, Kind, images, mlp, planted
 from verifiers.bound_propagation.native import branch_and_bound
 from verifiers.bound_propagation.native.branch_and_bound import Search
@@ -148,8 +149,8 @@ def test_answers_are_those_of_integer_programs(monkeypatch: pytest.MonkeyPatch) 
     """Without the attack and with few steps, so that branch and bound has to decide."""
     monkeypatch.setattr(branch_and_bound, "STEPS", 2)
     monkeypatch.setattr(complete, "SCREENS", ())
-    counted, statuses, stages = disagreements(DEEP[:2], 1, by_program)
-    assert counted >= 4 and {Status.CERTIFIED, Status.FALSIFIED} <= statuses
+    counted, statuses, stages = disagreements(DEEP[:1], 1, by_program)
+    assert counted >= 3 and {Status.CERTIFIED, Status.FALSIFIED} <= statuses
     assert Stage.BRANCH_AND_BOUND in stages and Stage.ALPHA_CROWN in stages
 
 
@@ -195,8 +196,8 @@ def test_leaves_are_decided_by_their_linear_programs(monkeypatch: pytest.MonkeyP
         assert row["status"] == status and row["stage"] == Stage.BRANCH_AND_BOUND
 
 
-@pytest.mark.parametrize("pixels", [4, pytest.param(16, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("norm", list(Norm), ids=str)
+@pytest.mark.parametrize("pixels", only((4,), (4, 16)))
+@pytest.mark.parametrize("norm", only((Norm.LINF,), Norm), ids=str)
 def test_a_planted_counterexample_is_never_certified(pixels: int, norm: Norm) -> None:
     for seed in range(1 if norm is Norm.LINF else 2):
         network, x, hidden = planted(pixels, reach=0.1, seed=seed)
@@ -287,9 +288,7 @@ def test_operators_that_read_one_node_share_its_splits() -> None:
     assert found[1].tolist() == [[1.0, -1.0]] and found[3].tolist() == [[5.0]]
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow if n in ("steep", "leaky") else []) for n in HINGES]
-)
+@pytest.mark.parametrize("name", only(("twice",), HINGES))
 def test_other_hinges_against_a_fine_grid(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(complete, "SCREENS", ())
     monkeypatch.setattr(branch_and_bound, "STEPS", 3)
