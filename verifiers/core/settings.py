@@ -1,7 +1,7 @@
 """Settings: frozen records that refuse unknown keys, and the numbers that they hold."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -47,13 +47,17 @@ Seed = Annotated[int, BeforeValidator(_seed), Field(ge=0, lt=2**63)]
 EpsilonText = Annotated[str, BeforeValidator(_epsilon)]
 
 
+#: The class itself; not ``Self``, which beartype takes only where it decorates the whole class.
+Own = TypeVar("Own", bound="Strict")
+
+
 class Strict(BaseModel):
     """Settings that cannot change and refuse unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     @classmethod
-    def parse(cls, values: Mapping[str, Any], *, source: str = "settings") -> Self:
+    def parse(cls: type[Own], values: Mapping[str, Any], *, source: str = "settings") -> Own:
         """Settings from plain values.
 
         Raises:
