@@ -51,9 +51,11 @@ from certkd.objectives import (
 from certkd.objectives.adversarial import Attacked
 from certkd.training.loop import train
 from verifiers.certify.certify import certify
+from verifiers.certify.config import CertifyConfig
 from verifiers.core.quantities import Epsilon, Norm
 from verifiers.core.status import Status
 from verifiers.linearity.agreement import attack_agreement
+from verifiers.methods.smoothing import Smoothing
 from verifiers.results.rows import Certificates
 
 FOLDER = Path("artifacts/bench")
@@ -266,18 +268,16 @@ class Run:
 
     def certificates(self, model: Classifier, methods: Sequence[str], limit: int, **options: Any) -> Certificates:
         """Attack or proofs on the first test images."""
-        images, labels = self.first(limit)
-        return certify(model, images, labels, eps=self.eps, methods=methods, options=options)
+        config = CertifyConfig(eps=self.eps, methods=methods, options=options)
+        return certify(model, self.first(limit), config)
 
     def smoothed(self, model: Classifier) -> float | None:
         """Certified accuracy of the smoothed network, where the study asks for it."""
         if self.study.smoothing is None:
             return None
         eps, options = self.study.smoothing
-        images, labels = self.first(20)
-        return summary(
-            certify(model, images, labels, eps=eps, norm="l2", methods=("smoothing",), options=options)
-        ).certified
+        config = CertifyConfig(eps=eps, norm="l2", methods=(Smoothing(**options),))
+        return summary(certify(model, self.first(20), config)).certified
 
     def rows(self, known: set[tuple[str, str]], only: Sequence[str]) -> Iterator[dict[str, Any]]:
         """What each network reaches, those that are not known yet."""

@@ -25,8 +25,10 @@ from certkd.config.settings import DataConfig, ModelConfig, OptimizerConfig, Rec
 from certkd.networks.builders import Classifier
 from certkd.objectives import Adversarial, Kdiga, Objective, Standard
 from verifiers.certify.certify import certify
+from verifiers.certify.config import CertifyConfig
 from verifiers.core.quantities import Epsilon
 from verifiers.core.status import Status
+from verifiers.methods.pgd import Pgd
 from verifiers.runtime.modes import eval_mode
 
 EPS, ATTACKS = "0.1", ("0.03", "0.1")
@@ -93,8 +95,8 @@ class FineTuning(Run):
     def robust(self, model: Classifier, eps: str) -> Bool[np.ndarray, " samples"]:
         """Which of the attacked test images are classified correctly and stay so under PGD."""
         images = self.test.images[torch.arange(len(self.test))]
-        found = certify(model, images, self.test.labels, eps=eps, methods=("pgd",), options=STUDY.attack)
-        columns = found["pgd"]
+        config = CertifyConfig(eps=eps, methods=(Pgd(**STUDY.attack),))
+        columns = certify(model, (images, self.test.labels), config)["pgd"]
         return columns["correct"].astype(bool) & (columns["status"] != Status.FALSIFIED.value)
 
 

@@ -18,7 +18,9 @@ from torch import Tensor
 
 from verifiers.bound_propagation.auto_lirpa import compat
 from verifiers.certify.certify import certify
+from verifiers.certify.config import CertifyConfig
 from verifiers.geometry.margins import margin_specification
+from verifiers.methods.crown import Crown
 from verifiers.runtime.modes import reuse_memory
 
 LIMIT, STEPS = 0.25, 10
@@ -51,8 +53,11 @@ def compared(name: str, samples: int, runs: int, engines: list[str]) -> None:
     images, predicted = known.images[right], predicted[right]
     found: dict[str, list[float]] = {}
 
+    def config(engine: str) -> CertifyConfig:
+        return CertifyConfig(eps=known.eps, methods=(Crown(engine=engine, cross_check=0),))
+
     def ours(engine: str) -> None:
-        result = certify(known.network, images, predicted, eps=known.eps, methods=("crown",), engine=engine)
+        result = certify(known.network, (images, predicted), config(engine))
         found[engine] = result["crown"]["radius"].tolist()
 
     def loop(dtype: torch.dtype, name: str) -> None:
@@ -65,7 +70,7 @@ def compared(name: str, samples: int, runs: int, engines: list[str]) -> None:
     loops = {"documented loop": torch.float32, "documented loop, float64": torch.float64}
     ways = {name: (lambda n=name, d=dtype: loop(d, n)) for name, dtype in loops.items()}
     ways |= {f"certkd, {engine}": (lambda e=engine: ours(e)) for engine in engines}
-    certify(known.network, images[:2], predicted[:2], eps=known.eps, methods=("crown",), engine="native")  # imports
+    certify(known.network, (images[:2], predicted[:2]), config("native"))  # imports
     seconds = alternate(ways, runs, warmup=0)
     report(f"{name}: {len(right)} digits, linf", seconds, "documented loop")
     for engine in engines:

@@ -25,11 +25,13 @@ from certkd.networks.resolve import load as load_network
 from verifiers.bound_propagation.native.engine import Native
 from verifiers.bound_propagation.rounding import rounding_allowance
 from verifiers.certify.certify import certify
+from verifiers.certify.config import CertifyConfig
 from verifiers.core.quantities import Norm
 from verifiers.core.status import Status
 from verifiers.geometry.balls import Balls
 from verifiers.geometry.margins import margin_specification
-from verifiers.methods.complete import Stage
+from verifiers.methods.complete import Complete
+from verifiers.results.summaries.complete import Stage
 
 ENGINES = ("native", "auto-lirpa")
 
@@ -62,15 +64,8 @@ def decided(
     truth = np.array([one["truth"] for one in listed])
     chosen = test.take(rows)
     (eps,) = {one["eps"] for one in listed}
-    found = certify(
-        model,
-        chosen.images,
-        chosen.labels,
-        eps=eps,
-        methods=("complete",),
-        engine=engine,
-        options={"time_limit": limit},
-    )["complete"]
+    config = CertifyConfig(eps=eps, methods=(Complete(engine=engine, time_limit=limit),))
+    found = certify(model, (chosen.images, chosen.labels), config)["complete"]
     wrong = (found["status"] == Status.CERTIFIED) & (truth == "falsified")
     assert not wrong.any(), f"{row['net']}: certified, but a counterexample is known: {rows[wrong].tolist()}"
     assert not ((found["status"] == Status.FALSIFIED) & (truth == "verified")).any(), "falsified, but it was proved"

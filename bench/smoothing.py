@@ -21,6 +21,9 @@ from torch.nn import functional as F
 
 from certkd.networks.resolve import randomly_initialised
 from verifiers.certify.certify import certify
+from verifiers.certify.config import CertifyConfig
+from verifiers.methods.smoothing import Smoothing
+from verifiers.results.rows import MethodRows
 from verifiers.runtime.modes import reuse_memory
 from verifiers.smoothing.sampling import FORWARD, Draw, Purpose, Voter
 from verifiers.smoothing.statistics import Noise
@@ -103,13 +106,15 @@ def trained() -> tuple[nn.Module, Tensor, Tensor]:
 def copies_needed(n: int, samples: int) -> None:
     """One radius against all n, by the copies drawn and the certified accuracy."""
     model, images, labels = trained()
-    images, labels = images[:samples], labels[:samples]
-    settings = {"sigma": 0.5, "n": n}
-    full = certify(
-        model, images, labels, eps=1.0, norm="l2", methods=["smoothing"], options={**settings, "question": "full"}
-    )["smoothing"]
+    data = images[:samples], labels[:samples]
+
+    def votes(eps: float, question: str) -> MethodRows:
+        method = Smoothing(sigma=0.5, n=n, question=question)
+        return certify(model, data, CertifyConfig(eps=eps, norm="l2", methods=(method,)))["smoothing"]
+
+    full = votes(1.0, "full")
     for eps in (0.25, 0.5, 0.75, 1.0):
-        rows = certify(model, images, labels, eps=eps, norm="l2", methods=["smoothing"], options=settings)["smoothing"]
+        rows = votes(eps, "eps")
         shares = [100 * float((r["radius"] >= eps).mean()) for r in (full, rows)]
         print(
             f"  radius {eps}: {rows['used'].mean():9.0f} copies a sample, {n / rows['used'].mean():5.1f} times fewer; "

@@ -23,19 +23,17 @@ from certkd.comparison.compare import (
     summary,
 )
 from tests.certifying import certify
+from verifiers.certify.certify import table_of
+from verifiers.certify.config import CertifyConfig
 from verifiers.core.errors import InputError
-from verifiers.core.quantities import Epsilon, Norm
 from verifiers.core.statistics import mcnemar, wilson
 from verifiers.core.status import Status
-from verifiers.methods.base import MethodInfo, Request, table_of
-from verifiers.methods.crown import CROWN, IBP
-from verifiers.methods.pgd import PGD
+from verifiers.methods.registry import parse
 from verifiers.results.reader import read
 from verifiers.results.rows import Certificates
 from verifiers.results.writer import CertificateFile
 
 EPS = 0.1
-BY_NAME: dict[str, MethodInfo] = {"pgd": PGD, "ibp": IBP, "crown": CROWN}
 Rows = dict[str, tuple[Any, ...]]
 
 
@@ -68,23 +66,25 @@ def attack(correct: np.ndarray, falsified: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def file(path: Path, content: dict[str, dict[str, np.ndarray]], **changes: Any) -> Certificates:
-    """A certificate file with these rows."""
+    """A certificate file with these rows; ``settings`` are those of a method that are not its defaults."""
     count = len(next(iter(content.values()))["status"])
-    eps, norm = Epsilon.parse(changes.pop("eps", EPS)), Norm(changes.pop("norm", "linf"))
-    infos = [BY_NAME[name] for name in content]
-    settings = {info.name: dict(info.options) for info in infos}
-    settings.update(changes.pop("settings", {}))
+    settings = changes.pop("settings", {})
+    config = CertifyConfig(
+        eps=changes.pop("eps", EPS),
+        norm=changes.pop("norm", "linf"),
+        methods=[parse(name, settings.get(name, {})) for name in content],
+    )
     identity = {
         "data_sha256": "data",
         "indices_sha256": "indices",
-        "norm": str(norm),
-        "eps_text": eps.text,
+        "norm": str(config.norm),
+        "eps_text": config.eps,
         "samples": count,
         "seed": 0,
-        "settings": settings,
+        "settings": {method.kind: method.options for method in config.methods},
         **changes,
     }
-    groups = [table_of(info, Request(eps, norm, 0, settings[info.name])) for info in infos]
+    groups = [table_of(method, config) for method in config.methods]
     with CertificateFile(
         path, identity=identity, facts={}, samples=count, sizes={"image": (1, 2, 2)}, methods=groups
     ) as written:
@@ -313,8 +313,8 @@ def refusal(teacher: Certificates, student: Certificates, method: str = "best") 
         ({"indices_sha256": "other"}, "differ in indices_sha256"),
         ({"norm": "l2"}, "differ in norm (l2 and linf)"),
         ({"eps": "0.2"}, "eps is 0.2 and 0.1"),
-        ({"settings": {"crown": {"probes": 1}}}, "ran crown with other settings: "),
-        ({"settings": {"pgd": {**PGD.options, "steps": 1}}}, "ran pgd with other settings: steps 30 and 1"),
+        ({"settings": {"crown": {"tolerance": 1}}}, "ran crown with other settings: tolerance 0.005 and 1"),
+        ({"settings": {"pgd": {"steps": 1}}}, "ran pgd with other settings: steps 30 and 1"),
     ],
 )
 def test_other_conditions_are_refused(tmp_path: Path, change: dict[str, Any], words: str) -> None:

@@ -12,13 +12,14 @@ from rich.console import RenderableType
 from certkd.comparison.compare import compare
 from certkd.report import tables
 from certkd.report.console import stdout
+from tests.certifying import certify
 from tests.cli import certkd
 from tests.paths import REFERENCE
 from tests.verifiers.methods.test_diagnostics import constant, network, scaled
 from tests.zoo import images
-from verifiers.certify.certify import DEFAULT_METHODS, certify
+from verifiers.certify.config import DEFAULT_METHODS
 from verifiers.core.status import Status
-from verifiers.methods.diagnostics import DIAGNOSTICS
+from verifiers.methods.diagnostics import Diagnostics
 from verifiers.results.reader import read
 from verifiers.results.rows import Certificates
 from verifiers.results.summaries.diagnostics import Diagnosis, diagnose
@@ -101,7 +102,7 @@ def test_other_files_have_no_diagnosis(files: dict[str, Path], tmp_path: Path) -
 
 
 def test_it_is_no_default_and_needs_a_teacher() -> None:
-    assert DIAGNOSTICS.name not in DEFAULT_METHODS
+    assert Diagnostics().kind not in DEFAULT_METHODS
     done = certkd("certify", "--model", STUDENT, "--eps", "0.1", "--methods", "crown,diagnostics")
     assert done.code == 2 and "diagnostics needs --teacher" in done.err
 

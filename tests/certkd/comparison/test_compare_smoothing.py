@@ -17,14 +17,14 @@ from certkd.report import tables
 from tests.certifying import certify
 from tests.cli import certkd
 from tests.paths import GOLDEN
+from verifiers.certify.certify import table_of
+from verifiers.certify.config import CertifyConfig
 from verifiers.core.errors import InputError
-from verifiers.core.quantities import Epsilon, Norm
+from verifiers.core.quantities import Norm
 from verifiers.core.statistics import mcnemar
 from verifiers.core.status import Status
-from verifiers.methods.base import MethodInfo, Request, table_of
-from verifiers.methods.crown import CROWN
-from verifiers.methods.pgd import PGD
-from verifiers.methods.smoothing import SMOOTHING
+from verifiers.methods.registry import parse
+from verifiers.methods.smoothing import Smoothing
 from verifiers.results.reader import read
 from verifiers.results.rows import Certificates
 from verifiers.results.writer import CertificateFile
@@ -33,7 +33,7 @@ from verifiers.smoothing.statistics import Law, Noise, lower
 
 FOLDER = GOLDEN / "smoothing"
 PAIR = [FOLDER / f"pair_cifar10_s050_consistency_resnet{depth}.tsv.gz" for depth in (110, 20)]
-SETTINGS: dict[str, Any] = {**SMOOTHING.options, "sigma": 0.5, "n": 1000, "n0": 10, "question": "full"}
+SETTINGS = Smoothing(sigma=0.5, n=1000, n0=10, question="full").options
 COUNT = 60
 SMALL = Law(Noise.GAUSSIAN, 0.5, Norm.L2, 1)
 
@@ -72,15 +72,13 @@ def proofs(seed: int) -> dict[str, np.ndarray]:
 
 def file(path: Path, content: dict[str, dict[str, np.ndarray]], **changes: Any) -> Certificates:
     """A certificate file with these rows; changes are settings of smoothing."""
-    infos: list[MethodInfo] = [{"smoothing": SMOOTHING, "crown": CROWN, "pgd": PGD}[name] for name in content]
-    eps, norm = Epsilon.parse("0.5"), Norm.L2
-    settings = {info.name: dict(info.options) for info in infos}
-    settings["smoothing"] = {**SETTINGS, **changes}
+    methods = [parse(name, {**SETTINGS, **changes} if name == "smoothing" else {}) for name in content]
+    config = CertifyConfig(eps="0.5", norm=Norm.L2, methods=methods)
     identity = {
-        **{"data_sha256": "data", "indices_sha256": "indices", "norm": str(norm), "eps_text": eps.text},
-        **{"samples": COUNT, "seed": 0, "settings": settings},
+        **{"data_sha256": "data", "indices_sha256": "indices", "norm": str(config.norm), "eps_text": config.eps},
+        **{"samples": COUNT, "seed": 0, "settings": {method.kind: method.options for method in methods}},
     }
-    groups = [table_of(info, Request(eps, norm, 0, settings[info.name])) for info in infos]
+    groups = [table_of(method, config) for method in methods]
     with CertificateFile(
         path,
         identity=identity,

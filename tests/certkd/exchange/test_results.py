@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from certkd.certification import certify_checkpoint
+from certkd.certification import data_for
 from certkd.config.settings import DataConfig
 from certkd.data.selection import Selection
 from certkd.data.sources import load as load_data
@@ -19,6 +19,7 @@ from certkd.exchange import results
 from certkd.exchange.results import export
 from certkd.networks.builders import Classifier
 from certkd.networks.checkpoint import Checkpoint, load
+from tests.certifying import certify
 from tests.paths import REFERENCE
 from verifiers.core.errors import InputError
 from verifiers.core.status import Status
@@ -37,8 +38,8 @@ def student() -> Classifier:
 def certified(student: Classifier, place: Path, **settings: Any) -> Path:
     """A certificate file about the first digits."""
     config = DataConfig(name="digits")
-    known = Checkpoint(student)
-    certify_checkpoint(known, load_data(config), config, selection=Selection(limit=SAMPLES), out=place, **settings)
+    data = data_for(Checkpoint(student), load_data(config), config, selection=Selection(limit=SAMPLES))
+    certify(student, data.images, data.labels, indices=data.indices, about=data.about, out=place, **settings)
     return place
 
 
