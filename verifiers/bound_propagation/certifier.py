@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -25,6 +25,7 @@ from verifiers.runtime.certifier import Answer, Batch, as_columns
 from verifiers.runtime.oom import MEMORY_ERRORS, out_of_memory
 
 
+@runtime_checkable
 class MarginSettings(Protocol):
     """The settings of a bound-propagation method; see ``verifiers.methods.crown``."""
 

@@ -8,7 +8,7 @@ and bound terminates; elsewhere it may run out of neurons to split.
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -38,6 +38,7 @@ SCREENS = (Stage.IBP, Stage.CROWN)
 ALPHA_SHARE = 0.25
 
 
+@runtime_checkable
 class CompleteSettings(Protocol):
     """The settings of the method; see ``verifiers.methods.complete``."""
 

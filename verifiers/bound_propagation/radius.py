@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -180,6 +180,7 @@ def _crossing(points: list[Tensor], margins: list[Tensor], clean: Tensor) -> Ten
     return torch.where(torch.isfinite(q) & (q >= 0) & (p >= 0), parabola, pole * (clean / loss) ** (1 / power))
 
 
+@runtime_checkable
 class SearchSettings(Protocol):
     """The settings of a radius search."""
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -19,6 +19,7 @@ from verifiers.lipschitz.layers import Network
 from verifiers.runtime.certifier import Answer, Batch, as_columns
 
 
+@runtime_checkable
 class Steps(Protocol):
     """The settings of the method; see ``verifiers.methods.local_linearity``."""
 

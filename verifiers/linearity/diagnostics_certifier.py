@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -18,6 +18,7 @@ from verifiers.linearity.estimates import cross_entropy_of, signed_linearity
 from verifiers.runtime.certifier import Answer, Batch, as_columns
 
 
+@runtime_checkable
 class AttackSettings(Protocol):
     """The settings of the method; see ``verifiers.methods.diagnostics``."""
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -27,6 +27,7 @@ USELESS = 1e-6
 BATCH = 2**25
 
 
+@runtime_checkable
 class LipschitzSettings(Protocol):
     """The settings of the method; see ``verifiers.methods.lipschitz``."""
 

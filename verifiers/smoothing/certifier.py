@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -35,6 +35,7 @@ HOPELESS = 0.001
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
+@runtime_checkable
 class SmoothingSettings(Protocol):
     """The settings of the method; see ``verifiers.methods.smoothing``."""
 
