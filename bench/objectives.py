@@ -21,7 +21,8 @@ from typing import Any
 
 import torch
 
-from certkd.comparison.compare import at_radius, compare, radii, summary
+from certkd.comparison.compare import compare, figures, radii
+from certkd.comparison.statistics import at_radius
 from certkd.config.settings import DataConfig, ModelConfig, OptimizerConfig, Recipe
 from certkd.data import sources as data
 from certkd.networks import checkpoint
@@ -277,7 +278,7 @@ class Run:
             return None
         eps, options = self.study.smoothing
         config = CertifyConfig(eps=eps, norm="l2", methods=(Smoothing(**options),))
-        return summary(certify(model, self.first(20), config)).certified
+        return figures(certify(model, self.first(20), config)).certified
 
     def rows(self, known: set[tuple[str, str]], only: Sequence[str]) -> Iterator[dict[str, Any]]:
         """What each network reaches, those that are not known yet."""
@@ -319,7 +320,7 @@ class Run:
         """One line of the table."""
         attacked = self.certificates(model, ("pgd",), self.study.test_limit, **self.study.attack)["pgd"]
         right, own = attacked["correct"].astype(bool), self.proofs(model)
-        side, result = summary(own), compare(teacher, own)
+        side, result = figures(own), compare(teacher, own)
         return {
             "student": student,
             "objective": name,

@@ -20,7 +20,7 @@ from jaxtyping import Bool
 from objectives import FOLDER, STEPS, STUDIES, Run, Study, chosen, read
 from timing import machine
 
-from certkd.comparison.compare import paired
+from certkd.comparison.statistics import paired
 from certkd.config.settings import DataConfig, ModelConfig, OptimizerConfig, Recipe
 from certkd.networks.builders import Classifier
 from certkd.objectives import Adversarial, Kdiga, Objective, Standard

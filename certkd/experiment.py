@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from certkd.certification import data_for
-from certkd.comparison.compare import Comparison, compare, plain, radii, summary
+from certkd.comparison.compare import Comparison, compare, figures, plain, radii
 from certkd.config.settings import ExperimentConfig, RoleConfig, TrainConfig
 from certkd.data import sources as data
 from certkd.data.selection import Selection
@@ -289,7 +289,7 @@ def _report(
         plots.paired_radii(path, curves["teacher"], curves[name], norm=norm, eps=eps, name=name)
     content = {
         "config": config.model_dump(mode="json"),
-        "networks": {name: plain(vars(summary(certificates))) for name, certificates in networks.items()},
+        "networks": {name: plain(vars(figures(certificates))) for name, certificates in networks.items()},
         "comparisons": {name: result.to_dict() for name, result in comparisons.items()},
         "collapsed": collapsed,
     }

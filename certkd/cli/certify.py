@@ -14,7 +14,7 @@ from verifiers.core.quantities import Epsilon
 
 if TYPE_CHECKING:
     from certkd.cli.networks import Load
-    from certkd.comparison.compare import Requirement
+    from certkd.comparison.requirement import Requirement
     from certkd.data.selection import Selection
     from certkd.networks.checkpoint import Checkpoint
     from verifiers.certify.config import CertifyConfig
@@ -65,7 +65,7 @@ def certify(model: str, teacher: str | None, eps: Epsilon | None, **options: Any
     from certkd.data import sources as data
     from certkd.networks import resolve as networks
     from certkd.report import tables
-    from certkd.report.console import stderr, stdout
+    from certkd.report.console import display, stderr
     from verifiers.runtime.modes import reuse_memory
 
     _check_question(eps, options)
@@ -90,14 +90,14 @@ def certify(model: str, teacher: str | None, eps: Epsilon | None, **options: Any
     if options["instances"] is not None:
         for role in answers[0]:
             line = tables.instances([done[role] for done in answers])
-            stdout().print(line if teacher is None else f"{role}: {line}", soft_wrap=True)
+            display(line if teacher is None else f"{role}: {line}")
     for line in failed:
         stderr().print(f"failed: {line}")
     return 1 if failed else 0
 
 
 def _requirements(options: dict[str, Any], config: "CertifyConfig") -> "list[Requirement]":
-    from certkd.comparison.compare import Requirement
+    from certkd.comparison.requirement import Requirement
     from certkd.comparison.verdict import VERDICT_METRICS
 
     requirements = [Requirement.parse(text) for text in options["conditions"]]
@@ -196,25 +196,17 @@ def _report(done: "dict[str, Certificates]", requirements: "list[Requirement]") 
     """Print what was certified, and compared where there is a teacher; the lines of what failed."""
     from certkd.comparison.compare import compare
     from certkd.report import tables
-    from certkd.report.console import stdout
+    from certkd.report.console import display
+    from verifiers.core.status import About
 
-    console = stdout()
     for certificates in done.values():
-        console.print(tables.contents(certificates))
-        if "complete" in certificates.methods:
-            console.print(tables.cascade(certificates["complete"]))
-        console.print(f"written to {certificates.path}", soft_wrap=True)
+        display(*tables.contents(certificates), *tables.summaries(certificates, [About.NETWORK, About.SMOOTHED]))
+        display(f"written to {certificates.path}")
     failed = [line for certificates in done.values() for line in _failures(certificates)]
     if "teacher" not in done or failed:
         return failed
     result = compare(done["teacher"], done["student"])
-    for part in tables.comparison(result, "teacher", "student"):
-        console.print(part, soft_wrap=isinstance(part, str))
-    if "transfer" in done["student"].methods:
-        for made in tables.transfer_terms(done["student"]):
-            console.print(made)
-    if "joint" in done["student"].methods:
-        console.print(tables.agreement(done["student"]), soft_wrap=True)
+    display(*tables.comparison(result, "teacher", "student"), *tables.pair_summaries(done["teacher"], done["student"]))
     return [requirement.missed(result) for requirement in requirements if not requirement.holds(result)]
 
 

@@ -24,10 +24,11 @@ def compare(
     mcnemar, the p-value of McNemar's exact test at eps; with transfer rows, about kept and kept_directly. Files
     without a common proof are compared by smoothing.
     """
-    from certkd.comparison.compare import Requirement, radii
     from certkd.comparison.compare import compare as compare_files
+    from certkd.comparison.compare import radii
+    from certkd.comparison.requirement import Requirement
     from certkd.report import plots, tables
-    from certkd.report.console import stderr, stdout
+    from certkd.report.console import display, stderr
     from verifiers.results.reader import read
 
     requirements = [Requirement.parse(text) for text in conditions]
@@ -37,8 +38,8 @@ def compare(
     if as_json:
         click.echo(json.dumps(result.to_dict(), indent=1))
     else:
-        for part in tables.comparison(result, "teacher", "student"):
-            stdout().print(part, soft_wrap=isinstance(part, str))
+        display(*tables.comparison(result, "teacher", "student"))
+        display(*tables.pair_summaries(files["teacher"], files["student"]))
     if plot is not None:
         curves = {name: radii(certificates, result.methods) for name, certificates in files.items()}
         eps = files["teacher"].eps

@@ -63,20 +63,27 @@ def _refuse(options: dict[str, Any], names: tuple[str, ...], why: str) -> None:
 
 
 def _rows(file: str, model: str | None, out: str, options: dict[str, Any]) -> int:
-    from certkd.data import sources as data
-    from certkd.exchange.results import export as export_results
-    from certkd.exchange.results import is_folder
-    from certkd.report.console import stdout
+    from certkd.exchange.rows import export_rows, is_folder
+    from certkd.report.console import display
 
-    known = None
-    if model is not None and not is_folder(out):
+    folder = is_folder(out)
+    if model is not None and not folder:
         raise InputError(f"--model is for a folder of counterexamples, --out {out} is a file of rows: drop one of them")
-    if model is not None:
-        options["kinds"] = {model.endswith(".onnx")}
-        known = network(model, options, cache(data.load)).model
-    for line in export_results(Path(file), out, known):
-        stdout().print(line, soft_wrap=True)
+    if model is None and folder:
+        raise InputError(
+            f"{out} would be a folder of counterexamples with logits, which needs the network (--model); rows go to a "
+            "name that ends in .csv, .json or .npz"
+        )
+    display(*(export_rows(Path(file), Path(out)) if model is None else _counterexamples(file, model, out, options)))
     return 0
+
+
+def _counterexamples(file: str, model: str, out: str, options: dict[str, Any]) -> list[str]:
+    from certkd.data import sources as data
+    from certkd.exchange.counterexamples import export_counterexamples
+
+    options["kinds"] = {model.endswith(".onnx")}
+    return export_counterexamples(Path(file), Path(out), network(model, options, cache(data.load)).model)
 
 
 def _network(model: str, out: str, eps: Epsilon | None, options: dict[str, Any]) -> int:

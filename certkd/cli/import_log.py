@@ -28,18 +28,15 @@ def import_log(file: str, out: str | None, eps: Epsilon, data: str, **settings: 
     than was certified. Radii that no count gives show that n, alpha or sigma is another: then nothing is written.
     """
     from certkd.report import tables
-    from certkd.report.console import stderr, stdout
+    from certkd.report.console import display, stderr
     from verifiers.smoothing import logs
 
     if not Path(file).is_file():
         raise InputError(f"no log at {file}")
     vote = logs.Vote(**settings)
     certificates = logs.import_log(file, vote, eps=eps, out=out or _default_out(Path(file)), data=data)
-    console = stdout()
-    console.print(tables.contents(certificates))
-    notes = certificates["smoothing"].attributes
-    console.print(f"radii: {notes['radii']}", soft_wrap=True)
-    console.print(f"written to {certificates.path}", soft_wrap=True)
+    notes = certificates[logs.METHOD].attributes
+    display(*tables.contents(certificates), f"radii: {notes['radii']}", f"written to {certificates.path}")
     if "doubt" in notes:
         stderr().print(f"warning: {notes['doubt']}")
 

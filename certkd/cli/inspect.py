@@ -27,7 +27,7 @@ def inspect(network: str, eps: Epsilon, norm: str, shape: str, classes: int) -> 
     import torch
 
     from certkd.report import tables
-    from certkd.report.console import stdout
+    from certkd.report.console import display
     from verifiers.certify.inspect import preflight
     from verifiers.core.quantities import parse_norm
     from verifiers.runtime.modes import trusted_arithmetic
@@ -36,9 +36,7 @@ def inspect(network: str, eps: Epsilon, norm: str, shape: str, classes: int) -> 
     images = torch.rand(2, *model.spec.shape, generator=torch.Generator().manual_seed(0))
     with trusted_arithmetic():
         found = preflight(model, images, eps.value, norm=parse_norm(norm))
-    console = stdout()
-    for part in tables.preflight(found, eps.text, norm):
-        console.print(part, soft_wrap=isinstance(part, str))
+    display(*tables.inspection(found, eps.text, norm))
     return 0 if found.costs or None in found.engines.values() else 1
 
 

@@ -21,19 +21,17 @@ def methods(kind: str | None) -> None:
 
     KIND is a method's name, like crown.
     """
-    from certkd.report.console import stdout, table
+    from certkd.report.console import display
+    from verifiers.core.table import Table
     from verifiers.methods.registry import METHODS, find
 
-    console = stdout()
     if kind is not None:
-        for line in _described(find(kind)):
-            console.print(line, soft_wrap=True)
+        display(*_described(find(kind)))
         return
     rows = [[str(m.model_fields["kind"].default), m.guarantee.value, m.about.value, " ".join(m.norms)] for m in METHODS]
-    console.print(table("Certificate methods", ["method", "guarantee", "about", "norms"], rows))
-    for method in METHODS:
-        console.print(f"{method.model_fields['kind'].default}: {method.claim}", soft_wrap=True)
-    console.print("'certkd methods KIND' describes one: its settings, columns and paper.")
+    display(Table("Certificate methods", ["method", "guarantee", "about", "norms"], rows))
+    display(*(f"{method.model_fields['kind'].default}: {method.claim}" for method in METHODS))
+    display("'certkd methods KIND' describes one: its settings, columns and paper.")
 
 
 def _described(method: "type[Method]") -> Iterator[str]:

@@ -26,20 +26,14 @@ def run(
     from certkd.config.settings import ExperimentConfig, read
     from certkd.experiment import run as run_experiment
     from certkd.report import tables
-    from certkd.report.console import CertifyProgress, TrainProgress, stdout
+    from certkd.report.console import CertifyProgress, TrainProgress, display
     from verifiers.runtime.modes import reuse_memory
 
     reuse_memory()
     settings = read(config, ExperimentConfig, with_data_options(overrides, data_root, download, device))
     done = run_experiment(settings, overwrite=overwrite, training_reporter=TrainProgress, reporter=CertifyProgress)
-    console = stdout()
-    console.print(tables.experiment(done.networks, done.comparisons))
-    console.print(tables.EXPLANATION, soft_wrap=True)
+    display(*tables.experiment(done.networks, done.comparisons), tables.EXPLANATION)
     for name, result in done.comparisons.items():
-        for line in tables.transfer(result.verdict) if result.verdict is not None else []:
-            console.print(f"{name}: {line}", soft_wrap=True)
-    console.print(
-        f"plots and summary.json are in {done.folder / 'report'}, certificates in {done.folder / 'certificates'}",
-        soft_wrap=True,
-    )
+        display(*(f"{name}: {line}" for line in (tables.kept(result.verdict) if result.verdict is not None else [])))
+    display(f"plots and summary.json are in {done.folder / 'report'}, certificates in {done.folder / 'certificates'}")
     return 1 if done.collapsed else 0

@@ -14,15 +14,12 @@ from verifiers.core.errors import InputError, did_you_mean
 def show(file: str, method: str | None) -> None:
     """Print what is in a certificate file, finished or still being written."""
     from certkd.report import tables
-    from certkd.report.console import stdout
+    from certkd.report.console import display
     from verifiers.results.reader import read
 
     certificates = read(file)
     if method is None:
-        console = stdout()
-        console.print(tables.contents(certificates))
-        for line in tables.facts(certificates):
-            console.print(line, soft_wrap=True)
+        display(*tables.contents(certificates), *tables.summaries(certificates), *tables.facts(certificates))
         return
     if method not in certificates.methods:
         raise InputError(f"{file} has no method {method!r}.{did_you_mean(method, list(certificates.methods))}")

@@ -31,7 +31,7 @@ def verify(file: str, model: str, **options: Any) -> int:
     from certkd.data import sources as data
     from certkd.networks import resolve as networks
     from certkd.report import tables
-    from certkd.report.console import CertifyProgress, stderr, stdout
+    from certkd.report.console import CertifyProgress, display, stderr
     from verifiers.certify.verify import VerifyConfig, contradictions
     from verifiers.certify.verify import verify as verify_file
     from verifiers.results.reader import read
@@ -51,7 +51,7 @@ def verify(file: str, model: str, **options: Any) -> int:
     network_ = known.model.to(choose_device(options["device"] or "auto"))
     given = Data(samples.images, samples.labels)
     findings = verify_file(network_, file, given, settings, CertifyProgress(model))
-    stdout().print(tables.recheck(findings))
+    display(*tables.verification(findings))
     failed = contradictions(findings)
     for line in failed:
         stderr().print(f"contradiction: {line}", soft_wrap=True)

@@ -1,4 +1,4 @@
-"""Whether the student matches the teacher, in a form that a person can read and a script can require."""
+"""Decide what became of the teacher's certificates, in a form that a person can read and a script can require."""
 
 import math
 from dataclasses import dataclass
@@ -6,19 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from certkd.comparison import methods
 from verifiers.core.status import Status
 from verifiers.results.rows import Certificates
-from verifiers.results.summaries.transfer import Blocker
+from verifiers.results.summaries.transfer import REASONS
 
-#: What keeps a sample from being certified, as it is said.
-REASONS = {
-    Blocker.NONE: "certified by CROWN here but by none of the methods compared",
-    Blocker.TEACHER: "where the teacher is not certified by CROWN",
-    Blocker.DEFICIT: "blocked by the student's smaller margin",
-    Blocker.GRADIENT: "blocked by the gradient gap",
-    Blocker.STUDENT: "blocked by the student's non-linearity",
-    Blocker.REFERENCE: "blocked by the teacher's non-linearity",
-}
 #: What a verdict adds to a comparison's metrics.
 VERDICT_METRICS = ("kept", "kept_directly")
 MISCLASSIFIED = "misclassified by the student"
@@ -69,17 +61,15 @@ class Verdict:
 def reach_verdict(
     teacher: Certificates, student: Certificates, held: np.ndarray, direct: np.ndarray, at_least: np.ndarray
 ) -> Verdict | None:
-    """From two files and who is certified at eps; None where the student has no transfer rows from this teacher.
+    """Reach a verdict; None where the student's file has no transfer rows about this teacher.
 
     Args:
         held: samples that the teacher has certified at eps.
         direct: samples that the student has.
         at_least: samples where the student's radius is at least the teacher's.
     """
-    if "transfer" not in student.methods or not same_teacher(teacher, student):
-        return None
-    rows = student["transfer"]
-    if rows.count(Status.UNSUPPORTED):
+    rows = methods.transfer(student) if methods.same_teacher(teacher, student) else None
+    if rows is None or rows.count(Status.UNSUPPORTED):
         return None
     direct = held & direct
     through = held & ~direct & (rows["status"] == Status.CERTIFIED)
@@ -92,8 +82,8 @@ def reach_verdict(
     shortfall = rows["shortfall"][held & np.isfinite(rows["shortfall"])]
     return Verdict(
         samples=len(rows),
-        norm=str(student.attributes["norm"]),
-        eps=str(student.attributes["eps_text"]),
+        norm=student.norm,
+        eps=student.eps_text,
         held=int(held.sum()),
         direct=int(direct.sum()),
         through=int(through.sum()),
@@ -102,10 +92,3 @@ def reach_verdict(
         to_first_order=int((shortfall <= 0).sum()),
         shortfall=float(np.median(shortfall)) if len(shortfall) else math.nan,
     )
-
-
-def same_teacher(teacher: Certificates, student: Certificates) -> bool:
-    """Whether the student's rows compare with this file's network."""
-    names = (("model_sha256", "joint_teacher_sha256"), ("structure_sha256", "joint_teacher_structure_sha256"))
-    known = [(teacher.attributes.get(own), student.attributes.get(other)) for own, other in names]
-    return all(own and own == other for own, other in known)

@@ -1,34 +1,51 @@
 """The console: results on stdout, progress and warnings on stderr; nothing is cut, nothing is read as markup."""
 
+import re
 import shutil
 import sys
 from typing import Any
 
+import rich.table
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 
 from certkd.reporter import TrainingReporter
 from verifiers.core.reporter import Reporter
+from verifiers.core.table import Part, Table
+
+#: Narrower terminals get lines of this width.
+NARROWEST = 80
+_NUMBER = re.compile(r"(([<>]= )?[-+]?[\d.,]+(e[-+]?\d+)?( ?%| GiB| s| min| h| days)?|[-+]?(nan|inf)|-|)")
 
 
 def stdout() -> Console:
-    """For results. A pipe gets lines of any width; a terminal its own."""
+    """Open the console for results. A pipe gets lines of any width; a terminal its own."""
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 10_000
-    return Console(markup=False, emoji=False, highlight=False, width=max(width, 100))
+    return Console(markup=False, emoji=False, highlight=False, width=max(width, NARROWEST))
 
 
 def stderr() -> Console:
-    """For progress and warnings."""
+    """Open the console for progress and warnings."""
     return Console(stderr=True, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
-def table(title: str, columns: list[str], rows: list[list[str]]) -> Table:
-    """A table whose first column is text and the others numbers; no cell is shortened."""
-    made = Table(title=title, title_justify="left", title_style="bold")
-    for i, name in enumerate(columns):
-        made.add_column(name, justify="left" if i == 0 else "right", overflow="fold")
-    for row in rows:
+def display(*parts: Part, console: Console | None = None) -> None:
+    """Print tables and sentences as results; a sentence is one line, however long."""
+    console = console or stdout()
+    for part in parts:
+        if isinstance(part, str):
+            console.print(part, soft_wrap=True)
+        else:
+            console.print(drawn(part))
+
+
+def drawn(table: Table) -> rich.table.Table:
+    """Draw a table. Columns of numbers are aligned at the right; no cell is shortened."""
+    made = rich.table.Table(title=table.title, title_justify="left", title_style="bold")
+    for i, name in enumerate(table.columns):
+        numbers = i > 0 and all(_NUMBER.fullmatch(row[i]) for row in table.rows)
+        made.add_column(name, justify="right" if numbers else "left", overflow="fold")
+    for row in table.rows:
         made.add_row(*row)
     return made
 

@@ -1,5 +1,6 @@
 """A table as data; the report draws it."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,3 +16,13 @@ class Table:
 
 #: One part of what a command prints: a table or a sentence.
 Part = Table | str
+
+
+def percent(value: float) -> str:
+    """Write a share with one decimal; a dash for nan."""
+    return "-" if math.isnan(value) else f"{value:.1%}"
+
+
+def figure(value: float) -> str:
+    """Write a number with three digits; a dash for nan."""
+    return "-" if math.isnan(value) else f"{value:.3g}"

@@ -6,7 +6,8 @@ from verifiers.core.columns import Column
 from verifiers.core.question import Question
 from verifiers.core.settings import Count, Positive
 from verifiers.core.status import Guarantee
-from verifiers.methods.base import Method
+from verifiers.methods.base import Method, Summary
+from verifiers.results.summaries import complete
 from verifiers.results.summaries.complete import Stage
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class Complete(Method):
     cost: ClassVar[str] = (
         "as little as decides a sample: attack, IBP, CROWN, alpha-CROWN, branch and bound until the time limit"
     )
+    summary: ClassVar[Summary | None] = complete.summary
     columns: ClassVar[tuple[Column, ...]] = (
         Column("stage", "uint8", "", "which stage decided: " + "; ".join(f"{s.value} {s.title}" for s in Stage)),
         *(Column(stage.column, "float64", "seconds", f"time in the stage {stage.title}") for stage in Stage),

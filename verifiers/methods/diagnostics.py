@@ -6,7 +6,8 @@ from verifiers.core.columns import Column
 from verifiers.core.question import Question
 from verifiers.core.settings import Count
 from verifiers.core.status import About, Guarantee
-from verifiers.methods.base import Method
+from verifiers.methods.base import Method, Summary
+from verifiers.results.summaries import diagnostics
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,6 +38,7 @@ class Diagnostics(Method):
         "Shao et al., arXiv 2110.12072; gaps and cosines: arXiv 2312.03286; attacks: Madry et al., arXiv 1706.06083"
     )
     cost: ClassVar[str] = "4 x steps x restarts forward passes of the student, a few of the teacher"
+    summary: ClassVar[Summary | None] = diagnostics.summary
     columns: ClassVar[tuple[Column, ...]] = (
         Column(
             "gradient_gap", "float64", "nats per pixel", "l2 norm of the cross-entropy's gradient, student - teacher"

@@ -6,7 +6,8 @@ from verifiers.core.columns import Column
 from verifiers.core.question import Question
 from verifiers.core.settings import Positive
 from verifiers.core.status import About, Guarantee
-from verifiers.methods.base import Method
+from verifiers.methods.base import Method, Summary
+from verifiers.results.summaries import joint
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,6 +31,7 @@ class Joint(Method):
     claim: ClassVar[str] = "student and teacher both predict this class everywhere on the ball"
     paper: ClassVar[str] = "CROWN on the joint graph; for copies ReluDiff, arXiv 2001.03662"
     cost: ClassVar[str] = "CROWN of both networks per radius tried, twice for copies"
+    summary: ClassVar[Summary | None] = joint.summary
     columns: ClassVar[tuple[Column, ...]] = (
         Column("gap", "float64", "logits", "upper bound of |student margin - teacher margin| on the ball at eps"),
         Column("deficit", "float64", "logits", "upper bound of teacher margin - student margin on the ball at eps"),

@@ -12,7 +12,8 @@ from verifiers.core.quantities import Norm
 from verifiers.core.question import Question
 from verifiers.core.settings import Count, Positive
 from verifiers.core.status import About, Guarantee
-from verifiers.methods.base import Method
+from verifiers.methods.base import Method, Summary
+from verifiers.results.summaries import smoothing
 from verifiers.smoothing.table import CLAIM, COLUMNS, PAPER
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class Smoothing(Method):
     claim: ClassVar[str] = CLAIM
     paper: ClassVar[str] = PAPER
     cost: ClassVar[str] = "n forward passes; a hundredth to a tenth of that for one radius"
+    summary: ClassVar[Summary | None] = smoothing.summary
     columns: ClassVar[tuple[Column, ...]] = COLUMNS
 
     @model_validator(mode="after")

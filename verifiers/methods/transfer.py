@@ -6,7 +6,8 @@ from verifiers.core.columns import Column
 from verifiers.core.question import Question
 from verifiers.core.settings import Count
 from verifiers.core.status import About, Guarantee
-from verifiers.methods.base import Method
+from verifiers.methods.base import Method, Summary
+from verifiers.results.summaries import transfer
 from verifiers.results.summaries.transfer import Blocker
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class Transfer(Method):
         "theorems A, B, C of this toolkit, after Shao et al., arXiv 2110.12072; joint bounds by CROWN"
     )
     cost: ClassVar[str] = "CROWN of student, teacher and both together at one radius, with two more rows per class"
+    summary: ClassVar[Summary | None] = transfer.summary
     columns: ClassVar[tuple[Column, ...]] = (
         _bound("direct", "the student's own least margin on the ball at eps, by CROWN"),
         _bound("teacher", "the teacher's least margin towards the student's class, by CROWN"),

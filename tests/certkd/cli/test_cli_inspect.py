@@ -57,8 +57,8 @@ def test_methods_that_an_engine_lacks_are_said() -> None:
     found = preflight(Waves().eval(), torch.rand(2, 3, 4, 4), 0.01)
     assert found.engines == {"auto-lirpa": None, "native": None}
     assert set(found.refused["auto-lirpa"]) == {"alpha-crown"} and found.refused["native"] == {}
-    shown = [part for part in tables.preflight(found, "0.01", "linf") if not isinstance(part, str)]
-    cells = [str(cell) for part in shown for column in part.columns for cell in column.cells]
+    shown = [part for part in tables.inspection(found, "0.01", "linf") if not isinstance(part, str)]
+    cells = [cell for part in shown for row in part.rows for cell in row]
     assert any(cell.startswith("alpha-crown: auto-LiRPA fails in ") for cell in cells), cells
 
 

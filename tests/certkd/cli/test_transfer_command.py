@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from certkd.comparison.compare import Requirement, compare
-from certkd.comparison.verdict import MISCLASSIFIED, REASONS, Verdict
+from certkd.comparison.compare import compare
+from certkd.comparison.requirement import Requirement
+from certkd.comparison.verdict import MISCLASSIFIED, Verdict
 from certkd.report import tables
 from tests.certifying import certify
 from tests.cli import certkd
@@ -17,7 +18,7 @@ from tests.paths import REFERENCE
 from verifiers.core.status import Status
 from verifiers.results.reader import read
 from verifiers.results.rows import Certificates
-from verifiers.results.summaries.transfer import Blocker
+from verifiers.results.summaries.transfer import REASONS, Blocker
 
 TEACHER, STUDENT = (REFERENCE / f"{name}.pt" for name in ("teacher", "kdiga"))
 
@@ -40,7 +41,7 @@ def test_the_command_prints_a_verdict(files: dict[str, Path]) -> None:
     assert "With what carries over from the teacher it keeps" in printed
     for text in ("What certifies the student at eps", "C2: as A, in the cross-entropy", "gradient gap, eps b"):
         assert text in printed
-    assert "Joint bounds" in printed and "is proved on" in printed
+    assert "both provably predict" in printed and "is proved on" in printed
 
 
 def test_rows_of_the_reference_pair_agree_with_each_other(files: dict[str, Path]) -> None:
@@ -129,7 +130,7 @@ def test_a_lost_sample_is_counted_under_what_blocks_it(student: nn.Module, block
     verdict = compare(*pair(student, fixed(1.0))).verdict
     assert isinstance(verdict, Verdict)
     assert (verdict.held, verdict.kept, verdict.blocked) == (1, 0, {REASONS[blocker]: 1})
-    text = " ".join(tables.transfer(verdict))
+    text = " ".join(tables.kept(verdict))
     assert "0 of 1 by its own certificates" in text and f"1 {REASONS[blocker]}" in text
 
 
@@ -144,7 +145,7 @@ def test_kept_samples_and_samples_that_the_student_gets_wrong() -> None:
     misclassified = compare(*pair(lost, fixed(1.0))).verdict
     assert misclassified is not None and misclassified.blocked == {MISCLASSIFIED: 1}
     nothing = compare(*pair(fixed(1.0), fixed(20.0))).verdict
-    assert nothing is not None and nothing.held == 0 and tables.transfer(nothing) == []
+    assert nothing is not None and nothing.held == 0 and tables.kept(nothing) == []
     assert np.isnan(nothing.metrics()["kept"])
     missed = Requirement.parse("kept>=0.5").missed(compare(*pair(fixed(1.0), fixed(20.0))))
     assert missed == "not met: kept>=0.5 (there is nothing to measure it by)"

@@ -1,17 +1,17 @@
 """Diagnostics in ``certify``, ``compare`` and ``run``: the same figures in memory, printed, and as JSON."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from rich.console import RenderableType
 
 from certkd.comparison.compare import compare
 from certkd.report import tables
-from certkd.report.console import stdout
+from certkd.report.console import display, stdout
 from tests.certifying import certify
 from tests.cli import certkd
 from tests.paths import REFERENCE
@@ -19,6 +19,7 @@ from tests.verifiers.methods.test_diagnostics import constant, network, scaled
 from tests.zoo import images
 from verifiers.certify.config import DEFAULT_METHODS
 from verifiers.core.status import Status
+from verifiers.core.table import Part
 from verifiers.methods.diagnostics import Diagnostics
 from verifiers.results.reader import read
 from verifiers.results.rows import Certificates
@@ -49,10 +50,10 @@ def in_memory(student: torch.nn.Module, teacher: torch.nn.Module, y: torch.Tenso
     )
 
 
-def printed(part: RenderableType) -> str:
+def printed(parts: Sequence[Part]) -> str:
     console = stdout()
     with console.capture() as seen:
-        console.print(part)
+        display(*parts, console=console)
     return seen.get()
 
 
@@ -74,7 +75,7 @@ def test_certify_prints_the_figures_of_the_rows(files: dict[str, Path]) -> None:
     ):
         assert any(what in line and value in line for line in shown.splitlines()), (what, value)
     assert "estimates" in shown and "warning" not in shown
-    (contents,) = (line for line in shown.splitlines() if "diagnostics" in line and "NOT_CERTIFIED" in line)
+    (contents,) = (line for line in shown.splitlines() if "diagnostics" in line and "estimate" in line)
     assert f"<= {(asked & ~(rows['margin'] < 0)).mean():.1%}" in contents
 
 
@@ -110,14 +111,16 @@ def test_it_is_no_default_and_needs_a_teacher() -> None:
 def test_warnings_are_printed() -> None:
     honest = network(1, 16, 30, 2)
     right = honest(images((1, 4, 4), 60)).argmax(1)
-    masked = compare(*in_memory(scaled(honest, 1e6), honest, right))
-    assert masked.diagnosis is not None and masked.diagnosis.transfer == 1.0
-    collapsed = compare(*in_memory(constant(), network(1, 16, 30, 10), torch.arange(60) % 10))
-    for result, what in ((masked, "gradient masking: the attack"), (collapsed, "collapse: clean accuracy is 10.0%")):
-        lines = [part for part in tables.comparison(result, "teacher", "small") if isinstance(part, str)]
-        assert sum(line.startswith(f"warning: small: {what}") for line in lines) == 1
-    fair = compare(*in_memory(network(2, 16, 30, 2), honest, right))
-    assert not any("warning" in str(part) for part in tables.comparison(fair, "teacher", "small"))
+    masked = in_memory(scaled(honest, 1e6), honest, right)
+    diagnosis = compare(*masked).diagnosis
+    assert diagnosis is not None and diagnosis.transfer == 1.0
+    collapsed = in_memory(constant(), network(1, 16, 30, 10), torch.arange(60) % 10)
+    for pair, words in ((masked, "gradient masking: the attack"), (collapsed, "collapse: clean accuracy is 10.0%")):
+        lines = [part for part in tables.pair_summaries(*pair) if isinstance(part, str)]
+        assert sum(line.startswith(f"warning: student: {words}") for line in lines) == 1
+    fair = in_memory(network(2, 16, 30, 2), honest, right)
+    assert not any("warning" in str(part) for part in tables.pair_summaries(*fair))
+    assert tables.pair_summaries(fair[1], fair[1]) == [], "the rows are about another teacher"
 
 
 def test_students_stand_side_by_side() -> None:

@@ -17,7 +17,7 @@ from verifiers.core.columns import COMMON_COLUMNS
 from verifiers.core.errors import InputError
 from verifiers.core.quantities import Norm
 from verifiers.core.status import Status
-from verifiers.methods.smoothing import SMOOTHING
+from verifiers.methods.smoothing import Smoothing
 from verifiers.results.reader import read
 from verifiers.results.rows import Certificates
 from verifiers.smoothing import logs
@@ -182,7 +182,7 @@ def test_a_log_becomes_the_file_that_certify_writes(tmp_path: Path) -> None:
     assert (attributes["log"], attributes["imported"]) == ("a.tsv", True)
     assert attributes["log_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     with h5py.File(tmp_path / "a.h5") as file:
-        assert set(file["smoothing"]) == {column.name for column in (*COMMON_COLUMNS, *SMOOTHING.columns)}
+        assert set(file["smoothing"]) == {column.name for column in (*COMMON_COLUMNS, *Smoothing.columns)}
         assert not file["smoothing/votes"][:].any() and file["smoothing/votes"].shape[2] == 6
         values = [*file.attrs.values(), *file["smoothing"].attrs.values()]
         assert not any(str(tmp_path) in str(value) for value in values), "a path of this machine"

@@ -1,13 +1,15 @@
-"""Summarise the rows of the method ``diagnostics``."""
+"""Summarise diagnostics: gradients and attacks of a student, and what must not be trusted."""
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from verifiers.core.statistics import chance_limit
 from verifiers.core.status import Status
-from verifiers.results.rows import MethodRows
+from verifiers.core.table import Part, Table, figure, percent
+from verifiers.results.rows import Certificates, MethodRows
 
 #: An attack on the margin that succeeds on so many more samples than one on the cross-entropy shows masked gradients.
 MASKED = 0.05
@@ -111,3 +113,40 @@ def _collapse(clean: float, samples: int, classes: int, gradient: float) -> list
         f"collapse: clean accuracy is {clean:.1%}, near chance for {classes} classes, and the mean gradient norm "
         f"{gradient:.2g}: the student is almost constant, train it with a smaller weight of the alignment"
     ]
+
+
+#: The figures of a diagnosis in the order in which they are read, and how each is written.
+_FIGURES: dict[str, tuple[str, Callable[[float], str]]] = {
+    "gradient_gap": ("GD: gap of the cross-entropy's gradients, l2", figure),
+    "gradient_gap_dual": ("the same in the dual norm of {norm}", figure),
+    "gradient_cosine": ("GC: cosine of the two", figure),
+    "gradient_norm": ("the student's gradient, l2", figure),
+    "margin_gradient_gap": ("gap of the margins' gradients, dual norm per pixel", figure),
+    "ce_llm": ("the student's local linearity LLM, by attack (nats)", figure),
+    "ce_attack": ("PGD on the cross-entropy succeeds", percent),
+    "margin_attack": ("PGD on the margin succeeds", percent),
+    "transfer": ("of what succeeds, the teacher falls for", percent),
+    "teacher_entropy": ("the teacher's entropy at attacked points x' (nats)", figure),
+    "teacher_right": ("teacher right at x", percent),
+    "teacher_right_attacked": ("teacher right at x'", percent),
+}
+#: Students that fit next to each other into 80 columns.
+_ABREAST = 3
+
+
+def summary(rows: MethodRows, certificates: Certificates) -> list[Part]:
+    """Tabulate the figures, and warn of what must not be trusted."""
+    found = diagnose(rows)
+    return [] if found is None else side_by_side({"student": found}, rows.norm, rows.eps_text)
+
+
+def side_by_side(named: Mapping[str, Diagnosis], norm: str, eps: str) -> list[Part]:
+    """Tabulate several students next to each other, then their warnings."""
+    title = f"Diagnostics (estimates), {norm} eps {eps}, means"
+    tables, names = [], list(named)
+    for some in (names[start : start + _ABREAST] for start in range(0, len(names), _ABREAST)):
+        lines = [["samples that the student gets right", *(str(named[name].samples) for name in some)]]
+        for field, (words, written) in _FIGURES.items():
+            lines.append([words.format(norm=norm), *(written(getattr(named[name], field)) for name in some)])
+        tables.append(Table(title, ["figure", *some], lines))
+    return [*tables, *(f"warning: {name}: {text}" for name, found in named.items() for text in found.warnings)]

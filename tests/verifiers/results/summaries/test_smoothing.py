@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from tests.certifying import certify
-from verifiers.smoothing.shared import of_counts, shared_votes
+from verifiers.results.summaries.smoothing import of_counts, shared_votes
 
 
 def test_shares_and_variances_are_those_of_the_labels_themselves() -> None:
@@ -42,6 +42,6 @@ def test_a_file_tells_them_where_a_teacher_saw_the_copies(tmp_path: Path, with_t
         out=tmp_path / "s.h5",
         teacher=teacher if with_teacher else None,
     )
-    shared = shared_votes(found)
+    shared = shared_votes(found["smoothing"], found.path)
     assert (shared is not None) == with_teacher
     assert shared is None or ((shared.agreement > 0) & (shared.agreement < 1)).all()

@@ -1,12 +1,22 @@
-"""What two networks' votes on the same noisy copies say that votes on copies of their own would not."""
+"""Summarise votes of smoothing: what certificates rest on, and two networks' votes on the same noisy copies."""
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from verifiers.core.table import Part
 from verifiers.results.reader import read_images
-from verifiers.results.rows import Certificates
+from verifiers.results.rows import Certificates, MethodRows
+
+#: What a vote that ended early leaves unknown, by the question that it answered.
+_EXTENT = {
+    "eps": "; a vote ended once eps was decided, so radii, their means and clean are lower limits",
+    "grid": "; a vote ended between two multiples of {step:g}, so radii are lower limits in between",
+}
 
 
 @dataclass(frozen=True)
@@ -18,7 +28,7 @@ class SharedVotes:
         lost: share of copies where only the teacher gave that class.
         gained: share where only the student did.
         variance: of the difference of their vote shares, counted on the same copies.
-        unpaired_variance: what it would be with copies of their own.
+        unpaired_variance: the same if each had voted on copies of its own.
     """
 
     agreement: Float[np.ndarray, " samples"]
@@ -40,16 +50,19 @@ class SameCopies:
 
     @classmethod
     def of(cls, shared: SharedVotes) -> "SameCopies":
+        """Sum up over the samples."""
         agreement, lost, gained = (float(shares.mean()) for shares in (shared.agreement, shared.lost, shared.gained))
         return cls(agreement, lost, gained, float(shared.variance.sum()), float(shared.unpaired_variance.sum()))
 
 
-def shared_votes(student: Certificates) -> SharedVotes | None:
-    """From the student's certificate file; None where no teacher saw its copies."""
-    rows = student["smoothing"]
+def shared_votes(rows: MethodRows, path: str) -> SharedVotes | None:
+    """Count, from the student's certificate file, how two networks voted on the same copies.
+
+    None where no teacher saw the student's copies.
+    """
     answered = np.flatnonzero(rows["used"] > 0)
     names = ("votes", "teacher_votes", "same_votes")
-    own, teacher, same = (read_images(student.path, "smoothing", name, answered).astype(np.int64) for name in names)
+    own, teacher, same = (read_images(path, rows.name, name, answered).astype(np.int64) for name in names)
     if not teacher.any():
         return None
     return of_counts(own[:, -1], teacher, same, rows["selected"][answered], rows["used"][answered])
@@ -62,7 +75,10 @@ def of_counts(
     selected: Int[np.ndarray, " samples"],
     copies: Int[np.ndarray, " samples"],
 ) -> SharedVotes:
-    """With b lost and c gained, the difference c - b has variance (b + c - (b - c)^2) / n on the same copies."""
+    """Count shares and variances per sample.
+
+    With b lost and c gained, the difference c - b has variance (b + c - (b - c)^2) / n on the same copies.
+    """
     s, t, both = (votes[np.arange(len(votes)), selected] / copies for votes in (own, teacher, same))
     lost, gained = t - both, s - both
     return SharedVotes(
@@ -71,4 +87,18 @@ def of_counts(
         gained=gained,
         variance=(lost + gained - (lost - gained) ** 2) / copies,
         unpaired_variance=(s * (1 - s) + t * (1 - t)) / copies,
+    )
+
+
+def summary(rows: MethodRows, certificates: Certificates) -> list[Part]:
+    """Say in one sentence what the certificates rest on."""
+    return [basis(json.loads(str(certificates.attributes["settings"]))[rows.name])]
+
+
+def basis(settings: Mapping[str, Any]) -> str:
+    """Say in one sentence what certificates with these settings rest on."""
+    return (
+        f"Smoothing: of the smoothed classifiers, {settings['noise']} noise of sigma {settings['sigma']:g}, at most "
+        f"{settings['n']} copies after {settings['n0']}, each certificate wrong with probability {settings['alpha']:g}"
+        f"{_EXTENT.get(settings['question'], '').format(**settings)}."
     )

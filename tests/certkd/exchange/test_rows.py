@@ -15,11 +15,13 @@ from certkd.certification import data_for
 from certkd.config.settings import DataConfig
 from certkd.data.selection import Selection
 from certkd.data.sources import load as load_data
-from certkd.exchange import results
-from certkd.exchange.results import export
+from certkd.exchange import rows as exchange
+from certkd.exchange.counterexamples import export_counterexamples
+from certkd.exchange.rows import export_rows, is_folder
 from certkd.networks.builders import Classifier
 from certkd.networks.checkpoint import Checkpoint, load
 from tests.certifying import certify
+from tests.cli import certkd
 from tests.paths import REFERENCE
 from verifiers.core.errors import InputError
 from verifiers.core.status import Status
@@ -33,6 +35,14 @@ SAMPLES = 40
 def student() -> Classifier:
     """The network that the file is about."""
     return load(REFERENCE / "kdiga.pt").model
+
+
+def export(path: Path, out: Path | str, model: Classifier | None = None) -> list[str]:
+    """As the command does."""
+    if not is_folder(out):
+        return export_rows(path, Path(out))
+    assert model is not None
+    return export_counterexamples(path, Path(out), model)
 
 
 def certified(student: Classifier, place: Path, **settings: Any) -> Path:
@@ -60,7 +70,7 @@ def smoothed(student: Classifier, tmp_path_factory: pytest.TempPathFactory) -> P
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of seven rows, so that there are several."""
-    monkeypatch.setattr(results, "BLOCK", 7)
+    monkeypatch.setattr(exchange, "BLOCK", 7)
 
 
 def refusal(path: Path, out: str | Path, model: Classifier | None = None) -> str:
@@ -138,7 +148,7 @@ def test_arrays_are_lists_in_json_and_columns_in_csv(smoothed: Path, tmp_path: P
 
 
 def test_entries_of_an_array_are_named_by_their_place(smoothed: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(results, "WIDEST", 50)
+    monkeypatch.setattr(exchange, "WIDEST", 50)
     assert len(export(smoothed, tmp_path / "r.csv")) == 1
     votes = read_images(smoothed, "smoothing", "votes", range(SAMPLES))
     with open(tmp_path / "r.csv", newline="", encoding="utf-8") as file:
@@ -239,7 +249,8 @@ def test_what_cannot_be_exported_is_refused(
     attacked: Path, smoothed: Path, tmp_path: Path, student: Classifier
 ) -> None:
     assert "r.txt: name a file that ends in .csv, .json, .npz, or a folder" in refusal(attacked, tmp_path / "r.txt")
-    assert "needs the network (--model)" in refusal(attacked, tmp_path / "found")
+    without = certkd("export", attacked, "--out", tmp_path / "found")
+    assert without.code == 2 and "needs the network (--model)" in without.err
     assert "no certificate file at" in refusal(tmp_path / "none.h5", tmp_path / "r.csv")
     assert "is not a certificate file" in refusal(REFERENCE / "kdiga.pt", tmp_path / "r.csv")
     for out in (tmp_path / "r.npz", tmp_path / "found"):

@@ -1,7 +1,7 @@
-"""Certificates for other programs: rows as CSV or JSON, counterexamples as arrays or in VNN-COMP's form.
+"""Certificates for other programs: rows as CSV or JSON, counterexamples as arrays.
 
-Array columns and images are read in blocks, so that a file of any size can be exported; what is written is whole or
-absent. Rows without an answer yet are left out.
+Array columns and images are read in blocks, so that a file of any size can be exported; a file is written whole or not
+at all. Rows without an answer yet are left out.
 """
 
 import csv
@@ -13,26 +13,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import h5py
 import numpy as np
-import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
 
-from certkd.exchange.vnnlib import write_counterexample
 from certkd.files import write_whole
 from verifiers.core.columns import COMMON_COLUMNS
 from verifiers.core.errors import InputError
 from verifiers.core.status import Status
-from verifiers.geometry.margins import margins
+from verifiers.methods.registry import find
 from verifiers.results.reader import read
 from verifiers.results.rows import Certificates, MethodRows
-from verifiers.runtime.fingerprint import weights_sha256
-from verifiers.runtime.modes import eval_mode, trusted_arithmetic
-from verifiers.runtime.samples import device_of
 
 #: A row's array goes into CSV, a column for each entry, when it has no more entries than this.
 WIDEST = 20
@@ -41,44 +34,22 @@ BLOCK = 256
 IMAGE = "counterexample"
 
 
-def export(path: Path, out: str | Path, model: nn.Module | None = None) -> list[str]:
-    """Write a certificate file in the form that the suffix of ``out`` names.
-
-    Args:
-        path: the certificate file, finished or not.
-        out: ``.csv`` or ``.json`` for rows, ``.npz`` for counterexamples as arrays, a folder for counterexamples in
-            VNN-COMP's form.
-        model: the network that the file is about; only a folder needs it.
-
-    Returns:
-        what to tell the user, one line each.
-
-    Raises:
-        InputError: another suffix, and as ``export_rows`` and ``export_counterexamples``.
-    """
-    place = Path(out)
-    if not is_folder(out):
-        return export_rows(path, place)
-    if model is None:
-        raise InputError(
-            f"{out} would be a folder of counterexamples with logits, which needs the network (--model); rows go to a "
-            "name that ends in .csv, .json or .npz"
-        )
-    return export_counterexamples(path, place, model)
-
-
 def is_folder(out: str | Path) -> bool:
-    """Whether ``export`` takes the place for a folder: it is one, ends like one, or has no suffix."""
+    """Whether a place is meant as a folder: it is one, ends like one, or has no suffix."""
     return not Path(out).suffix or Path(out).is_dir() or str(out).endswith(("/", os.sep))
 
 
 def export_rows(path: Path, out: Path) -> list[str]:
-    """Write rows (``.csv``, ``.json``) or counterexamples (``.npz``); lines that say what was written and what not.
+    """Write rows (``.csv``, ``.json``) or counterexamples (``.npz``); return lines that say how many, and which not.
+
+    Args:
+        path: the certificate file, finished or not.
+        out: its suffix names the form.
 
     Raises:
         InputError: not a certificate file, another suffix, no place to write.
     """
-    writers: Mapping[str, Callable[[_Source, Path], list[str]]] = {".csv": _csv, ".json": _json, ".npz": _npz}
+    writers: Mapping[str, Callable[[Source, Path], list[str]]] = {".csv": _csv, ".json": _json, ".npz": _npz}
     if out.suffix.lower() not in writers:
         raise InputError(
             f"{out}: name a file that ends in {', '.join(writers)}, or a folder for VNN-COMP's counterexamples"
@@ -86,42 +57,12 @@ def export_rows(path: Path, out: Path) -> list[str]:
     lines: list[str] = []
     certificates = read(path)
     with h5py.File(path, "r", locking=False) as file:
-        write_whole(out, lambda place: lines.extend(writers[out.suffix.lower()](_Source(certificates, file), place)))
+        write_whole(out, lambda place: lines.extend(writers[out.suffix.lower()](Source(certificates, file), place)))
     return [f"{lines[0]} written to {out}", *lines[1:]]
 
 
-def export_counterexamples(path: Path, folder: Path, model: nn.Module) -> list[str]:
-    """Write each stored counterexample, with the logits at it, as ``METHOD-INDEX.counterexample``.
-
-    Each is put through the network again: what is written is misclassified now, inside the ball and the image box.
-
-    Raises:
-        InputError: not a certificate file, one about another network, a counterexample that does not hold, a folder
-            that is not empty or cannot be made.
-    """
-    certificates = read(path)
-    there, given = str(certificates.attributes.get("model_sha256", "")), weights_sha256(model)
-    if there != given:
-        raise InputError(
-            f"{path} is about another network (sha256 {there[:16] or 'unknown'}, not {given[:16]}): name its own"
-        )
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise InputError(f"{folder} is not an empty folder: name another one")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
-            new = Path(temporary) / "new"
-            new.mkdir(mode=0o755)
-            with h5py.File(path, "r", locking=False) as file:
-                count = _write_all(_Source(certificates, file), new, model)
-            os.replace(new, folder)
-    except OSError as error:
-        raise InputError(f"cannot write {folder}: {' '.join(str(error).split())[:200]}") from None
-    return [f"{count} counterexamples written to {folder}"]
-
-
 @dataclass(frozen=True)
-class _Source:
+class Source:
     """A certificate file: its scalar columns in memory, the others on disk."""
 
     certificates: Certificates
@@ -132,7 +73,7 @@ class _Source:
         return {n: d.shape[1:] for n, d in self.file[method].items() if d.ndim > 1 and n != IMAGE}
 
     def pending(self) -> list[str]:
-        """What to say about rows without an answer."""
+        """Say how many rows have no answer, a line for each method with some."""
         counts = {name: rows.count(Status.PENDING) for name, rows in self.certificates.methods.items()}
         return [
             f"{count} rows of {name} have no answer yet and are left out" for name, count in counts.items() if count
@@ -140,12 +81,14 @@ class _Source:
 
     def rows(self, wanted: Mapping[str, Sequence[str]]) -> Iterator[dict[str, Any]]:
         """Finished rows of all methods, values by column name; of array columns, those wanted of each method."""
-        for method in self.certificates.methods.values():
+        for method in self.certificates:
             facts = {
                 "method": method.name,
-                **{key: method.attributes[key] for key in ("guarantee", "norm", "eps")},
+                "guarantee": find(method.name).guarantee.value,
+                "norm": method.norm,
+                "eps": method.eps,
             }
-            for rows in _blocks(np.flatnonzero(method["status"] != Status.PENDING)):
+            for rows in blocks(np.flatnonzero(method["status"] != Status.PENDING)):
                 columns = {name: method[name][rows].tolist() for name in _ordered(method)}
                 columns["status"] = [Status(value).name for value in columns["status"]]
                 columns |= {name: self.file[method.name][name][rows].tolist() for name in wanted[method.name]}
@@ -169,7 +112,8 @@ class _Source:
         return np.asarray(self.file[method][IMAGE][rows])
 
 
-def _blocks(rows: Int[np.ndarray, " rows"]) -> Iterator[Int[np.ndarray, " block"]]:
+def blocks(rows: Int[np.ndarray, " rows"]) -> Iterator[Int[np.ndarray, " block"]]:
+    """Cut row numbers into blocks that are read at a time."""
     return (rows[start : start + BLOCK] for start in range(0, len(rows), BLOCK))
 
 
@@ -179,7 +123,7 @@ def _ordered(method: MethodRows) -> list[str]:
     return [*common, *(name for name in method.columns if name not in common)]
 
 
-def _csv(source: _Source, out: Path) -> list[str]:
+def _csv(source: Source, out: Path) -> list[str]:
     """One line per sample and method; cells of columns that a method does not have are empty."""
     wide = {name: source.arrays(name) for name in source.certificates.methods}
     taken = {name: [c for c, shape in columns.items() if math.prod(shape) <= WIDEST] for name, columns in wide.items()}
@@ -211,7 +155,7 @@ def _entries(column: str, shape: tuple[int, ...]) -> list[str]:
     return ["_".join([column, *map(str, place)]) for place in product(*map(range, shape))]
 
 
-def _json(source: _Source, out: Path) -> list[str]:
+def _json(source: Source, out: Path) -> list[str]:
     """Attributes of the file and of each method, and all rows; nan and infinities, which JSON lacks, are null."""
     certificates, count = source.certificates, 0
     methods = {name: _strict(rows.attributes) for name, rows in certificates.methods.items()}
@@ -237,7 +181,7 @@ def _strict(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _npz(source: _Source, out: Path) -> list[str]:
+def _npz(source: Source, out: Path) -> list[str]:
     """Every stored counterexample, in arrays of equal length: image, method, index, label, predicted, distance."""
     found = list(source.falsified())
     shape = source.file[found[0][0].name][IMAGE].shape[1:]
@@ -255,47 +199,12 @@ def _npz(source: _Source, out: Path) -> list[str]:
 
 
 def _write_images(
-    archive: zipfile.ZipFile, source: _Source, found: Sequence[tuple[MethodRows, np.ndarray]], shape: tuple[int, ...]
+    archive: zipfile.ZipFile, source: Source, found: Sequence[tuple[MethodRows, np.ndarray]], shape: tuple[int, ...]
 ) -> None:
     """The header of an array of the format .npy, and its values block after block."""
     header = {"descr": "<f4", "fortran_order": False, "shape": shape}
     with archive.open("image.npy", "w", force_zip64=True) as entry:
         np.lib.format.write_array_header_1_0(entry, header)
         for method, rows in found:
-            for block in _blocks(rows):
+            for block in blocks(rows):
                 entry.write(source.images(method.name, block).astype("<f4").tobytes())
-
-
-def _write_all(source: _Source, folder: Path, model: nn.Module) -> int:
-    count = 0
-    with torch.no_grad(), eval_mode(model), trusted_arithmetic():
-        for method, rows in source.falsified():
-            for block in _blocks(rows):
-                images = source.images(method.name, block)
-                logits = model(torch.from_numpy(images).to(device_of(model))).cpu()
-                _check_holds(source.certificates.path, method, block, images, logits)
-                for row, image, outputs in zip(block, images, logits.numpy(), strict=True):
-                    write_counterexample(folder / f"{method.name}-{method['index'][row]}.{IMAGE}", image, outputs)
-                count += len(block)
-    return count
-
-
-def _check_holds(
-    path: str,
-    method: MethodRows,
-    rows: Int[np.ndarray, " block"],
-    images: Float[np.ndarray, "block *shape"],
-    logits: Float[Tensor, "block classes"],
-) -> None:
-    """Each image is in the image box, in the ball, and given another class than the clean one."""
-    fooled = (margins(logits, torch.from_numpy(method["predicted"][rows])) < 0).numpy()
-    pixels = images.reshape(len(images), -1)
-    inside = (pixels >= 0).all(1) & (pixels <= 1).all(1) & (method["distance"][rows] <= method.eps)
-    wrong = np.flatnonzero(~(fooled & inside))
-    if len(wrong):
-        row = rows[wrong[0]]
-        same = f"not given another class than {method['predicted'][row]}"
-        why = "outside the ball or the image box" if fooled[wrong[0]] else same
-        raise InputError(
-            f"{path}: the counterexample of {method.name} to sample {method['index'][row]} does not hold: it is {why}"
-        )

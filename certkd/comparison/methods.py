@@ -1,0 +1,136 @@
+"""Choose the methods that two certificate files are compared by, and refuse what cannot be compared.
+
+Methods are known by their properties (guarantee, what they are about, columns), never by name.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from verifiers.core.errors import InputError, did_you_mean
+from verifiers.core.status import FAILURES, About, Guarantee, Status
+from verifiers.methods.registry import certifies, find, proves
+from verifiers.results.rows import Certificates, MethodRows
+
+#: Attributes that two files must share, besides the value of eps.
+SHARED = ("data_sha256", "indices_sha256", "norm")
+#: Settings that may differ: in which precision a network votes belongs to the network.
+OWN = ("dtype",)
+
+
+def attack(certificates: Certificates) -> MethodRows | None:
+    """The attack on the network itself: an estimate that stores how far counterexamples are."""
+    return next(_rows(certificates, Guarantee.ESTIMATE, About.NETWORK, "distance"), None)
+
+
+def transfer(certificates: Certificates) -> MethodRows | None:
+    """The rows that say which certificates of the teacher carry over, and what blocks the others."""
+    return next(_rows(certificates, Guarantee.DETERMINISTIC, About.PAIR, "blocker"), None)
+
+
+def diagnosis(certificates: Certificates) -> MethodRows | None:
+    """The rows that compare input gradients of student and teacher."""
+    return next(_rows(certificates, Guarantee.ESTIMATE, About.PAIR, "gradient_cosine"), None)
+
+
+def _rows(certificates: Certificates, guarantee: Guarantee, about: About, column: str) -> Iterator[MethodRows]:
+    for rows in certificates:
+        method = find(rows.name)
+        if (method.guarantee, method.about) == (guarantee, about) and column in rows.columns:
+            yield rows
+
+
+def check_known(certificates: Certificates) -> None:
+    """Refuse rows of a method that this certkd does not have: what they are worth is not read from a file.
+
+    Raises:
+        InputError: naming the file and the method.
+    """
+    for rows in certificates:
+        try:
+            find(rows.name)
+        except InputError as error:
+            raise InputError(f"{certificates.path}: {error}") from None
+
+
+def check_same(teacher: Certificates, student: Certificates) -> None:
+    """Refuse unfinished files, and files about other samples, norms or radii.
+
+    Raises:
+        InputError: naming both files and the first difference.
+    """
+    for certificates in (teacher, student):
+        check_known(certificates)
+        if certificates.pending:
+            raise InputError(
+                f"{certificates.path} is not finished ({certificates.pending} rows are pending): "
+                "run its certify command again"
+            )
+    both = f"{student.path} and {teacher.path} cannot be compared"
+    if student.attributes.get("imported", False) != teacher.attributes.get("imported", False):
+        raise InputError(f"{both}: one was imported from a log, which does not hold its images")
+    for name in SHARED:
+        ours, theirs = student.attributes.get(name), teacher.attributes.get(name)
+        if ours != theirs:
+            raise InputError(f"{both}: they differ in {name} ({_short(ours)} and {_short(theirs)})")
+    if student.eps != teacher.eps:
+        raise InputError(f"{both}: eps is {student.eps_text} and {teacher.eps_text}")
+
+
+def same_teacher(teacher: Certificates, student: Certificates) -> bool:
+    """Whether the student's rows compare with this file's network."""
+    names = (("model_sha256", "joint_teacher_sha256"), ("structure_sha256", "joint_teacher_structure_sha256"))
+    known = [(teacher.attributes.get(own), student.attributes.get(other)) for own, other in names]
+    return all(own and own == other for own, other in known)
+
+
+def common_methods(teacher: Certificates, student: Certificates, method: str) -> list[str]:
+    """The methods whose larger radius is taken: several proofs, or one method that holds with confidence 1 - alpha.
+
+    Raises:
+        InputError: no such method in both files; other settings; rows without an answer.
+    """
+    names = [rows.name for rows in teacher if certifies(rows.name) and rows.name in student]
+    if method != "best":
+        if method not in names:
+            raise InputError(f"no certificate method {method!r} in both files.{did_you_mean(method, ['best', *names])}")
+        names = [method]
+    names = [name for name in names if find(name).about is not About.PAIR]  # radii about two networks
+    names = [name for name in names if not any(c[name].count(Status.UNSUPPORTED) for c in (teacher, student))]
+    if not names:
+        raise InputError(f"{teacher.path} and {student.path} have no certificate method with an answer in common")
+    names = [name for name in names if proves(name)] or names[:1]
+    _check_settings(teacher, student, names)
+    for certificates in (teacher, student):
+        for name in names:
+            _check_answered(certificates, certificates[name])
+    return names
+
+
+def settings_of(certificates: Certificates) -> dict[str, dict[str, Any]]:
+    """The settings that each method ran with."""
+    return dict(json.loads(str(certificates.attributes["settings"])))
+
+
+def _check_answered(certificates: Certificates, rows: MethodRows) -> None:
+    failed = {status.name: rows.count(status) for status in FAILURES}
+    if any(failed.values()):
+        counts = ", ".join(f"{count} {status}" for status, count in failed.items() if count)
+        raise InputError(f"{certificates.path}: rows of {rows.name} have no answer ({counts}); certify it again")
+
+
+def _check_settings(teacher: Certificates, student: Certificates, names: Sequence[str]) -> None:
+    """The same settings of the methods compared, and of the attack where it tells something about them."""
+    attacks = [attack(certificates) for certificates in (teacher, student)]
+    shared = {rows.name for rows in attacks if rows is not None} if all(attacks) and proves(names[0]) else set()
+    for name in [*names, *(shared if len(shared) == 1 else ())]:
+        ours, theirs = (settings_of(certificates)[name] for certificates in (student, teacher))
+        different = [key for key in {**theirs, **ours} if key not in OWN and ours.get(key) != theirs.get(key)]
+        if different:
+            values = ", ".join(f"{key} {theirs.get(key)} and {ours.get(key)}" for key in different)
+            raise InputError(f"the files ran {name} with other settings: {values}")
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 20 else f"{text[:12]}…"

@@ -1,0 +1,22 @@
+"""Certificates and comparisons as tables and sentences; ``console`` prints them."""
+
+from certkd.report.tables.certification import inspection, verification
+from certkd.report.tables.comparison import comparison, curve, kept, sides
+from certkd.report.tables.contents import contents, facts, instances, pair_summaries, summaries
+from certkd.report.tables.experiment import EXPLANATION, experiment
+
+__all__ = [
+    "EXPLANATION",
+    "comparison",
+    "contents",
+    "curve",
+    "experiment",
+    "facts",
+    "inspection",
+    "instances",
+    "kept",
+    "pair_summaries",
+    "sides",
+    "summaries",
+    "verification",
+]

@@ -1,0 +1,102 @@
+"""One certificate file as tables."""
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from certkd.comparison.methods import check_known, same_teacher
+from certkd.comparison.outcomes import at_eps, outcomes
+from verifiers.core.status import About, Status
+from verifiers.core.table import Part, Table
+from verifiers.methods.registry import find
+from verifiers.results.rows import Certificates, MethodRows
+
+
+def contents(certificates: Certificates) -> list[Part]:
+    """Tabulate a file: per method the count at eps, accuracy, mean radius and time, then its rows by status."""
+    check_known(certificates)
+    lines = []
+    for rows in certificates:
+        found = at_eps(rows)
+        count, accuracy = ("-", "-") if found is None else (str(found.samples), str(found))
+        radius = f"{np.mean(rows['radius']):.4f}" if found is not None and found.proved else "-"
+        seconds = f"{np.nanmean(rows['seconds']):.4f}" if np.isfinite(rows["seconds"]).any() else "-"
+        lines.append([rows.name, count, accuracy, radius, seconds, find(rows.name).guarantee.value])
+    samples = certificates.attributes["samples"]
+    title = f"{certificates.norm} ball, eps {certificates.eps_text} (pixels in [0, 1]), {samples} samples"
+    columns = ["method", "at eps", "accuracy", "mean radius", "s/sample", "guarantee"]
+    return [Table(title, columns, lines), _by_status(certificates)]
+
+
+def _by_status(certificates: Certificates) -> Table:
+    """Rows of each method by status, those that occur. CERTIFIED is a radius above 0, whatever eps is."""
+    counts = {rows.name: {status: rows.count(status) for status in Status} for rows in certificates}
+    shown = [status for status in Status if any(count[status] for count in counts.values())]
+    names = ["radius > 0" if status is Status.CERTIFIED else _words(status) for status in shown]
+    lines = [[name, *(str(count[status]) for status in shown)] for name, count in counts.items()]
+    return Table("Rows by status", ["method", *names], lines)
+
+
+def _words(status: Status) -> str:
+    return status.name.lower().replace("_", " ")
+
+
+def summaries(certificates: Certificates, about: Collection[About] = tuple(About)) -> list[Part]:
+    """Give the tables and sentences that methods add, of methods about one network, a smoothed one or a pair."""
+    parts: list[Part] = []
+    for rows in certificates:
+        method = find(rows.name)
+        if method.summary is not None and method.about in about and not rows.count(Status.UNSUPPORTED):
+            parts += method.summary(rows, certificates)
+    return parts
+
+
+def pair_summaries(teacher: Certificates, student: Certificates) -> list[Part]:
+    """Give the summaries of the student's methods about a pair, where the other network of it is this teacher."""
+    return summaries(student, [About.PAIR]) if same_teacher(teacher, student) else []
+
+
+def instances(files: Sequence[Certificates]) -> str:
+    """Say how many instances of a list are settled, over the files of all its radii, and how."""
+    counts = outcomes(files)
+    radii = f"at {len(files)} radii" if len(files) > 1 else f"at eps {files[0].eps_text}"
+    return f"{sum(counts.values())} instances {radii}: {', '.join(f'{n} {name}' for name, n in counts.items())}"
+
+
+def facts(certificates: Certificates) -> list[str]:
+    """Say where a file's rows come from, one line each."""
+    attributes = certificates.attributes
+    settings = json.loads(str(attributes["settings"]))
+    lines = [
+        *_origin(attributes),
+        f"data       {attributes.get('data') or 'given as arrays'}  sha256 {attributes['data_sha256']}",
+        f"settings   {'; '.join(f'{m} {_settings(s)}' for m, s in settings.items())}  seed {attributes['seed']}",
+    ]
+    return lines + [line for rows in certificates for line in _notes(rows)]
+
+
+def _settings(settings: Mapping[str, Any]) -> str:
+    return " ".join(f"{name}={value}" for name, value in settings.items()) or "none"
+
+
+def _notes(rows: MethodRows) -> list[str]:
+    engine = f", engine {rows.attributes['engine']}" if "engine" in rows.attributes else ""
+    remarks = ("reason", "passed_over", "cross_check", "radii", "doubt")
+    found = [f"{'':<10} {rows.attributes[remark]}" for remark in remarks if remark in rows.attributes]
+    return [f"{rows.name:<10} {rows.attributes['claim']}{engine}", *found]
+
+
+def _origin(attributes: Mapping[str, Any]) -> list[str]:
+    """The network that was certified and what certified it, or the log of another program."""
+    if attributes.get("imported"):
+        by = f"certkd {attributes['certkd_version']}, numpy {attributes['numpy_version']}, at {attributes['started']}"
+        return [f"log        {attributes['log']}  sha256 {attributes['log_sha256']}", f"read by    {by}"]
+    return [
+        f"model      {attributes['architecture']}  sha256 {attributes['model_sha256']}",
+        *([f"teacher    sha256 {attributes['teacher_sha256']}"] if attributes.get("teacher_sha256") else []),
+        f"made by    certkd {attributes['certkd_version']}, torch {attributes['torch_version']}, "
+        f"auto-LiRPA {attributes['auto_lirpa_version']}, on {attributes['device']} at {attributes['started']}",
+        f"command    {attributes['command']}",
+    ]

@@ -1,0 +1,38 @@
+"""Tables on the screen: nothing is cut, numbers stand at the right, 80 columns hold what certkd prints."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from certkd.report.console import display
+from verifiers.core.table import Part, Table, figure, percent
+
+
+def printed(*parts: Part, width: int = 80) -> str:
+    screen = io.StringIO()
+    display(*parts, console=Console(file=screen, width=width, markup=False))
+    return screen.getvalue()
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_a_narrow_terminal_loses_no_figure(width: int) -> None:
+    rows = [["a network of a long name", *(f"{i}23.4567" for i in range(1, 10))]]
+    shown = printed(Table("title", ["network", *(f"{i}0% quantile" for i in range(1, 10))], rows), width=width)
+    assert "…" not in shown, "a cell was cut"
+
+
+def test_numbers_stand_at_the_right_and_words_at_the_left() -> None:
+    rows = [["a", ">= 72.5%", "-", "x" * 9], ["b", "<= 5.0%", "1.25", "y"]]
+    shown = printed(Table("title", ["", "share", "radius", "words"], rows))
+    assert "│  <= 5.0% │" in shown and "│      - │" in shown and "│ y         │" in shown
+
+
+def test_a_sentence_is_one_line_and_nothing_is_markup() -> None:
+    text = f"written to {'[bold]' * 40}"
+    assert printed(text) == f"{text}\n"
+
+
+def test_what_is_not_a_number_is_a_dash() -> None:
+    assert (percent(float("nan")), percent(0.1234)) == ("-", "12.3%")
+    assert (figure(float("nan")), figure(0.12345)) == ("-", "0.123")
