@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.certifying import certify
+from tests.marks import thin
 from tests.zoo import BY_NAME, mlp, planted
 from verifiers.bound_propagation.native.engine import Native
 from verifiers.core.errors import Unsupported
@@ -62,8 +63,7 @@ def steepest_seen(model: nn.Module, x: Tensor, eps: float, norm: Norm, rows: Ten
     return seen
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("norm", list(Norm))
+@pytest.mark.parametrize(("kind", "norm"), thin(((kind, norm) for kind in KINDS for norm in Norm), every=4))
 def test_no_gradient_on_the_ball_exceeds_the_local_constant(kind: str, norm: Norm) -> None:
     model, x = network(kind)
     native, rows = Native(model, x), pair_rows(model, x)
@@ -78,7 +78,7 @@ def test_no_gradient_on_the_ball_exceeds_the_local_constant(kind: str, norm: Nor
             assert (largest_dual_norm(interval_jacobian(ranges, rows).image, 2.0) >= seen).all()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", thin(KINDS))
 def test_without_a_free_slope_the_bounds_are_the_gradient_itself(kind: str) -> None:
     model, x = network(kind)
     graph, rows = capture(model, x[:1]), pair_rows(model, x)
@@ -154,8 +154,9 @@ def test_a_linear_network_gets_its_exact_radius(norm: Norm) -> None:
     assert (radius >= exact - 1e-3 * exact - 1e-4).all()
 
 
-@pytest.mark.parametrize("kind", ["deep mlp", "cnn", "residual", "tanh"])
-@pytest.mark.parametrize("norm", list(Norm))
+@pytest.mark.parametrize(
+    ("kind", "norm"), thin(((kind, norm) for kind in ("deep mlp", "cnn", "residual", "tanh") for norm in Norm), every=4)
+)
 def test_no_attack_succeeds_inside_a_radius(kind: str, norm: Norm) -> None:
     model, x = network(kind, seed=1)
     x, model = x.float(), model.float()

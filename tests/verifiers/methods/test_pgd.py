@@ -1,6 +1,7 @@
 """Attacks: projections against a second version, counterexamples that hold when run again, and the reading of eps."""
 
 import copy
+import itertools
 import math
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tests import oracles
+from tests.marks import thin
 from tests.zoo import BY_NAME, Kind, images, mlp
 from verifiers.core.errors import InputError
 from verifiers.core.quantities import Epsilon, Norm
@@ -111,9 +113,9 @@ def attack(
     return PGD.prepare(network, x[:2], request)(x, predicted, indices)
 
 
-@every_norm
-@pytest.mark.parametrize("name", ["mlp", "cnn", "tanh", "residual"])
-@pytest.mark.parametrize("share", [1.0, 0.25])
+@pytest.mark.parametrize(
+    ("name", "norm", "share"), thin(itertools.product(("mlp", "cnn", "tanh", "residual"), Norm, (1.0, 0.25)), every=5)
+)
 def test_a_stored_counterexample_holds_when_it_is_run_again(name: str, norm: Norm, share: float) -> None:
     kind = BY_NAME[name]
     network, x = kind.network(), kind.images(12)
