@@ -25,9 +25,9 @@ from verifiers.lipschitz.layers import written_out
 from verifiers.runtime.oom import fits
 
 NO_MEMORY = "one sample does not fit into memory"
-NOT_TRIED = "not tried, as this takes long"
-#: Where building the graphs, which tries bounds too, takes more seconds, methods are not tried.
-PATIENCE = 5.0
+NOT_TRIED = "not tried on a network of this size"
+#: Values in all layers together above which methods are not tried one by one; a CIFAR ResNet-2B has 11,000.
+LARGEST_TRIED = 20_000
 #: Rows of a pilot block, and nodes that get one.
 PILOT_ROWS, PILOTS = 16, 6
 #: Copies of a block's widest coefficients that are alive at once.
@@ -86,10 +86,9 @@ def preflight(model: nn.Module, x: Float[Tensor, "2 *shape"], eps: float, *, nor
         eps: the radius that costs are estimated for; larger balls leave more neurons open.
     """
     layers = Counter(m._get_name() for m in model.modules() if next(m.children(), None) is None)
-    started = time.perf_counter()
     reasons, built = _engines(model, x)
-    patient = time.perf_counter() - started <= PATIENCE
     native = next((engine for engine in built.values() if isinstance(engine, Native)), None)
+    small = _values(model, x[:1]) <= LARGEST_TRIED
     measured: list[tuple[Cost, ...]] = []
     if native is not None and not fits(lambda: measured.append(costs(native, x[:1], eps, norm))):
         reasons[native.name] = NO_MEMORY
@@ -97,11 +96,30 @@ def preflight(model: nn.Module, x: Float[Tensor, "2 *shape"], eps: float, *, nor
         layers=dict(layers.most_common()),
         parameters=sum(p.numel() for p in model.parameters()),
         engines=reasons,
-        refused={name: _refused(engine, x[:1], eps, norm, patient) for name, engine in built.items()},
+        refused={name: _refused(engine, x[:1], eps, norm, small) for name, engine in built.items()},
         operators=dict(Counter(n.kind for n in native.graph.nodes[1:]).most_common()) if native else {},
         costs=measured[0] if measured else (),
         lipschitz=_lipschitz(native.graph) if native else {},
     )
+
+
+def _values(model: nn.Module, x: Float[Tensor, "1 *shape"]) -> int:
+    """Values that the layers of a network give for one image."""
+    counts: list[int] = []
+
+    def count(module: nn.Module, given: object, output: object) -> None:
+        if isinstance(output, Tensor):
+            counts.append(output.numel())
+
+    layers = [module for module in model.modules() if next(module.children(), None) is None]
+    hooks = [layer.register_forward_hook(count) for layer in layers]
+    try:
+        with torch.no_grad():
+            model(x)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return sum(counts)
 
 
 def _lipschitz(graph: Graph) -> dict[str, str | None]:
@@ -131,12 +149,12 @@ def _engines(model: nn.Module, x: Tensor) -> tuple[dict[str, str | None], dict[s
     return reasons, built
 
 
-def _refused(engine: Engine, x: Float[Tensor, "1 *shape"], eps: float, norm: Norm, patient: bool) -> dict[str, str]:
+def _refused(engine: Engine, x: Float[Tensor, "1 *shape"], eps: float, norm: Norm, small: bool) -> dict[str, str]:
     """The methods that an engine lacks; the native one has all for whatever it captures, others are tried."""
     refused: dict[str, str] = {}
     if isinstance(engine, Native):
         return refused
-    if not patient:
+    if not small:
         return dict.fromkeys(METHODS, NOT_TRIED)
     ball = Balls.around(x.double(), eps, norm)
     with torch.no_grad():

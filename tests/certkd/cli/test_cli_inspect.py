@@ -63,7 +63,7 @@ def test_methods_that_an_engine_lacks_are_said() -> None:
 
 
 def test_methods_that_would_take_long_are_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("verifiers.certify.inspect.PATIENCE", -1.0)
+    monkeypatch.setattr("verifiers.certify.inspect.LARGEST_TRIED", 0)
     network = build(ModelSpec(name="certkd:mlp", options={"hidden": [8]}, classes=10, shape=(1, 8, 8))).eval()
     found = preflight(network, torch.rand(2, 1, 8, 8), 0.01)
     assert found.refused == {"auto-lirpa": dict.fromkeys(METHODS, NOT_TRIED), "native": {}}
