@@ -456,6 +456,7 @@ def trained(objective: Objective, teacher: nn.Module | None = None, epochs: int 
     return student
 
 
+@pytest.mark.slow
 def test_certified_training_certifies_more() -> None:
     x, y = digits()
     shares = {}
@@ -465,6 +466,7 @@ def test_certified_training_certifies_more() -> None:
         assert shares[kind] > shares["standard"] + 0.1, f"{kind} certifies no more than standard training: {shares}"
 
 
+@pytest.mark.slow
 def test_certified_distillation_shrinks_the_deficit() -> None:
     x, y = digits()
     teacher = trained(Ibp(eps=0.05))
