@@ -1,11 +1,11 @@
 """The settings of a certification, as the command line, YAML and Python give them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pydantic import SerializeAsAny, model_validator
 
-from verifiers.core.errors import InputError
+from verifiers.core.errors import InputError, did_you_mean
 from verifiers.core.quantities import Epsilon, Norm
 from verifiers.core.settings import Count, EpsilonText, Seed, Strict
 from verifiers.core.status import About, Guarantee
@@ -51,6 +51,8 @@ class CertifyConfig(Strict):
             raise InputError(f"options must be settings by name, like steps: 50, got {options!r}")
         if isinstance(named, str | Mapping | Method):
             named = (named,)
+        if not isinstance(named, Iterable):
+            raise InputError(f"methods must be names or settings of methods, like [pgd, crown], got {named!r}")
         values["methods"] = with_options(named, options)
         return values
 
@@ -93,17 +95,18 @@ class CertifyConfig(Strict):
         return self.model_copy(update={"eps": eps.text})
 
 
-def with_options(named: Sequence[str | Mapping[str, Any] | Method], options: Mapping[str, Any]) -> tuple[Method, ...]:
+def with_options(named: Iterable[str | Mapping[str, Any] | Method], options: Mapping[str, Any]) -> tuple[Method, ...]:
     """Methods from names, mappings or methods, each with those of the options that it has.
 
     Raises:
         InputError: an unknown method, a setting that none of them has, a setting of the wrong kind.
     """
+    named = tuple(named)
     kinds = [_kind(entry) for entry in named]
-    known = {name for kind in kinds for name in settings_of(find(kind))}
+    known = list(dict.fromkeys(name for kind in kinds for name in settings_of(find(kind))))
     stray = next((name for name in options if name not in known), None)
     if stray is not None:
-        raise InputError(f"none of the methods {', '.join(kinds)} has a setting {stray!r}")
+        raise InputError(f"none of the methods {', '.join(kinds)} has a setting {stray!r}.{did_you_mean(stray, known)}")
     methods = []
     for kind, entry in zip(kinds, named, strict=True):
         own = {name: value for name, value in options.items() if name in settings_of(find(kind))}

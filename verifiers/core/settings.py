@@ -50,6 +50,14 @@ EpsilonText = Annotated[str, BeforeValidator(_epsilon)]
 #: The class itself; not ``Self``, which beartype takes only where it decorates the whole class.
 Own = TypeVar("Own", bound="Strict")
 
+#: How pydantic puts what a person should read.
+_PLAIN = {
+    "Input should be greater than or equal to ": "must be at least ",
+    "Input should be less than or equal to ": "must be at most ",
+    "Input should be a valid integer": "must be a whole number",
+    "Input should be ": "must be ",
+}
+
 
 class Strict(BaseModel):
     """Settings that cannot change and refuse unknown keys."""
@@ -57,8 +65,8 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     @classmethod
-    def parse(cls: type[Own], values: Mapping[str, Any], *, source: str = "settings") -> Own:
-        """Settings from plain values.
+    def parse(cls: type[Own], values: Mapping[str, Any], *, source: str = "") -> Own:
+        """Settings from plain values; messages begin with their source.
 
         Raises:
             InputError: in one line: a setting that is missing, unknown or out of its range.
@@ -66,9 +74,10 @@ class Strict(BaseModel):
         try:
             return cls.model_validate(dict(values))
         except ValidationError as error:
-            raise InputError(f"{source}: {_first_problem(error, cls)}") from None
+            problem = _first_problem(error, cls)
         except OverflowError:
-            raise InputError(f"{source}: a number is too large") from None
+            problem = "a number is too large"
+        raise InputError(f"{source}: {problem}" if source else problem)
 
     def refuse_idle(self, used: Mapping[str, bool]) -> None:
         """Refuse settings other than the default that nothing looks at, given which are looked at.
@@ -89,7 +98,12 @@ def _first_problem(error: ValidationError, settings: type[Strict]) -> str:
     if problem["type"] == "missing":
         example = (fields[name].examples or ["..."])[0]
         return f"the setting {name} is missing: give one, like {name}={example}"
-    message = problem["msg"].removeprefix("Value error, ")
-    quiet = isinstance(problem["input"], Mapping) or repr(problem["input"]) in message or name == "methods"
+    message, own = problem["msg"].removeprefix("Value error, "), problem["type"] == "value_error"
+    start = next((start for start in _PLAIN if message.startswith(start)), "")
+    message = _PLAIN.get(start, "") + (message.removeprefix(start) if "integer" not in start else "")
+    quiet = own and (isinstance(problem["input"], Mapping) or repr(problem["input"]) in message or name == "methods")
     given = "" if quiet else f", got {problem['input']!r}"
-    return f"{name}: {message}{given}" if name and name != "methods" else f"{message}{given}"
+    if message.startswith("must "):
+        return f"{name} {message}{given}"
+    named = not name or name == "methods" or message.startswith((f"{name} ", f"{name}: "))
+    return f"{message}{given}" if named else f"{name}: {message}{given}"

@@ -5,7 +5,7 @@ import importlib.util
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pytest
@@ -18,15 +18,17 @@ from verifiers.bound_propagation.auto_lirpa import compat
 from verifiers.core.columns import Columns
 from verifiers.core.errors import Contradiction, InputError, Unsupported
 from verifiers.core.quantities import Norm
+from verifiers.core.question import Question
 from verifiers.core.reporter import Reporter
 from verifiers.core.status import FAILURES, Guarantee, Status
+from verifiers.graph.program import Program
 from verifiers.methods import registry as methods
-from verifiers.methods.base import MethodInfo
-from verifiers.methods.crown import IBP
-from verifiers.methods.pgd import PGD
+from verifiers.methods.base import Method
 from verifiers.results import reader
 from verifiers.results.rows import Certificates, MethodRows
+from verifiers.runtime.certifier import Answer, Batch, Certifier
 from verifiers.runtime.fingerprint import DataFingerprint, structure_sha256, weights_sha256
+from verifiers.runtime.samples import Data, validate
 
 EPS = "1/20"
 WRONG = 3  # the first samples carry a wrong label
@@ -67,14 +69,14 @@ def run(
     return certify(model, images, labels, **{"eps": EPS, "methods": names, **more})
 
 
-Answer = Callable[[Tensor, Tensor, Tensor], Columns]
+Reply = Callable[[Batch], Columns]
 
 
 @dataclass
 class Fake:
     """A certifier that answers what a test wants, and remembers what it was asked."""
 
-    answer: Answer
+    answer: Reply
     batch_size: int = 8
     notes: Mapping[str, str] = field(default_factory=dict)
     asked: list[list[int]] = field(default_factory=list)
@@ -84,19 +86,19 @@ class Fake:
         """Indices of all samples that it was asked about, in order."""
         return [index for batch in self.asked for index in batch]
 
-    def __call__(self, x: Tensor, predicted: Tensor, indices: Tensor) -> Columns:
-        self.asked.append(indices.tolist())
-        return self.answer(x, predicted, indices)
+    def __call__(self, batch: Batch) -> Iterator[Answer]:
+        self.asked.append(batch.indices.tolist())
+        yield Answer(batch.rows, self.answer(batch))
 
 
-def answer(status: Status, radius: float = 0.0) -> Answer:
+def answer(status: Status, radius: float = 0.0) -> Reply:
     """The same answer for every row."""
 
-    def same(x: Tensor, predicted: Tensor, indices: Tensor) -> Columns:
+    def same(batch: Batch) -> Columns:
         return {
-            "status": np.full(len(x), status.value, "uint8"),
-            "radius": np.full(len(x), radius),
-            "margin": np.full(len(x), 1.0),
+            "status": np.full(len(batch), status.value, "uint8"),
+            "radius": np.full(len(batch), radius),
+            "margin": np.full(len(batch), 1.0),
         }
 
     return same
@@ -109,19 +111,21 @@ Install = Callable[..., Fake]
 def install(monkeypatch: pytest.MonkeyPatch) -> Install:
     """Adds a method named "fake" to the methods."""
 
-    def add(given: Answer, guarantee: Guarantee = Guarantee.DETERMINISTIC, prepare: Any = None, **more: Any) -> Fake:
+    def add(given: Reply, worth: Guarantee = Guarantee.DETERMINISTIC, prepared: Any = None) -> Fake:
         fake = Fake(given)
-        info = MethodInfo(
-            name="fake",
-            guarantee=guarantee,
-            norms=(Norm.LINF,),
-            claim="none",
-            paper="none",
-            cost="none",
-            prepare=prepare or (lambda model, samples, request: fake),
-            **more,
-        )
-        monkeypatch.setattr(methods, "METHODS", (PGD, IBP, info))
+
+        class FakeMethod(Method):
+            kind: Literal["fake"] = "fake"
+            guarantee: ClassVar[Guarantee] = worth
+            norms: ClassVar[tuple[Norm, ...]] = (Norm.LINF,)
+            claim: ClassVar[str] = "none"
+            paper: ClassVar[str] = "none"
+            cost: ClassVar[str] = "none"
+
+            def prepare(self, program: Program, samples: Tensor, question: Question) -> Certifier:
+                return prepared(program, samples, question) if prepared else fake
+
+        monkeypatch.setitem(methods.BY_KIND, "fake", FakeMethod)
         return fake
 
     return add
@@ -218,11 +222,12 @@ def test_an_impossible_radius_never_certifies(install: Install, radius: float) -
 
 def test_a_method_that_leaves_rows_pending_is_an_error(install: Install) -> None:
     install(answer(Status.PENDING))
-    assert (run("fake")["fake"]["status"][WRONG:] == Status.ERROR).all()
+    with pytest.raises(RuntimeError, match="the certifier of fake gave some of 8 rows no answer"):
+        run("fake")
 
 
 def test_an_estimate_has_no_radius(install: Install) -> None:
-    install(answer(Status.CERTIFIED, 0.2), guarantee=Guarantee.ESTIMATE)
+    install(answer(Status.CERTIFIED, 0.2), worth=Guarantee.ESTIMATE)
     rows = run("fake")["fake"]
     assert_total(rows)
     assert (rows["certified"] == 0).all(), "an estimate fed a radius"
@@ -293,7 +298,7 @@ def test_a_refusal_is_recorded_with_its_reason(install: Install, error: Exceptio
         raise error
 
     recorder = Recorder()
-    install(refuse, prepare=refuse if when == "prepare" else None)
+    install(refuse, prepared=refuse if when == "prepare" else None)
     rows = run("fake", reporter=recorder)["fake"]
     assert_total(rows)
     assert (rows["status"][WRONG:] == status).all()
@@ -328,13 +333,13 @@ OUT_OF_MEMORY = [
 ]
 
 
-def limited(rows: int, error: Exception, never: int = -1) -> Answer:
+def limited(rows: int, error: Exception, never: int = -1) -> Reply:
     """Fails for more rows than that, and for one sample always."""
 
-    def limit(x: Tensor, predicted: Tensor, indices: Tensor) -> Columns:
-        if len(x) > rows or never in indices.tolist():
+    def limit(batch: Batch) -> Columns:
+        if len(batch) > rows or never in batch.indices.tolist():
             raise error
-        return answer(Status.CERTIFIED, 0.2)(x, predicted, indices)
+        return answer(Status.CERTIFIED, 0.2)(batch)
 
     return limit
 
@@ -362,7 +367,7 @@ def test_out_of_memory_while_preparing(install: Install) -> None:
     def prepare(*arguments: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    install(answer(Status.CERTIFIED, 0.2), prepare=prepare)
+    install(answer(Status.CERTIFIED, 0.2), prepared=prepare)
     certificates = run("fake", "pgd", options=QUICK)
     assert (certificates["fake"]["status"][WRONG:] == Status.OUT_OF_MEMORY).all()
     assert certificates["pgd"].count(Status.OUT_OF_MEMORY) == 0, "the next method did not run"
@@ -396,7 +401,7 @@ def test_a_radius_as_long_as_the_counterexample_is_a_contradiction(install: Inst
 
 
 def test_probabilistic_radii_are_not_contradicted(install: Install) -> None:
-    install(answer(Status.CERTIFIED, 0.5), guarantee=Guarantee.PROBABILISTIC)
+    install(answer(Status.CERTIFIED, 0.5), worth=Guarantee.PROBABILISTIC)
     rows = run("pgd", "fake", eps="1/2", options=QUICK)["fake"]
     assert rows.count(Status.ERROR) == 0, "a probabilistic claim may fail on some samples"
 
@@ -444,16 +449,24 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "float64": ({"model": network().double()}, r"must be float32, got float64: certify model\.float\(\)"),
     "method": ({"methods": ("pgdd",)}, "unknown method 'pgdd'. Did you mean 'pgd'?"),
     "far method": ({"methods": ("zonotope",)}, "unknown method 'zonotope'. Known: pgd, ibp, crown"),
+    "no name": (
+        {"methods": ({"steps": 3},)},
+        "a method is a name like crown, or settings with a kind, got {'steps': 3}",
+    ),
     "no method": ({"methods": ()}, "no method was named"),
     "twice": ({"methods": ("pgd", "pgd")}, "each method once, got pgd, pgd"),
-    "option": ({"options": {"stepz": 3}}, "none of the methods pgd has an option 'stepz'"),
-    "other's option": ({"options": {"tolerance": 0.1}}, "none of the methods pgd has an option 'tolerance'"),
-    "zero steps": ({"options": {"steps": 0}}, "option steps must be positive and finite, got 0"),
-    "inf steps": ({"options": {"steps": float("inf")}}, "option steps must be positive and finite, got inf"),
-    "norm": ({"norm": "linff"}, "unknown norm 'linff'. Did you mean 'linf'?"),
+    "option": ({"options": {"stepz": 3}}, "the methods pgd has a setting 'stepz'. Did you mean 'steps'?"),
+    "other's option": (
+        {"options": {"tolerance": 0.1}},
+        "methods pgd has a setting 'tolerance'. Known: steps, restarts",
+    ),
+    "zero steps": ({"options": {"steps": 0}}, "method pgd: steps must be at least 1, got 0"),
+    "inf steps": ({"options": {"steps": float("inf")}}, "method pgd: steps: inf is not a number"),
+    "norm": ({"norm": "linff"}, "norm must be 'linf', 'l2' or 'l1', got 'linff'"),
     "eps text": ({"eps": "8/0"}, "'8/0' divides by zero"),
     "eps sign": ({"eps": "-1/255"}, "eps must be positive.*, got '-1/255'"),
-    "seed": ({"seed": -1}, "seed must be from 0"),
+    "seed": ({"seed": -1}, "seed must be at least 0, got -1"),
+    "half a seed": ({"seed": 0.5}, "seed must be a whole number, got 0.5"),
     "batch": ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
 }
 
@@ -468,17 +481,18 @@ def test_bad_input_is_one_clear_line(tmp_path: Path, change: dict[str, Any], mes
 
 @pytest.mark.parametrize("indices", [torch.arange(4), torch.arange(COUNT) - 1])
 def test_bad_indices_are_refused(indices: Tensor) -> None:
-    unchecked = certify.__wrapped__ if hasattr(certify, "__wrapped__") else certify  # past the tests' shape checks
+    unchecked = object.__new__(Data)  # past the tests' shape checks
+    vars(unchecked).update(images=images_of(), labels=labels_with(0), indices=indices, about={})
     with pytest.raises(InputError, match="need one index of 0 or more per label"):
-        unchecked(network(), images_of(), labels_with(0), eps=EPS, methods=("pgd",), indices=indices)
+        validate(network(), unchecked, Reporter())
 
 
 def test_pixels_a_rounding_outside_are_clamped(install: Install) -> None:
     seen: list[Tensor] = []
 
-    def look(x: Tensor, predicted: Tensor, indices: Tensor) -> Columns:
-        seen.append(x)
-        return answer(Status.NOT_CERTIFIED)(x, predicted, indices)
+    def look(batch: Batch) -> Columns:
+        seen.append(batch.x)
+        return answer(Status.NOT_CERTIFIED)(batch)
 
     install(look)
     images = images_of()
@@ -575,11 +589,11 @@ def test_arithmetic_is_trusted_inside_and_restored(
 ) -> None:
     seen: list[tuple[Any, ...]] = []
 
-    def look(x: Tensor, predicted: Tensor, indices: Tensor) -> Columns:
+    def look(batch: Batch) -> Columns:
         seen.append(flags())
         if crash:
             raise ZeroDivisionError
-        return answer(Status.NOT_CERTIFIED)(x, predicted, indices)
+        return answer(Status.NOT_CERTIFIED)(batch)
 
     install(look)
     arithmetic(tf32, deterministic)
@@ -596,9 +610,9 @@ def test_arithmetic_is_trusted_inside_and_restored(
 def test_every_module_is_in_eval_mode_inside(install: Install) -> None:
     model, seen = Trained(), []
 
-    def look(x: Tensor, predicted: Tensor, indices: Tensor) -> Columns:
+    def look(batch: Batch) -> Columns:
         seen.extend(module.training for module in model.modules())
-        return answer(Status.NOT_CERTIFIED)(x, predicted, indices)
+        return answer(Status.NOT_CERTIFIED)(batch)
 
     install(look)
     run("fake", model=model, labels=labels_with(0))
@@ -744,7 +758,7 @@ class Scaled(nn.Module):
         ({"methods": ("pgd", "ibp")}, "settings"),
         ({"images": images_of().flip(0)}, "data_sha256"),
         ({"indices": torch.arange(COUNT) + 1}, "indices_sha256"),
-        ({"identity": {"teacher_sha256": "ab"}}, "teacher_sha256"),
+        ({"about": {"split": "test"}}, "split"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -772,9 +786,9 @@ def test_a_finished_file_is_not_worked_on(install: Install, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("failure", FAILURES)
 def test_failures_are_tried_again_and_only_they(install: Install, tmp_path: Path, failure: Status) -> None:
-    def some(x: Tensor, predicted: Tensor, indices: Tensor) -> Columns:
-        columns = answer(Status.CERTIFIED, 0.01)(x, predicted, indices)
-        columns["status"][np.isin(indices.numpy(), [4, 9])] = failure
+    def some(batch: Batch) -> Columns:
+        columns = answer(Status.CERTIFIED, 0.01)(batch)
+        columns["status"][np.isin(batch.indices.numpy(), [4, 9])] = failure
         return columns
 
     install(some)
@@ -887,5 +901,4 @@ def test_near_chance_is_warned_about() -> None:
 
 
 def test_methods_are_found_by_name() -> None:
-    assert [methods.find(info.name) for info in methods.METHODS] == list(methods.METHODS)
-    assert len({info.name for info in methods.METHODS}) == len(methods.METHODS), "two methods share a name"
+    assert [methods.find(kind) for kind in methods.BY_KIND] == list(methods.METHODS), "two methods share a name"

@@ -2,7 +2,6 @@
 
 import importlib.util
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +14,16 @@ from torch import Tensor, nn
 from tests.certifying import certify
 from tests.verifiers.methods.test_complete import network_of
 from tests.zoo import images, planted
+from verifiers.bound_propagation.complete import Complete
 from verifiers.certify import verify as module
-from verifiers.certify.verify import LOGIT_ROUNDING, Finding, contradictions, recheck
+from verifiers.certify.verify import LOGIT_ROUNDING, Finding, VerifyConfig, contradictions, verify
 from verifiers.core.errors import Contradiction, InputError, Unsupported
 from verifiers.core.quantities import Norm
 from verifiers.core.reporter import Reporter
 from verifiers.core.status import Status
 from verifiers.geometry.margins import margins
 from verifiers.results.reader import read, read_images
+from verifiers.runtime.samples import Data
 
 EPS = {"linf": "0.08", "l2": "0.15"}
 METHODS = ("pgd", "ibp", "crown", "complete")
@@ -57,10 +58,11 @@ def honest(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {norm: written(folder / f"{norm}.h5", norm) for norm in EPS}
 
 
-def look(path: Path, **asked: Any) -> list[Finding]:
+def look(path: Path, subject: tuple[nn.Module, Tensor, Tensor] = subject(), **asked: Any) -> list[Finding]:
     """All claims of a file about the subject, unless told otherwise."""
-    network, x, labels = subject()
-    return recheck(network, str(path), x, labels, **{"sample": 1000, "time_limit": 5.0, **asked})
+    network, x, labels = subject
+    config = VerifyConfig.parse({"sample": 1000, "time_limit": 5.0, **asked})
+    return verify(network, str(path), Data(x, labels), config)
 
 
 def of(findings: list[Finding], method: str, what: str) -> Finding:
@@ -177,10 +179,10 @@ def test_a_counterexample_that_attacks_miss_is_found(tmp_path: Path) -> None:
     assert rows["crown"]["status"][0] == Status.CERTIFIED
     attack = certify(network, x, labels, eps="0.101", methods=("pgd",))["pgd"]
     assert attack["status"][0] == Status.NOT_CERTIFIED, "the attack finds it: nothing was tested"
-    true = of(recheck(network, str(path), x, labels), "crown", "certificates")
+    true = of(look(path, (network, x, labels)), "crown", "certificates")
     assert true.again == true.claims == 1
     lie = forged(path, tmp_path / "lie.h5", "crown", 0, to(radius=0.101))
-    findings = recheck(network, str(lie), x, labels)
+    findings = look(lie, (network, x, labels))
     assert "crown, sample 0: a point at distance 0.1" in only(findings)
     assert of(findings, "crown", "certificates").again == 0
 
@@ -295,11 +297,11 @@ def test_an_endless_radius_is_not_asked(ibp: Path, tmp_path: Path) -> None:
 
 def test_other_networks_and_images_are_refused(honest: dict[str, Path]) -> None:
     network, x, labels = subject()
-    path = str(honest["linf"])
+    path = honest["linf"]
 
     def refusal(network: nn.Module, x: Tensor, labels: Tensor) -> str:
         with pytest.raises(InputError) as caught:
-            recheck(network, path, x, labels)
+            look(path, (network, x, labels))
         return str(caught.value)
 
     assert "is about another network (model_sha256" in refusal(network_of((5, 10, 10, 3), 6), x, labels)
@@ -316,13 +318,21 @@ def test_other_networks_and_images_are_refused(honest: dict[str, Path]) -> None:
 def test_a_network_in_training_mode_is_left_as_it_was(honest: dict[str, Path]) -> None:
     network, x, labels = subject()
     network.train()
-    assert not contradictions(recheck(network, str(honest["linf"]), x, labels, sample=1))
+    assert not contradictions(look(honest["linf"], (network, x, labels), sample=1))
     assert network.training
 
 
-@pytest.mark.parametrize("limit", [0.0, -1.0, float("nan"), float("inf")])
-def test_a_time_limit_that_is_none_is_refused(honest: dict[str, Path], limit: float) -> None:
-    with pytest.raises(InputError, match="time limit must be positive"):
+@pytest.mark.parametrize(
+    ("limit", "words"),
+    [
+        (0.0, "must be greater than 0, got 0.0"),
+        (-1.0, "must be greater than 0, got -1.0"),
+        (float("nan"), ": nan is not a number"),
+        (float("inf"), ": inf is not a number"),
+    ],
+)
+def test_a_time_limit_that_is_none_is_refused(honest: dict[str, Path], limit: float, words: str) -> None:
+    with pytest.raises(InputError, match=f"^time_limit ?{words}"):
         look(honest["linf"], time_limit=limit)
 
 
@@ -351,7 +361,7 @@ def test_a_network_that_no_engine_takes_says_why(honest: dict[str, Path], monkey
     def refuse(*_: Any) -> None:
         raise Unsupported("no engine takes Fold")
 
-    monkeypatch.setattr(module, "COMPLETE", replace(module.COMPLETE, prepare=refuse))
+    monkeypatch.setattr(Complete, "prepare", refuse)
     findings = look(honest["linf"])
     assert not contradictions(findings)
     (crown,) = (one for one in findings if one.method == "crown" and one.remark.startswith("no engine takes Fold"))
@@ -366,7 +376,7 @@ def test_bounds_that_exclude_each_other_are_a_contradiction(
         raise Contradiction("a bound is broken")
 
     if when == "prepared":
-        monkeypatch.setattr(module, "COMPLETE", replace(module.COMPLETE, prepare=broken))
+        monkeypatch.setattr(Complete, "prepare", broken)
     else:
         monkeypatch.setattr(module, "_answer", broken)
     findings = look(honest["linf"])

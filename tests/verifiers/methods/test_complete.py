@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from tests import oracles
-from tests.certifying import certify
+from tests.certifying import answers, certify
+from tests.certifying import prepared as prepared_by
 from tests.marks import only
 from tests.zoo import ZOO, Kind, images, mlp, planted
+from verifiers.bound_propagation import complete
 from verifiers.bound_propagation.native import branch_and_bound
 from verifiers.bound_propagation.native.branch_and_bound import Search
 from verifiers.bound_propagation.native.domains import by_node
@@ -26,9 +28,7 @@ from verifiers.core.reporter import Reporter
 from verifiers.core.status import Status
 from verifiers.geometry.balls import Balls, norms
 from verifiers.geometry.margins import margin_specification
-from verifiers.methods import complete
-from verifiers.methods.base import Request
-from verifiers.methods.complete import COMPLETE
+from verifiers.methods.complete import Complete
 from verifiers.results.reader import read_images
 from verifiers.results.rows import MethodRows
 from verifiers.results.summaries.complete import Stage
@@ -50,19 +50,16 @@ def network_of(sizes: tuple[int, ...], seed: int, activation: Callable[[], nn.Mo
     return network.eval()
 
 
-def prepared(network: nn.Module, x: Tensor, norm: Norm = Norm.LINF, **options: Any) -> Any:
-    request = Request(Epsilon.parse("0.1"), norm, options={**COMPLETE.options, "steps": 5, "restarts": 1, **options})
-    return COMPLETE.prepare(network, x[:1].repeat(2, *[1] * (x.dim() - 1)), request)
+def prepared(network: nn.Module, x: Tensor, norm: Norm = Norm.LINF, **options: Any) -> complete.Complete:
+    method = Complete(**{"steps": 5, "restarts": 1, **options})
+    certifier = prepared_by(method, network, x[:1].repeat(2, *[1] * (x.dim() - 1)), eps="0.1", norm=norm)
+    assert isinstance(certifier, complete.Complete)
+    return certifier
 
 
-def answer(method: Any, x: Tensor, eps: float) -> dict[str, np.ndarray]:
-    """The one row of an image, asked as often as it wants."""
-    method.ask(Epsilon.parse(eps))
-    with torch.no_grad():
-        predicted = method.model(x).argmax(1)
-    columns = method(x, predicted, torch.zeros(1, dtype=torch.long))
-    if columns["status"][0] == Status.PENDING:
-        columns = method(x, predicted, torch.zeros(1, dtype=torch.long))
+def answer(method: complete.Complete, x: Tensor, eps: float) -> dict[str, np.ndarray]:
+    """The one row of an image."""
+    columns = answers(method.at(Epsilon.parse(eps)), method.program.module, x, eps=eps)
     return {name: values[0] for name, values in columns.items()}
 
 
