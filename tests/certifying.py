@@ -14,7 +14,7 @@ from verifiers.core.quantities import Epsilon, Norm
 from verifiers.core.question import Question
 from verifiers.graph.program import Program
 from verifiers.methods.base import Method
-from verifiers.methods.registry import find, settings_of
+from verifiers.methods.registry import BY_KIND
 from verifiers.results.rows import Certificates
 from verifiers.runtime.certifier import Certifier
 from verifiers.runtime.samples import Data, Samples
@@ -30,7 +30,7 @@ def certify(
     *,
     eps: Any,
     norm: Any = "linf",
-    methods: Sequence[str | Method] = DEFAULT_METHODS,
+    methods: Sequence[str | Method | Mapping[str, Any]] = DEFAULT_METHODS,
     options: Mapping[str, Any] | None = None,
     indices: Tensor | None = None,
     about: Mapping[str, Any] | None = None,
@@ -41,7 +41,8 @@ def certify(
     """``certify`` without a second opinion, unless ``cross_check`` is given; other settings stand in ``options``."""
     others = {name: more.pop(name) for name in _OTHERS if name in more}
     settings = {**(options or {}), **more}
-    if any("cross_check" in settings_of(find(m if isinstance(m, str) else m.kind)) for m in methods):
+    kinds = (method if isinstance(method, str) else dict(method).get("kind") for method in methods)
+    if any("cross_check" in BY_KIND[kind].model_fields for kind in kinds if kind in BY_KIND):
         settings.setdefault("cross_check", 0)
     eps = eps.text if isinstance(eps, Epsilon) else eps
     values = {"eps": eps, "norm": norm, "methods": tuple(methods), "options": settings, "seed": seed}
