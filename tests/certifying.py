@@ -7,17 +7,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from verifiers.certify.batches import Asked
+from verifiers.bound_propagation import careful_allowance
 from verifiers.certify.certify import certify as certify_network
 from verifiers.certify.config import DEFAULT_METHODS, CertifyConfig
 from verifiers.core.quantities import Epsilon, Norm
 from verifiers.core.question import Question
+from verifiers.geometry.margins import margins
 from verifiers.graph.program import Program
 from verifiers.methods.base import Method
 from verifiers.methods.registry import BY_KIND
 from verifiers.results.rows import Certificates
-from verifiers.runtime.certifier import Certifier
-from verifiers.runtime.samples import Data, Samples
+from verifiers.runtime.certifier import Batch, Certifier, Clean
+from verifiers.runtime.samples import Data
 
 #: Arguments of ``certify`` that are no settings.
 _OTHERS = ("teacher", "out", "reporter")
@@ -58,18 +59,25 @@ def prepared(
 
 
 def answers(
-    certifier: Certifier, model: nn.Module, x: Tensor, predicted: Tensor | None = None, *, eps: Any = 0.01
+    certifier: Certifier,
+    model: nn.Module,
+    x: Tensor,
+    predicted: Tensor | None = None,
+    *,
+    eps: Any = 0.01,
+    indices: Tensor | None = None,
 ) -> dict[str, np.ndarray]:
     """The columns of one batch; the network's own predictions where none are given."""
-    if predicted is None:
-        with torch.no_grad():
-            predicted = model(x).argmax(1)
-    finite, order = torch.ones(len(x), dtype=torch.bool), torch.arange(len(x))
     with torch.no_grad():
-        classes = model(x[:1]).shape[1]
-    samples = Samples(x, predicted, predicted, finite, order, "", classes)
-    asked = Asked(Program(model), samples, Epsilon.parse(eps).value)
-    parts = list(certifier(asked.batch(np.arange(len(x)))))
+        logits = model(x)
+    own = logits.argmax(1) if predicted is None else predicted
+    value, program = Epsilon.parse(eps).value, Program(model)
+
+    def clean() -> Clean:
+        return Clean(margins(logits, own).double(), careful_allowance(model, program.exact, x, logits, value))
+
+    order = torch.arange(len(x)) if indices is None else indices
+    parts = list(certifier(Batch(x, own, order, logits.shape[1], clean)))
     rows = np.concatenate([part.rows for part in parts])
     order_of_rows = np.argsort(rows)
     return {name: np.concatenate([part.columns[name] for part in parts])[order_of_rows] for name in parts[0].columns}

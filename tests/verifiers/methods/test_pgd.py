@@ -12,16 +12,17 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tests import oracles
+from tests.certifying import answers, prepared
 from tests.marks import thin
 from tests.zoo import BY_NAME, Kind, images, mlp
 from verifiers.core.errors import InputError
 from verifiers.core.quantities import Epsilon, Norm
 from verifiers.core.status import Status
 from verifiers.geometry.ascent import ascend
+from verifiers.geometry.attack import Attack
 from verifiers.geometry.balls import keyed_start, norms, project, random_start, reachable, steepest
 from verifiers.geometry.margins import margins
-from verifiers.methods.base import Request
-from verifiers.methods.pgd import PGD
+from verifiers.methods.pgd import Pgd
 
 every_norm = pytest.mark.parametrize("norm", tuple(Norm), ids=str)
 EPS = {Norm.LINF: "8/255", Norm.L2: "0.5", Norm.L1: "3"}
@@ -106,11 +107,8 @@ def test_ascent_stays_in_ball_and_box_and_goes_up(norm: Norm) -> None:
 def attack(
     network: nn.Module, x: Tensor, norm: Norm, eps: str | float, indices: Tensor | None = None, seed: int = 0
 ) -> dict[str, np.ndarray]:
-    request = Request(Epsilon.parse(eps), norm, seed=seed, options={"steps": 15, "restarts": 4})
-    with torch.no_grad():
-        predicted = network(x).argmax(1)
-    indices = torch.arange(len(x)) if indices is None else indices
-    return PGD.prepare(network, x[:2], request)(x, predicted, indices)
+    certifier = prepared(Pgd(steps=15, restarts=4), network, x, eps=eps, norm=norm, seed=seed)
+    return answers(certifier, network, x, indices=indices)
 
 
 @pytest.mark.parametrize(
@@ -150,10 +148,10 @@ def test_large_images_are_not_attacked_from_outside_the_ball(eps: str) -> None:
     for norm in Norm:
         scale = {Norm.LINF: 1, Norm.L2: 28, Norm.L1: 784}[norm]
         limit = Epsilon.parse(Epsilon.parse(eps).value * scale)
-        request = Request(limit, norm, options=PGD.options)
-        certifier = PGD.prepare(network, x, request)
+        attack = Attack(limit.value, norm, seed=0, steps=Pgd().steps, restarts=Pgd().restarts)
         with torch.no_grad():
-            best, _ = certifier._attack(x, network(x).argmax(1), torch.arange(16))
+            predicted = network(x).argmax(1)
+        best, _ = attack._weakest(network, x, predicted, list(range(16)))
         length = norms(best.double() - x.double(), norm)
         assert bool((length <= limit.value).all()), f"{norm}: outside by {float(length.max()) - limit.value:.3g}"
         assert bool((length > 0.5 * limit.value).all()), f"{norm}: the attack does not use its ball"
