@@ -23,7 +23,7 @@ import torch
 
 from certkd.comparison.compare import compare, figures, radii
 from certkd.comparison.statistics import at_radius
-from certkd.config.settings import DataConfig, ModelConfig, OptimizerConfig, Recipe
+from certkd.config.settings import DataConfig, ModelConfig, OptimizerConfig, Recipe, TrainConfig
 from certkd.data import sources as data
 from certkd.networks import checkpoint
 from certkd.networks.builders import Classifier
@@ -51,6 +51,8 @@ from certkd.objectives import (
 )
 from certkd.objectives.adversarial import Attacked
 from certkd.training.loop import train
+from certkd.training.resume import RESUME, TrainingFolder
+from certkd.training.run import Teachers
 from verifiers.certify.certify import certify
 from verifiers.certify.config import CertifyConfig
 from verifiers.core.quantities import Epsilon, Norm
@@ -236,18 +238,13 @@ class Run:
         out = self.folder / name.replace("/", "-").replace(" ", "")
         if not (out / "done").exists():
             student = for_training(model, self.data, self.seed)
-            objective = self.suited(objective)
+            config = TrainConfig(**dict(recipe), objective=self.suited(objective), seed=self.seed)
             train(
                 student,
-                self.fit,
-                objective,
-                **teachers,
-                validation=self.held_out,
-                recipe=recipe,
-                seed=self.seed,
-                out=out,
-                resume=(out / "resume.pt").exists(),
-                device="auto",
+                {"train": self.fit, "validation": self.held_out},
+                config,
+                teacher=Teachers(teachers.get("teacher"), teachers.get("natural_teacher")),
+                out=TrainingFolder(out, resume=(out / RESUME).exists()),
             )
             (out / "done").touch()
         return checkpoint.load(out / "last.pt").model

@@ -20,7 +20,7 @@ from torch import nn
 
 from certkd.config.settings import DataConfig
 from certkd.data import sources as data
-from certkd.data.sources import Split
+from certkd.data.splits import Split
 from certkd.networks.resolve import load as load_network
 from verifiers.bound_propagation.native.engine import Native
 from verifiers.bound_propagation.rounding import rounding_allowance

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from certkd.comparison.compare import compare
-    from certkd.config.settings import OptimizerConfig, Recipe, SelectionConfig
+    from certkd.config.settings import OptimizerConfig, SelectionConfig, TrainConfig
     from certkd.networks.resolve import load as load_checkpoint
     from certkd.objectives import (
         AdaAd,
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
         Trades,
     )
     from certkd.training.loop import train
+    from certkd.training.resume import TrainingFolder
+    from certkd.training.run import Teachers
     from verifiers.certify.certify import certify
     from verifiers.core.errors import InputError
     from verifiers.results.reader import read as read_certificates
@@ -61,13 +63,15 @@ __all__ = [
     "Mtard",
     "MtlIbp",
     "OptimizerConfig",
-    "Recipe",
     "Rslad",
     "Sabr",
     "SelectionConfig",
     "SmoothAdv",
     "Standard",
+    "Teachers",
     "Trades",
+    "TrainConfig",
+    "TrainingFolder",
     "certify",
     "compare",
     "load_checkpoint",
@@ -79,8 +83,10 @@ __all__ = [
 _MODULES = {
     "InputError": "verifiers.core.errors",
     "OptimizerConfig": "certkd.config.settings",
-    "Recipe": "certkd.config.settings",
     "SelectionConfig": "certkd.config.settings",
+    "Teachers": "certkd.training.run",
+    "TrainConfig": "certkd.config.settings",
+    "TrainingFolder": "certkd.training.resume",
     "certify": "verifiers.certify.certify",
     "compare": "certkd.comparison.compare",
     "load_checkpoint": "certkd.networks.resolve:load",

@@ -6,7 +6,7 @@ import torch
 
 from certkd.config.settings import DataConfig
 from certkd.data.selection import EVERYTHING, Selection
-from certkd.data.sources import DataSet, Split
+from certkd.data.splits import DataSet, Split
 from certkd.networks.checkpoint import Checkpoint
 from verifiers.certify.verify import indices_of
 from verifiers.core.errors import InputError, did_you_mean

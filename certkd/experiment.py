@@ -4,37 +4,30 @@ Finished parts are kept and begun ones resumed when the same experiment is run a
 """
 
 import json
-import os
-import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from certkd import files
 from certkd.certification import data_for
 from certkd.comparison.compare import Comparison, compare, figures, plain, radii
-from certkd.config.settings import ExperimentConfig, RoleConfig, TrainConfig
+from certkd.config.settings import ExperimentConfig, RoleConfig, TrainJob
 from certkd.data import sources as data
 from certkd.data.selection import Selection
-from certkd.files import write_whole
 from certkd.networks import resolve as networks
-from certkd.networks.builders import Classifier
 from certkd.networks.checkpoint import Checkpoint
 from certkd.report import plots
 from certkd.reporter import TrainingReporter
 from certkd.training.evaluation import has_collapsed
-from certkd.training.loop import RESUME, TrainingResult, resume_state, train
-from certkd.training.monitor import Threat
+from certkd.training.job import run_training
+from certkd.training.loop import TrainingResult
+from certkd.training.resume import RESUME
 from verifiers.certify.certify import certify
 from verifiers.core.errors import InputError
 from verifiers.core.reporter import Reporter
 from verifiers.core.status import Guarantee
 from verifiers.results.rows import Certificates
 from verifiers.runtime.device import choose_device
-
-#: Settings that do not change what a training computes (teachers are known by their hashes).
-_FREE = {"out", "device", "teacher"}
-TRAINING_OUTPUTS = ("best.pt", "last.pt", "log.jsonl", RESUME, "tensorboard")
 
 
 @dataclass(frozen=True)
@@ -45,134 +38,6 @@ class Experiment:
     comparisons: dict[str, Comparison]
     collapsed: list[str]
     folder: Path
-
-
-def run_training(
-    config: TrainConfig, *, resume: bool = False, overwrite: bool = False, reporter: TrainingReporter | None = None
-) -> TrainingResult:
-    """Train as a configuration says, into its ``out`` folder.
-
-    Raises:
-        InputError: the folder holds a training and neither ``resume`` nor ``overwrite`` was given, or one with other
-            settings is to be resumed; and whatever ``train`` refuses.
-    """
-    out, reporter = Path(config.out), reporter or TrainingReporter()
-    device = choose_device(config.device)
-    names = {"teacher": config.teacher, "natural teacher": config.natural_teacher}
-    teachers = {role: networks.load(name) for role, name in names.items() if name is not None}
-    about = _about(config, teachers)
-    state = None if overwrite else resume_state(out)
-    if state is not None:
-        _check_resumable(out, state, about, resume)
-    samples = data.load(config.data)
-    student = networks.for_training(config.model, samples, config.seed, reporter.warn)
-    compared = getattr(config.objective, "lambda_iga", 0) > 0
-    fitted = {
-        role: _fitted(known.model, f"{role} {names[role]}", student, reporter if compared else TrainingReporter())
-        for role, known in teachers.items()
-    }
-
-    def begin() -> None:
-        if overwrite:
-            _delete(out, RESUME, TRAINING_OUTPUTS)
-        _make_folder(out)
-
-    return train(
-        student,
-        samples.splits["train"],
-        config.objective,
-        teacher=fitted.get("teacher"),
-        natural_teacher=fitted.get("natural teacher"),
-        validation=samples.splits["validation"],
-        recipe=config,
-        selection=config.selection,
-        threat=_threat(teachers.get("teacher")),
-        seed=config.seed,
-        device=str(device),
-        out=out,
-        resume=state is not None,
-        begin=begin,
-        about=about,
-        reporter=reporter,
-    )
-
-
-def _threat(teacher: Checkpoint | None) -> Threat | None:
-    """The ball in which a teacher was trained to be robust, when its checkpoint says so."""
-    return None if teacher is None else Threat.of_objective(teacher.training.get("objective") or {})
-
-
-def _fitted(teacher: Classifier, name: str, student: Classifier, reporter: TrainingReporter) -> Classifier:
-    """A teacher that takes the student's images; those of another size are resized for it.
-
-    Raises:
-        InputError: it wants other channels.
-    """
-    theirs, ours = teacher.spec.shape, student.spec.shape
-    if theirs == ours:
-        return teacher
-    try:
-        other = networks.adapted(teacher, ours)
-    except InputError:
-        raise InputError(f"the {name} takes images {theirs}, the student {ours}") from None
-    height, width = other.spec.inner[1:]
-    reporter.warn(
-        f"the {name} sees images resized from {ours[1]}x{ours[2]} to {height}x{width}, and gradients are compared in "
-        "the student's pixels: this is no longer KDIGA as published"
-    )
-    return other
-
-
-def _delete(folder: Path, mark: str, outputs: tuple[str, ...]) -> None:
-    """Delete earlier outputs in a folder, and nothing else.
-
-    Raises:
-        InputError: the folder holds other things and no ``mark`` of certkd.
-    """
-    try:
-        if not (folder / mark).exists():
-            if folder.exists() and any(folder.iterdir()):
-                raise InputError(f"{folder} is no output of certkd and is not overwritten: give another out")
-            return
-        for name in outputs:
-            path = folder / name
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot delete {folder}: {error.strerror}") from None
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot write {folder}: {error.strerror}: give another out") from None
-    if not os.access(folder, os.W_OK):
-        raise InputError(f"cannot write {folder}: no permission: give another out")
-
-
-def _about(config: TrainConfig, teachers: Mapping[str, Checkpoint]) -> dict[str, Any]:
-    """What checkpoints store: the data set, the teachers' hashes and the settings."""
-    hashes = {role: known.sha256 for role, known in teachers.items()}
-    settings = config.model_dump(mode="json", exclude=_FREE)
-    settings["natural_teacher"] = hashes.get("natural teacher")
-    kept = ("name", "seed", "image_size", "limit")
-    settings["data"] = {key: settings["data"][key] for key in kept if settings["data"][key] is not None}
-    return {"data": settings["data"], "teacher_sha256": hashes.get("teacher", ""), "training": settings}
-
-
-def _check_resumable(out: Path, state: dict[str, Any], about: dict[str, Any], resume: bool) -> None:
-    there, wanted = json.loads(state["about"]), about
-    if not resume:
-        epochs = f"{state['progress']['epoch']} of {there.get('training', {}).get('epochs', '?')} epochs"
-        raise InputError(f"{out} already holds a training ({epochs}): add --resume to go on, or --overwrite")
-    for part in wanted:
-        if there.get(part) != wanted[part]:
-            keys = [key for key in wanted["training"] if there["training"].get(key) != wanted["training"][key]]
-            what = f"other settings ({', '.join(keys)})" if keys else f"another {part}"
-            raise InputError(f"{out} holds a training with {what}: give another out, or --overwrite")
 
 
 def run(
@@ -197,7 +62,7 @@ def run(
     _check_natural_teacher(config)
     if overwrite:
         data.load(config.data)  # what cannot work is known before anything is deleted
-        _delete(folder, f"teacher/{RESUME}", ("teacher", "students", "certificates", "report"))
+        files.delete_outputs(folder, f"teacher/{RESUME}", ("teacher", "students", "certificates", "report"))
     trainings = {"teacher": _training(config, "teacher", config.teacher, None)}
     teacher = f"{trainings['teacher'].out}/best.pt"
     for name in config.students.objectives:
@@ -234,29 +99,29 @@ def _student(config: ExperimentConfig, name: str) -> RoleConfig:
     return RoleConfig(**common, objective=config.students.objectives[name])
 
 
-def _training(config: ExperimentConfig, name: str, role: RoleConfig, teacher: str | None) -> TrainConfig:
+def _training(config: ExperimentConfig, name: str, role: RoleConfig, teacher: str | None) -> TrainJob:
     """One network's training; students without need of a teacher still record it, for the comparison."""
     folder = Path(config.out) / (name if teacher is None else f"students/{name}")
-    return TrainConfig(
+    return TrainJob(
         **dict(role),
         out=str(folder),
         seed=config.seed,
         data=config.data,
         teacher=teacher,
-        natural_teacher=config.natural_teacher if role.objective.needs_natural_teacher else None,  # type: ignore[attr-defined]
+        natural_teacher=config.natural_teacher if role.objective.needs_natural_teacher else None,
         selection=config.selection,
         device=config.device,
     )
 
 
-def _train_once(training: TrainConfig, reporter: TrainingReporter | None) -> TrainingResult:
+def _train_once(training: TrainJob, reporter: TrainingReporter | None) -> TrainingResult:
     return run_training(training, resume=(Path(training.out) / RESUME).exists(), reporter=reporter)
 
 
 def _certify(
     config: ExperimentConfig,
     name: str,
-    training: TrainConfig,
+    training: TrainJob,
     teacher: Checkpoint | None,
     reporter: Callable[[str], Reporter] | None,
 ) -> Certificates:
@@ -293,5 +158,5 @@ def _report(
         "comparisons": {name: result.to_dict() for name, result in comparisons.items()},
         "collapsed": collapsed,
     }
-    write_whole(report / "summary.json", lambda path: path.write_text(json.dumps(content, indent=1)))
+    files.write_whole(report / "summary.json", lambda path: path.write_text(json.dumps(content, indent=1)))
     return Experiment(networks, comparisons, collapsed, folder)

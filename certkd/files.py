@@ -1,6 +1,7 @@
 """Write whole files, and recognise files that are not what they should be."""
 
 import os
+import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -48,3 +49,42 @@ def sniff(path: Path, what: str) -> bytes:
     if head.startswith(b"version https://git-lfs"):
         raise InputError(f"{path} is a Git LFS pointer, not the file itself: run 'git lfs pull'")
     return head
+
+
+def delete_outputs(folder: Path, mark: str, outputs: tuple[str, ...]) -> None:
+    """Delete earlier outputs in a folder, and nothing else.
+
+    Args:
+        mark: a file that tells that the folder is an output of certkd.
+        outputs: the files and folders to delete.
+
+    Raises:
+        InputError: the folder holds other things and no ``mark``, or something cannot be deleted.
+    """
+    try:
+        if not (folder / mark).exists():
+            if folder.exists() and any(folder.iterdir()):
+                raise InputError(f"{folder} is no output of certkd and is not overwritten: give another out")
+            return
+        for name in outputs:
+            path = folder / name
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot delete {folder}: {error.strerror}") from None
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder that can be written.
+
+    Raises:
+        InputError: it cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write {folder}: {error.strerror}: give another out") from None
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"cannot write {folder}: no permission: give another out")

@@ -23,9 +23,8 @@ import certkd
 network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
 teacher = certkd.load_checkpoint("teacher.pt").model
 images, labels = torch.rand(20, 1, 8, 8), torch.zeros(20, dtype=torch.long)
-recipe = certkd.Recipe(epochs=2)
-objective = certkd.Kdiga(target="projection", lambda_iga=0.5)
-result = certkd.train(network, (images, labels), objective, teacher=teacher, recipe=recipe)
+config = certkd.TrainConfig(objective=certkd.Kdiga(target="projection", lambda_iga=0.5), epochs=2)
+result = certkd.train(network, (images, labels), config, teacher=teacher)
 best: int = result.best_epoch
 
 

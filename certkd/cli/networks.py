@@ -7,7 +7,7 @@ from certkd.cli.options import numbers
 
 if TYPE_CHECKING:
     from certkd.config.settings import DataConfig
-    from certkd.data.sources import DataSet
+    from certkd.data.splits import DataSet
     from certkd.networks.checkpoint import Checkpoint
 
     Load = Callable[[DataConfig], DataSet]

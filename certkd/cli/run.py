@@ -23,7 +23,8 @@ def run(
     The same command goes on with one that was interrupted. The summary and the plots are written below the
     configuration's out folder, in report/.
     """
-    from certkd.config.settings import ExperimentConfig, read
+    from certkd.config.reading import read
+    from certkd.config.settings import ExperimentConfig
     from certkd.experiment import run as run_experiment
     from certkd.report import tables
     from certkd.report.console import CertifyProgress, TrainProgress, display

@@ -9,7 +9,7 @@ from certkd.cli.options import data_options, overrides, with_data_options
 from verifiers.core.errors import InputError
 
 if TYPE_CHECKING:
-    from certkd.config.settings import TrainConfig
+    from certkd.config.settings import TrainJob
 
 
 @click.command()
@@ -39,14 +39,14 @@ def train(
     teacher's data. Writes best.pt (highest validation score), last.pt and log.jsonl into the output folder. A training
     that was interrupted goes on with --resume and ends with the same weights.
     """
-    from certkd.experiment import run_training
     from certkd.report.console import TrainProgress, stdout
+    from certkd.training.job import run_training
 
     given = {"teacher": teacher, "out": out, "data.name": data if config is not None else None}
     extra = [f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None]  # quoted: not YAML
     extra = with_data_options((*overrides, *extra), data_root, download, device)
     settings = _default_student(teacher, out, data, extra) if config is None else _from_file(config, extra)
-    kind = settings.objective.kind  # type: ignore[attr-defined]
+    kind = settings.objective.kind
     result = run_training(settings, resume=resume, overwrite=overwrite, reporter=TrainProgress(kind))
     best = {name: value for name, value in result.best.items() if name in ("clean", "pgd", "noisy")}
     figures = ", ".join(f"{name} {value:.1%}" for name, value in best.items())
@@ -54,19 +54,21 @@ def train(
     return 1 if result.collapsed else 0
 
 
-def _from_file(path: str, overrides: list[str]) -> "TrainConfig":
-    from certkd.config.settings import TrainConfig, read
+def _from_file(path: str, overrides: list[str]) -> "TrainJob":
+    from certkd.config.reading import read
+    from certkd.config.settings import TrainJob
 
-    return read(path, TrainConfig, overrides)
+    return read(path, TrainJob, overrides)
 
 
-def _default_student(teacher: str | None, out: str | None, data: str | None, overrides: list[str]) -> "TrainConfig":
+def _default_student(teacher: str | None, out: str | None, data: str | None, overrides: list[str]) -> "TrainJob":
     """The default recipe and KDIGA, on the data that the teacher was trained on unless another is named."""
     if teacher is None or out is None:
         raise InputError("what is to be trained? Give --config FILE, or --teacher CHECKPOINT and --out DIR")
-    from certkd.config.settings import TrainConfig, read
+    from certkd.config.reading import read
+    from certkd.config.settings import TrainJob
     from certkd.networks import resolve as networks
 
     known = networks.data_of(networks.load(teacher), data, None, False)
     defaults = {"data": known.model_dump(mode="json", exclude_none=True), "objective": {"kind": "kdiga"}}
-    return read(None, TrainConfig, overrides, defaults=defaults)
+    return read(None, TrainJob, overrides, defaults=defaults)

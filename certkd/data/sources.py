@@ -1,122 +1,31 @@
-"""Data sets by name: images in [0, 1], labels, and train/validation/test splits fixed by seed.
+"""Load data sets by name, with train, validation and test splits fixed by a seed.
 
 ``digits`` ships with scikit-learn; ``mnist``, ``fashion-mnist``, ``cifar10``, ``cifar100``, ``imagenet`` and ``folder``
 (torchvision's ImageFolder) are read from ``root`` or ``$CERTKD_DATA``; a path that ends in ``.npz`` holds arrays.
 """
 
+import gzip
 import os
 import pickle
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
 from certkd.config.settings import DataConfig
+from certkd.data.splits import SPLITS, DataSet, FileImages, Split, TensorImages
 from verifiers.core.errors import InputError, did_you_mean, one_line
 from verifiers.runtime.samples import Images
 
-SPLITS = ("train", "validation", "test")
 NAMES = ("digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "imagenet", "folder")
-#: Per-channel mean and standard deviation of the training pixels, for the network's normalisation layer.
-STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
-    "mnist": ((0.1307,), (0.3081,)),
-    "fashion-mnist": ((0.2860,), (0.3530,)),
-    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
-    "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
-    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-}
-
-
-@dataclass(frozen=True)
-class TensorImages:
-    """Images in memory, as bytes or floats; ``images[rows]`` is a float tensor in [0, 1]."""
-
-    tensor: Tensor
-
-    def __len__(self) -> int:
-        return len(self.tensor)
-
-    def __getitem__(self, rows: Int[Tensor, " batch"]) -> Float[Tensor, "batch *shape"]:
-        chosen = self.tensor[rows]
-        return chosen.float() / 255 if chosen.dtype == torch.uint8 else chosen.float()
-
-
-@dataclass(frozen=True)
-class FileImages:
-    """Images on disk, decoded when asked for by a pool of threads."""
-
-    folder: Any  # torchvision's ImageFolder: folder[i] is (image, label)
-    order: Int[Tensor, " samples"]
-    pool: ThreadPoolExecutor
-
-    def __len__(self) -> int:
-        return len(self.order)
-
-    def __getitem__(self, rows: Int[Tensor, " batch"]) -> Float[Tensor, "batch channels height width"]:
-        return torch.stack(list(self.pool.map(self._image, self.order[rows].tolist())))
-
-    def _image(self, number: int) -> Float[Tensor, "channels height width"]:
-        try:
-            return self.folder[number][0]
-        except OSError as error:
-            raise InputError(f"cannot read the image {self.folder.samples[number][0]}: {one_line(error)}") from None
-
-
-@dataclass(frozen=True)
-class Split:
-    """One split: images, labels, and each sample's index in the source it was cut from."""
-
-    images: Images
-    labels: Int[Tensor, " samples"]
-    indices: Int[Tensor, " samples"]
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def batch(self, rows: Int[Tensor, " batch"], device: torch.device) -> tuple[Tensor, Tensor]:
-        """Images in [0, 1] and labels of some rows, on the device."""
-        return self.images[rows].to(device), self.labels[rows].to(device)
-
-    def take(self, rows: Int[Tensor, " rows"]) -> "Split":
-        """The same split, these rows only."""
-        return Split(Subset(self.images, rows), self.labels[rows], self.indices[rows])
-
-
-@dataclass(frozen=True)
-class Subset:
-    """Some rows of images, in their own order."""
-
-    images: Images
-    rows: Int[Tensor, " rows"]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, rows: Int[Tensor, " batch"]) -> Tensor:
-        return self.images[self.rows[rows]]
-
-
-@dataclass(frozen=True)
-class DataSet:
-    """A named data set with its three splits."""
-
-    name: str
-    classes: int
-    shape: tuple[int, ...]
-    splits: Mapping[str, Split]
-
-    @property
-    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and standard deviation per channel, () and () where the data set has none of its own."""
-        return STATISTICS.get(self.name, ((), ()))
 
 
 def load(config: DataConfig) -> DataSet:
@@ -155,11 +64,13 @@ def _load(config: DataConfig) -> DataSet:
 
 def _digits(config: DataConfig) -> DataSet:
     """1797 handwritten 8x8 digits, 16 grey levels, from scikit-learn: 1257 to train, 180 to select, 360 to test."""
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
-    images = torch.from_numpy(bunch.images / 16).float()[:, None]
-    labels = torch.from_numpy(bunch.target).long()
+    package = find_spec("sklearn")  # importing it would take longer than everything else here
+    if package is None or package.origin is None:
+        raise InputError("digits is part of scikit-learn, which is not installed: pip install scikit-learn")
+    with gzip.open(Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz") as file:
+        table = np.loadtxt(file, delimiter=",")  # 64 pixels and the label
+    images = torch.from_numpy(table[:, :64].reshape(-1, 1, 8, 8) / 16).float()
+    labels = torch.from_numpy(table[:, 64]).long()
     order = torch.from_numpy(np.random.default_rng(config.seed).permutation(len(labels)))
     parts = dict(zip(SPLITS, order.split([1257, 180, 360]), strict=True))
     splits = {name: Split(TensorImages(images[rows]), labels[rows], rows) for name, rows in parts.items()}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from certkd.data.sources import Split
+from certkd.data.splits import Split
 from certkd.exchange.vnnlib import ball, write_property
 from certkd.files import write_whole
 from certkd.networks.builders import Classifier

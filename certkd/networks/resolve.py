@@ -6,10 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-import yaml
 
+from certkd.config.reading import value_of
 from certkd.config.settings import DataConfig, ModelConfig
-from certkd.data.sources import DataSet
+from certkd.data.splits import DataSet
 from certkd.networks import checkpoint
 from certkd.networks.builders import Classifier, ModelSpec, build, known_models, last_linear, usual_statistics
 from certkd.networks.checkpoint import Checkpoint
@@ -195,8 +195,8 @@ def parse_architecture(text: str, classes: int, shape: tuple[int, ...]) -> Model
         if not separator:
             raise InputError(f"--arch {text!r}: {pair!r} must look like key=value, as in certkd:resnet,depth=20")
         try:
-            options[key.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError:
+            options[key.strip()] = value_of(value)
+        except InputError:
             raise InputError(f"--arch {text!r}: {value!r} is not a value: write depth=20 or hidden=[64,64]") from None
     return ModelSpec(name=name, options=options, classes=classes, shape=shape)
 

@@ -1,8 +1,9 @@
 """Every training objective there is: one class a file or a few of one kind, listed once."""
 
-from typing import Annotated, Union
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any, Union
 
-from pydantic import Field
+from pydantic import Field, PlainSerializer, WrapValidator
 
 from certkd.objectives.adaad import AdaAd, AdvFunMatch
 from certkd.objectives.adversarial import Adversarial
@@ -49,8 +50,21 @@ OBJECTIVES: tuple[type[Objective], ...] = (
     Crt,
 )
 
-#: Any of them in a configuration, told apart by ``kind``.
-AnyObjective = Annotated[Union[OBJECTIVES], Field(discriminator="kind")]  # type: ignore[valid-type]  # noqa: UP007
+
+def _keep_objects(value: Any, validate: Callable[[Any], Any]) -> Any:
+    return value if isinstance(value, Objective) else validate(value)
+
+
+if TYPE_CHECKING:
+    AnyObjective = Objective
+else:
+    #: Any of them in a configuration, told apart by ``kind``; in Python any object with ``terms`` of its own as well.
+    AnyObjective = Annotated[
+        Union[OBJECTIVES],  # noqa: UP007
+        Field(discriminator="kind"),
+        WrapValidator(_keep_objects),
+        PlainSerializer(lambda objective: objective.model_dump(mode="json"), when_used="json"),
+    ]
 
 __all__ = [
     "OBJECTIVES",

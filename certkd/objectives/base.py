@@ -91,6 +91,7 @@ def total(terms: Terms) -> Tensor:
 class Objective(Strict):
     """Settings of a training objective; ``kind`` is its name in configurations."""
 
+    kind: str
     needs_teacher: ClassVar[bool] = False
     needs_natural_teacher: ClassVar[bool] = False
     #: It keeps numbers in the batch's memory, one entry a step.

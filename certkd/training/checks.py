@@ -1,22 +1,21 @@
-"""What a training refuses before it begins: data, networks and settings that do not fit."""
+"""Refuse data, networks and settings that do not fit, before a training begins."""
 
 import torch
 from torch import Tensor, nn
 
-from certkd.config.settings import Recipe
-from certkd.data.sources import Split, TensorImages
-from certkd.objectives import Objective
-from certkd.reporter import TrainingReporter
+from certkd.config.settings import TrainConfig
+from certkd.data.splits import Split, TensorImages
+from certkd.training.run import Teachers
 from verifiers.core.errors import InputError, one_line
 from verifiers.runtime.modes import eval_mode
-from verifiers.runtime.samples import check_dtype, check_pixels
+from verifiers.runtime.samples import check_dtype, check_pixels, device_of
 
-#: Images that are not all in memory are looked at in part.
+#: Only the first images of a split are checked: they need not all be in memory.
 FIRST = 64
 
 
 def as_split(data: Split | tuple[Tensor, Tensor]) -> Split:
-    """A split of two tensors, or the split itself.
+    """Make a split of two tensors; a split is returned as it is.
 
     Raises:
         InputError: no images, not as many images as labels, images or labels of another kind.
@@ -34,7 +33,7 @@ def as_split(data: Split | tuple[Tensor, Tensor]) -> Split:
 
 
 def check_student(student: nn.Module, splits: tuple[Split, Split], place: torch.device) -> int:
-    """The number of classes of a network that takes the images of both splits.
+    """Return the number of classes of a network that takes the images of both splits.
 
     Raises:
         InputError: it does not, is not float32, gives no logits, or there are labels of other classes.
@@ -53,16 +52,8 @@ def check_student(student: nn.Module, splits: tuple[Split, Split], place: torch.
     return classes
 
 
-def check_teacher(
-    student: nn.Module,
-    teacher: nn.Module,
-    name: str,
-    classes: int,
-    fit: Split,
-    place: torch.device,
-    reporter: TrainingReporter,
-) -> None:
-    """Refuse a teacher that cannot teach a student of so many classes; warn of one that gives probabilities.
+def check_teacher(student: nn.Module, teacher: nn.Module, name: str, classes: int, fit: Split) -> bool:
+    """Refuse a teacher that cannot teach a student of that many classes; tell whether it gives probabilities.
 
     Raises:
         InputError: it shares weights with the student, is not float32, has other classes or takes other images.
@@ -70,11 +61,10 @@ def check_teacher(
     if {id(p) for p in teacher.parameters()} & {id(p) for p in student.parameters()}:
         raise InputError(f"{name} and student share weights: copy one of them first (copy.deepcopy)")
     check_dtype(teacher, f"the {name}", "give")
-    logits = _logits(teacher, fit.batch(torch.arange(min(len(fit), FIRST)), place)[0], name)
+    logits = _logits(teacher, fit.batch(torch.arange(min(len(fit), FIRST)), device_of(student))[0], name)
     if logits.shape[1] != classes:
         raise InputError(f"the {name} has {logits.shape[1]} classes, the student {classes}: they must have the same")
-    if bool((logits >= 0).all()) and torch.allclose(logits.sum(1), torch.ones_like(logits[:, 0]), atol=1e-4):
-        reporter.warn(f"the {name} gives probabilities rather than logits: leave out its softmax")
+    return bool((logits >= 0).all()) and torch.allclose(logits.sum(1), torch.ones_like(logits[:, 0]), atol=1e-4)
 
 
 def _logits(model: nn.Module, x: Tensor, name: str) -> Tensor:
@@ -88,23 +78,22 @@ def _logits(model: nn.Module, x: Tensor, name: str) -> Tensor:
     return logits
 
 
-def check_settings(
-    objective: Objective, recipe: Recipe, teacher: nn.Module | None, natural_teacher: nn.Module | None
-) -> None:
-    """Refuse an objective without its teachers, or with parts of a batch where it needs it whole.
+def check_settings(config: TrainConfig, teachers: Teachers) -> None:
+    """Refuse an objective without its teachers, or with parts of a batch when it needs it whole.
 
     Raises:
         InputError: as it says.
     """
-    kind = objective.kind  # type: ignore[attr-defined]
-    if objective.needs_teacher and teacher is None:
+    objective = config.objective
+    kind = objective.kind
+    if objective.needs_teacher and teachers.robust is None:
         raise InputError(f"the objective {kind!r} needs a teacher: give one")
-    if objective.needs_natural_teacher and natural_teacher is None:
-        raise InputError(f"the objective {kind!r} needs a natural teacher: give one (natural_teacher)")
-    if recipe.accumulate > 1 and getattr(objective, "reduction", "") == "batch_frobenius":
+    if objective.needs_natural_teacher and teachers.natural is None:
+        raise InputError(f"the objective {kind!r} needs a natural teacher: give one, with Teachers(robust, natural)")
+    if config.accumulate > 1 and getattr(objective, "reduction", "") == "batch_frobenius":
         raise InputError(
-            f"accumulate {recipe.accumulate} with reduction batch_frobenius: its norm is over the whole batch, "
+            f"accumulate {config.accumulate} with reduction batch_frobenius: its norm is over the whole batch, "
             "set accumulate to 1 or take another reduction"
         )
-    if recipe.accumulate > 1 and objective.remembers:
-        raise InputError(f"accumulate {recipe.accumulate}: {kind!r} weighs its terms by whole steps, set it to 1")
+    if config.accumulate > 1 and objective.remembers:
+        raise InputError(f"accumulate {config.accumulate}: {kind!r} weighs its terms by whole steps, set it to 1")

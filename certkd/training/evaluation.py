@@ -1,4 +1,4 @@
-"""What a network is worth on a split: accuracy, under attack and noise too, collapse."""
+"""Evaluate a network on a split: clean, adversarial and noisy accuracy, and collapse."""
 
 from collections.abc import Mapping
 
@@ -7,34 +7,35 @@ import torch
 from torch import Tensor, nn
 
 from certkd.config.settings import SelectionConfig
-from certkd.data.sources import Split
+from certkd.data.splits import Split
 from certkd.objectives.attacks import pgd
 from certkd.objectives.base import Batch
 from verifiers.core.quantities import Epsilon
 from verifiers.core.statistics import chance_limit
 from verifiers.runtime.modes import eval_mode
 
-#: A network has collapsed when this share of the validation images gets one and the same class, or when it guesses.
+#: A network has collapsed when it gives this share of the validation images one and the same class, or guesses.
 CONSTANT_SHARE = 0.95
-#: Accuracy under noise is a mean over so many draws for each validation image: one draw selects early, worse epochs.
+#: The number of noisy copies of each validation image: a single one selects early, worse epochs.
 NOISE_DRAWS = 4
 
 
 def key(*parts: int) -> int:
-    """A seed that depends on all parts."""
+    """Derive a seed from all parts."""
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def keyed_generator(*parts: int) -> torch.Generator:
-    """Random numbers of their own for each tuple of parts."""
+    """Return a generator of random numbers that depends on all parts."""
     return torch.Generator().manual_seed(key(*parts))
 
 
 def evaluate(
     model: nn.Module, split: Split, selection: SelectionConfig, place: torch.device, seed: int = 0, batch: int = 500
 ) -> dict[str, float]:
-    """Clean accuracy, PGD accuracy (when selection has an eps), accuracy under Gaussian noise (when it has a sigma; the
-    same noise each time), size of input gradients, share of the commonest class.
+    """Measure clean accuracy, mean size of input gradients and the share of the commonest class.
+
+    With an eps in ``selection`` PGD accuracy too, and with a sigma accuracy under Gaussian noise, the same each time.
     """
     clean = attacked = noisy = gradient = 0.0
     predictions = []
@@ -65,7 +66,7 @@ def evaluate(
 
 
 def has_collapsed(metrics: Mapping[str, float]) -> bool:
-    """Whether a network that was measured by ``evaluate`` is (almost) a constant classifier."""
+    """Tell from the metrics of ``evaluate`` whether a network is (almost) a constant classifier."""
     constant = metrics["constant_share"] >= CONSTANT_SHARE > metrics["clean"]
     return constant or metrics["clean"] <= metrics["chance_limit"]
 

@@ -1,4 +1,4 @@
-"""What a training leaves behind for people and plots: JSON lines, TensorBoard when installed, progress hooks."""
+"""Report the progress of a training: hooks, JSON lines, and TensorBoard when it is installed."""
 
 import json
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from typing import Any
 class RunLog:
     """``log.jsonl``, one record per epoch, and TensorBoard's event files when it is installed.
 
-    The log starts with ``history``, the epochs that are already done, whatever an interrupted run left of it.
+    The log starts with ``history``, the epochs that are already done; what an interrupted run left is replaced.
     """
 
     def __init__(self, out: Path | None, history: Sequence[dict[str, Any]] = ()) -> None:

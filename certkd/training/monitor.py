@@ -1,14 +1,13 @@
-"""What a person should know about a network in training: how it fares against its teacher, and warnings."""
+"""Compare a network in training with its teacher, and warn of collapse and gradient masking."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from certkd.config.settings import SelectionConfig
-from certkd.data.sources import Split
+from certkd.config.settings import SelectionConfig, Threat, TrainConfig
+from certkd.data.splits import Split
 from certkd.objectives import Objective
 from certkd.training.evaluation import evaluate, has_collapsed
 from verifiers.core.quantities import Epsilon, Norm
@@ -17,37 +16,32 @@ from verifiers.linearity.agreement import attack_agreement, gradient_agreement
 from verifiers.linearity.estimates import cross_entropy_of, signed_linearity
 from verifiers.runtime.modes import eval_mode
 
-#: Input gradients of student and teacher are compared on at most so many images, and so many of them are attacked.
+#: The number of images on which input gradients are compared, and the number of them that are attacked.
 COMPARED, ATTACKED = 500, 100
-#: A student below this share of its teacher's clean accuracy is worth a warning: a large lambda_iga does that too.
+#: Warn of a student below this share of its teacher's clean accuracy: a large lambda_iga does that too.
 FAR_BELOW = 0.8
-#: So much more success of an attack on the margin than of one on the cross-entropy, from one start, is worth a warning.
+#: Warn when an attack on the margin succeeds on this much more of the images than one on the cross-entropy.
 MASKED_MUCH = 0.2
 
 
-@dataclass(frozen=True)
-class Threat:
-    """The ball in which diagnostics attack; eps in pixel units."""
+def threat_of(config: TrainConfig) -> Threat | None:
+    """Return the ball to attack: the one that is set, or the selection's, or the objective's, or None."""
+    selection = config.selection
+    if config.threat is not None:
+        return config.threat
+    if selection.eps is not None:
+        eps = Epsilon.parse(selection.eps).value
+        return Threat(eps=eps, norm=selection.norm, steps=selection.steps)
+    return threat_of_objective(config.objective.model_dump())
 
-    eps: float
-    norm: Norm = Norm.LINF
-    steps: int = 10
 
-    @classmethod
-    def of_selection(cls, selection: SelectionConfig) -> "Threat | None":
-        """The ball of the PGD accuracy that is logged; None when none is."""
-        if selection.eps is None:
-            return None
-        return cls(Epsilon.parse(selection.eps).value, selection.norm, selection.steps)
-
-    @classmethod
-    def of_objective(cls, settings: Mapping[str, Any]) -> "Threat | None":
-        """The ball of an objective's settings as they are stored; None when it knows none, or noise instead."""
-        eps = settings.get("eps")
-        if not isinstance(eps, int | float) or eps <= 0 or settings.get("sigma"):
-            return None
-        norm = settings.get("attack_norm", settings.get("norm"))  # kdiga's norm, 1 or 2, is that of gradients
-        return cls(float(eps), Norm(norm) if norm in list(Norm) else Norm.LINF)
+def threat_of_objective(settings: Mapping[str, Any]) -> Threat | None:
+    """Return the ball of an objective's stored settings; None when they have none, or noise instead."""
+    eps = settings.get("eps")
+    if not isinstance(eps, int | float) or eps <= 0 or settings.get("sigma"):
+        return None
+    norm = settings.get("attack_norm", settings.get("norm"))  # kdiga's norm, 1 or 2, is that of gradients
+    return Threat(eps=eps, norm=Norm(norm) if norm in list(Norm) else Norm.LINF)
 
 
 def diagnostics(
@@ -58,14 +52,15 @@ def diagnostics(
     place: torch.device,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Estimates on the first images of a split; nothing when there is neither a teacher nor a threat.
+    """Estimate, on the first images of a split, how a network compares with its teacher and resists attacks.
 
-    With a teacher ``gradient_gap`` and ``gradient_cosine``, means of the distance and the cosine of both networks'
-    input gradients of the cross-entropy. With a threat ``margin_excess``, the share of images that an attack on the
-    margin gets wrong less that of one on the cross-entropy, and (linf) ``local_linearity``, by how many nats the
-    cross-entropy rises above its linearisation within the ball (Shao et al.'s measure). With both ``transfer``, the
-    share of the network's adversarial examples that fool the teacher too (left out when there are none), and
-    ``teacher_entropy`` at the points found, in nats.
+    With neither a teacher nor a threat the result is empty. With a teacher it has ``gradient_gap`` and
+    ``gradient_cosine``, means of the distance and the cosine of both networks' input gradients of the cross-entropy.
+    With a threat it has ``margin_excess``, the share of images that an attack on the margin gets wrong less that of one
+    on the cross-entropy, and (linf) ``local_linearity``, by how many nats the cross-entropy rises above its
+    linearisation within the ball (Shao et al.'s measure). With both it has ``transfer``, the share of the network's
+    adversarial examples that fool the teacher too (left out when there are none), and ``teacher_entropy`` at the points
+    found, in nats.
     """
     metrics: dict[str, float] = {}
     x, y = split.batch(torch.arange(min(len(split), COMPARED)), place)
@@ -91,7 +86,7 @@ def diagnostics(
 
 
 def alarms(history: Sequence[Mapping[str, Any]], objective: Objective) -> Iterator[str]:
-    """What the last epoch of several shows for the first time."""
+    """Warn of what the last epoch shows for the first time."""
     *before, now = [record["validation"] for record in history]
     epoch = len(history)
     if before and has_collapsed(now) and not has_collapsed(before[-1]):
@@ -103,7 +98,7 @@ def alarms(history: Sequence[Mapping[str, Any]], objective: Objective) -> Iterat
 def warnings(
     last: Mapping[str, float], objective: Objective, teacher: nn.Module | None, held_out: Split, place: torch.device
 ) -> Iterator[str]:
-    """What is wrong with the last epoch's network."""
+    """Warn of what is wrong with the network of the last epoch."""
     if has_collapsed(last):
         yield _collapse_message(last, objective)
     elif teacher is not None and last["clean"] < FAR_BELOW * (theirs := _clean_accuracy(teacher, held_out, place)):

@@ -11,12 +11,14 @@ import torch
 from torch import nn
 
 from certkd.config.settings import DataConfig, OptimizerConfig, Recipe, SelectionConfig
-from certkd.data.sources import DataSet, load
+from certkd.data.sources import load
+from certkd.data.splits import DataSet
 from certkd.networks.builders import ModelSpec, build
 from certkd.objectives import Adversarial, Kd, Kdiga, Objective, Standard
 from certkd.reporter import TrainingReporter
-from certkd.training.loop import evaluate, train
+from certkd.training.evaluation import evaluate
 from tests.certifying import certify
+from tests.training import train
 
 pytestmark = pytest.mark.slow
 

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
 from PIL import Image
 from rich.console import Console
 
@@ -349,7 +348,7 @@ class Ran:
 def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ran]:
     """``certkd run`` on a tiny experiment, in a folder with brackets and blanks."""
     place = tmp_path_factory.mktemp("an [experiment]")
-    (place / "tiny.yaml").write_text(yaml.safe_dump({**EXPERIMENT, "out": str(place / "out")}))
+    (place / "tiny.yaml").write_text(json.dumps({**EXPERIMENT, "out": str(place / "out")}))
     arguments = ("run", place / "tiny.yaml", *SHORT, "--set", "students.batch_size=32", "--device", "cpu")
     yield Ran(place / "out", arguments, certkd(*arguments))
 
@@ -464,7 +463,7 @@ def test_train_refuses_to_repeat_and_goes_on_when_asked(ran: Ran, tmp_path: Path
     role = {**EXPERIMENT["students"], "objective": {"kind": "kd"}, "epochs": 2, "batch_size": 32}
     del role["objectives"]
     out, config = tmp_path / "kd", tmp_path / "kd.yaml"
-    config.write_text(yaml.safe_dump({**role, "out": str(out), "teacher": str(ran.folder / "teacher" / "best.pt")}))
+    config.write_text(json.dumps({**role, "out": str(out), "teacher": str(ran.folder / "teacher" / "best.pt")}))
     printed = succeeds("train", "--config", config)
     assert "validation clean" in printed and f"{out}/best.pt\n" in printed
     before = stamps(out)
@@ -483,7 +482,7 @@ def test_overwrite_deletes_nothing_but_outputs(command: str, tmp_path: Path) -> 
     (tmp_path / "thesis.tex").write_text("years of work")
     role = {**EXPERIMENT["teacher"], "out": str(tmp_path)}
     config = tmp_path / "config.yaml"
-    config.write_text(yaml.safe_dump(role if command == "train" else {**EXPERIMENT, "out": str(tmp_path)}))
+    config.write_text(json.dumps(role if command == "train" else {**EXPERIMENT, "out": str(tmp_path)}))
     given = ["train", "--config", config] if command == "train" else ["run", config]
     assert "is no output of certkd" in refused(*given, "--overwrite")
     assert (tmp_path / "thesis.tex").is_file() and config.is_file(), "--overwrite deleted a folder that is not certkd's"

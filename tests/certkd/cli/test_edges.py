@@ -12,15 +12,15 @@ from torch import nn
 from torch.nn import functional as F
 
 from certkd.config.settings import OptimizerConfig, Recipe
-from certkd.experiment import run_training
 from certkd.networks.builders import ModelSpec, build
 from certkd.networks.checkpoint import Checkpoint
 from certkd.networks.resolve import beside
 from certkd.objectives import Ibp, Igd, Kdiga, Mtard, Standard
-from certkd.training.loop import train
+from certkd.training.job import run_training
 from certkd.training.step import batches
 from tests.certkd.objectives.objective_fixtures import batch_of, network, values
 from tests.certkd.training.test_training import CLASSES, configured, fit, plain, samples
+from tests.training import train
 from verifiers.core.errors import InputError
 
 

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from certkd.config.settings import ExperimentConfig, TrainConfig, read
+from certkd.config.reading import read
+from certkd.config.settings import ExperimentConfig, TrainJob
 from certkd.objectives import OBJECTIVES
 from tests.paths import ROOT
 from verifiers.core.errors import InputError
@@ -12,9 +13,9 @@ from verifiers.core.errors import InputError
 FILES = sorted((ROOT / "configs").rglob("*.yaml"))
 
 
-def settings(path: Path) -> TrainConfig | ExperimentConfig:
+def settings(path: Path) -> TrainJob | ExperimentConfig:
     try:
-        return read(path, TrainConfig)
+        return read(path, TrainJob)
     except InputError:
         return read(path, ExperimentConfig)
 
@@ -35,7 +36,7 @@ def test_outputs_do_not_meet() -> None:
 
 
 def test_every_objective_has_a_configuration() -> None:
-    trainings = [found for found in map(settings, FILES) if isinstance(found, TrainConfig)]
+    trainings = [found for found in map(settings, FILES) if isinstance(found, TrainJob)]
     kinds = {found.objective.kind for found in trainings if found.data.name == "digits"}
     missing = {objective.model_fields["kind"].default for objective in OBJECTIVES} - kinds
     assert not missing, f"no file in configs/digits for {missing}"

@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from certkd.config.settings import DataConfig
-from certkd.data.sources import SPLITS, STATISTICS, DataSet, Split, load
+from certkd.data.sources import load
+from certkd.data.splits import SPLITS, STATISTICS, DataSet, Split
 from verifiers.core.errors import InputError
 
 Arrays = dict[str, np.ndarray]

@@ -12,7 +12,8 @@ import torchvision
 from torch import nn
 
 from certkd.config.settings import DataConfig, ModelConfig
-from certkd.data.sources import DataSet, load
+from certkd.data.sources import load
+from certkd.data.splits import DataSet
 from certkd.networks.builders import Classifier, ModelSpec, build, known_models, last_linear
 from certkd.networks.builders.build import Normalize, Resize
 from certkd.networks.checkpoint import Checkpoint, save

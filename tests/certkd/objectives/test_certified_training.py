@@ -17,8 +17,8 @@ from certkd.networks.builders.small import mlp, resnet
 from certkd.objectives import Ibp, Kdiga, KdigaCertified, MtlIbp, Objective, Sabr, Standard
 from certkd.objectives.attacks import attack
 from certkd.objectives.base import Batch, total
-from certkd.training.loop import train
 from tests.certkd.objectives.objective_fixtures import anew, generator
+from tests.training import train
 from verifiers.bound_propagation.auto_lirpa import compat
 from verifiers.bound_propagation.auto_lirpa import training as bounds
 from verifiers.bound_propagation.auto_lirpa.training import (

@@ -14,7 +14,6 @@ from certkd.objectives import Adversarial, AnyObjective, Kd, Kdiga
 from certkd.objectives.base import Batch, Term, total
 from certkd.objectives.gradients import input_gradient, reduced
 from certkd.objectives.kd import softened_kl
-from certkd.training.loop import train
 from tests.certkd.objectives.objective_fixtures import (
     CLASSES,
     SHAPE,
@@ -28,6 +27,7 @@ from tests.certkd.objectives.objective_fixtures import (
     weights_of,
 )
 from tests.certkd.objectives.objective_oracles import literal_gaps, literal_slope
+from tests.training import train
 
 
 def test_input_gradient_of_a_linear_softmax_model() -> None:

@@ -13,7 +13,6 @@ from certkd.config.settings import OptimizerConfig, Recipe
 from certkd.objectives import ArdShao, Kdiga
 from certkd.objectives.base import Batch
 from certkd.objectives.kdiga import Target
-from certkd.training.loop import train
 from tests.certkd.objectives.objective_fixtures import (
     CLASSES,
     SHAPE,
@@ -26,6 +25,7 @@ from tests.certkd.objectives.objective_fixtures import (
     values,
 )
 from tests.certkd.objectives.test_robust_distillation import STEP
+from tests.training import train
 from verifiers.core.errors import InputError
 from verifiers.core.quantities import Norm
 

@@ -11,15 +11,17 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from certkd.config.settings import DataConfig, OptimizerConfig, Recipe, SelectionConfig, TrainConfig, parse
-from certkd.data.sources import Split, TensorImages, load
+from certkd.config.reading import parse
+from certkd.config.settings import DataConfig, OptimizerConfig, Recipe, SelectionConfig, TrainJob
+from certkd.data.sources import load
+from certkd.data.splits import Split, TensorImages
 from certkd.networks.builders import ModelSpec, build
 from certkd.objectives import Adversarial, Consistency, Crt, Gaussian, Kd, Kdiga, Objective, SmoothAdv, Standard
 from certkd.objectives.base import Batch, Term
 from certkd.objectives.consistency import entropy, kl_to_each, log_mean
 from certkd.objectives.kd import softened_kl
 from certkd.objectives.smoothadv import Averaged
-from certkd.training.loop import evaluate, train
+from certkd.training.evaluation import evaluate
 from tests.certkd.objectives.objective_fixtures import (
     CLASSES,
     SHAPE,
@@ -43,6 +45,7 @@ from tests.certkd.training.test_training import (
     state_of,
     without_seconds,
 )
+from tests.training import train
 from verifiers.core.errors import InputError
 
 CPU = torch.device("cpu")
@@ -382,7 +385,7 @@ def test_accuracy_under_noise_against_a_literal_loop() -> None:
 )
 def test_a_wrong_setting_is_one_line_that_names_it(settings: dict[str, Any], words: tuple[str, ...]) -> None:
     with pytest.raises(InputError) as caught:
-        parse({"out": "artifacts/x", "objective": settings}, TrainConfig)
+        parse({"out": "artifacts/x", "objective": settings}, TrainJob)
     message = str(caught.value)
     assert "\n" not in message and all(word in message for word in words), message
 

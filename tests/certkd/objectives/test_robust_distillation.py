@@ -37,7 +37,6 @@ from certkd.objectives.adversarial import Attacked
 from certkd.objectives.base import Batch
 from certkd.objectives.robust import RobustDistillation
 from certkd.reporter import TrainingReporter
-from certkd.training.loop import train
 from tests.certkd.objectives.objective_fixtures import (
     CLASSES,
     SHAPE,
@@ -51,6 +50,7 @@ from tests.certkd.objectives.objective_fixtures import (
     values,
     weights_of,
 )
+from tests.training import train
 from verifiers.runtime.modes import eval_mode
 
 STEP: dict[str, Any] = {"eps": 0.1, "steps": 10, "step_size": 0.02}

@@ -8,8 +8,8 @@ from torch.nn import functional as F
 
 from certkd.config.settings import Recipe
 from certkd.objectives import Kd, Standard
-from certkd.training.loop import train
 from tests.certkd.training.test_training import Listener, fit, plain, samples
+from tests.training import train
 from verifiers.core.errors import InputError
 
 

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from certkd.config.settings import Recipe, SelectionConfig
-from certkd.data.sources import Split, TensorImages
+from certkd.data.splits import Split, TensorImages
 from certkd.training.evaluation import evaluate, has_collapsed, key, keyed_generator
 from tests.certkd.training.test_training import CLASSES, CPU, busy, fit, plain, samples
 

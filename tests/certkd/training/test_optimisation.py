@@ -12,8 +12,9 @@ from torch.autograd.function import once_differentiable
 from certkd.config.settings import OptimizerConfig, Recipe
 from certkd.objectives import Kd, Kdiga, Objective, Standard
 from certkd.objectives.base import Batch, Terms
-from certkd.training.loop import train
-from certkd.training.step import Average, backward, learning_rate, optimizer_of, rehearse
+from certkd.training.average import Average
+from certkd.training.rehearsal import try_step
+from certkd.training.step import backward, learning_rate, optimizer_of
 from tests.certkd.training.test_training import (
     FAST,
     Interrupted,
@@ -29,7 +30,9 @@ from tests.certkd.training.test_training import (
     state_of,
     without_seconds,
 )
+from tests.training import train
 from verifiers.core.errors import InputError
+from verifiers.runtime.optimizer import SGD, Adam, Optimizer
 
 
 def batch_of(student: nn.Module, count: int = 30, teacher: nn.Module | None = None) -> Batch:
@@ -86,12 +89,12 @@ def test_constant_rate_stays() -> None:
 
 @pytest.mark.parametrize("kind", ["adam", "sgd"])
 def test_optimizer_takes_the_rate_of_the_epoch(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    owner = torch.optim.Adam if kind == "adam" else torch.optim.SGD
+    owner = Adam if kind == "adam" else SGD
     step, seen = owner.step, list[float]()
 
-    def spy(self: torch.optim.Optimizer, *arguments: Any, **named: Any) -> Any:
-        seen.append(self.param_groups[0]["lr"])
-        return step(self, *arguments, **named)  # type: ignore[arg-type]
+    def spy(self: Optimizer) -> None:
+        seen.append(self.rate)
+        step(self)
 
     monkeypatch.setattr(owner, "step", spy)
     config = OptimizerConfig(kind=kind, rate=0.1, milestones=(0.3, 0.6))  # type: ignore[arg-type]
@@ -404,7 +407,7 @@ def test_any_failure_of_torch_is_one_line(tmp_path: Path) -> None:
 def test_rehearsal_leaves_the_students_gradients_and_statistics() -> None:
     student = busy()
     before = state_of(student)
-    rehearse(Standard(), batch_of(student, 4), Recipe(accumulate=4))
+    try_step(Standard(), batch_of(student, 4), Recipe(accumulate=4))
     assert all(parameter.grad is None for parameter in student.parameters())
     assert_same_state(student.state_dict(), before, "the student after the rehearsal")
 
@@ -413,7 +416,7 @@ def test_rehearsal_changes_no_training(monkeypatch: pytest.MonkeyPatch) -> None:
     states = []
     for without in (False, True):
         if without:
-            monkeypatch.setattr("certkd.training.loop._rehearse", lambda run: None)
+            monkeypatch.setattr("certkd.training.loop.rehearse", lambda run: None)
         student = busy()
         fit(student, Kd(sigma=0.1), teacher=plain(1))
         states.append(state_of(student))
@@ -422,7 +425,7 @@ def test_rehearsal_changes_no_training(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_resumed_training_is_not_rehearsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rehearsed = list[int]()
-    monkeypatch.setattr("certkd.training.loop._rehearse", lambda run: rehearsed.append(1))
+    monkeypatch.setattr("certkd.training.loop.rehearse", lambda run: rehearsed.append(1))
     with pytest.raises(Interrupted):
         fit(plain(), out=tmp_path, reporter=Listener(after_epoch=0))
     assert rehearsed == [1]

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from certkd import experiment, files
 from certkd.cli.train import train as train_command
+from certkd.config.reading import parse
 from certkd.config.settings import (
     DataConfig,
     ExperimentConfig,
@@ -23,11 +24,11 @@ from certkd.config.settings import (
     OptimizerConfig,
     Recipe,
     SelectionConfig,
-    TrainConfig,
-    parse,
+    TrainJob,
 )
-from certkd.data.sources import Split, TensorImages, load
-from certkd.experiment import run_training
+from certkd.data.augmentation import crop_and_flip
+from certkd.data.sources import load
+from certkd.data.splits import Split, TensorImages
 from certkd.networks import checkpoint
 from certkd.networks import resolve as networks
 from certkd.networks.builders import Classifier, ModelSpec, build
@@ -36,7 +37,10 @@ from certkd.objectives.base import Batch, Term, Terms
 from certkd.reporter import TrainingReporter
 from certkd.training import loop as training
 from certkd.training.evaluation import evaluate
-from certkd.training.loop import RESUME, TrainingResult, crop_and_flip, train
+from certkd.training.job import run_training
+from certkd.training.loop import TrainingResult
+from certkd.training.resume import RESUME
+from tests.training import train
 from verifiers.core.errors import InputError
 from verifiers.runtime.device import choose_device
 from verifiers.runtime.modes import eval_mode
@@ -387,7 +391,7 @@ def archive(folder: Path) -> str:
     return str(folder / "quadrants.npz")
 
 
-def configured(folder: Path, name: str = "out", **changes: Any) -> TrainConfig:
+def configured(folder: Path, name: str = "out", **changes: Any) -> TrainJob:
     """A residual network (batch normalisation) trained against an attack, into ``folder / name``."""
     settings: dict[str, Any] = {
         "out": str(folder / name),
@@ -398,7 +402,7 @@ def configured(folder: Path, name: str = "out", **changes: Any) -> TrainConfig:
         "batch_size": 64,
         "device": "cpu",
     }
-    return TrainConfig(**{**settings, **changes})
+    return TrainJob(**{**settings, **changes})
 
 
 def test_files_of_a_resumed_training_equal_those_of_an_uninterrupted_one(tmp_path: Path) -> None:
@@ -535,9 +539,9 @@ def test_a_natural_teacher_of_an_experiment_is_for_its_students(monkeypatch: pyt
         "students": {"objectives": {"a": {"kind": "kd"}, "b": {"kind": "igd", "eps": 0.1}}},
         "certify": {"eps": "0.1"},
     }
-    asked = list[TrainConfig]()
+    asked = list[TrainJob]()
 
-    def remember(config: TrainConfig, reporter: object) -> None:
+    def remember(config: TrainJob, reporter: object) -> None:
         asked.append(config)
         if len(asked) == 3:
             raise Interrupted
@@ -558,7 +562,7 @@ def test_checkpoint_says_how_it_was_trained(tmp_path: Path) -> None:
     config = configured(tmp_path, epochs=1)
     result = run_training(config)
     best = checkpoint.load(tmp_path / "out" / "best.pt")
-    assert TrainConfig(**{**best.training, "out": config.out, "device": "cpu", "data": config.data}) == config
+    assert TrainJob(**{**best.training, "out": config.out, "device": "cpu", "data": config.data}) == config
     assert best.metrics == result.best
 
 
@@ -958,7 +962,7 @@ def test_a_teacher_is_enough_to_train_the_default_student(tmp_path: Path) -> Non
     assert len(whole.history) == 1
     assert command("--teacher", teacher, "--out", out, "--set", "epochs=2") in (0, 1)
     best = checkpoint.load(out / "best.pt")
-    expected = TrainConfig(out="", objective=Kdiga(), epochs=2).model_dump(mode="json")
+    expected = TrainJob(out="", objective=Kdiga(), epochs=2).model_dump(mode="json")
     assert {key: best.training[key] for key in ("objective", "model", "optimizer", "epochs", "batch_size")} == {
         key: expected[key] for key in ("objective", "model", "optimizer", "epochs", "batch_size")
     }

@@ -9,7 +9,7 @@ import torch
 
 from certkd.config.settings import DataConfig
 from certkd.data import sources as data
-from certkd.data.sources import DataSet
+from certkd.data.splits import DataSet
 from certkd.networks.builders import Classifier
 from certkd.networks.onnx.classifier import classifier
 from certkd.networks.onnx.file import Reference, read

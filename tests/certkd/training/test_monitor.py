@@ -8,14 +8,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import certkd.training.loop
-from certkd.config.settings import OptimizerConfig, Recipe, SelectionConfig
-from certkd.data.sources import Split, TensorImages
+from certkd.config.settings import OptimizerConfig, Recipe, SelectionConfig, Threat
+from certkd.data.splits import Split, TensorImages
 from certkd.objectives import Adversarial, Gaussian, Ibp, Kd, Kdiga, Objective, SmoothAdv
-from certkd.training.monitor import Threat, alarms, diagnostics
+from certkd.training.monitor import alarms, diagnostics, threat_of_objective
 from tests.certkd.training.test_training import CPU, Listener, fit, plain, samples, seeded
 from verifiers.core.quantities import Norm
 
-SELECTION, THREAT = SelectionConfig(eps="0.2"), Threat(0.2)
+SELECTION, THREAT = SelectionConfig(eps="0.2"), Threat(eps=0.2)
 
 
 def held_out() -> Split:
@@ -58,7 +58,7 @@ def test_what_a_training_logs_with_and_without_a_teacher_and_a_threat() -> None:
     assert logged(Kd(), teacher=plain(1)) & (TEACHERS | OWN) == {"gradient_gap", "gradient_cosine"}
     assert logged(selection=SELECTION) & (TEACHERS | OWN) == OWN
     assert logged(Adversarial(eps=0.1, steps=1)) & (TEACHERS | OWN) == OWN, "the objective has an eps"
-    assert logged(Kd(), teacher=plain(1), threat=Threat(0.1)) >= TEACHERS | OWN
+    assert logged(Kd(), teacher=plain(1), threat=Threat(eps=0.1)) >= TEACHERS | OWN
     assert not logged() & (TEACHERS | OWN)
     assert logged(Adversarial(eps=0.1, norm=Norm.L2, steps=1)) & OWN == {"margin_excess"}
 
@@ -68,16 +68,22 @@ def test_the_ball_of_stored_settings() -> None:
         (Kd(), None),
         (Gaussian(sigma=0.1), None),
         (SmoothAdv(eps=0.3), None),
-        (Adversarial(eps=0.3, norm=Norm.L2), Threat(0.3, Norm.L2)),
-        (Ibp(eps=0.3), Threat(0.3)),
+        (Adversarial(eps=0.3, norm=Norm.L2), Threat(eps=0.3, norm=Norm.L2)),
+        (Ibp(eps=0.3), Threat(eps=0.3)),
         (Kdiga(norm=1), None),
-        (Kdiga(point="adversarial", eps=0.2, attack_norm=Norm.L2), Threat(0.2, Norm.L2)),
+        (Kdiga(point="adversarial", eps=0.2, attack_norm=Norm.L2), Threat(eps=0.2, norm=Norm.L2)),
     ):
-        assert Threat.of_objective(objective.model_dump(mode="json")) == expected
-    assert Threat.of_objective({}) is None
+        assert threat_of_objective(objective.model_dump(mode="json")) == expected
+    assert threat_of_objective({}) is None
     for stored in ({"eps": "8/255"}, {"eps": None}, {"eps": 0}, {"eps": 0.1, "sigma": 0.5}):
-        assert Threat.of_objective(stored) is None
-    assert Threat.of_objective({"eps": 0.1, "norm": 2}) == Threat(0.1), "norm 2 is that of kdiga's gradients"
+        assert threat_of_objective(stored) is None
+    assert threat_of_objective({"eps": 0.1, "norm": 2}) == Threat(eps=0.1), "norm 2 is that of kdiga's gradients"
+
+
+def test_diagnostics_are_those_of_every_tenth_epoch_and_the_last() -> None:
+    history = fit(plain(), selection=SELECTION, recipe=Recipe(epochs=12, batch_size=40)).history
+    diagnosed = [record["epoch"] for record in history if set(record["validation"]) >= OWN]
+    assert diagnosed == [9, 11] and all("pgd" in record["validation"] for record in history)
 
 
 def test_local_linearity_of_a_network_that_is_linear() -> None:

@@ -1,0 +1,107 @@
+"""Data sets and their splits: images in [0, 1], labels, and each sample's index in its source."""
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from verifiers.core.errors import InputError, one_line
+from verifiers.runtime.samples import Images
+
+SPLITS = ("train", "validation", "test")
+#: Per-channel mean and standard deviation of the training pixels, for the network's normalisation layer.
+STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    "mnist": ((0.1307,), (0.3081,)),
+    "fashion-mnist": ((0.2860,), (0.3530,)),
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+
+
+@dataclass(frozen=True)
+class TensorImages:
+    """Images in memory, as bytes or floats; ``images[rows]`` is a float tensor in [0, 1]."""
+
+    tensor: Tensor
+
+    def __len__(self) -> int:
+        return len(self.tensor)
+
+    def __getitem__(self, rows: Int[Tensor, " batch"]) -> Float[Tensor, "batch *shape"]:
+        chosen = self.tensor[rows]
+        return chosen.float() / 255 if chosen.dtype == torch.uint8 else chosen.float()
+
+
+@dataclass(frozen=True)
+class FileImages:
+    """Images on disk, decoded by a pool of threads when they are used."""
+
+    folder: Any  # torchvision's ImageFolder: folder[i] is (image, label)
+    order: Int[Tensor, " samples"]
+    pool: ThreadPoolExecutor
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, rows: Int[Tensor, " batch"]) -> Float[Tensor, "batch channels height width"]:
+        return torch.stack(list(self.pool.map(self._image, self.order[rows].tolist())))
+
+    def _image(self, number: int) -> Float[Tensor, "channels height width"]:
+        try:
+            return self.folder[number][0]
+        except OSError as error:
+            raise InputError(f"cannot read the image {self.folder.samples[number][0]}: {one_line(error)}") from None
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split: images, labels, and each sample's index in the source it was cut from."""
+
+    images: Images
+    labels: Int[Tensor, " samples"]
+    indices: Int[Tensor, " samples"]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batch(self, rows: Int[Tensor, " batch"], device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return the images, in [0, 1], and the labels of some rows, on the device."""
+        return self.images[rows].to(device), self.labels[rows].to(device)
+
+    def take(self, rows: Int[Tensor, " rows"]) -> "Split":
+        """Keep some rows of the split, in their order."""
+        return Split(Subset(self.images, rows), self.labels[rows], self.indices[rows])
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Some rows of images, in their own order."""
+
+    images: Images
+    rows: Int[Tensor, " rows"]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, rows: Int[Tensor, " batch"]) -> Tensor:
+        return self.images[self.rows[rows]]
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A named data set with its three splits."""
+
+    name: str
+    classes: int
+    shape: tuple[int, ...]
+    splits: Mapping[str, Split]
+
+    @property
+    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation per channel; () and () when the data set has none of its own."""
+        return STATISTICS.get(self.name, ((), ()))

@@ -1,0 +1,132 @@
+"""Write the networks of a training and what it needs to be resumed, and read that again."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from certkd import files
+from certkd.networks import checkpoint
+from certkd.networks.builders import Classifier
+from certkd.training.run import Run
+from verifiers.core.errors import InputError, one_line
+
+RESUME = "resume.pt"
+
+
+@dataclass(frozen=True)
+class TrainingFolder:
+    """Where a training writes ``best.pt``, ``last.pt``, ``log.jsonl`` and the state it is resumed from.
+
+    Attributes:
+        path: of the folder.
+        resume: continue the training in the folder.
+        about: what the checkpoints store besides the weights (``data``, ``teacher_sha256``, ``training``).
+        begin: called when all checks have passed, before the first write; it may clear a folder that is occupied.
+    """
+
+    path: Path
+    resume: bool = False
+    about: Mapping[str, Any] = field(default_factory=dict)
+    begin: Callable[[], None] | None = None
+
+    def check(self) -> None:
+        """Refuse a folder that holds another training.
+
+        Raises:
+            InputError: as it says.
+        """
+        if not self.resume and self.begin is None and (self.path / RESUME).exists():
+            raise InputError(f"{self.path} already holds a training: resume it, or give another folder")
+
+
+@dataclass
+class Progress:
+    """Everything a resumed training needs besides the networks; plain values."""
+
+    epoch: int = 0
+    best_epoch: int = -1
+    best_score: tuple[float, float] = (-1.0, -1.0)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    best_state: dict[str, Tensor] = field(default_factory=dict)
+    memory: dict[str, float] = field(default_factory=dict)
+
+    def keep(self, record: dict[str, Any], network: nn.Module, metric: str) -> None:
+        """Add an epoch, and its weights when it is the best so far; of equal ones, the one of higher PGD accuracy."""
+        metrics = record["validation"]
+        score = (metrics[metric], metrics.get("pgd", 0.0))
+        self.history.append(record)
+        self.epoch = record["epoch"] + 1
+        if score > self.best_score:
+            self.best_score, self.best_epoch = score, record["epoch"]
+            self.best_state = {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}
+
+
+def save_epoch(folder: TrainingFolder, progress: Progress, run: Run) -> None:
+    """Write last.pt, best.pt when this epoch is the best, then the resume state: each whole or not at all.
+
+    The resume state comes last: killed before it, a resumed training repeats the epoch and writes the same files.
+    """
+    names = ["last.pt"] + (["best.pt"] if progress.best_epoch == progress.epoch - 1 else [])
+    for name in names:
+        metrics = progress.history[-1]["validation"]
+        _save_network(run.shown(progress.epoch - 1), folder.path / name, folder.about, metrics)
+    state = {
+        "progress": vars(progress),
+        "student": run.student.state_dict(),
+        "optimizer": run.optimizer.state_dict(),
+        "average": run.average.averaged.state_dict() if run.average is not None else {},
+        "about": json.dumps(folder.about, sort_keys=True),
+    }
+    files.write_whole(folder.path / RESUME, lambda path: torch.save(state, path))
+
+
+def _save_network(student: nn.Module, path: Path, about: Mapping[str, Any], metrics: Mapping[str, Any]) -> None:
+    """A self-describing checkpoint of a ``Classifier``, bare weights of any other module."""
+    if isinstance(student, Classifier):
+        checkpoint.save(checkpoint.Checkpoint(student, **about, metrics=metrics), path)
+    else:
+        state = {name: value.detach().cpu() for name, value in student.state_dict().items()}
+        files.write_whole(path, lambda temporary: torch.save(state, temporary))
+
+
+def resume_state(folder: Path) -> dict[str, Any] | None:
+    """Read the resume state of a training folder; None when it has none.
+
+    Raises:
+        InputError: the state is damaged.
+    """
+    path = folder / RESUME
+    if not path.exists():
+        return None
+    try:
+        state = dict(torch.load(path, map_location="cpu", weights_only=True))
+        return {part: state[part] for part in ("progress", "student", "optimizer", "average", "about")}
+    except Exception as error:
+        raise InputError(f"{path} is damaged ({type(error).__name__}): delete it to start again") from error
+
+
+def load_progress(folder: TrainingFolder | None, run: Run) -> Progress:
+    """Return the progress of a training, and put its networks and optimiser back in their states.
+
+    Raises:
+        InputError: there is nothing to resume, or it belongs to another network or optimiser.
+    """
+    if folder is None or not folder.resume:
+        return Progress()
+    state = resume_state(folder.path)
+    if state is None:
+        raise InputError(f"nothing to resume: {folder.path} holds no {RESUME}")
+    try:
+        run.student.load_state_dict(state["student"])
+        run.optimizer.load_state_dict(state["optimizer"])
+        if run.average is not None:
+            run.average.averaged.load_state_dict(state["average"])
+    except (RuntimeError, ValueError) as error:
+        why = one_line(error)
+        raise InputError(f"{folder.path}/{RESUME} belongs to another network or optimizer: {why}") from None
+    return Progress(**state["progress"])

@@ -1,0 +1,68 @@
+"""The parts of one training, and what may be given for them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from certkd.config.settings import SelectionConfig, Threat, TrainConfig
+from certkd.data.splits import Split
+from certkd.objectives import Objective
+from certkd.reporter import TrainingReporter
+from certkd.training.average import Average
+from verifiers.runtime.optimizer import Optimizer
+
+#: Images in [0, 1], or bytes, and labels.
+Labelled = Split | tuple[Tensor, Tensor]
+#: Training images alone, or the splits "train" and "validation".
+TrainingData = Labelled | Mapping[str, Labelled]
+
+
+@dataclass(frozen=True)
+class Teachers:
+    """The teachers of a student.
+
+    Attributes:
+        robust: the teacher of every objective that needs one.
+        natural: a second one, accurate but not robust, for objectives that need two.
+    """
+
+    robust: nn.Module | None = None
+    natural: nn.Module | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that the epochs of a training work with.
+
+    Attributes:
+        forward: the student, or its compiled form.
+        selection: with the sigma of the objective, where that trains under noise.
+        metric: decides which epoch is the best.
+        threat: the ball that diagnostics attack; None for no attack.
+        average: of the student's weights; None for none.
+    """
+
+    student: nn.Module
+    forward: nn.Module
+    teachers: Teachers
+    fit: Split
+    held_out: Split
+    config: TrainConfig
+    selection: SelectionConfig
+    metric: str
+    threat: Threat | None
+    optimizer: Optimizer
+    average: Average | None
+    place: torch.device
+    reporter: TrainingReporter
+
+    @property
+    def objective(self) -> Objective:
+        """What the student is trained by."""
+        return self.config.objective
+
+    def shown(self, epoch: int) -> nn.Module:
+        """Return the network to measure and save after an epoch (0-based)."""
+        return self.student if self.average is None else self.average.network(self.student, epoch)

@@ -1,0 +1,105 @@
+"""Check what a training is given, and put it in the state in which it trains."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import nn
+
+from certkd.config.settings import SelectionConfig, TrainConfig
+from certkd.data.splits import Split
+from certkd.objectives import Objective
+from certkd.reporter import TrainingReporter
+from certkd.training.average import Average
+from certkd.training.checks import as_split, check_settings, check_student, check_teacher
+from certkd.training.evaluation import keyed_generator
+from certkd.training.monitor import threat_of
+from certkd.training.run import Run, Teachers, TrainingData
+from certkd.training.step import forward_of, optimizer_of
+from verifiers.core.errors import InputError
+from verifiers.runtime.device import choose_device
+from verifiers.runtime.modes import eval_mode, suitable_threads
+
+
+def prepare(
+    student: nn.Module, data: TrainingData, config: TrainConfig, teachers: Teachers, reporter: TrainingReporter
+) -> Run:
+    """Check everything that a training is given; the networks go to its device.
+
+    Raises:
+        InputError: as ``train``.
+    """
+    selection, metric = _selection(config.selection, config.objective)
+    place = choose_device(config.device)
+    fit, held_out = _splits(data, config.seed)
+    check_settings(config, teachers)
+    classes = check_student(student.to(place), (fit, held_out), place)
+    for role, teacher in (("teacher", teachers.robust), ("natural teacher", teachers.natural)):
+        if teacher is not None:
+            probabilities = check_teacher(student, teacher.to(place), role, classes, fit)
+            if probabilities:
+                reporter.warn(f"the {role} gives probabilities rather than logits: leave out its softmax")
+    return Run(
+        student=student,
+        forward=forward_of(student, config),
+        teachers=teachers,
+        fit=fit,
+        held_out=held_out,
+        config=config,
+        selection=selection,
+        metric=metric,
+        threat=threat_of(config),
+        optimizer=optimizer_of(student, config.optimizer),
+        average=Average(student, config) if config.average != "none" else None,
+        place=place,
+        reporter=reporter,
+    )
+
+
+def _selection(selection: SelectionConfig, objective: Objective) -> tuple[SelectionConfig, str]:
+    """The selection with a sigma where the objective trains under noise, and the metric that decides."""
+    sigma = getattr(objective, "sigma", 0)
+    metric = selection.metric or ("noisy" if sigma else "clean")
+    return selection.model_copy(update={"sigma": selection.sigma or sigma or None}), metric
+
+
+def _splits(data: TrainingData, seed: int) -> tuple[Split, Split]:
+    """Images to train with and images to select the best epoch by: a tenth, cut by the seed, unless both are given."""
+    if isinstance(data, Mapping):
+        missing = [name for name in ("train", "validation") if name not in data]
+        if missing:
+            raise InputError(f"the data has no split {missing[0]!r}, only {', '.join(data) or 'none'}")
+        return as_split(data["train"]), as_split(data["validation"])
+    whole = as_split(data)
+    order = torch.randperm(len(whole), generator=keyed_generator(seed, 0, 4))
+    held_out = max(1, len(whole) // 10)
+    return whole.take(order[held_out:]), whole.take(order[:held_out])
+
+
+@contextmanager
+def ready(run: Run) -> Iterator[None]:
+    """Freeze the teachers, set threads and memory layout, and keep torch's random state; undo all of it afterwards."""
+    sample, _ = run.fit.batch(torch.zeros(1, dtype=torch.long), run.place)
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng())
+        for teacher in (run.teachers.robust, run.teachers.natural):
+            if teacher is not None:
+                stack.enter_context(_frozen(teacher))
+        stack.enter_context(suitable_threads(run.teachers.robust or run.student, sample, run.config.batch_size))
+        if run.config.channels_last:
+            run.student.to(memory_format=torch.channels_last)
+            stack.callback(run.student.to, memory_format=torch.contiguous_format)
+        yield
+
+
+@contextmanager
+def _frozen(teacher: nn.Module) -> Iterator[None]:
+    """The teacher in eval mode without parameter gradients, and afterwards as it was."""
+    before = [(parameter, parameter.requires_grad) for parameter in teacher.parameters()]
+    with eval_mode(teacher):
+        teacher.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter, requires_grad in before:
+                parameter.requires_grad_(requires_grad)

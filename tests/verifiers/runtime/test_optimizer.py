@@ -1,0 +1,84 @@
+"""Our optimisers against torch's, to the last bit."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from verifiers.runtime.optimizer import SGD, Adam, Optimizer
+
+PAIRS: dict[str, tuple[type[Optimizer], Callable[..., torch.optim.Optimizer]]] = {
+    "adam": (Adam, torch.optim.Adam),
+    "sgd": (SGD, lambda *given, **more: torch.optim.SGD(*given, **more, momentum=0.9, nesterov=True)),
+}
+RATES = [0.1, 0.1, 0.03, 0.03, 0.01, 1e-4]
+
+
+def start() -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(shape, generator=generator) for shape in ((3, 4), (7,), (2, 1, 3, 3))]
+
+
+def gradients(step: int) -> list[Tensor | None]:
+    """Gradients of many sizes; the second tensor has none in the first steps, and a zero one later."""
+    generator = torch.Generator().manual_seed(step + 1)
+    found: list[Tensor | None] = [torch.randn(x.shape, generator=generator) * 10.0 ** (step - 3) for x in start()]
+    found[1] = None if step < 2 else torch.zeros(7) if step == 3 else found[1]
+    return found
+
+
+def steps(optimizer: Optimizer, parameters: list[Tensor], numbers: range) -> None:
+    for number in numbers:
+        optimizer.rate = RATES[number]
+        optimizer.zero_grad()
+        for parameter, gradient in zip(parameters, gradients(number), strict=True):
+            parameter.grad = gradient
+        optimizer.step()
+
+
+@pytest.mark.parametrize("decay", [0.0, 1e-2])
+@pytest.mark.parametrize("kind", PAIRS)
+def test_steps_are_torchs_to_the_last_bit(kind: str, decay: float) -> None:
+    ours, theirs = start(), start()
+    own, of_torch = PAIRS[kind]
+    steps(own(ours, RATES[0], decay), ours, range(6))
+    reference = of_torch(theirs, lr=RATES[0], weight_decay=decay)
+    for number in range(6):
+        reference.param_groups[0]["lr"] = RATES[number]
+        for parameter, gradient in zip(theirs, gradients(number), strict=True):
+            parameter.grad = gradient
+        reference.step()
+    for mine, other, first in zip(ours, theirs, start(), strict=True):
+        assert torch.equal(mine, other) and not torch.equal(mine, first), f"{kind} with weight decay {decay}"
+
+
+@pytest.mark.parametrize("kind", PAIRS)
+def test_a_step_changes_no_gradient(kind: str) -> None:
+    parameter, gradient = torch.ones(3), torch.tensor([1.0, -2.0, 3.0])
+    parameter.grad = gradient.clone()
+    optimizer = PAIRS[kind][0]([parameter], 0.1, 0.5)
+    optimizer.step()
+    optimizer.step()
+    assert torch.equal(parameter.grad, gradient)
+
+
+@pytest.mark.parametrize("kind", PAIRS)
+def test_a_stored_state_continues_as_if_nothing_had_happened(kind: str) -> None:
+    whole, parts = start(), start()
+    optimizer = PAIRS[kind][0](whole, 0.1)
+    steps(optimizer, whole, range(6))
+    first = PAIRS[kind][0](parts, 0.1)
+    steps(first, parts, range(3))
+    second = PAIRS[kind][0](parts, 0.1)
+    second.load_state_dict(first.state_dict())
+    steps(second, parts, range(3, 6))
+    for one, other in zip(whole, parts, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_state_of_other_parameters_is_refused() -> None:
+    optimizer = Adam([torch.ones(3)], 0.1)
+    for states in ([], [{"mean": torch.ones(2)}]):
+        with pytest.raises(ValueError, match="parameter"):
+            optimizer.load_state_dict(states)
