@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from certkd.training.resume import TrainingFolder
     from certkd.training.run import Teachers
     from verifiers.certify.certify import certify
+    from verifiers.certify.config import CertifyConfig
     from verifiers.core.errors import InputError
     from verifiers.results.reader import read as read_certificates
 
@@ -50,6 +51,7 @@ __all__ = [
     "Akd",
     "Ard",
     "ArdShao",
+    "CertifyConfig",
     "Consistency",
     "Crt",
     "Gaussian",
@@ -81,6 +83,7 @@ __all__ = [
 
 #: Where the names live; every other name is an objective's.
 _MODULES = {
+    "CertifyConfig": "verifiers.certify.config",
     "InputError": "verifiers.core.errors",
     "OptimizerConfig": "certkd.config.settings",
     "SelectionConfig": "certkd.config.settings",
