@@ -45,21 +45,14 @@ def settings(name: str) -> str:
 
 
 def objectives() -> str:
-    """Every training objective: summary, formula, source and settings."""
+    """Every training objective: summary, source, formula and settings."""
     from certkd.objectives import OBJECTIVES, Objective
 
     parts = []
     for objective in OBJECTIVES:
-        fields = {name: field for name, field in objective.model_fields.items() if name != "kind"}
-        documented = [
-            inspect.cleandoc(ancestor.__doc__)
-            for ancestor in objective.__mro__
-            if issubclass(ancestor, Objective) and ancestor is not Objective and ancestor.__doc__
-        ]
-        description = "\n\n".join(documented).replace("``", "`")
         source = f"\n\nSource: {objective.paper}." if objective.paper else ""
-        title = f"### `{objective.model_fields['kind'].default}`\n\n{_sentence(objective.summary)}{source}"
-        parts.append(f"{title}\n\n```text\n{description}\n```\n\n{_settings(fields)}")
+        parts.append(f"### `{_kind(objective)}`\n\n{_sentence(objective.summary)}{source}")
+        parts.append(_described(objective, Objective))
     return "\n\n".join(parts)
 
 
@@ -68,10 +61,28 @@ def methods() -> str:
     from verifiers.methods.registry import METHODS
 
     rows = [
-        (f"`{method.name}`", method.guarantee.value, " ".join(method.norms), _sentence(method.claim), method.paper)
-        for method in METHODS
+        (
+            f"`{_kind(m)}`",
+            m.guarantee.value,
+            m.about.value,
+            " ".join(norm.value for norm in m.norms),
+            _sentence(m.claim),
+        )
+        for m in METHODS
     ]
-    return _table(["method", "guarantee", "norms", "a row says", "source"], rows)
+    return _table(["method", "guarantee", "about", "norms", "a row says"], rows)
+
+
+def method_settings() -> str:
+    """Every certificate method: source, cost, description and settings."""
+    from verifiers.methods.base import Method
+    from verifiers.methods.registry import METHODS
+
+    parts = []
+    for method in METHODS:
+        parts.append(f"### `{_kind(method)}`\n\nSource: {method.paper}. Cost: {method.cost}.")
+        parts.append(_described(method, Method))
+    return "\n\n".join(parts)
 
 
 def columns() -> str:
@@ -80,7 +91,7 @@ def columns() -> str:
     from verifiers.methods.registry import METHODS
 
     parts = [_columns(COMMON_COLUMNS)]
-    parts += [f"## Columns of `{method.name}`\n\n{_columns(method.columns)}" for method in METHODS if method.columns]
+    parts += [f"## Columns of `{_kind(method)}`\n\n{_columns(method.columns)}" for method in METHODS if method.columns]
     return "\n\n".join(parts)
 
 
@@ -107,6 +118,22 @@ RULES = {
     "joined": "joins",
     "elementwise": "applies an activation to each entry",
 }
+
+
+def _kind(settings: type[Any]) -> str:
+    return str(settings.model_fields["kind"].default)
+
+
+def _described(settings: type[Any], base: type[Any]) -> str:
+    """The descriptions of a class and of those that it extends, then its settings."""
+    documented = [
+        inspect.cleandoc(ancestor.__doc__)
+        for ancestor in settings.__mro__
+        if issubclass(ancestor, base) and ancestor is not base and ancestor.__doc__
+    ]
+    description = "\n\n".join(documented).replace("``", "`")
+    fields = {name: field for name, field in settings.model_fields.items() if name != "kind"}
+    return f"```text\n{description}\n```\n\n{_settings(fields)}"
 
 
 def _columns(listed: Sequence[Any]) -> str:
@@ -154,6 +181,7 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 GENERATED: dict[str, Callable[[], str]] = {
     "columns": columns,
+    "method_settings": method_settings,
     "methods": methods,
     "objectives": objectives,
     "operators": operators,

@@ -43,7 +43,12 @@ def blocks(page: Path) -> list[Block]:
 
 
 def runs(block: Block, *, slow: bool) -> bool:
-    return block.language in ("sh", "python") and not block.mark.startswith("skip") and (slow or block.mark != "slow")
+    return (
+        block.language in ("sh", "python")
+        and not block.title
+        and not block.mark.startswith("skip")
+        and (slow or block.mark != "slow")
+    )
 
 
 QUICK = [page for page in PAGES if any(runs(block, slow=False) for block in blocks(page))]
@@ -63,7 +68,7 @@ def run_page(page: Path, place: Path, *, slow: bool) -> None:
     """Run the blocks of a page in their order; they share a folder, and Python blocks their names."""
     names: dict[str, object] = {}
     for number, block in enumerate(blocks(page)):
-        if block.title:
+        if block.title.endswith(".csv"):
             (place / block.title).write_text(block.text, encoding="utf-8")
         if not runs(block, slow=slow):
             continue

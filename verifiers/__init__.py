@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from verifiers.certify.config import CertifyConfig
     from verifiers.core.errors import InputError
     from verifiers.core.quantities import Epsilon, Norm
     from verifiers.core.status import Guarantee, Status
@@ -17,6 +18,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Certificates",
+    "CertifyConfig",
     "Epsilon",
     "Guarantee",
     "InputError",
@@ -29,6 +31,7 @@ __all__ = [
 
 _MODULES = {
     "Certificates": "verifiers.results.rows",
+    "CertifyConfig": "verifiers.certify.config",
     "Epsilon": "verifiers.core.quantities",
     "Guarantee": "verifiers.core.status",
     "InputError": "verifiers.core.errors",
