@@ -8,6 +8,7 @@ from certkd.config.settings import DataConfig
 from certkd.data.selection import EVERYTHING, Selection
 from certkd.data.splits import DataSet, Split
 from certkd.networks.checkpoint import Checkpoint
+from certkd.objectives import OBJECTIVES
 from verifiers.certify.verify import indices_of
 from verifiers.core.errors import InputError, did_you_mean
 from verifiers.results.rows import Certificates
@@ -70,8 +71,16 @@ def data_for(
         "data_seed": config.seed,
         "split": split,
         "teacher_sha256": known.teacher_sha256,
+        **_training_of(known),
     }
     return Data(samples.images, samples.labels, samples.indices, about)
+
+
+def _training_of(known: Checkpoint) -> dict[str, str]:
+    """The objective that a network was trained with, and its paper, where the checkpoint says so."""
+    kind = str((known.training.get("objective") or {}).get("kind", ""))
+    papers = {str(objective.model_fields["kind"].default): objective.paper for objective in OBJECTIVES}
+    return {"objective": kind, "objective_paper": papers.get(kind, "")}
 
 
 def numbering(data: DataSet, split: str, selection: Selection) -> str | None:

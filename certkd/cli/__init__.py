@@ -6,6 +6,7 @@ import sys
 import click
 
 from certkd.cli.certify import certify
+from certkd.cli.cite import cite
 from certkd.cli.compare import compare
 from certkd.cli.export import export
 from certkd.cli.import_log import import_log
@@ -30,7 +31,8 @@ def cli() -> None:
     """
 
 
-for command in (train, inspect, certify, transfer, export, import_log, show, compare, verify, run, methods, objectives):
+_CERTIFICATES = (certify, transfer, import_log, show, compare, cite, export, verify)
+for command in (train, inspect, *_CERTIFICATES, run, methods, objectives):
     cli.add_command(command)
 
 

@@ -3,15 +3,17 @@
 import re
 import shutil
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import rich.table
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from certkd.reporter import TrainingReporter
 from verifiers.core.reporter import Reporter
 from verifiers.core.table import Part, Table
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 #: Narrower terminals get lines of this width.
 NARROWEST = 80
@@ -50,7 +52,16 @@ def drawn(table: Table) -> rich.table.Table:
     return made
 
 
-def _progress(console: Console) -> Progress:
+def _progress(console: Console) -> "Progress":
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
     return Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),

@@ -62,7 +62,7 @@ _PLAIN = {
 class Strict(BaseModel):
     """Settings that cannot change and refuse unknown keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     @classmethod
     def parse(cls: type[Own], values: Mapping[str, Any], *, source: str = "") -> Own:
