@@ -62,7 +62,7 @@ class MarginCertifier:
             Contradiction: a point of the ball breaks a bound.
         """
         engine, reasons = build(
-            program.module, samples, settings.engine, question.eps.value, norm=question.norm, method=settings.kind
+            program, samples, settings.engine, question.eps.value, norm=question.norm, method=settings.kind
         )
         given = (program, samples, engine, question, settings.kind, settings.cross_check)
         opinion = SecondOpinion.prepare(*given) if settings.cross_check else None

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from verifiers.bound_propagation.checks import withstand
 from verifiers.bound_propagation.engine import Engine
-from verifiers.bound_propagation.engines import build
+from verifiers.bound_propagation.engines import build, native_engine
 from verifiers.bound_propagation.native import alpha
 from verifiers.bound_propagation.native.branch_and_bound import Search
 from verifiers.bound_propagation.native.engine import Native
@@ -122,8 +122,8 @@ class Complete:
         """
         name = "native" if settings.engine == "auto" else settings.engine
         eps, norm = question.eps.value, question.norm
-        screen, _ = build(program.module, samples, name, eps, norm=norm, method="crown")
-        native = screen if isinstance(screen, Native) else Native(program.module, samples)
+        screen, _ = build(program, samples, name, eps, norm=norm, method="crown")
+        native = screen if isinstance(screen, Native) else native_engine(program, samples)
         if native is not screen:
             withstand(native, samples, eps, norm=norm, method="crown")
         return cls(program, screen, native, settings, question)

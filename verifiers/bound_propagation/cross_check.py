@@ -7,11 +7,13 @@ from torch import Tensor, nn
 from verifiers.bound_propagation.auto_lirpa.adapter import AutoLirpa
 from verifiers.bound_propagation.checks import check_sandwich
 from verifiers.bound_propagation.engine import Engine
+from verifiers.bound_propagation.engines import engine_of
 from verifiers.bound_propagation.native.engine import Native
 from verifiers.core.errors import Contradiction
 from verifiers.core.quantities import Norm
 from verifiers.geometry.balls import Balls
 from verifiers.geometry.margins import margin_specification
+from verifiers.graph.program import Program
 
 #: Operators that both engines relax in the same way, so that without intersections their bounds must be equal; products
 #: and quotients by constants alone.
@@ -28,7 +30,7 @@ class CrossCheck:
     of the ball may leave either. On networks of shared operators IBP and CROWN are one algorithm: bounds must be equal.
 
     Args:
-        model: the network.
+        network: a module, or its program.
         samples: two sample images.
         engine: the engine in use.
 
@@ -36,13 +38,10 @@ class CrossCheck:
         Unsupported: the other engine does not take the network.
     """
 
-    def __init__(self, model: nn.Module, samples: Tensor, engine: Engine) -> None:
-        self.engine = engine
-        if isinstance(engine, Native):
-            self.other: Engine = AutoLirpa(model, samples)
-            self.plain = Native(model, samples, intersect=False)
-        else:
-            self.other = self.plain = Native(model, samples, intersect=False)
+    def __init__(self, network: nn.Module | Program, samples: Float[Tensor, "two *shape"], engine: Engine) -> None:
+        program, self.engine = Program.of(network), engine
+        self.plain = program.once("plain native", lambda: Native(program, samples, intersect=False))
+        self.other = engine_of(AutoLirpa.name, program, samples) if isinstance(engine, Native) else self.plain
         graph = self.plain.graph
         self.exact = all(
             node.kind in SHARED and (node.kind not in ("mul", "div") or graph.affine_operator(position))

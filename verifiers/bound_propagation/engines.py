@@ -1,7 +1,8 @@
-"""The two engines, the choice between them, and how they check each other."""
+"""The two engines, and the choice between them."""
 
 from collections.abc import Callable
 
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from verifiers.bound_propagation.auto_lirpa.adapter import AutoLirpa
@@ -10,10 +11,11 @@ from verifiers.bound_propagation.engine import Engine
 from verifiers.bound_propagation.native.engine import Native
 from verifiers.core.errors import InputError, Unsupported, did_you_mean
 from verifiers.core.quantities import Norm
+from verifiers.graph.program import Program
 from verifiers.runtime.oom import MEMORY_ERRORS, out_of_memory
 
 #: In the order in which ``auto`` tries them.
-ENGINES: dict[str, Callable[..., Engine]] = {"auto-lirpa": AutoLirpa, "native": Native}
+ENGINES: dict[str, Callable[[Program, Tensor], Engine]] = {"native": Native, "auto-lirpa": AutoLirpa}
 
 
 def names_of(engine: str) -> tuple[str, ...]:
@@ -27,8 +29,31 @@ def names_of(engine: str) -> tuple[str, ...]:
     return tuple(ENGINES) if engine == "auto" else (engine,)
 
 
+def engine_of(name: str, network: nn.Module | Program, samples: Float[Tensor, "batch *shape"]) -> Engine:
+    """Build an engine, once per program.
+
+    Raises:
+        Unsupported: it does not take the network.
+        Contradiction: its graph is not the network.
+    """
+    program = Program.of(network)
+    return program.once(("engine", name), lambda: ENGINES[name](program, samples))
+
+
+def native_engine(network: nn.Module | Program, samples: Float[Tensor, "batch *shape"]) -> Native:
+    """Build the native engine, once per program; raises as ``engine_of``."""
+    program = Program.of(network)
+    return program.once(("engine", Native.name), lambda: Native(program, samples))
+
+
 def build(
-    model: nn.Module, samples: Tensor, engine: str, eps: float, *, norm: Norm, method: str
+    network: nn.Module | Program,
+    samples: Float[Tensor, "batch *shape"],
+    engine: str,
+    eps: float,
+    *,
+    norm: Norm,
+    method: str,
 ) -> tuple[Engine, list[str]]:
     """The first engine that takes the network and the method, tried on the samples; and why others do not.
 
@@ -37,11 +62,11 @@ def build(
         MemoryError: none takes it, one of them for lack of memory.
         Contradiction: a point of a ball breaks a bound, or a graph is not the network.
     """
-    reasons: list[str] = []
+    program, reasons = Program.of(network), list[str]()
     failure: type[Exception] = Unsupported
     for name in names_of(engine):
         try:
-            built = ENGINES[name](model, samples)
+            built = engine_of(name, program, samples)
             withstand(built, samples, eps, norm=norm, method=method)
             return built, reasons
         except Unsupported as error:

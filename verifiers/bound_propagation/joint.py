@@ -22,7 +22,7 @@ from verifiers.core.question import Question
 from verifiers.geometry.balls import Balls
 from verifiers.geometry.margins import margin_specification
 from verifiers.graph.difference import differential, same_structure
-from verifiers.graph.program import Program, capture
+from verifiers.graph.program import Program
 
 
 class Pair(nn.Module):
@@ -56,7 +56,7 @@ class JointEngine:
     """Bounds of linear combinations of a student's and a teacher's logits.
 
     Args:
-        student, teacher: in eval mode, from the same images in [0, 1] to the same classes.
+        student, teacher: in eval mode, from the same images in [0, 1] to the same classes; modules, or their programs.
         x: two or more sample images.
 
     Raises:
@@ -66,11 +66,14 @@ class JointEngine:
 
     name = "native"
 
-    def __init__(self, student: nn.Module, teacher: nn.Module, x: Float[Tensor, "batch *shape"]) -> None:
-        self.pair = pair = Pair(student, teacher)
-        self.engines = [Native(pair, x)]
-        self.model = self.engines[0].model
-        graphs = [capture(network, x[:1]) for network in (student, teacher)]
+    def __init__(
+        self, student: nn.Module | Program, teacher: nn.Module | Program, x: Float[Tensor, "batch *shape"]
+    ) -> None:
+        programs = Program.of(student), Program.of(teacher)
+        self.pair = Pair(*(program.module for program in programs))
+        pair = Program(self.pair)
+        self.engines, self.model = [Native(pair, x)], pair.exact
+        graphs = [program.graph(x) for program in programs]
         if graphs[0].nodes[-1].shape != graphs[1].nodes[-1].shape:
             raise Unsupported(f"student and teacher differ in their logits: {[g.nodes[-1].shape for g in graphs]}")
         if same_structure(*graphs):
@@ -86,9 +89,10 @@ class JointEngine:
             Unsupported: there is no teacher, or a network cannot be captured.
             Contradiction: a point of the ball breaks a bound.
         """
-        if question.teacher is None:
+        teacher = question.teacher
+        if teacher is None:
             raise Unsupported("joint bounds compare with a teacher: give one")
-        engine = cls(program.module, question.teacher.module, samples)
+        engine = program.once(("joint", teacher), lambda: cls(program, teacher, samples))
         withstand(engine, samples, question.eps.value, norm=question.norm, method="crown")
         return engine
 

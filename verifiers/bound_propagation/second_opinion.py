@@ -48,7 +48,7 @@ class SecondOpinion:
         made: list[CrossCheck] = []
 
         def make() -> None:
-            check = CrossCheck(program.module, samples, engine)
+            check = CrossCheck(program, samples, engine)
             check.try_out(Balls.around(samples[:1].double(), question.eps.value, question.norm), method)
             made.append(check)
 

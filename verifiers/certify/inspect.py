@@ -2,7 +2,6 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -11,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from verifiers.bound_propagation.engine import ITERATIONS, METHODS, Engine
-from verifiers.bound_propagation.engines import ENGINES
+from verifiers.bound_propagation.engines import ENGINES, engine_of
 from verifiers.bound_propagation.native.bounds import block_of
 from verifiers.bound_propagation.native.engine import Native
 from verifiers.core.errors import Contradiction, Unsupported
@@ -19,6 +18,7 @@ from verifiers.core.quantities import Norm
 from verifiers.geometry.balls import Balls
 from verifiers.geometry.margins import margin_specification
 from verifiers.graph.graph import Graph
+from verifiers.graph.program import Program
 from verifiers.graph.rows import shape_size
 from verifiers.lipschitz.global_bounds import check_constants
 from verifiers.lipschitz.layers import written_out
@@ -137,10 +137,11 @@ def _engines(model: nn.Module, x: Tensor) -> tuple[dict[str, str | None], dict[s
     """Why each engine refuses the network, or None, and those that take it."""
     reasons: dict[str, str | None] = {}
     built: dict[str, Engine] = {}
-    for name, build in ENGINES.items():
+    program = Program.of(model)
+    for name in ENGINES:
 
-        def make(name: str = name, build: Callable[..., Engine] = build) -> None:
-            built[name] = build(model, x)
+        def make(name: str = name) -> None:
+            built[name] = engine_of(name, program, x)
 
         try:
             reasons[name] = None if fits(make) else NO_MEMORY

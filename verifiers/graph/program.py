@@ -1,141 +1,25 @@
-"""A network as a graph of operators, captured with torch.export for one sample.
-
-The graph is that of a batch of one, and every operator treats a batch sample by sample, so that nothing in the
-network can mix the samples of a batch. What the lowering table does not know is refused with the module it stands in.
-"""
+"""A network as it is certified: its module, its float64 copy, and its graph, each made once."""
 
 import copy
-import inspect
-import io
-import logging
-import operator
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Callable, Hashable
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from verifiers.core.errors import Unsupported, one_line
-from verifiers.graph.graph import Builder, Graph, Ref
+from verifiers.core.errors import Contradiction, Unsupported
+from verifiers.graph.capture import capture
+from verifiers.graph.graph import Graph
 
-
-def capture(model: nn.Module, x: Float[Tensor, "1 *shape"], dtype: torch.dtype = torch.float64) -> Graph:
-    """The graph of a network in eval mode, in the given dtype, for images like ``x``.
-
-    Raises:
-        Unsupported: the network cannot be exported, or an operator is not known.
-    """
-    from verifiers.graph.lowering import LOWERINGS
-
-    exported = _export(copy.deepcopy(model).to(dtype).eval().requires_grad_(False), x[:1].detach().to(dtype))
-    builder = Builder(x[:1].detach().to(dtype))
-    known: dict[str, Any] = _constants(exported)
-    for node in exported.graph.nodes:
-        if node.op == "placeholder":
-            if node.name not in known and node.name not in exported.graph_signature.user_inputs:
-                raise Unsupported(f"native: the network holds {node.name!r}, neither a tensor nor its input")
-            known.setdefault(node.name, Ref(0, tuple(x[:1].shape)))
-        elif node.op == "call_function":
-            builder.path, builder.kind = _path(node), _kind(node.target)
-            args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), lambda n: known[n.name])
-            known[node.name] = _lower(builder, node.target, args, kwargs, LOWERINGS)
-        elif node.op == "output":
-            return _finish(builder, torch.fx.node.map_arg(node.args, lambda n: known[n.name])[0])
-    raise AssertionError("a graph without an output")
-
-
-def _export(model: nn.Module, x: Tensor) -> Any:
-    try:
-        with warnings.catch_warnings(), _quiet(), torch.no_grad():
-            warnings.simplefilter("ignore")
-            exported = torch.export.export(model, (x,), strict=False)
-            known = all(_known_as_it_is(node) for node in exported.graph.nodes)
-            return exported if known else exported.run_decompositions({})  # slow; rewrites operators in place
-    except Exception as error:  # torch.export raises whatever the network's own code does with its tracers
-        text = one_line(error)
-        raise Unsupported(f"native: torch.export cannot capture the network: {type(error).__name__}: {text}") from error
-
-
-def _known_as_it_is(node: Any) -> bool:
-    """Whether a node of an exported graph has a lowering and changes nothing in place."""
-    from verifiers.graph.lowering import LOWERINGS
-
-    if node.op != "call_function" or node.target is operator.getitem:
-        return True
-    return hasattr(node.target, "_schema") and not node.target._schema.is_mutable and _kind(node.target) in LOWERINGS
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """torch logs and prints pages about what it then raises."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        logging.disable(before)
-
-
-def _constants(exported: Any) -> dict[str, Any]:
-    signature, state = exported.graph_signature, exported.state_dict
-    known = {name: state[target] for name, target in signature.inputs_to_parameters.items()}
-    for name, target in signature.inputs_to_buffers.items():
-        known[name] = state[target] if target in state else exported.constants[target]
-    for name, target in signature.inputs_to_lifted_tensor_constants.items():
-        known[name] = exported.constants[target]
-    if signature.buffers_to_mutate:
-        raise Unsupported(
-            f"native: the network changes its buffer {next(iter(signature.buffers_to_mutate.values()))!r}"
-        )
-    return {name: value.detach() for name, value in known.items()}
-
-
-def _lower(builder: Builder, target: Any, args: Any, kwargs: Any, table: dict[str, Callable[..., Any]]) -> Any:
-    depends = any(isinstance(leaf, Ref) for leaf in torch.utils._pytree.tree_leaves((args, kwargs)))
-    if not depends and torch.Tag.nondeterministic_seeded in getattr(target, "tags", ()):
-        raise builder.refuse("it draws random numbers")
-    if not depends or target is operator.getitem:
-        return target(*args, **kwargs)
-    if builder.kind not in table:
-        raise builder.refuse("not among the operators it bounds")
-    try:
-        inspect.signature(table[builder.kind]).bind(builder, *args, **kwargs)
-    except TypeError as error:
-        raise builder.refuse(f"with an argument that has no bounds here, {error}") from error
-    try:
-        return table[builder.kind](builder, *args, **kwargs)
-    except (ValueError, IndexError, TypeError, AttributeError, NotImplementedError) as error:
-        text = one_line(error)
-        raise builder.refuse(f"with these arguments ({type(error).__name__}: {text})") from error
-
-
-def _finish(builder: Builder, outputs: Sequence[Any]) -> Graph:
-    if len(outputs) != 1 or not isinstance(outputs[0], Ref):
-        raise Unsupported("native: the network's output must be one tensor that depends on the image")
-    graph = Graph(builder.nodes, builder.like)
-    if outputs[0].node != graph.output:  # an output that other operators use as well, or that later code ignores
-        graph = Graph(builder.nodes[: outputs[0].node + 1], builder.like)
-    return graph
-
-
-def _kind(target: Any) -> str:
-    """aten.conv2d.default -> conv2d."""
-    return str(target.name()).removeprefix("aten::").split(".")[0] if hasattr(target, "name") else str(target)
-
-
-def _path(node: Any) -> str:
-    stack = node.meta.get("nn_module_stack") or {}
-    paths = [path for path, _ in stack.values()]
-    return str(paths[-1]).removeprefix("L['self'].") if paths else ""
+T = TypeVar("T")
 
 
 class Program:
-    """A network as it is certified: the module, its float64 copy, and its graph.
+    """A network, captured once for everything that proves something about it.
+
+    The weights must not change while a program is in use.
 
     Args:
         module: from images in [0, 1] to logits, in eval mode.
@@ -143,10 +27,16 @@ class Program:
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
+        self._made: dict[Hashable, Any] = {}
+
+    @classmethod
+    def of(cls, network: "nn.Module | Program") -> "Program":
+        """Wrap a module; a program is returned as it is."""
+        return network if isinstance(network, Program) else cls(network)
 
     @cached_property
     def exact(self) -> nn.Module:
-        """A copy in float64."""
+        """A frozen copy in float64."""
         return copy.deepcopy(self.module).double().eval().requires_grad_(False)
 
     @property
@@ -154,3 +44,26 @@ class Program:
         """The device of its weights."""
         tensor = next(iter([*self.module.parameters(), *self.module.buffers()]), None)
         return tensor.device if tensor is not None else torch.device("cpu")
+
+    def graph(self, x: Float[Tensor, "batch *shape"]) -> Graph:
+        """Capture the float64 graph for images like ``x``.
+
+        Raises:
+            Unsupported: the network cannot be exported, or an operator is not known.
+        """
+        return self.once(("graph", x.shape[1:]), lambda: capture(self.exact, x[:1]))
+
+    def once(self, key: Hashable, make: Callable[[], T]) -> T:
+        """Return what ``make`` made the first time it was called with this key.
+
+        A failure that says something about the network, Unsupported or Contradiction, is kept and raised again.
+        """
+        if key not in self._made:
+            try:
+                self._made[key] = make()
+            except (Unsupported, Contradiction) as error:
+                self._made[key] = error
+        found = self._made[key]
+        if isinstance(found, Unsupported | Contradiction):
+            raise found.with_traceback(None)
+        return found

@@ -45,7 +45,7 @@ class LinearityCertifier:
             Unsupported: the native engine does not take the network.
             Contradiction: a point of the ball breaks a bound.
         """
-        network = Network.prepare(program.module, samples)
+        network = Network.prepare(program, samples)
         withstand(network.native, samples, question.eps.value, norm=question.norm, method="crown")
         return cls(network, settings, question)
 

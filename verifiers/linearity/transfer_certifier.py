@@ -57,7 +57,8 @@ class TransferCertifier:
             Contradiction: a point of the ball breaks a bound.
         """
         joint = JointEngine.prepare(program, samples, question)
-        networks = (Network.prepare(joint.pair.student, samples), Network.prepare(joint.pair.teacher, samples))
+        assert question.teacher is not None
+        networks = (Network.prepare(program, samples), Network.prepare(question.teacher, samples))
         for network in networks:
             withstand(network.native, samples, question.eps.value, norm=question.norm, method="crown")
         return cls(networks, joint, settings, question)

@@ -57,7 +57,7 @@ class LipschitzCertifier:
             Unsupported: no bound takes the network; the layer is named.
             Contradiction: a gradient exceeds a bound.
         """
-        network = Network.prepare(program.module, samples)
+        network = Network.prepare(program, samples)
         notes = {"local": f"no bounds on balls: {network.reason}"} if network.reason else {}
         known = None
         if question.norm is Norm.L2:

@@ -12,12 +12,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from verifiers.bound_propagation.engines import native_engine
 from verifiers.bound_propagation.native.bounds import Bounds
 from verifiers.bound_propagation.native.engine import Native
 from verifiers.core.errors import Unsupported
 from verifiers.graph.affine import Affine
 from verifiers.graph.graph import Graph, Node
 from verifiers.graph.operators import Elementwise, Interval
+from verifiers.graph.program import Program
 from verifiers.graph.relaxations.lines import Activation
 from verifiers.graph.rows import Shape, shape_size
 
@@ -104,13 +106,21 @@ class Network:
     reason: str = ""
 
     @classmethod
-    def prepare(cls, model: nn.Module, samples: Float[Tensor, "batch *shape"]) -> "Network":
-        """Raises ``Unsupported`` where the native engine does not take the network."""
-        native = Native(model, samples)
+    def prepare(cls, network: nn.Module | Program, samples: Float[Tensor, "batch *shape"]) -> "Network":
+        """Build the engine and the matrices, once per program.
+
+        Raises:
+            Unsupported: the native engine does not take the network.
+        """
+        program = Program.of(network)
+        return program.once("layers", lambda: cls._made(native_engine(program, samples)))
+
+    @classmethod
+    def _made(cls, engine: Native) -> "Network":
         try:
-            return cls(native, written_out(native.graph))
+            return cls(engine, written_out(engine.graph))
         except Unsupported as error:
-            return cls(native, None, str(error))
+            return cls(engine, None, str(error))
 
 
 def refusal(node: Node, reason: str) -> Unsupported:

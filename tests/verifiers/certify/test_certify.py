@@ -272,6 +272,7 @@ def test_without_auto_lirpa_the_other_methods_work(without_auto_lirpa: None) -> 
     native = run("ibp", cross_check=2)["ibp"]
     assert native.attributes["engine"] == "native" and native.count(Status.UNSUPPORTED) == 0, "the other engine works"
     assert native.attributes["cross_check"] == f"not cross-checked: {compat.INSTALL}", "the file must say why"
+    assert "passed_over" not in native.attributes, "the default engine was passed over"
     certificates = run("ibp", "pgd", options=QUICK, engine="auto-lirpa", reporter=recorder)
     ibp = certificates["ibp"]
     assert_total(ibp)

@@ -19,9 +19,9 @@ from verifiers.bound_propagation.native.engine import Native
 from verifiers.core.errors import Contradiction, Unsupported
 from verifiers.core.quantities import Norm
 from verifiers.geometry.balls import Balls, project, random_start
+from verifiers.graph.capture import capture
 from verifiers.graph.difference import ReluDifference, differential, same_structure
 from verifiers.graph.operators import Interval
-from verifiers.graph.program import capture
 from verifiers.graph.rows import Rows
 
 KINDS = {**CASES, **BY_NAME}

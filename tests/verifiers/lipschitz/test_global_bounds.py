@@ -13,8 +13,8 @@ from tests.marks import thin
 from tests.paths import GOLDEN
 from tests.verifiers.graph.nets import Fn, Net
 from verifiers.core.errors import Unsupported
+from verifiers.graph.capture import capture
 from verifiers.graph.graph import Graph
-from verifiers.graph.program import capture
 from verifiers.lipschitz import chains as module
 from verifiers.lipschitz import global_bounds as global_module
 from verifiers.lipschitz.chains import certified, eclipse_fast, lipsdp

@@ -16,8 +16,8 @@ from verifiers.core.status import Status
 from verifiers.geometry.ascent import ascend
 from verifiers.geometry.balls import DUAL, norms, random_start
 from verifiers.geometry.margins import margin_specification, margins
+from verifiers.graph.capture import capture
 from verifiers.graph.operators import Interval
-from verifiers.graph.program import capture
 from verifiers.lipschitz.jacobians import SlopeRanges, interval_jacobian, jacobian, largest_dual_norm, liplt
 from verifiers.lipschitz.layers import written_out
 from verifiers.lipschitz.local_bounds import integrate, local_constants, slope_ranges

@@ -21,6 +21,7 @@ from verifiers.bound_propagation.engine import ITERATIONS, Memory, Planes, check
 from verifiers.core.errors import Unsupported, one_line
 from verifiers.core.quantities import Norm
 from verifiers.geometry.balls import Balls, per_sample
+from verifiers.graph.program import Program
 
 METHODS = {"ibp": "IBP", "crown-ibp": "CROWN-IBP", "crown": "CROWN", "alpha-crown": "CROWN-Optimized"}
 #: Operators whose relaxation alpha-CROWN optimises here. Max pooling keeps CROWN's: in 0.3 its weights are float32 and
@@ -52,7 +53,7 @@ class AutoLirpa:
     switch the network to train mode for it).
 
     Args:
-        model: in eval mode, from images in [0, 1] to logits.
+        network: in eval mode, from images in [0, 1] to logits; a module, or its program.
         x: two or more sample images.
 
     Raises:
@@ -62,12 +63,12 @@ class AutoLirpa:
 
     name = "auto-lirpa"
 
-    def __init__(self, model: nn.Module, x: Float[Tensor, "batch *shape"]) -> None:
+    def __init__(self, network: nn.Module | Program, x: Float[Tensor, "batch *shape"]) -> None:
         try:
             self._lirpa = compat.load()
         except compat.AutoLirpaMissing as missing:
             raise Unsupported(str(missing)) from None
-        self.model = without_dropout(copy.deepcopy(model)).double().eval().requires_grad_(False)
+        self.model = without_dropout(copy.deepcopy(Program.of(network).module)).double().eval().requires_grad_(False)
         guard.check_modules(self.model)
         x = x[:2].double()
         self._graph = self._build(x)

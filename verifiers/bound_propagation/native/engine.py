@@ -14,8 +14,9 @@ from verifiers.bound_propagation.native.memory import KnownIntervals
 from verifiers.core.errors import Unsupported
 from verifiers.core.quantities import Norm
 from verifiers.geometry.balls import Balls
+from verifiers.graph.capture import capture
 from verifiers.graph.graph import Graph
-from verifiers.graph.program import capture
+from verifiers.graph.program import Program
 from verifiers.graph.rows import shape_size
 
 #: Values that the intervals of one batch may hold.
@@ -26,7 +27,7 @@ class Native:
     """A network bounded by certkd's own engine.
 
     Args:
-        model: in eval mode, from images in [0, 1] to logits.
+        network: in eval mode, from images in [0, 1] to logits; a module, or its program.
         x: two or more sample images.
         dtype: in which everything is computed.
         intersect: whether tightened intervals are intersected with the plain ones. Without it bounds are CROWN's as
@@ -42,16 +43,20 @@ class Native:
 
     def __init__(
         self,
-        model: nn.Module,
+        network: nn.Module | Program,
         x: Float[Tensor, "batch *shape"],
         *,
         dtype: torch.dtype = torch.float64,
         intersect: bool = True,
         graph: Graph | None = None,
     ) -> None:
-        self.model = copy.deepcopy(model).to(dtype).eval().requires_grad_(False)
+        program = Program.of(network)
         self.intersect, self.dtype = intersect, dtype
-        self.graph = graph or capture(self.model, x[:1], dtype)
+        if dtype == torch.float64:
+            self.model, self.graph = program.exact, graph or program.graph(x)
+        else:
+            self.model = copy.deepcopy(program.module).to(dtype).eval().requires_grad_(False)
+            self.graph = graph or capture(self.model, x[:1], dtype)
         self._reaches: dict[Norm, dict[int, Tensor]] = {}
         check_forward(self.model, self.graph, x[:2].to(dtype), "the native engine")
         entries = sum(shape_size(node.shape) for node in self.graph.nodes)

@@ -14,7 +14,7 @@ from certkd.networks.onnx import network as onnx_network
 from certkd.networks.onnx.file import Reference, read
 from certkd.networks.onnx.operators import OPERATORS
 from tests.certkd.exchange.models import IMAGE, head, random, save
-from verifiers.graph.program import capture
+from verifiers.graph.capture import capture
 
 node = helper.make_node
 ints = lambda *values: np.array(values, dtype=np.int64)  # noqa: E731

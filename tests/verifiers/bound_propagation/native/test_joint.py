@@ -21,7 +21,7 @@ from verifiers.core.status import Status
 from verifiers.geometry.ascent import ascend
 from verifiers.geometry.balls import Balls, project, random_start
 from verifiers.geometry.margins import margin_specification, margins
-from verifiers.graph import program as graph
+from verifiers.graph import capture as graph
 from verifiers.results.rows import Certificates
 from verifiers.runtime.fingerprint import structure_sha256, weights_sha256
 

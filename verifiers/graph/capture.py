@@ -1,0 +1,130 @@
+"""A network as a graph of operators, captured with torch.export for one sample.
+
+The graph is that of a batch of one, and every operator treats a batch sample by sample, so that nothing in the
+network can mix the samples of a batch. What the lowering table does not know is refused with the module it stands in.
+"""
+
+import copy
+import inspect
+import io
+import logging
+import operator
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from verifiers.core.errors import Unsupported, one_line
+from verifiers.graph.graph import Builder, Graph, Ref
+from verifiers.graph.lowering import LOWERINGS
+
+
+def capture(model: nn.Module, x: Float[Tensor, "1 *shape"], dtype: torch.dtype = torch.float64) -> Graph:
+    """The graph of a network in eval mode, in the given dtype, for images like ``x``.
+
+    Raises:
+        Unsupported: the network cannot be exported, or an operator is not known.
+    """
+    exported = _export(copy.deepcopy(model).to(dtype).eval().requires_grad_(False), x[:1].detach().to(dtype))
+    builder = Builder(x[:1].detach().to(dtype))
+    known: dict[str, Any] = _constants(exported)
+    for node in exported.graph.nodes:
+        if node.op == "placeholder":
+            if node.name not in known and node.name not in exported.graph_signature.user_inputs:
+                raise Unsupported(f"native: the network holds {node.name!r}, neither a tensor nor its input")
+            known.setdefault(node.name, Ref(0, tuple(x[:1].shape)))
+        elif node.op == "call_function":
+            builder.path, builder.kind = _path(node), _kind(node.target)
+            args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), lambda n: known[n.name])
+            known[node.name] = _lower(builder, node.target, args, kwargs, LOWERINGS)
+        elif node.op == "output":
+            return _finish(builder, torch.fx.node.map_arg(node.args, lambda n: known[n.name])[0])
+    raise AssertionError("a graph without an output")
+
+
+def _export(model: nn.Module, x: Tensor) -> Any:
+    try:
+        with warnings.catch_warnings(), _quiet(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            exported = torch.export.export(model, (x,), strict=False)
+            known = all(_known_as_it_is(node) for node in exported.graph.nodes)
+            return exported if known else exported.run_decompositions({})  # slow; rewrites operators in place
+    except Exception as error:  # torch.export raises whatever the network's own code does with its tracers
+        text = one_line(error)
+        raise Unsupported(f"native: torch.export cannot capture the network: {type(error).__name__}: {text}") from error
+
+
+def _known_as_it_is(node: Any) -> bool:
+    """Whether a node of an exported graph has a lowering and changes nothing in place."""
+    if node.op != "call_function" or node.target is operator.getitem:
+        return True
+    return hasattr(node.target, "_schema") and not node.target._schema.is_mutable and _kind(node.target) in LOWERINGS
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """torch logs and prints pages about what it then raises."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _constants(exported: Any) -> dict[str, Any]:
+    signature, state = exported.graph_signature, exported.state_dict
+    known = {name: state[target] for name, target in signature.inputs_to_parameters.items()}
+    for name, target in signature.inputs_to_buffers.items():
+        known[name] = state[target] if target in state else exported.constants[target]
+    for name, target in signature.inputs_to_lifted_tensor_constants.items():
+        known[name] = exported.constants[target]
+    if signature.buffers_to_mutate:
+        raise Unsupported(
+            f"native: the network changes its buffer {next(iter(signature.buffers_to_mutate.values()))!r}"
+        )
+    return {name: value.detach() for name, value in known.items()}
+
+
+def _lower(builder: Builder, target: Any, args: Any, kwargs: Any, table: dict[str, Callable[..., Any]]) -> Any:
+    depends = any(isinstance(leaf, Ref) for leaf in torch.utils._pytree.tree_leaves((args, kwargs)))
+    if not depends and torch.Tag.nondeterministic_seeded in getattr(target, "tags", ()):
+        raise builder.refuse("it draws random numbers")
+    if not depends or target is operator.getitem:
+        return target(*args, **kwargs)
+    if builder.kind not in table:
+        raise builder.refuse("not among the operators it bounds")
+    try:
+        inspect.signature(table[builder.kind]).bind(builder, *args, **kwargs)
+    except TypeError as error:
+        raise builder.refuse(f"with an argument that has no bounds here, {error}") from error
+    try:
+        return table[builder.kind](builder, *args, **kwargs)
+    except (ValueError, IndexError, TypeError, AttributeError, NotImplementedError) as error:
+        text = one_line(error)
+        raise builder.refuse(f"with these arguments ({type(error).__name__}: {text})") from error
+
+
+def _finish(builder: Builder, outputs: Sequence[Any]) -> Graph:
+    if len(outputs) != 1 or not isinstance(outputs[0], Ref):
+        raise Unsupported("native: the network's output must be one tensor that depends on the image")
+    graph = Graph(builder.nodes, builder.like)
+    if outputs[0].node != graph.output:  # an output that other operators use as well, or that later code ignores
+        graph = Graph(builder.nodes[: outputs[0].node + 1], builder.like)
+    return graph
+
+
+def _kind(target: Any) -> str:
+    """aten.conv2d.default -> conv2d."""
+    return str(target.name()).removeprefix("aten::").split(".")[0] if hasattr(target, "name") else str(target)
+
+
+def _path(node: Any) -> str:
+    stack = node.meta.get("nn_module_stack") or {}
+    paths = [path for path, _ in stack.values()]
+    return str(paths[-1]).removeprefix("L['self'].") if paths else ""
