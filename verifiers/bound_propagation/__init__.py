@@ -1,6 +1,6 @@
 """Bound propagation: the engines, their bounds, and the certifiers built on them.
 
-The names below are the doors of this package; its modules are its own affair.
+The names below are the doors of this package; nobody outside imports its modules.
 """
 
 from importlib import import_module
@@ -9,21 +9,85 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from verifiers.bound_propagation.auto_lirpa.compat import version as auto_lirpa_version
     from verifiers.bound_propagation.certifier import MarginCertifier
+    from verifiers.bound_propagation.checks import attack_bounds, check_sandwich
     from verifiers.bound_propagation.complete import Complete
-    from verifiers.bound_propagation.joint import JointEngine
+    from verifiers.bound_propagation.cross_check import CrossCheck
+    from verifiers.bound_propagation.engine import ITERATIONS, METHODS, Engine, Memory, Planes
+    from verifiers.bound_propagation.engines import ENGINES, build, engine_of, names_of, native_engine
+    from verifiers.bound_propagation.joint import JointEngine, Pair, PairBounds
     from verifiers.bound_propagation.joint_certifier import JointCertifier
-    from verifiers.bound_propagation.rounding import careful_allowance
+    from verifiers.bound_propagation.native.backward import block_of
+    from verifiers.bound_propagation.native.bounds import Bounds
+    from verifiers.bound_propagation.native.engine import Native
+    from verifiers.bound_propagation.radius import Evaluation, MarginBound, Search, largest_certified
+    from verifiers.bound_propagation.rounding import ARITHMETIC, careful_allowance, rounding_allowance
 
+#: Module of each name; a name that differs there follows a colon.
 _WHERE = {
+    "ARITHMETIC": "rounding",
+    "Bounds": "native.bounds",
     "Complete": "complete",
+    "CrossCheck": "cross_check",
+    "ENGINES": "engines",
+    "Engine": "engine",
+    "Evaluation": "radius",
+    "ITERATIONS": "engine",
     "JointCertifier": "joint_certifier",
     "JointEngine": "joint",
+    "METHODS": "engine",
+    "MarginBound": "radius",
     "MarginCertifier": "certifier",
+    "Memory": "engine",
+    "Native": "native.engine",
+    "Pair": "joint",
+    "PairBounds": "joint",
+    "Planes": "engine",
+    "Search": "radius",
+    "attack_bounds": "checks",
     "auto_lirpa_version": "auto_lirpa.compat:version",
+    "block_of": "native.backward",
+    "build": "engines",
     "careful_allowance": "rounding",
+    "check_sandwich": "checks",
+    "engine_of": "engines",
+    "largest_certified": "radius",
+    "names_of": "engines",
+    "native_engine": "engines",
+    "rounding_allowance": "rounding",
 }
 
-__all__ = ["Complete", "JointCertifier", "JointEngine", "MarginCertifier", "auto_lirpa_version", "careful_allowance"]
+__all__ = [
+    "ARITHMETIC",
+    "ENGINES",
+    "ITERATIONS",
+    "METHODS",
+    "Bounds",
+    "Complete",
+    "CrossCheck",
+    "Engine",
+    "Evaluation",
+    "JointCertifier",
+    "JointEngine",
+    "MarginBound",
+    "MarginCertifier",
+    "Memory",
+    "Native",
+    "Pair",
+    "PairBounds",
+    "Planes",
+    "Search",
+    "attack_bounds",
+    "auto_lirpa_version",
+    "block_of",
+    "build",
+    "careful_allowance",
+    "check_sandwich",
+    "engine_of",
+    "largest_certified",
+    "names_of",
+    "native_engine",
+    "rounding_allowance",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -31,3 +95,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module, _, attribute = _WHERE[name].partition(":")
     return getattr(import_module(f"{__name__}.{module}"), attribute or name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -62,7 +62,9 @@ def check_sandwich(model: nn.Module, engine: Engine, balls: Balls, method: str, 
             )
 
 
-def withstand(engine: Engine, samples: Float[Tensor, "batch *shape"], eps: float, *, norm: Norm, method: str) -> None:
+def attack_bounds(
+    engine: Engine, samples: Float[Tensor, "batch *shape"], eps: float, *, norm: Norm, method: str
+) -> None:
     """The sandwich at eps, and at a larger radius because a search goes beyond eps.
 
     Samples that do not fit into memory together are tried one by one; at the larger radius, where none fits, nothing

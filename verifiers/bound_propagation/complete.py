@@ -15,11 +15,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from verifiers.bound_propagation.checks import withstand
+from verifiers.bound_propagation.checks import attack_bounds
 from verifiers.bound_propagation.engine import Engine
 from verifiers.bound_propagation.engines import build, native_engine
 from verifiers.bound_propagation.native import alpha
-from verifiers.bound_propagation.native.branch_and_bound import Search
+from verifiers.bound_propagation.native.branch_and_bound import BranchAndBound
 from verifiers.bound_propagation.native.engine import Native
 from verifiers.bound_propagation.rounding import ARITHMETIC
 from verifiers.core.columns import Columns
@@ -125,7 +125,7 @@ class Complete:
         screen, _ = build(program, samples, name, eps, norm=norm, method="crown")
         native = screen if isinstance(screen, Native) else native_engine(program, samples)
         if native is not screen:
-            withstand(native, samples, eps, norm=norm, method="crown")
+            attack_bounds(native, samples, eps, norm=norm, method="crown")
         return cls(program, screen, native, settings, question)
 
     @property
@@ -194,7 +194,7 @@ class Complete:
             answers.decide(row, Stage.ALPHA_CROWN, Status.CERTIFIED, eps, least)
             return
         begun = time.monotonic()
-        end = Search(
+        end = BranchAndBound(
             bounds, specification, proved, goal, deadline=started + left, broken=lambda z: self._broken(z, one)
         ).run()
         answers.seconds[row, Stage.BRANCH_AND_BOUND - 1] = time.monotonic() - begun

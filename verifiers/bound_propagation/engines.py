@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from verifiers.bound_propagation.auto_lirpa.adapter import AutoLirpa
-from verifiers.bound_propagation.checks import withstand
+from verifiers.bound_propagation.checks import attack_bounds
 from verifiers.bound_propagation.engine import Engine
 from verifiers.bound_propagation.native.engine import Native
 from verifiers.core.errors import InputError, Unsupported, did_you_mean
@@ -67,7 +67,7 @@ def build(
     for name in names_of(engine):
         try:
             built = engine_of(name, program, samples)
-            withstand(built, samples, eps, norm=norm, method=method)
+            attack_bounds(built, samples, eps, norm=norm, method=method)
             return built, reasons
         except Unsupported as error:
             reasons.append(str(error))

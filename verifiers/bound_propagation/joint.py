@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from verifiers.bound_propagation.checks import withstand
+from verifiers.bound_propagation.checks import attack_bounds
 from verifiers.bound_propagation.engine import ITERATIONS, Memory, Planes, better
 from verifiers.bound_propagation.native.engine import Native
 from verifiers.bound_propagation.rounding import careful_allowance
@@ -93,7 +93,7 @@ class JointEngine:
         if teacher is None:
             raise Unsupported("joint bounds compare with a teacher: give one")
         engine = program.once(("joint", teacher), lambda: cls(program, teacher, samples))
-        withstand(engine, samples, question.eps.value, norm=question.norm, method="crown")
+        attack_bounds(engine, samples, question.eps.value, norm=question.norm, method="crown")
         return engine
 
     def allowed(
@@ -145,10 +145,10 @@ def _pair_bounds(planes: Planes, eps: Tensor, slack: Tensor) -> PairBounds:
     s, t, more, less = (planes.bound - slack).chunk(4, 1)
     free = ((planes.value - slack) / planes.steepness).chunk(4, 1)
     held = torch.minimum(t, torch.maximum(s, t + more)).amin(1)
-    reach = torch.minimum(free[0].amin(1), free[1].amin(1))
+    radius = torch.minimum(free[0].amin(1), free[1].amin(1))
     return PairBounds(
         gap=torch.maximum((-more).amax(1), (-less).amax(1)),
         deficit=(-more).amax(1),
         agreement=held,
-        radius=torch.minimum(reach, eps),
+        radius=torch.minimum(radius, eps),
     )

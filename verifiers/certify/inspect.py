@@ -9,10 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from verifiers.bound_propagation.engine import ITERATIONS, METHODS, Engine
-from verifiers.bound_propagation.engines import ENGINES, engine_of
-from verifiers.bound_propagation.native.bounds import block_of
-from verifiers.bound_propagation.native.engine import Native
+from verifiers.bound_propagation import ENGINES, ITERATIONS, METHODS, Engine, Native, block_of, engine_of
 from verifiers.core.errors import Contradiction, Unsupported
 from verifiers.core.quantities import Norm
 from verifiers.geometry.balls import Balls
@@ -214,7 +211,7 @@ def _crown(native: Native, ball: Balls) -> tuple[int, float]:
     wanted: dict[int, Tensor] = {}
     bounds.propagate(refine=False)
     for position in range(1, len(native.graph.nodes)):
-        for i, loose in bounds.loose_inputs(position):
+        for i, loose in bounds.inputs_to_tighten(position):
             if i not in wanted and bool(loose.any()):
                 wanted[i] = loose.flatten().nonzero().squeeze(1)
     if not wanted:

@@ -1,6 +1,6 @@
 """Affine operators: exact in both directions.
 
-For y = A x + b the range over a box with centre c and reach r is A c + b -+ |A| r, and rows w y = (A^T w) x + w b.
+For y = A x + b the range over a box with centre c and half-width r is A c + b -+ |A| r, and rows w y = (A^T w) x + w b.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,14 +11,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from verifiers.graph.operators import Interval, Pushed
-from verifiers.graph.relaxations.lines import Places
+from verifiers.graph.relaxations.lines import Alpha
 from verifiers.graph.rows import Rows, Shape
 
 Function = Callable[..., Tensor]
 
 
 class Affine:
-    """What affine operators share; a subclass has ``forward``, ``reach`` and ``push``."""
+    """What affine operators share; a subclass has ``forward``, ``half_width`` and ``push``."""
 
     def forward(self, *values: Tensor) -> Tensor:
         raise NotImplementedError
@@ -27,7 +27,7 @@ class Affine:
         """A x."""
         return self.forward(*values)
 
-    def reach(self, *reaches: Tensor) -> Tensor:
+    def half_width(self, *half_widths: Tensor) -> Tensor:
         """|A| r."""
         raise NotImplementedError
 
@@ -35,13 +35,13 @@ class Affine:
         raise NotImplementedError
 
     def interval(self, *boxes: Interval) -> Interval:
-        center, reach = self.forward(*(box.center for box in boxes)), self.reach(*(box.reach for box in boxes))
-        return Interval(center - reach, center + reach)
+        center, half = self.forward(*(box.center for box in boxes)), self.half_width(*(box.half_width for box in boxes))
+        return Interval(center - half, center + half)
 
-    def relax(self, boxes: Sequence[Interval], places: Places | None = None) -> "Affine":
+    def relax(self, boxes: Sequence[Interval], alpha: Alpha | None = None) -> "Affine":
         return self
 
-    def loose(self, boxes: Sequence[Interval]) -> list[None]:
+    def inputs_to_tighten(self, boxes: Sequence[Interval]) -> list[None]:
         return [None] * len(boxes)
 
 
@@ -54,8 +54,8 @@ class Reshape(Affine):
     def forward(self, *values: Tensor) -> Tensor:
         return values[0].reshape(len(values[0]), *self.after)
 
-    def reach(self, *reaches: Tensor) -> Tensor:
-        return self.forward(*reaches)
+    def half_width(self, *half_widths: Tensor) -> Tensor:
+        return self.forward(*half_widths)
 
     def push(self, rows: Rows, samples: Tensor) -> Pushed:
         values = rows.dense(self.after).values
@@ -74,8 +74,8 @@ class Dense(Affine):
     def linear(self, *values: Tensor) -> Tensor:
         return F.linear(values[0], self.weight)
 
-    def reach(self, *reaches: Tensor) -> Tensor:
-        return F.linear(reaches[0], self.magnitude)
+    def half_width(self, *half_widths: Tensor) -> Tensor:
+        return F.linear(half_widths[0], self.magnitude)
 
     def push(self, rows: Rows, samples: Tensor) -> Pushed:
         values = rows.dense(self.after).values
@@ -98,8 +98,8 @@ class Scale(Affine):
     def linear(self, *values: Tensor) -> Tensor:
         return values[0] * self.scale
 
-    def reach(self, *reaches: Tensor) -> Tensor:
-        return reaches[0] * self.scale.abs()
+    def half_width(self, *half_widths: Tensor) -> Tensor:
+        return half_widths[0] * self.scale.abs()
 
     def push(self, rows: Rows, samples: Tensor) -> Pushed:
         if rows.window is not None and self.scale.shape[-2:].numel() > 1:
@@ -120,8 +120,8 @@ class Sum(Affine):
     def forward(self, *values: Tensor) -> Tensor:
         return sum((value if sign > 0 else -value for sign, value in zip(self.signs, values, strict=True)))  # type: ignore[return-value]
 
-    def reach(self, *reaches: Tensor) -> Tensor:
-        return sum(reaches)  # type: ignore[return-value]
+    def half_width(self, *half_widths: Tensor) -> Tensor:
+        return sum(half_widths)  # type: ignore[return-value]
 
     def push(self, rows: Rows, samples: Tensor) -> Pushed:
         return Pushed([rows if sign > 0 else rows.take(-rows.values) for sign in self.signs])
@@ -156,8 +156,8 @@ class Convolution(Affine):
     def linear(self, *values: Tensor) -> Tensor:
         return self._convolve(values[0], self.weight, None)
 
-    def reach(self, *reaches: Tensor) -> Tensor:
-        return self._convolve(reaches[0], self.magnitude, None)
+    def half_width(self, *half_widths: Tensor) -> Tensor:
+        return self._convolve(half_widths[0], self.magnitude, None)
 
     def push(self, rows: Rows, samples: Tensor) -> Pushed:
         rows = rows.windowed(self.after)
@@ -226,8 +226,8 @@ class General(Affine):
             return self.forward(*values)
         return torch.vmap(lambda *one: self._again(one)[0])(*values)  # less a large constant, digits would be lost
 
-    def reach(self, *reaches: Tensor) -> Tensor:
-        return self._absolute(*reaches)
+    def half_width(self, *half_widths: Tensor) -> Tensor:
+        return self._absolute(*half_widths)
 
     def push(self, rows: Rows, samples: Tensor) -> Pushed:
         values = rows.dense(self.after).values

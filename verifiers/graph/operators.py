@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from verifiers.graph.relaxations.lines import Activation, Lines, Places
+from verifiers.graph.relaxations.lines import Activation, Alpha, Lines
 from verifiers.graph.rows import Rows
 
 
@@ -25,7 +25,7 @@ class Interval(NamedTuple):
         return (self.low + self.high) / 2
 
     @property
-    def reach(self) -> Float[Tensor, "batch *shape"]:
+    def half_width(self) -> Float[Tensor, "batch *shape"]:
         return (self.high - self.low) / 2
 
 
@@ -54,10 +54,10 @@ class Operator(Protocol):
     def interval(self, *boxes: Interval) -> Interval:
         """A range of the outputs over the box of the inputs."""
 
-    def relax(self, boxes: Sequence[Interval], places: Places | None = None) -> Relaxation:
+    def relax(self, boxes: Sequence[Interval], alpha: Alpha | None = None) -> Relaxation:
         """Its linear bounds over the box."""
 
-    def loose(self, boxes: Sequence[Interval]) -> Sequence[Bool[Tensor, "batch *shape"] | None]:
+    def inputs_to_tighten(self, boxes: Sequence[Interval]) -> Sequence[Bool[Tensor, "batch *shape"] | None]:
         """Entries of each input whose tighter bounds would tighten the relaxation; None when there are none."""
 
 
@@ -73,11 +73,11 @@ class Elementwise:
     def interval(self, *boxes: Interval) -> Interval:
         return Interval(*self.activation.interval(*boxes[0]))
 
-    def loose(self, boxes: Sequence[Interval]) -> list[Tensor]:
-        return [self.activation.bent(*boxes[0])]
+    def inputs_to_tighten(self, boxes: Sequence[Interval]) -> list[Tensor]:
+        return [self.activation.is_nonlinear(*boxes[0])]
 
-    def relax(self, boxes: Sequence[Interval], places: Places | None = None) -> "_Enclosed":
-        return _Enclosed(self.activation.lines(*boxes[0], places))
+    def relax(self, boxes: Sequence[Interval], alpha: Alpha | None = None) -> "_Enclosed":
+        return _Enclosed(self.activation.lines(*boxes[0], alpha))
 
 
 class _Enclosed:

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from verifiers.bound_propagation.native.bounds import Bounds
+from verifiers.bound_propagation import Bounds
 from verifiers.core.errors import Unsupported
 from verifiers.core.quantities import Norm
 from verifiers.geometry.balls import DUAL, Balls

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from verifiers.bound_propagation.checks import withstand
+from verifiers.bound_propagation import attack_bounds
 from verifiers.core.question import Question
 from verifiers.core.status import Status
 from verifiers.geometry.margins import margin_specification
@@ -46,7 +46,7 @@ class LinearityCertifier:
             Contradiction: a point of the ball breaks a bound.
         """
         network = Network.prepare(program, samples)
-        withstand(network.native, samples, question.eps.value, norm=question.norm, method="crown")
+        attack_bounds(network.native, samples, question.eps.value, norm=question.norm, method="crown")
         return cls(network, settings, question)
 
     @property

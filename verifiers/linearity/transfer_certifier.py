@@ -8,8 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from verifiers.bound_propagation.checks import withstand
-from verifiers.bound_propagation.joint import JointEngine
+from verifiers.bound_propagation import JointEngine, attack_bounds
 from verifiers.core.question import Question
 from verifiers.core.status import Status
 from verifiers.geometry.balls import Balls
@@ -60,7 +59,7 @@ class TransferCertifier:
         assert question.teacher is not None
         networks = (Network.prepare(program, samples), Network.prepare(question.teacher, samples))
         for network in networks:
-            withstand(network.native, samples, question.eps.value, norm=question.norm, method="crown")
+            attack_bounds(network.native, samples, question.eps.value, norm=question.norm, method="crown")
         return cls(networks, joint, settings, question)
 
     @property

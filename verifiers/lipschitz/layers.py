@@ -12,9 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from verifiers.bound_propagation.engines import native_engine
-from verifiers.bound_propagation.native.bounds import Bounds
-from verifiers.bound_propagation.native.engine import Native
+from verifiers.bound_propagation import Bounds, Native, native_engine
 from verifiers.core.errors import Unsupported
 from verifiers.graph.affine import Affine
 from verifiers.graph.graph import Graph, Node

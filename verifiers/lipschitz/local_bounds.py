@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from verifiers.bound_propagation.native.engine import Native
+from verifiers.bound_propagation import Native
 from verifiers.core.quantities import Norm
 from verifiers.geometry.balls import DUAL, Balls
 from verifiers.lipschitz.jacobians import SlopeRanges, interval_jacobian, largest_dual_norm, liplt

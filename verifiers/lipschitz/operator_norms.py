@@ -124,7 +124,7 @@ def schur_norm(operator: Affine, shapes: Sequence[Shape], position: int = 0, lik
         position: of the input, among the operator's own, that A acts on; the others are held at zero.
         like: a double-precision tensor on the operator's device; the CPU where None.
     """
-    part = _part(operator.reach, shapes, position, like)
+    part = _part(operator.half_width, shapes, position, like)
     zeros = _zeros(shapes[position], like)
     ones = torch.ones_like(zeros)
     rows = part(ones)

@@ -121,15 +121,15 @@ def _hard_sigmoid_slopes(activation: HardSigmoid, low: Tensor, high: Tensor) -> 
 
 def _hard_swish_slopes(activation: HardSwish, low: Tensor, high: Tensor) -> Pair:
     least, greatest = activation.derivative(low) - SLACK, activation.derivative(high) + SLACK
-    bent = (-3.0, 3.0, least.clamp_min(-0.5), greatest.clamp_max(1.5))
-    return _pieces(low, high, (-inf, -3.0, 0.0, 0.0), bent, (3.0, inf, 1.0, 1.0))
+    curved = (-3.0, 3.0, least.clamp_min(-0.5), greatest.clamp_max(1.5))
+    return _pieces(low, high, (-inf, -3.0, 0.0, 0.0), curved, (3.0, inf, 1.0, 1.0))
 
 
 def _elu_slopes(activation: Elu, low: Tensor, high: Tensor) -> Pair:
     steepest = activation.scale * activation.alpha * activation.input_scale
     least, greatest = (steepest * torch.exp(activation.input_scale * x.clamp_max(0.0)) for x in (low, high))
-    bent = (-inf, 0.0, (least - SLACK * steepest).clamp_min(0.0), greatest + SLACK * steepest)
-    return _pieces(low, high, bent, (0.0, inf, activation.scale, activation.scale))
+    curved = (-inf, 0.0, (least - SLACK * steepest).clamp_min(0.0), greatest + SLACK * steepest)
+    return _pieces(low, high, curved, (0.0, inf, activation.scale, activation.scale))
 
 
 def _softplus_slopes(activation: Softplus, low: Tensor, high: Tensor) -> Pair:
@@ -233,8 +233,8 @@ def _softplus_curvature(activation: Softplus, low: Tensor, high: Tensor) -> Tens
 def _elu_curvature(activation: Elu, low: Tensor, high: Tensor) -> Tensor:
     """Of the ELU without a kink, alpha input_scale = 1."""
     steepest = activation.scale * activation.input_scale
-    bent = steepest * (torch.exp(activation.input_scale * high.clamp_max(0.0)) + SLACK)
-    return torch.where((low >= 0) & (high > 0), 0.0, bent)
+    curved = steepest * (torch.exp(activation.input_scale * high.clamp_max(0.0)) + SLACK)
+    return torch.where((low >= 0) & (high > 0), 0.0, curved)
 
 
 def _square_curvature(activation: Square, low: Tensor, high: Tensor) -> Tensor:

@@ -91,17 +91,17 @@ def between_convolutions(*middle: nn.Module) -> nn.Module:
     return nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), *middle)
 
 
-def bent() -> nn.Module:
+def curved() -> nn.Module:
     """A kink that lets everything through, so that no output is constant by chance."""
     return nn.LeakyReLU(0.2)
 
 
 def _conv(*args: int, **kwargs: object) -> Callable[[], nn.Module]:
-    return lambda: between_convolutions(nn.Conv2d(*args, **kwargs), bent())  # type: ignore[arg-type]
+    return lambda: between_convolutions(nn.Conv2d(*args, **kwargs), curved())  # type: ignore[arg-type]
 
 
 def _pool(make: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
-    return lambda: between_convolutions(nn.Conv2d(4, 3, 3, padding=1), make(), nn.Conv2d(3, 2, 1), bent())
+    return lambda: between_convolutions(nn.Conv2d(4, 3, 3, padding=1), make(), nn.Conv2d(3, 2, 1), curved())
 
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
@@ -153,7 +153,7 @@ def _modes(mode: str) -> Callable[[], nn.Module]:
 def _padded(mode: str) -> Callable[[], nn.Module]:
     value = 0.7 if mode == "constant" else None
     return lambda: between_convolutions(
-        nn.Conv2d(4, 2, 3), Fn(lambda x: F.pad(x, (1, 2, 0, 3), mode, value)), nn.Conv2d(2, 2, 3), bent()
+        nn.Conv2d(4, 2, 3), Fn(lambda x: F.pad(x, (1, 2, 0, 3), mode, value)), nn.Conv2d(2, 2, 3), curved()
     )
 
 
@@ -174,34 +174,34 @@ CONVOLUTIONS: dict[str, Callable[[], nn.Module]] = {
     "conv larger than map": _conv(4, 3, 9, padding=3),
     "conv wider than map": _conv(4, 3, (1, 9), padding=(0, 4)),
     "conv after conv": lambda: between_convolutions(
-        nn.Conv2d(4, 3, 3, padding=1), nn.Conv2d(3, 3, 3, stride=2, padding=2), bent(), nn.Conv2d(3, 2, 2, padding=1)
+        nn.Conv2d(4, 3, 3, padding=1), nn.Conv2d(3, 3, 3, stride=2, padding=2), curved(), nn.Conv2d(3, 2, 2, padding=1)
     ),
     "conv circular": _modes("circular"),
     "conv reflect": _modes("reflect"),
     "conv replicate": _modes("replicate"),
     "conv to one pixel": _conv(4, 5, 6),
     "conv chain": lambda: between_convolutions(
-        nn.Conv2d(4, 3, 3, stride=2, padding=1), bent(), nn.Conv2d(3, 3, 2, padding=1), nn.LeakyReLU(0.2)
+        nn.Conv2d(4, 3, 3, stride=2, padding=1), curved(), nn.Conv2d(3, 3, 2, padding=1), nn.LeakyReLU(0.2)
     ),
     "conv transpose": lambda: between_convolutions(
         nn.Conv2d(4, 3, 3, stride=2, padding=1),
         nn.ConvTranspose2d(3, 2, 3, stride=2, padding=1, output_padding=1),
-        bent(),
+        curved(),
         nn.Conv2d(2, 2, 3, stride=2),
-        bent(),
+        curved(),
     ),
     "conv transpose grouped": lambda: between_convolutions(
-        nn.ConvTranspose2d(4, 4, 2, stride=2, dilation=2, groups=2), bent()
+        nn.ConvTranspose2d(4, 4, 2, stride=2, dilation=2, groups=2), curved()
     ),
     "batch norm": lambda: between_convolutions(
-        nn.Conv2d(4, 3, 3, padding=1), nn.BatchNorm2d(3), bent(), nn.BatchNorm2d(3, affine=False)
+        nn.Conv2d(4, 3, 3, padding=1), nn.BatchNorm2d(3), curved(), nn.BatchNorm2d(3, affine=False)
     ),
     "prelu of maps": lambda: between_convolutions(nn.Conv2d(4, 3, 3, padding=1), _prelu(3), nn.Conv2d(3, 2, 3)),
     "pad constant": _padded("constant"),
     "pad reflect": _padded("reflect"),
     "pad replicate": _padded("replicate"),
     "pad circular": _padded("circular"),
-    "pad negative": lambda: between_convolutions(Fn(lambda x: F.pad(x, (-1, 2, 1, -2))), nn.Conv2d(4, 2, 3), bent()),
+    "pad negative": lambda: between_convolutions(Fn(lambda x: F.pad(x, (-1, 2, 1, -2))), nn.Conv2d(4, 2, 3), curved()),
 }
 
 POOLS: dict[str, Callable[[], nn.Module]] = {
@@ -226,12 +226,12 @@ POOLS: dict[str, Callable[[], nn.Module]] = {
     "sum over an axis": _pool(lambda: Fn(lambda x: x.sum(-1, keepdim=True) - x)),
     "upsample nearest": _pool(lambda: nn.Upsample(scale_factor=2)),
     "upsample bilinear": _pool(lambda: nn.Upsample(size=(4, 9), mode="bilinear")),
-    "pixel shuffle": lambda: between_convolutions(nn.PixelShuffle(2), nn.Conv2d(1, 2, 3, stride=3), bent()),
+    "pixel shuffle": lambda: between_convolutions(nn.PixelShuffle(2), nn.Conv2d(1, 2, 3, stride=3), curved()),
 }
 
 
 def _normal(make: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
-    return lambda: nn.Sequential(nn.Conv2d(2, 4, 3, stride=2), make(), bent())
+    return lambda: nn.Sequential(nn.Conv2d(2, 4, 3, stride=2), make(), curved())
 
 
 NORMALIZATIONS: dict[str, Callable[[], nn.Module]] = {

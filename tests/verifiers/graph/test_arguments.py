@@ -6,8 +6,8 @@ from torch import Tensor, nn
 
 from verifiers.bound_propagation.native.engine import Native
 from verifiers.core.errors import Unsupported
-from verifiers.graph.lowering import holds
-from verifiers.graph.relaxations.lines import Lines, Places
+from verifiers.graph.lowering.activations import holds
+from verifiers.graph.relaxations.lines import Alpha, Lines
 from verifiers.graph.relaxations.piecewise import Relu
 
 REFUSED: dict[str, nn.Module] = {
@@ -32,8 +32,8 @@ class Slanted(Relu):
     def __init__(self, below: float = 0.0, above: float = 0.0, span: float = 0.0) -> None:
         self.below, self.above, self.span = below, above, span
 
-    def lines(self, low: Tensor, high: Tensor, places: Places | None = None) -> Lines:
-        known = super().lines(low, high, places)
+    def lines(self, low: Tensor, high: Tensor, alpha: Alpha | None = None) -> Lines:
+        known = super().lines(low, high, alpha)
         return Lines(
             known.lower_slope, known.lower_offset + self.below, known.upper_slope, known.upper_offset - self.above
         )

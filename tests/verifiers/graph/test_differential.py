@@ -20,8 +20,9 @@ from verifiers.core.errors import Contradiction, Unsupported
 from verifiers.core.quantities import Norm
 from verifiers.geometry.balls import Balls, project, random_start
 from verifiers.graph.capture import capture
-from verifiers.graph.difference import ReluDifference, differential, same_structure
+from verifiers.graph.difference import differential, same_structure
 from verifiers.graph.operators import Interval
+from verifiers.graph.relaxations.relu_difference import ReluDifference
 from verifiers.graph.rows import Rows
 
 KINDS = {**CASES, **BY_NAME}
@@ -141,7 +142,7 @@ def test_planes_are_exact_where_both_are_stable(t: tuple[float, float], d: tuple
         for sign in (1.0, -1.0):
             apart = (planes_at(case, points, sign) - value).abs().nan_to_num(0.0)
             assert float(apart.max()) < 1e-14, f"off by {float(apart.max()):.3g} where g is linear (s {s})"
-        assert not bool(ReluDifference().loose(case)[0].any()), "a line is called bent"
+        assert not bool(ReluDifference().inputs_to_tighten(case)[0].any()), "a line is called nonlinear"
 
 
 def test_the_difference_is_its_own_interval_where_both_are_active() -> None:

@@ -89,7 +89,7 @@ def test_without_a_free_slope_the_bounds_are_the_gradient_itself(kind: str) -> N
     exact = torch.einsum("brc,bc...->br...", rows, jacobian(model, x)).flatten(2)
     box = interval_jacobian(ranges, rows).image
     torch.testing.assert_close(box.center, exact, rtol=1e-8, atol=1e-9)
-    assert float(box.reach.max()) < 1e-6
+    assert float(box.half_width.max()) < 1e-6
     torch.testing.assert_close(liplt(ranges, rows), exact.norm(dim=2), rtol=1e-5, atol=1e-6)
 
 

@@ -18,7 +18,8 @@ from tests.marks import only
 from tests.zoo import ZOO, Kind, images, mlp, planted
 from verifiers.bound_propagation import complete
 from verifiers.bound_propagation.native import branch_and_bound
-from verifiers.bound_propagation.native.branch_and_bound import Search
+from verifiers.bound_propagation.native.branch_and_bound import BranchAndBound
+from verifiers.bound_propagation.native.cells import DomainBounds
 from verifiers.bound_propagation.native.domains import by_node
 from verifiers.bound_propagation.native.engine import Native
 from verifiers.bound_propagation.native.leaf import lowest
@@ -229,7 +230,9 @@ class Twice(nn.Module):
         return self.one(torch.relu(hidden)) - self.other(torch.relu(hidden))
 
 
-def search_of(network: nn.Module, x: Tensor, eps: float, proved: list[float] | None = None, **more: Any) -> Search:
+def search_of(
+    network: nn.Module, x: Tensor, eps: float, proved: list[float] | None = None, **more: Any
+) -> BranchAndBound:
     engine = Native(network, x.repeat(2, 1))
     with torch.no_grad():
         predicted = network(x).argmax(1)
@@ -238,7 +241,7 @@ def search_of(network: nn.Module, x: Tensor, eps: float, proved: list[float] | N
         rows = margin_specification(predicted, engine.graph.classes, torch.float64)
         known = bounds.by_rows(rows).bound[0] if proved is None else torch.tensor(proved).double()
     settings = {"deadline": float("inf"), "broken": lambda z: torch.zeros(len(z)).bool(), **more}
-    return Search(bounds, rows, known, 0.1, **settings)
+    return BranchAndBound(bounds, rows, known, 0.1, **settings)
 
 
 @pytest.mark.parametrize("known", [float("nan"), float("inf"), -float("inf")])
@@ -454,14 +457,14 @@ def test_no_sample_takes_longer_than_its_limit(monkeypatch: pytest.MonkeyPatch) 
 
 def test_no_step_starts_that_would_end_after_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     """Time passes with the parts that are bounded, and the rounds grow."""
-    clock, limit, cell = Clock(0.0), 20.0, Search._cell
+    clock, limit, cell = Clock(0.0), 20.0, DomainBounds.cell
 
-    def slow(search: Search, domains: Any, cells: Any) -> Any:
+    def slow(over: DomainBounds, domains: Any, cells: Any) -> Any:
         clock.now += 0.01 * len(domains)
-        return cell(search, domains, cells)
+        return cell(over, domains, cells)
 
     monkeypatch.setattr(branch_and_bound, "time", clock)
-    monkeypatch.setattr(Search, "_cell", slow)
+    monkeypatch.setattr(DomainBounds, "cell", slow)
     end = search_of(network_of((6, 20, 20, 3), 1), images((6,), 6, seed=2)[2:3], 0.1, deadline=limit).run()
     assert end.late and 0.5 * limit <= clock.now <= 1.02 * limit, f"ends after {clock.now} of {limit}"
 

@@ -243,8 +243,8 @@ class AutoLirpa:
         known: dict[str, list[Tensor]] = {}
         for name in self._first_affine:
             value = self._graph(x, final_node_name=name).detach()
-            reach = per_sample(eps, value) * self._row_norms(name, norm)
-            known[name] = [value - reach, value + reach]
+            half_width = per_sample(eps, value) * self._row_norms(name, norm)
+            known[name] = [value - half_width, value + half_width]
         return known
 
     def _row_norms(self, name: str, norm: Norm, rows: int = 256) -> Float[Tensor, "1 *shape"]:
@@ -287,8 +287,8 @@ def _perturbation(lirpa: Any, x: Tensor, eps: Tensor, norm: Norm) -> Any:
             return bound
         flat = coefficients.reshape(coefficients.shape[0], coefficients.shape[1], -1)
         middle = flat.matmul(x.reshape(len(x), -1, 1)).squeeze(-1)
-        reach = torch.linalg.vector_norm(flat, DUAL[norm], dim=-1) * eps[:, None]
-        by_ball = (middle + sign * reach).reshape(bound.shape)
+        half_width = torch.linalg.vector_norm(flat, DUAL[norm], dim=-1) * eps[:, None]
+        by_ball = (middle + sign * half_width).reshape(bound.shape)
         return torch.maximum(bound, by_ball) if sign < 0 else torch.minimum(bound, by_ball)
 
     box.concretize_matrix = concretize_matrix

@@ -161,8 +161,8 @@ def check_size(nodes: Iterable[Any]) -> None:
         Unsupported: with the sizes.
     """
     varying = [node for node in nodes if getattr(node, "perturbed", False)]
-    bent = [node.inputs[0] for node in varying if type(node).__name__ in NONLINEAR]
-    rows, columns = (max(map(_entries, some), default=0) for some in (bent, varying))
+    nonlinear = [node.inputs[0] for node in varying if type(node).__name__ in NONLINEAR]
+    rows, columns = (max(map(_entries, some), default=0) for some in (nonlinear, varying))
     memory = 2 * 8 * rows * columns
     if memory > MEMORY:
         raise Unsupported(

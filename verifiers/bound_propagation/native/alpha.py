@@ -8,7 +8,7 @@ each row keeps the best one. The first is CROWN itself.
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import torch
 from torch import Tensor
@@ -16,9 +16,9 @@ from torch import Tensor
 from verifiers.bound_propagation.engine import Planes, better
 from verifiers.bound_propagation.native.bounds import Bounds, common
 from verifiers.graph.operators import Elementwise, Interval
-from verifiers.graph.relaxations.lines import Places
+from verifiers.graph.relaxations.lines import Alpha
 
-#: Starting places: near the ends of [0, 1], where CROWN's own choice for ReLU is, but free to move.
+#: The first alpha: near the ends of [0, 1], where CROWN's own choice for ReLU is, but free to move.
 START = math.asin(0.95**0.5)
 RATE = 0.25
 DECAY = 0.98
@@ -49,7 +49,7 @@ def _initial(low: Tensor, high: Tensor) -> Tensor:
     return torch.stack([below, torch.full_like(below, math.pi / 4)])
 
 
-def _choices(angles: Mapping[tuple[int, int, int], Tensor]) -> dict[tuple[int, int, int], Places]:
+def _alphas(angles: Mapping[tuple[int, int, int], Tensor]) -> dict[tuple[int, int, int], Alpha]:
     return {key: (angle[0].sin().square(), angle[1].sin().square()) for key, angle in angles.items()}
 
 
@@ -67,14 +67,14 @@ def optimized(bounds: Bounds, specification: Tensor, iterations: int, deadline: 
     optimizer = torch.optim.Adam(list(angles.values()), lr=RATE)
     schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, DECAY)
     for step in range(iterations):
-        trial = Bounds(bounds.graph, bounds.balls, bounds.reaches, bounds.intersect, _choices(angles), bounds.known)
+        trial = replace(bounds, alphas=_alphas(angles), intervals=[], refined=[], relaxations={})
         last = step == iterations - 1
         if time.monotonic() > deadline:
             break
         with torch.set_grad_enabled(not last):
             trial.propagate(refine=True)
             found = trial.by_rows(specification)
-        best = better(best, Planes(*(getattr(found, field.name).detach() for field in fields(Planes))))
+        best = better(best, Planes(*(getattr(found, each.name).detach() for each in fields(Planes))))
         bounds.intervals = [
             common(known, Interval(*(end.detach() for end in new)))
             for known, new in zip(bounds.intervals, trial.intervals, strict=True)

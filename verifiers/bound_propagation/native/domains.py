@@ -1,27 +1,25 @@
 """Parts of a ball on which some ReLUs have a given sign, and bounds over them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 from jaxtyping import Float, Int, Num
 from torch import Tensor
 
-from verifiers.bound_propagation.engine import Planes
-from verifiers.bound_propagation.native.bounds import Bounds, Front
 from verifiers.graph.graph import Graph
 from verifiers.graph.operators import Elementwise, Interval, Operator
 from verifiers.graph.relaxations.piecewise import LeakyRelu, Relu
-from verifiers.graph.rows import Rows, shape_size
+from verifiers.graph.rows import shape_size
 
 
-def is_hinge(operator: Operator | None) -> bool:
-    """Whether an operator is a line on either side of zero."""
+def is_relu(operator: Operator | None) -> bool:
+    """Whether an operator is a line on either side of zero: ReLU, or leaky ReLU."""
     return isinstance(operator, Elementwise) and isinstance(operator.activation, Relu | LeakyRelu)
 
 
 @dataclass(frozen=True)
-class Hinges:
+class UnstableReLUs:
     """The neurons of one ball that can be split: ReLUs whose sign the root's intervals leave open, one after another.
 
     Attributes:
@@ -33,11 +31,11 @@ class Hinges:
     entries: tuple[Int[Tensor, " _"], ...]
 
     @classmethod
-    def of(cls, graph: Graph, intervals: Sequence[Interval]) -> "Hinges":
+    def of(cls, graph: Graph, intervals: Sequence[Interval]) -> "UnstableReLUs":
         """Those that the intervals of one ball leave open."""
         readers, entries = [], []
         for position, node in enumerate(graph.nodes):
-            if is_hinge(node.operator):
+            if is_relu(node.operator):
                 low, high = intervals[node.inputs[0]]
                 readers.append((position, node.inputs[0]))
                 entries.append(((low < 0) & (high > 0)).flatten().nonzero().flatten())
@@ -87,10 +85,10 @@ class Domains:
     Attributes:
         row: which row of the specification.
         bound: its lower bound on the domain.
-        signs: of each hinge: 1 for z >= 0, -1 for z <= 0, 0 where it is not split.
-        alpha: place of each lower line, from 0 to 1.
+        signs: of each unstable ReLU: 1 for z >= 0, -1 for z <= 0, 0 where it is not split.
+        alpha: of each lower line, from 0 to 1.
         beta: multiplier of each split, 0 where it is not split.
-        branch: the hinges to split next, most promising first; -1 where fewer have no sign yet.
+        branch: the ReLUs to split next, most promising first; -1 where fewer have no sign yet.
     """
 
     row: Int[Tensor, " domains"]
@@ -107,44 +105,14 @@ class Domains:
         """Some of them, by mask, position or slice."""
         return Domains(*(getattr(self, f.name)[chosen] for f in fields(self)))
 
-    def halves(self, hinge: Int[Tensor, " domains"]) -> "Domains":
-        """Each with either sign of one of its hinges: first all positive halves, then all negative ones."""
+    def halves(self, relu: Int[Tensor, " domains"]) -> "Domains":
+        """Split each at one of its ReLUs: first all positive halves, then all negative ones."""
         twice = Domains(*(torch.cat([getattr(self, f.name)] * 2) for f in fields(self)))
         sign = twice.signs.new_ones((len(twice), 1))
         sign[len(self) :] = -1
-        return replace(twice, signs=twice.signs.scatter(1, hinge.repeat(2)[:, None], sign))
+        return replace(twice, signs=twice.signs.scatter(1, relu.repeat(2)[:, None], sign))
 
 
 def joined(parts: list[Domains]) -> Domains:
     """Domains one after another."""
     return Domains(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(Domains)))
-
-
-@dataclass
-class Cell(Bounds):
-    """Bounds over domains: intervals that end at the splits, rows that take the multipliers with them.
-
-    Attributes:
-        multipliers: by node: what is added to the coefficients of the rows that reach it.
-        coefficients: filled by ``push``, by operator: the rows' coefficients there.
-        slopes: filled by ``push``: the rows' coefficients of the image.
-    """
-
-    multipliers: dict[int, Float[Tensor, "domains ..."]] = field(default_factory=dict)
-    watched: frozenset[int] = frozenset()  # operators
-    coefficients: dict[int, Float[Tensor, "domains ..."]] = field(default_factory=dict)
-    slopes: Float[Tensor, "domains ..."] | None = None
-
-    def _step(self, front: Front, position: int, start: tuple[int, int] = (-1, -1), ids: Tensor | None = None) -> bool:
-        shape = self.graph.nodes[position].shape
-        if ids is not None and position in self.multipliers:
-            front.add(position, Rows(self.multipliers[position][ids]), shape)
-        if position in self.watched and position in front.pending:
-            self.coefficients[position] = front.pending[position].dense(shape).values.detach()
-        return super()._step(front, position, start, ids)
-
-    def _minimum(self, front: Front, *, with_planes: bool) -> Planes:
-        rows, shape = front.pending.get(0), self.graph.nodes[0].shape
-        if rows is not None:
-            self.slopes = rows.dense(shape).values.detach()
-        return super()._minimum(front, with_planes=with_planes)

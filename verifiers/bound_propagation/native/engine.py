@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from verifiers.bound_propagation.checks import check_forward
 from verifiers.bound_propagation.engine import ITERATIONS, METHODS, Memory, Planes, better, check_rows, joined
 from verifiers.bound_propagation.native.alpha import optimized
-from verifiers.bound_propagation.native.bounds import Bounds, dual_reaches
+from verifiers.bound_propagation.native.bounds import Bounds, dual_norms
 from verifiers.bound_propagation.native.memory import KnownIntervals
 from verifiers.core.errors import Unsupported
 from verifiers.core.quantities import Norm
@@ -57,7 +57,7 @@ class Native:
         else:
             self.model = copy.deepcopy(program.module).to(dtype).eval().requires_grad_(False)
             self.graph = graph or capture(self.model, x[:1], dtype)
-        self._reaches: dict[Norm, dict[int, Tensor]] = {}
+        self._dual_norms: dict[Norm, dict[int, Tensor]] = {}
         check_forward(self.model, self.graph, x[:2].to(dtype), "the native engine")
         entries = sum(shape_size(node.shape) for node in self.graph.nodes)
         self.batch_size = max(1, min(128, BATCH // max(1, entries)))
@@ -92,7 +92,7 @@ class Native:
 
     def bounds(self, balls: Balls) -> Bounds:
         """The graph over balls, not propagated yet."""
-        return Bounds(self.graph, balls, self.dual_reaches(balls.norm), self.intersect)
+        return Bounds(self.graph, balls, dual_norms=self.dual_norms(balls.norm), intersect=self.intersect)
 
     def _planes(self, bounds: Bounds, specification: Tensor, method: str, iterations: int) -> Planes:
         if method == "alpha-crown":
@@ -107,8 +107,9 @@ class Native:
         """The intervals at hand bound the rows as well, at no cost; in far-off balls they can be better."""
         return better(planes, bounds.by_intervals(specification)) if self.intersect else planes
 
-    def dual_reaches(self, norm: Norm) -> dict[int, Tensor]:
-        if norm not in self._reaches:
+    def dual_norms(self, norm: Norm) -> dict[int, Tensor]:
+        """Dual norms of the rows of affine nodes, computed once per norm."""
+        if norm not in self._dual_norms:
             with torch.no_grad():
-                self._reaches[norm] = dual_reaches(self.graph, norm)
-        return self._reaches[norm]
+                self._dual_norms[norm] = dual_norms(self.graph, norm)
+        return self._dual_norms[norm]

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from verifiers.graph.relaxations.lines import Lines, Places
+from verifiers.graph.relaxations.lines import Alpha, Lines
 from verifiers.graph.relaxations.sigmoidal import (
     REACH,
     Piece,
@@ -58,9 +58,9 @@ class Curved:
         """The slope of the line through both ends."""
         return Span.of(self, low, high, self.unit).chord
 
-    def tangent(self, low: Tensor, high: Tensor, place: Tensor | None) -> Tensor:
+    def tangent(self, low: Tensor, high: Tensor, alpha: Tensor | None) -> Tensor:
         """Where the tangent is taken: by default in the middle, which encloses the least area."""
-        return low / 2 + high / 2 if place is None else torch.lerp(low, high, place)
+        return low / 2 + high / 2 if alpha is None else torch.lerp(low, high, alpha)
 
     def interval(
         self, low: Float[Tensor, "*shape"], high: Float[Tensor, "*shape"]
@@ -70,20 +70,20 @@ class Curved:
         least, most = image(self, low, high, *self.turning)
         return torch.where(inside, least, -inf), torch.where(inside, most, inf)
 
-    def lines(self, low: Float[Tensor, "*shape"], high: Float[Tensor, "*shape"], places: Places | None = None) -> Lines:
+    def lines(self, low: Float[Tensor, "*shape"], high: Float[Tensor, "*shape"], alpha: Alpha | None = None) -> Lines:
         smooth = self._computable(low, high)
         with torch.no_grad():
             least, most = self.interval(low, high)
-        relaxed = self._lines(torch.where(smooth, low, 1.0), torch.where(smooth, high, 1.0), places)
+        relaxed = self._lines(torch.where(smooth, low, 1.0), torch.where(smooth, high, 1.0), alpha)
         return replaced(relaxed, ~smooth, 0.0, least, most)
 
-    def bent(self, low: Float[Tensor, "*shape"], high: Float[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
+    def is_nonlinear(self, low: Float[Tensor, "*shape"], high: Float[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
         return low < high
 
-    def _lines(self, low: Tensor, high: Tensor, places: Places | None) -> Lines:
+    def _lines(self, low: Tensor, high: Tensor, alpha: Alpha | None) -> Lines:
         sign, chord = self.sign(low), self.chord(low, high)
         convex = sign > 0
-        t = self.tangent(low, high, None if places is None else torch.where(convex, *places))
+        t = self.tangent(low, high, None if alpha is None else torch.where(convex, *alpha))
         slope, ends = self.derivative(t), ((low, self(low)), (high, self(high)))
         pairs = (slope, chord), (offset(sign, slope, (t, self(t)), *ends), offset(-sign, chord, *ends))
         lower, upper = (torch.where(convex, a, b) for a, b in pairs), (torch.where(convex, b, a) for a, b in pairs)
@@ -105,9 +105,9 @@ class Exp(Curved):
 
     derivative = __call__
 
-    def tangent(self, low: Tensor, high: Tensor, place: Tensor | None) -> Tensor:
-        middle = super().tangent(low, high, place)
-        return middle.minimum(low + 0.99) if place is None else middle
+    def tangent(self, low: Tensor, high: Tensor, alpha: Tensor | None) -> Tensor:
+        middle = super().tangent(low, high, alpha)
+        return middle.minimum(low + 0.99) if alpha is None else middle
 
 
 class Square(Curved):
@@ -167,8 +167,8 @@ class Sqrt(Curved):
     def chord(self, low: Tensor, high: Tensor) -> Tensor:
         return 1 / (self(low) + self(high))
 
-    def tangent(self, low: Tensor, high: Tensor, place: Tensor | None) -> Tensor:
-        return super().tangent(low, high, place).maximum(1e-6 * high)
+    def tangent(self, low: Tensor, high: Tensor, alpha: Tensor | None) -> Tensor:
+        return super().tangent(low, high, alpha).maximum(1e-6 * high)
 
     @torch.no_grad()
     def _computable(self, low: Tensor, high: Tensor) -> Tensor:
@@ -264,14 +264,14 @@ class Softplus:
         least, most = torch.where(across, least.minimum(bottom), least), torch.where(across, peak.maximum(high), most)
         return torch.where(beyond, low, least), torch.where(beyond, high, most)
 
-    def lines(self, low: Float[Tensor, "*shape"], high: Float[Tensor, "*shape"], places: Places | None = None) -> Lines:
-        smooth = _SmoothSoftplus(self.beta).lines(low, high, places)
+    def lines(self, low: Float[Tensor, "*shape"], high: Float[Tensor, "*shape"], alpha: Alpha | None = None) -> Lines:
+        smooth = _SmoothSoftplus(self.beta).lines(low, high, alpha)
         across, beyond = self._across(low, high)
         jump = log1p(exp(-self._edges()[0] * self.beta)) / self.beta * (1 + 1e-12)
         fallen = smooth._replace(lower_offset=smooth.lower_offset - jump * across.to(smooth.lower_offset))
         return replaced(fallen, beyond, 1.0, 0.0, 0.0)
 
-    def bent(self, low: Float[Tensor, "*shape"], high: Float[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
+    def is_nonlinear(self, low: Float[Tensor, "*shape"], high: Float[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
         return (low < high) & ~self._across(low, high)[1]
 
     def _across(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
@@ -313,16 +313,16 @@ class Elu(Curved):
         left = self.scale * self.alpha * self.input_scale * torch.exp(self.input_scale * x.clamp_max(0.0))
         return torch.where(x > 0, self.scale, left)
 
-    def _lines(self, low: Tensor, high: Tensor, places: Places | None) -> Lines:
+    def _lines(self, low: Tensor, high: Tensor, alpha: Alpha | None) -> Lines:
         if self.alpha * self.input_scale <= 1:
-            return super()._lines(low, high, places)
-        lower_place, upper_place = places or (None, None)
+            return super()._lines(low, high, alpha)
+        lower_alpha, upper_alpha = alpha or (None, None)
         span, kink = Span.of(self, low, high, self.unit), clamped(0.0, low, high)
         convex = Piece(low, kink, low.maximum(kink - REACH * self.unit), kink)
         return Lines(
-            *supporting(self, 1.0, span, convex, lower_place),
-            *hinged(self, -1.0, low, high, 0.0, upper_place),
+            *supporting(self, 1.0, span, convex, lower_alpha),
+            *hinged(self, -1.0, low, high, 0.0, upper_alpha),
         )
 
-    def bent(self, low: Float[Tensor, "*shape"], high: Float[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
+    def is_nonlinear(self, low: Float[Tensor, "*shape"], high: Float[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
         return (low < high) & (low < 0)

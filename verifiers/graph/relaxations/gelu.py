@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from verifiers.graph.relaxations.lines import Lines, Places
+from verifiers.graph.relaxations.lines import Alpha, Lines
 from verifiers.graph.relaxations.sigmoidal import REACH, Piece, Span, clamped, image, supporting
 
 
@@ -40,9 +40,9 @@ class _Swish:
     ) -> tuple[Float[Tensor, "*shape"], Float[Tensor, "*shape"]]:
         return image(self, low, high, self.bottom, noise=low.abs().maximum(high.abs()).clamp_max(1.0))
 
-    def lines(self, low: Float[Tensor, "*shape"], high: Float[Tensor, "*shape"], places: Places | None = None) -> Lines:
+    def lines(self, low: Float[Tensor, "*shape"], high: Float[Tensor, "*shape"], alpha: Alpha | None = None) -> Lines:
         span, (left, right) = Span.of(self, low, high), (clamped(bend, low, high) for bend in self.bends)
-        lower_place, upper_place = places or (None, None)
+        lower_alpha, upper_alpha = alpha or (None, None)
         flat = span.chord < 0.5
         concave = Piece(
             torch.where(flat, low, right),
@@ -52,11 +52,11 @@ class _Swish:
         )
         noise = low.abs().maximum(high.abs())
         return Lines(
-            *supporting(self, 1.0, span, Piece(left, right, left, right), lower_place, noise),
-            *supporting(self, -1.0, span, concave, upper_place, noise),
+            *supporting(self, 1.0, span, Piece(left, right, left, right), lower_alpha, noise),
+            *supporting(self, -1.0, span, concave, upper_alpha, noise),
         )
 
-    def bent(self, low: Float[Tensor, "*shape"], high: Float[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
+    def is_nonlinear(self, low: Float[Tensor, "*shape"], high: Float[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
         return low < high
 
 

@@ -16,7 +16,7 @@ class Lines(NamedTuple):
 
 
 #: Where, from 0 to 1, the free lower and the free upper line are chosen among those that a relaxation allows.
-Places = tuple[Float[Tensor, "*shape"], Float[Tensor, "*shape"]]
+Alpha = tuple[Float[Tensor, "*shape"], Float[Tensor, "*shape"]]
 
 
 @runtime_checkable
@@ -24,7 +24,7 @@ class Activation(Protocol):
     """An elementwise function with its range and its relaxation; all methods take and give tensors of one shape.
 
     ``low`` and ``high`` are finite with low <= high; equal ends are allowed. Results carry gradients to ``low``,
-    ``high`` and ``places``, which are never nan.
+    ``high`` and ``alpha``, which are never nan.
     """
 
     def __call__(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -35,8 +35,8 @@ class Activation(Protocol):
     ) -> tuple[Float[Tensor, "*shape"], Float[Tensor, "*shape"]]:
         """The smallest interval that holds f([low, high])."""
 
-    def lines(self, low: Float[Tensor, "*shape"], high: Float[Tensor, "*shape"], places: Places | None = None) -> Lines:
-        """The relaxation on [low, high]; ``places`` picks the lines that are free, a good default otherwise."""
+    def lines(self, low: Float[Tensor, "*shape"], high: Float[Tensor, "*shape"], alpha: Alpha | None = None) -> Lines:
+        """The relaxation on [low, high]; ``alpha`` picks the lines that are free, a good default otherwise."""
 
-    def bent(self, low: Float[Tensor, "*shape"], high: Float[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
+    def is_nonlinear(self, low: Float[Tensor, "*shape"], high: Float[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
         """Where f is not one line on [low, high], so that tighter ends would tighten the relaxation."""

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from verifiers.graph.operators import Interval, Pushed
-from verifiers.graph.relaxations.lines import Places
+from verifiers.graph.relaxations.lines import Alpha
 from verifiers.graph.rows import Rows, Shape
 
 
@@ -48,7 +48,7 @@ class MaxPool:
         flat = x.reshape(len(x), -1, self.before[-2] * self.before[-1])
         return torch.where(self.real, flat[:, :, self.index.clamp_min(0)], padding)
 
-    def loose(self, boxes: Sequence[Interval]) -> list[Tensor]:
+    def inputs_to_tighten(self, boxes: Sequence[Interval]) -> list[Tensor]:
         low, high = (self._windowed(end) for end in boxes[0])
         rivals = high > low.amax(-1, keepdim=True)
         open_entries = (rivals & (rivals.sum(-1, keepdim=True) > 1)).flatten(2)
@@ -57,7 +57,7 @@ class MaxPool:
         found.scatter_add_(2, target, open_entries.to(found.dtype))
         return [(found > 0).reshape(boxes[0].low.shape)]
 
-    def relax(self, boxes: Sequence[Interval], places: Places | None = None) -> "_Chosen":
+    def relax(self, boxes: Sequence[Interval], alpha: Alpha | None = None) -> "_Chosen":
         low, high = (self._windowed(end) for end in boxes[0])
         below = (low + high).argmax(-1, keepdim=True)
         largest, above = high.max(-1, keepdim=True)

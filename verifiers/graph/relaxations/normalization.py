@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from verifiers.graph.operators import Interval
-from verifiers.graph.relaxations.lines import Places
+from verifiers.graph.relaxations.lines import Alpha
 from verifiers.graph.relaxations.mean_value import MeanValue
 from verifiers.graph.rows import Shape
 
@@ -15,8 +15,8 @@ class Normalization:
     """z = (x - mean) / sqrt(variance + eps) over the last axis of n entries.
 
     Range: the deviation x - mean is linear in x, so its range over the box is exact; the length of the deviations is
-    within the length of the reaches of its value at the centre (projections do not stretch), which bounds the standard
-    deviation; and |z_i| <= sqrt(n - 1) always.
+    within the length of the half-widths of its value at the centre (projections do not stretch), which bounds the
+    standard deviation; and |z_i| <= sqrt(n - 1) always.
     Relaxation: mean-value form. J_ij = t (delta_ij - 1/n - z_i z_j / n) with t = 1 / sqrt(variance + eps); with t
     within t0 -+ tr and z within m -+ w, the entries lie within t0 K_ij -+ (tr |K_ij| + (t0 + tr) E_ij) for
     K_ij = delta_ij - (1 + m_i m_j) / n and E_ij = (|m_i| w_j + w_i |m_j| + w_i w_j) / n.
@@ -34,11 +34,11 @@ class Normalization:
 
     def _ranges(self, box: Interval) -> tuple[Interval, Interval]:
         """Ranges of z and of t."""
-        n, center, reach = self.count, box.center, box.reach
+        n, center, half = self.count, box.center, box.half_width
         deviation = center - center.mean(-1, keepdim=True)
-        around = (1 - 2 / n) * reach + reach.mean(-1, keepdim=True)  # |row of the projection| times the reaches
+        around = (1 - 2 / n) * half + half.mean(-1, keepdim=True)  # |row of the projection| times the half-widths
         low, high = deviation - around, deviation + around
-        length, stretch = (torch.linalg.vector_norm(v, dim=-1, keepdim=True) for v in (deviation, reach))
+        length, stretch = (torch.linalg.vector_norm(v, dim=-1, keepdim=True) for v in (deviation, half))
         nearest = torch.where((low <= 0) & (high >= 0), 0.0, torch.minimum(low.abs(), high.abs()))
         farthest = torch.maximum(low.abs(), high.abs())
         shortest = torch.maximum(
@@ -51,18 +51,18 @@ class Normalization:
         highest = torch.where(high > 0, high * scale.high, high * scale.low).clamp(-limit, limit)
         return Interval(lowest, highest), scale
 
-    def loose(self, boxes: Sequence[Interval]) -> list[Tensor]:
+    def inputs_to_tighten(self, boxes: Sequence[Interval]) -> list[Tensor]:
         return [boxes[0].high > boxes[0].low]
 
-    def relax(self, boxes: Sequence[Interval], places: Places | None = None) -> MeanValue:
+    def relax(self, boxes: Sequence[Interval], alpha: Alpha | None = None) -> MeanValue:
         box, n = boxes[0], self.count
         span, scale = self._ranges(box)
-        center, reach = box.center, box.reach
-        m, w, t, tr = span.center, span.reach, scale.center, scale.reach
+        center, half = box.center, box.half_width
+        m, w, t, tr = span.center, span.half_width, scale.center, scale.half_width
         size = m.abs()
-        total, by_size, by_spread = (v.sum(-1, keepdim=True) for v in (reach, size * reach, w * reach))
-        own = (1 - (1 + m * m) / n).abs() * reach
-        slopes = own + ((total - reach) + size * (by_size - size * reach)).clamp_min(0) / n
+        total, by_size, by_spread = (v.sum(-1, keepdim=True) for v in (half, size * half, w * half))
+        own = (1 - (1 + m * m) / n).abs() * half
+        slopes = own + ((total - half) + size * (by_size - size * half)).clamp_min(0) / n
         curvature = (size * by_spread + w * by_size + w * by_spread) / n
         error = tr * slopes + (t + tr) * curvature
 

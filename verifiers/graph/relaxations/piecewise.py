@@ -1,4 +1,4 @@
-"""Functions made of straight pieces, and hardswish, which has one bent piece."""
+"""Functions made of straight pieces, and hardswish, which has one nonlinear piece."""
 
 from dataclasses import dataclass
 from math import inf
@@ -8,13 +8,13 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from verifiers.graph.relaxations.lines import Lines, Places
+from verifiers.graph.relaxations.lines import Alpha, Lines
 from verifiers.graph.relaxations.sigmoidal import Piece, Span, clamped, hinged, image, replaced, rounding, supporting
 
 
 @dataclass(frozen=True)
 class Relu:
-    """max(x, 0); the free lower slope of an unstable neuron is ``place``, by default 1 if high > -low, else 0.
+    """max(x, 0); the free lower slope of an unstable neuron is ``alpha``, by default 1 if high > -low, else 0.
 
     Sound: the lower line is k x with 0 <= k <= 1. The upper line is the chord from (low, 0) to (high, high); its slope
     and offset are each rounded up by more than their rounding, so that it holds as stored. (A slope held at 1 gives
@@ -29,11 +29,11 @@ class Relu:
     ) -> tuple[Float[Tensor, "*shape"], Float[Tensor, "*shape"]]:
         return low.relu(), high.relu()
 
-    def lines(self, low: Float[Tensor, "*shape"], high: Float[Tensor, "*shape"], places: Places | None = None) -> Lines:
-        if places is None:
+    def lines(self, low: Float[Tensor, "*shape"], high: Float[Tensor, "*shape"], alpha: Alpha | None = None) -> Lines:
+        if alpha is None:
             free = (high > -low).to(low.dtype)
         else:
-            free = torch.where(high <= 0, 0.0, torch.where(low >= 0, 1.0, places[0]))
+            free = torch.where(high <= 0, 0.0, torch.where(low >= 0, 1.0, alpha[0]))
         info = torch.finfo(low.dtype)
         up = 1 + 4 * info.eps
         negative, positive = low.clamp_max(0.0), high.clamp_min(0.0)
@@ -41,7 +41,7 @@ class Relu:
         slope = torch.where(width > info.tiny, positive / width.clamp_min(info.tiny) * up, high > 0).clamp_max(1.0)
         return Lines(free, torch.zeros_like(low), slope, -negative * slope * up)
 
-    def bent(self, low: Float[Tensor, "*shape"], high: Float[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
+    def is_nonlinear(self, low: Float[Tensor, "*shape"], high: Float[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
         return (low < 0) & (high > 0)
 
 
@@ -51,7 +51,7 @@ class LeakyRelu:
 
     Sound: f(x) = slope x + (1 - slope) max(x, 0), so :class:`Relu`'s lines carry over, exchanged where slope > 1. The
     line through 0 has any slope between ``slope`` and 1, which is exact; the chord moves outward by its rounding. The
-    free line is the one through 0, of slope 1 at place 1; by default 1 if high > -low, else ``slope``.
+    free line is the one through 0, of slope 1 at alpha 1; by default 1 if high > -low, else ``slope``.
     """
 
     slope: float | Tensor = 0.01
@@ -65,13 +65,13 @@ class LeakyRelu:
         left, right, kink = self(low), self(high), self(clamped(0.0, low, high))
         return left.minimum(right).minimum(kink), left.maximum(right).maximum(kink)
 
-    def lines(self, low: Float[Tensor, "*shape"], high: Float[Tensor, "*shape"], places: Places | None = None) -> Lines:
+    def lines(self, low: Float[Tensor, "*shape"], high: Float[Tensor, "*shape"], alpha: Alpha | None = None) -> Lines:
         slope, one = self._slope(low).expand_as(low), torch.ones_like(low)
         convex = slope <= 1
-        free = None if places is None else torch.where(convex, *places)
+        free = None if alpha is None else torch.where(convex, *alpha)
         through, zero, chord, above = Relu().lines(low, high, None if free is None else (free, free))
         size = (1 + slope.abs()) * low.abs().maximum(high.abs())
-        slack = torch.where(self.bent(low, high), rounding(size), 0.0)
+        slack = torch.where(self.is_nonlinear(low, high), rounding(size), 0.0)
         through, chord = torch.lerp(slope, one, through), torch.lerp(slope, one, chord)
         above = (1 - slope) * above + torch.where(convex, slack, -slack)
         return Lines(
@@ -81,7 +81,7 @@ class LeakyRelu:
             torch.where(convex, above, zero),
         )
 
-    def bent(self, low: Float[Tensor, "*shape"], high: Float[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
+    def is_nonlinear(self, low: Float[Tensor, "*shape"], high: Float[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
         return (low < 0) & (high > 0) & (self._slope(low) != 1)
 
     def _slope(self, like: Tensor) -> Tensor:
@@ -123,16 +123,16 @@ class Clamp:
     ) -> tuple[Float[Tensor, "*shape"], Float[Tensor, "*shape"]]:
         return self(low), self(high)
 
-    def lines(self, low: Float[Tensor, "*shape"], high: Float[Tensor, "*shape"], places: Places | None = None) -> Lines:
-        (minimum, maximum), (lower_place, upper_place) = self.ends, places or (None, None)
-        bent, inside = self.bent(low, high), (low >= minimum) & (high <= maximum)
+    def lines(self, low: Float[Tensor, "*shape"], high: Float[Tensor, "*shape"], alpha: Alpha | None = None) -> Lines:
+        (minimum, maximum), (lower_alpha, upper_alpha) = self.ends, alpha or (None, None)
+        nonlinear, inside = self.is_nonlinear(low, high), (low >= minimum) & (high <= maximum)
         slope, value = inside.to(low.dtype), torch.where(inside, 0.0, self(low))
         relaxed = Lines(
-            *hinged(self, 1.0, low, high, minimum, lower_place), *hinged(self, -1.0, low, high, maximum, upper_place)
+            *hinged(self, 1.0, low, high, minimum, lower_alpha), *hinged(self, -1.0, low, high, maximum, upper_alpha)
         )
-        return replaced(relaxed, ~bent, slope, value, value)
+        return replaced(relaxed, ~nonlinear, slope, value, value)
 
-    def bent(self, low: Float[Tensor, "*shape"], high: Float[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
+    def is_nonlinear(self, low: Float[Tensor, "*shape"], high: Float[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
         minimum, maximum = self.ends
         return ((low < minimum) & (high > minimum)) | ((low < maximum) & (high > maximum))
 
@@ -153,14 +153,14 @@ class HardSigmoid:
     ) -> tuple[Float[Tensor, "*shape"], Float[Tensor, "*shape"]]:
         return self(low), self(high)
 
-    def lines(self, low: Float[Tensor, "*shape"], high: Float[Tensor, "*shape"], places: Places | None = None) -> Lines:
-        lower_slope, lower_offset, upper_slope, upper_offset = Clamp(-3.0, 3.0).lines(low, high, places)
+    def lines(self, low: Float[Tensor, "*shape"], high: Float[Tensor, "*shape"], alpha: Alpha | None = None) -> Lines:
+        lower_slope, lower_offset, upper_slope, upper_offset = Clamp(-3.0, 3.0).lines(low, high, alpha)
         size = 1 + low.abs().maximum(high.abs()) * (lower_slope.abs() + upper_slope.abs())
         slack = torch.where((low <= 3) & (high >= -3), rounding(size), 0.0)
         return Lines(lower_slope / 6, lower_offset / 6 + 0.5 - slack, upper_slope / 6, upper_offset / 6 + 0.5 + slack)
 
-    def bent(self, low: Float[Tensor, "*shape"], high: Float[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
-        return Clamp(-3.0, 3.0).bent(low, high)
+    def is_nonlinear(self, low: Float[Tensor, "*shape"], high: Float[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
+        return Clamp(-3.0, 3.0).is_nonlinear(low, high)
 
 
 @dataclass(frozen=True)
@@ -187,17 +187,17 @@ class HardSwish:
         straight = self._straight(low, high)
         return torch.where(straight, self(low), least), torch.where(straight, self(high), most)
 
-    def lines(self, low: Float[Tensor, "*shape"], high: Float[Tensor, "*shape"], places: Places | None = None) -> Lines:
-        (lower_place, upper_place), span = places or (None, None), Span.of(self, low, high)
+    def lines(self, low: Float[Tensor, "*shape"], high: Float[Tensor, "*shape"], alpha: Alpha | None = None) -> Lines:
+        (lower_alpha, upper_alpha), span = alpha or (None, None), Span.of(self, low, high)
         left, right = clamped(-3.0, low, high), clamped(3.0, low, high)
         kink = torch.where(span.chord < 0.5, -3.0, 3.0).to(low)
         relaxed = Lines(
-            *supporting(self, 1.0, span, Piece(left, right, left, right), lower_place),
-            *hinged(self, -1.0, low, high, kink, upper_place, others=(-3.0, 3.0)),
+            *supporting(self, 1.0, span, Piece(left, right, left, right), lower_alpha),
+            *hinged(self, -1.0, low, high, kink, upper_alpha, others=(-3.0, 3.0)),
         )
         return replaced(relaxed, self._straight(low, high), (low >= 3).to(low.dtype), 0.0, 0.0)
 
-    def bent(self, low: Float[Tensor, "*shape"], high: Float[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
+    def is_nonlinear(self, low: Float[Tensor, "*shape"], high: Float[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
         return (low < high) & ~self._straight(low, high)
 
     def _straight(self, low: Tensor, high: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from verifiers.graph.operators import Interval, Pushed
-from verifiers.graph.relaxations.lines import Places
+from verifiers.graph.relaxations.lines import Alpha
 from verifiers.graph.rows import Rows, Shape
 
 Bilinear = Callable[[Tensor, Tensor], Tensor]
@@ -30,15 +30,15 @@ class Product:
         if self.function is torch.mul:
             corners = [self.forward(a, b) for a in boxes[0] for b in boxes[1]]
             return Interval(torch.stack(corners).amin(0), torch.stack(corners).amax(0))
-        (a, b), (ra, rb) = ([box.center for box in boxes], [box.reach for box in boxes])
+        (a, b), (ra, rb) = ([box.center for box in boxes], [box.half_width for box in boxes])
         center = self.forward(a, b)
-        reach = self.forward(a.abs(), rb) + self.forward(ra, b.abs()) + self.forward(ra, rb)
-        return Interval(center - reach, center + reach)
+        half = self.forward(a.abs(), rb) + self.forward(ra, b.abs()) + self.forward(ra, rb)
+        return Interval(center - half, center + half)
 
-    def loose(self, boxes: Sequence[Interval]) -> list[Tensor]:
+    def inputs_to_tighten(self, boxes: Sequence[Interval]) -> list[Tensor]:
         return [box.high > box.low for box in boxes]
 
-    def relax(self, boxes: Sequence[Interval], places: Places | None = None) -> "_Planes":
+    def relax(self, boxes: Sequence[Interval], alpha: Alpha | None = None) -> "_Planes":
         return _Planes(self, boxes)
 
     def _aligned(self, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
@@ -54,7 +54,7 @@ class _Planes:
         self.product = product
         self.centers = product._aligned(boxes[0].center, boxes[1].center)
         self.offset = product.forward(boxes[0].center, boxes[1].center)
-        self.error = product.forward(boxes[0].reach, boxes[1].reach)
+        self.error = product.forward(boxes[0].half_width, boxes[1].half_width)
 
     def push(self, rows: Rows, samples: Tensor) -> Pushed:
         rows = rows.dense(self.product.after)

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from verifiers.graph.relaxations.lines import Lines, Places
+from verifiers.graph.relaxations.lines import Alpha, Lines
 
 #: Offsets move outward by this many units of rounding of the largest term they were computed from.
 SLACK = 16.0
@@ -64,7 +64,7 @@ class Piece(NamedTuple):
 
 
 def clamped(point: float, low: Tensor, high: Tensor) -> Tensor:
-    """The place in [low, high] nearest to a point."""
+    """The point of [low, high] nearest to a given one."""
     return low.clamp_min(point).minimum(high)
 
 
@@ -98,13 +98,13 @@ def offset(sign: float | Tensor, slope: Tensor, *points: tuple[Tensor, Tensor], 
 
 
 def replaced(lines: Lines, where: Tensor, slope: float | Tensor, lower: float | Tensor, upper: float | Tensor) -> Lines:
-    """The lines, but parallel ones of this slope with these offsets at some places."""
+    """The lines, but parallel ones of this slope with these offsets where asked."""
     own = (torch.as_tensor(x, dtype=lines.lower_slope.dtype, device=where.device) for x in (slope, lower, slope, upper))
     return Lines(*(torch.where(where, x, line) for x, line in zip(own, lines, strict=True)))
 
 
 def supporting(
-    curve: Curve, sign: float, span: Span, piece: Piece, place: Tensor | None, noise: float | Tensor = 0.0
+    curve: Curve, sign: float, span: Span, piece: Piece, alpha: Tensor | None, noise: float | Tensor = 0.0
 ) -> tuple[Tensor, Tensor]:
     """A line below sign * f, which is convex on the piece and, on either side of it, concave (or decreasing towards
     the end, once the line is subtracted).
@@ -115,7 +115,7 @@ def supporting(
 
     Tightness: with the chord's slope, h is least on the piece at ``parallel``. Not below the ends: the chord is the
     best line. Below: the tangents at the points from ``first`` to ``last``, where they stop passing below one of the
-    ends, are the candidates; ``place`` picks one, and the one nearest the middle encloses the least area.
+    ends, are the candidates; ``alpha`` picks one, and the one nearest the middle encloses the least area.
     The points that were searched for are constants to the gradient; the ends of the piece are not.
     """
     low, high, at_low, at_high, chord = span
@@ -133,7 +133,7 @@ def supporting(
         straight = sign * (least - chord * parallel) >= ends
     first = _farthest(parallel.detach(), piece.first, below(low, at_low))
     last = _farthest(parallel.detach(), piece.last, below(high, at_high))
-    t = torch.lerp(first, last, place) if place is not None else (low / 2 + high / 2).maximum(first).minimum(last)
+    t = torch.lerp(first, last, alpha) if alpha is not None else (low / 2 + high / 2).maximum(first).minimum(last)
     t = torch.where(straight, parallel.detach(), t)
     slope = torch.where(straight, chord, curve.derivative(t))
     tilt = torch.where(straight, sign * (curve.derivative(t) - chord), 0.0)
@@ -157,7 +157,7 @@ def hinged(
     low: Tensor,
     high: Tensor,
     at: float | Tensor,
-    place: Tensor | None,
+    alpha: Tensor | None,
     others: tuple[float, ...] = (),
 ) -> tuple[Tensor, Tensor]:
     """A line below sign * f, which is concave or straight between its kinks: that ``at``, where the line may turn, and
@@ -172,7 +172,7 @@ def hinged(
     chord = _quotient(right_value - left_value, high - low)
     left = torch.where(kink > low, _quotient(kink_value - left_value, kink - low), chord)
     right = torch.where(kink < high, _quotient(right_value - kink_value, high - kink), chord)
-    free = torch.where(low / 2 + high / 2 > kink, right, left) if place is None else torch.lerp(left, right, place)
+    free = torch.where(low / 2 + high / 2 > kink, right, left) if alpha is None else torch.lerp(left, right, alpha)
     slope = torch.where((sign * (right - left) > 0) & (low < kink) & (kink < high), free, chord)
     points += [(x, curve(x)) for x in (clamped(other, low, high) for other in others)]
     return slope, offset(sign, slope, *points)
@@ -205,16 +205,16 @@ class _SShape:
     ) -> tuple[Float[Tensor, "*shape"], Float[Tensor, "*shape"]]:
         return widened(self(low), self(high))
 
-    def lines(self, low: Float[Tensor, "*shape"], high: Float[Tensor, "*shape"], places: Places | None = None) -> Lines:
+    def lines(self, low: Float[Tensor, "*shape"], high: Float[Tensor, "*shape"], alpha: Alpha | None = None) -> Lines:
         span, middle = Span.of(self, low, high), clamped(0.0, low, high)
-        lower_place, upper_place = places or (None, None)
+        lower_alpha, upper_alpha = alpha or (None, None)
         convex = Piece(low, middle, low.maximum(middle - REACH), middle)
         concave = Piece(middle, high, middle, high.minimum(middle + REACH))
         return Lines(
-            *supporting(self, 1.0, span, convex, lower_place), *supporting(self, -1.0, span, concave, upper_place)
+            *supporting(self, 1.0, span, convex, lower_alpha), *supporting(self, -1.0, span, concave, upper_alpha)
         )
 
-    def bent(self, low: Float[Tensor, "*shape"], high: Float[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
+    def is_nonlinear(self, low: Float[Tensor, "*shape"], high: Float[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
         return low < high
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from verifiers.graph.operators import Interval
-from verifiers.graph.relaxations.lines import Places
+from verifiers.graph.relaxations.lines import Alpha
 from verifiers.graph.relaxations.mean_value import MeanValue
 from verifiers.graph.rows import Shape
 
@@ -33,17 +33,17 @@ class Softmax:
         """1 / (1 + sum over j other than i of exp(others_j - own_i)), without overflow or loss."""
         return torch.sigmoid(own - _log_sum_of_others(others, self.axis))
 
-    def loose(self, boxes: Sequence[Interval]) -> list[Tensor]:
+    def inputs_to_tighten(self, boxes: Sequence[Interval]) -> list[Tensor]:
         return [boxes[0].high > boxes[0].low]
 
-    def relax(self, boxes: Sequence[Interval], places: Places | None = None) -> MeanValue:
+    def relax(self, boxes: Sequence[Interval], alpha: Alpha | None = None) -> MeanValue:
         box, axis = boxes[0], self.axis
         span = self.interval(box)
-        center, reach, m, s = box.center, box.reach, span.center, span.reach
+        center, half, m, s = box.center, box.half_width, span.center, span.half_width
         diagonal, spread = _diagonal(span)
-        off = m * (s * reach).sum(axis, keepdim=True) + s * ((m + s) * reach).sum(axis, keepdim=True)
-        own = (2 * m * s + s * s) * reach
-        error = spread * reach + (off - own).clamp_min(0)
+        off = m * (s * half).sum(axis, keepdim=True) + s * ((m + s) * half).sum(axis, keepdim=True)
+        own = (2 * m * s + s * s) * half
+        error = spread * half + (off - own).clamp_min(0)
 
         def transpose(values: Tensor, gather: Callable[[Tensor], Tensor]) -> Tensor:
             middle = gather(m)
@@ -70,7 +70,7 @@ def _log_sum_of_others(x: Tensor, axis: int) -> Tensor:
 
 
 def _diagonal(span: Interval) -> tuple[Tensor, Tensor]:
-    """Centre and reach of p (1 - p) for p in the span."""
+    """Centre and half-width of p (1 - p) for p in the span."""
     ends = [p * (1 - p) for p in span]
     top = torch.where((span.low <= 0.5) & (span.high >= 0.5), 0.25, torch.maximum(*ends))
     bottom = torch.minimum(*ends)

@@ -14,7 +14,7 @@ from certkd.networks.builders import Classifier
 from certkd.networks.onnx.classifier import classifier
 from certkd.networks.onnx.file import Reference, read
 from tests.paths import GOLDEN
-from verifiers.bound_propagation.checks import check_sandwich, withstand
+from verifiers.bound_propagation.checks import attack_bounds, check_sandwich
 from verifiers.bound_propagation.native.engine import Native
 from verifiers.core.errors import InputError
 from verifiers.core.quantities import Norm
@@ -79,4 +79,4 @@ def test_the_native_engine_bounds_it(name: str) -> None:
 def test_crown_stands_attacks(name: str) -> None:
     test, model = samples(NETS[name]["dataset"]).splits["test"], network(name)
     images = test.images[torch.arange(2)]
-    withstand(Native(model, images), images, 1 / 255, norm=Norm.LINF, method="crown")
+    attack_bounds(Native(model, images), images, 1 / 255, norm=Norm.LINF, method="crown")

@@ -1,0 +1,185 @@
+"""The backward pass: rows of one node, pushed back to the image through one relaxation after another."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from verifiers.bound_propagation.engine import Planes, joined
+from verifiers.core.quantities import Norm
+from verifiers.geometry.balls import DUAL, Balls
+from verifiers.graph.graph import Graph
+from verifiers.graph.operators import Interval, Relaxation
+from verifiers.graph.relaxations.lines import Alpha
+from verifiers.graph.rows import Rows, Shape, add, shape_size
+
+#: Coefficients that one block of rows may hold at a node.
+BLOCK = 2**22
+
+
+def block_of(widest: int) -> int:
+    """Rows at a time, for a graph whose widest node has this many entries."""
+    return max(16, min(1024, BLOCK // max(1, widest)))
+
+
+#: Free lines of the relaxation of a node (last) in the bounds of a start node's entries (side 0) or negations (1).
+Alphas = Mapping[tuple[int, int, int], Alpha]
+
+
+@dataclass
+class BackwardRows:
+    """Rows between their start and the image.
+
+    Attributes:
+        pending: their coefficients, by the node where they stand.
+        constant: what they have gained so far.
+        samples: the sample of each.
+    """
+
+    pending: dict[int, Rows]
+    constant: Float[Tensor, " rows"]
+    samples: Int[Tensor, " rows"]
+
+    def add(self, position: int, rows: Rows, shape: Shape) -> None:
+        """Add coefficients of a node."""
+        self.pending[position] = add(self.pending[position], rows, shape) if position in self.pending else rows
+
+    def keep(self, chosen: Bool[Tensor, " rows"]) -> "BackwardRows":
+        """Select some of the rows."""
+        pending = {position: rows.keep(chosen) for position, rows in self.pending.items()}
+        return BackwardRows(pending, self.constant[chosen], self.samples[chosen])
+
+
+@dataclass
+class BackwardPass:
+    """Push rows back through a graph over a batch of balls.
+
+    Attributes:
+        graph: the network.
+        balls: one for each sample.
+        alphas: the free lines of relaxations, where they are not the default ones.
+        intervals: of every node.
+        relaxations: filled by ``push``.
+    """
+
+    graph: Graph
+    balls: Balls
+    alphas: Alphas = field(default_factory=dict)
+    intervals: list[Interval] = field(default_factory=list)
+    relaxations: dict[tuple[int, int, int], Relaxation] = field(default_factory=dict)
+
+    def push(
+        self,
+        start: int,
+        rows: Rows,
+        samples: Int[Tensor, " rows"],
+        ids: Int[Tensor, " rows"] | None = None,
+        side: int = 0,
+        image: Float[Tensor, "rows *shape"] | None = None,
+    ) -> Planes:
+        """Push rows of a node back to the image and minimise them over each row's ball.
+
+        ``ids`` number the rows of a specification, for relaxations that are chosen per row. Only they get planes;
+        for the rows of an inner node just the bound counts. ``side`` is 0 for lower bounds of an inner node's entries
+        and 1 for those of their negations, which choose their lines apart. ``image`` holds coefficients of the image
+        that each row has besides.
+        """
+        back = BackwardRows({start: rows}, self.balls.x.new_zeros(len(samples)), samples)
+        if image is not None:
+            back.add(0, Rows(image), self.graph.nodes[0].shape)
+        for position in range(start, 0, -1):
+            self.step(back, position, (start, side), ids)
+        return self.minimum(back, with_planes=ids is not None)
+
+    def blocks(self, start: int, rows: int) -> tuple[Int[Tensor, " block"], ...]:
+        """Split a number of rows of a node into blocks that fit into memory."""
+        widest = max(shape_size(node.shape) for node in self.graph.nodes[: start + 1])
+        return torch.arange(rows, device=self.balls.x.device).split(block_of(widest))
+
+    def by_rows(
+        self,
+        specification: Float[Tensor, "batch rows classes"],
+        less: Float[Tensor, "batch rows *shape"] | None = None,
+    ) -> Planes:
+        """Rows of the specification pushed back from the logits; planes ``(batch, rows)``.
+
+        ``less`` holds a linear function of the image for each row: what is bounded is the row minus that function.
+        """
+        start, samples = self.merged(specification)
+        widest = max(shape_size(node.shape) for node in self.graph.nodes)
+        ids = torch.arange(len(samples), device=samples.device)
+        slopes = None if less is None else -less.reshape(len(samples), *self.graph.nodes[0].shape)
+        parts = [
+            self.push(
+                self.graph.output,
+                start.take(start.values[chunk]),
+                samples[chunk],
+                chunk,
+                image=None if slopes is None else slopes[chunk],
+            )
+            for chunk in ids.split(block_of(widest))
+        ]
+        return joined(parts).reshape(specification.shape[:2])
+
+    def merged(self, specification: Tensor) -> tuple[Rows, Tensor]:
+        """All rows of all samples in one tensor, and the sample of each."""
+        batch, rows = specification.shape[:2]
+        values = specification.reshape(batch * rows, *self.graph.nodes[self.graph.output].shape)
+        return Rows(values), torch.arange(batch, device=values.device).repeat_interleave(rows)
+
+    def step(
+        self, back: BackwardRows, position: int, start: tuple[int, int] = (-1, -1), ids: Tensor | None = None
+    ) -> bool:
+        """Push the rows that stand at a node to its inputs; False where there are none."""
+        if (here := back.pending.pop(position, None)) is None:
+            return False
+        node, samples = self.graph.nodes[position], back.samples
+        relaxation, per_row = self._relaxation(position, start, samples, ids)
+        pushed = relaxation.push(here, torch.arange(len(samples), device=samples.device) if per_row else samples)
+        if pushed.constant is not None:
+            back.constant = back.constant + pushed.constant
+        for i, part in zip(node.inputs, pushed.inputs, strict=True):
+            if part is not None:
+                back.add(i, part, self.graph.nodes[i].shape)
+        return True
+
+    def _relaxation(
+        self, position: int, start: tuple[int, int], samples: Tensor, ids: Tensor | None
+    ) -> tuple[Relaxation, bool]:
+        """The relaxation of a node for rows from a start node, and whether it has its own lines for every row."""
+        node = self.graph.nodes[position]
+        assert node.operator is not None
+        boxes = [self.intervals[i] for i in node.inputs]
+        alpha = self.alphas.get((*start, position))
+        if alpha is not None and ids is not None:
+            own = [Interval(box.low[samples], box.high[samples]) for box in boxes]
+            return node.operator.relax(own, (alpha[0][ids], alpha[1][ids])), True
+        key = (position, *(start if alpha is not None else (-1, -1)))
+        if key not in self.relaxations:
+            self.relaxations[key] = node.operator.relax(boxes, alpha)
+        return self.relaxations[key], False
+
+    def minimum(self, back: BackwardRows, *, with_planes: bool) -> Planes:
+        """Minimise rows that have arrived at the image over each row's ball."""
+        rows, constant, samples = back.pending.get(0), back.constant, back.samples
+        if rows is None:
+            return Planes(constant, constant, torch.zeros_like(constant))
+        shape, linf = self.graph.nodes[0].shape, self.balls.norm is Norm.LINF
+        by_box = self.over_boxes(back)
+        if linf and not with_planes:
+            return Planes(by_box, by_box, by_box)
+        value = constant + rows.dot(self.balls.x.reshape(len(self.balls.x), *shape), samples)
+        inside = rows.masked(shape).values.flatten(1)
+        steepness = torch.linalg.vector_norm(inside, DUAL[self.balls.norm], dim=1)
+        by_ball = value - self.balls.eps[samples] * steepness
+        return Planes(by_box if linf else torch.maximum(by_box, by_ball), value, steepness)
+
+    def over_boxes(self, back: BackwardRows) -> Float[Tensor, " rows"]:
+        """Minimise rows where they stand, over the boxes of those nodes."""
+        low = back.constant
+        for position, rows in back.pending.items():
+            box, samples = self.intervals[position], back.samples
+            low = low + rows.dot(box.center, samples) - rows.take(rows.values.abs()).dot(box.half_width, samples)
+        return low

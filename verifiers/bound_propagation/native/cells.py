@@ -1,0 +1,150 @@
+"""Bounds over domains: parts of one ball on which some ReLUs have a given sign."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from verifiers.bound_propagation.engine import Planes
+from verifiers.bound_propagation.native.backward import BackwardPass, BackwardRows
+from verifiers.bound_propagation.native.bounds import Bounds
+from verifiers.bound_propagation.native.domains import Domains, UnstableReLUs, by_node
+from verifiers.geometry.balls import Balls
+from verifiers.graph.operators import Interval
+from verifiers.graph.rows import Rows, one_hot
+
+#: Interval ends that cross by more than this share exclude each other; by less, it may be rounding.
+CROSSED = 1e-9
+
+
+@dataclass
+class Cell(BackwardPass):
+    """A backward pass over domains: intervals end at the splits, and rows take the multipliers with them.
+
+    Attributes:
+        multipliers: by node: what is added to the coefficients of the rows that reach it.
+        watched: operators whose rows are kept.
+        coefficients: filled by ``push``, by operator: the rows' coefficients there.
+        slopes: filled by ``push``: the rows' coefficients of the image.
+    """
+
+    multipliers: dict[int, Float[Tensor, "domains ..."]] = field(default_factory=dict)
+    watched: frozenset[int] = frozenset()
+    coefficients: dict[int, Float[Tensor, "domains ..."]] = field(default_factory=dict)
+    slopes: Float[Tensor, "domains ..."] | None = None
+
+    def step(
+        self, back: BackwardRows, position: int, start: tuple[int, int] = (-1, -1), ids: Tensor | None = None
+    ) -> bool:
+        """As ``BackwardPass.step``, with the multipliers of the node added first."""
+        shape = self.graph.nodes[position].shape
+        if ids is not None and position in self.multipliers:
+            back.add(position, Rows(self.multipliers[position][ids]), shape)
+        if position in self.watched and position in back.pending:
+            self.coefficients[position] = back.pending[position].dense(shape).values.detach()
+        return super().step(back, position, start, ids)
+
+    def minimum(self, back: BackwardRows, *, with_planes: bool) -> Planes:
+        """As ``BackwardPass.minimum``, keeping the slopes."""
+        rows, shape = back.pending.get(0), self.graph.nodes[0].shape
+        if rows is not None:
+            self.slopes = rows.dense(shape).values.detach()
+        return super().minimum(back, with_planes=with_planes)
+
+
+class DomainBounds:
+    """Bounds of rows over domains of one ball.
+
+    Args:
+        root: bounds of the ball, propagated.
+        specification: the rows.
+    """
+
+    def __init__(self, root: Bounds, specification: Float[Tensor, "1 rows classes"]) -> None:
+        self.root, self.graph, self.x = root, root.graph, root.balls.x
+        self.specification = specification
+        self.shapes = {i: node.shape for i, node in enumerate(self.graph.nodes)}
+        self.relus = UnstableReLUs.of(self.graph, root.intervals)
+
+    def ends(
+        self, intervals: Sequence[Interval]
+    ) -> tuple[Float[Tensor, "domains open"], Float[Tensor, "domains open"]]:
+        """Lower and upper ends of the unstable ReLUs' inputs."""
+        nodes = {node for _, node in self.relus.readers}
+        low, high = ({node: intervals[node][side] for node in nodes} for side in (0, 1))
+        like = self.x.new_zeros((len(intervals[0].low), 0))
+        return self.relus.gather(low, like), self.relus.gather(high, like)
+
+    def cut(self, domains: Domains) -> tuple[list[Interval], Bool[Tensor, " domains"]]:
+        """Intervals of all nodes on each domain, by interval arithmetic from the splits on; and which are empty."""
+        signs = by_node(self.relus.spread(domains.signs, self.shapes))
+        empty = torch.zeros(len(domains), dtype=torch.bool, device=self.x.device)
+        cells: list[Interval] = []
+        for position, node in enumerate(self.graph.nodes):
+            low, high = (end.expand(len(domains), *end.shape[1:]) for end in self.root.intervals[position])
+            if position in signs:
+                low = torch.where(signs[position] > 0, low.clamp_min(0.0), low)
+                high = torch.where(signs[position] < 0, high.clamp_max(0.0), high)
+            if node.operator is not None:
+                forward = node.operator.interval(*(cells[i] for i in node.inputs))
+                low, high = torch.fmax(low, forward.low), torch.fmin(high, forward.high)
+            empty |= (low - high > CROSSED * (1 + low.abs())).flatten(1).any(1)
+            cells.append(Interval(torch.minimum(low, high), torch.maximum(low, high)))
+        return cells, empty
+
+    def cell(self, domains: Domains, cells: list[Interval]) -> Cell:
+        """The bounds of domains with their parameters."""
+        root, count = self.root, len(domains)
+        alpha = self.relus.spread(domains.alpha, self.shapes)
+        beta = self.relus.spread(-domains.signs * domains.beta, self.shapes)
+        return Cell(
+            self.graph,
+            Balls(self.x.expand(count, *self.x.shape[1:]), root.balls.eps.expand(count), root.balls.norm),
+            {(self.graph.output, 0, reader): (value, value) for (reader, _), value in alpha.items()},
+            intervals=cells,
+            multipliers=by_node(beta),
+            watched=frozenset(reader for reader, _ in self.relus.readers),
+        )
+
+    def glance(self, domains: Domains) -> Float[Tensor, " domains"]:
+        """Bounds with the parameters as they are."""
+        cells, empty = self.cut(domains)
+        found = self.cell(domains, cells).by_rows(self.specification[0, domains.row][:, None]).bound[:, 0]
+        return torch.fmax(domains.bound, found).masked_fill(empty, math.inf)
+
+    def candidates(
+        self, domains: Domains, cells: list[Interval], coefficients: Mapping[int, Tensor]
+    ) -> Int[Tensor, "domains candidates"]:
+        """The ReLUs whose relaxation costs the row most: its coefficient there times the largest gap of the line."""
+        low, high = self.ends(cells)
+        zeros = {reader: torch.zeros_like(cells[node].low) for reader, node in self.relus.readers}
+        row = self.relus.gather({**zeros, **coefficients}, domains.alpha, by_reader=True)
+        undecided = (domains.signs == 0) & (low < 0) & (high > 0)
+        above = -low * high / (high - low).clamp_min(1e-12)
+        below = torch.maximum((1 - domains.alpha) * high, -domains.alpha * low)
+        score = torch.where(row < 0, -row * above, row * below) + 1e-9 * above
+        cost, places = score.where(undecided, -1.0).topk(domains.branch.shape[1], dim=1)
+        return places.masked_fill(cost < 0, -1)
+
+    def constraints(
+        self, leaf: Domains, cells: list[Interval]
+    ) -> tuple[Int[Tensor, " split"], Float[Tensor, "split pixels"], Float[Tensor, " split"]]:
+        """Of each split ReLU: its number, and slope and offset of the function of the image that is at least 0."""
+        found: list[tuple[Tensor, Tensor, Tensor]] = []
+        start = 0
+        for (_, node), entries in zip(self.relus.readers, self.relus.entries, strict=True):
+            signs = leaf.signs[0, start : start + len(entries)]
+            chosen = signs.nonzero().flatten()
+            if len(chosen):
+                cell = Cell(self.graph, self.root.balls, intervals=cells)
+                rows = one_hot(self.shapes[node], entries[chosen], signs[chosen].to(self.x))
+                value = cell.push(node, rows, torch.zeros_like(chosen), torch.arange(len(chosen))).value
+                assert cell.slopes is not None
+                slopes = cell.slopes.flatten(1)
+                found.append((start + chosen, slopes, value - slopes @ self.x.flatten()))
+            start += len(entries)
+        empty = (leaf.row[:0], self.x.new_zeros((0, self.x.numel())), self.x.new_zeros(0))
+        return tuple(torch.cat(parts) for parts in zip(empty, *found, strict=True))  # type: ignore[return-value]

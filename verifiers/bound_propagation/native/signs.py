@@ -1,0 +1,46 @@
+"""Bounds of entries of which only the sign matters: their rows stop as soon as it is known."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from verifiers.bound_propagation.native.backward import BackwardPass, BackwardRows
+from verifiers.graph.rows import one_hot
+
+
+def until_signs(
+    run: BackwardPass, start: int, samples: Int[Tensor, " rows"], entries: Int[Tensor, " rows"]
+) -> tuple[Float[Tensor, " rows"], Float[Tensor, " rows"]]:
+    """Bound entries of a node and their negations from below, where exact bounds matter only around zero.
+
+    The row of an entry and that of its negation go back together, and both leave as soon as the intervals of the
+    nodes where they stand prove one of them positive; most do after a layer or two. nan where nothing was proved.
+    """
+    found = run.balls.x.new_full((2, len(samples)), float("nan"))
+    for chunk in run.blocks(start, len(samples)):
+        found[:, chunk] = _block(run, start, samples[chunk], entries[chunk])
+    return found[0], found[1]
+
+
+def _block(run: BackwardPass, start: int, samples: Tensor, entries: Tensor) -> Float[Tensor, "2 rows"]:
+    left = torch.arange(len(samples), device=samples.device)
+    found = run.balls.x.new_full((2, len(samples)), float("nan"))
+    signs = torch.ones_like(found[0])
+    rows = one_hot(run.graph.nodes[start].shape, entries.repeat(2), torch.cat([signs, -signs]))
+    back = BackwardRows({start: rows}, signs.new_zeros(2 * len(left)), samples.repeat(2))
+    nearest = True  # whose boxes say what the interval of the start node said
+    for position in range(start, 0, -1):
+        if not run.step(back, position) or run.graph.affine_operator(position):
+            continue
+        if nearest:
+            nearest = False
+            continue
+        bounds = run.over_boxes(back).reshape(2, -1)
+        known = (bounds > 0).any(0)
+        found[:, left[known]] = bounds[:, known]
+        left = left[~known]
+        if not len(left):
+            return found
+        back = back.keep(~known.repeat(2))
+    found[:, left] = run.minimum(back, with_planes=False).bound.reshape(2, -1)
+    return found

@@ -1,0 +1,121 @@
+"""From the operators of torch.export to those that have bounds: one function per operator, one table.
+
+Each function gets the builder and the operator's own arguments; a ``Ref`` depends on the image, a tensor is constant.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from verifiers.graph.lowering.activations import clamp, elementwise, prelu
+from verifiers.graph.lowering.arithmetic import add, addmm, attention, div, matmul, mul, power, rsub, softmax, sub
+from verifiers.graph.lowering.layers import (
+    avg_pool2d,
+    batch_norm,
+    conv2d,
+    convolution,
+    fixed_batch_norm,
+    group_norm,
+    layer_norm,
+    linear,
+    max_pool2d,
+)
+from verifiers.graph.lowering.shapes import (
+    chunk,
+    constant,
+    converted,
+    dropout,
+    identity,
+    joined,
+    pad,
+    picking,
+    reshape,
+    split,
+    unbind,
+)
+from verifiers.graph.relaxations.convex import Elu, Exp, Log, Reciprocal, Rsqrt, Softplus, Sqrt, Square
+from verifiers.graph.relaxations.gelu import Gelu, Mish, Silu
+from verifiers.graph.relaxations.piecewise import Abs, Clamp, HardSigmoid, HardSwish, LeakyRelu, Relu
+from verifiers.graph.relaxations.sigmoidal import Sigmoid, Tanh
+
+aten = torch.ops.aten
+
+#: Operators that keep the order of the entries, and those that only pick, copy, add and average them.
+_RESHAPES = "view _unsafe_view reshape flatten unflatten unsqueeze squeeze"
+_PICKS = (
+    "permute transpose t numpy_T expand select slice narrow flip roll index index_select repeat mean sum "
+    "adaptive_avg_pool1d adaptive_avg_pool2d avg_pool1d constant_pad_nd reflection_pad2d replication_pad2d "
+    "upsample_nearest2d upsample_bilinear2d pixel_shuffle pixel_unshuffle tril triu"
+)
+_CONSTANTS = "new_zeros new_ones new_full zeros_like ones_like full_like"
+
+LOWERINGS: dict[str, Callable[..., Any]] = {
+    **{name: reshape(getattr(aten, name)) for name in _RESHAPES.split()},
+    **{name: picking(getattr(aten, name)) for name in _PICKS.split()},
+    **{name: constant(getattr(aten, name)) for name in _CONSTANTS.split()},
+    **dict.fromkeys("clone contiguous alias detach lift_fresh_copy positive _assert_tensor_metadata".split(), identity),
+    "to": converted,
+    "_to_copy": converted,
+    "dropout": dropout,
+    "feature_dropout": dropout,
+    "linear": linear,
+    "conv2d": conv2d,
+    "conv1d": convolution(aten.conv1d),
+    "conv3d": convolution(aten.conv3d),
+    "conv_transpose2d": convolution(aten.conv_transpose2d),
+    "_native_batch_norm_legit_no_training": batch_norm,
+    "batch_norm": fixed_batch_norm,
+    "layer_norm": layer_norm,
+    "group_norm": group_norm,
+    "add": add,
+    "add_": add,
+    "sub": sub,
+    "rsub": rsub,
+    "mul": mul,
+    "div": div,
+    "neg": lambda builder, x: mul(builder, x, -1.0),
+    "pow": power,
+    "square": elementwise(Square),
+    "matmul": matmul,
+    "bmm": matmul,
+    "mm": matmul,
+    "addmm": addmm,
+    "scaled_dot_product_attention": attention,
+    "softmax": softmax,
+    "_softmax": softmax,
+    "max_pool2d": max_pool2d,
+    "avg_pool2d": avg_pool2d,
+    "split": split,
+    "split_with_sizes": split,
+    "chunk": chunk,
+    "unbind": unbind,
+    "cat": joined(torch.cat),
+    "stack": joined(torch.stack),
+    "pad": pad,
+    "relu": elementwise(Relu),
+    "relu6": elementwise(lambda: Clamp(0.0, 6.0)),
+    "leaky_relu": elementwise(lambda slope=0.01: LeakyRelu(slope)),
+    "prelu": prelu,
+    "hardtanh": elementwise(lambda minimum=-1.0, maximum=1.0: Clamp(minimum, maximum)),
+    "clamp": clamp,
+    "clamp_min": clamp,
+    "clamp_max": lambda builder, x, maximum: clamp(builder, x, None, maximum),
+    "hardsigmoid": elementwise(HardSigmoid),
+    "hardswish": elementwise(HardSwish),
+    "abs": elementwise(Abs),
+    "exp": elementwise(Exp),
+    "log": elementwise(Log),
+    "sqrt": elementwise(Sqrt),
+    "rsqrt": elementwise(Rsqrt),
+    "reciprocal": elementwise(Reciprocal),
+    "softplus": elementwise(lambda beta=1.0, threshold=20.0: Softplus(beta, threshold)),
+    "elu": elementwise(lambda alpha=1.0, scale=1.0, input_scale=1.0: Elu(alpha, scale, input_scale)),
+    "selu": elementwise(lambda: Elu(1.6732632423543772, 1.0507009873554805, 1.0)),
+    "celu": elementwise(lambda alpha=1.0: Elu(alpha, 1.0, 1.0 / alpha)),
+    "tanh": elementwise(Tanh),
+    "sigmoid": elementwise(Sigmoid),
+    "gelu": elementwise(lambda approximate="none": Gelu(approximate)),
+    "silu": elementwise(Silu),
+    "mish": elementwise(Mish),
+}

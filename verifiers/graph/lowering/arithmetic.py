@@ -1,0 +1,114 @@
+"""Sums, products, powers, softmax and attention."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from verifiers.graph.affine import Scale, Sum
+from verifiers.graph.graph import Builder, Ref
+from verifiers.graph.lowering.shapes import Value, general
+from verifiers.graph.operators import Elementwise
+from verifiers.graph.relaxations.convex import Reciprocal, Rsqrt, Sqrt, Square
+from verifiers.graph.relaxations.lines import Activation
+from verifiers.graph.relaxations.products import Product
+from verifiers.graph.relaxations.softmax import Softmax
+
+
+def add(builder: Builder, left: Value, right: Value, *, alpha: int | float = 1) -> Ref:
+    return _plus(builder, left, 1, right, alpha)
+
+
+def sub(builder: Builder, left: Value, right: Value, *, alpha: int | float = 1) -> Ref:
+    return _plus(builder, left, 1, right, -alpha)
+
+
+def rsub(builder: Builder, left: Value, right: Value, alpha: int | float = 1) -> Ref:
+    return _plus(builder, left, -alpha, right, 1)
+
+
+def _plus(builder: Builder, left: Value, a: int | float, right: Value, b: int | float) -> Ref:
+    """a left + b right."""
+    if not isinstance(left, Ref):
+        left, a, right, b = right, b, left, a
+    if isinstance(right, Ref):
+        if left.shape == right.shape and {abs(a), abs(b)} == {1}:
+            return builder.add(Sum([round(a), round(b)]), [left, right], left.shape)
+        return general(builder, lambda x, y: a * x + b * y, [left, right], lambda x, y: abs(a) * x + abs(b) * y)
+    shift = b * torch.as_tensor(right, dtype=builder.like.dtype, device=builder.like.device)
+    if torch.broadcast_shapes(shift.shape, left.shape) == left.shape:
+        made = Scale(builder.like.new_tensor(float(a)), shift, left.shape)
+        return builder.add(made, [left], left.shape)
+    return general(builder, lambda x: a * x + shift, [left], lambda x: abs(a) * x + 0 * shift)
+
+
+def mul(builder: Builder, left: Value, right: Value) -> Ref:
+    if not isinstance(left, Ref):
+        left, right = right, left
+    if not isinstance(right, Ref):
+        scale = torch.as_tensor(right, dtype=builder.like.dtype, device=builder.like.device)
+        if torch.broadcast_shapes(scale.shape, left.shape) == left.shape:
+            return builder.add(Scale(scale, None, left.shape), [left], left.shape)
+        return general(builder, lambda x: x * scale, [left], lambda x: x * scale.abs())
+    if left == right:
+        return builder.add(Elementwise(Square()), [left], left.shape)
+    after = tuple(torch.broadcast_shapes(left.shape, right.shape))
+    return builder.add(Product(torch.mul, left.shape, right.shape, after), [left, right], after)
+
+
+def div(builder: Builder, left: Value, right: Value) -> Ref:
+    if isinstance(right, Ref):
+        return mul(builder, left, builder.add(Elementwise(Reciprocal()), [right], right.shape))
+    return mul(builder, left, 1 / torch.as_tensor(right, dtype=builder.like.dtype, device=builder.like.device))
+
+
+def power(builder: Builder, x: Ref, exponent: Value) -> Ref:
+    known: dict[float, Callable[[], Activation]] = {2: Square, 0.5: Sqrt, -0.5: Rsqrt, -1: Reciprocal}
+    if isinstance(exponent, Ref | Tensor) or not isinstance(x, Ref) or exponent not in known:
+        raise builder.refuse(f"exponent {exponent}: only 2, 1/2, -1/2 and -1 have bounds")
+    return builder.add(Elementwise(known[exponent]()), [x], x.shape)
+
+
+def matmul(builder: Builder, left: Value, right: Value) -> Ref:
+    if isinstance(left, Ref) and isinstance(right, Ref):
+        if left == right or min(len(left.shape), len(right.shape)) < 2:
+            raise builder.refuse("a product of a value with itself, or of vectors")
+        after = tuple(torch.matmul(builder.like.new_zeros(left.shape), builder.like.new_zeros(right.shape)).shape)
+        return builder.add(Product(torch.matmul, left.shape, right.shape, after), [left, right], after)
+    if isinstance(left, Ref):
+        return general(builder, lambda x: x @ right, [left], lambda x: x @ right.abs())
+    return general(builder, lambda x: left @ x, [right], lambda x: left.abs() @ x)
+
+
+def addmm(builder: Builder, bias: Value, left: Value, right: Value) -> Ref:
+    return _plus(builder, matmul(builder, left, right), 1, bias, 1)
+
+
+def attention(
+    builder: Builder,
+    query: Value,
+    key: Value,
+    value: Value,
+    mask: Value = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: int | float | None = None,
+    enable_gqa: bool = False,
+) -> Ref:
+    """softmax(q k^T / sqrt(d) + mask) v."""
+    if is_causal or enable_gqa or dropout_p or isinstance(mask, Ref) or (mask is not None and mask.dtype == torch.bool):
+        raise builder.refuse("only attention without causal, boolean or grouped masks and without dropout has bounds")
+    if mask is not None and not bool(torch.isfinite(mask).all()):
+        raise builder.refuse("a mask with infinite entries")
+    if not all(isinstance(part, Ref) for part in (query, key, value)):
+        raise builder.refuse("attention to constants")
+    keys = general(builder, lambda x: x.mT, [key])
+    scores = mul(builder, matmul(builder, query, keys), query.shape[-1] ** -0.5 if scale is None else scale)
+    scores = scores if mask is None else add(builder, scores, mask)
+    return matmul(builder, softmax(builder, scores, -1), value)
+
+
+def softmax(builder: Builder, x: Ref, dim: int, *_: Any) -> Ref:
+    return builder.add(Softmax(dim if dim < 0 else dim - len(x.shape), x.shape), [x], x.shape)

@@ -1,0 +1,109 @@
+"""Operators that keep, pick, copy, add and average entries, or depend on the shape alone."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from verifiers.graph.affine import Function, General, Reshape
+from verifiers.graph.graph import Builder, Ref
+
+#: Ref, Tensor or number.
+Value = Any
+
+
+def general(builder: Builder, function: Function, inputs: Sequence[Ref], absolute: Function | None = None) -> Ref:
+    """An affine function of the inputs, by automatic differentiation."""
+    shapes = [ref.shape for ref in inputs]
+    after = tuple(function(*(builder.like.new_zeros(shape) for shape in shapes)).shape)
+    return builder.add(General(function, shapes, after, builder.like, absolute), inputs, after)
+
+
+def picking(target: Callable[..., Tensor]) -> Callable[..., Ref]:
+    """The lowering of an operator that only picks, copies, adds and averages entries of its first argument."""
+
+    def lower(builder: Builder, x: Ref, *args: Any, **kwargs: Any) -> Ref:
+        refuse_refs(builder, args, kwargs)
+        return general(builder, lambda value: target(value, *args, **kwargs), [x])
+
+    return lower
+
+
+def refuse_refs(builder: Builder, args: Any, kwargs: Any) -> None:
+    if any(isinstance(leaf, Ref) for leaf in torch.utils._pytree.tree_leaves((args, kwargs))):
+        raise builder.refuse("an argument that must be constant depends on the image")
+
+
+def identity(builder: Builder, x: Ref, *args: Any, **kwargs: Any) -> Ref:
+    return x
+
+
+def converted(builder: Builder, x: Ref, *args: Any, **kwargs: Any) -> Ref:
+    """A change of device; one of dtype would round."""
+    dtypes = [leaf for leaf in (*args, *kwargs.values()) if isinstance(leaf, torch.dtype)]
+    if any(dtype != builder.like.dtype for dtype in dtypes):
+        raise builder.refuse(f"conversion to {dtypes[0]} inside the network")
+    return x
+
+
+def dropout(builder: Builder, x: Ref, p: float, train: bool) -> Ref:
+    if train and p > 0:
+        raise builder.refuse("dropout that is active in eval mode")
+    return x
+
+
+def constant(target: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The lowering of an operator that takes no more than the shape and the dtype of its first argument."""
+
+    def lower(builder: Builder, x: Ref, *args: Any, **kwargs: Any) -> Tensor:
+        refuse_refs(builder, args, kwargs)
+        return target(builder.like.new_zeros(x.shape), *args, **kwargs)
+
+    return lower
+
+
+def reshape(target: Callable[..., Tensor]) -> Callable[..., Ref]:
+    """The lowering of an operator that keeps the order of the entries."""
+
+    def lower(builder: Builder, x: Ref, *args: Any, **kwargs: Any) -> Ref:
+        after = tuple(target(builder.like.new_zeros(x.shape), *args, **kwargs).shape)
+        return builder.add(Reshape(x.shape, after), [x], after) if after != x.shape else x
+
+    return lower
+
+
+def split(builder: Builder, x: Ref, size: int | Sequence[int], dim: int = 0) -> list[Ref]:
+    parts = torch.split(torch.arange(x.shape[dim]), size if isinstance(size, int) else list(size))
+    return [_slice(builder, x, dim, int(part[0]), int(part[-1]) + 1) for part in parts]
+
+
+def chunk(builder: Builder, x: Ref, chunks: int, dim: int = 0) -> list[Ref]:
+    return split(builder, x, -(-x.shape[dim] // chunks), dim)
+
+
+def unbind(builder: Builder, x: Ref, dim: int = 0) -> list[Ref]:
+    return [picking(torch.ops.aten.select)(builder, x, dim, i) for i in range(x.shape[dim])]
+
+
+def _slice(builder: Builder, x: Ref, dim: int, start: int, end: int) -> Ref:
+    return general(builder, lambda value: value.narrow(dim, start, end - start), [x])
+
+
+def joined(join: Callable[..., Tensor]) -> Callable[..., Ref]:
+    """cat and stack; constant parts, like class tokens, become constants of the function."""
+
+    def lower(builder: Builder, parts: Sequence[Value], dim: int = 0) -> Ref:
+        inputs = [part for part in parts if isinstance(part, Ref)]
+
+        def function(*values: Tensor) -> Tensor:
+            rest = iter(values)
+            return join([next(rest) if isinstance(part, Ref) else part for part in parts], dim)
+
+        return general(builder, function, inputs)
+
+    return lower
+
+
+def pad(builder: Builder, x: Ref, sides: Sequence[int], mode: str = "constant", value: float | None = None) -> Ref:
+    return general(builder, lambda image: torch.nn.functional.pad(image, list(sides), mode, value), [x])
