@@ -10,24 +10,26 @@ import torch
 from torch import Tensor, nn
 
 from tests import oracles
+from tests.certifying import answers, prepared
 from tests.marks import thin
 from tests.zoo import BY_NAME, ZOO, Kind, images, mlp, normalize, planted
 from verifiers.bound_propagation.auto_lirpa import compat
 from verifiers.bound_propagation.auto_lirpa.adapter import AutoLirpa
 from verifiers.bound_propagation.rounding import rounding_allowance
-from verifiers.core.quantities import Epsilon, Norm
+from verifiers.core.quantities import Norm
 from verifiers.core.status import Status
 from verifiers.geometry.ascent import ascend
 from verifiers.geometry.balls import Balls, norms, project, random_start, reachable, whole_box
 from verifiers.geometry.margins import margin_specification, margins
-from verifiers.methods.base import MethodInfo, Request
-from verifiers.methods.crown import CROWN, IBP
+from verifiers.methods.base import Method
+from verifiers.methods.crown import Crown, Ibp
 
 pytestmark = pytest.mark.skipif(compat.version() is None, reason="auto-LiRPA is not installed")
 
 ALL_NORMS = tuple(Norm)
 METHODS = ("ibp", "crown")
-TOLERANCE = float(CROWN.options["tolerance"])
+IBP, CROWN = (method(engine="auto-lirpa", cross_check=0) for method in (Ibp, Crown))
+TOLERANCE = CROWN.tolerance
 #: Radius that suits each norm on images of a few dozen pixels.
 EPS = {Norm.LINF: 0.03, Norm.L2: 0.1, Norm.L1: 0.2}
 
@@ -52,14 +54,11 @@ def same_eps(value: float, count: int) -> Tensor:
     return torch.full((count,), value, dtype=torch.float64)
 
 
-def certify(method: MethodInfo, network: nn.Module, x: Tensor, norm: Norm, eps: float | str = 0.01) -> dict:
-    request = Request(Epsilon.parse(eps), norm, options=method.options)
-    with torch.no_grad():
-        predicted = network(x).argmax(1)
-    return method.prepare(network, x[:2], request)(x, predicted, torch.arange(len(x)))
+def certify(method: Method, network: nn.Module, x: Tensor, norm: Norm, eps: float | str = 0.01) -> dict:
+    return answers(prepared(method, network, x, eps=eps, norm=norm), network, x, eps=eps)
 
 
-def radii(method: MethodInfo, network: nn.Module, x: Tensor, norm: Norm, eps: float | str = 0.01) -> Tensor:
+def radii(method: Method, network: nn.Module, x: Tensor, norm: Norm, eps: float | str = 0.01) -> Tensor:
     return torch.from_numpy(certify(method, network, x, norm, eps)["radius"])
 
 
@@ -222,9 +221,9 @@ def _crown_linf(layers: oracles.Layers, x: np.ndarray, eps: float, rows: np.ndar
 
 
 @every_norm
-@pytest.mark.parametrize("method", [IBP, CROWN], ids=lambda m: m.name)
+@pytest.mark.parametrize("method", [IBP, CROWN], ids=lambda m: m.kind)
 def test_a_prediction_that_only_leaving_the_box_would_change_is_certified_everywhere(
-    norm: Norm, method: MethodInfo
+    norm: Norm, method: Method
 ) -> None:
     network = mlp((3, 2)).eval()
     with torch.no_grad():
@@ -254,8 +253,8 @@ def test_bounds_do_not_grow_with_eps(norm: Norm) -> None:
 
 
 @every_norm
-@pytest.mark.parametrize("method", [IBP, CROWN], ids=lambda m: m.name)
-def test_radius_of_a_linear_classifier(norm: Norm, method: MethodInfo) -> None:
+@pytest.mark.parametrize("method", [IBP, CROWN], ids=lambda m: m.kind)
+def test_radius_of_a_linear_classifier(norm: Norm, method: Method) -> None:
     network = Kind("", lambda: mlp((6, 4)), (6,)).network(seed=3)
     x = 0.45 + 0.1 * images((6,), 8)  # away from the faces of the box
     with torch.no_grad():
@@ -310,8 +309,8 @@ def test_normalisation_may_be_a_layer_or_part_of_the_weights(norm: Norm, method:
 
 @pytest.mark.parametrize("pixels", [4, 16])
 @every_norm
-@pytest.mark.parametrize("method", [IBP, CROWN], ids=lambda m: m.name)
-def test_a_planted_counterexample_is_never_certified(pixels: int, norm: Norm, method: MethodInfo) -> None:
+@pytest.mark.parametrize("method", [IBP, CROWN], ids=lambda m: m.kind)
+def test_a_planted_counterexample_is_never_certified(pixels: int, norm: Norm, method: Method) -> None:
     network, x, hidden = planted(pixels, reach=0.1)
     distance = float(norms((hidden - x[0])[None].double(), norm))
     eps = 1.01 * distance
@@ -382,7 +381,7 @@ def test_no_attack_inside_a_certified_radius_changes_the_class(kind: Kind, norm:
     network, x = kind.network(), kind.images(2)
     with torch.no_grad():
         predicted = network(x).argmax(1)
-    found = {method.name: radii(method, network, x, norm) for method in (IBP, CROWN)}
+    found = {method.kind: radii(method, network, x, norm) for method in (IBP, CROWN)}
     largest = torch.stack(list(found.values())).amax(0)
     assert bool((largest > 0).any()), "nothing is certified, so nothing is tested"
     for i in range(2):

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tests.certifying import answers, prepared
 from tests.marks import only, thin
 from tests.zoo import BY_NAME, ZOO, Kind, images, mlp
 from verifiers.bound_propagation.auto_lirpa import compat
@@ -21,10 +22,9 @@ from verifiers.bound_propagation.auto_lirpa.adapter import AutoLirpa
 from verifiers.bound_propagation.checks import check_forward, check_sandwich
 from verifiers.bound_propagation.engine import Planes
 from verifiers.core.errors import Contradiction, Unsupported
-from verifiers.core.quantities import Epsilon, Norm
+from verifiers.core.quantities import Norm
 from verifiers.geometry.balls import Balls, project, random_start
-from verifiers.methods.base import Request
-from verifiers.methods.crown import CROWN, IBP
+from verifiers.methods.crown import Crown, Ibp
 
 pytestmark = pytest.mark.skipif(compat.version() is None, reason="auto-LiRPA is not installed")
 
@@ -100,8 +100,7 @@ def test_an_unsound_layer_is_refused_by_its_path(name: str) -> None:
 def test_the_path_of_a_nested_layer_is_named() -> None:
     network, x = around(nn.Sequential(nn.ReLU(), nn.Sequential(nn.GELU())))
     with pytest.raises(Unsupported, match=r"layer '2\.1\.0' \(GELU\)"):
-        request = Request(Epsilon.parse(0.01), Norm.LINF, options=CROWN.options, engine="auto-lirpa")
-        CROWN.prepare(network, x, request)
+        prepared(Crown(engine="auto-lirpa"), network, x)
 
 
 FUNCTIONS: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
@@ -146,8 +145,7 @@ def test_a_network_whose_matrices_would_not_fit_is_left_to_the_native_engine() -
     x = torch.rand(2, 3, 32, 32)
     with pytest.raises(Unsupported, match=r"4\.0 GiB a sample and more, for 16384 neurons .* of 16384"):
         AutoLirpa(network, x)
-    request = Request(Epsilon.parse(0.01), Norm.LINF, options=CROWN.options, engine="auto")
-    assert CROWN.prepare(network, x, request).notes["engine"] == "native"
+    assert prepared(Crown(engine="auto", cross_check=0), network, x).notes["engine"] == "native"
 
 
 def test_the_layer_before_a_refused_operator_is_named() -> None:
@@ -358,7 +356,7 @@ def test_a_method_does_not_start_with_a_lying_engine(monkeypatch: pytest.MonkeyP
     honest = AutoLirpa._bounds
     monkeypatch.setattr(AutoLirpa, "_bounds", lambda *args: honest(*args) + 0.1)
     with pytest.raises(Contradiction, match="broken"):
-        IBP.prepare(kind.network(), kind.images(2), Request(Epsilon.parse(0.001), Norm.LINF, options=IBP.options))
+        prepared(Ibp(engine="auto-lirpa", cross_check=0), kind.network(), kind.images(2), eps=0.001)
 
 
 def test_a_graph_that_is_another_network_is_caught() -> None:
@@ -399,8 +397,7 @@ def test_the_network_is_left_as_it_was(name: str) -> None:
     weights = copy.deepcopy(network.state_dict())
     modes = [module.training for module in network.modules()]
     types, wanted = [type(m) for m in network.modules()], [p.requires_grad for p in network.parameters()]
-    certifier = CROWN.prepare(network, x, Request(Epsilon.parse(0.01), Norm.L2, options=CROWN.options))
-    certifier(x, network(x).argmax(1), torch.arange(2))
+    answers(prepared(Crown(engine="auto-lirpa"), network, x, norm=Norm.L2), network, x)
     for key, value in network.state_dict().items():
         assert value.dtype == weights[key].dtype and torch.equal(value, weights[key]), f"{key} changed"
     assert [module.training for module in network.modules()] == modes, "training flags changed"
@@ -412,10 +409,8 @@ def test_global_state_is_left_as_it_was() -> None:
     compat.load()
     kind = BY_NAME["sigmoid"]
     before = _global_state()
-    certifier = CROWN.prepare(
-        kind.network(), kind.images(2), Request(Epsilon.parse(0.01), Norm.L1, options=CROWN.options)
-    )
-    certifier(kind.images(2), torch.zeros(2, dtype=torch.long), torch.arange(2))
+    network, x = kind.network(), kind.images(2)
+    answers(prepared(Crown(engine="auto-lirpa"), network, x, norm=Norm.L1), network, x, torch.zeros(2).long())
     with pytest.raises(Unsupported):
         AutoLirpa(*around(nn.GELU()))
     for name, old in before.items():

@@ -182,7 +182,7 @@ def test_a_counterexample_that_attacks_miss_is_found(tmp_path: Path) -> None:
     true = of(look(path, (network, x, labels)), "crown", "certificates")
     assert true.again == true.claims == 1
     lie = forged(path, tmp_path / "lie.h5", "crown", 0, to(radius=0.101))
-    findings = look(lie, (network, x, labels))
+    findings = look(lie, (network, x, labels), time_limit=120.0)
     assert "crown, sample 0: a point at distance 0.1" in only(findings)
     assert of(findings, "crown", "certificates").again == 0
 

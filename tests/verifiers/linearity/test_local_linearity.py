@@ -21,7 +21,7 @@ from verifiers.linearity.certified import measure, of_cross_entropy, smoothed_ga
 from verifiers.linearity.estimates import attacked
 from verifiers.lipschitz.jacobians import Linearised
 from verifiers.lipschitz.layers import Network
-from verifiers.methods.local_linearity import LOCAL_LINEARITY
+from verifiers.methods.local_linearity import LocalLinearity
 from verifiers.results.reader import read
 
 ACTIVATIONS = {
@@ -205,7 +205,7 @@ def test_bounds_and_estimates_are_told_apart_in_the_file(tmp_path: "object") -> 
         worth = {name: data.attrs.get("guarantee") for name, data in file["local-linearity"].items()}
     assert worth["gamma_minus"] == worth["ce_gamma_plus"] == Guarantee.DETERMINISTIC
     assert worth["gamma_attack"] == worth["ce_gamma_attack"] == worth["ce_llm"] == Guarantee.ESTIMATE
-    assert {c.name for c in LOCAL_LINEARITY.columns if c.guarantee} <= set(worth)
+    assert {c.name for c in LocalLinearity.columns if c.guarantee} <= set(worth)
     rows = read(path)["local-linearity"]
     assert np.isfinite(rows["gamma_curvature"]).all() and np.isnan(rows["ce_llm"]).all()
     best = np.minimum(np.minimum(rows["gamma_relaxation"], rows["gamma_interval"]), rows["gamma_curvature"])

@@ -17,7 +17,7 @@ from verifiers.core.status import Status
 from verifiers.geometry.balls import norms
 from verifiers.geometry.margins import margins
 from verifiers.linearity.agreement import attack_agreement, gradient_agreement
-from verifiers.methods.diagnostics import DIAGNOSTICS
+from verifiers.methods.diagnostics import Diagnostics
 from verifiers.results.rows import Certificates, MethodRows
 from verifiers.results.summaries.diagnostics import ENOUGH, MEANS, diagnose
 
@@ -111,7 +111,7 @@ def test_a_sample_does_not_depend_on_its_batch() -> None:
     student, teacher, x = network(1, 16, 12, 4), network(2, 16, 12, 4), images((1, 4, 4), 11)
     y = student(x).argmax(1)
     whole, parts = (diagnosed(student, teacher, x, y, batch_size=size)["diagnostics"] for size in (11, 3))
-    for column in DIAGNOSTICS.columns:
+    for column in Diagnostics.columns:
         np.testing.assert_allclose(whole[column.name], parts[column.name], rtol=1e-4, atol=1e-5, err_msg=column.name)
     other = diagnosed(student, teacher, x, y, seed=1)["diagnostics"]
     assert not np.array_equal(whole["ce_llm"], other["ce_llm"])
@@ -282,7 +282,7 @@ def test_what_is_asked_wrongly() -> None:
     ):
         with pytest.raises(InputError, match=r"\(3, 4\), the teacher's \(3, 5\): give a teacher of the same classes"):
             ask()
-    for teacher, said in ((None, "certify with --teacher"), (other, r"(4,) and (5,)")):
+    for teacher, said in ((None, "compare with a teacher: give one"), (other, r"(4,) and (5,)")):
         rows = diagnosed(student, teacher, x, student(x).argmax(1))["diagnostics"]
         assert (rows["status"] == Status.UNSUPPORTED).all() and said in rows.attributes["reason"]
         assert diagnose(rows) is None

@@ -263,13 +263,6 @@ def test_the_blocker_is_the_largest_term_of_the_worst_class() -> None:
         assert int(blockers(case, 0.1)) == blocker
 
 
-def test_without_a_teacher_it_says_what_to_do() -> None:
-    torch.manual_seed(0)
-    model, x = mlp((4, 3)).eval(), torch.rand(2, 4)
-    rows = certify(model, x, model(x).argmax(1), eps=0.1, methods=["transfer"])["transfer"]
-    assert (rows["status"] == Status.UNSUPPORTED).all() and "--teacher" in str(rows.attributes["reason"])
-
-
 def test_many_classes_leave_the_shortfall_open_and_nothing_else() -> None:
     torch.manual_seed(0)
     student, teacher, x = mlp((4, 8, 30)).eval(), mlp((4, 8, 30)).eval(), torch.rand(2, 4)

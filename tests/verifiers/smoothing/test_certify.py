@@ -10,13 +10,12 @@ import torch
 from scipy.stats import binomtest, norm
 from torch import Tensor, nn
 
-from tests.certifying import certify
+from tests.certifying import answers, certify, prepared
 from verifiers.core.errors import InputError
-from verifiers.core.quantities import Epsilon, Norm
+from verifiers.core.quantities import Norm
 from verifiers.core.reporter import Reporter
 from verifiers.core.status import Status
-from verifiers.methods.base import Request
-from verifiers.methods.smoothing import SMOOTHING
+from verifiers.methods.smoothing import Smoothing
 from verifiers.results.reader import read, read_images
 from verifiers.results.rows import MethodRows
 from verifiers.smoothing.sampling import Draw, Purpose
@@ -70,12 +69,11 @@ class _Urn:
 @pytest.mark.parametrize("p", [[0.5, 0.5], [0.7, 0.2, 0.1], [0.35, 0.33, 0.32], [0.96, 0.04]], ids=str)
 def test_radii_are_too_large_no_more_often_than_alpha(p: list[float], question: str) -> None:
     """Selection, looks and stopping together; the truth is the radius of the class that the copies selected."""
-    options = {**SMOOTHING.options, "sigma": 1.0, "n": 500, "n0": 20, "alpha": 0.05, "question": question}
-    request = Request(Epsilon.parse(0.5), Norm.L2, options=options)
-    smoother: Any = SMOOTHING.prepare(_mlp(), torch.rand(2, 1, 3, 3), request)
-    smoother.voter, smoother.classes = _Urn(p), len(p)
+    method = Smoothing.parse({"sigma": 1.0, "n": 500, "n0": 20, "alpha": 0.05, "question": question})
+    smoother: Any = prepared(method, _mlp(), torch.rand(2, 1, 3, 3), eps=0.5, norm=Norm.L2)
+    smoother.voter = _Urn(p)
     images = 10_000
-    columns = smoother(torch.zeros(images, 1), torch.zeros(images).long(), torch.arange(images))
+    columns = answers(smoother, _mlp(classes=len(p)), torch.zeros(images, 1, 3, 3))
     own = np.array(p)[columns["selected"]]
     rest = np.array([max(q for j, q in enumerate(p) if j != i) for i in range(len(p))])[columns["selected"]]
     exact = {"radius": np.maximum(norm.ppf(own), 0), "radius_two_class": (norm.ppf(own) - norm.ppf(rest)) / 2}
@@ -250,33 +248,33 @@ def test_bfloat16_is_another_network() -> None:
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"sigma": 0}, "sigma must be positive"),
-        ({"sigma": -1.0}, "sigma must be positive"),
-        ({"sigma": "small"}, "sigma must be positive"),
-        ({"alpha": 0.5}, "alpha must be in"),
-        ({"alpha": 0.0}, "alpha must be positive"),
-        ({"n": 50}, "n=50 and n0=100"),
-        ({"n": 10**23}, "at most"),
-        ({"n": 100.5}, "whole number"),
-        ({"noise": "gausian"}, "gaussian"),
-        ({"question": "everything"}, "everything"),
-        ({"dtype": "float16"}, "bfloat16"),
-        ({"noise": 3}, "must be a name"),
+        ({"sigma": 0}, "sigma must be greater than 0, got 0"),
+        ({"sigma": -1.0}, "sigma must be greater than 0, got -1.0"),
+        ({"sigma": "small"}, "sigma: 'small' is not a number"),
+        ({"alpha": 0.5}, "alpha must be less than 0.5, got 0.5"),
+        ({"alpha": 0.0}, "alpha must be greater than 0, got 0.0"),
+        ({"n": 50}, "n must be at least n0, got n=50 and n0=100"),
+        ({"n": 10**23}, "n must be at most 1000000000, got 1000"),
+        ({"n": 100.5}, "n: 100.5 is not a whole number"),
+        ({"noise": "gausian"}, "noise must be 'gaussian' or 'uniform', got 'gausian'"),
+        ({"question": "everything"}, "question must be 'eps', 'grid' or 'full', got 'everything'"),
+        ({"dtype": "float16"}, "dtype must be 'float32' or 'bfloat16', got 'float16'"),
+        ({"noise": 3}, "noise must be 'gaussian' or 'uniform', got 3"),
     ],
 )
 def test_settings_out_of_range_are_refused(options: dict[str, Any], text: str) -> None:
-    with pytest.raises(InputError, match=text):
+    with pytest.raises(InputError, match=f"^method smoothing: {text}"):
         _asked(_mlp(), torch.rand(2, 1, 3, 3), options=options)
 
 
 def test_sigma_must_be_given() -> None:
-    with pytest.raises(InputError, match="--sigma"):
+    with pytest.raises(InputError, match="method smoothing: the setting sigma is missing"):
         certify(_mlp(), torch.rand(2, 1, 3, 3), torch.zeros(2).long(), eps=0.2, norm="l2", methods=["smoothing"])
 
 
 def test_uniform_noise_has_only_l1_radii() -> None:
     for kind in ("l2", "linf"):
-        with pytest.raises(InputError, match="--norm l1"):
+        with pytest.raises(InputError, match="take the norm l1, or gaussian noise"):
             _asked(_mlp(), torch.rand(2, 1, 3, 3), norm=kind, options={"noise": "uniform"})
 
 
