@@ -266,11 +266,13 @@ def attacked(network: nn.Module, x: Tensor, radius: Tensor, predicted: Tensor, n
 
 @every_method
 def test_batch_size_does_not_change_answers(kind: str) -> None:
+    """A sum in another order may end a radius search elsewhere, but within its tolerance."""
     rows, alone = whole(kind), run(kind, batch_size=1)
     for name in ("status", "certified", "predicted"):
         np.testing.assert_array_equal(rows[name], alone[name], err_msg=name)
-    for name in ("radius", "margin"):
-        np.testing.assert_allclose(alone[name], rows[name], rtol=1e-6, atol=1e-6, err_msg=name)
+    np.testing.assert_allclose(alone["margin"], rows["margin"], rtol=1e-6, atol=1e-6)
+    tolerance = getattr(TABLE[kind].method, "tolerance", 0.0)
+    np.testing.assert_allclose(alone["radius"], rows["radius"], rtol=max(1e-6, 1.01 * tolerance))
 
 
 class Interrupted(Exception):
