@@ -11,7 +11,8 @@ from certkd.cli.compare import compare
 from certkd.cli.export import export
 from certkd.cli.import_log import import_log
 from certkd.cli.inspect import inspect
-from certkd.cli.methods import methods, objectives
+from certkd.cli.methods import methods
+from certkd.cli.objectives import objectives
 from certkd.cli.run import run
 from certkd.cli.show import show
 from certkd.cli.train import train

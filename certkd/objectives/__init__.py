@@ -8,7 +8,7 @@ from pydantic import Field, PlainSerializer, WrapValidator
 from certkd.objectives.adaad import AdaAd, AdvFunMatch
 from certkd.objectives.adversarial import Adversarial
 from certkd.objectives.akd import Akd
-from certkd.objectives.ard import Ard, ArdShao
+from certkd.objectives.ard import Ard
 from certkd.objectives.base import Objective
 from certkd.objectives.certified import Ibp, MtlIbp, Sabr
 from certkd.objectives.consistency import Consistency
@@ -35,7 +35,6 @@ OBJECTIVES: tuple[type[Objective], ...] = (
     Kd,
     Kdiga,
     KdigaCertified,
-    ArdShao,
     Ard,
     Rslad,
     Iad,
@@ -74,7 +73,6 @@ __all__ = [
     "Akd",
     "AnyObjective",
     "Ard",
-    "ArdShao",
     "Consistency",
     "Crt",
     "Gaussian",

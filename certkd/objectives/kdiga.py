@@ -39,7 +39,8 @@ class Kdiga(Kd):
     where the gradients are compared: at the image; at a random point of the linf ball of eps, not clamped, where KL
     and CE are taken then too (the authors' KDIGA-RS); at a PGD example x', where KL(t(x') || s(x')) is taken then too,
     but not CE (KDIGA-ARD_A); its attack is in the ball of ``attack_norm``, and eps grows from 0 over the first share
-    ``eps_ramp`` of the training. ``kl_point`` moves the KL alone (``kl_point: adversarial`` is KDIGA-ARD_C).
+    ``eps_ramp`` of the training. ``kl_point`` moves the KL alone: ``kl_point: adversarial``
+    is KDIGA-ARD_C, and with ``lambda_iga: 0`` what the authors call ARD.
     ``mask: teacher_correct`` counts KL and alignment as 0 where the teacher is wrong. ``ramp`` is the share of the
     training over which lambda_iga rises from 0. With sigma > 0 all images are under noise, as in kd, the same for x'
     (whose attack sees it) as for x.

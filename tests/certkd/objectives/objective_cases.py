@@ -9,7 +9,6 @@ from certkd.objectives import (
     AdvFunMatch,
     Akd,
     Ard,
-    ArdShao,
     Consistency,
     Crt,
     Gaussian,
@@ -138,7 +137,7 @@ ROWS = (
         1,
     ),
     Row(
-        ArdShao(**STEP),
+        Kdiga(lambda_iga=0, kl_point="adversarial", **STEP),
         oracle_ard_shao,
         {"ce": 0.5, "kl": 0.5},
         2,

@@ -17,6 +17,7 @@ from verifiers.bound_propagation.engine import Planes, better
 from verifiers.bound_propagation.native.bounds import Bounds, common
 from verifiers.graph.operators import Elementwise, Interval
 from verifiers.graph.relaxations.lines import Alpha
+from verifiers.runtime.optimizer import Adam
 
 #: The first alpha: near the ends of [0, 1], where CROWN's own choice for ReLU is, but free to move.
 START = math.asin(0.95**0.5)
@@ -64,8 +65,7 @@ def optimized(bounds: Bounds, specification: Tensor, iterations: int, deadline: 
     angles = _angles(bounds, specification.shape[1])
     if not angles:
         return best
-    optimizer = torch.optim.Adam(list(angles.values()), lr=RATE)
-    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, DECAY)
+    optimizer = Adam(angles.values(), RATE)
     for step in range(iterations):
         trial = replace(bounds, alphas=_alphas(angles), intervals=[], refined=[], relaxations={})
         last = step == iterations - 1
@@ -84,5 +84,5 @@ def optimized(bounds: Bounds, specification: Tensor, iterations: int, deadline: 
             loss = -found.bound.where(torch.isfinite(found.bound), 0.0).sum()
             loss.backward()
             optimizer.step()
-            schedule.step()
+            optimizer.rate *= DECAY
     return best

@@ -28,6 +28,7 @@ from verifiers.core.quantities import Norm
 from verifiers.geometry.balls import per_sample, project, reachable, steepest
 from verifiers.graph.affine import Affine
 from verifiers.graph.rows import shape_size
+from verifiers.runtime.optimizer import Adam
 
 #: Values that the intervals of one round's domains may hold, and domains of a round at most.
 ROUND, LARGEST = 2**22, 512
@@ -157,7 +158,7 @@ class BranchAndBound:
         self.count += len(domains)
         best = domains.bound.masked_fill(empty, math.inf)
         alpha, beta = domains.alpha.clone().requires_grad_(), domains.beta.clone().requires_grad_()
-        optimizer = torch.optim.Adam([alpha, beta], lr=RATE)
+        optimizer = Adam([alpha, beta], RATE)
         for step in range(steps + 1):
             started, last = time.monotonic(), step == steps or not len(self.over.relus) or self._late(2 * len(domains))
             with torch.set_grad_enabled(not last):
@@ -170,7 +171,7 @@ class BranchAndBound:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            optimizer.param_groups[0]["lr"] *= DECAY
+            optimizer.rate *= DECAY
             with torch.no_grad():
                 alpha.clamp_(0.0, 1.0)
                 beta.clamp_min_(0.0)
