@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from certkd.cli.networks import network
-from certkd.cli.options import Assignment, EpsilonType, Number, data_options, network_options
+from certkd.cli.options import Assignment, EpsilonType, Value, data_options, network_options
 from verifiers.core.errors import InputError
-from verifiers.core.quantities import Epsilon
+from verifiers.core.quantities import Epsilon, parse_number
 
 if TYPE_CHECKING:
     from certkd.cli.networks import Load
@@ -28,10 +28,12 @@ if TYPE_CHECKING:
 @click.option("--norm", default="linf", show_default=True, help="linf, l2 or l1.")
 @click.option("--methods", help="See 'certkd methods'.  [default: pgd,ibp,crown; joint too with a teacher]")
 @click.option("--complete", is_flag=True, help="Decide each sample at eps: attack, bounds, branch and bound.")
-@click.option("--time-limit", type=Number(), metavar="SECONDS", help="For one sample, where a method can take long.")
+@click.option("--time-limit", type=Value(), metavar="SECONDS", help="For one sample, where a method can take long.")
 @click.option("--option", "settings", multiple=True, type=Assignment(), help="A method's setting, like steps=50.")
 @click.option("--engine", metavar="NAME", help="Of bound propagation: auto, native or auto-lirpa.  [default: auto]")
-@click.option("--cross-check", metavar="N", help="Samples whose bounds the other engine checks.  [default: 2]")
+@click.option(
+    "--cross-check", type=Value(), metavar="N", help="Samples whose bounds the other engine checks.  [default: 2]"
+)
 @click.option("--data", metavar="NAME", help="Data set.  [default: the checkpoint's own]")
 @click.option("--split", default="test", show_default=True, help="train, validation or test.")
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first so many samples.")
@@ -43,12 +45,18 @@ if TYPE_CHECKING:
 @network_options
 @click.option("--seed", default=0, show_default=True, help="Keys the attack's random starts.")
 @click.option("--batch-size", type=click.IntRange(min=1), help="Samples at a time.  [default: the method's own]")
-@click.option("--sigma", type=Number(), help="Smoothing: standard deviation of the noise, pixel units.")
-@click.option("--n", type=int, help="Smoothing: noisy copies of a sample at most.  [default: 100000]")
-@click.option("--n0", type=int, help="Smoothing: copies that select the class.  [default: 100]")
-@click.option("--alpha", type=Number(), help="Smoothing: error probability of a sample.  [default: 0.001]")
+@click.option(
+    "--sigma", type=Value(), metavar="NUMBER", help="Smoothing: standard deviation of the noise, pixel units."
+)
+@click.option(
+    "--n", type=Value(), metavar="COUNT", help="Smoothing: noisy copies of a sample at most.  [default: 100000]"
+)
+@click.option("--n0", type=Value(), metavar="COUNT", help="Smoothing: copies that select the class.  [default: 100]")
+@click.option(
+    "--alpha", type=Value(), metavar="NUMBER", help="Smoothing: error probability of a sample.  [default: 0.001]"
+)
 @click.option("--noise", help="Smoothing: gaussian or uniform.  [default: gaussian]")
-@click.option("--grid", type=Number(), metavar="STEP", help="Smoothing: radii to the next multiple of STEP.")
+@click.option("--grid", type=Value(), metavar="STEP", help="Smoothing: radii to the next multiple of STEP.")
 @click.option("--full", is_flag=True, help="Smoothing: all n copies of every sample.")
 @click.option("--require", "conditions", multiple=True, metavar="CONDITION", help="With --teacher; as in compare.")
 @data_options
@@ -214,7 +222,7 @@ def _default_out(name: str, eps: Epsilon, options: dict[str, Any], teacher: str 
     """Beside the checkpoint, named after it and norm, eps, sigma, teacher, list: another of them is another file."""
     place = Path(name) if "/" in name or Path(name).exists() else Path(name.replace(":", "-"))
     pair = f"-with-{Path(teacher.replace(':', '-')).stem}" if teacher else ""
-    noise = "" if options["sigma"] is None else f"-sigma{options['sigma']:g}"
+    noise = "" if options["sigma"] is None else f"-sigma{float(parse_number(options['sigma'])):g}"
     listed = "" if options["instances"] is None else f"-{Path(options['instances']).stem}"
     complete = "-complete" if options["complete"] else ""
     return place.with_name(

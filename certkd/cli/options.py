@@ -28,18 +28,34 @@ class Number(click.ParamType):
         return _float(value, param.opts[0] if param else "")
 
 
+class Value(click.ParamType):
+    """A method's setting, read as in a YAML file; the method judges it."""
+
+    name = "value"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return _value(str(value), f"{param.opts[0] if param else ''} {value!r}")
+
+
 class Assignment(click.ParamType):
-    """key=value, a number or a name."""
+    """key=value, where the value is read as in a YAML file."""
 
     name = "key=value"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, float | str]:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Any]:
         key, separator, text = str(value).partition("=")
-        if not separator or not key:
+        if not separator or not key or not text.strip():
             raise InputError(f"--option {value!r} must look like steps=50")
-        if text.isidentifier():
-            return key, text
-        return key, _float(text, f"--option {key}")
+        return key, _value(text, f"--option {value!r}")
+
+
+def _value(text: str, given: str) -> Any:
+    from certkd.config.reading import value_of
+
+    try:
+        return value_of(text)
+    except InputError as error:
+        raise InputError(f"{given}: the value is not YAML: {error}") from None
 
 
 def numbers(text: str | None, name: str) -> tuple[float, ...]:

@@ -26,7 +26,7 @@ def certify_config(eps: Epsilon, options: dict[str, Any]) -> CertifyConfig:
         "seed": options["seed"],
         "batch_size": options["batch_size"],
     }
-    config = CertifyConfig.parse(values, source="certify")
+    config = CertifyConfig.parse(values)
     if config.pairs and (options["teacher"] is None or config.alone() is None):
         pair = config.pairs[0].kind
         raise InputError(
@@ -49,13 +49,15 @@ def _settings(options: dict[str, Any]) -> dict[str, Any]:
     """The methods' settings by name; some have options of their own."""
     given = dict(options["settings"])
     named = {name: options[name] for name in SHORTCUTS if options[name] is not None}
-    twice = next((name for name in named if name in given), None)
-    if twice is not None:
-        raise InputError(f"{twice} is given twice: by --{twice.replace('_', '-')} and by --option")
+    by = {name: f"--{name.replace('_', '-')}" for name in named}
     if options["full"] and options["grid"] is not None:
         raise InputError("--full and --grid answer different questions: give one of them")
     if options["grid"] is not None:
         named |= {"question": "grid", "step": options["grid"]}
     if options["full"]:
         named["question"] = "full"
+    twice = next((name for name in named if name in given), None)
+    if twice is not None:
+        flag = by.get(twice, "--full" if options["full"] else "--grid")
+        raise InputError(f"{twice} is given twice: by {flag} and by --option")
     return given | named

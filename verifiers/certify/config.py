@@ -10,7 +10,7 @@ from verifiers.core.quantities import Epsilon, Norm
 from verifiers.core.settings import Count, EpsilonText, Seed, Strict
 from verifiers.core.status import About, Guarantee
 from verifiers.methods.base import Method
-from verifiers.methods.registry import find, parse, settings_of
+from verifiers.methods.registry import BY_KIND, find, parse, settings_of
 
 DEFAULT_METHODS = ("pgd", "ibp", "crown")
 
@@ -19,7 +19,8 @@ class CertifyConfig(Strict):
     """What to certify: the ball, the methods with their settings, the seed.
 
     ``methods`` takes names, methods (``Crown(tolerance=0.01)``) and mappings (``{kind: crown, tolerance: 0.01}``).
-    ``options`` are settings for every method that has them; one that no method has is refused.
+    ``options`` are settings for every method that has them and does not set them itself; one that no method has is
+    refused.
 
     Attributes:
         eps: the radius at which certified accuracy is reported, pixel units, like "8/255".
@@ -106,15 +107,15 @@ def with_options(named: Iterable[str | Mapping[str, Any] | Method], options: Map
     known = list(dict.fromkeys(name for kind in kinds for name in settings_of(find(kind))))
     stray = next((name for name in options if name not in known), None)
     if stray is not None:
-        raise InputError(f"none of the methods {', '.join(kinds)} has a setting {stray!r}.{did_you_mean(stray, known)}")
+        owners = [kind for kind, method in BY_KIND.items() if stray in settings_of(method)]
+        hint = f" It belongs to {', '.join(owners)}." if owners else did_you_mean(stray, known)
+        raise InputError(f"none of the methods {', '.join(kinds)} has a setting {stray!r}.{hint}")
     methods = []
     for kind, entry in zip(kinds, named, strict=True):
         own = {name: value for name, value in options.items() if name in settings_of(find(kind))}
-        if isinstance(entry, Method):
-            methods.append(parse(kind, {**entry.options, **own}) if own else entry)
-        else:
-            given = {} if isinstance(entry, str) else {k: v for k, v in entry.items() if k != "kind"}
-            methods.append(parse(kind, {**own, **given}))
+        given = entry.model_dump(exclude_unset=True) if isinstance(entry, Method) else entry
+        own |= {} if isinstance(given, str) else {name: value for name, value in given.items() if name != "kind"}
+        methods.append(parse(kind, own))
     return tuple(methods)
 
 

@@ -38,9 +38,9 @@ Number = Annotated[float, BeforeValidator(_number), Field(ge=0)]
 Positive = Annotated[float, BeforeValidator(_number), Field(gt=0)]
 #: A share in [0, 1].
 Share = Annotated[Number, Field(le=1)]
-Count = Annotated[int, BeforeValidator(_integer), Field(ge=1)]
+Count = Annotated[int, BeforeValidator(_integer), Field(ge=1, le=10**15)]
 #: A number of things, none included.
-Some = Annotated[int, BeforeValidator(_integer), Field(ge=0)]
+Some = Annotated[int, BeforeValidator(_integer), Field(ge=0, le=10**15)]
 #: Keys all randomness; a whole number that every generator takes.
 Seed = Annotated[int, BeforeValidator(_seed), Field(ge=0, lt=2**63)]
 #: A positive radius, kept as it was written ("8/255").

@@ -59,12 +59,19 @@ def test_version() -> None:
 
 def test_methods_and_objectives_are_listed_whole() -> None:
     out = succeeds("methods")
-    from verifiers.methods.registry import METHODS
+    from verifiers.methods.registry import METHODS, settings_of
 
     for method in METHODS:
-        assert method.name in out and method.claim in out and method.guarantee.value in out, f"{method.name} is cut"
-        assert all(f"{name}=" in out for name in method.options)
+        name = str(method.model_fields["kind"].default)
+        assert f"{name}: {method.claim}\n" in out and method.guarantee.value in out, f"{name} is cut"
+        told = succeeds("methods", name)
+        assert all(f"\n  {setting}: " in told for setting in settings_of(method)), told
+        assert all(f"\n  {column.name}: {column.description}\n" in told for column in method.columns), told
+        assert all(part in told for part in (method.claim, method.paper, method.cost)) and "…" not in told, told
     assert "…" not in out
+    assert "  engine: auto   of auto, native, auto-lirpa\n" in succeeds("methods", "crown")
+    assert "  sigma: (needed)" in succeeds("methods", "smoothing")
+    assert "unknown method 'crwn'. Did you mean 'crown'?" in refused("methods", "crwn")
     out = succeeds("objectives")
     assert "kdiga: " in out and "arXiv 2110.12072" in out
     from certkd.objectives import OBJECTIVES
@@ -118,7 +125,7 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["certify"], "--model"),
     (["certify", "--model", "NET"], "--eps"),
     (["certify", "--model", "NET", "--eps", "0.1", "extra"], "extra"),
-    (["certify", "--model", "NET", "--eps", "0.1", "--norm", "linff"], "unknown norm 'linff'. Did you mean 'linf'?"),
+    (["certify", "--model", "NET", "--eps", "0.1", "--norm", "linff"], "must be 'linf', 'l2' or 'l1', got 'linff'"),
     (["certify", "--model", "NET", "--eps", "0.1", "--methods", "crwn"], "Did you mean 'crown'?"),
     (["certify", "--model", "NET", "--eps", "0.1", "--methods", ""], "unknown method ''"),
     (["certify", "--model", "NET", "--eps", "0.1", "--methods", "ibp,ibp"], "each method once"),

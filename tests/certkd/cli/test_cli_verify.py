@@ -216,14 +216,14 @@ def test_complete_beside_a_teacher(net: Path, tmp_path: Path) -> None:
 
 COMPLETE: list[tuple[tuple[str, ...], str]] = [
     (("--complete", "--methods", "crown"), "--complete means --methods complete, not crown"),
-    (("--complete", "--time-limit", "0"), "option time_limit must be positive and finite, got 0.0"),
-    (("--complete", "--time-limit", "-3"), "option time_limit must be positive and finite, got -3.0"),
-    (("--complete", "--time-limit", "soon"), "--time-limit: 'soon' is not a number"),
-    (("--complete", "--time-limit", "1e400"), "--time-limit: '1e400' is too large"),
+    (("--complete", "--time-limit", "0"), "method complete: time_limit must be greater than 0, got 0"),
+    (("--complete", "--time-limit", "-3"), "method complete: time_limit must be greater than 0, got -3"),
+    (("--complete", "--time-limit", "soon"), "method complete: time_limit: 'soon' is not a number"),
+    (("--complete", "--time-limit", "1e400"), "method complete: time_limit: "),
     (("--complete", "--time-limit", "2", "--option", "time_limit=3"), "by --time-limit and by --option"),
-    (("--methods", "pgd", "--time-limit", "5"), "none of the methods pgd has an option 'time_limit'"),
-    (("--methods", "pgd,lipschitz", "--time-limit", "5"), "none of the methods pgd, lipschitz has an option"),
-    (("--complete", "--sigma", "0.1"), "--sigma is a setting of smoothing"),
+    (("--methods", "pgd", "--time-limit", "5"), "none of the methods pgd has a setting 'time_limit'"),
+    (("--methods", "pgd,lipschitz", "--time-limit", "5"), "none of the methods pgd, lipschitz has a setting"),
+    (("--complete", "--sigma", "0.1"), "none of the methods complete has a setting 'sigma'. It belongs to smoothing."),
 ]
 
 

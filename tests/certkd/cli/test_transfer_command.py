@@ -95,7 +95,7 @@ def test_what_is_asked_wrongly(tmp_path: Path) -> None:
         ((*one, "--methods", "crown,transfer"), "--teacher"),
         ((*one, "--methods", "lipschitz", "--option", "constants=loose"), "loose"),
         ((*both, "transfer"), "crown,transfer"),
-        ((*both, "crown,transfer", "--option", "steps=0"), "steps must be positive"),
+        ((*both, "crown,transfer", "--option", "steps=0"), "method transfer: steps must be at least 1, got 0"),
         ((*both, "crown", "--require", "kept>=0.9"), "needs the method transfer"),
     ):
         done = certkd(*arguments)
