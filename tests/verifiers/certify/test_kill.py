@@ -3,8 +3,8 @@
 import os
 import random
 import signal
-import time
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -33,49 +33,29 @@ from verifiers.results.rows import Certificates
 ROWS = 800
 
 
-def killed(target: Callable[..., None], *arguments: Any, after: float) -> bool:
-    """Run in a new process and SIGKILL it some seconds after it says "go"; whether the kill was in time."""
+def killed(
+    target: Callable[..., None], *arguments: Any, messages: int, until: Callable[[], bool] = lambda: True
+) -> bool:
+    """Run in a new process; SIGKILL it after its n-th message, once ``until`` holds. Whether the kill was in time."""
     process, connection = start(target, *arguments)
-    assert connection.poll(60), "the process did not start"
-    assert connection.recv() == "go"
-    time.sleep(after)
+    with suppress(EOFError):  # the process has ended
+        for _ in range(messages):
+            connection.recv()
+    while process.is_alive() and not until():
+        pass
     process.kill()
-    process.join(30)
+    process.join()
     assert process.exitcode in (-signal.SIGKILL, 0), f"the process failed by itself: {process.exitcode}"
     return process.exitcode == -signal.SIGKILL
 
 
-def killed_at(target: Callable[..., None], path: Path, rows: int, method: str) -> bool:
-    """Run in a new process and SIGKILL it once so many rows are finished; whether the kill was in time."""
-    process, _ = start(target, path)
-    deadline = time.monotonic() + 120
-    while process.is_alive() and time.monotonic() < deadline:
-        if path.exists() and (reader.read(path)[method]["status"] != Status.PENDING).sum() >= rows:
-            break
-        time.sleep(0.002)
-    process.kill()
-    process.join(30)
-    return process.exitcode == -signal.SIGKILL
-
-
-def duration(target: Callable[..., None], *arguments: Any) -> float:
-    """Seconds that it takes in a new process when nobody kills it."""
-    process, connection = start(target, *arguments)
-    assert connection.poll(60), "the process did not start"
-    assert connection.recv() == "go"
-    began = time.perf_counter()
-    process.join(60)
-    assert process.exitcode == 0, f"the process failed: {process.exitcode}"
-    return time.perf_counter() - began
-
-
 def _write_slowly(path: Path, connection: Connection) -> None:
-    connection.send("go")
     with open_file(path, ROWS) as file:
         for start_row in range(0, ROWS, 5):
             rows = np.intersect1d(np.arange(start_row, start_row + 5), file.pending("wave"))
             file.note("wave", "reason", f"batch {start_row} " * (start_row % 30))
             if len(rows):
+                connection.send("another batch")
                 file.write("wave", rows, values_of(rows))
 
 
@@ -87,12 +67,14 @@ def _check_unfinished(path: Path) -> int:
     return len(done)
 
 
-def test_a_killed_writer_loses_no_finished_row(tmp_path: Path) -> None:
-    """25 kills while rows are written; each next process goes on where the last one was killed."""
-    whole = duration(_write_slowly, tmp_path / "straight.h5")
+@pytest.mark.parametrize("count", [8, pytest.param(40, marks=pytest.mark.slow)])
+def test_a_killed_writer_loses_no_finished_row(count: int, tmp_path: Path) -> None:
+    """Kills while rows are written; each next process goes on where the last one was killed."""
+    process, connection = start(_write_slowly, tmp_path / "straight.h5")
+    process.join()
     rng, path, done, kills, middle = random.Random(0), tmp_path / "a.h5", 0, 0, 0
-    while kills < 25:
-        kills += killed(_write_slowly, path, after=rng.uniform(0.0, whole / 3))
+    while kills < count:
+        kills += killed(_write_slowly, path, messages=rng.randint(0, 60))
         if not path.exists():
             continue
         before, done = done, _check_unfinished(path)
@@ -100,7 +82,7 @@ def test_a_killed_writer_loses_no_finished_row(tmp_path: Path) -> None:
         middle += 0 < done < ROWS
         if done == ROWS:  # start again with another file
             path, done = tmp_path / f"{kills}.h5", 0
-    assert middle >= 5, f"only {middle} kills hit a file in the middle: the test is of no use"
+    assert middle >= count / 2, f"only {middle} kills hit a file in the middle: the test is of no use"
     write_all(path, ROWS, batch=50)
     straight = reader.read(tmp_path / "straight.h5")
     assert len(assert_whole(straight["wave"])) == ROWS
@@ -114,12 +96,16 @@ def _create_big(path: Path, connection: Connection) -> None:
         connection.recv()
 
 
-def test_a_kill_during_creation_leaves_nothing_in_the_way(tmp_path: Path) -> None:
-    """20 kills around the publication of a file: it is whole or not there, and the next process creates it."""
-    rng, absent = random.Random(1), 0
-    for number in range(20):
-        path = tmp_path / f"{number}.h5"
-        assert killed(_create_big, path, after=rng.uniform(0.0, 0.03) if number % 2 else 0.0)
+@pytest.mark.parametrize("count", [6, pytest.param(40, marks=pytest.mark.slow)])
+def test_a_kill_during_creation_leaves_nothing_in_the_way(count: int, tmp_path: Path) -> None:
+    """Kills around the publication of a file: it is whole or not there, and the next process creates it."""
+    absent = 0
+    for number in range(count):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        path = folder / "a.h5"
+        until = (lambda: True, lambda at=folder: any(at.iterdir()), path.exists)[number % 3]
+        assert killed(_create_big, path, messages=1, until=until)
         absent += not path.exists()
         if path.exists():
             assert reader.read(path)["wave"].count(Status.PENDING) == 300_000, (
@@ -128,7 +114,6 @@ def test_a_kill_during_creation_leaves_nothing_in_the_way(tmp_path: Path) -> Non
         with open_file(path, 300_000) as file:
             file.write("wave", np.arange(5), values_of(np.arange(5)))
         assert len(assert_whole(reader.read(path)["wave"])) == 5
-        path.unlink()
     assert absent >= 1, "no kill hit before publication: the test is of no use"
 
 
@@ -149,7 +134,7 @@ def _die_at_call(path: Path, name: str, before: bool, connection: Connection) ->
 def test_a_kill_at_each_step_of_publication(tmp_path: Path, name: str, before: bool) -> None:
     path = tmp_path / "a.h5"
     process, connection = start(_die_at_call, path, name, before)
-    process.join(60)
+    process.join()
     assert process.exitcode == -signal.SIGKILL, "the step was not reached"
     assert path.exists() == (not before), f"published {'before' if before else 'after'} {name}"
     write_all(path)
@@ -196,8 +181,12 @@ def _run(path: Path) -> Certificates:
     return certify(model, images, labels, eps="1/20", methods=("pgd",), out=path, batch_size=2, options=options)
 
 
+def finished(path: Path, rows: int) -> Callable[[], bool]:
+    """Whether so many rows are finished."""
+    return lambda: path.exists() and int((reader.read(path)["pgd"]["status"] != Status.PENDING).sum()) >= rows
+
+
 def _certify(path: Path, connection: Connection) -> None:
-    connection.send("go")
     _run(path)
 
 
@@ -208,7 +197,7 @@ def test_a_killed_certification_goes_on_to_the_same_result(tmp_path: Path) -> No
     rng, path, middle = random.Random(2), tmp_path / "a.h5", 0
     for part in range(4):
         done_before = 0 if not part else int((reader.read(path)["pgd"]["status"] != Status.PENDING).sum())
-        killed_at(_certify, path, done_before + rng.randint(1, 30), "pgd")
+        killed(_certify, path, messages=0, until=finished(path, done_before + rng.randint(1, 30)))
         rows = reader.read(path)["pgd"]
         done = rows["status"] != Status.PENDING
         for name in rows.columns.keys() - {"seconds"}:
