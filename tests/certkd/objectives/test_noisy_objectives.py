@@ -403,6 +403,7 @@ def test_crt_without_a_teacher_is_refused() -> None:
 # ----------------------------------------------------------------------------------------------------------- end to end
 
 
+@pytest.mark.slow
 def test_training_under_noise_makes_digits_readable_under_noise() -> None:
     """Measured: standard .84, gaussian .92, and students of the latter .91 by crt, .92 by kd."""
     digits = load(DataConfig()).splits

@@ -303,6 +303,7 @@ def test_resumed_training_equals_an_uninterrupted_one(tmp_path: Path, interrupti
     assert without_seconds(log_of(parts)) == without_seconds(log_of(whole)), "log.jsonl of the resumed training"
 
 
+@pytest.mark.slow
 def test_a_kill_between_two_files_costs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed before each file of each epoch in turn, and resumed: best.pt is the best epoch's, the log is whole."""
     student = busy()

@@ -70,7 +70,7 @@ def _check_unfinished(path: Path) -> int:
 @pytest.mark.parametrize("count", [8, pytest.param(40, marks=pytest.mark.slow)])
 def test_a_killed_writer_loses_no_finished_row(count: int, tmp_path: Path) -> None:
     """Kills while rows are written; each next process goes on where the last one was killed."""
-    process, connection = start(_write_slowly, tmp_path / "straight.h5")
+    process, _connection = start(_write_slowly, tmp_path / "straight.h5")
     process.join()
     rng, path, done, kills, middle = random.Random(0), tmp_path / "a.h5", 0, 0, 0
     while kills < count:
@@ -176,9 +176,9 @@ def _run(path: Path) -> Certificates:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator))
-    images, labels = torch.rand(150, 4, generator=generator), torch.randint(0, 3, (150,), generator=generator)
+    images, labels = torch.rand(80, 4, generator=generator), torch.randint(0, 3, (80,), generator=generator)
     options = {"steps": 4, "restarts": 2}
-    return certify(model, images, labels, eps="1/20", methods=("pgd",), out=path, batch_size=2, options=options)
+    return certify(model, images, labels, eps="1/20", methods=("pgd",), out=path, batch_size=1, options=options)
 
 
 def finished(path: Path, rows: int) -> Callable[[], bool]:
@@ -197,7 +197,7 @@ def test_a_killed_certification_goes_on_to_the_same_result(tmp_path: Path) -> No
     rng, path, middle = random.Random(2), tmp_path / "a.h5", 0
     for part in range(4):
         done_before = 0 if not part else int((reader.read(path)["pgd"]["status"] != Status.PENDING).sum())
-        killed(_certify, path, messages=0, until=finished(path, done_before + rng.randint(1, 30)))
+        killed(_certify, path, messages=0, until=finished(path, done_before + rng.randint(1, 16)))
         rows = reader.read(path)["pgd"]
         done = rows["status"] != Status.PENDING
         for name in rows.columns.keys() - {"seconds"}:

@@ -27,7 +27,7 @@ from verifiers.results.writer import CertificateFile, MethodTable
 
 #: New processes come from a server that has imported this module once.
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload([__name__])
+PROCESSES.set_forkserver_preload(["tests.verifiers.certify.test_kill", __name__])
 
 PIXELS = 50
 IDENTITY = {"model_sha256": "ab" * 32, "norm": "linf", "samples": 40, "seed": 0, "settings": {"wave": {"steps": 3}}}
@@ -521,12 +521,11 @@ def _write_on_request(path: Path, connection: Connection) -> None:
 def writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Connection]:
     """Another process that holds ``a.h5`` and writes one row per message."""
     process, connection = start(_write_on_request, tmp_path / "a.h5")
-    assert connection.poll(60), "the other process did not open the file"
     assert connection.recv() == "open"
     yield connection
     if process.is_alive():
         connection.send(None)
-    process.join(30)
+    process.join()
     assert process.exitcode == 0, "the writer was disturbed"
 
 
@@ -583,13 +582,13 @@ def test_of_two_creators_one_wins(tmp_path: Path) -> None:
         process[1].send("go")
         outcomes.append(process[1].recv())
         process[1].send("end")
-        process[0].join(30)
+        process[0].join()
 
     threads = [threading.Thread(target=race, args=(start(_create_once, tmp_path / "a.h5"),)) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join()
     assert sorted(outcomes) in (["refused", "written"], ["written", "written"]), outcomes
     assert len(assert_whole(reader.read(tmp_path / "a.h5")["wave"])) == 40
     assert os.listdir(tmp_path) == ["a.h5"], "something was left beside the file"
