@@ -40,6 +40,7 @@ from certkd.training.evaluation import evaluate
 from certkd.training.job import run_training
 from certkd.training.loop import TrainingResult
 from certkd.training.resume import RESUME
+from tests.marks import thin
 from tests.training import train
 from verifiers.core.errors import InputError
 from verifiers.runtime.device import choose_device
@@ -276,7 +277,7 @@ def interruptions() -> list[dict[str, int]]:
     return [*in_an_epoch, {"after_epoch": chance.randrange(EPOCHS - 1)}, {"after_epoch": EPOCHS - 1}, {"at_step": 2}]
 
 
-@pytest.mark.parametrize("interruption", interruptions(), ids=str)
+@pytest.mark.parametrize("interruption", thin(interruptions()), ids=str)
 def test_resumed_training_equals_an_uninterrupted_one(tmp_path: Path, interruption: dict[str, int]) -> None:
     """Dropout, batch statistics, random starts, augmentation and Adam's moments all go on where they were."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -406,6 +407,7 @@ def configured(folder: Path, name: str = "out", **changes: Any) -> TrainJob:
     return TrainJob(**{**settings, **changes})
 
 
+@pytest.mark.slow
 def test_files_of_a_resumed_training_equal_those_of_an_uninterrupted_one(tmp_path: Path) -> None:
     whole = run_training(configured(tmp_path, "whole"))
     with pytest.raises(Interrupted):
@@ -753,6 +755,7 @@ def confident_teacher() -> nn.Module:
     return Sharpened(teacher)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", [Kdiga(target="ce", lambda_iga=100), Kd()], ids=lambda o: o.kind)
 def test_collapse_is_flagged_and_a_normal_training_is_not(objective: Objective, confident_teacher: nn.Module) -> None:
     listener, student = Listener(), digits_mlp(0, [64, 64, 64])
