@@ -18,11 +18,11 @@ def compare(
 ) -> int:
     """Compare two certificate files sample by sample: TEACHER.h5 STUDENT.h5.
 
-    retention: of the samples that the teacher has certified at eps, the share that the student has too;
-    radius_retention: the share where its radius is also at least the teacher's. --require may also ask about clean,
-    pgd, certified and mean_radius (of the student; teacher_clean and so on of the teacher), gains and losses, and
-    mcnemar, the p-value of McNemar's exact test at eps; with transfer rows, about kept and kept_directly. Files
-    without a common proof are compared by smoothing.
+    retention is the share of the teacher's samples certified at eps that the student has certified too;
+    radius_retention the share where its radius is also at least the teacher's. --require takes these, and clean, pgd,
+    certified and mean_radius (of the student; teacher_clean and so on of the teacher), gains, losses and mcnemar (the
+    p-value of McNemar's exact test at eps); with transfer rows, kept and kept_directly too. Files without a common
+    proof are compared by smoothing.
     """
     from certkd.comparison.compare import compare as compare_files
     from certkd.comparison.compare import radii

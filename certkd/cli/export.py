@@ -22,21 +22,21 @@ if TYPE_CHECKING:
 @click.option("--eps", type=EpsilonType(), help="Write properties for linf balls of this radius too, like 2/255.")
 @click.option("--data", metavar="NAME", help="Data set.  [default: the checkpoint's own]")
 @click.option("--split", help="train, validation or test.  [default: test]")
-@click.option("--limit", type=click.IntRange(min=1), help="Only the first so many samples.")
+@click.option("--limit", type=click.IntRange(min=1), help="Only the first N samples.")
 @click.option("--indices", metavar="I,J-K,...", help="Only these samples of the split, like 3,17,40-99.")
 @click.option("--indices-file", metavar="FILE", help="Only the samples that a file lists, an index or range a line.")
 @click.option("--timeout", type=click.IntRange(min=1), help="Seconds per property.  [default: 300]")
 @network_options
 @data_places
 def export(file: str | None, model: str | None, out: str, eps: Epsilon | None, **options: Any) -> int:
-    """Write a network and questions about its robustness, or the rows of a certificate file, for other tools.
+    """Export a network and its robustness properties, or the rows of a certificate file, for other tools.
 
-    With a network, --out is a folder. NAME.onnx takes any number of images in [0, 1]: normalisation is inside. With
-    --eps there is one VNN-LIB property for every sample that is classified right, and instances.csv lists them as
+    With --model NETWORK, --out is a folder. NAME.onnx takes any number of images in [0, 1]: normalisation is inside.
+    --eps adds a VNN-LIB property for each sample that is classified correctly, and instances.csv, which lists them as
     VNN-COMP does.
 
-    With FILE.h5, its rows go to a .csv or .json file and its counterexamples to an .npz file; or, with the network
-    (--model), to a folder, a file each in VNN-COMP's form, after they have run once more.
+    With FILE.h5, rows go to a .csv or .json file and counterexamples to an .npz file. With the network too (--model),
+    counterexamples go to a folder, each in a file of VNN-COMP's form, after they have run once more.
     """
     if file is not None:
         _refuse({"eps": eps, **options}, _ABOUT_PROPERTIES, "is about properties: a certificate file has rows; drop it")
@@ -44,7 +44,7 @@ def export(file: str | None, model: str | None, out: str, eps: Epsilon | None, *
             _refuse(options, _ABOUT_NETWORKS, "is about a network: add --model, or drop it")
         return _rows(file, model, out, options)
     if model is None:
-        raise InputError("what is to be written? Give --model NETWORK, or a certificate file: certkd export FILE.h5")
+        raise InputError("nothing to export: give --model NETWORK, or a certificate file: certkd export FILE.h5")
     if eps is None:
         _refuse(options, _ABOUT_PROPERTIES, "is about properties: add --eps")
     return _network(model, out, eps, options)
@@ -123,10 +123,10 @@ def _samples(known: "Checkpoint", options: dict[str, Any], load: Any) -> tuple[A
 
 
 def _write_properties(known: "Checkpoint", samples: Any, name: str, file: Path, eps: Epsilon, timeout: int) -> None:
-    from certkd.exchange.instances import write_instances
+    from certkd.exchange.instances import Properties, write_instances
     from certkd.report.console import stderr, stdout
 
-    made = write_instances(known.model, samples, file.parent, network=file.name, name=name, eps=eps, timeout=timeout)
+    made = write_instances(known.model, samples, file.parent, Properties(file.name, name, eps, timeout))
     stdout().print(f"{file.parent / 'instances.csv'}: {len(made.properties)} properties, eps {eps}", soft_wrap=True)
     if made.misclassified:
         few = ", ".join(map(str, made.misclassified[:10])) + (", ..." if len(made.misclassified) > 10 else "")

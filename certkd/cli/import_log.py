@@ -18,14 +18,14 @@ from verifiers.core.quantities import Epsilon
 @click.option("--n0", default=100, show_default=True, help="Copies that selected the class.")
 @click.option("--noise", default="gaussian", show_default=True, help="gaussian (l2 radii) or uniform (l1 radii).")
 @click.option("--eps", default="0.5", show_default=True, type=EpsilonType(), help="Radius of the certified accuracy.")
-@click.option("--out", metavar="FILE.h5", help="Certificate file.  [default: beside the log]")
+@click.option("--out", metavar="FILE.h5", help="Certificate file.  [default: in the folder of the log]")
 @click.option("--data", default="", metavar="NAME", help="Data set that the log is about.")
 def import_log(file: str, out: str | None, eps: Epsilon, data: str, **settings: Any) -> None:
     """Read a published log of randomized smoothing (FILE.tsv or .tsv.gz) into a certificate file.
 
-    Each line has idx, label, predict (-1: abstained), radius, correct and perhaps time, separated by tabs. A printed
-    radius is rounded; stored is the exact radius of the smallest count of votes that prints so, which is never more
-    than was certified. Radii that no count gives show that n, alpha or sigma is another: then nothing is written.
+    Each line has idx, label, predict (-1: abstained), radius, correct and perhaps time, separated by tabs. Printed
+    radii are rounded. The file stores the exact radius of the smallest count of votes that prints the same, which is
+    never more than was certified. Radii that no count gives mean that n, alpha or sigma is wrong: nothing is written.
     """
     from certkd.report import tables
     from certkd.report.console import display, stderr

@@ -12,7 +12,7 @@ from verifiers.core.errors import InputError, did_you_mean
 @click.argument("file")
 @click.option("--csv", "method", metavar="METHOD", help="Print that method's rows as CSV instead.")
 def show(file: str, method: str | None) -> None:
-    """Print what is in a certificate file, finished or still being written."""
+    """Print a certificate file, finished or still being written."""
     from certkd.report import tables
     from certkd.report.console import display
     from verifiers.results.reader import read

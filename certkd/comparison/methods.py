@@ -12,7 +12,7 @@ from verifiers.core.status import FAILURES, About, Guarantee, Status
 from verifiers.methods.registry import certifies, find, proves
 from verifiers.results.rows import Certificates, MethodRows
 
-#: Attributes that two files must share, besides the value of eps.
+#: Attributes that two files must share; the value of eps is checked too.
 SHARED = ("data_sha256", "indices_sha256", "norm")
 #: Settings that may differ: in which precision a network votes belongs to the network.
 OWN = ("dtype",)
@@ -120,7 +120,7 @@ def _check_answered(certificates: Certificates, rows: MethodRows) -> None:
 
 
 def _check_settings(teacher: Certificates, student: Certificates, names: Sequence[str]) -> None:
-    """The same settings of the methods compared, and of the attack where it tells something about them."""
+    """Refuse other settings of the methods compared, and of the attack where its accuracy is shown with them."""
     attacks = [attack(certificates) for certificates in (teacher, student)]
     shared = {rows.name for rows in attacks if rows is not None} if all(attacks) and proves(names[0]) else set()
     for name in [*names, *(shared if len(shared) == 1 else ())]:

@@ -49,7 +49,7 @@ class Verdict:
         return self.direct + self.through
 
     def metrics(self) -> dict[str, float]:
-        """What ``--require`` may ask about."""
+        """The numbers that a requirement may be about."""
         counts = (self.kept, self.direct)
         return {name: n / self.held if self.held else math.nan for name, n in zip(VERDICT_METRICS, counts, strict=True)}
 

@@ -1,4 +1,4 @@
-"""Lists of instances, as benchmarks publish them: for each image its label and the radius to certify it at."""
+"""Read lists of instances, as benchmarks publish them: for each image its label and the radius to certify it at."""
 
 import csv
 import io
@@ -32,7 +32,7 @@ class Instance:
 
 
 def read(path: Path, net: str) -> list[Instance]:
-    """The instances of a CSV file with a header: columns image_index (or index, image), label and eps.
+    """Read a CSV file with the columns image_index (or index, image), label and eps.
 
     Other columns are ignored, but for ``net``: where several networks are listed, only the lines of ``net`` are taken.
 
@@ -54,13 +54,13 @@ def read(path: Path, net: str) -> list[Instance]:
 def by_eps(
     instances: Sequence[Instance], path: Path, labels: Sequence[int], split: str
 ) -> list[tuple[Epsilon, Selection]]:
-    """The samples to certify at each radius, in the order of the list.
+    """Group the samples by radius, in the order of the list.
 
     Args:
-        instances: what ``read`` gave.
-        path: where from, for messages.
+        instances: from ``read``.
+        path: of the list, for messages.
         labels: of the whole split.
-        split: what to call it in messages.
+        split: its name in messages.
 
     Raises:
         InputError: an image that the split does not have, or one with another label.

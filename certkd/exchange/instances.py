@@ -1,4 +1,4 @@
-"""Robustness questions about a network for other verifiers: VNN-LIB files and VNN-COMP's list of them."""
+"""Robustness properties of a network for other verifiers: VNN-LIB files and VNN-COMP's list of them."""
 
 import csv
 from dataclasses import dataclass
@@ -16,8 +16,25 @@ BATCH = 256
 
 
 @dataclass(frozen=True)
+class Properties:
+    """The properties to write, and the names in their files.
+
+    Attributes:
+        network: the ONNX file, relative to the folder.
+        name: of the data set and split.
+        eps: radius of the linf ball, pixel units.
+        timeout: seconds for each instance.
+    """
+
+    network: str
+    name: str
+    eps: Epsilon
+    timeout: int
+
+
+@dataclass(frozen=True)
 class Instances:
-    """What was written.
+    """The files that were written.
 
     Attributes:
         properties: paths of the VNN-LIB files, relative to the folder.
@@ -28,24 +45,19 @@ class Instances:
     misclassified: list[int]
 
 
-def write_instances(
-    model: Classifier, samples: Split, folder: Path, *, network: str, name: str, eps: Epsilon, timeout: int
-) -> Instances:
-    """One property for each sample that is classified right, ``vnnlib/NAME_INDEX_EPS.vnnlib``, and ``instances.csv``.
+def write_instances(model: Classifier, samples: Split, folder: Path, wanted: Properties) -> Instances:
+    """Write ``vnnlib/NAME_INDEX_EPS.vnnlib`` for each sample that is classified correctly, and ``instances.csv``.
 
     Args:
         model: in eval mode, on the CPU.
-        samples: what to ask about; the label's class is to stay.
-        folder: where everything goes.
-        network: of the ONNX file, relative to the folder.
-        name: of the data set and split, for the files' names.
-        eps: radius of the linf ball, pixel units.
-        timeout: seconds for each instance.
+        samples: a property each: the prediction stays the label.
+        folder: its ``vnnlib`` folder is made.
+        wanted: radius, time limit and names.
 
     Raises:
         InputError: the folder cannot be written.
     """
-    rows, misclassified = [], []
+    rows, misclassified, eps = [], [], wanted.eps
     for start in range(0, len(samples), BATCH):
         images, labels = samples.batch(torch.arange(start, min(start + BATCH, len(samples))), torch.device("cpu"))
         with torch.no_grad():
@@ -55,9 +67,9 @@ def write_instances(
             if answer != label:
                 misclassified.append(index)
                 continue
-            rows.append(f"vnnlib/{name}_{index}_{eps.text.replace('/', '_')}.vnnlib")
+            rows.append(f"vnnlib/{wanted.name}_{index}_{eps.text.replace('/', '_')}.vnnlib")
             write_property(folder / rows[-1], *ball(image.numpy(), eps), label, model.spec.classes)
-    write_whole(folder / "instances.csv", lambda temporary: _list(temporary, network, rows, timeout))
+    write_whole(folder / "instances.csv", lambda temporary: _list(temporary, wanted.network, rows, wanted.timeout))
     return Instances(rows, misclassified)
 
 

@@ -40,11 +40,14 @@ def is_folder(out: str | Path) -> bool:
 
 
 def export_rows(path: Path, out: Path) -> list[str]:
-    """Write rows (``.csv``, ``.json``) or counterexamples (``.npz``); return lines that say how many, and which not.
+    """Write rows (``.csv``, ``.json``) or counterexamples (``.npz``).
 
     Args:
         path: the certificate file, finished or not.
         out: its suffix names the form.
+
+    Returns:
+        lines that say how many were written, and which were left out.
 
     Raises:
         InputError: not a certificate file, another suffix, no place to write.

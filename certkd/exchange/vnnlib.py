@@ -1,4 +1,4 @@
-"""Robustness as VNN-LIB properties, and counterexamples, in the forms of VNN-COMP.
+"""Write robustness as VNN-LIB properties, and counterexamples, in VNN-COMP's forms.
 
 A property is the *unsafe* set: a box of inputs, and the outputs at which the network changes its mind. A tool that
 proves it empty (unsat) has proved the robustness. Pixels and logits are numbered in the order of their memory,
@@ -19,7 +19,7 @@ from verifiers.core.quantities import Epsilon
 def ball(
     image: Float[np.ndarray, "*shape"], eps: Epsilon
 ) -> tuple[Float[np.ndarray, "*shape"], Float[np.ndarray, "*shape"]]:
-    """The linf ball in [0, 1] as float64 bounds that hold the exact one: every step is rounded outwards.
+    """Bound the linf ball in [0, 1] from outside, in float64: every step is rounded outwards.
 
     The radius is taken one float up, which is at least the exact one, and each difference and sum one float outwards.
 
@@ -35,12 +35,12 @@ def ball(
 def write_property(
     path: Path, low: Float[np.ndarray, "*shape"], high: Float[np.ndarray, "*shape"], label: int, classes: int
 ) -> None:
-    """Unsafe: an input in the box at which the logit of another class is at least the label's.
+    """Write the unsafe set: inputs in the box at which the logit of another class is at least the label's.
 
     Args:
         path: a text file; its folder is made.
         low, high: the box in pixel units, float64; every digit of a bound is written, so the box is not rounded.
-        label: the class that is to stay.
+        label: the class that must stay.
         classes: number of logits.
 
     Raises:
@@ -62,7 +62,7 @@ def _property(low: np.ndarray, high: np.ndarray, label: int, classes: int) -> It
 
 
 def write_counterexample(path: Path, image: Float[np.ndarray, "*shape"], logits: Float[np.ndarray, " classes"]) -> None:
-    """An image and the network's logits at it, as ``((X_0 0.5) ... (Y_9 1.25))``, every digit written.
+    """Write an image and the network's logits at it, as ``((X_0 0.5) ... (Y_9 1.25))``, with every digit.
 
     Raises:
         InputError: the file cannot be written.
@@ -73,6 +73,6 @@ def write_counterexample(path: Path, image: Float[np.ndarray, "*shape"], logits:
 
 
 def exact(value: float | np.floating) -> str:
-    """All decimal digits of a binary number, without an exponent, which VNN-LIB does not have."""
+    """Write all decimal digits of a binary number; VNN-LIB has no exponents."""
     digits = format(Decimal(float(value)), "f")
     return digits if "." in digits else f"{digits}.0"

@@ -1,4 +1,4 @@
-"""Plots as PNG: certified accuracy over the radius, and student against teacher sample by sample."""
+"""Plot certificates and trainings as PNG."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,10 +10,10 @@ from certkd.files import write_whole
 
 
 def radius_curves(path: Path, radii: Mapping[str, np.ndarray], *, norm: str, eps: float, samples: int) -> None:
-    """Certified accuracy at every radius, one step curve per network, as PNG.
+    """Plot certified accuracy at every radius, one step curve per network.
 
     Args:
-        path: where to write.
+        path: of the PNG.
         radii: certified radius per sample by network name; misclassified samples have 0.
         norm: named on the axis.
         eps: marked by a vertical line.
@@ -34,7 +34,7 @@ def radius_curves(path: Path, radii: Mapping[str, np.ndarray], *, norm: str, eps
 
 
 def paired_radii(path: Path, teacher: np.ndarray, student: np.ndarray, *, norm: str, eps: float, name: str) -> None:
-    """Each sample's certified radius under the teacher and under the student, as PNG; above the diagonal is a gain."""
+    """Plot each sample's radius under the student against that under the teacher; above the diagonal is a gain."""
     figure, axes = _figure()
     top = max(float(teacher.max()), float(student.max())) * 1.05 or 1.0
     axes.plot([0, top], [0, top], color="grey", linewidth=1)
@@ -55,7 +55,7 @@ def paired_radii(path: Path, teacher: np.ndarray, student: np.ndarray, *, norm: 
 
 
 def training_curves(path: Path, histories: Mapping[str, list[dict[str, Any]]]) -> None:
-    """Validation accuracy over the epochs, clean, under PGD and under noise, one colour per network, as PNG."""
+    """Plot validation accuracy over the epochs, clean, under PGD and under noise, one colour per network."""
     figure, axes = _figure()
     for number, (name, history) in enumerate(histories.items()):
         epochs = [record["epoch"] + 1 for record in history]

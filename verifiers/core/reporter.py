@@ -1,8 +1,8 @@
-"""What a running certification tells: nothing by default; the command line shows progress bars."""
+"""Progress of a certification: silent by default; the command line shows progress bars."""
 
 
 class Reporter:
-    """Hooks called by ``certify``; every one may be ignored."""
+    """Hooks called by ``certify``; override the ones you need."""
 
     def clean(self, accuracy: float, samples: int) -> None:
         """Clean accuracy, before any certificate is tried."""

@@ -89,9 +89,9 @@ def clear_errors(path: Path) -> Iterator[None]:
 
 def cannot_write(path: Path, problem: Exception) -> str:
     """Say why a file could not be written, and what to do."""
-    hint = "finished rows are kept; free some space or give --out another folder, then run the same command again"
+    hint = "finished rows are kept; free some space or choose another output folder, then run the same command again"
     if getattr(problem, "errno", None) not in (None, *_NO_SPACE):
-        hint = "give --out a folder that can be written"
+        hint = "choose an output folder that can be written"
     return f"cannot write {path}: {reason(problem)}; {hint}"
 
 

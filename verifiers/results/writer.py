@@ -65,7 +65,7 @@ class MethodTable:
 class CertificateFile:
     """The one writer of a certificate file, used as a context manager.
 
-    Opening creates the file, or goes on with the one that is there when it was started with the same configuration.
+    Opening creates the file, or resumes the one that is there, if it was begun with the same configuration.
     Rows that ended in a failure (UNSUPPORTED, OUT_OF_MEMORY, TIMEOUT, ERROR) become PENDING again.
 
     Args:
@@ -134,13 +134,13 @@ class CertificateFile:
         if set(_SAMPLES) >= set(different) >= {"data_sha256", "indices_sha256"}:
             raise InputError(
                 f"{self.path} holds other samples ({there.get('samples')} of them, now {wanted.get('samples')}): "
-                "choose another output file (--out), or delete this one"
+                "choose another output file, or delete this one"
             )
         if different:
             key, was, now = _innermost(different[0], there.get(different[0]), wanted.get(different[0]))
             raise InputError(
                 f"{self.path} was made with another {key} ({_short(was)}, now {_short(now)}): "
-                "choose another output file (--out), or delete this one"
+                "choose another output file, or delete this one"
             )
 
     def _retry_failures(self, method: str) -> None:
@@ -274,17 +274,17 @@ def _create_column(group: h5py.Group, column: Column, shape: tuple[int, ...]) ->
 
 def _open_for_writing(path: Path) -> h5py.File:
     if path.is_file() and path.stat().st_size == 0:  # HDF5 would make it one
-        raise InputError(f"{path} is not a certificate file: it is empty; give --out another name")
+        raise InputError(f"{path} is not a certificate file: it is empty; choose another output file")
     try:
         return h5py.File(h5py.h5f.open(bytes(path), h5py.h5f.ACC_RDWR, fapl=writing_access()))
     except BlockingIOError:
         raise InputError(
-            f"{path} is being written by another process: wait for it, or give --out another name"
+            f"{path} is being written by another process: wait for it, or choose another output file"
         ) from None
     except OSError as problem:
         if problem.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise InputError(cannot_write(path, problem)) from None
-        raise InputError(f"{path} is not a certificate file: {reason(problem)}; give --out another name") from None
+        raise InputError(f"{path} is not a certificate file: {reason(problem)}; choose another output file") from None
 
 
 def _innermost(key: str, was: Any, now: Any) -> tuple[str, Any, Any]:

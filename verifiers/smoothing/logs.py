@@ -174,7 +174,7 @@ def _cap(law: Law, n: int, alpha: float) -> float:
 
 
 def _columns(log: Log, vote: Vote, counts: Int[np.ndarray, " rows"], eps: float) -> Columns:
-    """The columns that a log tells; the others keep their fill value."""
+    """The columns that follow from a log; the others keep their fill value."""
     bound = lower(counts, vote.n, vote.alpha)
     certificate = np.where(log.votes, vote.law.one_class(bound), 0.0)
     radius = np.where(log.correct, certificate, 0.0)

@@ -26,7 +26,7 @@ def contents(certificates: Certificates) -> list[Part]:
         lines.append([rows.name, count, accuracy, radius, seconds, find(rows.name).guarantee.value])
     samples = certificates.attributes["samples"]
     title = f"{certificates.norm} ball, eps {certificates.eps_text} (pixels in [0, 1]), {samples} samples"
-    columns = ["method", "at eps", "accuracy", "mean radius", "s/sample", "guarantee"]
+    columns = ["method", "at eps", "accuracy", "mean radius", "time, s", "guarantee"]
     return [Table(title, columns, lines), _by_status(certificates)]
 
 

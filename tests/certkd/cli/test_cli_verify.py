@@ -291,7 +291,7 @@ def _places(net: Path, rows: Path, folder: Path) -> Callable[[str], str]:
 
 
 EXPORT: list[tuple[str, str]] = [
-    ("--out OUT", "what is to be written? Give --model NETWORK, or a certificate file"),
+    ("--out OUT", "nothing to export: give --model NETWORK, or a certificate file"),
     ("ROWS", "--out"),
     ("ROWS --out OUT.csv --eps 0.1", "--eps 0.1 "),
     ("ROWS --out OUT.csv --limit 3", "--limit 3 "),

@@ -212,7 +212,7 @@ def test_another_selection_on_the_same_file_is_refused(files: dict[str, Path], t
     place = tmp_path / "c.h5"
     place.write_bytes(files["attacked"].read_bytes())
     message = refused_after_clean("certify", *ATTACKED, "--indices", other, "--out", place)
-    assert "c.h5 holds other samples (7 of them, now " in message and "--out" in message, message
+    assert "c.h5 holds other samples (7 of them, now " in message and "another output file" in message, message
     assert place.read_bytes() == files["attacked"].read_bytes(), "the old certificates were touched"
 
 

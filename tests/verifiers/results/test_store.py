@@ -291,7 +291,9 @@ def test_answers_are_kept(tmp_path: Path, status: Status) -> None:
 def test_another_configuration_is_refused_by_name(tmp_path: Path, key: str, value: Any) -> None:
     write_all(tmp_path / "a.h5")
     before = (tmp_path / "a.h5").read_bytes()
-    with pytest.raises(InputError, match=f"made with another {key} .*another output file .--out.") as refusal:
+    with pytest.raises(
+        InputError, match=f"made with another {key} .*another output file, or delete this one"
+    ) as refusal:
         open_file(tmp_path / "a.h5", identity={**IDENTITY, key: value})
     assert len(str(refusal.value).splitlines()) == 1
     assert (tmp_path / "a.h5").read_bytes() == before, "a refused file was changed"
@@ -385,14 +387,14 @@ def test_an_impossible_path_is_one_clear_error(tmp_path: Path, name: str) -> Non
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="there is no /proc here")
 def test_a_folder_that_takes_no_files() -> None:
-    with pytest.raises(InputError, match=r"cannot write /proc/a\.h5: .*--out a folder that can be written"):
+    with pytest.raises(InputError, match=r"cannot write /proc/a\.h5: .*choose an output folder that can be written"):
         open_file(Path("/proc/a.h5"))
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere; the read-only mount covers it")
 def test_a_folder_without_permission(tmp_path: Path) -> None:
     (tmp_path / "closed").mkdir(mode=0o500)
-    with pytest.raises(InputError, match=r"cannot write .*Permission denied; give --out a folder"):
+    with pytest.raises(InputError, match=r"cannot write .*Permission denied; choose an output folder"):
         open_file(tmp_path / "closed" / "a.h5")
 
 
@@ -421,7 +423,7 @@ def test_a_read_only_file_system(disk: Path) -> None:
     write_all(disk / "a.h5")
     _mount(disk, "remount,ro")
     for path in (disk / "a.h5", disk / "b.h5"):
-        with pytest.raises(InputError, match=r"cannot write .*Read-only file system; give --out a folder"):
+        with pytest.raises(InputError, match=r"cannot write .*Read-only file system; choose an output folder"):
             open_file(path)
     assert len(assert_whole(reader.read(disk / "a.h5")["wave"])) == 40, "finished rows must stay readable"
 

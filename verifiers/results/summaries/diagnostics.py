@@ -11,11 +11,11 @@ from verifiers.core.status import Status
 from verifiers.core.table import Part, Table, figure, percent
 from verifiers.results.rows import Certificates, MethodRows
 
-#: An attack on the margin that succeeds on so many more samples than one on the cross-entropy shows masked gradients.
+#: Gradients are masked when the margin attack succeeds on this share more of the samples than the cross-entropy one.
 MASKED = 0.05
 
 
-#: Mean l2 norm of the cross-entropy's gradient that counts as none: over a distance of 1 it changes by so many nats.
+#: Mean l2 norm of the cross-entropy's gradient that counts as none: nats over a distance of 1.
 FLAT = 0.01
 
 
@@ -28,8 +28,8 @@ class Diagnosis:
     """The diagnostics of a student over the samples that it classifies correctly; nan where there are none.
 
     Attributes:
-        samples: how many those are.
-        clean: share of all samples that they are.
+        samples: their number.
+        clean: their share of all samples.
         gradient_gap, gradient_gap_dual, gradient_cosine, gradient_norm, margin_gradient_gap, teacher_entropy, ce_llm:
             means of the columns of these names; ``gradient_gap`` is GD and ``gradient_cosine`` GC.
         ce_attack, margin_attack: shares on which each attack succeeded.
@@ -37,7 +37,7 @@ class Diagnosis:
         fooled: samples on which an attack succeeded.
         transfer: of them, the share on which the teacher is wrong at the same point; nan without any.
         teacher_right, teacher_right_attacked: shares on which the teacher is right at the image and at that point.
-        warnings: what these figures must not be trusted for, one line each.
+        warnings: why some figures must not be trusted, one line each.
     """
 
     samples: int

@@ -31,8 +31,8 @@ REASONS = {
 }
 #: The bounds of a row. A cross-entropy certifies where it is below log 2, a margin where it is above 0.
 _BOUNDS = {
-    "direct": "the student's own margin, by CROWN; the others need the teacher's proof",
-    "theorem_a": "A: teacher's least margin - deficit - eps gap - both non-linearities",
+    "direct": "the student's own margin, by CROWN (no teacher needed)",
+    "theorem_a": "A: teacher's least margin - deficit - eps gap - non-linearities",
     "theorem_b": "B: teacher's margin - deficit - eps (gradient + gap) - non-linearity",
     "theorem_c1": "C1: as B, in the cross-entropy",
     "theorem_c2": "C2: as A, in the cross-entropy",
@@ -61,6 +61,6 @@ def summary(rows: MethodRows, certificates: Certificates) -> list[Part]:
         sizes.append([words, *(figure(float(value)) for value in quantiles)])
     title = f"What certifies the student at eps, of {len(rows)} samples"
     return [
-        Table(title, ["bound", "samples"], counts),
+        Table(title, ["bound", "count"], counts),
         Table("Terms at eps, logits (largest over classes)", ["term", "25%", "median", "75%"], sizes),
     ]
