@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from certkd.objectives.attacks import attack, pgd
+from certkd.objectives.attacks import Pgd
 from certkd.objectives.base import Batch, Objective, Term, Terms
 from verifiers.core.quantities import Norm
 from verifiers.core.settings import Count, Positive, Share
@@ -34,10 +34,10 @@ class Attacked(Objective):
     def adversarial(self, batch: Batch, loss: PerSampleLoss | None = None) -> Float[Tensor, "batch *shape"]:
         """Images in the ball around the batch's that raise a loss per sample: the cross-entropy when None."""
         step = None if self.step_size is None else self.step_size * batch.risen(self.ramp)
-        settings = {"eps": self.grown(batch), "norm": self.norm, "steps": self.steps, "step_size": step}
+        attack = Pgd(eps=self.grown(batch), norm=self.norm, steps=self.steps, step_size=step)
         if loss is None:
-            return pgd(batch.student, batch.x, batch.y, **settings, generator=batch.generator)  # type: ignore[arg-type]
-        return attack(batch.student, loss, batch.x, **settings, generator=batch.generator)  # type: ignore[arg-type]
+            return attack.fool(batch.student, batch.x, batch.y, batch.generator)
+        return attack.raise_loss(batch.student, loss, batch.x, batch.generator)
 
 
 class Adversarial(Attacked):

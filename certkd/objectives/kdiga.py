@@ -11,7 +11,7 @@ from pydantic import model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
-from certkd.objectives.attacks import attack
+from certkd.objectives.attacks import Pgd
 from certkd.objectives.base import Batch, Term, Terms
 from certkd.objectives.gradients import Reduction, full_precision, input_gradient, reduced, twice_differentiable
 from certkd.objectives.kd import Kd, kl_each, softened_kl
@@ -131,13 +131,12 @@ class Kdiga(Kd):
         assert self.eps is not None
         grown = batch.risen(self.eps_ramp)
         step = None if self.step_size is None else self.step_size * grown
-        settings = {"eps": self.eps * grown, "norm": self.attack_norm, "steps": self.steps, "step_size": step}
+        attack = Pgd(eps=self.eps * grown, norm=self.attack_norm, steps=self.steps, step_size=step)
 
         def loss(z: Tensor) -> Tensor:
             return F.cross_entropy(batch.student(z + noise), batch.y, reduction="none")
 
-        found = attack(batch.student, loss, batch.x, **settings, generator=batch.generator)  # type: ignore[arg-type]
-        return noise + found
+        return noise + attack.raise_loss(batch.student, loss, batch.x, batch.generator)
 
     def _look(self, batch: Batch, image: Tensor, name: str, taught: Collection[str]) -> "Seen":
         """The student at one point, the teacher where it is asked, and the gap of gradients where they are compared."""

@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from certkd.objectives.attacks import pgd
+from certkd.objectives.attacks import Pgd
 from certkd.objectives.base import Batch, Objective, Term, Terms
 from certkd.objectives.consistency import log_mean
 from verifiers.core.quantities import Norm
@@ -43,14 +43,7 @@ class SmoothAdv(Objective):
 
     def terms(self, batch: Batch) -> Terms:
         noise = batch.noise(self.sigma, self.copies)
-        adversarial = pgd(
-            Averaged(batch.student, noise),
-            batch.x,
-            batch.y,
-            eps=self.eps,
-            norm=Norm.L2,
-            steps=self.steps,
-            step_size=2 * self.eps / self.steps,
-        )
+        attack = Pgd(eps=self.eps, norm=Norm.L2, steps=self.steps, step_size=2 * self.eps / self.steps)
+        adversarial = attack.fool(Averaged(batch.student, noise), batch.x, batch.y)
         logits = batch.student((adversarial + noise).flatten(0, 1))
         return {"ce_adversarial": Term(1.0, F.cross_entropy(logits, batch.y.repeat(self.copies)))}

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from certkd.config.settings import SelectionConfig
 from certkd.data.splits import Split
-from certkd.objectives.attacks import pgd
+from certkd.objectives.attacks import Pgd
 from certkd.objectives.base import Batch
 from verifiers.core.quantities import Epsilon
 from verifiers.core.statistics import chance_limit
@@ -76,7 +76,7 @@ def _attacked_correct(
 ) -> float:
     assert selection.eps is not None
     eps = Epsilon.parse(selection.eps).value
-    adversarial = pgd(model, x, y, eps=eps, norm=selection.norm, steps=selection.steps, generator=generator)
+    adversarial = Pgd(eps=eps, norm=selection.norm, steps=selection.steps).fool(model, x, y, generator)
     with torch.no_grad():
         return float((model(adversarial).argmax(1) == y).sum())
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy.special import betaincinv, ndtri
 
 from verifiers.core.noise import Noise
 from verifiers.core.quantities import Norm
@@ -22,6 +21,8 @@ def lower(k: Int[np.ndarray, "*n"], n: int, level: float) -> Float[np.ndarray, "
 
     Source: Clopper and Pearson, Biometrika 26, 1934. At k = n it is level^(1/n).
     """
+    from scipy.special import betaincinv
+
     bound = betaincinv(np.maximum(k, 1), n - k + 1, level)
     return np.where(k == 0, 0.0, np.where(k == n, level ** (1.0 / n), bound))
 
@@ -63,6 +64,8 @@ class Law:
         if self.noise is Noise.UNIFORM:
             found = 3**0.5 * self.sigma * (p - q)
         else:
+            from scipy.special import ndtri
+
             with np.errstate(invalid="ignore"):
                 found = self.sigma / 2 * (ndtri(p) - ndtri(q))
         if self.norm is Norm.LINF:

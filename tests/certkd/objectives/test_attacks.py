@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from certkd.objectives.attacks import pgd
+from certkd.objectives.attacks import Pgd
 from verifiers.core.quantities import Norm
 
 EPS = 0.1
@@ -29,6 +29,11 @@ def images(count: int = 12, seed: int = 0) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     x = (1.4 * torch.rand((count, 1, 4, 4), generator=generator) - 0.2).clamp(0, 1)
     return x, torch.arange(count) % 4
+
+
+def pgd(model: nn.Module, x: Tensor, y: Tensor, *, start: torch.Generator | None = None, **settings: Any) -> Tensor:
+    """Adversarial images of an attack with those settings."""
+    return Pgd(**settings).fool(model, x, y, start)
 
 
 def losses(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -68,7 +73,7 @@ def literal_pgd(model: nn.Module, x: Tensor, y: Tensor, noise: Tensor, eps: floa
 @pytest.mark.parametrize("norm", list(Norm))
 def test_example_stays_in_ball_and_box(norm: Norm, eps: float, start: int | None) -> None:
     model, (x, y) = network(), images()
-    adversarial = pgd(model, x, y, eps=eps, norm=norm, generator=None if start is None else generator(start))
+    adversarial = pgd(model, x, y, eps=eps, norm=norm, start=None if start is None else generator(start))
     length = torch.linalg.vector_norm((adversarial.double() - x.double()).flatten(1), ORDER[norm], dim=1)
     assert float(length.max()) <= eps + ROUNDING, f"left the {norm} ball of {eps}: {length.max():.8f}"
     assert float(adversarial.min()) >= 0 and float(adversarial.max()) <= 1, "left the image box"
@@ -76,7 +81,7 @@ def test_example_stays_in_ball_and_box(norm: Norm, eps: float, start: int | None
 
 def test_linf_attack_uses_the_ball() -> None:
     model, (x, y) = network(), images()
-    adversarial = pgd(model, x, y, eps=EPS, generator=generator())
+    adversarial = pgd(model, x, y, eps=EPS, start=generator())
     largest = (adversarial - x).abs().flatten(1).amax(1)
     assert float(largest.min()) > 0.9 * EPS, f"an example moves {largest.min():.4f} only, of {EPS} allowed"
 
@@ -87,7 +92,7 @@ def test_attack_raises_every_loss_and_more_than_noise(norm: Norm) -> None:
     eps = {Norm.LINF: 0.1, Norm.L2: 0.5, Norm.L1: 1.0}[norm]
     if norm is Norm.L1:  # its steepest step moves the steepest pixels only, and not past 0 or 1
         x = x.clamp(0.3, 0.7)
-    noise = pgd(model, x, y, eps=eps, norm=norm, steps=1, step_size=1e-9, generator=generator())
+    noise = pgd(model, x, y, eps=eps, norm=norm, steps=1, step_size=1e-9, start=generator())
     adversarial = pgd(model, x, y, eps=eps, norm=norm, steps=20)
     before, random, after = (losses(model, z, y) for z in (x, noise, adversarial))
     assert bool((after > before).all()), f"{norm}: the attack lowered a loss by {(before - after).max():.2e}"
@@ -100,7 +105,7 @@ def test_pgd_equals_a_literal_loop(step_size: float | None) -> None:
     x = x.double()
     noise = torch.rand(x.shape, generator=generator(), dtype=x.dtype) * 2 - 1
     literal = literal_pgd(model, x, y, noise, EPS, 6, 2.5 * EPS / 6 if step_size is None else step_size)
-    ours = pgd(model, x, y, eps=EPS, steps=6, step_size=step_size, generator=generator())
+    ours = pgd(model, x, y, eps=EPS, steps=6, step_size=step_size, start=generator())
     torch.testing.assert_close(ours, literal, rtol=0, atol=1e-12)
 
 
@@ -134,7 +139,7 @@ def test_network_and_images_are_left_as_they_were(training: bool) -> None:
     modes = [module.training for module in model.modules()]
     state = {name: value.clone() for name, value in model.state_dict().items()}
     image, label = x.clone(), y.clone()
-    pgd(model, x, y, eps=EPS, generator=generator())
+    pgd(model, x, y, eps=EPS, start=generator())
     pgd(model, x, y, eps=EPS, steps=1, step_size=EPS)
     assert [module.training for module in model.modules()] == modes, "the attack changed a training mode"
     for name, value in model.state_dict().items():
@@ -161,8 +166,8 @@ def test_example_depends_on_the_generator_alone() -> None:
     model, (x, y) = network(), images()
     arguments: dict[str, Any] = {"eps": EPS, "steps": 3, "step_size": 0.01}
     torch.manual_seed(0)
-    first = pgd(model, x, y, generator=generator(1), **arguments)
+    first = pgd(model, x, y, start=generator(1), **arguments)
     torch.manual_seed(1)
-    assert torch.equal(first, pgd(model, x, y, generator=generator(1), **arguments)), "same generator, other example"
-    assert not torch.equal(first, pgd(model, x, y, generator=generator(2), **arguments)), "the start is not random"
+    assert torch.equal(first, pgd(model, x, y, start=generator(1), **arguments)), "same generator, other example"
+    assert not torch.equal(first, pgd(model, x, y, start=generator(2), **arguments)), "the start is not random"
     assert not first.requires_grad, "the example carries a graph"

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from certkd.config.settings import OptimizerConfig, Recipe
 from certkd.networks.builders.small import mlp, resnet
 from certkd.objectives import Ibp, Kdiga, KdigaCertified, MtlIbp, Objective, Sabr, Standard
-from certkd.objectives.attacks import attack
+from certkd.objectives.attacks import Pgd
 from certkd.objectives.base import Batch, total
 from tests.certkd.objectives.objective_fixtures import anew, generator
 from tests.training import train
@@ -116,7 +116,7 @@ def points(model: nn.Module, x: Tensor, y: Tensor, eps: float, minus: nn.Module 
             logits = network(z) - (0 if minus is None else minus(z))
             return logits[:, j] - logits.gather(1, y[:, None])[:, 0]
 
-        yield attack(network, loss, x, eps=eps, steps=8)
+        yield Pgd(eps=eps, steps=8).raise_loss(network, loss, x)
 
 
 @pytest.mark.parametrize("name", NETWORKS)

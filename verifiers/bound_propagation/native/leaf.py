@@ -5,7 +5,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy.optimize import linprog
 from torch import Tensor
 
 
@@ -36,6 +35,8 @@ def lowest(
     With a price that is high enough t is 0, or the box holds no point that keeps the constraints. None where the solver
     fails. Nothing is claimed: what the multipliers prove has to be computed from them.
     """
+    from scipy.optimize import linprog  # takes a second to import, and most networks never get here
+
     columns = -np.column_stack([constraints.cpu().numpy(), np.ones(len(offsets))])
     bounds = [*zip(low.tolist(), high.tolist(), strict=True), (0.0, None)]
     solved = linprog(
