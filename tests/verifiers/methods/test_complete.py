@@ -143,6 +143,7 @@ def test_the_two_oracles_agree() -> None:
         assert one == pytest.approx(other, abs=1e-7)
 
 
+@pytest.mark.slow
 def test_answers_are_those_of_integer_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the attack and with few steps, so that branch and bound has to decide."""
     monkeypatch.setattr(branch_and_bound, "STEPS", 2)

@@ -95,6 +95,7 @@ def terms_of(s: Seen, t: Seen, norm: Norm) -> tuple[Terms, LossTerms]:
     return margins, losses
 
 
+@pytest.mark.slow
 def test_the_theorems_hold_for_random_pairs_with_gamma_from_a_grid() -> None:
     slack, passed = dict.fromkeys(("a", "b", "c1", "c2"), math.inf), 0
     for trial in range(150):

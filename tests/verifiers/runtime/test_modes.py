@@ -1,0 +1,118 @@
+"""Modes, threads, devices and memory: set for a certification, and afterwards as they were."""
+
+import copy
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import nn
+
+from verifiers.core.errors import InputError
+from verifiers.runtime.device import choose_device
+from verifiers.runtime.modes import SMALL_WORK, eval_mode, suitable_threads, trusted_arithmetic
+from verifiers.runtime.oom import fits, out_of_memory
+
+
+@pytest.fixture
+def four_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Four threads on a machine whose owner has not chosen a number."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_every_module_gets_its_mode_back() -> None:
+    network = nn.Sequential(nn.Dropout(), nn.Sequential(nn.BatchNorm1d(3), nn.Dropout()))
+    network.eval()
+    network[1][1].train()
+    with pytest.raises(ZeroDivisionError), eval_mode(network):
+        assert not any(module.training for module in network.modules())
+        raise ZeroDivisionError
+    assert [module.training for module in network.modules()] == [False, False, False, False, True]
+
+
+def test_arithmetic_is_trusted_inside_and_as_it_was_outside() -> None:
+    def now() -> tuple[object, ...]:
+        precision = torch.get_float32_matmul_precision()
+        return precision, torch.backends.cudnn.allow_tf32, torch.get_deterministic_debug_mode()
+
+    before = now()
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.allow_tf32 = True
+    try:
+        with pytest.raises(ZeroDivisionError), trusted_arithmetic():
+            assert now() == ("highest", False, 1)
+            raise ZeroDivisionError
+        assert now() == ("high", True, before[2])
+    finally:
+        torch.set_float32_matmul_precision(str(before[0]))
+        torch.backends.cudnn.allow_tf32 = bool(before[1])
+
+
+def test_a_small_network_works_on_one_thread(four_threads: None) -> None:
+    network, sample = nn.Linear(10, 10).train(), torch.rand(1, 10)
+    weights = copy.deepcopy(network.state_dict())
+    with suitable_threads(network, sample, batch=8):
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == 4 and network.training
+    assert all(torch.equal(value, weights[name]) for name, value in network.state_dict().items())
+
+
+@pytest.mark.parametrize(("batch", "threads"), [(int(SMALL_WORK) // 200, 4), (int(SMALL_WORK) // 200 - 1, 1)])
+def test_two_operations_count_for_each_weight(batch: int, threads: int, four_threads: None) -> None:
+    with suitable_threads(nn.Linear(10, 10), torch.rand(1, 10), batch):
+        assert torch.get_num_threads() == threads
+
+
+def test_weights_of_a_convolution_count_at_each_position(four_threads: None) -> None:
+    network, sample = nn.Conv2d(2, 5, 3, padding=1), torch.rand(1, 2, 10, 10)
+    operations = 2 * (5 * 2 * 3 * 3) * 100
+    for batch, threads in ((int(SMALL_WORK) // operations + 1, 4), (int(SMALL_WORK) // operations - 1, 1)):
+        with suitable_threads(network, sample, batch):
+            assert torch.get_num_threads() == threads
+
+
+def test_a_number_of_threads_that_the_owner_chose_stays(four_threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    with suitable_threads(nn.Linear(10, 10), torch.rand(1, 10), batch=8):
+        assert torch.get_num_threads() == 4
+
+
+def test_devices_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert choose_device("auto") == choose_device("cpu") == torch.device("cpu")
+    with pytest.raises(InputError, match=r"device 'cuda:1' was asked for, but this machine has no CUDA device"):
+        choose_device("cuda:1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert choose_device("auto") == torch.device("cuda") and choose_device("cuda:0") == torch.device("cuda:0")
+    with pytest.raises(InputError, match=r"device 'cuda:1': this machine has 1 CUDA devices"):
+        choose_device("cuda:1")
+
+
+@pytest.mark.parametrize("name", ["gpu", "meta", "mps", "", "cuda:x"])
+def test_unknown_devices_are_refused(name: str) -> None:
+    with pytest.raises(InputError, match=f"unknown device {name!r}: use auto, cpu or cuda"):
+        choose_device(name)
+
+
+MEMORY = [torch.OutOfMemoryError("CUDA"), MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+
+
+@pytest.mark.parametrize("error", MEMORY, ids=lambda error: type(error).__name__)
+def test_a_lack_of_memory_does_not_fit(error: Exception) -> None:
+    def fail() -> None:
+        raise error
+
+    assert out_of_memory(error) and not fits(fail)
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
+    def fail() -> None:
+        raise RuntimeError("shapes do not match")
+
+    assert not out_of_memory(ValueError("memory")) and fits(lambda: None)
+    with pytest.raises(RuntimeError, match="shapes"):
+        fits(fail)
