@@ -202,7 +202,7 @@ def test_a_planted_counterexample_is_never_certified(pixels: int, norm: Norm) ->
         network, x, hidden = planted(pixels, reach=0.1, seed=seed)
         distance = float(norms((hidden - x[0])[None].double(), norm))
         row = answer(
-            prepared(network, x, norm, time_limit=9.0 if norm is Norm.LINF and pixels == 4 else 1.0), x, 1.01 * distance
+            prepared(network, x, norm, time_limit=1e6 if norm is Norm.LINF and pixels == 4 else 1.0), x, 1.01 * distance
         )
         assert row["status"] in (Status.FALSIFIED, Status.TIMEOUT, Status.NOT_CERTIFIED), f"seed {seed}: {row}"
         if norm is Norm.LINF and pixels == 4:
