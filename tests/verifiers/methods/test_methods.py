@@ -1,6 +1,5 @@
 """One table of all certificate methods, and the rules that every one of them keeps."""
 
-import copy
 import json
 from dataclasses import dataclass
 from functools import cache
@@ -94,8 +93,9 @@ class Subject(nn.Module):
     def __init__(self, noise: float = 0.0) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(0)
-        self.norm, self.drop = nn.BatchNorm1d(4), nn.Dropout(0.5)
-        self.first, self.last = nn.Linear(4, 6), nn.Linear(6, 3)
+        with torch.random.fork_rng(devices=[]):
+            self.norm, self.drop = nn.BatchNorm1d(4), nn.Dropout(0.5)
+            self.first, self.last = nn.Linear(4, 6), nn.Linear(6, 3)
         with torch.no_grad():
             for parameter in (*self.first.parameters(), *self.last.parameters()):
                 parameter.copy_(torch.randn(parameter.shape, generator=generator))
@@ -133,7 +133,7 @@ def state_of(*networks: nn.Module) -> dict[str, Any]:
         "types": [type(module) for module in modules],
         "weights": [weights_sha256(network) for network in networks],
         "requires_grad": [parameter.requires_grad for parameter in parameters],
-        "gradients": [parameter.grad for parameter in parameters],
+        "no gradients": [parameter.grad is None for parameter in parameters],
         "random numbers": torch.get_rng_state().tolist(),
         "dtype": torch.get_default_dtype(),
         "threads": torch.get_num_threads(),
@@ -155,9 +155,18 @@ def run(kind: str, norm: Norm = Norm.LINF, **more: Any) -> MethodRows:
 
 
 @cache
+def observed(kind: str, norm: Norm) -> tuple[MethodRows, list[str]]:
+    """The rows of all samples, and what the certification changed."""
+    networks = {"model": Subject(), **({"teacher": Subject(noise=0.01)} if TABLE[kind].teacher else {})}
+    before = state_of(*networks.values())
+    rows = run(kind, norm, **networks)
+    after = state_of(*networks.values())
+    return rows, [name for name in before if before[name] != after[name]]
+
+
 def whole(kind: str, norm: Norm = Norm.LINF) -> MethodRows:
     """The rows of all samples."""
-    return run(kind, norm)
+    return observed(kind, norm)[0]
 
 
 # Facts and settings
@@ -305,11 +314,7 @@ def test_an_interrupted_run_ends_in_the_same_file(kind: str, tmp_path: Path) -> 
 
 @every_method
 def test_networks_and_torch_are_left_as_they_were(kind: str) -> None:
-    student, teacher = Subject(), Subject(noise=0.01)
-    before = copy.deepcopy(state_of(student, teacher))
-    run(kind, model=student, **({"teacher": teacher} if TABLE[kind].teacher else {}))
-    after = state_of(student, teacher)
-    assert after == before, f"changed: {[name for name in before if before[name] != after[name]]}"
+    assert observed(kind, Norm.LINF)[1] == []
 
 
 @pairs
