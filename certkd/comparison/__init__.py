@@ -1,0 +1,1 @@
+"""Compare certificate files; no torch."""

@@ -1,0 +1,1 @@
+"""Certify, verify and inspect a network."""

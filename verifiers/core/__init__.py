@@ -1,0 +1,1 @@
+"""Quantities, statuses, settings and errors that everything shares; no torch."""

@@ -1,0 +1,1 @@
+"""Balls, margins and the search for counterexamples."""

@@ -1,0 +1,1 @@
+"""A network captured as a graph of operators that have bounds."""

@@ -1,0 +1,1 @@
+"""Lipschitz constants of networks, everywhere and on balls."""

@@ -1,0 +1,1 @@
+"""Randomized smoothing: sampling, statistics, certificates, and published logs."""

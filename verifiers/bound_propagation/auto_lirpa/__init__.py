@@ -1,0 +1,1 @@
+"""auto-LiRPA as an engine, with a guard."""

@@ -1,0 +1,1 @@
+"""certkd's own engine of bound propagation."""

@@ -1,0 +1,1 @@
+"""Linear relaxations of nonlinear operators, one file per family."""
