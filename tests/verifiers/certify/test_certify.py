@@ -450,10 +450,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no method": ({"methods": ()}, "no method was named"),
     "twice": ({"methods": ("pgd", "pgd")}, "each method once, got pgd, pgd"),
     "option": ({"options": {"stepz": 3}}, "the methods pgd has a setting 'stepz'. Did you mean 'steps'?"),
-    "other's option": (
-        {"options": {"tolerance": 0.1}},
-        "methods pgd has a setting 'tolerance'. Known: steps, restarts",
-    ),
+    "other's option": ({"options": {"tolerance": 0.1}}, "pgd has a setting 'tolerance'. It belongs to ibp, crown-ibp"),
     "zero steps": ({"options": {"steps": 0}}, "method pgd: steps must be at least 1, got 0"),
     "inf steps": ({"options": {"steps": float("inf")}}, "method pgd: steps: inf is not a number"),
     "norm": ({"norm": "linff"}, "norm must be 'linf', 'l2' or 'l1', got 'linff'"),
