@@ -1,132 +1,101 @@
-"""What the tables say: counts at eps first, a radius above 0 is no certificate at eps, 80 columns hold them."""
+"""Sentences and tables of results: the figures that are given, in words that do not change their meaning."""
 
-import io
-from pathlib import Path
-from typing import Any
+import math
+from collections.abc import Sequence
+from dataclasses import replace
 
-import numpy as np
 import pytest
-from rich.console import Console
 
-from certkd.comparison.compare import compare
-from certkd.report import tables
-from certkd.report.console import display
-from tests.certificate_files import write_file
-from verifiers.core.columns import COMMON_COLUMNS
-from verifiers.core.errors import InputError
-from verifiers.core.status import Status
-from verifiers.core.table import Table
-from verifiers.methods.registry import BY_KIND, find
-from verifiers.results.rows import Certificates, MethodRows
+from certkd.comparison.verdict import Verdict
+from certkd.report.tables.certification import inspection, verification
+from certkd.report.tables.comparison import kept
+from verifiers.certify.inspect import Cost, Preflight
+from verifiers.certify.verify import Finding
+from verifiers.core.table import Part, Table
 
-COUNT, EPS = 12, 0.1
-NOISE = {"smoothing": {"sigma": 0.25, "n": 1000}}
-FACTS = {
-    "graphs": "joint",
-    "certkd_version": "1",
-    "torch_version": "2",
-    "auto_lirpa_version": "3",
-    "numpy_version": "4",
-    "device": "cpu",
-    "started": "now",
-    "command": "certkd",
-    "architecture": "certkd:mlp",
-    "model_sha256": "ab" * 32,
-}
+VERDICT = Verdict(
+    samples=50,
+    norm="linf",
+    eps="2/255",
+    held=40,
+    direct=20,
+    through=10,
+    at_least=15,
+    blocked={"by the gradient": 7, "by the output": 3},
+    to_first_order=12,
+    shortfall=0.25,
+)
 
 
-def rows(method: str, seed: int = 0, status: Status = Status.CERTIFIED, radius: float = 0.2) -> dict[str, np.ndarray]:
-    """Rows of a method with numbers in every column, all in one status."""
-    random = np.random.default_rng(seed)
-    values = {c.name: random.uniform(0, 3, COUNT) for c in (*COMMON_COLUMNS, *find(method).columns) if not c.axes}
-    shares = {
-        "correct": 1,
-        "certified": radius >= EPS,
-        "status": status.value,
-        "radius": radius,
-        "index": 0,
-        "label": 0,
-    }
-    return {**values, **{name: np.full(COUNT, value) for name, value in shares.items()}, "index": np.arange(COUNT)}
+def cells(parts: Sequence[Part], title: str) -> list[list[str]]:
+    """The rows of the table whose title begins so."""
+    (table,) = (part for part in parts if isinstance(part, Table) and part.title.startswith(title))
+    assert all(len(row) == len(table.columns) for row in table.rows), f"{table.title}: ragged rows"
+    return [list(row) for row in table.rows]
 
 
-def file(path: Path, *methods: str, **changes: Any) -> Certificates:
-    content = {method: rows(method, **changes) for method in methods}
-    certificates = write_file(path, content, eps=EPS, settings=NOISE, **FACTS)
-    if "joint" in certificates:
-        certificates["joint"].attributes["graphs"] = "joint"  # type: ignore[index]
-    return certificates
+def test_a_verdict_in_words() -> None:
+    share, blocked, order = kept(VERDICT)
+    assert "it keeps 75.0% [59.8%, 85.8%]: 20 of 40 by its own certificates, 10 through the teacher's; 15" in share
+    assert blocked == "Of the 10 that it loses: 7 by the gradient, 3 by the output."
+    assert "is proved on 12 of 40; on the median sample it lacks 0.25 logits." in order
 
 
-def cells(table: Table, first: str) -> list[str]:
-    """The row of a table that begins so."""
-    (found,) = (list(row) for row in table.rows if row[0] == first)
-    return found
+def test_a_verdict_says_no_more_than_is_known() -> None:
+    assert kept(replace(VERDICT, held=0)) == [], "there is nothing to keep"
+    assert len(kept(replace(VERDICT, blocked={}, shortfall=math.nan))) == 1
+    assert "it lacks 0 logits" in kept(replace(VERDICT, shortfall=-0.5))[-1], "a condition with room lacks less than 0"
 
 
-def test_80_columns_hold_every_method(tmp_path: Path) -> None:
-    certificates = file(tmp_path / "a.h5", *BY_KIND)
-    parts = [*tables.contents(certificates), *tables.summaries(certificates)]
-    assert sum(isinstance(part, Table) for part in parts) >= 7, "a summary is missing"
-    for part in parts:
-        screen = io.StringIO()
-        display(part, console=Console(file=screen, width=10_000))
-        lines = [line.rstrip() for line in screen.getvalue().splitlines()]
-        assert isinstance(part, str) or max(map(len, lines[1:])) <= 80, screen.getvalue()
+PREFLIGHT = Preflight(
+    layers={"Linear": 2, "ReLU": 1},
+    parameters=12_345,
+    engines={"native": None, "auto-lirpa": "no such operator"},
+    refused={"native": {"alpha-crown": "too large", "crown": "too large", "ibp": "other"}},
+    operators={},
+    costs=(Cost("ibp", 1, 0.5, 2**30), Cost("crown", 1_000, 7200.0, 2**31), Cost("alpha-crown", 1_000, 200_000.0, 0)),
+    lipschitz={"everywhere": None, "on balls": "a softmax"},
+)
 
 
-def test_80_columns_hold_a_comparison(tmp_path: Path) -> None:
-    one, two = (file(tmp_path / f"{seed}.h5", "pgd", "crown", "ibp", seed=seed) for seed in (1, 2))
-    for part in tables.comparison(compare(one, two), "teacher", "student"):
-        screen = io.StringIO()
-        display(part, console=Console(file=screen, width=10_000))
-        assert isinstance(part, str) or max(len(line.rstrip()) for line in screen.getvalue().splitlines()) <= 80, part
+def test_an_inspection_shows_what_each_engine_takes() -> None:
+    parts = inspection(PREFLIGHT, "8/255", "l2")
+    assert parts[0] == "12,345 parameters; layers: 2 Linear, 1 ReLU"
+    assert cells(parts, "Bound-propagation engines") == [
+        ["native", "takes it", "alpha-crown, crown: too large; ibp: other"],
+        ["auto-lirpa", "refuses it", "no such operator"],
+    ]
+    assert cells(parts, "One evaluation of one sample at l2 eps 8/255") == [
+        ["ibp", "1", "0.5 s", "1.00 GiB"],
+        ["crown", "1,000", "2.0 h", "2.00 GiB"],
+        ["alpha-crown", "1,000", "2.3 days", "0.00 GiB"],
+    ]
+    assert cells(parts, "Lipschitz constants") == [["everywhere", "yes", ""], ["on balls", "no", "a softmax"]]
 
 
-def test_a_radius_below_eps_is_not_called_certified(tmp_path: Path) -> None:
-    small, large = (file(tmp_path / f"{radius}.h5", "crown", radius=radius) for radius in (0.05, 0.2))
-    for certificates, count, accuracy in ((small, "0", ">= 0.0%"), (large, str(COUNT), ">= 100.0%")):
-        contents, statuses = tables.contents(certificates)
-        assert isinstance(contents, Table) and isinstance(statuses, Table)
-        assert cells(contents, "crown")[1:3] == [count, accuracy] and contents.columns[1] == "at eps"
-        assert "certified" not in " ".join(statuses.columns)
-        assert statuses.columns == ["method", "radius > 0"] and cells(statuses, "crown") == ["crown", str(COUNT)]
+def test_an_inspection_of_a_refused_network_is_short() -> None:
+    refused = replace(PREFLIGHT, engines=dict.fromkeys(PREFLIGHT.engines, "no"), refused={}, costs=(), lipschitz={})
+    assert [part.title for part in inspection(refused, "0.1", "linf") if isinstance(part, Table)] == [
+        "Bound-propagation engines"
+    ]
 
 
-@pytest.mark.parametrize("status", [Status.PENDING, Status.TIMEOUT, Status.ERROR])
-def test_without_all_answers_there_is_no_accuracy(tmp_path: Path, status: Status) -> None:
-    content = rows("crown")
-    content["status"][3] = status
-    contents, statuses = tables.contents(write_file(tmp_path / "a.h5", {"crown": content}, eps=EPS))
-    assert isinstance(contents, Table) and cells(contents, "crown")[1:4] == ["-", "-", "-"]
-    assert isinstance(statuses, Table) and status.name.lower() in statuses.columns
+@pytest.mark.parametrize(
+    ("seconds", "shown"), [(0.01234, "0.0123 s"), (119.0, "119 s"), (120.0, "2.0 min"), (7199.0, "120.0 min")]
+)
+def test_times_have_a_unit_that_people_read(seconds: float, shown: str) -> None:
+    one = replace(PREFLIGHT, costs=(Cost("ibp", 1, seconds, 0),))
+    assert cells(inspection(one, "0.1", "linf"), "One evaluation")[0][2] == shown
 
 
-def test_an_attack_leaves_an_upper_limit(tmp_path: Path) -> None:
-    contents, _ = tables.contents(file(tmp_path / "a.h5", "pgd", status=Status.NOT_CERTIFIED, radius=0.0))
-    assert isinstance(contents, Table) and cells(contents, "pgd")[1:4] == [str(COUNT), "<= 100.0%", "-"]
-
-
-def test_what_a_method_is_worth_is_not_read_from_its_file(tmp_path: Path) -> None:
-    certificates = file(tmp_path / "a.h5", "pgd", status=Status.NOT_CERTIFIED)
-    certificates["pgd"].attributes["guarantee"] = "deterministic"  # type: ignore[index]
-    contents, _ = tables.contents(certificates)
-    assert isinstance(contents, Table) and cells(contents, "pgd")[-1] == "estimate"
-    with pytest.raises(InputError, match="no certificate method"):
-        compare(certificates, certificates)
-
-
-def test_rows_of_an_unknown_method_are_refused(tmp_path: Path) -> None:
-    known = file(tmp_path / "a.h5", "crown")
-    strange = MethodRows("crwn", known["crown"].attributes, known["crown"].columns)
-    certificates = Certificates(known.attributes, {"crwn": strange}, "b.h5")
-    for refused in (tables.contents, lambda file: compare(known, file)):
-        with pytest.raises(InputError, match=r"b\.h5: unknown method 'crwn'\. Did you mean 'crown'\?"):
-            refused(certificates)
-
-
-def test_facts_name_network_data_and_settings(tmp_path: Path) -> None:
-    text = "\n".join(tables.facts(file(tmp_path / "a.h5", "crown")))
-    assert "certkd:mlp  sha256 abab" in text and "given as arrays  sha256 data" in text
-    assert "crown engine=auto" in text or "engine=" in text
-    assert find("crown").claim in text
+def test_claims_are_counted_as_they_were_checked() -> None:
+    findings = [
+        Finding("crown", claims=10, asked=8, again=5, contradictions=["row 3", "row 4"], remark="by native"),
+        Finding("pgd", claims=4, remark="not asked"),
+    ]
+    (table,) = verification(findings)
+    assert isinstance(table, Table) and table.columns[1:6] == ["claims", "checked", "hold", "open", "contradicted"]
+    assert [list(row) for row in table.rows] == [
+        ["crown", "10", "8", "5", "1", "2", "by native"],
+        ["pgd", "4", "0", "0", "0", "0", "not asked"],
+    ]
