@@ -62,6 +62,8 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list]:
         ["cite", files[0]],
         ["methods"],
         ["methods", "smoothing"],
+        ["objectives"],
+        ["objectives", "kdiga"],
     ]
     written = json.dumps([list(map(str, command)) for command in commands])
     run = [sys.executable, "-c", f"HEAVY = {HEAVY}\n{CODE}", written]

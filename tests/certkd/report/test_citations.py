@@ -59,11 +59,21 @@ def test_a_file_cites_what_ran_and_nothing_twice(tmp_path: Path) -> None:
     assert len(set(keys)) == len(keys) and "fazlyab2019efficient" not in keys
 
 
-def test_auto_lirpa_is_cited_where_it_ran(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("notes", "ran"),
+    [
+        ({}, False),
+        ({"engine": "native"}, False),
+        ({"engine": "auto-lirpa"}, True),
+        ({"engine": "native", "cross_check": "2 samples cross-checked by auto-lirpa"}, True),
+        ({"engine": "native", "cross_check": "0 samples cross-checked by auto-lirpa"}, False),
+        ({"engine": "native", "cross_check": "not cross-checked: auto-lirpa refuses the layer"}, False),
+    ],
+)
+def test_auto_lirpa_is_cited_where_it_ran(tmp_path: Path, notes: dict[str, str], ran: bool) -> None:
     certificates = write_file(tmp_path / "a.h5", {"ibp": rows()}, eps=0.1)
-    assert not any("xu2020automatic" in entry for entry in citations(certificates))
-    certificates["ibp"].attributes["engine"] = "auto-lirpa"  # type: ignore[index]
-    assert any("xu2020automatic" in entry for entry in citations(certificates))
+    certificates["ibp"].attributes.update(notes)  # type: ignore[attr-defined]
+    assert any("xu2020automatic" in entry for entry in citations(certificates)) == ran
 
 
 def test_the_command_prints_entries_apart(tmp_path: Path) -> None:
