@@ -26,6 +26,9 @@ images, labels = torch.rand(20, 1, 8, 8), torch.zeros(20, dtype=torch.long)
 config = certkd.TrainConfig(objective=certkd.Kdiga(target="projection", lambda_iga=0.5), epochs=2)
 result = certkd.train(network, (images, labels), config, teacher=teacher)
 best: int = result.best_epoch
+question = certkd.CertifyConfig(eps="2/255", methods=("pgd", "crown"), options={"steps": 10})
+certificates = certkd.certify(network, (images, labels), question)
+print(certkd.compare(certificates, certificates).retention)
 
 
 def radii(path: str) -> list[float]:

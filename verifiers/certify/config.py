@@ -1,7 +1,7 @@
 """The settings of a certification, as the command line, YAML and Python give them."""
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from pydantic import SerializeAsAny, model_validator
 
@@ -40,6 +40,19 @@ class CertifyConfig(Strict):
     methods: tuple[SerializeAsAny[Method], ...]
     seed: Seed = 0
     batch_size: Count | None = None
+
+    if TYPE_CHECKING:  # what is accepted, where pydantic's own signature has what is stored
+
+        def __init__(
+            self,
+            *,
+            eps: str | float | Epsilon,
+            norm: str | Norm = Norm.LINF,
+            methods: str | Method | Sequence[str | Method | Mapping[str, Any]] = DEFAULT_METHODS,
+            options: Mapping[str, Any] | None = None,
+            seed: int = 0,
+            batch_size: int | None = None,
+        ) -> None: ...
 
     @model_validator(mode="before")
     @classmethod
