@@ -35,6 +35,7 @@ def test_inspect_a_checkpoint(pair: tuple[Path, Path]) -> None:
         assert part in said, f"{part!r} is not said: {said}"
 
 
+@pytest.mark.slow
 def test_inspect_names_what_is_refused() -> None:
     said = succeeds("inspect", "certkd:resnet,depth=8", "--shape", "3,8,8", "--classes", "10", "--norm", "l2")
     assert "takes it" in said, said

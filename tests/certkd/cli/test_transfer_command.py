@@ -134,6 +134,7 @@ def test_a_lost_sample_is_counted_under_what_blocks_it(student: nn.Module, block
     assert "0 of 1 by its own certificates" in text and f"1 {REASONS[blocker]}" in text
 
 
+@pytest.mark.slow
 def test_kept_samples_and_samples_that_the_student_gets_wrong() -> None:
     kept = compare(*pair(fixed(1.0), fixed(1.0))).verdict
     assert kept is not None and (kept.direct, kept.through, kept.blocked) == (1, 0, {})
@@ -151,6 +152,7 @@ def test_kept_samples_and_samples_that_the_student_gets_wrong() -> None:
     assert missed == "not met: kept>=0.5 (there is nothing to measure it by)"
 
 
+@pytest.mark.slow
 def test_run_passes_the_teacher_to_methods_about_both(tmp_path: Path) -> None:
     config = tmp_path / "run.yaml"
     config.write_text(

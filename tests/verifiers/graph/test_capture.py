@@ -10,6 +10,7 @@ import torchvision
 from torch import Tensor, nn
 
 from certkd.networks.builders import small
+from tests.marks import only
 from tests.verifiers.graph.nets import Fn, Net
 from verifiers.bound_propagation.native.engine import Native
 from verifiers.core.errors import Contradiction, Unsupported
@@ -171,7 +172,7 @@ def _library(name: str) -> tuple[nn.Module, Tensor]:
         return network, 0.1 + 0.8 * torch.rand(2, *shape)
 
 
-@pytest.mark.parametrize("name", LIBRARY)
+@pytest.mark.parametrize("name", only(("certkd resnet", "sequence first", "torchvision resnet18"), LIBRARY))
 def test_networks_of_libraries_are_captured_and_bounded(name: str) -> None:
     """Forward equality is checked by the engine itself; here the bounds against an attack."""
     network, x = _library(name)

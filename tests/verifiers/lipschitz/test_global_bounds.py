@@ -115,7 +115,7 @@ def pattern_maximum(weights: Sequence[Array], row: Array) -> float:
     return best
 
 
-@pytest.mark.parametrize(("seed", "sizes", "whole", "prod", "lip", "eclipse", "sdp", "pattern"), TABLE)
+@pytest.mark.parametrize(("seed", "sizes", "whole", "prod", "lip", "eclipse", "sdp", "pattern"), thin(TABLE))
 def test_reference_values(
     seed: int, sizes: tuple[int, ...], whole: bool, prod: float, lip: float, eclipse: float, sdp: float, pattern: float
 ) -> None:
