@@ -48,11 +48,6 @@ class Law:
     norm: Norm
     pixels: int
 
-    @property
-    def valid(self) -> bool:
-        """Whether this noise gives radii in this norm."""
-        return self.noise.certifies(self.norm)
-
     def radius(self, p: Float[np.ndarray, "*n"], q: Float[np.ndarray, "*n"]) -> Float[np.ndarray, "*n"]:
         """Radius within which class A, of probability at least p, stays ahead of any other, of probability at most q.
 

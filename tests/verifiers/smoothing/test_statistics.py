@@ -77,7 +77,7 @@ def test_radii_by_norm() -> None:
     assert Law(Noise.GAUSSIAN, 0.5, Norm.L1, 16).one_class(p) == l2
     assert Law(Noise.GAUSSIAN, 0.5, Norm.LINF, 16).one_class(p) == pytest.approx(l2 / 4, rel=1e-12)
     assert Law(Noise.UNIFORM, 0.5, Norm.L1, 16).one_class(p) == pytest.approx(0.84696, abs=1e-5)
-    assert not Law(Noise.UNIFORM, 0.5, Norm.L2, 16).valid and not Law(Noise.UNIFORM, 0.5, Norm.LINF, 16).valid
+    assert not Noise.UNIFORM.certifies(Norm.L2) and not Noise.UNIFORM.certifies(Norm.LINF)
 
 
 def test_radii_rise_with_votes_and_are_zero_without_a_majority() -> None:
