@@ -1,6 +1,6 @@
-"""``certkd run``: teacher, students, certificates for all, one comparison.
+"""Run a whole experiment: train a teacher and students, certify all, compare.
 
-Finished parts are kept and begun ones resumed when the same experiment is run again.
+Run again, an experiment keeps its finished parts and resumes the others.
 """
 
 import json
@@ -32,7 +32,7 @@ from verifiers.runtime.device import choose_device
 
 @dataclass(frozen=True)
 class Experiment:
-    """What a run ended with, by network name; the teacher comes first."""
+    """The results of an experiment by network name; the teacher comes first."""
 
     networks: dict[str, Certificates]
     comparisons: dict[str, Comparison]
@@ -47,7 +47,7 @@ def run(
     training_reporter: Callable[[str], TrainingReporter] | None = None,
     reporter: Callable[[str], Reporter] | None = None,
 ) -> Experiment:
-    """Run an experiment into ``config.out``; the same call goes on with one that was interrupted.
+    """Run an experiment into ``config.out``; the same call resumes one that was interrupted.
 
     Writes ``teacher/``, ``students/NAME/`` (checkpoints and logs), ``certificates/NAME.h5``, and ``report/`` (summary
     as JSON, plots as PNG).
@@ -80,7 +80,7 @@ def run(
 
 
 def _check_natural_teacher(config: ExperimentConfig) -> None:
-    """It is there, before any training begins, when a network needs it.
+    """Check, before any training begins, that a natural teacher is there when a network needs one.
 
     Raises:
         InputError: a network needs one and none is named, or it cannot be read.

@@ -20,7 +20,7 @@ def run(
 ) -> int:
     """Run a whole experiment: train teacher and students, certify all, compare.
 
-    The same command goes on with one that was interrupted. The summary and the plots are written below the
+    To resume an interrupted experiment, run the same command again. The summary and the plots are written below the
     configuration's out folder, in report/.
     """
     from certkd.config.reading import read

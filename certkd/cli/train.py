@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @click.option("--data", metavar="NAME", help="Data set.  [default: the configuration's, or the teacher's own]")
 @overrides
 @data_options
-@click.option("--resume", is_flag=True, help="Go on with the training in the output folder.")
+@click.option("--resume", is_flag=True, help="Continue the training in the output folder.")
 @click.option("--overwrite", is_flag=True, help="Delete the training in the output folder first.")
 def train(
     config: str | None,
@@ -35,9 +35,9 @@ def train(
 ) -> int:
     """Train a teacher or a student.
 
-    With --config as the file says; with --teacher and --out alone a small student of that teacher by KDIGA, on the
-    teacher's data. Writes best.pt (highest validation score), last.pt and log.jsonl into the output folder. A training
-    that was interrupted goes on with --resume and ends with the same weights.
+    --config describes the training. With --teacher and --out alone, a small student is trained by KDIGA on the
+    teacher's data. Writes best.pt (highest validation score), last.pt and log.jsonl into the output folder. To
+    resume an interrupted training, add --resume; it ends with the same weights.
     """
     from certkd.report.console import TrainProgress, stdout
     from certkd.training.job import run_training
@@ -62,9 +62,9 @@ def _from_file(path: str, overrides: list[str]) -> "TrainJob":
 
 
 def _default_student(teacher: str | None, out: str | None, data: str | None, overrides: list[str]) -> "TrainJob":
-    """The default recipe and KDIGA, on the data that the teacher was trained on unless another is named."""
+    """The default settings with KDIGA, on the teacher's own data unless another data set is named."""
     if teacher is None or out is None:
-        raise InputError("what is to be trained? Give --config FILE, or --teacher CHECKPOINT and --out DIR")
+        raise InputError("nothing to train: give --config FILE, or --teacher CHECKPOINT and --out DIR")
     from certkd.config.reading import read
     from certkd.config.settings import TrainJob
     from certkd.networks import resolve as networks

@@ -22,7 +22,7 @@ Milestone = Annotated[Positive, BeforeValidator(_milestone)]
 
 
 class DataConfig(Strict):
-    """Which data set, where it lies, the seed of its splits, and how many of its training images are used."""
+    """Name of a data set, its folder, the seed of its splits, and the number of training images to use."""
 
     name: str = "digits"
     root: str | None = None
@@ -33,10 +33,11 @@ class DataConfig(Strict):
 
 
 class ModelConfig(Strict):
-    """Which network: ``source:name``, from random weights or its source's pre-trained ones, or a checkpoint's path.
+    """A network to train: ``source:name`` with random or pre-trained weights, or a checkpoint's path.
 
-    With ``resize`` the network is built for square images of so many pixels, to which those of the data are resized.
-    ``weights`` is a file of bare weights to begin with; a last linear layer of another number of classes begins random.
+    With ``resize`` the network is built for square images of that many pixels a side, to which the data's images are
+    resized. ``weights`` is a file of bare weights to start from; a last linear layer of another number of classes
+    starts from random weights.
     """
 
     name: str = "certkd:mlp"
@@ -99,7 +100,7 @@ class Threat(Strict):
 
 
 class Recipe(Strict):
-    """How a network is trained, whatever its objective.
+    """Settings of a training that do not depend on its objective.
 
     Attributes:
         precision: of matrix products and convolutions in the losses; weights stay in float32, and so do finite
@@ -108,7 +109,7 @@ class Recipe(Strict):
             (ema), or the mean of its epochs (swa).
         average_decay: of ema.
         average_from: share of the epochs after which averaging begins; 0 for ema and 0.75 for swa when absent.
-        accumulate: a batch is gone through in so many parts, for less memory.
+        accumulate: number of parts in which a batch is processed, to save memory.
         compile: forward passes by ``torch.compile``; not for objectives that need second derivatives.
         channels_last: the memory layout that convolutions on GPUs prefer.
     """
@@ -134,7 +135,7 @@ class Recipe(Strict):
 
 
 class TrainConfig(Recipe):
-    """Settings of one training: what ``certkd.train`` takes.
+    """All settings of one training; the argument of ``certkd.train``.
 
     Attributes:
         seed: keys initial order, attacks, noise and augmentation.
@@ -183,13 +184,13 @@ class StudentsConfig(Recipe):
 
 
 class CertifySection(CertifyConfig):
-    """How all networks of an experiment are certified, and on how many test samples."""
+    """Settings of certifying the networks of an experiment, and the number of test samples."""
 
     limit: Count | None = None
 
 
 class ExperimentConfig(Strict):
-    """``certkd run``: a teacher, students, certificates for all, a comparison.
+    """One experiment (``certkd run``): a teacher, students, certificates for all, a comparison.
 
     ``natural_teacher`` is a checkpoint for the students whose objective has a second teacher.
     """

@@ -1,4 +1,4 @@
-"""Which samples of a split: those named by number, the first so many, or all."""
+"""Select samples of a split: by number, the first few, or all."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -13,11 +13,11 @@ _ITEM = re.compile(r"([0-9]{1,15})(?:\s*-\s*([0-9]{1,15}))?")
 
 @dataclass(frozen=True)
 class Selection:
-    """Samples of a split, in the order they were asked for; all when nothing is said.
+    """Samples of a split, in the given order; all of them by default.
 
     Attributes:
         ranges: their numbers, counted from 0 in the split, no two alike; None when they are not named.
-        limit: only the first so many.
+        limit: number of first samples to take.
         source: who named them, for messages.
     """
 
@@ -26,7 +26,7 @@ class Selection:
     source: str = ""
 
     def rows(self, samples: int, split: str) -> list[int]:
-        """The numbers of the chosen samples in a split of that many; ``split`` says which one in messages.
+        """Return the numbers of the chosen samples in a split of that many; ``split`` names it in messages.
 
         Raises:
             InputError: the split has no such sample.
@@ -43,7 +43,7 @@ EVERYTHING = Selection()
 
 
 def chosen(indices: str | None, file: str | Path | None, limit: int | None) -> Selection:
-    """What ``--indices``, ``--indices-file`` and ``--limit`` say together.
+    """Combine ``--indices``, ``--indices-file`` and ``--limit`` into a selection.
 
     Args:
         indices: numbers and ranges, last number included, between commas: ``"3,17,40-99"``.
@@ -65,7 +65,7 @@ def chosen(indices: str | None, file: str | Path | None, limit: int | None) -> S
 
 
 def named(rows: Sequence[int], source: str) -> Selection:
-    """Samples by number.
+    """Select samples by number.
 
     Raises:
         InputError: one of them twice, or none.
@@ -74,7 +74,7 @@ def named(rows: Sequence[int], source: str) -> Selection:
 
 
 def text_of(path: Path) -> str:
-    """A small text file.
+    """Read a small text file.
 
     Raises:
         InputError: missing, a folder, or not text.
@@ -110,7 +110,7 @@ def _ranges(text: str, where: str) -> Iterator[range]:
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str]]:
-    """Lines with something on them, and what to call each; a comma may end one."""
+    """The lines that are not blank, each with a name for messages; a comma may end a line."""
     for number, line in enumerate(text_of(path).splitlines(), start=1):
         text = line.partition("#")[0].strip().removesuffix(",")
         if text:

@@ -1,4 +1,4 @@
-"""``student.pt``: weights and plain metadata, never code.
+"""Save and load checkpoints: weights and plain metadata, never code.
 
 A checkpoint says how to build its network again (architecture, classes, input shape, normalisation), what it was
 trained on and how, and the SHA-256 of its teacher's weights. Files are read with ``weights_only=True``: a pickle that
@@ -32,7 +32,7 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A network with what is known about it.
+    """A network and its metadata.
 
     Attributes:
         model: in eval mode, on the CPU.
@@ -151,7 +151,7 @@ def _read_torch(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _sniff(path: Path) -> None:
-    """Name the usual things that are not a checkpoint."""
+    """Refuse common files that are not checkpoints, by name."""
     if path.is_dir():
         raise InputError(f"{path} is a folder: give a checkpoint in it, such as {path / 'best.pt'}")
     head = files.sniff(path, "checkpoint")
@@ -162,7 +162,7 @@ def _sniff(path: Path) -> None:
 
 
 def _culprit(message: str) -> str | None:
-    """What a refused pickle wants to call; None when torch does not say."""
+    """The function that a refused pickle calls; None when torch does not say."""
     marked = re.search(r"GLOBAL ([\w.]+)", message)
     return marked[1].rstrip(".") if marked else None
 
@@ -180,7 +180,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def begin_with(model: Classifier, path: str | os.PathLike[str], head: str | None) -> bool:
-    """Put a file's bare weights into a network; whether its layer ``head`` stays as it is, being of other classes.
+    """Put a file's bare weights into a network; tell whether its layer ``head`` has other classes and stays as it is.
 
     Raises:
         InputError: as ``load``; a checkpoint, which says itself what network it is.

@@ -88,7 +88,7 @@ def _continued(config: ModelConfig, data: DataSet, warn: Callable[[str], None]) 
 
 
 def adapted(network: Classifier, shape: tuple[int, ...]) -> Classifier:
-    """The same network for images of another size, which are resized to its own; the weights are shared.
+    """Adapt a network to images of another size, which are resized to its own; the weights are shared.
 
     Raises:
         InputError: another number of channels, or inputs that are not images.
@@ -105,7 +105,7 @@ def adapted(network: Classifier, shape: tuple[int, ...]) -> Classifier:
 
 
 def beside(teacher: Checkpoint, student: Checkpoint) -> Checkpoint:
-    """A teacher for the student's images and data: as it is, or resizing them where they are of another size.
+    """Adapt a teacher to the student's images and data; images of another size are resized.
 
     Raises:
         InputError: they differ in more than height and width.
@@ -183,7 +183,7 @@ def randomly_initialised(name: str, classes: int, shape: tuple[int, ...]) -> Cla
 
 
 def parse_architecture(text: str, classes: int, shape: tuple[int, ...]) -> ModelSpec:
-    """``certkd:resnet,depth=20`` for a number of classes and an image shape.
+    """Parse ``certkd:resnet,depth=20``, for a number of classes and an image shape.
 
     Raises:
         InputError: an option that is not key=value.
@@ -202,7 +202,7 @@ def parse_architecture(text: str, classes: int, shape: tuple[int, ...]) -> Model
 
 
 def data_of(known: Checkpoint, name: str | None, root: str | None, download: bool) -> DataConfig:
-    """The data set to certify on: the one named, or the checkpoint's own.
+    """Choose the data set to certify on: the one that is named, or the checkpoint's own.
 
     Raises:
         InputError: the checkpoint does not say, and none was named.

@@ -1,4 +1,4 @@
-"""What every training objective is: frozen settings with a ``terms`` method that gives named, weighted terms."""
+"""The base of all training objectives: frozen settings with a ``terms`` method that gives named, weighted terms."""
 
 from abc import abstractmethod
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from verifiers.core.settings import Strict
 
 @dataclass(frozen=True)
 class Batch:
-    """One training step's material.
+    """The input of one training step.
 
     Attributes:
         student: in train mode.
@@ -36,37 +36,37 @@ class Batch:
     memory: dict[str, float] = field(default_factory=dict)
 
     def risen(self, ramp: float) -> float:
-        """From 0 to 1 over the first share ``ramp`` of the training, 1 from there on."""
+        """Rise from 0 to 1 over the first share ``ramp`` of the training, and stay at 1."""
         return min(1.0, self.progress / ramp) if ramp > 0 else 1.0
 
     def noise(self, sigma: float, copies: int = 1) -> Float[Tensor, "copies batch *shape"]:
-        """Independent N(0, sigma^2) for each pixel, in pixel units; drawn on the CPU, the same on every device."""
+        """Draw independent N(0, sigma^2) for each pixel, in pixel units; on the CPU, the same on every device."""
         drawn = torch.randn((copies, *self.x.shape), generator=self.generator, dtype=self.x.dtype)
         return sigma * drawn.to(self.x.device)
 
     def normal(self, like: Float[Tensor, "batch *any"]) -> Float[Tensor, "batch *any"]:
-        """N(0, 1) of a tensor's shape, of its type or float32 if that is coarser; drawn on the CPU, the same on every
+        """Draw N(0, 1) of a tensor's shape, of its type or float32 if that is coarser; on the CPU, the same on every
         device and in every precision.
         """
         kind = torch.promote_types(like.dtype, torch.float32)
         return torch.randn(like.shape, generator=self.generator, dtype=kind).to(like.device)
 
     def uniform(self, like: Float[Tensor, "batch *any"]) -> Float[Tensor, "batch *any"]:
-        """Uniform in [-1, 1), of a tensor's shape and type; drawn on the CPU."""
+        """Draw uniformly from [-1, 1), of a tensor's shape and type; drawn on the CPU."""
         return (2 * torch.rand(like.shape, generator=self.generator, dtype=like.dtype) - 1).to(like.device)
 
     def noisy(self, sigma: float) -> Float[Tensor, "batch *shape"]:
-        """The images under fresh noise, not clamped to [0, 1]; at sigma 0 themselves, and nothing is drawn."""
+        """Return the images under fresh noise, not clamped to [0, 1]; at sigma 0 themselves, and nothing is drawn."""
         return self.x + self.noise(sigma)[0] if sigma > 0 else self.x
 
     def outputs(self, sigma: float) -> tuple[Float[Tensor, "batch classes"], Float[Tensor, "batch classes"]]:
-        """Logits of the student and, without gradients, of the teacher on the same noisy images."""
+        """Return the logits of the student and, without gradients, of the teacher on the same noisy images."""
         x = self.noisy(sigma)
         target = self.constant(x)
         return self.student(x), target
 
     def constant(self, x: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch classes"]:
-        """The teacher's logits, without gradients."""
+        """Return the teacher's logits, without gradients."""
         assert self.teacher is not None
         with torch.no_grad():
             return self.teacher(x)
@@ -84,7 +84,7 @@ Terms = dict[str, Term]
 
 
 def total(terms: Terms) -> Tensor:
-    """The scalar that is back-propagated: the sum of weight times value."""
+    """Return the scalar that is back-propagated: the sum of weight times value."""
     return torch.stack([term.weight * term.value for term in terms.values()]).sum()
 
 
@@ -94,11 +94,11 @@ class Objective(Strict):
     kind: str
     needs_teacher: ClassVar[bool] = False
     needs_natural_teacher: ClassVar[bool] = False
-    #: It keeps numbers in the batch's memory, one entry a step.
+    #: Whether it keeps numbers in the batch's memory, one entry a step.
     remembers: ClassVar[bool] = False
     summary: ClassVar[str]
     paper: ClassVar[str]
 
     @abstractmethod
     def terms(self, batch: Batch) -> Terms:
-        """The loss of one batch, as named terms whose weights do not depend on the batch size."""
+        """Return the loss of one batch, as named terms whose weights do not depend on the batch size."""

@@ -1,4 +1,4 @@
-"""From a network's name to an ``nn.Module`` that takes images in [0, 1] and has its normalisation inside."""
+"""Build networks by name; they take images in [0, 1] and normalise them in their first layer."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class ModelSpec(BaseModel):
-    """All that is needed to build a network again, in plain values; stored in every checkpoint.
+    """The plain values from which a network is built again; stored in every checkpoint.
 
     Attributes:
         name: ``source:name``.
@@ -50,7 +50,7 @@ class ModelSpec(BaseModel):
 
 
 class Normalize(nn.Module):
-    """(x - mean) / std per channel, as a depthwise 1x1 convolution: a layer that every bound engine knows."""
+    """Compute (x - mean) / std per channel, as a depthwise 1x1 convolution: a layer that every bound engine knows."""
 
     weight: Tensor
     bias: Tensor
@@ -67,7 +67,7 @@ class Normalize(nn.Module):
 
 
 class Resize(nn.Module):
-    """Bilinear interpolation of images to another size, without antialiasing: linear in the pixels."""
+    """Resize images by bilinear interpolation without antialiasing, which is linear in the pixels."""
 
     def __init__(self, size: tuple[int, int]) -> None:
         super().__init__()
@@ -113,7 +113,7 @@ def build(spec: ModelSpec, *, pretrained: bool = False) -> Classifier:
 
 
 def _try(model: Classifier) -> None:
-    """One blank image through the network, so that a shape it does not take is known at once."""
+    """Pass one blank image through the network, so that a shape it does not take is refused at once."""
     spec, training = model.spec, model.training
     try:
         with torch.no_grad():
@@ -129,7 +129,7 @@ def _try(model: Classifier) -> None:
 
 
 def known_models(source: str) -> list[str]:
-    """Names that a source offers, with its prefix."""
+    """List the names that a source offers, with its prefix."""
     if source == "torchvision":
         import torchvision
 
@@ -198,7 +198,7 @@ def _torchvision(name: str, spec: ModelSpec, pretrained: bool) -> Classifier:
 
 
 def _replace_head(network: nn.Module, spec: ModelSpec) -> None:
-    """A fresh last linear layer when the pre-trained one has another number of classes."""
+    """Replace the last linear layer when the pre-trained one has another number of classes."""
     path = last_linear(network)
     if path is None:
         raise InputError(f"{spec.name} has no linear last layer to replace: use another network for fine-tuning")
@@ -210,12 +210,12 @@ def _replace_head(network: nn.Module, spec: ModelSpec) -> None:
 
 
 def last_linear(network: nn.Module) -> str | None:
-    """The path of the last linear layer, which gives the logits; None without any."""
+    """Return the path of the last linear layer, which gives the logits; None without any."""
     return next((path for path, module in [*network.named_modules()][::-1] if isinstance(module, nn.Linear)), None)
 
 
 def usual_statistics(name: str, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """Mean and standard deviation that a source's weights expect of images; None for certkd's own networks."""
+    """Return the mean and standard deviation that a source's weights expect; None for certkd's own networks."""
     source, _, rest = name.partition(":")
     if source not in ("timm", "torchvision"):
         return None

@@ -1,4 +1,4 @@
-"""What the functions of ONNX operators work with."""
+"""The node that an ONNX operator's function works on, and conversions of its inputs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,12 +30,12 @@ class Call:
     varying: tuple[bool, ...]
 
     def refuse(self, why: str) -> InputError:
-        """The refusal of this node."""
+        """Build the error that refuses this node."""
         return InputError(f"{self.where}: {why}")
 
 
 def tensor(value: Value, like: Tensor) -> Tensor:
-    """An array as a tensor of the network's dtype."""
+    """Convert an array to a tensor of the network's dtype."""
     return value if isinstance(value, Tensor) else torch.as_tensor(value, dtype=like.dtype, device=like.device)
 
 

@@ -1,4 +1,4 @@
-"""A network of an ONNX file as a certkd classifier: pixels in [0, 1], channels first, normalisation inside."""
+"""Turn an ONNX file into a classifier: pixels in [0, 1], channels first, normalisation inside."""
 
 import math
 from collections.abc import Sequence
@@ -45,7 +45,7 @@ def classifier(
     mean: Sequence[float] = (),
     std: Sequence[float] = (),
 ) -> Checkpoint:
-    """The network of an ONNX file, ready to be certified or to teach.
+    """Load the network of an ONNX file, ready to be certified or to teach.
 
     Args:
         path: of the file.
@@ -54,7 +54,7 @@ def classifier(
         mean, std: per channel, what the network expects to be subtracted and divided by; () for nothing.
 
     Raises:
-        InputError: whatever ``onnx_network.load`` refuses; images of another shape; an unknown layout; normalisation
+        InputError: whatever ``network.load`` refuses; images of another shape; an unknown layout; normalisation
             for another number of channels.
     """
     if layout not in LAYOUTS:

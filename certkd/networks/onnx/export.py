@@ -1,4 +1,4 @@
-"""A classifier as an ONNX file: pixels in [0, 1] in, any number of images, normalisation inside."""
+"""Export a classifier to ONNX: any number of images with pixels in [0, 1], normalisation inside."""
 
 import ctypes
 import io
@@ -24,7 +24,7 @@ OPSET = 17
 
 
 def export(model: Classifier, path: Path) -> str | None:
-    """Write a network's ONNX file and hold it against the network.
+    """Write a network's ONNX file and compare it with the network.
 
     On random images the file's logits agree with the network's, as onnxruntime runs it, one by one and in a batch, and
     as certkd reads it again.

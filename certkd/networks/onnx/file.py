@@ -1,4 +1,4 @@
-"""ONNX files as they come: what is not a classifier of float32 images is refused in one line."""
+"""Read ONNX files; a file that is not a classifier of float32 images is refused in one line."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -42,7 +42,7 @@ class OnnxFile:
 
 
 def packages() -> tuple[ModuleType, ModuleType]:
-    """onnx and onnxruntime, which are an extra.
+    """Import onnx and onnxruntime, which are an extra.
 
     Raises:
         InputError: they are not installed; with the command that does it.
@@ -56,7 +56,7 @@ def packages() -> tuple[ModuleType, ModuleType]:
 
 
 def read(path: Path) -> OnnxFile:
-    """Parse a file and look at its frame: opset, input, output, weights.
+    """Parse a file and check its opset, input, output and weights.
 
     Raises:
         InputError: missing packages, not an ONNX file or a damaged one, weights beside it that are missing, an opset
