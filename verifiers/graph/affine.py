@@ -4,6 +4,7 @@ For y = A x + b the range over a box with centre c and half-width r is A c + b -
 """
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
@@ -58,8 +59,8 @@ class Reshape(Affine):
         return self.forward(*half_widths)
 
     def push(self, rows: Rows, samples: Tensor) -> Pushed:
-        values = rows.dense(self.after).values
-        return Pushed([Rows(values.reshape(len(values), *self.before))])
+        rows = rows.dense(self.after)
+        return Pushed([rows.take(rows.values.reshape(len(rows.values), *self.before))])
 
 
 class Dense(Affine):
@@ -78,9 +79,10 @@ class Dense(Affine):
         return F.linear(half_widths[0], self.magnitude)
 
     def push(self, rows: Rows, samples: Tensor) -> Pushed:
-        values = rows.dense(self.after).values
+        rows = rows.dense(self.after)
+        values = rows.values
         constant = None if self.bias is None else values.reshape(len(values), -1, len(self.bias)).sum(1) @ self.bias
-        return Pushed([Rows(values @ self.weight)], constant)
+        return Pushed([rows.take(values @ self.weight)], constant)
 
 
 class Scale(Affine):
@@ -144,7 +146,11 @@ class Convolution(Affine):
         self.weight, self.bias, self.magnitude = weight, bias, weight.abs()
         self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
         self.before, self.after = before, after
-        self.last = weight.contiguous(memory_format=torch.channels_last)
+
+    @cached_property
+    def last(self) -> Tensor:
+        """The weight with its channels last in memory."""
+        return self.weight.contiguous(memory_format=torch.channels_last)
 
     def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         maps = F.conv2d(x.flatten(0, -4), weight, bias, self.stride, self.padding, self.dilation, self.groups)
@@ -180,7 +186,7 @@ class Convolution(Affine):
         ]
         maps = maps.contiguous(memory_format=torch.channels_last)
         values = F.conv_transpose2d(maps, self.last, None, self.stride, self.padding, spare, self.groups, self.dilation)
-        return Pushed([Rows(values.reshape(len(rows.values), *self.before))], self._constant(rows.values))
+        return Pushed([rows.take(values.reshape(len(rows.values), *self.before))], self._constant(rows.values))
 
     def _constant(self, values: Tensor) -> Tensor | None:
         if self.bias is None:
@@ -230,6 +236,6 @@ class General(Affine):
         return self._absolute(*half_widths)
 
     def push(self, rows: Rows, samples: Tensor) -> Pushed:
-        values = rows.dense(self.after).values
-        constant = None if self._constant is None else values.flatten(1) @ self._constant.flatten()
-        return Pushed([Rows(part) for part in self._transpose(values)], constant)
+        rows = rows.dense(self.after)
+        constant = None if self._constant is None else rows.values.flatten(1) @ self._constant.flatten()
+        return Pushed([rows.take(part) for part in self._transpose(rows.values)], constant)

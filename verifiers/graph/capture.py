@@ -10,8 +10,10 @@ import io
 import logging
 import operator
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -23,26 +25,84 @@ from verifiers.graph.graph import Builder, Graph, Ref
 from verifiers.graph.lowering import LOWERINGS
 
 
+@dataclass(frozen=True)
+class Exported:
+    """A network as torch.export writes it down, apart from its weights.
+
+    Attributes:
+        nodes: of the exported graph.
+        weights: the parameter or buffer of each input that is one, by its name in the module.
+        constants: tensors that are neither.
+        images: names of the inputs that are the image.
+        state: the weights that the network had.
+    """
+
+    nodes: list[Any]
+    weights: dict[str, str]
+    constants: dict[str, Tensor]
+    images: frozenset[str]
+    state: dict[str, Tensor]
+
+
 def capture(model: nn.Module, x: Float[Tensor, "1 *shape"], dtype: torch.dtype = torch.float64) -> Graph:
-    """The graph of a network in eval mode, in the given dtype, for images like ``x``.
+    """Capture the graph of a network in eval mode, in the given dtype, for images like ``x``.
 
     Raises:
         Unsupported: the network cannot be exported, or an operator is not known.
     """
-    exported = _export(copy.deepcopy(model).to(dtype).eval().requires_grad_(False), x[:1].detach().to(dtype))
-    builder = Builder(x[:1].detach().to(dtype))
-    known: dict[str, Any] = _constants(exported)
-    for node in exported.graph.nodes:
+    like = x[:1].detach().to(dtype)
+    exported = export(copy.deepcopy(model).to(dtype), like)
+    builder = Builder(like)
+    output = lower(exported, exported.state, builder)
+    # An output may be read by other operators too, and later code may be ignored.
+    return Graph(builder.nodes[: output.node + 1], like)
+
+
+def export(model: nn.Module, x: Float[Tensor, "1 *shape"]) -> Exported:
+    """Export a network, which is put into eval mode and frozen, for one image.
+
+    Raises:
+        Unsupported: the network cannot be exported, or changes a buffer.
+    """
+    exported = _export(model.eval().requires_grad_(False), x)
+    signature = exported.graph_signature
+    if signature.buffers_to_mutate:
+        raise Unsupported(
+            f"native: the network changes its buffer {next(iter(signature.buffers_to_mutate.values()))!r}"
+        )
+    return Exported(
+        nodes=list(exported.graph.nodes),
+        weights={**signature.inputs_to_parameters, **signature.inputs_to_buffers},
+        constants={
+            name: exported.constants[target].detach()
+            for name, target in signature.inputs_to_lifted_tensor_constants.items()
+        },
+        images=frozenset(signature.user_inputs),
+        state={name: value.detach() for name, value in {**exported.constants, **exported.state_dict}.items()},
+    )
+
+
+def lower(exported: Exported, weights: Mapping[str, Tensor], builder: Builder) -> Ref:
+    """Append an exported network with the given weights to a graph.
+
+    Raises:
+        Unsupported: an operator is not known.
+    """
+    known: dict[str, Any] = {**exported.constants, **{name: weights[w] for name, w in exported.weights.items()}}
+    for node in exported.nodes:
         if node.op == "placeholder":
-            if node.name not in known and node.name not in exported.graph_signature.user_inputs:
+            if node.name not in known and node.name not in exported.images:
                 raise Unsupported(f"native: the network holds {node.name!r}, neither a tensor nor its input")
-            known.setdefault(node.name, Ref(0, tuple(x[:1].shape)))
+            known.setdefault(node.name, Ref(0, tuple(builder.like.shape)))
         elif node.op == "call_function":
             builder.path, builder.kind = _path(node), _kind(node.target)
             args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), lambda n: known[n.name])
             known[node.name] = _lower(builder, node.target, args, kwargs, LOWERINGS)
         elif node.op == "output":
-            return _finish(builder, torch.fx.node.map_arg(node.args, lambda n: known[n.name])[0])
+            outputs = torch.fx.node.map_arg(node.args, lambda n: known[n.name])[0]
+            if len(outputs) != 1 or not isinstance(outputs[0], Ref):
+                raise Unsupported("native: the network's output must be one tensor that depends on the image")
+            return outputs[0]
     raise AssertionError("a graph without an output")
 
 
@@ -77,20 +137,6 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def _constants(exported: Any) -> dict[str, Any]:
-    signature, state = exported.graph_signature, exported.state_dict
-    known = {name: state[target] for name, target in signature.inputs_to_parameters.items()}
-    for name, target in signature.inputs_to_buffers.items():
-        known[name] = state[target] if target in state else exported.constants[target]
-    for name, target in signature.inputs_to_lifted_tensor_constants.items():
-        known[name] = exported.constants[target]
-    if signature.buffers_to_mutate:
-        raise Unsupported(
-            f"native: the network changes its buffer {next(iter(signature.buffers_to_mutate.values()))!r}"
-        )
-    return {name: value.detach() for name, value in known.items()}
-
-
 def _lower(builder: Builder, target: Any, args: Any, kwargs: Any, table: dict[str, Callable[..., Any]]) -> Any:
     depends = any(isinstance(leaf, Ref) for leaf in torch.utils._pytree.tree_leaves((args, kwargs)))
     if not depends and torch.Tag.nondeterministic_seeded in getattr(target, "tags", ()):
@@ -100,7 +146,7 @@ def _lower(builder: Builder, target: Any, args: Any, kwargs: Any, table: dict[st
     if builder.kind not in table:
         raise builder.refuse("not among the operators it bounds")
     try:
-        inspect.signature(table[builder.kind]).bind(builder, *args, **kwargs)
+        _signature(table[builder.kind]).bind(builder, *args, **kwargs)
     except TypeError as error:
         raise builder.refuse(f"with an argument that has no bounds here, {error}") from error
     try:
@@ -110,15 +156,11 @@ def _lower(builder: Builder, target: Any, args: Any, kwargs: Any, table: dict[st
         raise builder.refuse(f"with these arguments ({type(error).__name__}: {text})") from error
 
 
-def _finish(builder: Builder, outputs: Sequence[Any]) -> Graph:
-    if len(outputs) != 1 or not isinstance(outputs[0], Ref):
-        raise Unsupported("native: the network's output must be one tensor that depends on the image")
-    graph = Graph(builder.nodes, builder.like)
-    if outputs[0].node != graph.output:  # an output that other operators use as well, or that later code ignores
-        graph = Graph(builder.nodes[: outputs[0].node + 1], builder.like)
-    return graph
+#: Signatures of lowerings; reading one takes longer than a small lowering.
+_signature = cache(inspect.signature)
 
 
+@cache
 def _kind(target: Any) -> str:
     """aten.conv2d.default -> conv2d."""
     return str(target.name()).removeprefix("aten::").split(".")[0] if hasattr(target, "name") else str(target)

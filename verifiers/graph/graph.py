@@ -92,9 +92,15 @@ class Ref:
 
 
 class Builder:
-    """Grows a graph; what the lowering functions work with."""
+    """A graph under construction, for the lowering functions.
 
-    def __init__(self, like: Tensor) -> None:
+    Args:
+        like: an image of one sample.
+        checked: whether relaxations are tried before they are used.
+    """
+
+    def __init__(self, like: Tensor, *, checked: bool = True) -> None:
+        self.checked = checked
         self.nodes = [Node(None, (), tuple(like.shape), "", "image")]
         self.like = like
         self.path = self.kind = ""

@@ -6,7 +6,6 @@ Values are batched as ``(batch, *shape)`` with ``shape`` the node's shape for on
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
-import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -89,9 +88,8 @@ class _Enclosed:
 
     def push(self, rows: Rows, samples: Tensor) -> Pushed:
         values, negative = rows.values, rows.values.clamp_max(0)
-        lower, turn = (rows.gather(slope, samples) for slope in (self.lines.lower_slope, self.turn))
         constant = rows.take(negative).dot(self.lines.upper_offset, samples)
         if self.has_lower_offset:
             constant = constant + rows.take(values - negative).dot(self.lines.lower_offset, samples)
-        pushed = rows.take(torch.addcmul(values * lower, negative, turn))
+        pushed = rows.between(self.lines.lower_slope, self.turn, negative, samples)
         return Pushed([pushed.outside(clean=True)], constant)

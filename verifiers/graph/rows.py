@@ -34,10 +34,14 @@ class Window:
 
 @dataclass(frozen=True)
 class Rows:
-    """Coefficients ``values`` of a node, ``(rows, *shape)`` or windows ``(rows, channels, height, width)``."""
+    """Coefficients ``values`` of a node, ``(rows, *shape)`` or windows ``(rows, channels, height, width)``.
+
+    ``each`` is the number of rows of each sample of the batch, where all have equally many, in order; else 0.
+    """
 
     values: Float[Tensor, "rows *shape"]
     window: Window | None = None
+    each: int = 0
 
     def take(self, values: Tensor) -> "Rows":
         """The same rows with other coefficients."""
@@ -93,6 +97,8 @@ class Rows:
         if self.window is None:
             if len(maps) == 1:
                 return maps
+            if self.each:
+                return maps[:, None].expand(-1, self.each, *maps.shape[1:]).flatten(0, 1)
             ordered = _channels_last(self.values)
             return _back(_ordered(maps, ordered)[samples], ordered)
         height, width = self.values.shape[-2:]
@@ -105,6 +111,19 @@ class Rows:
             padded, samples if len(maps) > 1 else samples * 0, origin + origin.new_tensor(low), height, width
         )
 
+    def between(
+        self,
+        lower: Float[Tensor, "batch *shape"],
+        turn: Float[Tensor, "batch *shape"],
+        negative: Float[Tensor, "rows ..."],
+        samples: Int[Tensor, " rows"],
+    ) -> "Rows":
+        """Multiply coefficients by ``lower``, and add ``turn`` times the negative ones."""
+        if self.each and self.window is None:
+            values, below = (part.unflatten(0, (-1, self.each)) for part in (self.values, negative))
+            return self.take(torch.addcmul(values * lower[:, None], below, turn[:, None]).flatten(0, 1))
+        return self.take(torch.addcmul(self.values * self.gather(lower, samples), negative, self.gather(turn, samples)))
+
     def dot(self, maps: Float[Tensor, "batch *shape"], samples: Int[Tensor, " rows"]) -> Float[Tensor, " rows"]:
         """Inner product of each row with its own sample's map."""
         if self.window is not None:
@@ -114,6 +133,8 @@ class Rows:
         values, flat = _ordered(self.values, ordered).flatten(1), _ordered(maps, ordered).flatten(1)
         if len(maps) == 1:
             return values @ flat[0]
+        if self.each:
+            return torch.bmm(values.unflatten(0, (-1, self.each)), flat[:, :, None]).flatten()
         owners, counts = samples.unique_consecutive(return_counts=True)
         if len(owners) * 4 > len(samples):
             return (values * flat[samples]).sum(1)
@@ -154,7 +175,7 @@ def _patches(
 def add(one: Rows, other: Rows, shape: Shape) -> Rows:
     """The sum of two sets of coefficients of the same rows and node."""
     if one.window is None or other.window is None or one.window.stride != other.window.stride:
-        return Rows(one.dense(shape).values + other.dense(shape).values)
+        return Rows(one.dense(shape).values + other.dense(shape).values, each=one.each)
     first = [min(a, b) for a, b in zip(one.window.offset, other.window.offset, strict=True)]
     last = [
         max(one.window.offset[i] + one.values.shape[i + 2], other.window.offset[i] + other.values.shape[i + 2])

@@ -1,0 +1,145 @@
+"""Differentiable bounds of margins over boxes, for certified training: a graph over the network's own weights."""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Literal
+from weakref import WeakKeyDictionary
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from verifiers.bound_propagation.checks import check_forward
+from verifiers.bound_propagation.native.backward import BackwardPass, BackwardRows
+from verifiers.core.errors import Contradiction, InputError, Unsupported
+from verifiers.core.quantities import Norm
+from verifiers.geometry.balls import Balls
+from verifiers.graph.affine import Reshape, Sum
+from verifiers.graph.capture import Exported, export, lower
+from verifiers.graph.graph import Builder, Graph
+from verifiers.graph.operators import Interval
+
+BoundMethod = Literal["ibp", "crown-ibp"]
+Box = tuple[Float[Tensor, "batch *shape"], Float[Tensor, "batch *shape"]]
+
+
+def ball(x: Float[Tensor, "batch *shape"], eps: float) -> Box:
+    """Intersect the linf ball of eps around images with the image box."""
+    return (x - eps).clamp(0, 1), (x + eps).clamp(0, 1)
+
+
+def lower_margins(
+    model: nn.Module,
+    box: Box,
+    y: Int[Tensor, " batch"],
+    method: BoundMethod,
+    *,
+    sign: int = 1,
+    minus: nn.Module | None = None,
+) -> Float[Tensor, "batch classes"]:
+    """Bound sign (f_y - f_j) from below over a box for every class j (0 at y), differentiable in the parameters.
+
+    With ``minus`` f is the difference of both networks, bounded as one graph: what is equal in both cancels where
+    bounds are linear; ``minus`` is a constant. Batch normalisation is bounded with its running statistics, and dropout
+    is left out. These bounds train and certify nothing: they are in the network's own precision, without an allowance
+    for rounding.
+
+    Raises:
+        InputError: the network cannot be captured, or an operator has no bounds.
+    """
+    lower_end, upper_end = (side.detach() for side in box)
+    try:
+        with torch.autocast(lower_end.device.type, enabled=False):
+            graph = _graph(getattr(model, "_orig_mod", model), minus, lower_end)  # of a compiled network, the network
+            eye = torch.eye(graph.classes, dtype=lower_end.dtype, device=lower_end.device)
+            return _bounds(graph, lower_end, upper_end, sign * (eye[y].unsqueeze(1) - eye[None]), method)
+    except (Unsupported, Contradiction) as error:
+        raise InputError(
+            f"this network cannot be bounded while it trains ({method}): {str(error).removeprefix('native: ')}; "
+            "change the network or take an objective without bounds"
+        ) from None
+
+
+def robust_cross_entropy(margins: Float[Tensor, "batch classes"]) -> Float[Tensor, ""]:
+    """Compute the cross-entropy of the worst logits that lower bounds of the margins allow.
+
+    It is an upper bound of the cross-entropy over the box.
+    """
+    return torch.logsumexp(-margins, dim=1).mean()
+
+
+def deficits(
+    student: nn.Module, teacher: nn.Module, box: Box, y: Int[Tensor, " batch"], method: BoundMethod
+) -> Float[Tensor, "batch classes"]:
+    """Bound (t_y - t_j) - (s_y - s_j) from above over a box for every class j, differentiable in the student.
+
+    CROWN-IBP bounds both networks in one graph, where linear parts of the two cancel; intervals have no linear parts,
+    so IBP bounds each network alone, its last layer merged with the difference of the two classes.
+    """
+    if method == "crown-ibp":
+        return -lower_margins(student, box, y, method, minus=teacher)
+    with torch.no_grad():
+        theirs = lower_margins(teacher, box, y, method, sign=-1)
+    return -(theirs + lower_margins(student, box, y, method))
+
+
+def _bounds(
+    graph: Graph, low: Tensor, high: Tensor, rows: Float[Tensor, "batch rows classes"], method: BoundMethod
+) -> Float[Tensor, "batch rows"]:
+    bounds = BackwardPass(graph, Balls((low + high) / 2, low.new_zeros(len(low)), Norm.LINF))
+    shape = (len(low), *graph.nodes[0].shape)
+    bounds.intervals = [Interval(low.reshape(shape), high.reshape(shape))]
+    for node in graph.nodes[1:]:
+        assert node.operator is not None
+        boxes = [bounds.intervals[i] for i in node.inputs]
+        if isinstance(node.operator, Reshape):
+            bounds.intervals.append(Interval(*(node.operator.forward(end) for end in boxes[0])))
+        else:
+            bounds.intervals.append(node.operator.interval(*boxes))
+    start, samples = bounds.merged(rows)
+    start = replace(start, each=rows.shape[1])
+    if method == "crown-ibp":
+        return bounds.push(graph.output, start, samples).bound.reshape(rows.shape[:2])
+    back = BackwardRows({graph.output: start}, low.new_zeros(len(samples)), samples)
+    if graph.affine_operator(graph.output):
+        bounds.step(back, graph.output)
+    return bounds.over_boxes(back).reshape(rows.shape[:2])
+
+
+#: Dtype, device and image shape, and the exported network, for as long as the network lives.
+_EXPORTED: WeakKeyDictionary[nn.Module, tuple[Any, Exported]] = WeakKeyDictionary()
+
+
+def _graph(model: nn.Module, minus: nn.Module | None, x: Float[Tensor, "batch *shape"]) -> Graph:
+    """Build the graph of a network, less another one, with the weights and statistics that both have now."""
+    networks = [model] if minus is None else [model, minus]
+    exported = [_exported(network, x) for network in networks]
+    builder = Builder(x[:1], checked=False)
+    first = lower(exported[0], _weights(model), builder)
+    if minus is not None:
+        frozen = {name: value.detach() for name, value in _weights(minus).items()}
+        second = lower(exported[1], frozen, builder)
+        if first.shape != second.shape:
+            raise Unsupported(f"logits of shapes {first.shape} and {second.shape}")
+        first = builder.add(Sum([1, -1]), [first, second], first.shape)
+    return Graph(builder.nodes[: first.node + 1], builder.like)
+
+
+def _exported(model: nn.Module, x: Float[Tensor, "batch *shape"]) -> Exported:
+    """Export a copy of a network once, and hold its graph against it."""
+    key, known = (x.dtype, x.device, x.shape[1:]), _EXPORTED.get(model)
+    if known is None or known[0] != key:
+        network = copy.deepcopy(model)
+        found = export(network, x[:1])
+        builder = Builder(x[:1])
+        output = lower(found, found.state, builder)
+        check_forward(network, Graph(builder.nodes[: output.node + 1], x[:1]), x[:2], "the native engine")
+        _EXPORTED[model] = known = key, found
+    return known[1]
+
+
+def _weights(model: nn.Module) -> Mapping[str, Tensor]:
+    """The parameters, and copies of the buffers, because a forward pass in train mode writes to them."""
+    buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers(remove_duplicate=False)}
+    return {**dict(model.named_parameters(remove_duplicate=False)), **buffers}
