@@ -4,7 +4,7 @@ from typing import ClassVar, Literal
 
 from certkd.objectives.base import Batch, Term, Terms
 from certkd.objectives.kdiga import Kdiga
-from verifiers.bound_propagation.auto_lirpa.training import BoundMethod, ball, deficits
+from verifiers.bound_propagation import BoundMethod, ball, deficits
 from verifiers.core.settings import Number, Positive, Share
 
 

@@ -19,13 +19,23 @@ if TYPE_CHECKING:
     from verifiers.bound_propagation.native.backward import block_of
     from verifiers.bound_propagation.native.bounds import Bounds
     from verifiers.bound_propagation.native.engine import Native
+    from verifiers.bound_propagation.native.training import (
+        BoundMethod,
+        Box,
+        ball,
+        deficits,
+        lower_margins,
+        robust_cross_entropy,
+    )
     from verifiers.bound_propagation.radius import Evaluation, MarginBound, Search, largest_certified
     from verifiers.bound_propagation.rounding import ARITHMETIC, careful_allowance, rounding_allowance
 
 #: Module of each name; a name that differs there follows a colon.
 _WHERE = {
     "ARITHMETIC": "rounding",
+    "BoundMethod": "native.training",
     "Bounds": "native.bounds",
+    "Box": "native.training",
     "Complete": "complete",
     "CrossCheck": "cross_check",
     "ENGINES": "engines",
@@ -45,14 +55,18 @@ _WHERE = {
     "Search": "radius",
     "attack_bounds": "checks",
     "auto_lirpa_version": "auto_lirpa.compat:version",
+    "ball": "native.training",
     "block_of": "native.backward",
     "build": "engines",
     "careful_allowance": "rounding",
     "check_sandwich": "checks",
+    "deficits": "native.training",
     "engine_of": "engines",
     "largest_certified": "radius",
+    "lower_margins": "native.training",
     "names_of": "engines",
     "native_engine": "engines",
+    "robust_cross_entropy": "native.training",
     "rounding_allowance": "rounding",
 }
 
@@ -61,7 +75,9 @@ __all__ = [
     "ENGINES",
     "ITERATIONS",
     "METHODS",
+    "BoundMethod",
     "Bounds",
+    "Box",
     "Complete",
     "CrossCheck",
     "Engine",
@@ -78,14 +94,18 @@ __all__ = [
     "Search",
     "attack_bounds",
     "auto_lirpa_version",
+    "ball",
     "block_of",
     "build",
     "careful_allowance",
     "check_sandwich",
+    "deficits",
     "engine_of",
     "largest_certified",
+    "lower_margins",
     "names_of",
     "native_engine",
+    "robust_cross_entropy",
     "rounding_allowance",
 ]
 

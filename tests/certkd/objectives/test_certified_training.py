@@ -20,8 +20,9 @@ from certkd.objectives.base import Batch, total
 from tests.certkd.objectives.objective_fixtures import anew, generator
 from tests.training import train
 from verifiers.bound_propagation.auto_lirpa import compat
-from verifiers.bound_propagation.auto_lirpa import training as bounds
-from verifiers.bound_propagation.auto_lirpa.training import (
+from verifiers.bound_propagation.auto_lirpa import training as second_opinion
+from verifiers.bound_propagation.native import training as bounds
+from verifiers.bound_propagation.native.training import (
     BoundMethod,
     Box,
     ball,
@@ -31,8 +32,6 @@ from verifiers.bound_propagation.auto_lirpa.training import (
 )
 from verifiers.core.errors import InputError
 from verifiers.runtime.modes import eval_mode
-
-pytestmark = pytest.mark.skipif(compat.version() is None, reason="certified training needs auto-LiRPA")
 
 CLASSES, SHAPE = 4, (1, 6, 6)
 #: Float32 bounds are without an allowance for their rounding.
@@ -257,17 +256,13 @@ def test_weights_may_be_frozen_and_thawed_between_steps() -> None:
 def test_the_graph_dies_with_its_networks(joint: bool) -> None:
     student, teacher, (x, y) = made("batch norm"), frozen("batch norm"), samples()
     lower_margins(student, ball(x, 0.1), y, "crown-ibp", minus=teacher if joint else None).sum().backward()
-    (graph,) = [weakref.ref(found) for _, found in bounds._GRAPHS[student].values()]
+    alive = [weakref.ref(part) for part in (student, teacher, bounds._EXPORTED[student][1])]
     gc.collect()
-    network, kept = weakref.ref(student), len(bounds._GRAPHS)
-    if joint:
-        del teacher
-        gc.collect()
-        assert graph() is None, "the graph outlives the teacher"
-    del student
+    kept = len(bounds._EXPORTED)
+    del student, teacher
     gc.collect()
-    assert network() is None and graph() is None, "a graph keeps its network alive"
-    assert len(bounds._GRAPHS) == kept - 1
+    assert all(part() is None for part in alive), "a graph keeps its network alive"
+    assert len(bounds._EXPORTED) == kept - 1 - joint
 
 
 @pytest.mark.parametrize("name", ["relu", "batch norm"])
@@ -319,13 +314,55 @@ class Branching(nn.Module):
         return logits if float(x.detach().mean()) > 0.3 else logits + logits
 
 
+class Sine(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.sin()
+
+
 REFUSED = (
-    (nn.Sequential(nn.Flatten(), nn.Linear(36, 8), nn.GELU(), nn.Linear(8, 4)), r"layer '2' \(GELU\)"),
-    (nn.Sequential(nn.AvgPool2d(2, padding=1), nn.Flatten(), nn.Linear(16, 4)), r"layer '0' \(AvgPool2d\): padding"),
-    (nn.Sequential(nn.Flatten(), nn.Linear(36, 8), nn.LayerNorm(8), nn.Linear(8, 4)), r"\(LayerNorm\)"),
-    (Viewed(), r"x\.flatten\(1\)"),
-    (Branching(), "another network"),
+    (nn.Sequential(nn.Flatten(), nn.Linear(36, 8), Sine(), nn.Linear(8, 4)), r"operator 'sin' at '2'"),
+    (Branching(), "torch.export cannot capture"),
 )
+#: Beyond auto-LiRPA's layers: each is bounded as any other.
+TAKEN = {
+    "gelu": nn.Sequential(nn.Flatten(), nn.Linear(36, 8), nn.GELU(), nn.Linear(8, 4)),
+    "padded average": nn.Sequential(nn.AvgPool2d(2, padding=1), nn.Flatten(), nn.Linear(16, 4)),
+    "layer norm": nn.Sequential(nn.Flatten(), nn.Linear(36, 8), nn.LayerNorm(8), nn.Linear(8, 4)),
+    "viewed": Viewed(),
+}
+
+
+@pytest.mark.parametrize("name", TAKEN)
+def test_layers_that_only_our_graph_takes_have_sound_bounds_with_gradients(name: str) -> None:
+    model, (x, y) = TAKEN[name], samples()
+    for method in METHODS:
+        tight = lower_margins(model, ball(x, 0.0), y, method).detach()
+        torch.testing.assert_close(tight, margins_at(model, x, y), atol=1e-4, rtol=1e-3)
+        lower = lower_margins(model, ball(x, 0.05), y, method)
+        for z in points(model, x, y, 0.05, None):
+            assert float((lower.detach() - margins_at(model, z, y)).max()) <= ROUNDING, f"{method} is broken"
+        model.zero_grad()
+        lower.sum().backward()
+        assert all(weight.grad is not None and bool(weight.grad.isfinite().all()) for weight in model.parameters())
+
+
+@pytest.mark.skipif(compat.version() is None, reason="auto-LiRPA is not installed")
+@pytest.mark.parametrize("name", NETWORKS)
+def test_bounds_and_gradients_are_those_of_auto_lirpa(name: str) -> None:
+    model, teacher, (x, y) = made(name), frozen(name), samples()
+    for method, minus in itertools.product(METHODS, (None, teacher)):
+        if name == "tanh" and method == "crown-ibp":
+            continue  # each has lines of its own
+        found, gradients = [], []
+        for bound in (lower_margins, second_opinion.lower_margins):
+            model.zero_grad()
+            lower = bound(model, ball(x, 0.05), y, method, minus=minus)
+            lower.square().sum().backward()
+            found.append(lower.detach())
+            gradients.append([weight.grad.clone() for weight in model.parameters() if weight.grad is not None])
+        torch.testing.assert_close(*found, atol=1e-4, rtol=1e-4, msg=f"{method}, less teacher: {minus is not None}")
+        for one, other in zip(*gradients, strict=True):
+            torch.testing.assert_close(one, other, atol=1e-2, rtol=1e-3)
 
 
 @pytest.mark.parametrize(("model", "message"), REFUSED, ids=[message for _, message in REFUSED])
@@ -339,7 +376,7 @@ def test_what_cannot_be_bounded_is_refused_in_one_line(
         lower_margins(model, ball(x, 0.1), y, method)
     assert "\n" not in str(refused.value) and "take an objective without bounds" in str(refused.value)
     out, err = capfd.readouterr()
-    assert out == err == "", "auto-LiRPA's own words reach the terminal"
+    assert out == err == "", "torch's own words reach the terminal"
 
 
 def test_robust_cross_entropy_is_an_upper_bound_and_tight_at_a_point() -> None:
@@ -492,7 +529,7 @@ def test_training_refuses_what_it_cannot_bound_before_the_first_step() -> None:
     x, y = samples(20)
     student = REFUSED[0][0]
     before = copy.deepcopy(student.state_dict())
-    with pytest.raises(InputError, match="GELU"):
+    with pytest.raises(InputError, match="sin"):
         train(student, (x, y), Ibp(eps=0.1), recipe=Recipe(epochs=1), device="cpu")
     assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
 

@@ -1,7 +1,7 @@
-"""Differentiable bounds of margins over boxes, for certified training; by auto-LiRPA on the network's own weights."""
+"""Differentiable bounds of margins by auto-LiRPA: the second opinion on those of certified training."""
 
 import copy
-from typing import Any, Literal
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -11,15 +11,8 @@ from torch import Tensor, nn
 from verifiers.bound_propagation.auto_lirpa import compat, guard
 from verifiers.bound_propagation.auto_lirpa.adapter import FAILURES, METHODS, quiet, without_dropout
 from verifiers.bound_propagation.checks import check_forward
+from verifiers.bound_propagation.native.training import BoundMethod, Box
 from verifiers.core.errors import Contradiction, InputError, Unsupported, one_line
-
-BoundMethod = Literal["ibp", "crown-ibp"]
-Box = tuple[Float[Tensor, "batch *shape"], Float[Tensor, "batch *shape"]]
-
-
-def ball(x: Float[Tensor, "batch *shape"], eps: float) -> Box:
-    """The linf ball of eps around images, within the image box."""
-    return (x - eps).clamp(0, 1), (x + eps).clamp(0, 1)
 
 
 def lower_margins(
@@ -31,12 +24,7 @@ def lower_margins(
     sign: int = 1,
     minus: nn.Module | None = None,
 ) -> Float[Tensor, "batch classes"]:
-    """Lower bounds of sign (f_y - f_j) over a box for every class j (0 at y), differentiable in the parameters.
-
-    With ``minus`` f is the difference of both networks, bounded as one graph: what is equal in both cancels where
-    bounds are linear; ``minus`` is a constant. Batch normalisation is bounded with its running statistics, dropout is
-    left out. Layers are those that auto-LiRPA bounds soundly, but these bounds train and certify nothing: they are in
-    the network's own precision, without an allowance for rounding.
+    """As ``native.training.lower_margins``, for the layers that auto-LiRPA bounds soundly.
 
     Raises:
         InputError: auto-LiRPA is missing, or cannot bound this network.
@@ -65,27 +53,6 @@ def _within(lower: Tensor, upper: Tensor) -> Tensor:
     """auto-LiRPA's form of a box."""
     lirpa = compat.load()
     return lirpa.BoundedTensor((lower + upper) / 2, lirpa.PerturbationLpNorm(norm=float("inf"), x_L=lower, x_U=upper))
-
-
-def robust_cross_entropy(margins: Float[Tensor, "batch classes"]) -> Float[Tensor, ""]:
-    """Cross-entropy of the worst logits that lower bounds of the margins allow: an upper bound of it over the box."""
-    return torch.logsumexp(-margins, dim=1).mean()
-
-
-def deficits(
-    student: nn.Module, teacher: nn.Module, box: Box, y: Int[Tensor, " batch"], method: BoundMethod
-) -> Float[Tensor, "batch classes"]:
-    """Upper bounds over a box of (t_y - t_j) - (s_y - s_j) for every class j, differentiable in the student's
-    parameters.
-
-    CROWN-IBP bounds both networks in one graph, where linear parts of the two cancel; intervals have no linear parts,
-    so IBP bounds each network alone, its last layer merged with the difference of the two classes.
-    """
-    if method == "crown-ibp":
-        return -lower_margins(student, box, y, method, minus=teacher)
-    with torch.no_grad():
-        theirs = lower_margins(teacher, box, y, method, sign=-1)
-    return -(theirs + lower_margins(student, box, y, method))
 
 
 class _Difference(nn.Module):
