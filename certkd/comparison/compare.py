@@ -91,6 +91,10 @@ class Comparison:
 def compare(teacher: Certificates, student: Certificates, *, method: str = "best") -> Comparison:
     """Compare two finished certificate files sample by sample.
 
+    Example:
+        >>> files = [certkd.read_certificates(name) for name in ("teacher.h5", "student.h5")]
+        >>> certkd.compare(*files).retention
+
     Args:
         teacher: the reference.
         student: the network that is judged.

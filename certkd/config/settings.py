@@ -142,6 +142,9 @@ class TrainConfig(Recipe):
         selection: decides which epoch is the best.
         threat: the ball in which diagnostics attack; that of the selection or of the objective when absent.
         device: "auto", "cpu" or "cuda".
+
+    Example:
+        >>> TrainConfig(objective=Kdiga(), epochs=30, optimizer=OptimizerConfig(rate=1e-3))
     """
 
     objective: AnyObjective

@@ -127,6 +127,10 @@ def load(
 ) -> Checkpoint:
     """Load a trained network: a checkpoint, bare weights, an ONNX file, or a source's pre-trained network.
 
+    Example:
+        >>> network = certkd.load_checkpoint("student.pt").model
+        >>> network(images).argmax(dim=1)
+
     Args:
         name: path of the file, or ``source:name`` for its source's pre-trained weights.
         architecture: for bare weights: ``source:name`` and options, as in ``certkd:resnet,depth=20``.

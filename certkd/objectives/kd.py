@@ -40,6 +40,9 @@ class Kd(Objective):
     """lambda_ce CE(s(x), y) + lambda_kl T^2 KL(t(x) || s(x)).
 
     With sigma > 0, x stands for x + n, n from N(0, sigma^2 I) in pixel units, fresh in each batch, the same for both.
+
+    Example:
+        >>> Kd(temperature=4, lambda_kl=0.9, lambda_ce=0.1)
     """
 
     kind: Literal["kd"] = "kd"

@@ -29,7 +29,7 @@ class Kdiga(Kd):
     * ``ce``: of the hard-label cross-entropy at temperature 1. This is the paper's; it vanishes on confident samples.
     * ``ce_tempered``: of target_temperature CE(f / target_temperature, y), which does not.
     * ``margin``: of f_y - f_j, j the class that the teacher puts first among the others.
-    * ``projection``: of <v, f> / sqrt(C - 1), v = N(0, I) less its mean, fresh for each sample and step, the same for
+    * ``projection``: of v.f / sqrt(C - 1), v = N(0, I) less its mean, fresh for each sample and step, the same for
       both networks. Its squared gap is, on average, that of ``jacobian``.
     * ``jacobian``: of all C logits less their mean, over sqrt(C - 1), one vector (C backward passes).
     * ``finite_difference``: no gradient, but KL(softmax(t(x + d) - t(x - d)) || softmax(s(x + d) - s(x - d))), d the
@@ -51,6 +51,9 @@ class Kdiga(Kd):
 
     A large lambda_iga with ``target: ce`` from random weights drives the student to a constant function (its gradient
     gap is then that of the teacher alone); training detects and reports it.
+
+    Example:
+        >>> Kdiga(target="margin", lambda_iga=0.3)
     """
 
     kind: Literal["kdiga"] = "kdiga"  # type: ignore[assignment]

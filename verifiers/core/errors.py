@@ -6,6 +6,12 @@ class InputError(ValueError):
 
     The message is one line: it repeats what was given and says what to do. The command line prints it as it is and
     exits with code 2.
+
+    Example:
+        >>> try:
+        ...     certkd.load_checkpoint("missing.pt")
+        ... except certkd.InputError as error:
+        ...     print(error)
     """
 
 

@@ -15,6 +15,10 @@ from verifiers.results.rows import Certificates, MethodRows
 def read(path: str | os.PathLike[str]) -> Certificates:
     """Read a certificate file, finished or not, also while another process writes it.
 
+    Example:
+        >>> certificates = certkd.read_certificates("student.h5")
+        >>> certificates.crown.radius.mean()
+
     Raises:
         InputError: missing, not HDF5, not a certificate file, or of another format version.
     """
