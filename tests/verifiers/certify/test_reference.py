@@ -51,7 +51,7 @@ def summed(network: str, norm: str, engine: str, method: str, rows: MethodRows) 
 
 @cache
 def _network(name: str) -> torch.nn.Module:
-    return networks.load(REFERENCE / f"{name}.pt").model
+    return networks.load(str(REFERENCE / f"{name}.pt")).model
 
 
 @cache
