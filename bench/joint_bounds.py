@@ -68,7 +68,7 @@ def attacked(pair: nn.Module, x: Tensor, rows: Tensor, radius: Tensor) -> float:
     for j in range(half):
         ends = []
         for row in (rows[:, j], rows[:, half + j]):
-            z = ascend(lambda z, r=row: (r * pair(z)).sum(1), x, eps=radius, norm=Norm.LINF, steps=20)  # type: ignore[misc]
+            z = ascend(lambda z, r=row: (r * pair(z)).sum(1), Balls(x, radius, Norm.LINF), steps=20)  # type: ignore[misc]
             with torch.no_grad():
                 ends.append((row * pair(z)).sum(1))
         total += float((ends[0] + ends[1]).mean())

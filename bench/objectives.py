@@ -56,6 +56,7 @@ from verifiers.certify.certify import certify
 from verifiers.certify.config import CertifyConfig
 from verifiers.core.quantities import Epsilon, Norm
 from verifiers.core.status import Status
+from verifiers.geometry.attack import Attack
 from verifiers.linearity.agreement import attack_agreement
 from verifiers.methods.smoothing import Smoothing
 from verifiers.results.rows import Certificates
@@ -302,7 +303,7 @@ class Run:
             return {}
         images, labels = self.first(len(self.test))
         eps = Epsilon.parse(self.eps).value
-        found = attack_agreement(model, model, images, labels, eps=eps, norm=Norm.LINF, **self.study.attack)
+        found = attack_agreement(model, model, images, labels, Attack(eps, Norm.LINF, **self.study.attack))
         return {
             "pgd on ce": 1 - float(found.ce.float().mean()),
             "pgd on margin": 1 - float(found.margin.float().mean()),

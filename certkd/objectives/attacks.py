@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from verifiers.core.quantities import Norm
 from verifiers.geometry.ascent import PerSampleLoss, ascend
-from verifiers.geometry.balls import random_start
+from verifiers.geometry.balls import Balls, random_start
 from verifiers.runtime.modes import eval_mode
 
 
@@ -49,7 +49,7 @@ class Pgd:
         start = random_start(x, radius, self.norm, generator) if generator is not None else None
         share = None if self.step_size is None else self.step_size / self.eps
         with eval_mode(model):
-            return ascend(loss, x, eps=radius, norm=self.norm, steps=self.steps, start=start, step_size=share)
+            return ascend(loss, Balls(x, radius, self.norm), steps=self.steps, start=start, step_size=share)
 
     def fool(
         self,

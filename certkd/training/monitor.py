@@ -11,6 +11,7 @@ from certkd.data.splits import Split
 from certkd.objectives import Objective
 from certkd.training.evaluation import evaluate, has_collapsed
 from verifiers.core.quantities import Epsilon, Norm
+from verifiers.geometry.attack import Attack
 from verifiers.geometry.balls import keyed_start
 from verifiers.linearity.agreement import attack_agreement, gradient_agreement
 from verifiers.linearity.estimates import cross_entropy_of, signed_linearity
@@ -71,7 +72,7 @@ def diagnostics(
         return metrics
     x, y, eps, norm = x[:ATTACKED], y[:ATTACKED], threat.eps, threat.norm
     reference = model if teacher is None else teacher
-    found = attack_agreement(model, reference, x, y, eps=eps, norm=norm, steps=threat.steps, restarts=1, seed=seed)
+    found = attack_agreement(model, reference, x, y, Attack(eps, norm, seed, threat.steps, restarts=1))
     if teacher is not None and bool(found.fooled.any()):
         metrics["transfer"] = float(found.transfers.sum() / found.fooled.sum())
     if teacher is not None:

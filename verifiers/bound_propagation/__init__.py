@@ -27,7 +27,7 @@ if TYPE_CHECKING:
         lower_margins,
         robust_cross_entropy,
     )
-    from verifiers.bound_propagation.radius import Evaluation, MarginBound, Search, largest_certified
+    from verifiers.bound_propagation.radius import Evaluation, MarginBound, RadiusSearch, Search
     from verifiers.bound_propagation.rounding import ARITHMETIC, careful_allowance, rounding_allowance
 
 #: Module of each name; a name that differs there follows a colon.
@@ -62,7 +62,7 @@ _WHERE = {
     "check_sandwich": "checks",
     "deficits": "native.training",
     "engine_of": "engines",
-    "largest_certified": "radius",
+    "RadiusSearch": "radius",
     "lower_margins": "native.training",
     "names_of": "engines",
     "native_engine": "engines",
@@ -101,7 +101,7 @@ __all__ = [
     "check_sandwich",
     "deficits",
     "engine_of",
-    "largest_certified",
+    "RadiusSearch",
     "lower_margins",
     "names_of",
     "native_engine",

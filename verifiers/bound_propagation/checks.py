@@ -95,4 +95,4 @@ def _probes(model: nn.Module, balls: Balls, both: Tensor, points: int) -> Iterat
             delta = project(delta.sign() * 1e3, eps, norm) if norm is Norm.LINF else project(delta * 1e3, eps, norm)
         yield (x + delta).clamp(0.0, 1.0)
     for row in range(min(both.shape[1], 20)):
-        yield ascend(lambda z, r=row: -(both[:, r] * model(z)).sum(1), x, eps=eps, norm=norm, steps=8)  # type: ignore[misc]
+        yield ascend(lambda z, r=row: -(both[:, r] * model(z)).sum(1), Balls(x, eps, norm), steps=8)  # type: ignore[misc]

@@ -51,72 +51,16 @@ class Search(NamedTuple):
     finished: Bool[Tensor, " batch"]
 
 
-def largest_certified(
-    bound: MarginBound,
-    clean: Float[Tensor, " batch"],
-    *,
-    eps: float,
-    limit: float,
-    tolerance: float,
-    known: Float[Tensor, " batch"] | None = None,
-    seconds: float = float("inf"),
-    max_steps: int = 40,
-) -> Search:
-    """Largest radius proved per row.
-
-    Every row is bounded at eps first. The next trial is where the margin would be zero if it fell by a parabola
-    through the last two margins, set off by less than half the tolerance so that its answer closes the bracket
-    [proved, failed]; after five trials every fourth halves the bracket. Rows leave the batch when the bracket is
-    narrower than ``tolerance`` times the radius, or when that estimate, bracketed or from two trials close together, is
-    within half of it of a radius just proved. Only what an evaluation proved is ever returned; a bound that is nan or
-    infinite counts as failed. A single row whose larger balls do not fit into memory keeps what was proved.
-
-    Args:
-        bound: evaluates rows.
-        clean: margin on the clean image; rows with clean <= 0 get radius 0.
-        eps: first radius tried, pixel units.
-        limit: radius beyond which nothing is searched (the whole image box).
-        tolerance: relative width of the final bracket.
-        known: radii proved already, by another method.
-        seconds: no evaluation starts later than this after the first.
-        max_steps: evaluations per row at most.
-    """
-    state = _State(clean, min(eps, limit), limit, tolerance, eps)
-    started, margins_at_eps = time.perf_counter(), torch.full_like(clean, float("nan"))
-    for step in range(max_steps):
-        rows = state.active.nonzero().squeeze(1)
-        if not len(rows) or (step and time.perf_counter() - started > seconds):
-            break
-        try:
-            found = bound(rows, state.trial[rows])
-        except MEMORY_ERRORS as error:
-            if out_of_memory(error) and len(clean) == 1 and bool(state.proved > 0):
-                break
-            raise
-        margin = found.margin.to(clean.dtype)
-        margin = margin.where(margin < float("inf"), float("nan"))
-        if step == 0:
-            margins_at_eps[rows] = margin
-        state.record(rows, margin, found.radius.to(clean.dtype))
-        if step == 0 and known is not None:
-            state.raise_to(known.to(clean))
-        state.choose(halve=step % 4 == 3 and step > 4)
-    radius = torch.nextafter(state.proved, torch.zeros_like(state.proved))
-    if known is not None:  # rounded down already
-        radius = torch.where(state.proved == known, state.proved, radius)
-    return Search(radius, margins_at_eps, ~state.active)
-
-
 class _State:
     """Brackets of all rows, and the last two margins of each."""
 
-    def __init__(self, clean: Tensor, trial: float, limit: float, tolerance: float, eps: float) -> None:
-        self.limit, self.tolerance, self.eps = limit, tolerance, eps
+    def __init__(self, clean: Tensor, search: "RadiusSearch") -> None:
+        self.limit, self.tolerance, self.eps = search.limit, search.tolerance, search.eps
         self.proved, self.failed = torch.zeros_like(clean), torch.full_like(clean, float("inf"))
         self.clean = clean
         self.points = [torch.zeros_like(clean), torch.zeros_like(clean)]  # eps evaluated last, and before that
         self.margins = [clean.clone(), clean.clone()]
-        self.trial = torch.full_like(clean, trial)
+        self.trial = torch.full_like(clean, min(search.eps, search.limit))
         self.active = clean > 0
 
     def record(self, rows: Tensor, margin: Tensor, free: Tensor) -> None:
@@ -192,19 +136,28 @@ class SearchSettings(Protocol):
 
 @dataclass(frozen=True)
 class RadiusSearch:
-    """The radius search of a batch of samples.
+    """The search for the largest certified radius, of all samples of a batch at once.
+
+    Every row is bounded at eps first. The next trial is where the margin would be zero if it fell by a parabola
+    through the last two margins, set off by less than half the tolerance so that its answer closes the bracket
+    [proved, failed]; after five trials every fourth halves the bracket. Rows leave the batch when the bracket is
+    narrower than ``tolerance`` times the radius, or when that estimate, bracketed or from two trials close together, is
+    within half of it of a radius just proved. Only what an evaluation proved is ever returned; a bound that is nan or
+    infinite counts as failed. A single row whose larger balls do not fit into memory keeps what was proved.
 
     Attributes:
-        eps: first radius tried.
-        limit: radius beyond which nothing is searched.
+        eps: first radius tried, pixel units.
+        limit: radius beyond which nothing is searched (the whole image box).
         tolerance: relative width of the final bracket.
-        seconds: for all samples of the batch together.
+        seconds: no evaluation starts later than this after the first.
+        max_steps: evaluations per row at most.
     """
 
     eps: float
     limit: float
     tolerance: float
-    seconds: float
+    seconds: float = float("inf")
+    max_steps: int = 40
 
     @classmethod
     def of(cls, settings: SearchSettings, question: Question, batch: Batch) -> "RadiusSearch":
@@ -223,16 +176,31 @@ class RadiusSearch:
 
         Args:
             bound: evaluates chosen samples at chosen radii.
-            margin: at the images; it says where to begin.
+            margin: at the images; rows that are not positive get radius 0.
             known: radii proved already, by another method.
             spent: seconds that are gone.
         """
-        return largest_certified(
-            bound,
-            margin,
-            eps=self.eps,
-            limit=self.limit,
-            tolerance=self.tolerance,
-            known=known,
-            seconds=self.seconds - spent,
-        )
+        state = _State(margin, self)
+        started, margins_at_eps = time.perf_counter(), torch.full_like(margin, float("nan"))
+        for step in range(self.max_steps):
+            rows = state.active.nonzero().squeeze(1)
+            if not len(rows) or (step and time.perf_counter() - started > self.seconds - spent):
+                break
+            try:
+                found = bound(rows, state.trial[rows])
+            except MEMORY_ERRORS as error:
+                if out_of_memory(error) and len(margin) == 1 and bool(state.proved > 0):
+                    break
+                raise
+            lowest = found.margin.to(margin.dtype)
+            lowest = lowest.where(lowest < float("inf"), float("nan"))
+            if step == 0:
+                margins_at_eps[rows] = lowest
+            state.record(rows, lowest, found.radius.to(margin.dtype))
+            if step == 0 and known is not None:
+                state.raise_to(known.to(margin))
+            state.choose(halve=step % 4 == 3 and step > 4)
+        radius = torch.nextafter(state.proved, torch.zeros_like(state.proved))
+        if known is not None:  # rounded down already
+            radius = torch.where(state.proved == known, state.proved, radius)
+        return Search(radius, margins_at_eps, ~state.active)

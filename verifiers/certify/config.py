@@ -37,7 +37,7 @@ class CertifyConfig(Strict):
 
     eps: EpsilonText
     norm: Norm = Norm.LINF
-    methods: tuple[SerializeAsAny[Method], ...]
+    methods: tuple[SerializeAsAny[Method], ...] = ()
     seed: Seed = 0
     batch_size: Count | None = None
 
@@ -74,7 +74,7 @@ class CertifyConfig(Strict):
     def _each_once(self) -> "CertifyConfig":
         kinds = [method.kind for method in self.methods]
         if not kinds:
-            raise ValueError("no method was named; 'certkd methods' lists them")
+            raise ValueError("no method was named: name some, like pgd and crown")
         if len(set(kinds)) < len(kinds):
             raise ValueError(f"each method once, got {', '.join(kinds)}")
         return self

@@ -6,8 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from verifiers.core.quantities import Norm
-from verifiers.geometry.balls import per_sample, project, steepest
+from verifiers.geometry.balls import Balls, per_sample, project, steepest
 
 #: One value per sample.
 PerSampleLoss = Callable[[Float[Tensor, "batch *shape"]], Float[Tensor, " batch"]]
@@ -15,10 +14,8 @@ PerSampleLoss = Callable[[Float[Tensor, "batch *shape"]], Float[Tensor, " batch"
 
 def ascend(
     objective: PerSampleLoss,
-    x: Float[Tensor, "batch *shape"],
+    balls: Balls,
     *,
-    eps: Float[Tensor, " batch"],
-    norm: Norm,
     steps: int,
     start: Float[Tensor, "batch *shape"] | None = None,
     step_size: float | None = None,
@@ -27,15 +24,14 @@ def ascend(
 
     Args:
         objective: one value per sample, to be raised.
-        x: images in [0, 1].
-        eps: radius per sample, pixel units.
-        norm: norm of the ball.
+        balls: around images in [0, 1].
         steps: number of gradient steps.
         start: perturbation to start from (zero when None).
         step_size: in pixel units as a share of eps; 2.5 / steps when None.
 
     Source: Madry et al., "Towards deep learning models resistant to adversarial attacks", arXiv 1706.06083.
     """
+    x, eps, norm = balls.x, balls.eps, balls.norm
     rate = per_sample(eps * (2.5 / steps if step_size is None else step_size), x)
     delta = torch.zeros_like(x) if start is None else project(start, eps, norm)
     adversarial = (x + delta).clamp(0.0, 1.0)

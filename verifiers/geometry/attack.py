@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from verifiers.core.quantities import Norm
 from verifiers.geometry.ascent import ascend
-from verifiers.geometry.balls import keyed_start, norms, per_sample, reachable
+from verifiers.geometry.balls import Balls, keyed_start, norms, per_sample, reachable
 from verifiers.geometry.margins import margins
 
 
@@ -39,9 +39,9 @@ class Attack:
 
     eps: float
     norm: Norm
-    seed: int
-    steps: int
-    restarts: int
+    seed: int = 0
+    steps: int = 30
+    restarts: int = 4
 
     def __call__(
         self,
@@ -74,7 +74,7 @@ class Attack:
         )
         for restart in range(self.restarts):
             start = keyed_start(x, eps, self.norm, self.seed, indices, restart) if restart else None
-            adversarial = ascend(losses[restart % 2], x, eps=eps, norm=self.norm, steps=self.steps, start=start)
+            adversarial = ascend(losses[restart % 2], Balls(x, eps, self.norm), steps=self.steps, start=start)
             with torch.no_grad():
                 margin = margins(model(adversarial), predicted)
             better = (margin < worst_margin) & self._inside(x, adversarial)

@@ -19,7 +19,8 @@ from torch.nn import functional as F
 from verifiers.core.errors import InputError
 from verifiers.core.quantities import Norm
 from verifiers.geometry.ascent import PerSampleLoss, ascend
-from verifiers.geometry.balls import DUAL, keyed_start, norms, reachable
+from verifiers.geometry.attack import Attack
+from verifiers.geometry.balls import DUAL, Balls, keyed_start, norms, reachable
 from verifiers.geometry.margins import margins
 from verifiers.linearity.estimates import cross_entropy_of, runner_up
 from verifiers.runtime.modes import eval_mode
@@ -133,15 +134,10 @@ def attack_agreement(
     teacher: nn.Module,
     x: Float[Tensor, "batch *shape"],
     y: Int[Tensor, " batch"],
-    *,
-    eps: float,
-    norm: Norm,
-    steps: int = 30,
-    restarts: int = 4,
-    seed: int = 0,
+    attack: Attack,
     indices: Int[Tensor, " batch"] | None = None,
 ) -> AttackAgreement:
-    """Attack the student twice and ask the teacher about what was found; both in eval mode and left as they were.
+    """Attack the student twice and evaluate the teacher at what was found; both in eval mode and left as they were.
 
     One attack raises the cross-entropy, one lowers the margin, from the same points: the image, then random ones keyed
     by seed and sample index. An image that the student gets wrong counts as a success of both.
@@ -149,23 +145,23 @@ def attack_agreement(
     Args:
         student, teacher: from images in [0, 1] to logits of the same classes.
         y: true labels.
-        eps: radius, pixel units.
-        steps, restarts: gradient steps from each point, and points, of each attack.
+        attack: radius, norm, seed, and the steps and starting points of each of the two.
         indices: of the samples; 0, 1, ... when None.
 
     Raises:
         InputError: the networks differ in their classes, eps is not positive, steps or restarts are below 1.
     """
-    _check_attack(eps, steps, restarts)
+    _check_attack(attack)
     numbers = range(len(x)) if indices is None else indices.tolist()
-    radii = x.new_full(x.shape[:1], eps)
-    starts = [None, *(keyed_start(x, radii, norm, seed, numbers, restart) for restart in range(1, restarts))]
+    radii = x.new_full(x.shape[:1], attack.eps)
+    random = (keyed_start(x, radii, attack.norm, attack.seed, numbers, again) for again in range(1, attack.restarts))
+    starts = [None, *random]
     with eval_mode(student), eval_mode(teacher):
         with torch.no_grad():
             before = teacher(x)
             _check_classes(student(x), before)
-        attack = _Attack(student, x, y, eps, norm, steps, starts)
-        loss, low = attack.weakest(cross_entropy_of(student, y)), attack.weakest(lambda z: -margins(student(z), y))
+        search = _Search(student, x, y, attack, starts)
+        loss, low = search.weakest(cross_entropy_of(student, y)), search.weakest(lambda z: -margins(student(z), y))
         point, lower = loss.point.clone(), low.margin <= loss.margin
         point[lower] = low.point[lower]
         with torch.no_grad():
@@ -186,36 +182,34 @@ class _Found(NamedTuple):
     margin: Float[Tensor, " batch"]
 
 
-class _Attack(NamedTuple):
+class _Search(NamedTuple):
     """Gradient steps within the ball from given perturbations."""
 
     model: nn.Module
     x: Tensor
     y: Tensor
-    eps: float
-    norm: Norm
-    steps: int
+    attack: Attack
     starts: Sequence[Tensor | None]
 
     def weakest(self, objective: PerSampleLoss) -> _Found:
         """The point of smallest margin that raising the objective leads to; the image where there is no smaller one."""
-        x, best = self.x, self.x.clone()
+        x, best, attack = self.x, self.x.clone(), self.attack
         with torch.no_grad():
             least = margins(self.model(x), self.y)
-        reach = x.new_full((len(x),), reachable(self.eps, self.norm, x))
+        reach = x.new_full((len(x),), reachable(attack.eps, attack.norm, x))
         for start in self.starts:
-            point = ascend(objective, x, eps=reach, norm=self.norm, steps=self.steps, start=start)
+            point = ascend(objective, Balls(x, reach, attack.norm), steps=attack.steps, start=start)
             with torch.no_grad():
                 margin = margins(self.model(point), self.y)
-            better = (margin < least) & (norms(point.double() - x.double(), self.norm) <= self.eps)
+            better = (margin < least) & (norms(point.double() - x.double(), attack.norm) <= attack.eps)
             best[better], least[better] = point[better], margin[better]
         return _Found(best, least)
 
 
-def _check_attack(eps: float, steps: int, restarts: int) -> None:
-    if not 0 < eps < math.inf:
-        raise InputError(f"eps must be positive and finite, got {eps}: give a radius in pixel units, like 0.03")
-    for name, value in (("steps", steps), ("restarts", restarts)):
+def _check_attack(attack: Attack) -> None:
+    if not 0 < attack.eps < math.inf:
+        raise InputError(f"eps must be positive and finite, got {attack.eps}: give a radius in pixel units, like 0.03")
+    for name, value in (("steps", attack.steps), ("restarts", attack.restarts)):
         if value < 1:
             raise InputError(f"{name} must be at least 1, got {value}")
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from verifiers.core.errors import Unsupported
 from verifiers.core.question import Question
 from verifiers.core.status import Status
+from verifiers.geometry.attack import Attack
 from verifiers.geometry.balls import keyed_start
 from verifiers.graph.program import Program
 from verifiers.linearity.agreement import attack_agreement, gradient_agreement
@@ -69,18 +70,8 @@ class DiagnosticsCertifier:
         question, settings = self.question, self.settings
         eps, norm, seed, restarts = question.eps.value, question.norm, question.seed, settings.restarts
         gradients = gradient_agreement(self.model, self.teacher, x, predicted, norm)
-        attacks = attack_agreement(
-            self.model,
-            self.teacher,
-            x,
-            predicted,
-            eps=eps,
-            norm=norm,
-            steps=settings.steps,
-            restarts=restarts,
-            seed=seed,
-            indices=indices,
-        )
+        attack = Attack(eps, norm, seed, settings.steps, restarts)
+        attacks = attack_agreement(self.model, self.teacher, x, predicted, attack, indices)
         start = keyed_start(x, x.new_full(x.shape[:1], eps), norm, seed, indices.tolist(), restarts)
         flags = {
             "ce_attack": attacks.ce,

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from verifiers.core.quantities import Norm
 from verifiers.geometry.ascent import ascend
-from verifiers.geometry.balls import random_start
+from verifiers.geometry.balls import Balls, random_start
 
 #: One value per image.
 Function = Callable[[Float[Tensor, "batch *shape"]], Float[Tensor, " batch"]]
@@ -35,7 +35,7 @@ class Estimates(NamedTuple):
 
 
 def attacked(
-    model: nn.Module, x: Tensor, predicted: Int[Tensor, " batch"], eps: float, norm: Norm, steps: int, seed: int = 0
+    model: nn.Module, x: Tensor, predicted: Int[Tensor, " batch"], eps: float, norm: Norm, steps: int
 ) -> Estimates:
     """Attacks on the residuals of the margin and of the cross-entropy, in the dtype of x."""
     with torch.no_grad():
@@ -47,10 +47,10 @@ def attacked(
 
     found, loss = [], cross_entropy_of(model, predicted)
     for function in (margin, loss):
-        sides = [climb(_Residual(function, x, sign), x, eps, norm, steps, seed) for sign in (1.0, -1.0)]
+        sides = [climb(_Residual(function, x, sign), x, eps, norm, steps) for sign in (1.0, -1.0)]
         found.append(torch.maximum(*sides))
     limits = torch.full((len(x),), eps, dtype=x.dtype, device=x.device)
-    start = random_start(x, limits, norm, torch.Generator().manual_seed(seed))
+    start = random_start(x, limits, norm, torch.Generator().manual_seed(0))
     return Estimates(found[0], found[1], signed_linearity(loss, x, eps, norm, start))
 
 
@@ -76,7 +76,7 @@ def climb(
     for _ in range(STARTS):
         far = random_start(x, limits, norm, generator)
         point = ascend(
-            residual, x, eps=limits, norm=norm, steps=steps, start=(far.sign() if norm is Norm.LINF else far * 1e3)
+            residual, Balls(x, limits, norm), steps=steps, start=(far.sign() if norm is Norm.LINF else far * 1e3)
         )
         with torch.no_grad():
             found = torch.fmax(found, residual(point))
@@ -97,7 +97,7 @@ def signed_linearity(
     if norm is not Norm.LINF:
         return torch.full((len(x),), float("nan"), dtype=x.dtype, device=x.device)
     residual, limits = _Residual(function, x), torch.full((len(x),), eps, dtype=x.dtype, device=x.device)
-    point = ascend(residual, x, eps=limits, norm=norm, steps=50, start=start, step_size=0.1 / eps)
+    point = ascend(residual, Balls(x, limits, norm), steps=50, start=start, step_size=0.1 / eps)
     with torch.no_grad():
         return residual(point)
 

@@ -77,21 +77,22 @@ class Resize(nn.Module):
         return nn.functional.interpolate(x, size=self.size, mode="bilinear", align_corners=False, antialias=False)
 
 
-class Classifier(nn.Module):
+class Classifier(nn.Sequential):
     """A network that takes images in [0, 1]; ``spec`` says how to build it again.
 
     Resizing and normalisation are its first layers, so pixels, radii and input gradients are those of the data.
     """
 
+    normalize: nn.Module
+    network: nn.Module
+
     def __init__(self, spec: ModelSpec, network: nn.Module) -> None:
         super().__init__()
         self.spec = spec
-        self.resize = None if spec.resize is None else Resize(spec.resize)
+        if spec.resize is not None:
+            self.resize = Resize(spec.resize)
         self.normalize = Normalize(spec.mean, spec.std) if spec.std else nn.Identity()
         self.network = network
-
-    def forward(self, x: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch classes"]:
-        return self.network(self.normalize(x if self.resize is None else self.resize(x)))
 
 
 def build(spec: ModelSpec, *, pretrained: bool = False) -> Classifier:

@@ -348,7 +348,7 @@ def attacked(network: nn.Module, x: Tensor, radius: Tensor, norm: Norm, steps: i
     worst = torch.full((len(x),), float("inf"))
     for seed in range(starts):
         start = random_start(x, reach, norm, torch.Generator().manual_seed(seed)) if seed else None
-        found = ascend(lambda z: -margins(network(z), predicted), x, eps=reach, norm=norm, steps=steps, start=start)
+        found = ascend(lambda z: -margins(network(z), predicted), Balls(x, reach, norm), steps=steps, start=start)
         with torch.no_grad():
             worst = torch.minimum(worst, margins(network(found), predicted))
     return worst

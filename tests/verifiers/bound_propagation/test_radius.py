@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from verifiers.bound_propagation.radius import Evaluation, Search, largest_certified
+from verifiers.bound_propagation.radius import Evaluation, RadiusSearch, Search
 
 Margin = Callable[[int, float], float]
 
@@ -44,9 +44,7 @@ def search(
 ) -> tuple[Tensor, Tensor, Recorder]:
     recorder = Recorder(margin)
     start = torch.tensor(list(clean), dtype=torch.float64)
-    radius, at_eps, _ = largest_certified(
-        recorder, start, eps=eps, limit=limit, tolerance=tolerance, max_steps=max_steps
-    )
+    radius, at_eps, _ = RadiusSearch(eps, limit, tolerance, max_steps=max_steps)(recorder, start)
     return radius, at_eps, recorder
 
 
@@ -209,7 +207,8 @@ def planes_search(
 
     start = torch.tensor(list(clean), dtype=torch.float64)
     settings = {"eps": 0.1, "limit": 1.0, "tolerance": 0.005, **more}
-    return largest_certified(bound, start, **settings), seen
+    known = settings.pop("known", None)
+    return RadiusSearch(**settings)(bound, start, known), seen
 
 
 def best_proved(seen: Sequence[tuple[int, float, float, float]], row: int) -> float:

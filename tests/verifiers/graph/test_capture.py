@@ -182,7 +182,7 @@ def test_networks_of_libraries_are_captured_and_bounded(name: str) -> None:
     row[0, 0, 0] = row[0, 1, 1] = 1.0
     row[0, 0, 1] = row[0, 1, 0] = -1.0
     low = [
-        ascend(lambda z, r=r: -(engine.model(z) * row[:, r]).sum(1), image, eps=eps, norm=Norm.LINF, steps=3)
+        ascend(lambda z, r=r: -(engine.model(z) * row[:, r]).sum(1), Balls(image, eps, Norm.LINF), steps=3)
         for r in (0, 1)
     ]
     with torch.no_grad():

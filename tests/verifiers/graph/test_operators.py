@@ -113,8 +113,8 @@ def _ascended(net: Subject, eps: Tensor, norm: Norm) -> Tensor:
     def objective(z: Tensor) -> Tensor:
         return -(rows * net.engine.model(z)).sum(1)
 
-    once = ascend(objective, x, eps=radius, norm=norm, steps=1, step_size=1.0)
-    often = ascend(objective, x, eps=radius, norm=norm, steps=5, start=start)
+    once = ascend(objective, Balls(x, radius, norm), steps=1, step_size=1.0)
+    often = ascend(objective, Balls(x, radius, norm), steps=5, start=start)
     return torch.stack([once, often], 1).reshape(len(eps), -1, *x.shape[1:])
 
 

@@ -15,7 +15,7 @@ from tests.zoo import mlp
 from verifiers.core.quantities import Norm
 from verifiers.core.status import Guarantee, Status
 from verifiers.geometry.ascent import ascend
-from verifiers.geometry.balls import norms
+from verifiers.geometry.balls import Balls, norms
 from verifiers.geometry.margins import margin_specification, margins
 from verifiers.linearity.certified import measure, of_cross_entropy, smoothed_gamma
 from verifiers.linearity.estimates import attacked
@@ -177,7 +177,7 @@ def test_no_attack_succeeds_inside_a_radius(norm: Norm) -> None:
     sure = rows["status"] == Status.CERTIFIED
     assert sure.sum() > 5 and (rows["radius"] <= RADII[norm][1]).all()
     radius = torch.tensor(rows["radius"]).float() * (1 - 1e-6)
-    attacked_at = ascend(lambda z: -margins(model(z), y), x, eps=radius, norm=norm, steps=60)
+    attacked_at = ascend(lambda z: -margins(model(z), y), Balls(x, radius, norm), steps=60)
     assert (model(attacked_at).argmax(1) == y)[torch.tensor(sure)].all()
 
 

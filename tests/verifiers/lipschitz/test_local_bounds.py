@@ -14,7 +14,7 @@ from verifiers.core.errors import Unsupported
 from verifiers.core.quantities import Norm
 from verifiers.core.status import Status
 from verifiers.geometry.ascent import ascend
-from verifiers.geometry.balls import DUAL, norms, random_start
+from verifiers.geometry.balls import DUAL, Balls, norms, random_start
 from verifiers.geometry.margins import margin_specification, margins
 from verifiers.graph.capture import capture
 from verifiers.graph.operators import Interval
@@ -166,9 +166,9 @@ def test_no_attack_succeeds_inside_a_radius(kind: str, norm: Norm) -> None:
     assert (rows["status"] == Status.CERTIFIED).all()
     radius = torch.tensor(rows["radius"])
     radius = radius.float() * (1 - 1e-6)
-    attacked = ascend(lambda z: -margins(model(z), y), x, eps=radius, norm=norm, steps=60)
+    attacked = ascend(lambda z: -margins(model(z), y), Balls(x, radius, norm), steps=60)
     assert (model(attacked).argmax(1) == y).all()
-    beyond = ascend(lambda z: -margins(model(z), y), x, eps=radius * 200, norm=norm, steps=60)
+    beyond = ascend(lambda z: -margins(model(z), y), Balls(x, radius * 200, norm), steps=60)
     assert (model(beyond).argmax(1) != y).any(), "an attack that never succeeds tells nothing"
 
 

@@ -14,6 +14,7 @@ from tests.zoo import images, mlp
 from verifiers.core.errors import InputError
 from verifiers.core.quantities import Norm
 from verifiers.core.status import Status
+from verifiers.geometry.attack import Attack
 from verifiers.geometry.balls import norms
 from verifiers.geometry.margins import margins
 from verifiers.linearity.agreement import attack_agreement, gradient_agreement
@@ -128,7 +129,7 @@ def test_attacks_on_linear_networks_reach_the_least_margin(norm: Norm) -> None:
         y = student(x).argmax(1)
         here = margins(student(x), y)
     least = here - eps * weight.norm(p=DUAL[norm])
-    found = attack_agreement(student, teacher, x, y, eps=eps, norm=norm, steps=100, restarts=2)
+    found = attack_agreement(student, teacher, x, y, Attack(eps, norm, steps=100, restarts=2))
     torch.testing.assert_close(found.student_margin, least, rtol=1e-3, atol=2e-3)
     clear = least.abs() > 2e-3
     assert torch.equal(found.ce[clear], (least < 0)[clear]) and torch.equal(found.margin[clear], (least < 0)[clear])
@@ -139,7 +140,7 @@ def test_attacks_on_linear_networks_reach_the_least_margin(norm: Norm) -> None:
 def test_what_the_teacher_says_by_a_loop_over_samples() -> None:
     student, teacher, x = network(1, 16, 20, 4), network(2, 16, 20, 4), images((1, 4, 4), 60)
     y = student(x).argmax(1)
-    found = attack_agreement(student, teacher, x, y, eps=0.3, norm=Norm.LINF, steps=10, restarts=2)
+    found = attack_agreement(student, teacher, x, y, Attack(0.3, Norm.LINF, steps=10, restarts=2))
     assert found.fooled.sum() > 10, "the test needs successes"
     for i in range(len(x)):
         with torch.no_grad():
@@ -258,7 +259,7 @@ def test_networks_are_left_as_they_were() -> None:
     before, teacher = copy.deepcopy(student.state_dict()), network(1, 16, 4)
     x, y = images((1, 4, 4), 6), torch.arange(6) % 4
     gradient_agreement(student, teacher, x, y, Norm.L2)
-    attack_agreement(student, teacher, x, y, eps=0.1, norm=Norm.L2, steps=2, restarts=2)
+    attack_agreement(student, teacher, x, y, Attack(0.1, Norm.L2, steps=2, restarts=2))
     assert all(module.training for module in student.modules())
     assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
     assert all(parameter.grad is None for model in (student, teacher) for parameter in model.parameters())
@@ -275,9 +276,9 @@ def test_what_is_asked_wrongly() -> None:
         ({"restarts": 0}, "restarts must be at least 1, got 0"),
     ):
         with pytest.raises(InputError, match=said):
-            attack_agreement(student, student, x, y, **{"eps": 0.1, "norm": Norm.LINF, **change})
+            attack_agreement(student, student, x, y, Attack(**{"eps": 0.1, "norm": Norm.LINF, **change}))
     for ask in (
-        lambda: attack_agreement(student, other, x, y, eps=0.1, norm=Norm.LINF),
+        lambda: attack_agreement(student, other, x, y, Attack(0.1, Norm.LINF)),
         lambda: gradient_agreement(student, other, x, y, Norm.LINF),
     ):
         with pytest.raises(InputError, match=r"\(3, 4\), the teacher's \(3, 5\): give a teacher of the same classes"):

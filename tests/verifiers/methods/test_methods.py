@@ -19,7 +19,7 @@ from verifiers.core.quantities import Norm
 from verifiers.core.reporter import Reporter
 from verifiers.core.status import FAILURES, About, Guarantee, Status
 from verifiers.geometry.ascent import ascend
-from verifiers.geometry.balls import norms, random_start
+from verifiers.geometry.balls import Balls, norms, random_start
 from verifiers.geometry.margins import margins
 from verifiers.methods.base import Method
 from verifiers.methods.complete import Complete
@@ -274,7 +274,7 @@ def random_points(x: Tensor, radius: Tensor, norm: Norm) -> Tensor:
 def attacked(network: nn.Module, x: Tensor, radius: Tensor, predicted: Tensor, norm: Norm) -> Tensor:
     """The points that PGD on the margin ends at: ``(1, samples, pixels)``."""
     eps = radius.float() * (1 - 1e-5)
-    return ascend(lambda z: -margins(network(z), predicted), x, eps=eps, norm=norm, steps=20)[None]
+    return ascend(lambda z: -margins(network(z), predicted), Balls(x, eps, norm), steps=20)[None]
 
 
 @every_method

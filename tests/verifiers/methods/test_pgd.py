@@ -19,7 +19,7 @@ from verifiers.core.quantities import Epsilon, Norm
 from verifiers.core.status import Status
 from verifiers.geometry.ascent import ascend
 from verifiers.geometry.attack import Attack
-from verifiers.geometry.balls import keyed_start, norms, project, random_start, reachable, steepest
+from verifiers.geometry.balls import Balls, keyed_start, norms, project, random_start, reachable, steepest
 from verifiers.geometry.margins import margins
 from verifiers.methods.pgd import Pgd
 
@@ -93,7 +93,7 @@ def test_ascent_stays_in_ball_and_box_and_goes_up(norm: Norm) -> None:
     network, x = kind.network(), kind.images(4)
     x[0, 0, 0], x[1, 0, 0] = 0.0, 1.0
     eps = torch.tensor([0.05, 0.2, 0.5, 1.0])
-    found = ascend(lambda z: -network(z)[:, 0], x, eps=eps, norm=norm, steps=12)
+    found = ascend(lambda z: -network(z)[:, 0], Balls(x, eps, norm), steps=12)
     assert not found.requires_grad and bool(((found >= 0) & (found <= 1)).all()), "outside the image box"
     assert bool((norms(found.double() - x.double(), norm) <= eps + 1e-5).all()), "outside the ball"
     with torch.no_grad():

@@ -87,7 +87,7 @@ def tried(pair: nn.Module, x: Tensor, eps: Tensor, norm: Norm, goals: list[Any])
             yield pair((x + delta).clamp(0.0, 1.0))
     for goal in goals:
         for sign in (1.0, -1.0):
-            point = ascend(lambda z, g=goal, s=sign: s * g(pair(z)), x, eps=eps, norm=norm, steps=6)  # type: ignore[misc]
+            point = ascend(lambda z, g=goal, s=sign: s * g(pair(z)), Balls(x, eps, norm), steps=6)  # type: ignore[misc]
             with torch.no_grad():
                 yield pair(point)
 
