@@ -1,5 +1,6 @@
 """Resolve a network's name: the path of a checkpoint or an ONNX file, bare weights, or ``source:name``."""
 
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -117,7 +118,7 @@ def beside(teacher: Checkpoint, student: Checkpoint) -> Checkpoint:
 
 
 def load(
-    name: str,
+    name: str | os.PathLike[str],
     *,
     architecture: str | None = None,
     data: DataSet | None = None,
@@ -141,6 +142,7 @@ def load(
     Raises:
         InputError: as ``checkpoint.load``, ``classifier`` and ``build``; or no data set was named where one is needed.
     """
+    name = os.fspath(name)
     onnx = name.endswith(".onnx")
     if len(mean) != len(std) or min(std, default=1) <= 0 or (std and architecture is None and not onnx):
         raise InputError(

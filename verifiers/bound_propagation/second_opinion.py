@@ -83,4 +83,5 @@ class SecondOpinion:
 
     def _say(self, more: str = "") -> None:
         assert self.check is not None
-        self.note = f"{len(self.checked)} samples cross-checked by {self.check.other.name}{more}"
+        count = "1 sample" if len(self.checked) == 1 else f"{len(self.checked)} samples"
+        self.note = f"{count} cross-checked by {self.check.other.name}{more}"
