@@ -47,7 +47,7 @@ def verify(file: str, model: str, **options: Any) -> int:
     config = networks.data_of(known, options["data"], options["data_root"], options["download"])
     seed = int(about.get("data_seed", config.seed))
     samples = rows_of(certificates, load(config.model_copy(update={"seed": seed})))
-    settings = VerifyConfig(sample=options["sample"], seed=options["seed"], time_limit=options["time_limit"])
+    settings = VerifyConfig.parse({name: options[name] for name in ("sample", "seed", "time_limit")}, source="verify")
     network_ = known.model.to(choose_device(options["device"] or "auto"))
     given = Data(samples.images, samples.labels)
     findings = verify_file(network_, file, given, settings, CertifyProgress(model))
