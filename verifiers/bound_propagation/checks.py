@@ -1,4 +1,4 @@
-"""What every engine must stand when its graph is built: same logits as the network, no bound that a point breaks."""
+"""Check an engine when its graph is built: the same logits as the network, and no bound that a point breaks."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -18,7 +18,7 @@ from verifiers.runtime.oom import fits
 def check_forward(
     model: nn.Module, graph: Callable[[Tensor], Tensor], x: Float[Tensor, "batch *shape"], name: str
 ) -> None:
-    """The graph is the network: same logits for each image alone as the network has for all in one batch.
+    """Check that a graph gives each image alone the logits that the network gives it in a batch.
 
     Raises:
         Contradiction: with the largest difference.
@@ -35,7 +35,7 @@ def check_forward(
 
 
 def check_sandwich(model: nn.Module, engine: Engine, balls: Balls, method: str, *, points: int = 32) -> None:
-    """No point of the ball breaks a bound: corners, random points and an attack on every logit, from both sides.
+    """Try to break bounds by corners, random points and an attack on every logit, from both sides.
 
     A bound that is nan claims nothing.
 
@@ -65,7 +65,7 @@ def check_sandwich(model: nn.Module, engine: Engine, balls: Balls, method: str, 
 def attack_bounds(
     engine: Engine, samples: Float[Tensor, "batch *shape"], eps: float, *, norm: Norm, method: str
 ) -> None:
-    """The sandwich at eps, and at a larger radius because a search goes beyond eps.
+    """Try to break an engine's bounds at eps, and at a larger radius because a search goes beyond eps.
 
     Samples that do not fit into memory together are tried one by one; at the larger radius, where none fits, nothing
     is tried.

@@ -24,7 +24,7 @@ SHARED = frozenset(
 
 
 class CrossCheck:
-    """Holds one engine's bounds against the other's.
+    """Compares the bounds of one engine with the other's.
 
     The true range of a logit difference lies within the bounds of both engines, so the two must overlap, and no point
     of the ball may leave either. On networks of shared operators IBP and CROWN are one algorithm: bounds must be equal.
@@ -49,7 +49,7 @@ class CrossCheck:
         )
 
     def try_out(self, balls: Balls, method: str) -> None:
-        """Let the other engine bound a sample, to see that it has the method.
+        """Ask the other engine for one bound, to see whether it has the method.
 
         Raises:
             Unsupported: it has not.

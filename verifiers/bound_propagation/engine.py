@@ -1,4 +1,4 @@
-"""What a bound-propagation engine offers, and the specification matrices it is asked about."""
+"""The interface of bound-propagation engines: ``ask`` bounds rows of the logits over balls."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -30,17 +30,17 @@ class Planes:
     steepness: Float[Tensor, "*rows"]
 
     def reshape(self, shape: Sequence[int]) -> "Planes":
-        """In another shape."""
+        """Reshape."""
         return Planes(*(getattr(self, each.name).reshape(shape) for each in fields(self)))
 
 
 def joined(parts: Sequence[Planes]) -> Planes:
-    """Planes one after another."""
+    """Concatenate planes."""
     return Planes(*(torch.cat([getattr(part, each.name) for part in parts]) for each in fields(Planes)))
 
 
 def better(one: Planes, other: Planes) -> Planes:
-    """Row by row the planes with the larger bound; nan is no bound."""
+    """Take the planes with the larger bound, row by row; nan is no bound."""
     chosen = (other.bound > one.bound) | (one.bound.isnan() & ~other.bound.isnan())
     pairs = ((getattr(other, each.name), getattr(one, each.name)) for each in fields(Planes))
     return Planes(*(torch.where(chosen, new, old) for new, old in pairs))
@@ -70,7 +70,7 @@ class Memory:
 
 @runtime_checkable
 class Engine(Protocol):
-    """A network's graph, built once; bounds of linear functions of its logits over balls."""
+    """Bounds linear functions of a network's logits over balls, from a graph that is built once."""
 
     name: str
     batch_size: int
@@ -85,7 +85,7 @@ class Engine(Protocol):
         iterations: int = ITERATIONS,
         memory: Memory | None = None,
     ) -> Planes:
-        """Lower bounds of ``rows @ logits`` over each sample's own ball intersected with the image box.
+        """Bound ``rows @ logits`` from below over each sample's ball, intersected with the image box.
 
         Args:
             balls: one for each sample.

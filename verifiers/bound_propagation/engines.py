@@ -19,7 +19,7 @@ ENGINES: dict[str, Callable[[Program, Tensor], Engine]] = {"native": Native, "au
 
 
 def names_of(engine: str) -> tuple[str, ...]:
-    """The engines that a request's engine stands for.
+    """List the engines that a name stands for.
 
     Raises:
         InputError: an unknown name.
@@ -55,7 +55,7 @@ def build(
     norm: Norm,
     method: str,
 ) -> tuple[Engine, list[str]]:
-    """The first engine that takes the network and the method, tried on the samples; and why others do not.
+    """Build the first engine that takes the network and the method, and list why others do not.
 
     Raises:
         Unsupported: none takes it; with every engine's reason.

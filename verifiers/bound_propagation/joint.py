@@ -1,4 +1,4 @@
-"""Student and teacher over one shared image: what holds for both at once.
+"""Joint bounds of a student and a teacher over one shared image.
 
 Both networks are bounded in one graph, so that whatever is equal in the two cancels in any linear combination of their
 logits; where they are copies of one architecture, a second graph follows the difference of every neuron, and the better

@@ -1,7 +1,7 @@
 """A network as a graph of operators, captured with torch.export for one sample.
 
 The graph is that of a batch of one, and every operator treats a batch sample by sample, so that nothing in the
-network can mix the samples of a batch. What the lowering table does not know is refused with the module it stands in.
+network can mix the samples of a batch. Unsupported operators are rejected by name, with their module.
 """
 
 import copy

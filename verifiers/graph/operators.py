@@ -1,4 +1,4 @@
-"""What a node of a graph can do: run, bound its range, and push the coefficients of rows back to its inputs.
+"""Operators of a graph: they run, bound their range, and push the coefficients of rows back to their inputs.
 
 Values are batched as ``(batch, *shape)`` with ``shape`` the node's shape for one sample, so that samples cannot mix.
 """

@@ -1,4 +1,4 @@
-"""The engine ``native``: bounds from certkd's own graphs."""
+"""The engine ``native``: bounds by certkd's own graphs."""
 
 import copy
 
@@ -91,7 +91,7 @@ class Native:
         return joined(found)
 
     def bounds(self, balls: Balls) -> Bounds:
-        """The graph over balls, not propagated yet."""
+        """Prepare bounds over balls; nothing is propagated yet."""
         return Bounds(self.graph, balls, dual_norms=self.dual_norms(balls.norm), intersect=self.intersect)
 
     def _planes(self, bounds: Bounds, specification: Tensor, method: str, iterations: int) -> Planes:
@@ -104,7 +104,7 @@ class Native:
             return self._at_least_intervals(bounds, bounds.by_rows(specification), specification)
 
     def _at_least_intervals(self, bounds: Bounds, planes: Planes, specification: Tensor) -> Planes:
-        """The intervals at hand bound the rows as well, at no cost; in far-off balls they can be better."""
+        """Improve planes by the intervals at hand, which are better in some large balls."""
         return better(planes, bounds.by_intervals(specification)) if self.intersect else planes
 
     def dual_norms(self, norm: Norm) -> dict[int, Tensor]:

@@ -1,4 +1,4 @@
-"""What questions about the same samples leave for later ones at smaller radii."""
+"""Intervals kept for later questions about the same samples at smaller radii."""
 
 import torch
 from jaxtyping import Bool, Float, Int

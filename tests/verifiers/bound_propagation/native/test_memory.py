@@ -8,8 +8,6 @@ from torch import Tensor
 
 from tests.verifiers.graph.nets import CASES, FLAT, IMAGE, deep_dense, deep_residual
 from tests.zoo import Kind
-from verifiers.bound_propagation.auto_lirpa import compat
-from verifiers.bound_propagation.auto_lirpa.adapter import AutoLirpa
 from verifiers.bound_propagation.engine import Engine, Memory, Planes
 from verifiers.bound_propagation.native.bounds import Bounds
 from verifiers.bound_propagation.native.engine import Native
@@ -123,14 +121,3 @@ def test_samples_do_not_share_what_is_remembered() -> None:
     mixed = torch.tensor([2, 0]), torch.tensor([0.3, 0.09]).double()
     expected = one(EVERY[:1], mixed[1][1:])
     assert_same(Planes(*(end[1:] for end in vars(ask(*mixed)).values())), expected.bound, "a sample that came down")
-
-
-def test_engines_answer_a_repeated_question_as_a_single_one() -> None:
-    engine, x, rows = question("relu")
-    engines = [engine] if compat.version() is None else [engine, AutoLirpa(KINDS["relu"].network(), x)]
-    chosen, eps = torch.tensor([2, 0]), torch.tensor([0.01, 0.03]).double()
-    for each in engines:
-        for method in ("ibp", "crown-ibp", "crown"):
-            expected = each.ask(Balls(x[chosen], eps, Norm.L2), rows[chosen], method).bound
-            found = repeated(each, x, rows, Norm.L2, method)(chosen, eps)
-            assert_same(found, expected, f"{each.name}, {method}")
