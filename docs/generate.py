@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+from pydantic import BaseModel
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURE = "artifacts/reference/digits/radius.png"
@@ -166,6 +167,8 @@ def _parts(annotation: Any) -> Iterator[Any]:
 
 
 def _written(value: Any) -> str:
+    if isinstance(value, BaseModel):
+        return f"{type(value).__name__}()"
     return str(value.value) if isinstance(value, Enum) else str(value)
 
 
