@@ -1,4 +1,4 @@
-"""A network as a graph of operators, captured with torch.export for one sample.
+"""A network as a graph of operators, captured with torch.export for one sample; plain sequences are written down.
 
 The graph is that of a batch of one, and every operator treats a batch sample by sample, so that nothing in the
 network can mix the samples of a batch. Unsupported operators are rejected by name, with their module.
@@ -12,7 +12,6 @@ import operator
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -21,27 +20,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from verifiers.core.errors import Unsupported, one_line
+from verifiers.graph.exported import Exported
 from verifiers.graph.graph import Builder, Graph, Ref
 from verifiers.graph.lowering import LOWERINGS
-
-
-@dataclass(frozen=True)
-class Exported:
-    """A network as torch.export writes it down, apart from its weights.
-
-    Attributes:
-        nodes: of the exported graph.
-        weights: the parameter or buffer of each input that is one, by its name in the module.
-        constants: tensors that are neither.
-        images: names of the inputs that are the image.
-        state: the weights that the network had.
-    """
-
-    nodes: list[Any]
-    weights: dict[str, str]
-    constants: dict[str, Tensor]
-    images: frozenset[str]
-    state: dict[str, Tensor]
+from verifiers.graph.sequence import written
 
 
 def capture(model: nn.Module, x: Float[Tensor, "1 *shape"], dtype: torch.dtype = torch.float64) -> Graph:
@@ -64,7 +46,11 @@ def export(model: nn.Module, x: Float[Tensor, "1 *shape"]) -> Exported:
     Raises:
         Unsupported: the network cannot be exported, or changes a buffer.
     """
-    exported = _export(model.eval().requires_grad_(False), x)
+    model = model.eval().requires_grad_(False)
+    plain = written(model)
+    if plain is not None:
+        return plain
+    exported = _export(model, x)
     signature = exported.graph_signature
     if signature.buffers_to_mutate:
         raise Unsupported(

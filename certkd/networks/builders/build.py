@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from certkd.networks.builders import small
 from verifiers.core.errors import InputError, did_you_mean, one_line
+from verifiers.graph.sequence import LAYERS
 
 OWN: dict[str, Callable[..., nn.Module]] = {"mlp": small.mlp, "cnn": small.cnn, "resnet": small.resnet}
 
@@ -64,6 +65,15 @@ class Normalize(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels height width"]:
         return nn.functional.conv2d(x, self.weight, self.bias, groups=len(self.bias))
+
+
+def _write_normalize(layer: nn.Module, graph: fx.Graph, x: fx.Node, weights: dict[str, fx.Node]) -> fx.Node:
+    assert isinstance(layer, Normalize)
+    given = (x, weights["weight"], weights["bias"], [1, 1], [0, 0], [1, 1], len(layer.bias))
+    return graph.call_function(torch.ops.aten.conv2d.default, given)
+
+
+LAYERS[Normalize] = _write_normalize
 
 
 class Resize(nn.Module):

@@ -1,0 +1,107 @@
+"""Write a plain sequence of layers down as torch.export does, without importing torch's compiler.
+
+The import of ``torch.export`` costs more than the whole certification of a small network. A sequence of known layers
+has no Python code of its own that could branch, so its graph can be written from the layers: the same nodes, in the
+same order. Anything else (an own ``forward``, a hook, a parametrisation, a subclass) is left to torch.export.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import fx, nn
+from torch.nn.modules import module as hooks
+
+from verifiers.graph.exported import Exported
+
+aten = torch.ops.aten
+#: Append a layer that gets ``x`` to a graph, with its weights by name.
+Writer = Callable[[nn.Module, fx.Graph, fx.Node, dict[str, fx.Node]], fx.Node]
+
+
+def _linear(layer: nn.Module, graph: fx.Graph, x: fx.Node, weights: dict[str, fx.Node]) -> fx.Node:
+    return graph.call_function(aten.linear.default, (x, *weights.values()))
+
+
+def _conv2d(layer: nn.Module, graph: fx.Graph, x: fx.Node, weights: dict[str, fx.Node]) -> fx.Node:
+    assert isinstance(layer, nn.Conv2d)
+    stride, padding, dilation = (list(side) for side in (layer.stride, layer.padding, layer.dilation))
+    given = (x, weights["weight"], weights.get("bias"), stride, padding, dilation, layer.groups)
+    return graph.call_function(aten.conv2d.default, given)  # type: ignore[arg-type]
+
+
+def _relu(layer: nn.Module, graph: fx.Graph, x: fx.Node, weights: dict[str, fx.Node]) -> fx.Node:
+    return graph.call_function(aten.relu.default, (x,))
+
+
+def _flatten(layer: nn.Module, graph: fx.Graph, x: fx.Node, weights: dict[str, fx.Node]) -> fx.Node:
+    assert isinstance(layer, nn.Flatten)
+    return graph.call_function(aten.flatten.using_ints, (x, layer.start_dim, layer.end_dim))
+
+
+def _identity(layer: nn.Module, graph: fx.Graph, x: fx.Node, weights: dict[str, fx.Node]) -> fx.Node:
+    return x
+
+
+#: Layers by their exact type.
+LAYERS: dict[type[nn.Module], Writer] = {
+    nn.Linear: _linear,
+    nn.Conv2d: _conv2d,
+    nn.ReLU: _relu,
+    nn.Flatten: _flatten,
+    nn.Identity: _identity,
+}
+
+
+def written(model: nn.Module) -> Exported | None:
+    """Write a network down; None where it is not a sequence of known layers."""
+    layers = _flat(model, "")
+    if layers is None:
+        return None
+    graph, state, names = fx.Graph(), {}, {}
+    inputs: dict[str, dict[str, fx.Node]] = {}
+    for path, layer in layers:
+        tensors = {**dict(layer.named_parameters()), **dict(layer.named_buffers())}
+        inputs[path] = {}
+        for name, tensor in tensors.items():
+            full = f"{path}.{name}".lstrip(".")
+            inputs[path][name] = graph.placeholder(f"p_{full}".replace(".", "_"))
+            names[inputs[path][name].name], state[full] = full, tensor.detach()
+    x = image = graph.placeholder("x")
+    for path, layer in layers:
+        before = x
+        x = LAYERS[type(layer)](layer, graph, x, inputs[path])
+        if x is not before:
+            x.meta["nn_module_stack"] = {path: (path, type(layer))}
+    graph.output((x,))
+    return Exported(list(graph.nodes), names, {}, frozenset({image.name}), state)
+
+
+def _flat(model: nn.Module, path: str) -> list[tuple[str, nn.Module]] | None:
+    """The layers in their order, with their paths; None where one of them is not known."""
+    if not _plain(model):
+        return None
+    if type(model) in LAYERS:
+        strange = isinstance(model, nn.Conv2d) and (model.padding_mode != "zeros" or isinstance(model.padding, str))
+        return None if strange else [(path, model)]
+    if type(model).forward is not nn.Sequential.forward or type(model).__call__ is not nn.Module.__call__:
+        return None
+    parts = [_flat(child, f"{path}.{name}".lstrip(".")) for name, child in model.named_children()]
+    if None in parts or len(parts) < len(model._modules):  # one module twice
+        return None
+    return [layer for part in parts if part is not None for layer in part]
+
+
+def _plain(model: nn.Module) -> bool:
+    """Whether nothing but the type's own ``forward`` runs."""
+    own = (model._forward_hooks, model._forward_pre_hooks)
+    everywhere = (hooks._global_forward_hooks, hooks._global_forward_pre_hooks)
+    tensors = [*model.parameters(recurse=False), *model.buffers(recurse=False)]
+    usual = all(type(tensor) in (torch.Tensor, nn.Parameter) for tensor in tensors)
+    return usual and not any((*own, *everywhere)) and "forward" not in vars(model) and not _overridden(model)
+
+
+def _overridden(model: nn.Module) -> bool:
+    """Whether a known layer's weights are computed, or its type is patched at run time."""
+    return hasattr(model, "parametrizations") or any(
+        name in vars(model) for name in ("_conv_forward", "_call_impl", "__call__")
+    )
