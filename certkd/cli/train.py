@@ -1,7 +1,7 @@
 """``certkd train``."""
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -21,18 +21,7 @@ if TYPE_CHECKING:
 @data_options
 @click.option("--resume", is_flag=True, help="Continue the training in the output folder.")
 @click.option("--overwrite", is_flag=True, help="Delete the training in the output folder first.")
-def train(
-    config: str | None,
-    teacher: str | None,
-    out: str | None,
-    data: str | None,
-    overrides: tuple[str, ...],
-    data_root: str | None,
-    download: bool,
-    device: str | None,
-    resume: bool,
-    overwrite: bool,
-) -> int:
+def train(config: str | None, teacher: str | None, out: str | None, data: str | None, **options: Any) -> int:
     """Train a teacher or a student.
 
     --config describes the training. With --teacher and --out alone, a small student is trained by KDIGA on the
@@ -44,10 +33,14 @@ def train(
 
     given = {"teacher": teacher, "out": out, "data.name": data if config is not None else None}
     extra = [f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None]  # quoted: not YAML
-    extra = with_data_options((*overrides, *extra), data_root, download, device)
+    extra = with_data_options(
+        (*options["overrides"], *extra), options["data_root"], options["download"], options["device"]
+    )
     settings = _default_student(teacher, out, data, extra) if config is None else _from_file(config, extra)
     kind = settings.objective.kind
-    result = run_training(settings, resume=resume, overwrite=overwrite, reporter=TrainProgress(kind))
+    result = run_training(
+        settings, resume=options["resume"], overwrite=options["overwrite"], reporter=TrainProgress(kind)
+    )
     best = {name: value for name, value in result.best.items() if name in ("clean", "pgd", "noisy")}
     figures = ", ".join(f"{name} {value:.1%}" for name, value in best.items())
     stdout().print(f"best epoch {result.best_epoch + 1}: validation {figures}; {settings.out}/best.pt", soft_wrap=True)

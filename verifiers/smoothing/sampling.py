@@ -48,14 +48,17 @@ class Draw:
 
 
 def noise_block(
-    seed: int, index: int, purpose: Purpose, block: int, copies: int, shape: Sequence[int], noise: Noise
+    seed: int, index: int, purpose: Purpose, block: int, size: Sequence[int], noise: Noise
 ) -> Float[np.ndarray, "copies *shape"]:
-    """The first copies of one block of noise with standard deviation 1; a longer draw starts with the shorter one."""
+    """Draw the first copies of one block of noise with standard deviation 1; a longer draw starts with a shorter one.
+
+    ``size``: (copies, *shape).
+    """
     key = np.random.SeedSequence(seed, spawn_key=(int(purpose), index, block))
     generator = np.random.Generator(np.random.SFC64(key))
     if noise is Noise.GAUSSIAN:
-        return generator.standard_normal((copies, *shape), dtype=np.float32)
-    return (generator.random((copies, *shape), dtype=np.float32) - 0.5) * np.float32(_up(2 * 3**0.5))
+        return generator.standard_normal(tuple(size), dtype=np.float32)
+    return (generator.random(tuple(size), dtype=np.float32) - 0.5) * np.float32(_up(2 * 3**0.5))
 
 
 class Voter:
@@ -135,7 +138,7 @@ class Voter:
         for draw in draws:
             for block in range(draw.first // BLOCK, -(-draw.last // BLOCK)):
                 first, last = max(draw.first - block * BLOCK, 0), min(draw.last - block * BLOCK, BLOCK)
-                part = noise_block(self.seed, draw.index, purpose, block, last, shape, self.noise)[first:]
+                part = noise_block(self.seed, draw.index, purpose, block, (last, *shape), self.noise)[first:]
                 noise[filled : filled + len(part)] = part
                 filled += len(part)
         noise[filled:] = 0.0

@@ -29,7 +29,9 @@ class Recorder(nn.Module):
 
 def _block(copies: int = BLOCK, **changed: int) -> np.ndarray:
     key = {"seed": 3, "index": 5, "purpose": Purpose.ESTIMATION, "block": 2, **changed}
-    return noise_block(key["seed"], key["index"], Purpose(key["purpose"]), key["block"], copies, SHAPE, Noise.GAUSSIAN)
+    return noise_block(
+        key["seed"], key["index"], Purpose(key["purpose"]), key["block"], (copies, *SHAPE), Noise.GAUSSIAN
+    )
 
 
 def test_every_part_of_the_key_changes_the_noise() -> None:
@@ -46,7 +48,7 @@ def test_a_shorter_draw_is_the_start_of_a_longer_one() -> None:
 
 
 def test_uniform_noise_has_the_deviation_and_the_ends_it_should() -> None:
-    noise = np.concatenate([noise_block(0, i, Purpose.ESTIMATION, 0, BLOCK, (1000,), Noise.UNIFORM) for i in range(20)])
+    noise = np.concatenate([noise_block(0, i, Purpose.ESTIMATION, 0, (BLOCK, 1000), Noise.UNIFORM) for i in range(20)])
     assert noise.std() == pytest.approx(1, abs=0.003) and abs(noise.mean()) < 0.003
     assert (
         np.abs(noise).max() <= 3**0.5 * (1 + 1e-6)
@@ -67,7 +69,7 @@ def test_normal_noise_has_its_moments() -> None:
 def test_normal_noise_has_its_tail() -> None:
     draws, beyond, largest = 0, 0, 0.0
     for index in range(40):
-        size = np.abs(noise_block(1, index, Purpose.ESTIMATION, 0, BLOCK, (200_000,), Noise.GAUSSIAN))
+        size = np.abs(noise_block(1, index, Purpose.ESTIMATION, 0, (BLOCK, 200_000), Noise.GAUSSIAN))
         draws, beyond, largest = draws + size.size, beyond + int((size > 5).sum()), max(largest, float(size.max()))
     expected = 2 * norm.sf(5) * draws
     assert abs(beyond - expected) < 5 * expected**0.5, f"{beyond} beyond 5, {expected:.0f} are due"

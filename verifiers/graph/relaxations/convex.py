@@ -321,7 +321,7 @@ class Elu(Curved):
         convex = Piece(low, kink, low.maximum(kink - REACH * self.unit), kink)
         return Lines(
             *supporting(self, 1.0, span, convex, lower_alpha),
-            *hinged(self, -1.0, low, high, 0.0, upper_alpha),
+            *hinged(self, -1.0, (low, high), 0.0, upper_alpha),
         )
 
     def is_nonlinear(self, low: Float[Tensor, "*shape"], high: Float[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:

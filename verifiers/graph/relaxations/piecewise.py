@@ -128,7 +128,8 @@ class Clamp:
         nonlinear, inside = self.is_nonlinear(low, high), (low >= minimum) & (high <= maximum)
         slope, value = inside.to(low.dtype), torch.where(inside, 0.0, self(low))
         relaxed = Lines(
-            *hinged(self, 1.0, low, high, minimum, lower_alpha), *hinged(self, -1.0, low, high, maximum, upper_alpha)
+            *hinged(self, 1.0, (low, high), minimum, lower_alpha),
+            *hinged(self, -1.0, (low, high), maximum, upper_alpha),
         )
         return replaced(relaxed, ~nonlinear, slope, value, value)
 
@@ -193,7 +194,7 @@ class HardSwish:
         kink = torch.where(span.chord < 0.5, -3.0, 3.0).to(low)
         relaxed = Lines(
             *supporting(self, 1.0, span, Piece(left, right, left, right), lower_alpha),
-            *hinged(self, -1.0, low, high, kink, upper_alpha, others=(-3.0, 3.0)),
+            *hinged(self, -1.0, (low, high), kink, upper_alpha, others=(-3.0, 3.0)),
         )
         return replaced(relaxed, self._straight(low, high), (low >= 3).to(low.dtype), 0.0, 0.0)
 

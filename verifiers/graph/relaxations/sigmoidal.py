@@ -154,18 +154,18 @@ def _farthest(start: Tensor, end: Tensor, holds: Callable[[Tensor], Tensor]) -> 
 def hinged(
     curve: Callable[[Tensor], Tensor],
     sign: float,
-    low: Tensor,
-    high: Tensor,
+    ends: tuple[Tensor, Tensor],
     at: float | Tensor,
     alpha: Tensor | None,
     others: tuple[float, ...] = (),
 ) -> tuple[Tensor, Tensor]:
-    """A line below sign * f, which is concave or straight between its kinks: that ``at``, where the line may turn, and
-    the ``others``.
+    """Find a line below sign * f, which is concave or straight between its kinks: that ``at``, where the line may turn,
+    and the ``others``.
 
     Sound: less a line, sign * f is still concave between kinks, so it is least at an end or at a kink. Where the kink
     lies below the chord the lines through it are free, from the slope of the left segment to that of the right.
     """
+    low, high = ends
     kink = torch.minimum(torch.maximum(low, torch.as_tensor(at, dtype=low.dtype, device=low.device)), high)
     points = [(x, curve(x)) for x in (low, kink, high)]
     (_, left_value), (_, kink_value), (_, right_value) = points
