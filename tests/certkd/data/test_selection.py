@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from certkd.config.settings import DataConfig
 from certkd.data.selection import EVERYTHING, Selection, chosen, named
 from certkd.data.sources import load
-from tests.cli import certkd, refused, refused_after_clean, succeeds
+from tests.cli import certkd, refused_after_clean, succeeds
 from tests.paths import REFERENCE
 from verifiers.core.errors import InputError
 from verifiers.results.reader import read, read_images
@@ -226,6 +226,6 @@ def test_another_selection_on_the_same_file_is_refused(files: dict[str, Path], t
     ],
 )
 def test_a_wrong_choice_is_one_line(arguments: list[str], words: str, tmp_path: Path) -> None:
-    message = refused("certify", *ATTACKED, *arguments, "--out", tmp_path / "c.h5")
+    message = refused_after_clean("certify", *ATTACKED, *arguments, "--out", tmp_path / "c.h5")
     assert words in message, message
     assert not (tmp_path / "c.h5").exists()
