@@ -136,6 +136,7 @@ def test_students_stand_side_by_side() -> None:
     assert "GC: cosine" not in printed(tables.experiment({"teacher": networks["teacher"]}, {}))
 
 
+@pytest.mark.slow
 def test_run_prints_them_and_its_summary_holds_them(tmp_path: Path) -> None:
     changes = {
         "teacher.epochs": 1,

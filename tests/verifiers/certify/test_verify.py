@@ -170,6 +170,7 @@ def test_a_falsifiable_sample_is_not_certified(honest: dict[str, Path], tmp_path
     assert only(findings).startswith(f"complete, sample {row}: a point at distance 0.0")
 
 
+@pytest.mark.slow
 def test_a_counterexample_that_attacks_miss_is_found(tmp_path: Path) -> None:
     """The planted one, which no gradient betrays: the attack finds nothing, branch and bound does."""
     network, x, _ = planted(4, reach=0.1)
