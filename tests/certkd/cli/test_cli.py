@@ -286,12 +286,13 @@ def test_an_interrupted_certification_goes_on(network: Path, tmp_path: Path, mon
     assert result.code == 130 and "interrupted" in result.err.splitlines()[-1], result.err
     monkeypatch.undo()
     unfinished = read(tmp_path / "a.h5")
-    assert 0 < unfinished["ibp"].count(Status.PENDING) < 40, "finished rows are kept, the others are pending"
+    kept = 40 - unfinished["ibp"].count(Status.PENDING)
+    assert 0 < kept < 40, "finished rows are kept, the others are pending"
     shown = succeeds("show", tmp_path / "a.h5")
     assert "pending" in shown and "nan" not in shown
     assert "is not finished" in refused("compare", tmp_path / "a.h5", tmp_path / "a.h5")
     result = certkd(*arguments("a.h5"))
-    assert result.code == 0 and "ibp (16 rows were there)" in result.err, result.err
+    assert result.code == 0 and f"ibp ({kept} rows were there)" in result.err, result.err
     succeeds(*arguments("b.h5"))
     ours, whole = read(tmp_path / "a.h5").to_dict(), read(tmp_path / "b.h5").to_dict()
     for method, columns in whole.items():
