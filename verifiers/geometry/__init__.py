@@ -1,1 +1,1 @@
-"""Balls, margins and the search for counterexamples."""
+"""Norm balls, margins and the search for counterexamples."""

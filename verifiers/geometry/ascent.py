@@ -1,4 +1,4 @@
-"""Projected gradient ascent inside a ball, the search of every attack here."""
+"""Projected gradient ascent inside a ball, which every attack here uses."""
 
 from collections.abc import Callable
 
@@ -20,14 +20,14 @@ def ascend(
     start: Float[Tensor, "batch *shape"] | None = None,
     step_size: float | None = None,
 ) -> Float[Tensor, "batch *shape"]:
-    """Maximise ``objective`` by projected gradient steps over ball and image box; the last iterate.
+    """Maximise ``objective`` by projected gradient steps over ball and image box; returns the last iterate.
 
     Args:
-        objective: one value per sample, to be raised.
-        balls: around images in [0, 1].
+        objective: gives one value per sample, to be raised.
+        balls: balls around images in [0, 1].
         steps: number of gradient steps.
-        start: perturbation to start from (zero when None).
-        step_size: in pixel units as a share of eps; 2.5 / steps when None.
+        start: the first perturbation; zero when None.
+        step_size: the step as a share of eps; 2.5 / steps when None.
 
     Source: Madry et al., "Towards deep learning models resistant to adversarial attacks", arXiv 1706.06083.
     """

@@ -1,4 +1,4 @@
-"""PGD against the predicted class, and the counterexample nearest to the image."""
+"""Attack the predicted class by PGD, and move a counterexample as near to the image as possible."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,13 +15,13 @@ from verifiers.geometry.margins import margins
 
 
 class Found(NamedTuple):
-    """What an attack found, one value per sample.
+    """The result of an attack, one value per sample.
 
     Attributes:
         broken: a point of the ball has another class.
-        margin: margin of the predicted class there, or the smallest margin found where there is no such point.
-        point: that point; nan where there is none.
-        distance: its distance from the image, in float64; nan where there is none.
+        margin: the margin of the predicted class there, or the smallest margin found if there is no such point.
+        point: that point; nan if there is none.
+        distance: its distance from the image, in float64; nan if there is none.
     """
 
     broken: Bool[Tensor, " batch"]
@@ -63,7 +63,7 @@ class Attack:
         return Found(broken, margin, point, distance)
 
     def _weakest(self, model: nn.Module, x: Tensor, predicted: Tensor, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """The point of smallest margin over all restarts and both losses, and that margin."""
+        """Find the point of smallest margin over all restarts and both losses, and that margin."""
         limit = reachable(self.eps, self.norm, x)
         eps = torch.full(x.shape[:1], limit, dtype=x.dtype, device=x.device)
         with torch.no_grad():
@@ -85,7 +85,7 @@ class Attack:
         return norms(point.double() - x.double(), self.norm) <= self.eps
 
     def _shorten(self, model: nn.Module, x: Tensor, adversarial: Tensor, predicted: Tensor, steps: int = 12) -> Tensor:
-        """The counterexample nearest to x on the segment between them, by bisection; each end is evaluated."""
+        """Find the counterexample nearest to x on the segment between them, by bisection; each end is evaluated."""
         low, high = torch.zeros(len(x), device=x.device), torch.ones(len(x), device=x.device)
         nearest = adversarial.clone()
         for _ in range(steps):

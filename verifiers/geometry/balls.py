@@ -1,4 +1,4 @@
-"""Norm balls: lengths, projections, steepest directions and random points."""
+"""Compute lengths, projections, steepest directions and random points in norm balls."""
 
 import math
 from collections.abc import Sequence
@@ -62,7 +62,7 @@ def per_sample(values: Float[Tensor, " batch"], like: Float[Tensor, "batch *shap
 
 
 def norms(delta: Float[Tensor, "batch *shape"], norm: Norm) -> Float[Tensor, " batch"]:
-    """Length of each sample's perturbation."""
+    """Compute the length of each sample's perturbation."""
     order = {Norm.LINF: float("inf"), Norm.L2: 2.0, Norm.L1: 1.0}[norm]
     return torch.linalg.vector_norm(delta.flatten(1), order, dim=1)
 
@@ -70,7 +70,7 @@ def norms(delta: Float[Tensor, "batch *shape"], norm: Norm) -> Float[Tensor, " b
 def project(
     delta: Float[Tensor, "batch *shape"], eps: Float[Tensor, " batch"], norm: Norm
 ) -> Float[Tensor, "batch *shape"]:
-    """The nearest point of each sample's ball for linf and l2; for l1 the exact projection by sorting.
+    """Project each sample's perturbation onto its ball; for l1, exactly, by sorting.
 
     Source of the l1 projection: Duchi et al., "Efficient projections onto the l1-ball", ICML 2008.
     """
@@ -91,7 +91,7 @@ def project(
 
 
 def steepest(gradient: Float[Tensor, "batch *shape"], norm: Norm) -> Float[Tensor, "batch *shape"]:
-    """The direction of unit length in ``norm`` that raises the objective most (for l1, spread over the top 5 %)."""
+    """Return the unit direction in ``norm`` that raises the objective most (for l1, spread over the top 5 %)."""
     if norm is Norm.LINF:
         return gradient.sign()
     if norm is Norm.L2:
@@ -105,7 +105,7 @@ def steepest(gradient: Float[Tensor, "batch *shape"], norm: Norm) -> Float[Tenso
 def random_start(
     x: Float[Tensor, "batch *shape"], eps: Float[Tensor, " batch"], norm: Norm, generator: torch.Generator
 ) -> Float[Tensor, "batch *shape"]:
-    """A random perturbation in each ball; drawn on the CPU, so that every device starts at the same point."""
+    """Draw a random perturbation in each ball, on the CPU, so that every device starts at the same point."""
     noise = torch.rand(x.shape, generator=generator, dtype=x.dtype).to(x.device) * 2 - 1
     if norm is Norm.LINF:
         return noise * per_sample(eps, x)
@@ -120,7 +120,7 @@ def keyed_start(
     indices: Sequence[int],
     restart: int,
 ) -> Float[Tensor, "batch *shape"]:
-    """``random_start`` that depends on the seed, each sample's index and the restart, not on the batch it is in."""
+    """Draw ``random_start`` keyed by the seed, each sample's index and the restart, independent of the batch."""
     rows = []
     for i, index in enumerate(indices):
         key = np.random.SeedSequence([seed, index, restart]).generate_state(1, np.uint64)[0]
@@ -130,7 +130,7 @@ def keyed_start(
 
 
 def reachable(eps: float, norm: Norm, x: Float[Tensor, "batch *shape"]) -> float:
-    """A little less than eps: rounding x + delta to x's dtype moves no point of this ball out of the one of eps."""
+    """Return a radius just below eps, from which rounding x + delta to x's dtype moves no point outside eps."""
     step = torch.finfo(x.dtype).eps / 4  # half a unit in the last place of a pixel in [0.5, 1]
     pixels = x[0].numel()
     rounding = step * {Norm.LINF: 1.0, Norm.L2: pixels**0.5, Norm.L1: float(pixels)}[norm]
@@ -138,9 +138,9 @@ def reachable(eps: float, norm: Norm, x: Float[Tensor, "batch *shape"]) -> float
 
 
 def whole_box(norm: Norm, pixels: int) -> float:
-    """The radius at which a ball around any image contains the whole image box."""
+    """Return the radius at which a ball around any image contains the whole image box."""
     return {Norm.LINF: 1.0, Norm.L2: math.sqrt(pixels), Norm.L1: float(pixels)}[norm]
 
 
-#: Order of the norm that measures linear functions on the ball.
+#: The order of the dual norm, which measures linear functions on the ball.
 DUAL = {Norm.LINF: 1.0, Norm.L2: 2.0, Norm.L1: float("inf")}

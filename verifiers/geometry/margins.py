@@ -1,4 +1,4 @@
-"""Margins of logits, and the rows that compute them."""
+"""Compute margins of logits, and the rows that give them."""
 
 import torch
 from jaxtyping import Float, Int
@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def margins(logits: Float[Tensor, "batch classes"], predicted: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]:
-    """Smallest margin f_y - f_j over the other classes j, y the predicted class."""
+    """Compute the smallest margin f_y - f_j over the classes j other than the predicted class y."""
     own = logits.gather(1, predicted[:, None])
     others = logits.scatter(1, predicted[:, None], -float("inf"))
     return (own - others.amax(1, keepdim=True)).squeeze(1)
@@ -15,7 +15,7 @@ def margins(logits: Float[Tensor, "batch classes"], predicted: Int[Tensor, " bat
 def margin_specification(
     predicted: Int[Tensor, " batch"], classes: int, dtype: torch.dtype
 ) -> Float[Tensor, "batch {classes}-1 {classes}"]:
-    """Rows e_y - e_j for every class j other than the predicted y."""
+    """Build the rows e_y - e_j for every class j other than the predicted y."""
     eye = torch.eye(classes, dtype=dtype, device=predicted.device)
     rows = eye[predicted][:, None, :] - eye[None, :, :]
     keep = predicted[:, None] != torch.arange(classes, device=predicted.device)[None, :]

@@ -19,17 +19,17 @@ Function = Callable[..., Tensor]
 
 
 class Affine:
-    """What affine operators share; a subclass has ``forward``, ``half_width`` and ``push``."""
+    """Base of the affine operators; a subclass defines ``forward``, ``half_width`` and ``push``."""
 
     def forward(self, *values: Tensor) -> Tensor:
         raise NotImplementedError
 
     def linear(self, *values: Tensor) -> Tensor:
-        """A x."""
+        """Compute A x."""
         return self.forward(*values)
 
     def half_width(self, *half_widths: Tensor) -> Tensor:
-        """|A| r."""
+        """Compute |A| r."""
         raise NotImplementedError
 
     def push(self, rows: Rows, samples: Tensor) -> Pushed:
@@ -47,7 +47,7 @@ class Affine:
 
 
 class Reshape(Affine):
-    """The same entries in another shape."""
+    """Give the same entries another shape."""
 
     def __init__(self, before: Shape, after: Shape) -> None:
         self.before, self.after = before, after
@@ -64,7 +64,7 @@ class Reshape(Affine):
 
 
 class Dense(Affine):
-    """x W^T + b on the last axis."""
+    """Apply x W^T + b to the last axis."""
 
     def __init__(self, weight: Float[Tensor, "out in"], bias: Float[Tensor, " out"] | None, after: Shape) -> None:
         self.weight, self.bias, self.magnitude, self.after = weight, bias, weight.abs(), after
@@ -86,7 +86,7 @@ class Dense(Affine):
 
 
 class Scale(Affine):
-    """scale x + shift, entry by entry; both broadcast to the node's shape."""
+    """Apply scale x + shift entry by entry; both broadcast to the node's shape."""
 
     def __init__(self, scale: Float[Tensor, "..."], shift: Float[Tensor, "..."] | None, shape: Shape) -> None:
         self.shape = shape
@@ -114,7 +114,7 @@ class Scale(Affine):
 
 
 class Sum(Affine):
-    """A sum of inputs of one shape, each with its sign."""
+    """Add inputs of one shape, each with its sign."""
 
     def __init__(self, signs: Sequence[int]) -> None:
         self.signs = signs
@@ -130,7 +130,7 @@ class Sum(Affine):
 
 
 class Convolution(Affine):
-    """A two-dimensional convolution, zero padding."""
+    """A two-dimensional convolution with zero padding."""
 
     def __init__(
         self,
@@ -196,20 +196,20 @@ class Convolution(Affine):
     def _transposed(self, values: Tensor) -> Tensor:
         if values.shape[-2:] == (1, 1) and self.groups == 1 and self.dilation == (1, 1):
             return (values.flatten(1) @ self.weight.flatten(1)).reshape(len(values), *self.weight.shape[1:])
-        values = values.contiguous(memory_format=torch.channels_last)  # what windows are picked in
+        values = values.contiguous(memory_format=torch.channels_last)  # the layout from which windows are read
         return F.conv_transpose2d(values, self.last, None, self.stride, groups=self.groups, dilation=self.dilation)
 
 
 class General(Affine):
-    """Any affine function of its inputs together; its transpose is taken by automatic differentiation.
+    """Any jointly affine function of its inputs; automatic differentiation gives its transpose.
 
     Args:
-        function: of one value per input, in the node's shapes for one sample.
+        function: takes one value per input, in the node's shapes for one sample.
         before: shapes of the inputs.
         after: shape of the output.
-        absolute: the function with every coefficient replaced by its magnitude and no constant; the linear part of
-            ``function`` itself where None, right for functions that only pick, copy, add and average.
-        like: a tensor of the dtype and on the device to work in.
+        absolute: the function with every coefficient replaced by its magnitude and no constant. None uses the linear
+            part of ``function`` itself, which is right for functions that only pick, copy, add and average.
+        like: a tensor that gives the dtype and the device.
     """
 
     def __init__(
@@ -230,7 +230,7 @@ class General(Affine):
     def linear(self, *values: Tensor) -> Tensor:
         if self._constant is None:
             return self.forward(*values)
-        return torch.vmap(lambda *one: self._again(one)[0])(*values)  # less a large constant, digits would be lost
+        return torch.vmap(lambda *one: self._again(one)[0])(*values)  # subtracting a large constant would lose digits
 
     def half_width(self, *half_widths: Tensor) -> Tensor:
         return self._absolute(*half_widths)

@@ -1,7 +1,7 @@
-"""A network as a graph of operators, captured with torch.export for one sample; plain sequences are written down.
+"""Capture a network as a graph of operators with torch.export; plain sequences are translated directly.
 
-The graph is that of a batch of one, and every operator treats a batch sample by sample, so that nothing in the
-network can mix the samples of a batch. Unsupported operators are rejected by name, with their module.
+The graph is captured for a batch of one, and every operator treats a batch sample by sample. Nothing in the network
+can therefore mix the samples of a batch. Unsupported operators are rejected by name, with their module.
 """
 
 import copy
@@ -36,12 +36,12 @@ def capture(model: nn.Module, x: Float[Tensor, "1 *shape"], dtype: torch.dtype =
     exported = export(copy.deepcopy(model).to(dtype), like)
     builder = Builder(like)
     output = lower(exported, exported.state, builder)
-    # An output may be read by other operators too, and later code may be ignored.
+    # Other operators may read the output too; nodes after it do not matter.
     return Graph(builder.nodes[: output.node + 1], like)
 
 
 def export(model: nn.Module, x: Float[Tensor, "1 *shape"]) -> Exported:
-    """Export a network, which is put into eval mode and frozen, for one image.
+    """Put a network into eval mode, freeze it, and export it for one image.
 
     Raises:
         Unsupported: the network cannot be exported, or changes a buffer.
@@ -99,13 +99,13 @@ def _export(model: nn.Module, x: Tensor) -> Any:
             exported = torch.export.export(model, (x,), strict=False)
             known = all(_known_as_it_is(node) for node in exported.graph.nodes)
             return exported if known else exported.run_decompositions({})  # slow; rewrites operators in place
-    except Exception as error:  # torch.export raises whatever the network's own code does with its tracers
+    except Exception as error:  # torch.export passes on any error of the network's own code
         text = one_line(error)
         raise Unsupported(f"native: torch.export cannot capture the network: {type(error).__name__}: {text}") from error
 
 
 def _known_as_it_is(node: Any) -> bool:
-    """Whether a node of an exported graph has a lowering and changes nothing in place."""
+    """Return whether a node of an exported graph has a lowering and changes nothing in place."""
     if node.op != "call_function" or node.target is operator.getitem:
         return True
     return hasattr(node.target, "_schema") and not node.target._schema.is_mutable and _kind(node.target) in LOWERINGS
@@ -113,7 +113,7 @@ def _known_as_it_is(node: Any) -> bool:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """torch logs and prints pages about what it then raises."""
+    """Silence torch, which logs and prints pages about errors that it then raises."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -148,7 +148,7 @@ _signature = cache(inspect.signature)
 
 @cache
 def _kind(target: Any) -> str:
-    """aten.conv2d.default -> conv2d."""
+    """Return the operator's name: aten.conv2d.default -> conv2d."""
     return str(target.name()).removeprefix("aten::").split(".")[0] if hasattr(target, "name") else str(target)
 
 

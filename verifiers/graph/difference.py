@@ -1,7 +1,7 @@
-"""Two networks of one architecture as one graph of the teacher's values t and the differences d = student - teacher.
+"""Combine two networks of one architecture in one graph of teacher values t and differences d = student - teacher.
 
-For pruned, quantised and fine-tuned copies d is small, and bounding it directly keeps what a difference of two bounds
-loses (ReluDiff, arXiv 2001.03662; NeuroDiff, arXiv 2009.09943). An affine layer gives
+For pruned, quantised and fine-tuned copies d is small, and bounding it directly is tighter than subtracting two bounds
+(ReluDiff, arXiv 2001.03662; NeuroDiff, arXiv 2009.09943). An affine layer gives
 d' = A_s d + (A_s - A_t) t + (b_s - b_t); ReLU has its own relaxation; other operators are applied to t + d and to t.
 """
 
@@ -25,7 +25,7 @@ PARTIAL = (Log, Reciprocal, Rsqrt, Sqrt)
 
 
 def same_structure(student: Graph, teacher: Graph) -> bool:
-    """Whether the two graphs are one architecture with different weights."""
+    """Return whether two graphs are one architecture, up to their weights."""
     one, other = (
         [(n.kind, n.inputs, n.shape, type(n.operator), _geometry(n.operator)) for n in g.nodes]
         for g in (student, teacher)
@@ -34,7 +34,7 @@ def same_structure(student: Graph, teacher: Graph) -> bool:
 
 
 def _geometry(operator: Operator | None) -> tuple[Any, ...]:
-    """What affine operators whose weights are subtracted must share besides their shapes."""
+    """Return the settings that affine operators must share, besides their shapes, to have their weights subtracted."""
     if isinstance(operator, Convolution):
         steps = (operator.stride, operator.padding, operator.dilation, operator.groups)
         return (tuple(operator.weight.shape), *steps)
@@ -42,7 +42,7 @@ def _geometry(operator: Operator | None) -> tuple[Any, ...]:
 
 
 def differential(student: Graph, teacher: Graph) -> Graph:
-    """The graph whose output is the student's logits followed by the teacher's.
+    """Build the graph whose output is the student's logits followed by the teacher's.
 
     Raises:
         Unsupported: an operator is not defined everywhere, and the two differ in its input.
@@ -92,7 +92,7 @@ def _difference(
 
 
 def _equal(one: Any, other: Any) -> bool:
-    """Whether two operators, or settings of operators, are the same function."""
+    """Return whether two operators, or settings of operators, are the same function."""
     if type(one) is not type(other):
         return False
     if isinstance(one, Tensor):
@@ -116,7 +116,7 @@ def _affine(
 
 
 def _linear(builder: Builder, ours: Affine, t: Sequence[Ref], d: Sequence[Ref | None], shape: Sequence[int]) -> Ref:
-    """A_s d, inputs without a difference left out."""
+    """Append A_s d, leaving out inputs without a difference."""
     present = [part for part in d if part is not None]
     if len(present) == len(d) == 1 and not isinstance(ours, General):
         return builder.add(_without_constant(ours), present, shape)
@@ -152,7 +152,7 @@ def _convolution(like: Convolution, weight: Tensor, bias: Tensor | None) -> Conv
 
 
 def _minus(ours: Affine, theirs: Affine, like: Tensor) -> Affine | None:
-    """The operator A_s - A_t with the constant b_s - b_t; None where both are zero."""
+    """Return the operator A_s - A_t with the constant b_s - b_t; None if both are zero."""
     if isinstance(ours, Reshape | Sum):
         return None
     if isinstance(ours, Dense | Convolution) and isinstance(theirs, Dense | Convolution):
@@ -190,7 +190,10 @@ def _minus_general(ours: Affine, theirs: Affine, like: Tensor) -> Affine | None:
 
 
 def _same_linear_part(ours: General, theirs: General, like: Tensor) -> bool:
-    """Equal functions pull one random row back to equal bits; others do only where they differ by rounding."""
+    """Return whether both pull one random row back to the same bits.
+
+    Equal functions always do; different ones do only if they differ by rounding.
+    """
     row = torch.rand((1, *ours.after), generator=torch.Generator().manual_seed(0), dtype=like.dtype).to(like.device)
     one, other = (operator.push(Rows(row), like.new_zeros(1, dtype=torch.int64)).inputs for operator in (ours, theirs))
     return all(torch.equal(a.values, b.values) for a, b in zip(one, other, strict=True) if a and b)

@@ -1,4 +1,4 @@
-"""A network in the form in which torch.export writes it down."""
+"""The form in which torch.export returns a network."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,14 +8,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Exported:
-    """A network as torch.export writes it down, apart from its weights.
+    """A network as torch.export returns it, apart from its weights.
 
     Attributes:
-        nodes: of the exported graph.
-        weights: the parameter or buffer of each input that is one, by its name in the module.
-        constants: tensors that are neither.
-        images: names of the inputs that are the image.
-        state: the weights that the network had.
+        nodes: the nodes of the exported graph.
+        weights: for each input that is a parameter or a buffer, its name in the module.
+        constants: tensors that are neither parameters nor buffers.
+        images: names of the inputs that hold the image.
+        state: the network's weights at export.
     """
 
     nodes: list[Any]

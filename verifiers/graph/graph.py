@@ -16,9 +16,9 @@ from verifiers.graph.rows import Shape
 
 @dataclass(frozen=True)
 class Node:
-    """An operator with its inputs (positions in the graph), its output's shape for one sample, and where it is."""
+    """An operator with its inputs (positions in the graph), its output shape for one sample, and its place."""
 
-    operator: Operator | None  # None: the image
+    operator: Operator | None  # None for the image
     inputs: tuple[int, ...]
     shape: Shape
     path: str
@@ -26,7 +26,7 @@ class Node:
 
 
 class Graph:
-    """Nodes in an order in which inputs come first; node 0 is the image, the last one gives the logits."""
+    """Nodes in topological order; node 0 is the image, the last one gives the logits."""
 
     def __init__(self, nodes: Sequence[Node], like: Tensor) -> None:
         self.nodes, self.like = list(nodes), like
@@ -36,7 +36,7 @@ class Graph:
         return len(self.nodes) - 1
 
     def values(self, x: Float[Tensor, "batch *shape"]) -> list[Float[Tensor, "batch ..."]]:
-        """Values of all nodes."""
+        """Compute the values of all nodes."""
         found: list[Tensor] = [x.reshape(len(x), *self.nodes[0].shape)]
         for node in self.nodes[1:]:
             assert node.operator is not None
@@ -44,12 +44,12 @@ class Graph:
         return found
 
     def __call__(self, x: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch classes"]:
-        """The logits."""
+        """Compute the logits."""
         return self.values(x)[-1].flatten(1)
 
     @cached_property
     def affine(self) -> list[bool]:
-        """Whether each node is an affine function of the image."""
+        """True for each node that is an affine function of the image."""
         known = [True]
         for node in self.nodes[1:]:
             known.append(isinstance(node.operator, Affine) and all(known[i] for i in node.inputs))
@@ -57,16 +57,16 @@ class Graph:
 
     @property
     def classes(self) -> int:
-        """Number of logits."""
+        """The number of logits."""
         return self.nodes[-1].shape[-1]
 
     def affine_operator(self, position: int) -> bool:
-        """Whether the operator of a node is affine."""
+        """Return whether the operator of a node is affine."""
         return isinstance(self.nodes[position].operator, Affine)
 
     @cached_property
     def entrywise(self) -> list[bool]:
-        """Whether each entry of a node is an affine function of one entry of the image."""
+        """True for each node whose every entry is an affine function of one entry of the image."""
         known = [True]
         for node in self.nodes[1:]:
             known.append(isinstance(node.operator, Scale | Reshape) and known[node.inputs[0]])
@@ -74,7 +74,7 @@ class Graph:
 
     @cached_property
     def signs_suffice(self) -> list[bool]:
-        """Whether all that is nonlinear in a node's entries is one line as soon as their sign is known."""
+        """True for each node all of whose consumers become linear once the signs of its entries are known."""
         known = [True] * len(self.nodes)
         for node in self.nodes[1:]:
             hinge = isinstance(node.operator, Elementwise) and isinstance(node.operator.activation, Relu | LeakyRelu)
@@ -92,11 +92,11 @@ class Ref:
 
 
 class Builder:
-    """A graph under construction, for the lowering functions.
+    """Build a graph; the lowering functions append to it.
 
     Args:
-        like: an image of one sample.
-        checked: whether relaxations are tried before they are used.
+        like: one image, as a batch of one.
+        checked: test relaxations before they are used.
     """
 
     def __init__(self, like: Tensor, *, checked: bool = True) -> None:
@@ -111,5 +111,5 @@ class Builder:
         return Ref(len(self.nodes) - 1, tuple(shape))
 
     def refuse(self, reason: str) -> Unsupported:
-        """The refusal of the operator at hand."""
+        """Return the error that rejects the current operator."""
         return Unsupported(f"native: operator {self.kind!r} at {self.path or 'the network itself'!r}: {reason}")

@@ -1,6 +1,6 @@
-"""Operators of a graph: they run, bound their range, and push the coefficients of rows back to their inputs.
+"""The operators of a graph: they run, bound their range, and push the coefficients of rows back to their inputs.
 
-Values are batched as ``(batch, *shape)`` with ``shape`` the node's shape for one sample, so that samples cannot mix.
+Values are batched as ``(batch, *shape)``, where ``shape`` is the node's shape for one sample, so samples cannot mix.
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ class Interval(NamedTuple):
 
 
 class Pushed(NamedTuple):
-    """Rows in terms of an operator's inputs (None: no coefficients), and what they gain as a constant."""
+    """Rows in terms of an operator's inputs (None means no coefficients), and the constant that is added to them."""
 
     inputs: Sequence[Rows | None]
     constant: Float[Tensor, " rows"] | None = None
@@ -40,28 +40,28 @@ class Relaxation(Protocol):
     """Linear bounds of an operator on the box of its inputs."""
 
     def push(self, rows: Rows, samples: Int[Tensor, " rows"]) -> Pushed:
-        """Rows of the inputs that lie below the given rows of the output, whatever the point of the box."""
+        """Return rows of the inputs that are below the given rows of the output at every point of the box."""
 
 
 @runtime_checkable
 class Operator(Protocol):
-    """One operator of a graph, for the shapes and constants it was captured with."""
+    """One operator of a graph, with the shapes and constants of its capture."""
 
     def forward(self, *values: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch *shape"]:
-        """The operator itself, on a batch."""
+        """Apply the operator to a batch."""
 
     def interval(self, *boxes: Interval) -> Interval:
-        """A range of the outputs over the box of the inputs."""
+        """Bound the outputs over the box of the inputs."""
 
     def relax(self, boxes: Sequence[Interval], alpha: Alpha | None = None) -> Relaxation:
-        """Its linear bounds over the box."""
+        """Compute linear bounds over the box."""
 
     def inputs_to_tighten(self, boxes: Sequence[Interval]) -> Sequence[Bool[Tensor, "batch *shape"] | None]:
-        """Entries of each input whose tighter bounds would tighten the relaxation; None when there are none."""
+        """Select the entries of each input whose bounds, if tighter, would tighten the relaxation; None if none."""
 
 
 class Elementwise:
-    """An activation, entry by entry."""
+    """Apply an activation to each entry."""
 
     def __init__(self, activation: Activation) -> None:
         self.activation = activation
@@ -80,7 +80,7 @@ class Elementwise:
 
 
 class _Enclosed:
-    """Two lines per entry: rows take the lower one where their coefficient is positive, else the upper one."""
+    """Two lines per entry: a row uses the lower one where its coefficient is positive, else the upper one."""
 
     def __init__(self, lines: Lines) -> None:
         self.lines, self.turn = lines, lines.upper_slope - lines.lower_slope

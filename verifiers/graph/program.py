@@ -1,4 +1,4 @@
-"""A network as it is certified: its module, its float64 copy, and its graph, each made once."""
+"""A network prepared for certification: its module, its float64 copy and its graph, each made once."""
 
 import copy
 from collections.abc import Callable, Hashable
@@ -17,12 +17,12 @@ T = TypeVar("T")
 
 
 class Program:
-    """A network, captured once for everything that proves something about it.
+    """Hold a network whose graph is captured once and shared by every method.
 
-    The weights must not change while a program is in use.
+    Do not change the weights while a program is in use.
 
     Args:
-        module: from images in [0, 1] to logits, in eval mode.
+        module: maps images in [0, 1] to logits, in eval mode.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -31,7 +31,7 @@ class Program:
 
     @classmethod
     def of(cls, network: "nn.Module | Program") -> "Program":
-        """Wrap a module; a program is returned as it is."""
+        """Wrap a module; a program is returned unchanged."""
         return network if isinstance(network, Program) else cls(network)
 
     @cached_property
@@ -41,7 +41,7 @@ class Program:
 
     @property
     def device(self) -> torch.device:
-        """The device of its weights."""
+        """The device of the weights."""
         tensor = next(iter([*self.module.parameters(), *self.module.buffers()]), None)
         return tensor.device if tensor is not None else torch.device("cpu")
 
@@ -54,9 +54,9 @@ class Program:
         return self.once(("graph", x.shape[1:]), lambda: capture(self.exact, x[:1]))
 
     def once(self, key: Hashable, make: Callable[[], T]) -> T:
-        """Return what ``make`` made the first time it was called with this key.
+        """Call ``make`` once per key and return its stored result afterwards.
 
-        A failure that says something about the network, Unsupported or Contradiction, is kept and raised again.
+        Unsupported and Contradiction are statements about the network: they are stored and raised again.
         """
         if key not in self._made:
             try:

@@ -1,8 +1,8 @@
-"""Rows: the coefficients of many linear functions of one node, each row about one sample.
+"""Rows: the coefficients of many linear functions of one node, each row for one sample.
 
-A row's coefficients are dense, or, on feature maps, a small window of the map around the neuron that the row started
-from, so that the work of a row does not grow with the image. All rows of a batch stand in one tensor, whichever
-sample they are about: a sample with few unstable neurons has few rows.
+A row's coefficients are dense or, on feature maps, a small window of the map around the neuron where the row started.
+The work per row then does not grow with the image. One tensor holds all rows of a batch, whatever their sample: a
+sample with few unstable neurons has few rows.
 """
 
 from dataclasses import dataclass, replace
@@ -17,9 +17,9 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Window:
-    """Where the windows of rows lie in their map: row r starts at ``start[r] * stride + offset``, maybe outside.
+    """The positions of windows in their map: row r starts at ``start[r] * stride + offset``, possibly outside.
 
-    ``clean`` says that coefficients outside the map are zero.
+    ``clean`` means that coefficients outside the map are zero.
     """
 
     start: Int[Tensor, "rows 2"]
@@ -28,15 +28,15 @@ class Window:
     clean: bool
 
     def origin(self) -> Int[Tensor, "rows 2"]:
-        """Map position of each row's first coefficient."""
+        """Return the map position of each row's first coefficient."""
         return self.start * self.start.new_tensor(self.stride) + self.start.new_tensor(self.offset)
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Coefficients ``values`` of a node, ``(rows, *shape)`` or windows ``(rows, channels, height, width)``.
+    """The coefficients ``values`` of a node: ``(rows, *shape)``, or windows ``(rows, channels, height, width)``.
 
-    ``each`` is the number of rows of each sample of the batch, where all have equally many, in order; else 0.
+    ``each`` is the number of rows per sample if all samples have equally many, in order; else 0.
     """
 
     values: Float[Tensor, "rows *shape"]
@@ -44,20 +44,20 @@ class Rows:
     each: int = 0
 
     def take(self, values: Tensor) -> "Rows":
-        """The same rows with other coefficients."""
+        """Return the same rows with other coefficients."""
         return replace(self, values=values)
 
     def keep(self, chosen: Bool[Tensor, " rows"]) -> "Rows":
-        """Some of the rows."""
+        """Return the chosen rows."""
         window = self.window and replace(self.window, start=self.window.start[chosen])
         return Rows(self.values[chosen], window)
 
     def outside(self, clean: bool) -> "Rows":
-        """The same rows, their coefficients outside the map known (or not known) to be zero."""
+        """Return the same rows, marked as having (or not having) only zeros outside the map."""
         return self if self.window is None else replace(self, window=replace(self.window, clean=clean))
 
     def masked(self, shape: Shape) -> "Rows":
-        """The same rows with zeros outside the map."""
+        """Return the same rows with zeros outside the map."""
         if self.window is None or self.window.clean:
             return self
         origin, (height, width) = self.window.origin(), self.values.shape[-2:]
@@ -67,7 +67,7 @@ class Rows:
         return self.take(self.values * inside).outside(clean=True)
 
     def dense(self, shape: Shape) -> "Rows":
-        """The same rows with a coefficient for every entry of the node."""
+        """Return the same rows with a coefficient for every entry of the node."""
         if self.window is None:
             return self
         rows, channels, height, width = self.values.shape
@@ -87,13 +87,13 @@ class Rows:
         return Rows(whole.reshape(rows, *shape))
 
     def windowed(self, shape: Shape) -> "Rows":
-        """Dense once a window is as large as the map."""
+        """Return dense rows if the windows are as large as the map, else the rows unchanged."""
         if self.window is None or self.values.shape[-2] < shape[-2] or self.values.shape[-1] < shape[-1]:
             return self
         return self.dense(shape)
 
     def gather(self, maps: Float[Tensor, "batch *shape"], samples: Int[Tensor, " rows"]) -> Tensor:
-        """Values of each row's own sample where the row has coefficients; zero outside the map."""
+        """Return the values of each row's own sample where the row has coefficients; zero outside the map."""
         if self.window is None:
             if len(maps) == 1:
                 return maps
@@ -125,7 +125,7 @@ class Rows:
         return self.take(torch.addcmul(self.values * self.gather(lower, samples), negative, self.gather(turn, samples)))
 
     def dot(self, maps: Float[Tensor, "batch *shape"], samples: Int[Tensor, " rows"]) -> Float[Tensor, " rows"]:
-        """Inner product of each row with its own sample's map."""
+        """Return the inner product of each row with its own sample's map."""
         if self.window is not None:
             products = self.values * self.gather(maps, samples)
             return products.sum(tuple(range(1, products.ndim)))
@@ -143,12 +143,12 @@ class Rows:
 
 
 def _channels_last(values: Tensor) -> bool:
-    """Whether maps (rows, n, channels, height, width) lie in memory with the channels of a position side by side."""
+    """Return whether maps (rows, n, channels, height, width) store the channels of a position contiguously."""
     return values.ndim == 5 and values.shape[2] > 1 and values.stride(2) == 1
 
 
 def _ordered(values: Tensor, channels_last: bool) -> Tensor:
-    """Axes in the order of memory."""
+    """Order the axes as they are in memory."""
     return values.permute(0, 1, 3, 4, 2).contiguous() if channels_last else values
 
 
@@ -163,7 +163,7 @@ def _patches(
     height: int,
     width: int,
 ) -> Float[Tensor, "rows channels {height} {width}"]:
-    """Patches of maps, channels last in memory: then the entries of one line of a patch lie side by side."""
+    """Cut patches from maps, channels last in memory, so that one line of a patch is contiguous."""
     last = maps.permute(0, 2, 3, 1).contiguous()
     batch, tall, wide, channels = last.shape
     lines = last.as_strided((batch, tall, wide - width + 1, width * channels), (*last.stride()[:2], channels, 1))
@@ -173,7 +173,7 @@ def _patches(
 
 
 def add(one: Rows, other: Rows, shape: Shape) -> Rows:
-    """The sum of two sets of coefficients of the same rows and node."""
+    """Add two sets of coefficients of the same rows and node."""
     if one.window is None or other.window is None or one.window.stride != other.window.stride:
         return Rows(one.dense(shape).values + other.dense(shape).values, each=one.each)
     first = [min(a, b) for a, b in zip(one.window.offset, other.window.offset, strict=True)]
@@ -195,7 +195,7 @@ def _grown(rows: Rows, first: list[int], last: list[int]) -> Tensor:
 
 
 def one_hot(shape: Shape, entries: Int[Tensor, " rows"], signs: Float[Tensor, " rows"]) -> Rows:
-    """Rows ``sign * node[entry]``: windows of one position on feature maps ``(1, channels, height, width)``."""
+    """Make rows ``sign * node[entry]``; on feature maps ``(1, channels, height, width)``, windows of one position."""
     rows = torch.arange(len(entries), device=entries.device)
     if len(shape) == 4 and shape[0] == 1 and shape[2] * shape[3] > 1:
         _, channels, height, width = shape
@@ -209,5 +209,5 @@ def one_hot(shape: Shape, entries: Int[Tensor, " rows"], signs: Float[Tensor, " 
 
 
 def shape_size(shape: Shape) -> int:
-    """Number of entries of a node."""
+    """Return the number of entries of a node."""
     return int(torch.Size(shape).numel())

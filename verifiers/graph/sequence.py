@@ -1,8 +1,8 @@
-"""Write a plain sequence of layers down as torch.export does, without importing torch's compiler.
+"""Translate a plain sequence of layers into torch.export's graph, without importing torch's compiler.
 
-The import of ``torch.export`` costs more than the whole certification of a small network. A sequence of known layers
-has no Python code of its own that could branch, so its graph can be written from the layers: the same nodes, in the
-same order. Anything else (an own ``forward``, a hook, a parametrisation, a subclass) is left to torch.export.
+Importing ``torch.export`` costs more than the whole certification of a small network. A sequence of known layers has
+no Python code of its own that could branch, so its graph follows from the layers: the same nodes, in the same order.
+Anything else (a custom ``forward``, a hook, a parametrisation, a subclass) is left to torch.export.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from torch.nn.modules import module as hooks
 from verifiers.graph.exported import Exported
 
 aten = torch.ops.aten
-#: Append a layer that gets ``x`` to a graph, with its weights by name.
+#: Appends a layer with input ``x`` to a graph; its weights are given by name.
 Writer = Callable[[nn.Module, fx.Graph, fx.Node, dict[str, fx.Node]], fx.Node]
 
 
@@ -42,7 +42,7 @@ def _identity(layer: nn.Module, graph: fx.Graph, x: fx.Node, weights: dict[str, 
     return x
 
 
-#: Layers by their exact type.
+#: The known layers, by their exact type.
 LAYERS: dict[type[nn.Module], Writer] = {
     nn.Linear: _linear,
     nn.Conv2d: _conv2d,
@@ -53,7 +53,7 @@ LAYERS: dict[type[nn.Module], Writer] = {
 
 
 def written(model: nn.Module) -> Exported | None:
-    """Write a network down; None where it is not a sequence of known layers."""
+    """Translate a network; None if it is not a sequence of known layers."""
     layers = _flat(model, "")
     if layers is None:
         return None
@@ -77,7 +77,7 @@ def written(model: nn.Module) -> Exported | None:
 
 
 def _flat(model: nn.Module, path: str) -> list[tuple[str, nn.Module]] | None:
-    """The layers in their order, with their paths; None where one of them is not known."""
+    """Return the layers in order, with their paths; None if one of them is not known."""
     if not _plain(model):
         return None
     if type(model) in LAYERS:
@@ -86,13 +86,13 @@ def _flat(model: nn.Module, path: str) -> list[tuple[str, nn.Module]] | None:
     if type(model).forward is not nn.Sequential.forward or type(model).__call__ is not nn.Module.__call__:
         return None
     parts = [_flat(child, f"{path}.{name}".lstrip(".")) for name, child in model.named_children()]
-    if None in parts or len(parts) < len(model._modules):  # one module twice
+    if None in parts or len(parts) < len(model._modules):  # a module that occurs twice
         return None
     return [layer for part in parts if part is not None for layer in part]
 
 
 def _plain(model: nn.Module) -> bool:
-    """Whether nothing but the type's own ``forward`` runs."""
+    """Return whether nothing but the type's own ``forward`` runs."""
     own = (model._forward_hooks, model._forward_pre_hooks)
     everywhere = (hooks._global_forward_hooks, hooks._global_forward_pre_hooks)
     tensors = [*model.parameters(recurse=False), *model.buffers(recurse=False)]
@@ -101,7 +101,7 @@ def _plain(model: nn.Module) -> bool:
 
 
 def _overridden(model: nn.Module) -> bool:
-    """Whether a known layer's weights are computed, or its type is patched at run time."""
+    """Return whether a known layer's weights are computed, or its methods are replaced at run time."""
     return hasattr(model, "parametrizations") or any(
         name in vars(model) for name in ("_conv_forward", "_call_impl", "__call__")
     )

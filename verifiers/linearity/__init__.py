@@ -1,1 +1,1 @@
-"""Local linearity: how far a network is from its linearisation, and what that says about a student."""
+"""Local linearity: bound a network's distance from its linearisation, and transfer certificates to a student."""

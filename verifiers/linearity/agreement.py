@@ -1,8 +1,8 @@
-"""Does a student resemble its teacher where robustness is decided? Input gradients, and what its attacks do to both.
+"""Estimate how well a student matches its teacher locally: compare input gradients, and attack the student.
 
-Estimates, none of which proves anything. The smaller the gap and the nearer the cosine to 1, the more of the teacher's
-local behaviour was distilled; but alignment also shrinks the gradients of the cross-entropy, and an attack that follows
-those can fail for that reason alone. So a second attack follows the margin, and the two are held against each other.
+These are estimates; none of them proves anything. A smaller gap and a cosine nearer to 1 mean that more of the
+teacher's local behaviour was distilled. But alignment also shrinks the gradients of the cross-entropy, and an attack
+that follows them can fail for that reason alone. A second attack therefore follows the margin, and both are reported.
 
 Source: gap and cosine of gradients as in Lee et al., arXiv 2312.03286; attacks: Madry et al., arXiv 1706.06083.
 """
@@ -27,14 +27,14 @@ from verifiers.runtime.modes import eval_mode
 
 
 class GradientAgreement(NamedTuple):
-    """Input gradients of both networks at the images, one value per sample, in float64.
+    """A comparison of both networks' input gradients at the images, one value per sample, in float64.
 
     Attributes:
-        gap: ||grad CE_s - grad CE_t||_2, nats per pixel.
+        gap: ||grad CE_s - grad CE_t||_2, in nats per pixel.
         gap_dual: the same in the dual norm of the threat.
-        cosine: of the angle between the two; 0 where one of them vanishes.
-        norm: ||grad CE_s||_2, nats per pixel.
-        margin_gap: dual norm of grad m_s - grad m_t, m the margin to the student's runner-up; logits per pixel.
+        cosine: the cosine of the angle between the two; 0 if one of them vanishes.
+        norm: ||grad CE_s||_2, in nats per pixel.
+        margin_gap: dual norm of grad m_s - grad m_t for the margin m to the student's runner-up; logits per pixel.
     """
 
     gap: Float[Tensor, " batch"]
@@ -45,16 +45,16 @@ class GradientAgreement(NamedTuple):
 
 
 class AttackAgreement(NamedTuple):
-    """What attacks on the student do to both networks, one value per sample.
+    """The effect of attacks on the student on both networks, one value per sample.
 
     Attributes:
-        ce: the attack on the cross-entropy found a point of the ball that the student gets wrong.
+        ce: the attack on the cross-entropy found a point of the ball that the student misclassifies.
         margin: the attack on the margin did.
-        point: of all that both found, the point of smallest student margin; the image itself where none is smaller.
-        student_margin: the student's margin there, logits; negative where an attack succeeded.
+        point: the point of smallest student margin that they found; the image itself if none is smaller.
+        student_margin: the student's margin there, in logits; negative if an attack succeeded.
         teacher_right: the teacher is right at the image.
         teacher_right_attacked: the teacher is right at the point.
-        teacher_entropy: entropy of the teacher's softmax at the point, nats.
+        teacher_entropy: entropy of the teacher's softmax at the point, in nats.
     """
 
     ce: Bool[Tensor, " batch"]
@@ -67,12 +67,12 @@ class AttackAgreement(NamedTuple):
 
     @property
     def fooled(self) -> Bool[Tensor, " batch"]:
-        """An attack on the student succeeded."""
+        """True where an attack on the student succeeded."""
         return self.ce | self.margin
 
     @property
     def transfers(self) -> Bool[Tensor, " batch"]:
-        """It succeeded, and the teacher is wrong at the same point."""
+        """True where an attack succeeded and the teacher is wrong at the same point."""
         return self.fooled & ~self.teacher_right_attacked
 
 
@@ -83,15 +83,15 @@ def gradient_agreement(
     y: Int[Tensor, " batch"],
     norm: Norm,
 ) -> GradientAgreement:
-    """Compare the input gradients of two networks at images in [0, 1]; both in eval mode and left as they were.
+    """Compare the input gradients of two networks at images in [0, 1]; both run in eval mode and are then restored.
 
     Args:
-        student, teacher: from images to logits of the same classes.
+        student, teacher: map images to logits of the same classes.
         y: true labels.
-        norm: of the threat, whose dual measures gradients.
+        norm: norm of the threat, whose dual measures gradients.
 
     Raises:
-        InputError: the networks differ in their classes.
+        InputError: the networks have different classes.
     """
     with eval_mode(student), eval_mode(teacher):
         with torch.no_grad():
@@ -111,7 +111,7 @@ def gradient_agreement(
 def _gradients(
     model: nn.Module, x: Tensor, y: Tensor, rivals: Tensor
 ) -> tuple[Float[Tensor, "batch pixels"], Float[Tensor, "batch pixels"]]:
-    """Of the cross-entropy and of the margin to a rival; in float64, where squares of small ones do not vanish."""
+    """Compute the gradients of cross-entropy and margin to a rival; in float64, to keep the squares of small values."""
     at = x.detach().requires_grad_(True)
     with torch.enable_grad():
         logits = model(at)
@@ -137,19 +137,19 @@ def attack_agreement(
     attack: Attack,
     indices: Int[Tensor, " batch"] | None = None,
 ) -> AttackAgreement:
-    """Attack the student twice and evaluate the teacher at what was found; both in eval mode and left as they were.
+    """Attack the student twice and evaluate the teacher at the point found; both run in eval mode, then are restored.
 
-    One attack raises the cross-entropy, one lowers the margin, from the same points: the image, then random ones keyed
-    by seed and sample index. An image that the student gets wrong counts as a success of both.
+    One attack raises the cross-entropy, the other lowers the margin. Both start from the same points: the image, then
+    random ones keyed by seed and sample index. An image that the student misclassifies counts as a success of both.
 
     Args:
-        student, teacher: from images in [0, 1] to logits of the same classes.
+        student, teacher: map images in [0, 1] to logits of the same classes.
         y: true labels.
-        attack: radius, norm, seed, and the steps and starting points of each of the two.
-        indices: of the samples; 0, 1, ... when None.
+        attack: radius, norm and seed, and the steps and starting points of each attack.
+        indices: indices of the samples; 0, 1, ... when None.
 
     Raises:
-        InputError: the networks differ in their classes, eps is not positive, steps or restarts are below 1.
+        InputError: the networks have different classes, eps is not positive, or steps or restarts are below 1.
     """
     _check_attack(attack)
     numbers = range(len(x)) if indices is None else indices.tolist()
@@ -183,7 +183,7 @@ class _Found(NamedTuple):
 
 
 class _Search(NamedTuple):
-    """Gradient steps within the ball from given perturbations."""
+    """Take gradient steps within the ball from given perturbations."""
 
     model: nn.Module
     x: Tensor
@@ -192,7 +192,7 @@ class _Search(NamedTuple):
     starts: Sequence[Tensor | None]
 
     def weakest(self, objective: PerSampleLoss) -> _Found:
-        """The point of smallest margin that raising the objective leads to; the image where there is no smaller one."""
+        """Return the point of smallest margin found by raising the objective; the image if no margin is smaller."""
         x, best, attack = self.x, self.x.clone(), self.attack
         with torch.no_grad():
             least = margins(self.model(x), self.y)

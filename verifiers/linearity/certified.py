@@ -1,11 +1,11 @@
-"""How far a margin or the cross-entropy is from its own linearisation on a ball: certified upper bounds, and estimates.
+"""Bound the distance of a margin or the cross-entropy from its linearisation on a ball.
 
 For a function g with gradient J at x, over the ball B of radius eps (within the image box):
 
     gamma_minus = sup_B [ g(x) + <J, d> - g(x + d) ]        gamma_plus = sup_B [ g(x + d) - g(x) - <J, d> ]
 
 Both are at least 0 and grow with eps. Certified bounds come from linear relaxation, from an interval Jacobian and, for
-smooth activations, from curvature. Attacks find lower bounds: estimates, which never feed a radius.
+smooth activations, from curvature. Attacks give lower bounds: estimates, which never feed a radius.
 """
 
 import math
@@ -40,16 +40,16 @@ class Sides(NamedTuple):
 
     @property
     def both(self) -> Float[Tensor, "batch rows"]:
-        """Of the larger of the two."""
+        """The larger of the two."""
         return torch.maximum(*self)
 
     def or_better(self, other: Tensor) -> "Sides":
-        """With a bound of both sides that may be smaller; nan is no bound."""
+        """Tighten both sides by another bound of both; nan is no bound."""
         return Sides(torch.fmin(self.minus, other), torch.fmin(self.plus, other))
 
 
 def by_relaxation(bounds: Bounds, linear: Linearised) -> Sides:
-    """gamma of rows from linear relaxation: of the rows less their own linearisations. ``bounds`` is propagated."""
+    """Bound gamma by linear relaxation of the rows less their linearisations; ``bounds`` must be propagated."""
     with torch.no_grad():
         low = bounds.by_rows(linear.rows, linear.gradients).bound
         negated = bounds.by_rows(-linear.rows, -linear.gradients).bound
@@ -59,7 +59,7 @@ def by_relaxation(bounds: Bounds, linear: Linearised) -> Sides:
 def by_interval_jacobian(
     ranges: SlopeRanges, linear: Linearised, eps: float, norm: Norm
 ) -> Float[Tensor, "batch rows"]:
-    """gamma of both sides: eps times the largest dual norm of a gradient on the ball less the one at x."""
+    """Bound gamma on both sides by eps times the largest dual norm of a gradient on the ball less the one at x."""
     box = interval_jacobian(ranges, linear.rows).image
     at_x = linear.gradients.flatten(2)
     furthest = torch.maximum((box.high - at_x).abs(), (box.low - at_x).abs())
@@ -69,10 +69,10 @@ def by_interval_jacobian(
 def by_curvature(
     ranges: SlopeRanges, boxes: Sequence[Interval], rows: Float[Tensor, "batch rows classes"], eps: float
 ) -> Float[Tensor, "batch rows"]:
-    """gamma of both sides in l2 (or l1): eps^2 H / 2, H >= the largest eigenvalue of a row's Hessian on the ball.
+    """Bound gamma on both sides in l2 (or l1) by eps^2 H / 2, with H >= any eigenvalue of a row's Hessian on the ball.
 
-    The Hessian is the sum over layers of N_k^T diag(s''(z_k) dg/dh_k) N_k with N_k = dz_k/dx, whose norm is at most
-    max|s'' dg/dh_k| ||N_k||^2; where N_k is one fixed matrix, the norm of the whole product is taken.
+    The Hessian is the sum over layers of N_k^T diag(s''(z_k) dg/dh_k) N_k with N_k = dz_k/dx. The norm of a term is at
+    most max|s'' dg/dh_k| ||N_k||^2; if N_k is one fixed matrix, the norm of the whole product is used.
 
     Raises:
         Unsupported: an activation has a kink.
@@ -94,10 +94,10 @@ def by_curvature(
 
 @dataclass(frozen=True)
 class Linearity:
-    """What is proved about rows on balls of radius eps; every tensor is ``(batch, rows)``.
+    """Proved bounds of rows on balls of radius eps; every tensor is ``(batch, rows)``.
 
     Attributes:
-        linear: the rows at the images.
+        linear: the rows, linearised at the images.
         gamma: upper bounds by the best technique.
         techniques: upper bounds of the larger side by name; a technique that does not apply is absent.
         low, high: CROWN bounds of the rows' values.
@@ -110,12 +110,12 @@ class Linearity:
     high: Tensor
 
     def lowest(self, eps: float, norm: Norm) -> Float[Tensor, "batch rows"]:
-        """Lower bounds of the rows from their linearisations."""
+        """Bound the rows from below by their linearisations."""
         return self.linear.values - eps * self.linear.steepness(norm) - self.gamma.minus
 
 
 def measure(network: Network, x: Float[Tensor, "batch *shape"], rows: Tensor, eps: float, norm: Norm) -> Linearity:
-    """Bounds of rows, and of their distance from their linearisations, on the balls; x in float64."""
+    """Bound rows, and their distance from their linearisations, on the balls; x is in float64."""
     native, linear = network.native, Linearised.at(network.native.model, x, rows)
     bounds = native.bounds(Balls.around(x, eps, norm))
     with torch.no_grad():
@@ -124,7 +124,7 @@ def measure(network: Network, x: Float[Tensor, "batch *shape"], rows: Tensor, ep
         gamma = by_relaxation(bounds, linear)
         techniques = {"relaxation": gamma.both}
         if network.layers is not None:
-            with suppress(Unsupported):  # a slope has no bound on some box, an activation with a kink no curvature
+            with suppress(Unsupported):  # a slope may be unbounded on a box, and a kink has no curvature
                 boxes = network.layers.boxes(bounds)
                 ranges = SlopeRanges.over(network.layers, boxes)
                 techniques["interval"] = by_interval_jacobian(ranges, linear, eps, norm)
@@ -136,7 +136,7 @@ def measure(network: Network, x: Float[Tensor, "batch *shape"], rows: Tensor, ep
 
 
 def smoothed_gamma(eps: float, sigma: float) -> float:
-    """gamma of a probability under Gaussian noise, l2: at most phi(1) eps^2 / sigma^2 a side; twice for margins.
+    """Bound gamma of a probability under Gaussian noise in l2: phi(1) eps^2 / sigma^2 a side; twice that for margins.
 
     For h(x) = E g(x + sigma z) with g in [0, 1], |h''| <= 2 phi(1) / sigma^2 along any direction: the extreme g is the
     indicator of |z| > 1.
@@ -147,15 +147,15 @@ def smoothed_gamma(eps: float, sigma: float) -> float:
 
 
 class LossLinearity(NamedTuple):
-    """The cross-entropy of the rows' common class at the images, one value per sample, and bounds on the balls.
+    """The cross-entropy of the rows' common class at the images, and bounds on the balls, one value per sample.
 
     Attributes:
-        value: at the image.
-        gradient: at the image, ``(batch, pixels)``.
-        gamma_minus, gamma_plus: upper bounds of how far it falls below and rises above its linearisation, from the
-            gradients at the image and the margins' gamma.
-        fall, rise: the same from bounds of its values alone.
-        high: upper bound of its value.
+        value: its value at the image.
+        gradient: its gradient at the image, ``(batch, pixels)``.
+        gamma_minus, gamma_plus: upper bounds of its distance below and above its linearisation, from the gradients at
+            the image and the margins' gamma.
+        fall, rise: the same bounds from its values alone.
+        high: an upper bound of its value.
     """
 
     value: Float[Tensor, " batch"]
@@ -168,12 +168,12 @@ class LossLinearity(NamedTuple):
 
 
 def of_cross_entropy(found: Linearity, eps: float, norm: Norm) -> LossLinearity:
-    """From the margins m_j to all other classes: CE = log(1 + sum_j exp(-m_j)), its gradient G = -sum_j p_j J_j.
+    """Bound CE = log(1 + sum_j exp(-m_j)), with gradient G = -sum_j p_j J_j, from the margins m_j to all other classes.
 
     With u_j = -m_j (and u_y = 0), CE is convex in u with gradient p, so it falls below its linearisation by at most
     sum_j p_j gamma_plus_j (Jensen). It rises above it by log sum_k p_k exp(<grad u_k - G, d> + R_k) with
-    R_k <= gamma_minus_k: at most log sum_k p_k exp(eps ||grad u_k - G||_* + gamma_minus_k), and at most
-    sum_j p_j gamma_minus_j + r^2 / 8, r the range of all changes of the u_k (Hoeffding's lemma).
+    R_k <= gamma_minus_k. That is at most log sum_k p_k exp(eps ||grad u_k - G||_* + gamma_minus_k), and at most
+    sum_j p_j gamma_minus_j + r^2 / 8, where r is the range of all changes of the u_k (Hoeffding's lemma).
     """
     margins = found.linear.values
     shares = torch.softmax(torch.cat([torch.zeros_like(margins[:, :1]), -margins], 1), 1)
@@ -197,5 +197,5 @@ def of_cross_entropy(found: Linearity, eps: float, norm: Norm) -> LossLinearity:
 
 
 def cross_entropy(margins: Float[Tensor, "batch rows"]) -> Float[Tensor, " batch"]:
-    """log(1 + sum_j exp(-m_j)): of lower bounds of the margins, an upper bound, and the other way round."""
+    """Compute log(1 + sum_j exp(-m_j)); lower bounds of the margins give an upper bound, and vice versa."""
     return torch.logsumexp(torch.cat([torch.zeros_like(margins[:, :1]), -margins], 1), 1)

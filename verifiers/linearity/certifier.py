@@ -39,10 +39,10 @@ class LinearityCertifier:
     def prepare(
         cls, program: Program, samples: Float[Tensor, "two *shape"], question: Question, settings: Steps
     ) -> "LinearityCertifier":
-        """Build the graph and try to break it on the samples.
+        """Build the graph and attack its bounds on the samples.
 
         Raises:
-            Unsupported: the native engine does not take the network.
+            Unsupported: the native engine does not support the network.
             Contradiction: a point of the ball breaks a bound.
         """
         network = Network.prepare(program, samples)
@@ -58,7 +58,7 @@ class LinearityCertifier:
         return {"interval": self.network.reason} if self.network.reason else {}
 
     def __call__(self, batch: Batch) -> Iterator[Answer]:
-        """Bound the distance from the linearisations, and the radius that follows; attack both."""
+        """Bound the distance from the linearisations, derive a radius, and attack the distance."""
         eps, norm, exact = self.question.eps.value, self.question.norm, self.network.native.model
         x, allowance = batch.x.double(), batch.allowance
         rows = margin_specification(batch.predicted, batch.classes, torch.float64)

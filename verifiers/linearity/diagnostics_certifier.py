@@ -31,7 +31,7 @@ class AttackSettings(Protocol):
 
 @dataclass
 class DiagnosticsCertifier:
-    """The method prepared for a pair of networks; every row ends in NOT_CERTIFIED."""
+    """The method prepared for a pair of networks; every row gets NOT_CERTIFIED."""
 
     model: nn.Module
     teacher: nn.Module

@@ -1,4 +1,4 @@
-"""Estimate by attacks how far a margin or the cross-entropy is from its linearisation."""
+"""Estimate the distance of a margin or the cross-entropy from its linearisation, by attacks."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -16,16 +16,16 @@ from verifiers.geometry.balls import Balls, random_start
 Function = Callable[[Float[Tensor, "batch *shape"]], Float[Tensor, " batch"]]
 
 
-#: Points that an attack on a residual starts from.
+#: Starting points of an attack on a residual.
 STARTS = 4
 
 
 class Estimates(NamedTuple):
-    """What attacks found, one value per sample: lower bounds, no proof of anything.
+    """The results of attacks, one value per sample: lower bounds, which prove nothing.
 
     Attributes:
-        margin: of the gamma of the margin to the runner-up, the larger side.
-        loss: of the gamma of the cross-entropy, the larger side.
+        margin: the gamma of the margin to the runner-up, the larger side.
+        loss: the gamma of the cross-entropy, the larger side.
         protocol: local linearity as the KDIGA authors measure it: cross-entropy, signed, 50 sign steps of 0.1.
     """
 
@@ -37,7 +37,7 @@ class Estimates(NamedTuple):
 def attacked(
     model: nn.Module, x: Tensor, predicted: Int[Tensor, " batch"], eps: float, norm: Norm, steps: int
 ) -> Estimates:
-    """Attacks on the residuals of the margin and of the cross-entropy, in the dtype of x."""
+    """Attack the residuals of the margin and of the cross-entropy, in the dtype of x."""
     with torch.no_grad():
         rivals = runner_up(model(x), predicted)
 
@@ -55,21 +55,21 @@ def attacked(
 
 
 def runner_up(logits: Float[Tensor, "batch classes"], y: Int[Tensor, " batch"]) -> Int[Tensor, " batch"]:
-    """The class of largest logit besides y."""
+    """Return the class other than y with the largest logit."""
     return logits.scatter(1, y[:, None], -float("inf")).argmax(1)
 
 
 def cross_entropy_of(model: nn.Module, y: Int[Tensor, " batch"]) -> Function:
-    """The cross-entropy of the labels as a function of the images, in nats."""
+    """Return the cross-entropy of the labels as a function of the images, in nats."""
     return lambda z: F.cross_entropy(model(z), y, reduction="none")
 
 
 def climb(
     residual: Function, x: Float[Tensor, "batch *shape"], eps: float, norm: Norm, steps: int, seed: int = 0
 ) -> Tensor:
-    """The largest value of a residual that gradient steps from several points of the sphere find, at least 0.
+    """Maximise a residual by gradient steps from several points of the sphere; the result is at least 0.
 
-    Near x a network of straight pieces is its own linearisation: a start there would stay there.
+    Near x, a piecewise linear network equals its linearisation: a start there would stay there.
     """
     limits = torch.full((len(x),), eps, dtype=x.dtype, device=x.device)
     generator, found = torch.Generator().manual_seed(seed), torch.zeros_like(limits)
@@ -90,9 +90,10 @@ def signed_linearity(
     norm: Norm,
     start: Float[Tensor, "batch *shape"],
 ) -> Float[Tensor, " batch"]:
-    """How far a function rises above its linearisation by Shao et al.'s protocol as published in code, from a start.
+    """Measure how far a function rises above its linearisation, by the protocol of Shao et al.'s published code.
 
-    50 sign steps of 0.1, far larger than the ball, hop between its corners; signed. Of linf alone: nan for other norms.
+    50 sign steps of 0.1 from the start, far larger than the ball, jump between its corners. The value is signed. The
+    protocol is for linf; other norms give nan.
     """
     if norm is not Norm.LINF:
         return torch.full((len(x),), float("nan"), dtype=x.dtype, device=x.device)
@@ -103,7 +104,7 @@ def signed_linearity(
 
 
 class _Residual:
-    """z -> sign (g(z) - g(x) - <grad g(x), z - x>)."""
+    """The function z -> sign (g(z) - g(x) - <grad g(x), z - x>)."""
 
     def __init__(self, function: Function, x: Tensor, sign: float = 1.0) -> None:
         at = x.detach().requires_grad_(True)

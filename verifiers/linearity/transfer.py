@@ -1,9 +1,9 @@
-"""Does the student match the teacher? What carries a teacher's robustness over to a student, sample by sample.
+"""Transfer a teacher's robustness to a student, sample by sample.
 
 Fix an image x, a class y, a norm with dual norm ||.||_*, and the ball B of radius eps within the image box. For a class
-j other than y let m_j = f_y - f_j be a network's margin, J_j its gradient at x, gamma its distance from its own
-linearisation (``local_linearity``). With the output deficit a_j = max(0, m_j^t(x) - m_j^s(x)) and the gradient gap
-b_j = ||J_j^s - J_j^t||_*, for all points of B:
+j other than y, let m_j = f_y - f_j be a network's margin, J_j its gradient at x, and gamma its distance from its own
+linearisation (``local_linearity``). Let a_j = max(0, m_j^t(x) - m_j^s(x)) be the output deficit and
+b_j = ||J_j^s - J_j^t||_* the gradient gap. Then, for all points of B:
 
     A      m_j^s >= min_B m_j^t - [ a_j + eps b_j + gamma_minus_j^s + gamma_plus_j^t ]
     B      m_j^s >= m_j^t(x) - a_j - eps (||J_j^t||_* + b_j) - gamma_minus_j^s
@@ -12,11 +12,11 @@ b_j = ||J_j^s - J_j^t||_*, for all points of B:
     joint  m_j^s >= min_B m_j^t + min_B (m_j^s - m_j^t), the difference bounded in one graph of both networks
 
 with D = max(0, CE^s(x) - CE^t(x)) and G = ||grad CE^s - grad CE^t||_*. A, B and C follow from the definition of gamma
-and Hoelder's inequality; a cross-entropy below log 2 leaves y more than half of the probability. Every gamma here is a
-certified upper bound, every minimum a certified lower one.
+and Hoelder's inequality. A cross-entropy below log 2 gives y more than half of the probability. Every gamma here is a
+certified upper bound, every minimum a certified lower bound.
 
-Small output and gradient gaps, which is what distillation with input gradient alignment trains for, imply nothing by
-themselves: the student must also be locally linear, and aligned in its margins rather than in its loss alone.
+Distillation with input gradient alignment trains for small output and gradient gaps. Those alone imply nothing: the
+student must also be locally linear, and aligned in its margins rather than in its loss alone.
 """
 
 from typing import NamedTuple
@@ -32,7 +32,7 @@ from verifiers.results.summaries.transfer import Blocker
 
 
 class Terms(NamedTuple):
-    """What the theorems are made of, ``(batch, classes - 1)`` each: values, gradients' dual norms, bounds of gamma."""
+    """The terms of theorems A and B, ``(batch, classes - 1)`` each: values, gradients' dual norms, bounds of gamma."""
 
     teacher: Tensor  # m_t(x)
     least: Tensor  # min_B m_t, certified
@@ -44,18 +44,18 @@ class Terms(NamedTuple):
 
 
 def theorem_a(terms: Terms, eps: float) -> Float[Tensor, "batch rows"]:
-    """Lower bounds of the student's margins on the ball, from the teacher's least ones."""
+    """Bound the student's margins on the ball from below, by the teacher's least ones."""
     return terms.least - (terms.deficit + eps * terms.gap + terms.student_gamma + terms.teacher_gamma)
 
 
 def theorem_b(terms: Terms, eps: float) -> Float[Tensor, "batch rows"]:
-    """Lower bounds of the student's margins on the ball, from the teacher's values and gradients at the image."""
+    """Bound the student's margins on the ball from below, by the teacher's values and gradients at the image."""
     linear = terms.teacher - terms.deficit - eps * (terms.steepness + terms.gap)
     return linear - terms.student_gamma
 
 
 class LossTerms(NamedTuple):
-    """What theorem C is made of, one value per sample."""
+    """The terms of theorem C, one value per sample."""
 
     teacher: Tensor  # CE_t(x)
     worst: Tensor  # max_B CE_t, certified
@@ -67,17 +67,17 @@ class LossTerms(NamedTuple):
 
 
 def theorem_c1(terms: LossTerms, eps: float) -> Float[Tensor, " batch"]:
-    """Upper bound of the student's cross-entropy on the ball, from the teacher's value and gradient at the image."""
+    """Bound the student's cross-entropy on the ball from above, by the teacher's value and gradient at the image."""
     return terms.teacher + terms.deficit + eps * (terms.steepness + terms.gap) + terms.student_gamma
 
 
 def theorem_c2(terms: LossTerms, eps: float) -> Float[Tensor, " batch"]:
-    """Upper bound of the student's cross-entropy on the ball, from the teacher's largest one."""
+    """Bound the student's cross-entropy on the ball from above, by the teacher's largest one."""
     return terms.worst + terms.deficit + eps * terms.gap + terms.student_gamma + terms.teacher_gamma
 
 
 def margin_terms(student: Linearity, teacher: Linearity, norm: Norm) -> Terms:
-    """The terms of theorems A and B; both about the same rows and balls."""
+    """Compute the terms of theorems A and B; both arguments are for the same rows and balls."""
     gap = (student.linear.gradients - teacher.linear.gradients).flatten(2)
     return Terms(
         teacher=teacher.linear.values,
@@ -91,7 +91,7 @@ def margin_terms(student: Linearity, teacher: Linearity, norm: Norm) -> Terms:
 
 
 def loss_terms(student: LossLinearity, teacher: LossLinearity, norm: Norm) -> LossTerms:
-    """The terms of theorem C; both about the same class and balls."""
+    """Compute the terms of theorem C; both arguments are for the same class and balls."""
     return LossTerms(
         teacher=teacher.value,
         worst=teacher.high,
@@ -104,7 +104,7 @@ def loss_terms(student: LossLinearity, teacher: LossLinearity, norm: Norm) -> Lo
 
 
 def blockers(terms: Terms, eps: float) -> Int[Tensor, " batch"]:
-    """The largest term of theorem A for the class with the least bound; TEACHER where the teacher gives nothing."""
+    """Find the largest term of theorem A for the class of least bound; TEACHER if the teacher is not certified."""
     parts = torch.stack(
         [terms.deficit, eps * terms.gap, terms.student_gamma, terms.teacher_gamma]
     )  # in the order of Blocker, from DEFICIT on

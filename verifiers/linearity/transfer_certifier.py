@@ -1,4 +1,4 @@
-"""The certifier of ``transfer``: which of the teacher's certificates carry over to the student."""
+"""The certifier of ``transfer``, which finds the teacher's certificates that carry over to the student."""
 
 import math
 from collections.abc import Iterator
@@ -32,7 +32,7 @@ from verifiers.lipschitz.layers import Network
 from verifiers.results.summaries.transfer import Blocker
 from verifiers.runtime.certifier import Answer, Batch, as_columns
 
-#: Classes besides the predicted one that the shortfall's attack goes through.
+#: The most classes, besides the predicted one, that the attack on the shortfall covers.
 ATTACKED_CLASSES = 20
 
 
@@ -49,7 +49,7 @@ class TransferCertifier:
     def prepare(
         cls, program: Program, samples: Float[Tensor, "two *shape"], question: Question, settings: Steps
     ) -> "TransferCertifier":
-        """Build the graphs of both networks and of the pair, and try to break their bounds on the samples.
+        """Build the graphs of both networks and of the pair, and attack their bounds on the samples.
 
         Raises:
             Unsupported: there is no teacher, or a network cannot be captured.
@@ -74,7 +74,7 @@ class TransferCertifier:
         return {"interval": "; ".join(reasons)} if reasons else {}
 
     def __call__(self, batch: Batch) -> Iterator[Answer]:
-        """Evaluate all theorems at eps; a sample is certified where one of them keeps the class."""
+        """Evaluate all theorems at eps; a sample is certified if one of them keeps the class."""
         eps, norm, x = self.question.eps.value, self.question.norm, batch.x
         _, allowance = self.joint.allowed(x, eps)
         rows = margin_specification(batch.predicted, batch.classes, torch.float64)
@@ -114,12 +114,12 @@ class TransferCertifier:
         yield Answer(batch.rows, as_columns(status, values))
 
     def _difference(self, x: Tensor, rows: Tensor) -> Float[Tensor, "batch rows"]:
-        """Lower bounds of m_s - m_t over the balls, in one graph of both networks."""
+        """Bound m_s - m_t over the balls from below, in one graph of both networks."""
         balls = Balls.around(x, self.question.eps.value, self.question.norm)
         return self.joint.ask(balls, torch.cat([rows, -rows], 2), "crown").bound
 
     def _shortfall(self, terms: Terms, teacher: Linearised) -> Float[Tensor, " batch"]:
-        """What the student lacks to be, to first order, as robust as the teacher: see the column."""
+        """Bound the student's shortfall from the teacher's robustness, to first order; see the column."""
         eps, norm, (batch, rows) = self.question.eps.value, self.question.norm, terms.gap.shape
         if rows > ATTACKED_CLASSES:
             return terms.gap.new_full((batch,), float("nan"))

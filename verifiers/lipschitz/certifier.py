@@ -1,4 +1,4 @@
-"""The method ``lipschitz``: how steep each margin can be, everywhere and on a ball, and the radius that follows."""
+"""The certifier of ``lipschitz``: bound the slope of each margin, globally and on a ball, and derive a radius."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -21,9 +21,9 @@ from verifiers.lipschitz.layers import Network
 from verifiers.lipschitz.local_bounds import integrate, local_constants, slope_ranges
 from verifiers.runtime.certifier import Answer, Batch, as_columns
 
-#: A radius below this many pixels is a bound without use.
+#: A radius below this, in pixel units, is useless.
 USELESS = 1e-6
-#: Values that the paths between the layers of one batch may hold.
+#: Values in the paths between the layers of one batch, at most.
 BATCH = 2**25
 
 
@@ -51,10 +51,10 @@ class LipschitzCertifier:
     def prepare(
         cls, program: Program, samples: Float[Tensor, "two *shape"], question: Question, settings: LipschitzSettings
     ) -> "LipschitzCertifier":
-        """Write the layers out, bound the network everywhere, and try to break both at the samples.
+        """Write out the layers as matrices, bound the network globally, and attack both at the samples.
 
         Raises:
-            Unsupported: no bound takes the network; the layer is named.
+            Unsupported: no bound supports the network; the message names the layer.
             Contradiction: a gradient exceeds a bound.
         """
         network = Network.prepare(program, samples)
@@ -79,7 +79,7 @@ class LipschitzCertifier:
         return max(1, min(self.network.native.batch_size, BATCH // max(1, 4 * entries)))
 
     def __call__(self, batch: Batch) -> Iterator[Answer]:
-        """Integrate the constants of concentric balls until a margin may be zero."""
+        """Integrate the constants on concentric balls until a margin may reach zero."""
         eps, x = self.question.eps.value, batch.x
         rows = margin_specification(batch.predicted, batch.classes, torch.float64)
         linear = Linearised.at(self.network.native.model, x.double(), rows)
@@ -94,7 +94,7 @@ class LipschitzCertifier:
                 constants, margins, eps, whole_box(self.question.norm, x[0].numel()), self.settings.shells
             )
         radius = found.radius * (1 - 1e-12)
-        radius = torch.where(found.margin > 0, radius.clamp_min(eps), radius)  # eps was proved as it stands
+        radius = torch.where(found.margin > 0, radius.clamp_min(eps), radius)  # eps itself was proved
         useful = (found.radius >= USELESS) & torch.isfinite(found.radius)
         spent = (margins.amin(1) > 0) & ~useful
         status = torch.where(useful, Status.CERTIFIED.value, Status.NOT_CERTIFIED.value)
@@ -108,7 +108,7 @@ class LipschitzCertifier:
         yield Answer(batch.rows, as_columns(torch.where(spent, Status.VACUOUS.value, status), values))
 
     def _anywhere(self, predicted: Tensor, rows: Tensor) -> Float[Tensor, "batch rows"]:
-        """The global constants of each row's pair of classes."""
+        """Return the global constants of each row's pair of classes."""
         if self.known is None or self.question.norm is not Norm.L2:
             return torch.full(rows.shape[:2], float("inf"), dtype=torch.float64, device=rows.device)
         others = (rows == -1).double().argmax(2)
@@ -121,10 +121,10 @@ class LipschitzCertifier:
         return torch.minimum(local_constants(ranges, rows, self.question.norm), anywhere)
 
     def attack_constants(self, samples: Tensor) -> None:
-        """Gradients at points of the ball stay below the constants.
+        """Check that gradients at random points of the ball stay below the constants.
 
         Raises:
-            Contradiction: with both numbers.
+            Contradiction: a gradient exceeds its bound.
         """
         x, generator = samples.double(), torch.Generator().manual_seed(0)
         with torch.no_grad():

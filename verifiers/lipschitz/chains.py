@@ -1,13 +1,13 @@
 """Lipschitz constants of chains of matrices with slopes in [0, 1] between them: ECLipsE-Fast and LipSDP-Neuron.
 
-Both come from one statement about a chain W_1, ..., W_L+1. For slopes in that range a change of h_k and the change of
-z_k it came from satisfy dh (dz - dh) >= 0 entry by entry; weighed with 2/t > 0 and summed,
+Both rest on one statement about a chain W_1, ..., W_L+1. For slopes in that range, a change of h_k and the change of
+z_k that causes it satisfy dh (dz - dh) >= 0 entry by entry. Weighted by 2/t > 0 and summed,
 
     K^2 |dx|^2 - |V dh_L|^2 >= K^2 (dx, dh_1, ..., dh_L)' (Q - P / K^2) (dx, dh_1, ..., dh_L) >= 0
 
-as soon as Q >= P / K^2, where V are rows of logits times W_L+1, P = V'V on the last block and zero elsewhere, and Q is
-block tridiagonal, its diagonal I, 2 diag(1/t_1), ..., 2 diag(1/t_L), its blocks below -diag(1/t_k) W_k. So for any
-multipliers t with Q > 0 the norm of V R, with R R' the last block of Q's inverse, is a Lipschitz constant of the rows.
+if Q >= P / K^2. Here V is rows of logits times W_L+1, P is V'V on the last block and zero elsewhere, and Q is block
+tridiagonal: its diagonal is I, 2 diag(1/t_1), ..., 2 diag(1/t_L), and the blocks below it are -diag(1/t_k) W_k. So for
+any multipliers t with Q > 0, the norm of V R is a Lipschitz constant of the rows, R R' being the last block of Q^-1.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,33 +19,33 @@ from torch import Tensor
 
 from verifiers.core.errors import Unsupported
 
-#: What is taken from the unit diagonal of the scaled Q before it is factorised. It pays for all rounding, and costs
-#: some 1e-6 of a constant for each layer.
+#: Subtracted from the unit diagonal of the scaled Q before its factorisation. It covers all rounding and costs about
+#: 1e-6 of a constant per layer.
 SHIFT = 1e-6
-#: Hidden units and classes that LipSDP takes; units and rows up to which each row gets multipliers of its own.
+#: The most hidden units and classes for LipSDP; the most units and rows for which each row has its own multipliers.
 UNITS, CLASSES, ROW_BY_ROW, ROWS = 1024, 100, 256, 64
-#: Entries that the matrices of one batch of pairs may have.
+#: Entries of the matrices of one batch of pairs, at most.
 ENTRIES = 2**18
-#: Power p of tr(M^p)^(1/p), what several rows together are optimised for in place of the largest eigenvalue.
+#: Power p of tr(M^p)^(1/p), which replaces the largest eigenvalue in the objective of several rows.
 SHARPNESS = 100
-#: What the optimiser takes from the diagonal of Q, relative to it, to end where the factorisation will not fail.
+#: Share of Q's diagonal that the optimiser subtracts, so that it ends where the factorisation succeeds.
 FLOOR = 2e-6
-#: The gap at which shared multipliers make way for those of each pair: the middle of those with Q > 0, roughly.
+#: The gap at which each pair starts from shared multipliers: roughly the middle of those with Q > 0.
 COARSE = 1.0
 #: Newton steps for each weight of the barrier, and halvings of one step.
 STEPS, HALVINGS = 12, 12
-#: In place of zeros that would be divided by, or logarithms taken of.
+#: Replaces zeros in divisors and in logarithms.
 TINY = 1e-100
 
 
 def eclipse_fast(
     chain: Sequence[Float[Tensor, "_ _"]], rows: Float[Tensor, "items r classes"]
 ) -> Float[Tensor, " items"]:
-    """Lipschitz constants of ``rows[i] @ logits`` of a chain with slopes in [0, 1], all from one factorisation.
+    """Compute Lipschitz constants of ``rows[i] @ logits`` for a chain with slopes in [0, 1], in one factorisation.
 
-    Each layer has one multiplier, t_k = the largest eigenvalue of S_k, so that D_k - S_k/4 has eigenvalues from t_k/4
-    to t_k/2: nothing is ill-conditioned, and rounding stays below 1e-9 of a constant, which ``INFLATION`` pays for.
-    Source: Xu and Sivaranjani, arXiv 2404.04375; for slopes in [0, 1] and rows of logits.
+    Each layer has one multiplier, t_k = the largest eigenvalue of S_k. D_k - S_k/4 then has eigenvalues from t_k/4 to
+    t_k/2: nothing is ill-conditioned. Rounding stays below 1e-9 of a constant, which ``INFLATION`` covers.
+    Source: Xu and Sivaranjani, arXiv 2404.04375; here for slopes in [0, 1] and rows of logits.
     """
     _, root = _by_layers(chain, lambda gram: torch.ones_like(gram[0]))
     reach = root @ (rows @ chain[-1]).mT
@@ -57,10 +57,10 @@ def eclipse_fast(
 def _by_layers(
     chain: Sequence[Tensor], profile: Callable[[Tensor], Tensor]
 ) -> tuple[Float[Tensor, " units"], Float[Tensor, "last last"]]:
-    """Multipliers chosen layer by layer, and R' with R R' the last block of the inverse of Q.
+    """Choose multipliers layer by layer, and return them with R', where R R' is the last block of Q's inverse.
 
-    With S_k = W_k R R' W_k' and D = diag(t_k)/2 the next R R' is D (D - S_k/4)^-1 D. ``profile`` gives t_k up to its
-    scale, from S_k; the scale puts the largest eigenvalue of t^(-1/2) S_k t^(-1/2) at 1, where below 2 is allowed.
+    With S_k = W_k R R' W_k' and D = diag(t_k)/2, the next R R' is D (D - S_k/4)^-1 D. ``profile`` maps S_k to t_k up to
+    scale. The scale sets the largest eigenvalue of t^(-1/2) S_k t^(-1/2) to 1; anything below 2 is allowed.
     """
     root = torch.eye(chain[0].shape[1], dtype=chain[0].dtype, device=chain[0].device)
     multipliers = []
@@ -72,7 +72,7 @@ def _by_layers(
         shape = profile(gram).clamp_min(TINY)
         scaled = gram / (shape[:, None] * shape).sqrt()
         t = torch.linalg.eigvalsh(scaled)[-1].clamp_min(TINY) * shape
-        factor = torch.linalg.cholesky_ex(torch.diag(t / 2) - gram / 4)[0]  # eigenvalues from t/4 on
+        factor = torch.linalg.cholesky_ex(torch.diag(t / 2) - gram / 4)[0]  # eigenvalues of at least t/4
         root = torch.linalg.solve_triangular(factor, torch.diag(t / 2), upper=False)
         multipliers.append(t)
     return torch.cat(multipliers) if multipliers else chain[0].new_zeros(0), root
@@ -82,11 +82,12 @@ def _by_layers(
 
 
 class Matrix(NamedTuple):
-    """Q without the image, as a function of the multipliers, scaled to a diagonal of ones.
+    """Q with the image eliminated, as a function of the multipliers, scaled to a unit diagonal.
 
-    With q = sqrt(t) the image leaves 2/t_1 - (W_1 W_1')/(t_1 t_1') as first block, and entry (a, b) of the whole is
-    1 if a = b, less ``below[a, b] q_b / (2 q_a)``, on the first block less ``below[a, b] / (2 q_a q_b)``. The part
-    above the diagonal mirrors the one below, and is not stored outside the first block.
+    Let q = sqrt(t). Eliminating the image leaves 2/t_1 - (W_1 W_1')/(t_1 t_1') as the first block. Entry (a, b) of the
+    whole is 1 if a = b, else 0, less ``below[a, b] q_b / (2 q_a)``; on the first block, less
+    ``below[a, b] / (2 q_a q_b)``. The part above the diagonal mirrors the one below, and outside the first block it is
+    not stored.
     """
 
     below: Float[Tensor, "units units"]
@@ -107,7 +108,7 @@ class Matrix(NamedTuple):
         return cls(below, sizes[0], sizes[-1], chain[0].shape[1])
 
     def scaled(self, root: Float[Tensor, "items units"], shift: float) -> Float[Tensor, "items units units"]:
-        """The matrix less shift on the diagonal; its part on and below the diagonal."""
+        """Compute the matrix less shift on the diagonal; only the part on and below the diagonal."""
         columns = root.clone()
         columns[:, : self.first] = 1 / root[:, : self.first]
         found = self.below * columns[:, None, :] / root[:, :, None]
@@ -123,12 +124,12 @@ def certified(
     rows: Float[Tensor, "items rows r classes"],
     shift: float = SHIFT,
 ) -> Float[Tensor, "items rows"]:
-    """Constants that multipliers prove, by one factorisation of the whole of Q; inf where Q is not shown positive.
+    """Compute the constants that multipliers prove, by one factorisation of Q; inf if Q is not shown to be positive.
 
-    Whatever multipliers an optimiser hands over, this is a proof. In its scaling to n ones on the diagonal, the
-    Cholesky factor C of Q - shift I that comes out has C C' within (n + 1) u n of it, the triangular solve for the rows
-    2 u n^2, the entries (pixels + 8) u n: together below 4 u (n + pixels + 3) n, which the shift exceeds. So C C' <= Q,
-    and the constant |C^-1 V'| is one of Q. (Rump, BIT 46 (2006) 433-452; u = 2^-53.)
+    This is a proof for any multipliers that an optimiser returns. Q is scaled to n ones on the diagonal. The computed
+    Cholesky factor C of Q - shift I has C C' within (n + 1) u n of it. The triangular solve for the rows adds 2 u n^2,
+    and the entries add (pixels + 8) u n: together less than 4 u (n + pixels + 3) n, which the shift exceeds. So
+    C C' <= Q, and |C^-1 V'| is a constant of Q. (Rump, BIT 46 (2006) 433-452; u = 2^-53.)
     """
     matrix, units = Matrix.of(chain), multipliers.shape[1]
     if shift == SHIFT and 4 * 2.0**-53 * (units + matrix.pixels + 3) * units > SHIFT:
@@ -136,7 +137,7 @@ def certified(
     root = multipliers.sqrt()
     factor, failed = torch.linalg.cholesky_ex(matrix.scaled(root, shift))
     right = ((rows @ chain[-1]) * (root[:, None, None, -matrix.last :] / 2**0.5)).flatten(1, 2)
-    corner = factor[:, -matrix.last :, -matrix.last :]  # the rows are zero before, and so is their solution
+    corner = factor[:, -matrix.last :, -matrix.last :]  # the rows are zero before it, and so is their solution
     solved = torch.linalg.solve_triangular(corner, right.mT, upper=False).mT.reshape(*rows.shape[:3], -1)
     norms = torch.linalg.vector_norm(solved, dim=(2, 3)) if rows.shape[2] == 1 else torch.linalg.matrix_norm(solved, 2)
     return torch.where((failed == 0)[:, None] & norms.isfinite(), norms, float("inf"))
@@ -145,12 +146,12 @@ def certified(
 def lipsdp(
     chain: Sequence[Float[Tensor, "_ _"]], rows: Float[Tensor, "items r classes"], gap: float = 1e-3
 ) -> Float[Tensor, " items"]:
-    """Lipschitz constants of ``rows[i] @ logits`` of a chain with slopes in [0, 1], by LipSDP-Neuron.
+    """Compute Lipschitz constants of ``rows[i] @ logits`` for a chain with slopes in [0, 1], by LipSDP-Neuron.
 
-    The multipliers are optimised for the mean of log K over the rows, then, for at most ``ROWS`` rows of networks of at
-    most ``ROW_BY_ROW`` units, for each row by itself, to within ``gap`` of the smallest K^2; no constant is above that
-    of ECLipsE-Fast.
-    Nothing here is trusted but ``certified``. Source: Fazlyab et al., arXiv 1906.04893.
+    First the multipliers are optimised for the mean of log K over the rows. Then, for at most ``ROWS`` rows of networks
+    of at most ``ROW_BY_ROW`` units, they are optimised for each row separately, to within ``gap`` of the smallest K^2.
+    No constant is above that of ECLipsE-Fast. Soundness depends on ``certified`` alone.
+    Source: Fazlyab et al., arXiv 1906.04893.
 
     Raises:
         Unsupported: more hidden units than ``UNITS``, or classes than ``CLASSES``.
@@ -177,10 +178,10 @@ def lipsdp(
 
 
 class _Program(NamedTuple):
-    """What an optimiser minimises: the mean of log K^2 over the rows, as a function of weights T = 1/t.
+    """The objective of the optimiser: the mean of log K^2 over the rows, as a function of weights T = 1/t.
 
-    Q = (1 - FLOOR) I on the image + sum_i T_i (e_i c_i' + c_i e_i'), the c_i being the columns of ``slopes``; K^2 are
-    norms of rows M rows' with M = V Q^-1 V'. The image may be of fewer dimensions than the real one.
+    Q = (1 - FLOOR) I on the image + sum_i T_i (e_i c_i' + c_i e_i'), where the c_i are the columns of ``slopes``. K^2
+    is the norm of rows M rows' with M = V Q^-1 V'. The image may have fewer dimensions than the real one.
     """
 
     slopes: Float[Tensor, "entries units"]
@@ -204,11 +205,11 @@ class _Program(NamedTuple):
 
     @property
     def image(self) -> int:
-        """Where the units begin."""
+        """The position of the first unit."""
         return self.slopes.shape[0] - self.slopes.shape[1]
 
     def barrier(self, weights: Tensor, tau: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean of log K^2 less tau log det Q (inf where Q is not positive), Q's factor, and the gradient by M."""
+        """Compute mean log K^2 less tau log det Q (inf if Q is not positive), Q's factor, and the gradient by M."""
         part = self.slopes * weights[:, None, :]
         matrix = torch.cat([part.new_zeros(len(part), part.shape[1], self.image), part], 2)
         matrix = matrix + matrix.mT
@@ -221,7 +222,7 @@ class _Program(NamedTuple):
         return torch.where((failed == 0) & value.isfinite(), value, float("inf")), factor, gradient
 
     def newton(self, factor: Tensor, gradient: Tensor, tau: float) -> tuple[Tensor, Tensor]:
-        """A step of the weights, and the slope of the objective along it. log K^2 counts as linear in M."""
+        """Compute a step of the weights and the objective's slope along it; log K^2 is treated as linear in M."""
         image, c = self.image, self.slopes
         inverse = torch.cholesky_inverse(factor)
         through = inverse @ c
@@ -242,12 +243,12 @@ class _Program(NamedTuple):
 
 
 def _mean_log(rows: Tensor, matrix: Float[Tensor, "items classes classes"]) -> tuple[Tensor, Tensor]:
-    """Mean over the rows of log || rows M rows' ||, smoothed where r > 1, and its gradient."""
+    """Compute the mean over rows of log || rows M rows' ||, smoothed if r > 1, and its gradient."""
     power = 1 if rows.shape[2] == 1 else SHARPNESS
     values, axes = torch.linalg.eigh(rows @ matrix[:, None] @ rows.mT)
     values = values.clamp_min(TINY)
     top = values[:, :, -1:]
-    share = (values / top) ** (power - 1) * (values > TINY)  # rows that vanish are left as they are
+    share = (values / top) ** (power - 1) * (values > TINY)  # zero rows stay as they are
     total = (share * values / top).sum(2, keepdim=True).clamp_min(TINY)
     turned = axes.mT @ rows * (share / total / top / rows.shape[1]).sqrt()[..., None]
     turned = turned.flatten(1, 2)
@@ -257,10 +258,10 @@ def _mean_log(rows: Tensor, matrix: Float[Tensor, "items classes classes"]) -> t
 def _optimized(
     chain: Sequence[Tensor], start: Float[Tensor, "items units"], rows: Tensor, first: float, gap: float
 ) -> Float[Tensor, "items units"]:
-    """Multipliers near the smallest mean of log K^2, by an interior-point method from multipliers with Q > 0.
+    """Find multipliers near the smallest mean of log K^2, by an interior-point method from multipliers with Q > 0.
 
-    K^2 is convex in 1/t where Q > 0, so that for a single row there is one minimum, and a barrier of weight tau leaves
-    at most tau times the size of Q to it: tau falls until that is ``gap``, from where it is ``first``.
+    K^2 is convex in 1/t where Q > 0, so a single row has one minimum. A barrier of weight tau ends at most tau times
+    the size of Q above it; tau falls until that product, which starts at ``first``, is ``gap``.
     """
     program, weights = _Program.of(chain, rows), 1 / start
     size, share = len(program.slopes), first
@@ -280,7 +281,7 @@ def _optimized(
 def _line_search(
     program: _Program, weights: Tensor, step: Tensor, value: Tensor, fall: Tensor, tau: float
 ) -> Float[Tensor, "items units"]:
-    """The weights of each item after the first of the step, its half, ... that lowers the objective enough, if any."""
+    """Apply to each item the first of the step, its half, ... that lowers the objective enough, if any."""
     length, done = torch.ones_like(value), ~(fall < 0)
     for _ in range(HALVINGS):
         if bool(done.all()):

@@ -1,9 +1,9 @@
-"""Lipschitz constants of differences of logits over all images, for Euclidean distances; in logits per pixel.
+"""Bound Lipschitz constants of differences of logits over all images, for Euclidean distances; in logits per pixel.
 
-Four methods. ``product`` multiplies norms along the operators of a graph and takes the largest networks. The others
-need the matrices: LipLT takes slopes of any sign; ECLipsE-Fast and LipSDP-Neuron want a chain and slopes in [0, b].
-Those two are in ``chains``. All is in double precision; what rounding may take from a bound is added back, as each
-function says.
+There are four methods. ``product`` multiplies norms along the operators of a graph and handles the largest networks.
+The others need the matrices: LipLT allows slopes of any sign; ECLipsE-Fast and LipSDP-Neuron need a chain and slopes
+in [0, b]. Those two are in ``chains``. Everything is computed in double precision; each function documents how its
+bound covers rounding.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,9 +28,9 @@ from verifiers.lipschitz.layers import Layers, refusal
 from verifiers.lipschitz.operator_norms import affine_norm, max_pool_constant
 from verifiers.lipschitz.slopes import slopes
 
-#: What rounding in double precision may take from a constant.
+#: Covers the rounding of a constant in double precision.
 INFLATION = 1 + 1e-6
-#: Pairs of classes at a time.
+#: Pairs of classes per batch.
 PAIRS = 4096
 
 
@@ -39,9 +39,9 @@ class GlobalBounds:
     """Constants of logit i minus logit j, symmetric with a zero diagonal.
 
     Attributes:
-        classes: number of logits.
-        values: by method, each an upper bound by proof; inf where it overflowed.
-        reasons: why a method was left out.
+        classes: the number of logits.
+        values: by method, each a proved upper bound; inf if it overflowed.
+        reasons: by method that was left out, the reason.
     """
 
     classes: int
@@ -50,7 +50,7 @@ class GlobalBounds:
 
     @cached_property
     def best(self) -> Float[Tensor, "classes classes"]:
-        """The smallest of the bounds, inf (and a zero diagonal) where no method gave one."""
+        """The smallest of the bounds; inf (with a zero diagonal) if no method gave one."""
         if self.values:
             return torch.stack(list(self.values.values())).amin(0)
         nothing = torch.full((self.classes, self.classes), float("inf"), dtype=torch.float64)
@@ -58,12 +58,12 @@ class GlobalBounds:
 
 
 def global_bounds(graph: Graph, layers: Layers | None, tight: bool) -> GlobalBounds:
-    """The constants by every method that takes the network.
+    """Bound the constants by every method that supports the network.
 
     Args:
         graph: the network.
-        layers: its matrices, None where there are none (``product`` alone is left).
-        tight: LipSDP as well.
+        layers: its matrices; None leaves ``product`` alone.
+        tight: use LipSDP as well.
     """
     methods: dict[str, Callable[[], Tensor]] = {"product": lambda: product(graph)}
     if layers is not None:
@@ -82,17 +82,17 @@ def global_bounds(graph: Graph, layers: Layers | None, tight: bool) -> GlobalBou
 
 
 def by_chain(layers: Layers, bound: Callable[[Sequence[Tensor], Tensor], Tensor]) -> Float[Tensor, "classes classes"]:
-    """Constants of all pairs by a bound of chains.
+    """Bound the constants of all pairs by a bound of chains.
 
     Raises:
-        Unsupported: the network is no chain with slopes in [0, b].
+        Unsupported: the network is not a chain with slopes in [0, b].
     """
     chain = chain_form(layers)
     return by_pairs(layers.graph, lambda rows: bound(chain, rows))
 
 
 def by_pairs(graph: Graph, bound: Callable[[Float[Tensor, "pairs 1 classes"]], Tensor]) -> Tensor:
-    """A bound of rows for all pairs, some thousand at a time; ``(classes, classes)``."""
+    """Apply a bound of rows to all pairs, ``PAIRS`` at a time; returns ``(classes, classes)``."""
     parts = _pairs(graph.classes, graph.like).split(PAIRS, dim=1)
     return over_pairs(torch.cat([bound(pair_rows(graph.classes, graph.like, part)) for part in parts]), graph.classes)
 
@@ -104,14 +104,14 @@ def _pairs(classes: int, like: Tensor) -> Int[Tensor, "2 pairs"]:
 def pair_rows(
     classes: int, like: Tensor, pairs: Int[Tensor, "2 pairs"] | None = None
 ) -> Float[Tensor, "pairs 1 classes"]:
-    """e_i - e_j for some pairs, or every pair i < j."""
+    """Return e_i - e_j for the given pairs, or for every pair i < j."""
     first, second = _pairs(classes, like) if pairs is None else pairs
     unit = torch.eye(classes, dtype=torch.float64, device=like.device)
     return (unit[first] - unit[second])[:, None, :]
 
 
 def over_pairs(values: Float[Tensor, " pairs"], classes: int) -> Float[Tensor, "classes classes"]:
-    """Values of the pairs i < j as a symmetric matrix."""
+    """Arrange the values of the pairs i < j as a symmetric matrix."""
     first, second = _pairs(classes, values)
     found = values.new_zeros(classes, classes)
     found[first, second] = values
@@ -122,12 +122,12 @@ def over_pairs(values: Float[Tensor, " pairs"], classes: int) -> Float[Tensor, "
 
 
 def product(graph: Graph) -> Float[Tensor, "classes classes"]:
-    """Constants of all pairs by products (over sums: sums) of the constants of the operators.
+    """Bound the constants of all pairs by products (for sums: sums) of the operators' constants.
 
-    The affine operators at the end are merged with the pair, a factor per channel with the convolution before it.
+    The affine operators at the end are merged with the pair, and a factor per channel with the convolution before it.
 
     Raises:
-        Unsupported: an operator has no constant that holds for all its inputs; it is named.
+        Unsupported: an operator has no constant that holds for all its inputs; the message names it.
     """
     start, features = _merged_tail(graph)
     norms = [torch.linalg.vector_norm(features - one, dim=1) for one in features]  # not all pairs at once
@@ -135,7 +135,7 @@ def product(graph: Graph) -> Float[Tensor, "classes classes"]:
 
 
 def _merged_tail(graph: Graph) -> tuple[int, Float[Tensor, "classes entries"]]:
-    """The last node that is not affine in one input, and the logits' coefficients of its entries."""
+    """Return the last node that is not affine in one input, and the logits' coefficients of its entries."""
     position = graph.output
     shape = graph.nodes[position].shape
     if shape_size(shape) != graph.classes:
@@ -151,7 +151,7 @@ def _merged_tail(graph: Graph) -> tuple[int, Float[Tensor, "classes entries"]]:
 
 
 def _walk(graph: Graph, end: int) -> float:
-    """A Lipschitz constant of a node's value, as a function of the image."""
+    """Bound the Lipschitz constant of a node's value as a function of the image."""
     nodes = [_with_scale(graph, node) for node in graph.nodes[: end + 1]]
     needed = {end}
     for position in range(end, 0, -1):
@@ -166,10 +166,10 @@ def _walk(graph: Graph, end: int) -> float:
 
 
 def check_constants(graph: Graph) -> None:
-    """Look for an operator without a constant, before any norm is computed.
+    """Reject an operator without a constant, before any norm is computed.
 
     Raises:
-        Unsupported: with its name.
+        Unsupported: an operator has no constant; the message names it.
     """
     for node in graph.nodes[1:]:
         if not isinstance(node.operator, Affine):
@@ -177,7 +177,7 @@ def check_constants(graph: Graph) -> None:
 
 
 def _factors(graph: Graph, node: Node) -> list[float]:
-    """A Lipschitz constant of an operator in each of its inputs."""
+    """Bound the Lipschitz constant of an operator in each of its inputs."""
     operator = node.operator
     if isinstance(operator, Affine):
         shapes = [graph.nodes[i].shape for i in node.inputs]
@@ -207,7 +207,7 @@ def _slopes_anywhere(graph: Graph, node: Node, operator: Elementwise) -> tuple[T
 
 
 def _with_scale(graph: Graph, node: Node) -> Node:
-    """A factor per channel behind a convolution or a dense layer merged with it, as one operator on its input."""
+    """Merge a factor per channel with the convolution or dense layer before it, into one operator on its input."""
     if not isinstance(node.operator, Scale):
         return node
     before, scale = graph.nodes[node.inputs[0]], node.operator.scale
@@ -227,10 +227,10 @@ def _with_scale(graph: Graph, node: Node) -> Node:
 
 
 def liplt_pairs(layers: Layers) -> Float[Tensor, "classes classes"]:
-    """Constants of all pairs by LipLT; slopes of any sign.
+    """Bound the constants of all pairs by LipLT, for slopes of any sign.
 
     Raises:
-        Unsupported: the slope of an activation has no bound; it is named.
+        Unsupported: the slope of an activation has no bound; the message names it.
     """
     ranges = _ranges(layers)
     return by_pairs(layers.graph, lambda rows: liplt(ranges, rows[None, :, 0])[0])
@@ -244,11 +244,11 @@ def _ranges(layers: Layers) -> SlopeRanges:
 
 
 def chain_form(layers: Layers) -> list[Float[Tensor, "_ _"]]:
-    """W_1, ..., W_L+1 of the chain with slopes in [0, 1] that has the same Jacobians: b_k W_k+1 for slopes in [0, b_k].
+    """Return the chain with slopes in [0, 1] and the same Jacobians, W_1, ..., W_L+1: b_k W_k+1 for slopes in [0, b_k].
 
     Raises:
-        Unsupported: a layer reads more than the one before it, or an activation can fall: the statement about slopes
-            in [a, b] with a < 0 has a further term, without which a constant would come out too small.
+        Unsupported: a layer reads more than the one before it, or an activation can decrease. For slopes in [a, b]
+            with a < 0 the statement has a further term, without which a constant would be too small.
     """
     if layers.chain is None:
         raise Unsupported("lipschitz: no chain: a layer reads other layers than the one before it; LipLT takes that")

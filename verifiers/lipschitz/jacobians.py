@@ -1,7 +1,7 @@
-"""A network's Jacobian at an image, and bounds of it wherever its activations' slopes lie in given ranges.
+"""Compute a network's Jacobian at an image, and bound it for activation slopes within given ranges.
 
-Slopes D_k of layer k lie entrywise in [low_k, high_k]; M_k is the middle and R_k half the width. Ranges over a ball's
-boxes give local bounds, those over all numbers global ones. All tensors are float64 and carry the samples first.
+The slopes D_k of layer k are entrywise in [low_k, high_k]; M_k is the middle and R_k half the width. Ranges over a
+ball's boxes give local bounds, ranges over all numbers global ones. All tensors are float64, with samples first.
 """
 
 from collections.abc import Sequence
@@ -19,13 +19,13 @@ from verifiers.lipschitz.layers import Layers
 from verifiers.lipschitz.operator_norms import dense_norm
 from verifiers.lipschitz.slopes import slopes
 
-#: What rounding of sums in float64 may take from a bound.
+#: Covers the rounding of sums in float64.
 INFLATION = 1 + 1e-9
 
 
 @dataclass(frozen=True)
 class SlopeRanges:
-    """Ranges of the slopes of each hidden layer, ``(batch, units)``."""
+    """The ranges of the slopes of each hidden layer, ``(batch, units)``."""
 
     layers: Layers
     low: Sequence[Float[Tensor, "batch _"]]
@@ -33,7 +33,7 @@ class SlopeRanges:
 
     @classmethod
     def over(cls, layers: Layers, boxes: Sequence[Interval]) -> "SlopeRanges":
-        """The slopes over boxes of z, ``(batch, *shape)``, one per hidden layer."""
+        """Bound the slopes over boxes of z, ``(batch, *shape)``, one per hidden layer."""
         pairs = []
         for layer, box in zip(layers.hidden, boxes, strict=True):
             assert layer.activation is not None
@@ -42,7 +42,7 @@ class SlopeRanges:
 
     @classmethod
     def anywhere(cls, layers: Layers) -> "SlopeRanges":
-        """The slopes over all numbers, a batch of one."""
+        """Bound the slopes over all numbers, as a batch of one."""
         ends = [layers.graph.like.new_full((1, *layer.shape), float("inf")) for layer in layers.hidden]
         return cls.over(layers, [Interval(-end, end) for end in ends])
 
@@ -52,12 +52,12 @@ class SlopeRanges:
 
     @cached_property
     def spread(self) -> list[Tensor]:
-        """Root of half the width, rounded up."""
+        """The root of half the width, rounded up."""
         return [((high - low) / 2 * INFLATION).sqrt() for low, high in zip(self.low, self.high, strict=True)]
 
     @cached_property
     def free(self) -> list[Float[Tensor, " batch"]]:
-        """n_k >= || R_k^(1/2) dz_k/dx ||_2."""
+        """Bounds n_k >= || R_k^(1/2) dz_k/dx ||_2."""
         return self._norms(self.spread)
 
     @cached_property
@@ -66,7 +66,7 @@ class SlopeRanges:
         return self._norms([torch.ones_like(spread) for spread in self.spread])
 
     def _norms(self, scales: Sequence[Tensor]) -> list[Tensor]:
-        """Bounds of || diag(scale_k) dz_k/dx ||: the Jacobian at middle slopes, and what each layer's spread adds."""
+        """Bound || diag(scale_k) dz_k/dx || by the Jacobian at middle slopes plus a term for each layer's spread."""
         found: list[Tensor] = []
         free = found if scales is self.spread else self.free
         for k, scale in enumerate(scales):
@@ -80,7 +80,7 @@ class SlopeRanges:
 
     @cached_property
     def _paths(self) -> list[list[Tensor | None]]:
-        """For each hidden layer: what z_k gains from the image, and from each earlier activation, at middle slopes."""
+        """For each hidden layer, the Jacobians of z_k by the image and by each earlier activation, at middle slopes."""
         found: list[list[Tensor | None]] = []
         for k, layer in enumerate(self.layers.hidden):
             sources: list[Tensor | None] = []
@@ -96,7 +96,7 @@ class SlopeRanges:
 
 
 def _scaled_norm(left: Tensor, matrix: Tensor, right: Tensor | None) -> Float[Tensor, " batch"]:
-    """|| diag(left) matrix diag(right) ||_2, rounded up; rows and columns of zeros are left out."""
+    """Bound || diag(left) matrix diag(right) ||_2 from above; rows and columns of zeros are left out."""
     scaled = left[:, :, None] * matrix
     if right is not None:
         scaled = scaled * right[:, None, :]
@@ -112,11 +112,12 @@ def _scaled_norm(left: Tensor, matrix: Tensor, right: Tensor | None) -> Float[Te
 
 
 def liplt(ranges: SlopeRanges, rows: Float[Tensor, "batch rows classes"]) -> Float[Tensor, "batch rows"]:
-    """Upper bounds of || row @ Jacobian ||_2 wherever the slopes are in their ranges.
+    """Bound || row @ Jacobian ||_2 from above for all slopes within their ranges.
 
-    The Jacobian at middle slopes, and for each layer what its spread R_k adds: D_k = M_k + R_k^(1/2) S R_k^(1/2) with
-    |S| <= 1. Exact where no slope is free; over all numbers it is LipLT, which holds for any range of slopes. Source:
-    Fazlyab et al., arXiv 2310.00116; here with a range per unit, and for layers that read several earlier ones.
+    The bound is the norm at middle slopes plus a term for the spread R_k of each layer, as
+    D_k = M_k + R_k^(1/2) S R_k^(1/2) with |S| <= 1. It is exact if no slope is free. Over all numbers it is LipLT,
+    which holds for any range of slopes. Source: Fazlyab et al., arXiv 2310.00116; here with a range per unit, and for
+    layers that read several earlier ones.
     """
     total: Tensor | None = None
     for k, at_k in enumerate(_backward(ranges, rows)):
@@ -133,7 +134,7 @@ def liplt(ranges: SlopeRanges, rows: Float[Tensor, "batch rows classes"]) -> Flo
 
 
 def _backward(ranges: SlopeRanges, rows: Tensor) -> list[Tensor | None]:
-    """Coefficients of the image and of every activation at middle slopes, ``(batch, rows, units)``."""
+    """Compute the coefficients of the image and of every activation at middle slopes, ``(batch, rows, units)``."""
     layers = ranges.layers
     found: list[Tensor | None] = [None] * len(layers.layers)
 
@@ -151,9 +152,9 @@ def _backward(ranges: SlopeRanges, rows: Tensor) -> list[Tensor | None]:
 
 @dataclass(frozen=True)
 class JacobianBox:
-    """Entrywise bounds of ``row @ Jacobian`` with respect to the image and to every activation.
+    """Entrywise bounds of ``row @ Jacobian`` with respect to the image and every activation.
 
-    ``image`` has ends ``(batch, rows, pixels)``; ``activations`` one entry per hidden layer, None where unused.
+    ``image`` has ends ``(batch, rows, pixels)``; ``activations`` has one entry per hidden layer, None if unused.
     """
 
     image: Interval
@@ -161,7 +162,7 @@ class JacobianBox:
 
 
 def interval_jacobian(ranges: SlopeRanges, rows: Float[Tensor, "batch rows classes"]) -> JacobianBox:
-    """Interval arithmetic backward through the layers."""
+    """Bound ``row @ Jacobian`` by interval arithmetic, backward through the layers."""
     layers = ranges.layers
     zero = layers.graph.like.new_zeros(())
     found: list[Interval | None] = [None] * len(layers.layers)
@@ -184,13 +185,13 @@ def interval_jacobian(ranges: SlopeRanges, rows: Float[Tensor, "batch rows class
 
 
 def largest_dual_norm(box: Interval, order: float) -> Float[Tensor, "batch rows"]:
-    """The largest norm of that order of any row in the box."""
+    """Return the largest norm of that order of any row in the box."""
     magnitude = torch.maximum(box.low.abs(), box.high.abs())
     return torch.linalg.vector_norm(magnitude, order, dim=2) * INFLATION
 
 
 def jacobian(model: nn.Module, x: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch classes *shape"]:
-    """Gradients of each sample's logits with respect to its own image."""
+    """Compute the gradients of each sample's logits with respect to its own image."""
     x = x.detach().requires_grad_(True)
     with torch.enable_grad():
         logits = model(x)
@@ -206,9 +207,9 @@ class Linearised:
     """Linear functions of the logits with their gradients at the images.
 
     Attributes:
-        rows: of the specification.
-        values: of the rows at x.
-        gradients: of the rows at x, in pixels.
+        rows: the rows of the specification.
+        values: the rows' values at x.
+        gradients: the rows' gradients at x, in pixels.
     """
 
     x: Float[Tensor, "batch *shape"]
@@ -218,13 +219,13 @@ class Linearised:
 
     @classmethod
     def at(cls, model: nn.Module, x: Tensor, rows: Tensor) -> "Linearised":
-        """Of a network in float64."""
+        """Linearise the rows of a float64 network at x."""
         with torch.no_grad():
             values = torch.einsum("brc,bc->br", rows, model(x))
         return cls(x, rows, values, torch.einsum("brc,bc...->br...", rows, jacobian(model, x)))
 
     def steepness(self, norm: Norm) -> Float[Tensor, "batch rows"]:
-        """Dual norms of the gradients."""
+        """Return the dual norms of the gradients."""
         return torch.linalg.vector_norm(self.gradients.flatten(2), DUAL[norm], dim=2)
 
     @property

@@ -1,7 +1,7 @@
-"""A network of affine maps and activations, its affine maps written out as matrices.
+"""Write out the affine maps of a network of affine maps and activations as matrices.
 
-With h_0 the image, z_k = sum_i A_ki h_i + b_k and h_k = s_k(z_k), the logits being the last z. That form holds chains,
-residual networks and whatever else joins affine operators and elementwise activations.
+With h_0 the image, z_k = sum_i A_ki h_i + b_k and h_k = s_k(z_k); the logits are the last z. That form covers chains,
+residual networks and any other combination of affine operators and elementwise activations.
 """
 
 from collections.abc import Sequence
@@ -21,19 +21,19 @@ from verifiers.graph.program import Program
 from verifiers.graph.relaxations.lines import Activation
 from verifiers.graph.rows import Shape, shape_size
 
-#: Entries that one matrix may have: 2048 units before and after, and some more where one side is small.
+#: The most entries of one matrix: 2048 units before and after, or more if one side is small.
 ENTRIES = 2**22
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One activation with the affine map in front of it; the logits have none.
+    """One activation with the affine map before it; the logits have no activation.
 
     Attributes:
         position: the node of the graph that holds z.
-        shape: of z for one sample.
-        weights: A by the layer that it reads, 0 being the image and k the activation of layer k.
-        activation: s, None for the logits.
+        shape: the shape of z for one sample.
+        weights: A by the layer that it reads; 0 is the image, k the activation of layer k.
+        activation: s; None for the logits.
     """
 
     position: int
@@ -44,7 +44,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Layers:
-    """Layers 1 to L, then the logits; layer k reads earlier ones only."""
+    """Layers 1 to L, then the logits; layer k reads only earlier ones."""
 
     graph: Graph
     layers: tuple[Layer, ...]
@@ -60,22 +60,22 @@ class Layers:
         return self.layers[-1]
 
     def boxes(self, bounds: Bounds) -> list[Interval]:
-        """What propagated bounds say of z, one box per hidden layer."""
+        """Return the box of z from propagated bounds, one per hidden layer."""
         return [bounds.intervals[layer.position] for layer in self.hidden]
 
     @cached_property
     def chain(self) -> list[Tensor] | None:
-        """W_1, ..., W_L+1 where each layer reads the one before it alone, else None."""
+        """W_1, ..., W_L+1 if each layer reads only the one before it, else None."""
         if any(list(layer.weights) != [k] for k, layer in enumerate(self.layers)):
             return None
         return [layer.weights[k] for k, layer in enumerate(self.layers)]
 
 
 def written_out(graph: Graph) -> Layers:
-    """The matrices of a graph.
+    """Write out the matrices of a graph.
 
     Raises:
-        Unsupported: an operator is neither affine nor an activation, or a matrix is too large; the operator is named.
+        Unsupported: an operator is neither affine nor an activation, or a matrix is too large; the message names it.
     """
     sources = [0] + [i for i, node in enumerate(graph.nodes) if isinstance(node.operator, Elementwise)]
     for node in graph.nodes[1:]:
@@ -97,7 +97,7 @@ def written_out(graph: Graph) -> Layers:
 
 @dataclass(frozen=True)
 class Network:
-    """A network's graph with its engine, and its matrices where they can be written out, else the reason."""
+    """A network's engine and graph, with its matrices, or the reason why they cannot be written out."""
 
     native: Native
     layers: Layers | None
@@ -108,7 +108,7 @@ class Network:
         """Build the engine and the matrices, once per program.
 
         Raises:
-            Unsupported: the native engine does not take the network.
+            Unsupported: the native engine does not support the network.
         """
         program = Program.of(network)
         return program.once("layers", lambda: cls._made(native_engine(program, samples)))
@@ -122,7 +122,7 @@ class Network:
 
 
 def refusal(node: Node, reason: str) -> Unsupported:
-    """The refusal of a node, with what to do instead."""
+    """Return the error that rejects a node, with alternatives."""
     where = node.path or "the network itself"
     return Unsupported(
         f"lipschitz: operator {node.kind!r} at {where!r} {reason}; bound propagation (crown) or smoothing may take it"
@@ -139,7 +139,7 @@ def _check_sizes(graph: Graph, sources: Sequence[int], ends: Sequence[int]) -> N
 
 
 def _tangents(graph: Graph, source: int) -> dict[int, Tensor]:
-    """What each node gains from each entry of a source through affine operators alone, ``(entries, *shape)``."""
+    """Differentiate each node by each entry of a source, through affine operators alone, ``(entries, *shape)``."""
     shape = graph.nodes[source].shape
     size = shape_size(shape)
     found = {source: torch.eye(size, dtype=graph.like.dtype, device=graph.like.device).reshape(size, *shape)}

@@ -1,8 +1,8 @@
-"""Lipschitz constants of margins on balls around images, and the radius that they certify.
+"""Bound Lipschitz constants of margins on balls around images, and derive the radius that they certify.
 
-On the ball of radius e around x (within the image box) every pre-activation is in a box known from bound propagation,
-so every slope is in a range, and the Jacobian is bounded over that range. Ball and image box are convex: a function
-changes along any segment from x by at most its steepest gradient on the way.
+On the ball of radius e around x (within the image box), bound propagation gives a box for every pre-activation. Every
+slope is therefore in a range, and the Jacobian is bounded over that range. Ball and image box are convex: along any
+segment from x, a function changes at a rate of at most its steepest gradient.
 """
 
 from collections.abc import Callable
@@ -18,18 +18,18 @@ from verifiers.geometry.balls import DUAL, Balls
 from verifiers.lipschitz.jacobians import SlopeRanges, interval_jacobian, largest_dual_norm, liplt
 from verifiers.lipschitz.layers import Layers
 
-#: Constants of rows on balls: ``(rows of the batch, their radii) -> (batch, rows)``.
+#: Maps rows of the batch and their radii to the constants of the rows on those balls, ``(batch, rows)``.
 Constants = Callable[[Tensor, Tensor], Tensor]
 #: Growth of the shells beyond eps.
 GROWTH = 1.15
-#: Shells at most, in one pass.
+#: The most shells in one pass.
 MOST = 60
 
 
 def slope_ranges(
     native: Native, layers: Layers, x: Float[Tensor, "batch *shape"], eps: Float[Tensor, " batch"], norm: Norm
 ) -> SlopeRanges:
-    """The ranges of all slopes on the balls, from CROWN bounds of the pre-activations."""
+    """Bound all slopes on the balls, from CROWN bounds of the pre-activations."""
     bounds = native.bounds(Balls(x, eps, norm))
     with torch.no_grad():
         bounds.propagate(refine=True)
@@ -39,9 +39,9 @@ def slope_ranges(
 def local_constants(
     ranges: SlopeRanges, rows: Float[Tensor, "batch rows classes"], norm: Norm
 ) -> Float[Tensor, "batch rows"]:
-    """Lipschitz constants of ``rows @ logits`` in the norm, wherever the slopes are in their ranges.
+    """Bound the Lipschitz constants of ``rows @ logits`` in the norm, for all slopes within their ranges.
 
-    The interval Jacobian, and for l2 the smaller of it and LipLT over the ranges. nan becomes inf.
+    The bound comes from the interval Jacobian, for l2 also from LipLT over the ranges if smaller. nan becomes inf.
     """
     found = largest_dual_norm(interval_jacobian(ranges, rows).image, DUAL[norm])
     if norm is Norm.L2:
@@ -51,12 +51,12 @@ def local_constants(
 
 @dataclass(frozen=True)
 class Shells:
-    """What shells around an image prove.
+    """The results of integrating over shells around an image.
 
     Attributes:
-        radius: largest radius at which all margins are positive.
-        margin: lower bound of the smallest margin at eps.
-        constants: on the ball of radius eps.
+        radius: the largest radius at which all margins are positive.
+        margin: a lower bound of the smallest margin at eps.
+        constants: the constants on the ball of radius eps.
     """
 
     radius: Float[Tensor, " batch"]
@@ -71,10 +71,10 @@ def integrate(
     limit: float,
     shells: int,
 ) -> Shells:
-    """Radius and margin by the shell integral m_j - sum_s (e_s - e_(s-1)) K_j(e_s), its first zero linear in a shell.
+    """Compute radius and margin from the shell integral m_j - sum_s (e_s - e_(s-1)) K_j(e_s), linear within a shell.
 
-    Shells up to eps first, then growing ones until every margin is spent; then as many shells as were asked for up to
-    a little beyond the radius that those gave.
+    The first pass takes shells up to eps, then growing ones until every margin is spent. The second pass takes
+    ``shells`` shells up to slightly beyond the radius of the first.
     """
     first, steps = _Walk(constants, margins), max(1, shells // 2)
     everyone = torch.arange(len(margins), device=margins.device)
@@ -97,11 +97,11 @@ def integrate(
 
 
 class _Walk:
-    """Outward from the images, shell by shell.
+    """Walk outward from the images, shell by shell.
 
     Attributes:
-        left: what is left of each margin.
-        radius: up to which none was spent.
+        left: the remainder of each margin.
+        radius: the radius up to which no margin was spent.
     """
 
     def __init__(self, constants: Constants, margins: Float[Tensor, "batch rows"]) -> None:
@@ -109,11 +109,11 @@ class _Walk:
         self.radius, self._spent = margins.new_zeros(len(margins)), ~(margins.amin(1) > 0)
 
     def open(self) -> Tensor:
-        """The samples with no margin spent."""
+        """Return the samples with no margin spent."""
         return (~self._spent).nonzero().flatten()
 
     def shell(self, rows: Tensor, before: Tensor | float, after: Tensor | float) -> Tensor:
-        """One more shell for some samples; the constants on its outer ball."""
+        """Add a shell for some samples; return the constants on its outer ball."""
         inner, outer = (
             torch.as_tensor(end, dtype=self.left.dtype, device=self.left.device).expand(len(rows))
             for end in (before, after)

@@ -1,7 +1,7 @@
-"""Spectral norms of affine operators, bounded from above by proof; Lipschitz constants between Euclidean norms.
+"""Prove upper bounds of the spectral norms of affine operators: Lipschitz constants between Euclidean norms.
 
-What is computed is an estimate, and what is returned was verified afterwards, rounding included. Everything is done in
-double precision; dimensionless numbers, infinite where an entry is not finite.
+Each function computes an estimate, then verifies a bound near it, rounding included, and returns the bound. Everything
+is in double precision. Bounds are dimensionless, and infinite if an entry is not finite.
 
 Sources: S. M. Rump, Verification of positive definiteness, BIT 46 (2006) (a Cholesky factorisation that succeeds proves
 a bound); H. Ehlich and K. Zeller, Schwankung von Polynomen zwischen Gitterpunkten, Math. Z. 86 (1964) (a trigonometric
@@ -19,39 +19,40 @@ from torch.nn import functional as F
 from verifiers.graph.affine import Affine, Convolution, Dense, Reshape, Scale, Sum
 from verifiers.graph.rows import Shape
 
-#: Unit of rounding.
+#: The unit of rounding.
 UNIT = 2.0**-53
-#: What covers a few roundings of a result, and of every entry of a matrix of at most ``ENTRIES`` entries.
+#: Covers a few roundings of a result, and of every entry of a matrix of at most ``ENTRIES`` entries.
 ROUNDING = 1 + 1e-12
-#: Factors on an estimate that are tried in turn.
+#: Factors on an estimate, tried in turn.
 LADDER = (1 + 1e-6, 1 + 1e-5, 1 + 1e-4, 1 + 1e-3, 1.01, 1.1)
-#: Up to this side the estimate is exact up to rounding; beyond, power iteration is cheaper.
+#: Up to this side the estimate is exact except for rounding; beyond it, power iteration is cheaper.
 EXACT = 2048
-#: Operators are written out as matrices up to this smaller side and this many entries.
+#: Limits of operators that are written out as matrices: the smaller side, and the entries.
 SIDE, ENTRIES = 2048, 2**23
-#: Entries that are worked on at once.
+#: Entries per chunk of work.
 CHUNK = 2**22
 
 
 def dense_norm(matrix: Float[Tensor, "*batch m n"]) -> Float[Tensor, "*batch"]:
-    """Upper bounds of the spectral norms of matrices, 1 + 1e-6 times them as a rule; 0 for zero and empty ones.
+    """Bound the spectral norms of matrices from above, usually by 1 + 1e-6 times the norm; 0 for zero and empty ones.
 
-    With n the smaller side, m the larger one, u = 2^-53, t = tr A^T A and tau a little above an estimate of the norm:
-    if the Cholesky factorisation of c I - G succeeds, c = tau^2 - delta, with the computed Gram matrix G, then the norm
-    is at most tau. For || G - A^T A || <= (m + 4) u t up to higher orders, the diagonal of c I - G is rounded by at
-    most 3 u tau^2, and a factorisation that succeeds is exact for a matrix that differs by at most (n + 5) u n tau^2
-    in norm; together less than delta = 2 u (m + n + 10) max(n tau^2, t), whose factor 2 covers the higher orders and
-    its own rounding. (The constants are those of complex numbers; real ones need m + n + 3.) Scaling by a power of two
-    keeps squares from overflow, and makes underflow negligible against delta. Where no tau on the ladder is proven,
-    the bound is the Frobenius norm, rounded up. Computed on the CPU, by LAPACK in the usual order of operations.
+    Let n be the smaller side, m the larger one, u = 2^-53, t = tr A^T A, and tau slightly above an estimate of the
+    norm. Let G be the computed Gram matrix and c = tau^2 - delta. If the Cholesky factorisation of c I - G succeeds,
+    the norm is at most tau. Proof: || G - A^T A || <= (m + 4) u t up to higher orders; the diagonal of c I - G is
+    rounded by at most 3 u tau^2; and a factorisation that succeeds is exact for a matrix that differs by at most
+    (n + 5) u n tau^2 in norm. Together this is less than delta = 2 u (m + n + 10) max(n tau^2, t), whose factor 2
+    covers the higher orders and its own rounding. (The constants are for complex numbers; real ones need m + n + 3.)
+    Scaling by a power of two keeps squares from overflowing, and makes underflow negligible compared with delta. If no
+    tau on the ladder is proved, the bound is the Frobenius norm, rounded up. Runs on the CPU, by LAPACK in the usual
+    order of operations.
     """
     found = _norms(matrix.detach().to("cpu", torch.float64).reshape(math.prod(matrix.shape[:-2]), *matrix.shape[-2:]))
     return found.reshape(matrix.shape[:-2]).to(matrix.device)
 
 
 def power_iteration(matrix: Inexact[Tensor, "*batch m n"], steps: int = 50) -> Float[Tensor, "*batch"]:
-    """ESTIMATES of the spectral norms, from below up to rounding: they never feed a certificate. A place to start
-    from, and something to compare with."""
+    """ESTIMATE the spectral norms, from below up to rounding. Estimates never feed a certificate; they serve as
+    starting points and for comparison."""
     generator = torch.Generator().manual_seed(0)
     start = torch.randn(*matrix.shape[:-2], matrix.shape[-1], 1, generator=generator, dtype=torch.float64)
     vector = _unit(start.to(matrix))
@@ -67,22 +68,22 @@ def convolution_norm(
     groups: int = 1,
     frequencies: int | None = None,
 ) -> float:
-    """An upper bound of the spectral norm of a convolution with any zero padding, on images of any size.
+    """Bound the spectral norm of a convolution from above, for any zero padding and images of any size.
 
-    Such a convolution is a part of the one on the infinite grid. There a stride s only sorts the pixels into s^2
-    channels (a dilated kernel being written out with its zeros), after which it is 1; with stride 1, dilation d makes
-    d separate copies of the convolution without it; groups are blocks on the diagonal, so that the greatest of their
-    norms counts. What is left has the norm sup over frequencies w of || K(w) ||, K the kernel's Fourier transform. For
-    any v, || K(w) v ||^2 is a trigonometric polynomial of degree k - 1 per axis of a kernel of side k, so that its
-    supremum is at most its maximum on a grid of N > 2 (k - 1) points per axis over cos(pi (k - 1) / N) for each axis
-    (Ehlich and Zeller). A real kernel needs half of the grid.
+    Such a convolution is part of the one on the infinite grid. There, a stride s sorts the pixels into s^2 channels (a
+    dilated kernel is written out with its zeros) and becomes 1. With stride 1, dilation d makes d separate copies of
+    the undilated convolution. Groups are blocks on the diagonal, so the largest of their norms counts. The remaining
+    norm is the supremum over frequencies w of || K(w) ||, where K is the kernel's Fourier transform. For any v,
+    || K(w) v ||^2 is a trigonometric polynomial of degree k - 1 per axis of a kernel of side k. Its supremum is at most
+    its maximum on a grid of N > 2 (k - 1) points per axis, divided by cos(pi (k - 1) / N) for each axis (Ehlich and
+    Zeller). A real kernel needs half of the grid.
 
     Args:
         weight: entries in torch's layout.
-        stride: per axis.
-        dilation: per axis.
-        groups: of channels.
-        frequencies: N; 32 by default, 64 for a side of 5 or more, and in any case more than 2 (k - 1).
+        stride: stride per axis.
+        dilation: dilation per axis.
+        groups: number of groups of channels.
+        frequencies: N; by default 32, or 64 for a side of 5 or more, and always more than 2 (k - 1).
     """
     if weight.numel() == 0:
         return 0.0
@@ -98,11 +99,11 @@ def convolution_norm(
 
 
 def max_pool_constant(kernel: tuple[int, int], stride: tuple[int, int], dilation: tuple[int, int] = (1, 1)) -> float:
-    """The Lipschitz constant of max-pooling: the root of the largest number of windows that a pixel is in.
+    """Compute the Lipschitz constant of max-pooling: the root of the largest number of windows that share a pixel.
 
-    For | max a - max b | <= max | a - b | in each window, whose square is at most the sum of the window's squares; and
-    a pixel that is alone above the others moves all of its windows. Per axis the windows that hold a pixel are the taps
-    u with u d in one class modulo the stride, ceil(k / s) without dilation. Rounded up.
+    Proof: | max a - max b | <= max | a - b | in each window, and its square is at most the sum of the window's squares.
+    The constant is attained: a pixel above all others moves all of its windows. Per axis, the windows that contain a
+    pixel are the taps u with u d in one class modulo the stride: ceil(k / s) without dilation. Rounded up.
     """
     count = math.prod(
         max(sum(tap * d % s == rest for tap in range(k)) for rest in range(s))
@@ -113,16 +114,16 @@ def max_pool_constant(kernel: tuple[int, int], stride: tuple[int, int], dilation
 
 
 def schur_norm(operator: Affine, shapes: Sequence[Shape], position: int = 0, like: Tensor | None = None) -> float:
-    """The bound sqrt(|| A ||_1 || A ||_inf) of the linear part of an affine operator, rounded up.
+    """Compute the bound sqrt(|| A ||_1 || A ||_inf) of the linear part of an affine operator, rounded up.
 
-    The greatest sums of magnitudes by row and by column are those of |A| and its transpose applied to ones. Exact if
-    all rows have one sum and all columns have one, zeros aside: pooling without overlap, the mean over a map, padding.
+    Applying |A| and its transpose to ones gives the sums of magnitudes by row and by column. The bound is exact if all
+    nonzero rows have the same sum, and all nonzero columns too: pooling without overlap, the mean over a map, padding.
 
     Args:
         operator: the operator.
-        shapes: of its inputs, for one sample.
-        position: of the input, among the operator's own, that A acts on; the others are held at zero.
-        like: a double-precision tensor on the operator's device; the CPU where None.
+        shapes: the shapes of its inputs, for one sample.
+        position: the position of A's input among the operator's inputs; the others are zero.
+        like: a double-precision tensor on the operator's device; None means the CPU.
     """
     part = _part(operator.half_width, shapes, position, like)
     zeros = _zeros(shapes[position], like)
@@ -136,11 +137,11 @@ def schur_norm(operator: Affine, shapes: Sequence[Shape], position: int = 0, lik
 
 
 def affine_norm(operator: Affine, shapes: Sequence[Shape], position: int = 0, like: Tensor | None = None) -> float:
-    """An upper bound of the spectral norm of the linear part of an affine operator: the least that applies of
-    ``dense_norm`` of the operator written out (if small), ``convolution_norm`` and ``schur_norm``; arguments as there.
+    """Bound the spectral norm of the linear part of an affine operator from above, by the best bound that applies:
+    ``dense_norm`` of its matrix (if small), ``convolution_norm`` or ``schur_norm``; arguments as for ``schur_norm``.
 
-    The operator is one of a graph captured in double precision; entries that it computes, such as those of a mean, may
-    be off by a few roundings.
+    The operator belongs to a graph captured in double precision; entries that it computes, such as those of a mean,
+    may be off by a few roundings.
     """
     match operator:
         case Reshape() | Sum():
@@ -161,8 +162,8 @@ def affine_norm(operator: Affine, shapes: Sequence[Shape], position: int = 0, li
 def materialize(
     operator: Affine, shapes: Sequence[Shape], position: int = 0, like: Tensor | None = None
 ) -> Float[Tensor, "out in"]:
-    """The matrix of the linear part of an affine operator, entries in the order of the flattened tensors; arguments as
-    for ``schur_norm``. Row by row or column by column, whichever are fewer."""
+    """Write out the linear part of an affine operator as a matrix, with entries in the order of the flattened tensors;
+    arguments as for ``schur_norm``. It is computed by rows or by columns, whichever are fewer."""
     part, zeros = _part(operator.linear, shapes, position, like), _zeros(shapes[position], like)
     after = part(zeros).shape[1:]
     forwards = zeros.numel() <= after.numel()
@@ -189,7 +190,7 @@ def _zeros(shape: Shape, like: Tensor | None) -> Tensor:
 def _part(
     function: Callable[..., Tensor], shapes: Sequence[Shape], position: int, like: Tensor | None
 ) -> Callable[[Tensor], Tensor]:
-    """A function of several inputs, all but one held at zero."""
+    """Make a function of one input from a function of several; the others are zero."""
     rest = [_zeros(shape, like) for shape in shapes]
 
     def part(value: Tensor) -> Tensor:
@@ -204,8 +205,8 @@ def _unit(vector: Tensor) -> Tensor:
 
 
 def _scaled(matrices: Tensor) -> tuple[Tensor, Tensor]:
-    """Powers of two with each tensor of a batch divided by its own, real and imaginary parts below 2; a tensor that is
-    not finite is replaced by zeros, its power of two by infinity."""
+    """Divide each tensor of a batch by a power of two, so that real and imaginary parts are below 2. Return the powers
+    and the tensors. A tensor that is not finite becomes zeros, and its power infinity."""
     parts = torch.view_as_real(matrices) if matrices.is_complex() else matrices
     size = parts.abs().flatten(1).amax(1)
     known, zero = torch.isfinite(size), size == 0
@@ -216,7 +217,7 @@ def _scaled(matrices: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _norms(matrices: Inexact[Tensor, "batch m n"]) -> Float[Tensor, " batch"]:
-    """``dense_norm`` of real or complex matrices."""
+    """Compute ``dense_norm`` for real or complex matrices."""
     norms = torch.zeros(len(matrices), dtype=torch.float64)
     if matrices.numel() == 0:
         return norms
@@ -238,14 +239,14 @@ def _norms(matrices: Inexact[Tensor, "batch m n"]) -> Float[Tensor, " batch"]:
 
 
 def _gram(matrices: Inexact[Tensor, "batch m n"]) -> Inexact[Tensor, "batch k k"]:
-    """The Gram matrices of the smaller side."""
+    """Compute the Gram matrices of the smaller side."""
     tall = matrices.shape[-2] >= matrices.shape[-1]
     gram = matrices.mH @ matrices if tall else matrices @ matrices.mH
     return (gram + gram.mH) / 2
 
 
 def _below(gram: Inexact[Tensor, "batch n n"], large: int, tau: Float[Tensor, " batch"]) -> Bool[Tensor, " batch"]:
-    """Whether the norms of matrices of larger side ``large`` are proven to be at most tau; see ``dense_norm``."""
+    """Try to prove that the norms of matrices of larger side ``large`` are at most tau; see ``dense_norm``."""
     side, diagonal = gram.shape[-1], gram.diagonal(dim1=-2, dim2=-1).real
     delta = 2 * UNIT * (large + side + 10) * torch.maximum(side * tau**2, diagonal.sum(-1))
     shifted = -gram
@@ -254,7 +255,7 @@ def _below(gram: Inexact[Tensor, "batch n n"], large: int, tau: Float[Tensor, " 
 
 
 def _unstrided(weight: Tensor, axis: int, stride: int, dilation: int) -> Tensor:
-    """The kernel with the same norm on the infinite grid that has neither stride nor dilation on this axis."""
+    """Build the kernel of the same norm on the infinite grid without stride and dilation on this axis."""
     if stride == 1:
         return weight
     taps = torch.arange(weight.shape[axis]) * dilation
@@ -265,7 +266,7 @@ def _unstrided(weight: Tensor, axis: int, stride: int, dilation: int) -> Tensor:
 
 
 def _points(side: int, frequencies: int | None) -> int:
-    """Points of the grid on an axis of a kernel."""
+    """Choose the number of grid points on an axis of a kernel."""
     if side == 1:
         return 1
     if frequencies is not None:
@@ -274,11 +275,11 @@ def _points(side: int, frequencies: int | None) -> int:
 
 
 def _grid_maximum(kernel: Float[Tensor, "groups out in height width"], points: Sequence[int]) -> float:
-    """An upper bound of the norms of a kernel's Fourier transform on a grid of frequencies.
+    """Bound the norms of a kernel's Fourier transform on a grid of frequencies from above.
 
-    One bound is proven for all frequencies: a norm where power iteration says it is greatest, and higher ones where
-    that fails. The transform is computed as a sum over the kernel's t entries; angles are off by at most 20 u, so that
-    with the sum's rounding an entry is off by at most (t + 40) u times the sum of magnitudes, up to higher orders.
+    One bound is proved for all frequencies: the norm where power iteration finds the largest one, or a higher one where
+    that proof fails. The transform is a sum over the kernel's t entries. Angles are off by at most 20 u; with the sum's
+    rounding, an entry is off by at most (t + 40) u times the sum of magnitudes, up to higher orders.
     """
     flat = kernel.flatten(-2)
     place = torch.cartesian_prod(*(torch.arange(side) for side in kernel.shape[-2:]))

@@ -1,12 +1,12 @@
-"""How steep an activation is on an interval, and how fast its slope changes.
+"""Bound the slope of an activation on an interval, and its rate of change.
 
-``slopes`` encloses every difference quotient (s(y) - s(x)) / (y - x) for x != y in [low, high], and on a point every
-one-sided derivative: what lets a layer be replaced by a diagonal matrix. ``curvature`` bounds |s''|. Both work in
-double precision, dimensionless, on ends that may be infinite; a nan end stands for an unbounded interval, and ends in
-the wrong order for the interval between them.
+``slopes`` encloses every difference quotient (s(y) - s(x)) / (y - x) for x != y in [low, high], and at a single point
+every one-sided derivative. A diagonal matrix of such slopes can replace a layer. ``curvature`` bounds |s''|. Both are
+dimensionless and computed in double precision. Ends may be infinite; a nan end means an unbounded interval, and ends in
+the wrong order mean the interval between them.
 
-A derivative is extreme at an end of the interval or where the next derivative vanishes. Those places are constants
-here, good to 1e-15, which changes the extreme by its square; all that is computed moves outward by its rounding.
+A derivative is extreme at an end of the interval or where the next derivative vanishes. Those points are constants
+here, accurate to 1e-15, which changes the extreme by its square. Computed values move outward by their rounding.
 """
 
 from collections.abc import Callable
@@ -26,11 +26,11 @@ from verifiers.graph.relaxations.lines import Activation
 from verifiers.graph.relaxations.piecewise import Abs, Clamp, HardSigmoid, HardSwish, LeakyRelu, Relu
 from verifiers.graph.relaxations.sigmoidal import Sigmoid, Tanh, clamped
 
-#: Computed derivatives move outward by this much, times the size of the terms they are computed from.
+#: Computed derivatives move outward by this times the size of their terms.
 SLACK = 32 * torch.finfo(torch.float64).eps
-#: Beyond this the derivatives of the smooth activations without a parameter are their limits, in double precision.
+#: Beyond this, the derivatives of the smooth activations without parameters equal their limits in double precision.
 FAR = 800.0
-#: Torch's softplus is taken as continuous if it jumps by at most this, relative to its value: single precision's unit.
+#: Torch's softplus counts as continuous if it jumps by at most this share of its value: single precision's unit.
 JUMP = 2.0**-24
 
 Function = Callable[[Tensor], Tensor]
@@ -40,11 +40,11 @@ Pair = tuple[Tensor, Tensor]
 def slopes(
     activation: Activation, low: Float[Tensor, "*shape"], high: Float[Tensor, "*shape"]
 ) -> tuple[Float[Tensor, "*shape"], Float[Tensor, "*shape"]]:
-    """The smallest interval that holds the slopes of an activation between any two points of [low, high], up to
-    rounding outwards (softplus: of its continuous form, see :func:`jump`).
+    """Compute the smallest interval that contains the slopes of an activation between any two points of [low, high],
+    rounded outwards (for softplus, of its continuous form; see :func:`jump`).
 
     Raises:
-        Unsupported: no slope is known, or none bounds it on one of the intervals.
+        Unsupported: the activation has no known slope, or an unbounded one on one of the intervals.
     """
     if type(activation) not in _SLOPES:
         raise Unsupported(f"lipschitz: no bound of the slope of {_name(activation)} is known; use bound propagation")
@@ -54,7 +54,7 @@ def slopes(
 def curvature(
     activation: Activation, low: Float[Tensor, "*shape"], high: Float[Tensor, "*shape"]
 ) -> Float[Tensor, "*shape"]:
-    """An upper bound of |s''| on [low, high], tight up to rounding: a Lipschitz constant of the slope.
+    """Bound |s''| on [low, high] from above, tight up to rounding: a Lipschitz constant of the slope.
 
     Raises:
         Unsupported: the activation has kinks, or no bound is known.
@@ -69,8 +69,8 @@ def curvature(
 
 
 def jump(activation: Activation) -> float:
-    """How far an activation may be from the continuous function that the bounds here describe, rounded up: 0 for all
-    but torch's softplus, which falls by log(1 + exp(-threshold)) / beta to x itself at its threshold (2.1e-9 by
+    """Compute the largest distance of an activation from the continuous function described here, rounded up. It is 0
+    except for torch's softplus, which falls to x by log(1 + exp(-threshold)) / beta at its threshold (2.1e-9 by
     default)."""
     if not isinstance(activation, Softplus):
         return 0.0
@@ -88,14 +88,14 @@ def _ends(low: Tensor, high: Tensor) -> Pair:
 
 
 def _extremes(function: Function, low: Tensor, high: Tensor, *critical: float) -> Pair:
-    """Least and greatest of a function that is monotone between critical points."""
+    """Compute the extremes of a function that is monotone between critical points."""
     values = [function(low), function(high), *(function(clamped(point, low, high)) for point in critical)]
     return reduce(torch.minimum, values), reduce(torch.maximum, values)
 
 
 def _pieces(low: Tensor, high: Tensor, *pieces: tuple[float, float, float | Tensor, float | Tensor]) -> Pair:
-    """The hull of the slopes of the pieces (from, to, least slope, greatest slope) that an interval shares more than a
-    point with; a point takes all pieces that it is in."""
+    """Compute the hull of the slopes of the pieces (from, to, least slope, greatest slope) that share more than a
+    point with an interval; an interval that is a point uses all pieces that contain it."""
     lower, upper = torch.full_like(low, inf), torch.full_like(low, -inf)
     for left, right, least, greatest in pieces:
         met = ((low < right) & (high > left)) | ((low == high) & (low >= left) & (low <= right))
@@ -140,7 +140,7 @@ def _softplus_slopes(activation: Softplus, low: Tensor, high: Tensor) -> Pair:
 
 
 def _continuous(activation: Softplus, low: Tensor, high: Tensor) -> Pair:
-    """beta [low, high], unless torch's softplus has a jump there that is more than rounding."""
+    """Return beta [low, high]; reject intervals on which torch's softplus jumps by more than rounding."""
     low, high = low * activation.beta, high * activation.beta
     across = (low <= activation.threshold) & (high > activation.threshold)
     fall = jump(activation)
@@ -154,7 +154,7 @@ def _smooth_slopes(
     critical: Callable[[Any], tuple[float, ...]],
     within: tuple[float, float],
 ) -> Callable[[Any, Tensor, Tensor], Pair]:
-    """Of an activation whose derivative has its extremes at critical points, and is known to lie within an interval."""
+    """Bound the slopes of an activation whose derivative has its extremes at critical points and a known range."""
 
     def bounds(activation: Any, low: Tensor, high: Tensor) -> Pair:
         least, greatest = _extremes(
@@ -183,7 +183,7 @@ def _exp_slopes(activation: Exp, low: Tensor, high: Tensor) -> Pair:
 def _smooth_curvature(
     second: Callable[[Any, Tensor], Tensor], *critical: float
 ) -> Callable[[Any, Tensor, Tensor], Tensor]:
-    """Of an activation whose second derivative has its extremes at critical points."""
+    """Bound the curvature of an activation whose second derivative has its extremes at critical points."""
 
     def bound(activation: Any, low: Tensor, high: Tensor) -> Tensor:
         least, greatest = _extremes(lambda x: second(activation, x.clamp(-FAR, FAR)), low, high, *critical)
@@ -211,7 +211,7 @@ def _gelu_second(activation: object, x: Tensor) -> Tensor:
 
 
 def _gelu_tanh_second(activation: object, x: Tensor) -> Tensor:
-    """Of x S(g) with S the logistic function and g = sqrt(8 / pi) (x + 0.044715 x^3)."""
+    """Compute the second derivative of x S(g) for the logistic function S and g = sqrt(8 / pi) (x + 0.044715 x^3)."""
     rate, cubic = 2 * sqrt(2 / pi), 0.044715
     inner, first, second = rate * (x + cubic * x**3), rate * (1 + 3 * cubic * x * x), rate * 6 * cubic * x
     rising, falling = torch.sigmoid(inner), torch.sigmoid(-inner)
@@ -231,7 +231,7 @@ def _softplus_curvature(activation: Softplus, low: Tensor, high: Tensor) -> Tens
 
 
 def _elu_curvature(activation: Elu, low: Tensor, high: Tensor) -> Tensor:
-    """Of the ELU without a kink, alpha input_scale = 1."""
+    """Bound the curvature of the ELU without a kink, alpha input_scale = 1."""
     steepest = activation.scale * activation.input_scale
     curved = steepest * (torch.exp(activation.input_scale * high.clamp_max(0.0)) + SLACK)
     return torch.where((low >= 0) & (high > 0), 0.0, curved)

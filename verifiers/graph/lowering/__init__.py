@@ -1,6 +1,6 @@
-"""From the operators of torch.export to those that have bounds: one function per operator, one table.
+"""Lower torch.export's operators to operators with bounds: one function per operator, one table.
 
-Each function gets the builder and the operator's own arguments; a ``Ref`` depends on the image, a tensor is constant.
+Each function takes the builder and the operator's arguments. A ``Ref`` depends on the image; a tensor is constant.
 """
 
 from collections.abc import Callable

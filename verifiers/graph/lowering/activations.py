@@ -1,4 +1,4 @@
-"""Activations, applied to each entry."""
+"""Lower activations, which apply to each entry."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +14,7 @@ from verifiers.graph.relaxations.piecewise import Clamp, LeakyRelu
 
 
 def elementwise(make: Callable[..., Activation]) -> Callable[..., Ref]:
-    """The lowering of an activation, made from the operator's other arguments."""
+    """Make the lowering of an activation, which is built from the operator's other arguments."""
 
     def lower(builder: Builder, x: Ref, *args: Any, **kwargs: Any) -> Ref:
         refuse_refs(builder, args, kwargs)
@@ -27,7 +27,7 @@ def elementwise(make: Callable[..., Activation]) -> Callable[..., Ref]:
 
 
 def holds(activation: Activation, like: Tensor, intervals: int = 200, points: int = 33) -> bool:
-    """Whether an activation stays within its lines and range on random intervals: a guard against wrong arguments."""
+    """Return whether an activation stays within its lines and range on random intervals; catches wrong arguments."""
     generator = torch.Generator().manual_seed(0)
     middle = 4 * torch.randn(intervals, generator=generator, dtype=torch.float64)
     width = 10 ** (4 * torch.rand(intervals, generator=generator, dtype=torch.float64) - 2.5)

@@ -1,4 +1,4 @@
-"""Sums, products, powers, softmax and attention."""
+"""Lower sums, products, powers, softmax and attention."""
 
 from collections.abc import Callable
 from typing import Any
@@ -29,7 +29,7 @@ def rsub(builder: Builder, left: Value, right: Value, alpha: int | float = 1) ->
 
 
 def _plus(builder: Builder, left: Value, a: int | float, right: Value, b: int | float) -> Ref:
-    """a left + b right."""
+    """Lower a left + b right."""
     if not isinstance(left, Ref):
         left, a, right, b = right, b, left, a
     if isinstance(right, Ref):
@@ -97,7 +97,7 @@ def attention(
     scale: int | float | None = None,
     enable_gqa: bool = False,
 ) -> Ref:
-    """softmax(q k^T / sqrt(d) + mask) v."""
+    """Lower softmax(q k^T / sqrt(d) + mask) v."""
     if is_causal or enable_gqa or dropout_p or isinstance(mask, Ref) or (mask is not None and mask.dtype == torch.bool):
         raise builder.refuse("only attention without causal, boolean or grouped masks and without dropout has bounds")
     if mask is not None and not bool(torch.isfinite(mask).all()):

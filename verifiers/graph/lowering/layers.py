@@ -1,4 +1,4 @@
-"""Layers with weights, normalisations and pooling."""
+"""Lower layers with weights, normalisations and pooling."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -50,7 +50,7 @@ def conv2d(
 
 
 def _same(builder: Builder, x: Ref, weight: Tensor, padding: str, dilation: tuple[int, int]) -> tuple[Ref, Any]:
-    """padding="same" puts the odd row and column at the end."""
+    """Pad as padding="same" does, with the odd row and column at the end."""
     if padding == "valid":
         return x, 0
     total = [dilation[i] * (weight.shape[i + 2] - 1) for i in (0, 1)]
@@ -62,7 +62,7 @@ def _same(builder: Builder, x: Ref, weight: Tensor, padding: str, dilation: tupl
 
 
 def convolution(target: Callable[..., Tensor]) -> Callable[..., Ref]:
-    """Convolutions of other dimensions, and transposed ones."""
+    """Make the lowering of a convolution of another dimension, or of a transposed one."""
 
     def lower(builder: Builder, x: Ref, weight: Value, bias: Value = None, *args: Any, **kwargs: Any) -> Ref:
         refuse_refs(builder, (weight, bias, args), kwargs)
@@ -103,7 +103,7 @@ def fixed_batch_norm(
 
 
 def _channels(builder: Builder, x: Ref, scale: Tensor | None, shift: Tensor | None) -> Ref:
-    """scale x + shift with one value per channel, the second axis."""
+    """Append scale x + shift with one value per channel, the second axis."""
     if scale is None and shift is None:
         return x
     tail = (1,) * (len(x.shape) - 2)
@@ -162,7 +162,7 @@ def avg_pool2d(
     count_include_pad: bool = True,
     divisor: int | None = None,
 ) -> Ref:
-    """A depthwise convolution where every window has the same divisor."""
+    """Lower average pooling, to a depthwise convolution if every window has the same divisor."""
     size, channels = _pair(kernel), x.shape[-3]
     if ceil_mode or (any(_pair(padding)) and not count_include_pad):
         return picking(aten.avg_pool2d)(builder, x, kernel, stride, padding, ceil_mode, count_include_pad, divisor)

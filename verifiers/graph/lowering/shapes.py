@@ -1,4 +1,4 @@
-"""Operators that keep, pick, copy, add and average entries, or depend on the shape alone."""
+"""Lower operators that keep, pick, copy, add and average entries, or depend on the shape alone."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,19 +9,19 @@ from torch import Tensor
 from verifiers.graph.affine import Function, General, Reshape
 from verifiers.graph.graph import Builder, Ref
 
-#: Ref, Tensor or number.
+#: A Ref, a Tensor or a number.
 Value = Any
 
 
 def general(builder: Builder, function: Function, inputs: Sequence[Ref], absolute: Function | None = None) -> Ref:
-    """An affine function of the inputs, by automatic differentiation."""
+    """Append an affine function of the inputs, transposed by automatic differentiation."""
     shapes = [ref.shape for ref in inputs]
     after = tuple(function(*(builder.like.new_zeros(shape) for shape in shapes)).shape)
     return builder.add(General(function, shapes, after, builder.like, absolute), inputs, after)
 
 
 def picking(target: Callable[..., Tensor]) -> Callable[..., Ref]:
-    """The lowering of an operator that only picks, copies, adds and averages entries of its first argument."""
+    """Make the lowering of an operator that only picks, copies, adds and averages entries of its first argument."""
 
     def lower(builder: Builder, x: Ref, *args: Any, **kwargs: Any) -> Ref:
         refuse_refs(builder, args, kwargs)
@@ -40,7 +40,7 @@ def identity(builder: Builder, x: Ref, *args: Any, **kwargs: Any) -> Ref:
 
 
 def converted(builder: Builder, x: Ref, *args: Any, **kwargs: Any) -> Ref:
-    """A change of device; one of dtype would round."""
+    """Lower a change of device; a change of dtype would round and is rejected."""
     dtypes = [leaf for leaf in (*args, *kwargs.values()) if isinstance(leaf, torch.dtype)]
     if any(dtype != builder.like.dtype for dtype in dtypes):
         raise builder.refuse(f"conversion to {dtypes[0]} inside the network")
@@ -54,7 +54,7 @@ def dropout(builder: Builder, x: Ref, p: float, train: bool) -> Ref:
 
 
 def constant(target: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The lowering of an operator that takes no more than the shape and the dtype of its first argument."""
+    """Make the lowering of an operator that uses only the shape and the dtype of its first argument."""
 
     def lower(builder: Builder, x: Ref, *args: Any, **kwargs: Any) -> Tensor:
         refuse_refs(builder, args, kwargs)
@@ -64,7 +64,7 @@ def constant(target: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def reshape(target: Callable[..., Tensor]) -> Callable[..., Ref]:
-    """The lowering of an operator that keeps the order of the entries."""
+    """Make the lowering of an operator that keeps the order of the entries."""
 
     def lower(builder: Builder, x: Ref, *args: Any, **kwargs: Any) -> Ref:
         after = tuple(target(builder.like.new_zeros(x.shape), *args, **kwargs).shape)
@@ -91,7 +91,7 @@ def _slice(builder: Builder, x: Ref, dim: int, start: int, end: int) -> Ref:
 
 
 def joined(join: Callable[..., Tensor]) -> Callable[..., Ref]:
-    """cat and stack; constant parts, like class tokens, become constants of the function."""
+    """Make the lowering of cat or stack; constant parts, like class tokens, become constants of the function."""
 
     def lower(builder: Builder, parts: Sequence[Value], dim: int = 0) -> Ref:
         inputs = [part for part in parts if isinstance(part, Ref)]

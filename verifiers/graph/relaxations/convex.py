@@ -1,4 +1,4 @@
-"""Functions that bend one way: the tangent on one side, the chord on the other."""
+"""Relax convex and concave functions: the tangent on one side, the chord on the other."""
 
 from dataclasses import dataclass
 from math import exp, inf, log1p
@@ -22,44 +22,44 @@ from verifiers.graph.relaxations.sigmoidal import (
     widened,
 )
 
-#: How far, relatively, a jump may lie from where float64 sees it.
+#: Relative distance between a jump and its position in float64, at most.
 NEAR = 1e-6
 
 
 class Curved:
     """A function that is convex or concave on every interval of its domain (``sign`` = 1 or -1).
 
-    Sound: a convex f lies above its tangent at any point of the interval, and f less a line is greatest at an end;
-    both offsets are computed for the rounded slope, less rounding. Where the domain is left the bounds are infinite,
-    and where a line's terms would overflow the lines are the constant bounds; both are constants to the gradient.
+    Sound: a convex f is above its tangent at any point of the interval, and f less a line is greatest at an end. Both
+    offsets are computed for the rounded slope, less rounding. If the interval leaves the domain, the bounds are
+    infinite; if a line's terms would overflow, the lines are the constant bounds. The gradient of both is zero.
     """
 
     turning: tuple[float, ...] = ()
     unit: float = 1.0
-    #: Terms up to finfo.max to this power are computed with; less for powers of x, whose higher derivatives grow.
+    #: The largest terms in use are finfo.max to this power; less for powers of x, whose higher derivatives grow.
     headroom: float = 0.75
 
     def __call__(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         raise NotImplementedError
 
     def derivative(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """The derivative."""
+        """Compute the derivative."""
         raise NotImplementedError
 
     def domain(self, low: Tensor, high: Tensor) -> Tensor:
-        """Where the interval lies in the domain."""
+        """Return a mask of the intervals inside the domain."""
         return low <= high
 
     def sign(self, low: Tensor) -> Tensor:
-        """1 where f is convex, -1 where it is concave."""
+        """Return 1 where f is convex, -1 where it is concave."""
         return torch.ones_like(low)
 
     def chord(self, low: Tensor, high: Tensor) -> Tensor:
-        """The slope of the line through both ends."""
+        """Compute the slope of the line through both ends."""
         return Span.of(self, low, high, self.unit).chord
 
     def tangent(self, low: Tensor, high: Tensor, alpha: Tensor | None) -> Tensor:
-        """Where the tangent is taken: by default in the middle, which encloses the least area."""
+        """Choose the point of tangency; by default the middle, which encloses the least area."""
         return low / 2 + high / 2 if alpha is None else torch.lerp(low, high, alpha)
 
     def interval(
@@ -147,7 +147,7 @@ class Log(Curved):
 
 
 class Sqrt(Curved):
-    """sqrt(x) for x >= 0, concave. Tangents are kept off 0, where they would be vertical; the chord may end there."""
+    """sqrt(x) for x >= 0, concave. Tangents avoid 0, where they would be vertical; the chord may end there."""
 
     headroom = 0.3
 
@@ -237,10 +237,10 @@ class _SmoothSoftplus(Curved):
 class Softplus:
     """log(1 + exp(beta x)) / beta as torch computes it for beta > 0: x itself where beta x > threshold.
 
-    Sound: at the threshold torch's function falls from the smooth one to x, by ``jump``, and the smooth one is at most
-    ``jump`` above x from there on. On an interval across the threshold the smooth one's lower line, lowered by
-    ``jump``, holds therefore, and its upper line as it is; beyond the threshold the line is x. Where the function jumps
-    depends on the precision that it is computed in, so "across" reaches ``NEAR`` of the threshold to both sides.
+    Sound: at the threshold torch's function falls from the smooth one to x, by ``jump``, and from there on the smooth
+    one is at most ``jump`` above x. On an interval across the threshold, the smooth one's lower line holds if lowered
+    by ``jump``, and its upper line holds unchanged. Beyond the threshold the line is x. The position of the jump
+    depends on the precision of the computation, so "across" extends ``NEAR`` of the threshold to both sides.
     """
 
     beta: float = 1.0
@@ -280,7 +280,7 @@ class Softplus:
         return (high > first) & ~beyond, beyond
 
     def _edges(self) -> tuple[float, float]:
-        """Below the first the function is the smooth one, above the last it is x, in every precision."""
+        """Return two edges: below the first the function is smooth, above the last it is x, in every precision."""
         edge = self.threshold / self.beta
         return edge - NEAR * abs(edge), edge + NEAR * abs(edge)
 
@@ -289,9 +289,9 @@ class Softplus:
 class Elu(Curved):
     """scale (x if x > 0 else alpha (exp(input_scale x) - 1)): ELU, SELU and CELU, for positive scales, alpha >= 0.
 
-    Sound where the left slope at 0, alpha input_scale, is at most 1: f is convex. Else f is convex up to 0, with a
-    kink downwards there and a straight line after it: the lower line is :func:`supporting`'s, the upper
-    :func:`hinged`'s for -f, which is concave up to 0 and straight after it.
+    Sound: f is convex if the left slope at 0, alpha input_scale, is at most 1. Otherwise f is convex up to 0, has a
+    downward kink there and is a straight line after it: :func:`supporting` gives the lower line, and :func:`hinged`
+    the upper one for -f, which is concave up to 0 and straight after it.
     """
 
     alpha: float = 1.0

@@ -1,4 +1,4 @@
-"""GELU, SiLU and Mish: from 0 downwards, through a convex middle, and from above down to x itself."""
+"""Relax GELU, SiLU and Mish: they fall from 0, turn in a convex middle, and approach x from above."""
 
 from dataclasses import dataclass
 from math import pi, sqrt
@@ -17,12 +17,12 @@ class _Swish:
     """A curve that is convex between its two inflection points ``bends`` and concave outside, least at ``bottom``;
     its derivative is below 0 left of the bends and above 1 right of them.
 
-    Sound, by :func:`supporting`: the piece of the lower line is the convex middle, with concave parts beside it. The
+    Sound, by :func:`supporting`: the piece of the lower line is the convex middle, between two concave parts. The
     piece of the upper line is the left concave part if the chord is flatter than 1/2, else the right one. The line's
-    slope, a derivative on the piece or the chord's, is then below 1/2 (above, for the right one) too, so that less the
-    line the concave part on the other side runs up (down) all the way, and is greatest at the interval's end or at the
-    convex part, whose greatest value is at an end or at the piece.
-    The slack counts |x|: the values lose that much, 1 + erf being all rounding in the left tail.
+    slope, a derivative on the piece or the chord's, is then below 1/2 too (above, for the right one). Less the line,
+    the concave part on the other side therefore rises (falls) throughout. It is greatest at the interval's end or at
+    the convex part, whose greatest value is at an end or at the piece.
+    The slack is proportional to |x|: in the left tail 1 + erf is nothing but rounding, so values lose that much.
     """
 
     bends: ClassVar[tuple[float, float]]
@@ -32,7 +32,7 @@ class _Swish:
         raise NotImplementedError
 
     def derivative(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """The derivative."""
+        """Compute the derivative."""
         raise NotImplementedError
 
     def interval(
@@ -62,7 +62,7 @@ class _Swish:
 
 @dataclass(frozen=True)
 class Gelu(_Swish):
-    """x Phi(x) for the normal distribution function Phi, or torch's approximation of it by tanh."""
+    """x Phi(x), where Phi is the normal distribution function, or torch's tanh approximation of it."""
 
     approximate: Literal["none", "tanh"] = "none"
 

@@ -1,4 +1,4 @@
-"""The form that every elementwise relaxation has: two lines that enclose a function on an interval."""
+"""The form of every elementwise relaxation: two lines that enclose a function on an interval."""
 
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -15,28 +15,28 @@ class Lines(NamedTuple):
     upper_offset: Float[Tensor, "*shape"]
 
 
-#: Where, from 0 to 1, the free lower and the free upper line are chosen among those that a relaxation allows.
+#: The choice, from 0 to 1, of the free lower and the free upper line among those that a relaxation allows.
 Alpha = tuple[Float[Tensor, "*shape"], Float[Tensor, "*shape"]]
 
 
 @runtime_checkable
 class Activation(Protocol):
-    """An elementwise function with its range and its relaxation; all methods take and give tensors of one shape.
+    """An elementwise function with its range and its relaxation; all methods take and return tensors of one shape.
 
     ``low`` and ``high`` are finite with low <= high; equal ends are allowed. Results carry gradients to ``low``,
     ``high`` and ``alpha``, which are never nan.
     """
 
     def __call__(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """The function itself."""
+        """Apply the function."""
 
     def interval(
         self, low: Float[Tensor, "*shape"], high: Float[Tensor, "*shape"]
     ) -> tuple[Float[Tensor, "*shape"], Float[Tensor, "*shape"]]:
-        """The smallest interval that holds f([low, high])."""
+        """Compute the smallest interval that contains f([low, high])."""
 
     def lines(self, low: Float[Tensor, "*shape"], high: Float[Tensor, "*shape"], alpha: Alpha | None = None) -> Lines:
-        """The relaxation on [low, high]; ``alpha`` picks the lines that are free, a good default otherwise."""
+        """Relax f on [low, high]; ``alpha`` selects the free lines, and None a good default."""
 
     def is_nonlinear(self, low: Float[Tensor, "*shape"], high: Float[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
-        """Where f is not one line on [low, high], so that tighter ends would tighten the relaxation."""
+        """Return a mask of intervals on which f is not one line, so that tighter ends would tighten the relaxation."""

@@ -1,4 +1,4 @@
-"""Max-pooling over windows of any size, stride, padding and dilation."""
+"""Relax max-pooling over windows of any size, stride, padding and dilation."""
 
 from collections.abc import Sequence
 
@@ -13,11 +13,11 @@ from verifiers.graph.rows import Rows, Shape
 
 
 class MaxPool:
-    """y = max of the entries of a window; padding never wins.
+    """y = max over the entries of a window; padding never wins.
 
-    Below: y >= x_k for any k; the entry with the largest centre is taken. Above, with k the entry of the largest upper
-    bound and M the largest upper bound of the others: y <= max(x_k, M), which is x_k where low_k >= M, and otherwise
-    M + (x_k - low_k) (high_k - M) / (high_k - low_k), the chord of a convex function of x_k.
+    Below: y >= x_k for any k; k is the entry with the largest centre. Above, let k be the entry with the largest upper
+    bound and M the largest upper bound of the others. Then y <= max(x_k, M), which is x_k if low_k >= M, and otherwise
+    at most M + (x_k - low_k) (high_k - M) / (high_k - low_k), the chord of a convex function of x_k.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class MaxPool:
         return Interval(self.forward(boxes[0].low), self.forward(boxes[0].high))
 
     def _windowed(self, x: Tensor, padding: float = -float("inf")) -> Tensor:
-        """Entries of each window, ``(batch, maps, outputs, kernel)``."""
+        """Return the entries of each window, ``(batch, maps, outputs, kernel)``."""
         flat = x.reshape(len(x), -1, self.before[-2] * self.before[-1])
         return torch.where(self.real, flat[:, :, self.index.clamp_min(0)], padding)
 
@@ -75,7 +75,7 @@ class MaxPool:
 
 
 class _Chosen:
-    """One entry of each window below, one above with its slope and offset."""
+    """For each window, one entry below and one above with its slope and offset."""
 
     def __init__(self, pool: MaxPool, below: Tensor, above: Tensor, slope: Tensor, offset: Tensor) -> None:
         self.pool, self.below, self.above, self.slope, self.offset = pool, below, above, slope, offset
@@ -102,7 +102,7 @@ def _windows(
     before: Shape,
     after: Shape,
 ) -> Int[Tensor, "outputs entries"]:
-    """Position in the map of each entry of each window; -1 for padding."""
+    """Compute the map position of each entry of each window; -1 for padding."""
 
     def positions(axis: int) -> Tensor:
         first = torch.arange(after[axis - 2]) * stride[axis] - padding[axis]

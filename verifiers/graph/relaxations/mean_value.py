@@ -1,7 +1,7 @@
 """Mean-value form: f(x) = f(c) + J(z) (x - c) for a z between c and x, with the Jacobian bounded over the box.
 
-If J(z) lies within G -+ E entrywise for every z of the box and |x - c| <= r, then f_i(x) lies within
-f_i(c) + G_i (x - c) -+ (E r)_i. Where that band is wider than the range of f_i itself, the range is taken.
+If J(z) is within G -+ E entrywise for every z of the box, and |x - c| <= r, then f_i(x) is within
+f_i(c) + G_i (x - c) -+ (E r)_i. If that band is wider than the range of f_i, the range replaces it.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from torch import Tensor
 from verifiers.graph.operators import Interval, Pushed
 from verifiers.graph.rows import Rows, Shape
 
-#: G^T applied to rows: (values, gather) -> values, where ``gather`` picks each row's own sample.
+#: Applies G^T to rows: (values, gather) -> values, where ``gather`` selects each row's own sample.
 Transpose = Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor]
 
 
@@ -25,7 +25,7 @@ class MeanValue:
         span: a range of f over the box.
         center: c.
         transpose: G^T.
-        shape: of the node.
+        shape: the node's shape.
     """
 
     def __init__(

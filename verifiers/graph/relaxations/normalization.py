@@ -1,4 +1,4 @@
-"""Normalisation over the last axis, without scale and shift: the core of layer and group normalisation."""
+"""Relax normalisation over the last axis, without scale and shift: the core of layer and group normalisation."""
 
 from collections.abc import Callable, Sequence
 
@@ -14,11 +14,11 @@ from verifiers.graph.rows import Shape
 class Normalization:
     """z = (x - mean) / sqrt(variance + eps) over the last axis of n entries.
 
-    Range: the deviation x - mean is linear in x, so its range over the box is exact; the length of the deviations is
-    within the length of the half-widths of its value at the centre (projections do not stretch), which bounds the
-    standard deviation; and |z_i| <= sqrt(n - 1) always.
-    Relaxation: mean-value form. J_ij = t (delta_ij - 1/n - z_i z_j / n) with t = 1 / sqrt(variance + eps); with t
-    within t0 -+ tr and z within m -+ w, the entries lie within t0 K_ij -+ (tr |K_ij| + (t0 + tr) E_ij) for
+    Range: the deviation x - mean is linear in x, so its range over the box is exact. The length of the deviations
+    differs from its value at the centre by at most the length of the half-widths, as projections do not stretch; this
+    bounds the standard deviation. Always |z_i| <= sqrt(n - 1).
+    Relaxation: mean-value form. J_ij = t (delta_ij - 1/n - z_i z_j / n) with t = 1 / sqrt(variance + eps). If t is
+    within t0 -+ tr and z within m -+ w, the entries are within t0 K_ij -+ (tr |K_ij| + (t0 + tr) E_ij) for
     K_ij = delta_ij - (1 + m_i m_j) / n and E_ij = (|m_i| w_j + w_i |m_j| + w_i w_j) / n.
     """
 
@@ -33,7 +33,7 @@ class Normalization:
         return self._ranges(boxes[0])[0]
 
     def _ranges(self, box: Interval) -> tuple[Interval, Interval]:
-        """Ranges of z and of t."""
+        """Compute ranges of z and of t."""
         n, center, half = self.count, box.center, box.half_width
         deviation = center - center.mean(-1, keepdim=True)
         around = (1 - 2 / n) * half + half.mean(-1, keepdim=True)  # |row of the projection| times the half-widths

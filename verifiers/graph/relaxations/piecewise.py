@@ -1,4 +1,4 @@
-"""Functions made of straight pieces, and hardswish, which has one nonlinear piece."""
+"""Relax piecewise linear functions, and hardswish, which has one nonlinear piece."""
 
 from dataclasses import dataclass
 from math import inf
@@ -16,9 +16,9 @@ from verifiers.graph.relaxations.sigmoidal import Piece, Span, clamped, hinged, 
 class Relu:
     """max(x, 0); the free lower slope of an unstable neuron is ``alpha``, by default 1 if high > -low, else 0.
 
-    Sound: the lower line is k x with 0 <= k <= 1. The upper line is the chord from (low, 0) to (high, high); its slope
-    and offset are each rounded up by more than their rounding, so that it holds as stored. (A slope held at 1 gives
-    x - low.) Stable neurons have the exact line. Width high - low must not overflow.
+    Sound: the lower line is k x with 0 <= k <= 1. The upper line is the chord from (low, 0) to (high, high). Its slope
+    and offset each move up by more than their rounding, so it holds as stored. (A slope clamped to 1 gives x - low.)
+    Stable neurons have the exact line. The width high - low must not overflow.
     """
 
     def __call__(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -49,9 +49,9 @@ class Relu:
 class LeakyRelu:
     """x if x > 0 else slope x, for any slope: a number, or a tensor that broadcasts to the input (PReLU).
 
-    Sound: f(x) = slope x + (1 - slope) max(x, 0), so :class:`Relu`'s lines carry over, exchanged where slope > 1. The
-    line through 0 has any slope between ``slope`` and 1, which is exact; the chord moves outward by its rounding. The
-    free line is the one through 0, of slope 1 at alpha 1; by default 1 if high > -low, else ``slope``.
+    Sound: f(x) = slope x + (1 - slope) max(x, 0), so :class:`Relu`'s lines carry over, swapped if slope > 1. The line
+    through 0 may have any slope between ``slope`` and 1, and is exact; the chord moves outward by its rounding. The
+    free line is the one through 0. Its slope is 1 at alpha 1; by default it is 1 if high > -low, else ``slope``.
     """
 
     slope: float | Tensor = 0.01
@@ -97,10 +97,10 @@ class Abs(LeakyRelu):
 
 @dataclass(frozen=True)
 class Clamp:
-    """min(max(x, minimum), maximum), minimum <= maximum; None stands for no bound.
+    """min(max(x, minimum), maximum) with minimum <= maximum; None means no bound.
 
     Sound: by :func:`hinged`, with the kink at ``minimum`` for the lower line (f is concave above it) and at ``maximum``
-    for the upper one; on one straight piece the line is exact.
+    for the upper one. On one straight piece the line is exact.
     """
 
     minimum: float | None = -1.0
@@ -112,7 +112,7 @@ class Clamp:
 
     @property
     def ends(self) -> tuple[float, float]:
-        """Both bounds, infinite where there is none."""
+        """Both bounds; infinite if there is none."""
         return -inf if self.minimum is None else self.minimum, inf if self.maximum is None else self.maximum
 
     def __call__(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -142,8 +142,8 @@ class Clamp:
 class HardSigmoid:
     """min(max(x + 3, 0), 6) / 6.
 
-    Sound: it is 1/2 more than a sixth of a clamp to [-3, 3], and so are its lines; between the kinks and across them
-    they move outward by the rounding of terms up to 1.
+    Sound: it is a sixth of a clamp to [-3, 3], plus 1/2, and so are its lines. Between the kinks and across them the
+    lines move outward by the rounding of terms up to 1.
     """
 
     def __call__(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -168,17 +168,17 @@ class HardSigmoid:
 class HardSwish:
     """x min(max(x + 3, 0), 6) / 6: 0 up to -3, x from 3 on, a parabola between them.
 
-    Sound: the lower line is :func:`supporting`'s, with the parabola as the convex piece and straight parts beside it,
-    joined by kinks downwards. The upper one is :func:`hinged`'s, for -f is concave or straight between those kinks; it
-    turns at the one that the chord may pass below, that at -3 where the chord is flatter than 1/2. On the straight
-    parts the line is exact.
+    Sound: :func:`supporting` gives the lower line; the parabola is the convex piece, and straight parts adjoin it at
+    downward kinks. :func:`hinged` gives the upper one, as -f is concave or straight between those kinks. It turns at
+    the kink that the chord may pass below: the one at -3 if the chord is flatter than 1/2. On the straight parts the
+    line is exact.
     """
 
     def __call__(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         return F.hardswish(x)
 
     def derivative(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """The derivative of the parabola, up to its ends."""
+        """Compute the derivative of the parabola, up to its ends."""
         return (2 * x.clamp(-3.0, 3.0) + 3) / 6
 
     def interval(

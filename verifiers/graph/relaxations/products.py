@@ -1,8 +1,8 @@
-"""Products of two bounded inputs: entrywise with broadcasting (squeeze-and-excitation), and matrices (attention).
+"""Relax products of two inputs: entrywise with broadcasting (squeeze-and-excitation), and matrices (attention).
 
-With a = a0 + da, |da| <= ra, and b alike, a b = a0 b + b0 a - a0 b0 + da db and |da db| <= ra rb. The two planes
-a0 b + b0 a - a0 b0 -+ ra rb therefore enclose the product; they are the means of McCormick's two lower and two upper
-planes, and a sum of products (a matrix product) is enclosed by the sum of the planes.
+Write a = a0 + da with |da| <= ra, and b likewise. Then a b = a0 b + b0 a - a0 b0 + da db and |da db| <= ra rb, so the
+two planes a0 b + b0 a - a0 b0 -+ ra rb enclose the product. They are the means of McCormick's two lower and two upper
+planes. The sum of the planes encloses a sum of products (a matrix product).
 """
 
 from collections.abc import Callable, Sequence
@@ -42,7 +42,7 @@ class Product:
         return _Planes(self, boxes)
 
     def _aligned(self, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-        """Broadcasting aligns last axes: the batch axis must not meet an axis of a longer shape."""
+        """Insert axes after the batch axis; broadcasting aligns last axes, and the batch axis must stay apart."""
         axes = max(len(self.left), len(self.right))
         return tuple(  # type: ignore[return-value]
             value.reshape(len(value), *(1,) * (axes + 1 - value.ndim), *value.shape[1:]) for value in (left, right)
@@ -72,7 +72,7 @@ class _Planes:
 
 
 def _sum_to(values: Tensor, shape: Shape) -> Tensor:
-    """Sums over the axes that broadcasting added or stretched; the first axis counts rows."""
+    """Sum over the axes that broadcasting added or stretched; the first axis is that of the rows."""
     while values.ndim > len(shape) + 1:
         values = values.sum(1)
     stretched = [axis + 1 for axis, size in enumerate(shape) if size == 1 and values.shape[axis + 1] > 1]

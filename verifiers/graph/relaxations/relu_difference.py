@@ -1,4 +1,4 @@
-"""The relaxation of relu(t + d) - relu(t), for two networks of one architecture."""
+"""Relax relu(t + d) - relu(t), for two networks of one architecture."""
 
 from collections.abc import Sequence
 
@@ -15,11 +15,11 @@ from verifiers.graph.rows import Rows
 class ReluDifference:
     """g = relu(t + d) - relu(t), given boxes of t, d and s = t + d.
 
-    As ReLU is monotone and has slopes in [0, 1], g lies between min(d, 0) and max(d, 0). Candidates for the plane
-    above: the chord of max(d, 0), and relu's line above at s less its line below at t; for the plane below: the chord
-    of min(d, 0), and the line below at s less the line above at t. All are sound; the one whose value at the centre of
-    the box is closer to g is taken, which is the one that encloses less volume. Where relu is a line at both s and t,
-    so is g, and their lines are it.
+    As ReLU is monotone and has slopes in [0, 1], g is between min(d, 0) and max(d, 0). Candidates for the plane above:
+    the chord of max(d, 0), and relu's upper line at s less its lower line at t. Candidates for the plane below: the
+    chord of min(d, 0), and the lower line at s less the upper line at t. All are sound. The chosen one is closer to g
+    at the centre of the box, and therefore encloses less volume. If relu is a line at both s and t, so is g, and the
+    difference of those lines is exact.
     """
 
     def forward(self, *values: Tensor) -> Tensor:
@@ -63,7 +63,7 @@ class _Planes:
         self.below, self.below_offset, self.above, self.above_offset = below, below_offset, above, above_offset
 
     def choose(self, other: "_Planes", above: Tensor, below: Tensor) -> "_Planes":
-        """The other's planes where asked."""
+        """Replace the planes by the other's where the masks are True."""
         return _Planes(
             [torch.where(below, b, a) for a, b in zip(self.below, other.below, strict=True)],
             torch.where(below, other.below_offset, self.below_offset),
@@ -85,7 +85,7 @@ class _Planes:
 
 
 def _apart(at_t: Lines, at_s: Lines) -> _Planes:
-    """relu's lines at s less those at t."""
+    """Return relu's lines at s less those at t."""
     none = torch.zeros_like(at_t.lower_slope)
     return _Planes(
         [-at_t.upper_slope, none, at_s.lower_slope],
@@ -96,6 +96,6 @@ def _apart(at_t: Lines, at_s: Lines) -> _Planes:
 
 
 def _chords(d: Interval) -> _Planes:
-    """Chords of min(d, 0) below and of max(d, 0) above, as relu's lines at -d and at d."""
+    """Return the chords of min(d, 0) below and of max(d, 0) above, as relu's lines at -d and at d."""
     up, down, none = Relu().lines(*d), Relu().lines(-d.high, -d.low), torch.zeros_like(d.low)
     return _Planes([none, down.upper_slope, none], -down.upper_offset, [none, up.upper_slope, none], up.upper_offset)

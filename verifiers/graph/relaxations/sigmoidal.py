@@ -1,8 +1,8 @@
-"""Curves that bend both ways: lines with their offset computed for the slope; tanh and the logistic function.
+"""Relax curves that bend both ways, such as tanh and the logistic function: lines whose offset follows from the slope.
 
-What every relaxation here rests on: a line of any slope k is below f once its offset is at most the least value of
-f(x) - k x on [low, high]. Slopes are therefore chosen by heuristic, and only offsets have to be argued. Everything is
-written for lower lines; an upper line of f is a lower line of -f, which is what ``sign`` = -1 stands for.
+Every relaxation here rests on one fact: a line of any slope k is below f if its offset is at most the least value of
+f(x) - k x on [low, high]. A heuristic may therefore choose the slopes, and only offsets need a proof. Everything is
+written for lower lines; an upper line of f is a lower line of -f, with ``sign`` = -1.
 """
 
 from collections.abc import Callable
@@ -18,25 +18,25 @@ from verifiers.graph.relaxations.lines import Alpha, Lines
 
 #: Offsets move outward by this many units of rounding of the largest term they were computed from.
 SLACK = 16.0
-#: Length of an unbounded piece within which tangent points are looked for; beyond it the curves here are lines.
+#: The search for tangent points covers this length of an unbounded piece; beyond it the curves here are lines.
 REACH = 24.0
-#: Halvings per search for a tangent point: it decides how tight a line is, never whether it holds.
+#: Halvings per search for a tangent point; they affect how tight a line is, never its soundness.
 STEPS = 12
 
 
 @runtime_checkable
 class Curve(Protocol):
-    """A function with its derivative (from inside the piece, at a kink that bounds one)."""
+    """A function with its derivative (at a kink that bounds a piece, the one from inside the piece)."""
 
     def __call__(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """The function."""
+        """Apply the function."""
 
     def derivative(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """Its derivative."""
+        """Compute the derivative."""
 
 
 class Span(NamedTuple):
-    """An interval with what every line on it needs: the values at its ends and the chord's slope."""
+    """An interval with the values at its ends and the chord's slope, which every line on it needs."""
 
     low: Tensor
     high: Tensor
@@ -46,8 +46,8 @@ class Span(NamedTuple):
 
     @classmethod
     def of(cls, curve: Curve, low: Tensor, high: Tensor, unit: float | Tensor = 1.0) -> "Span":
-        """The interval; where it is narrow against ``unit``, the length on which the curve bends, the chord's slope is
-        the derivative in its middle: the quotient would be rounding noise there."""
+        """Build the span. The chord's slope is the derivative in the middle if the interval is narrow compared with
+        ``unit``, the length on which the curve bends: the quotient would be rounding noise there."""
         at_low, at_high, width = curve(low), curve(high), high - low
         narrow = width <= torch.finfo(low.dtype).eps ** (1 / 3) * unit
         chord = (at_high - at_low) / torch.where(narrow, 1.0, width)
@@ -55,7 +55,7 @@ class Span(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """A part [left, right] of the interval on which sign * f is convex, and where in it to look for tangent points."""
+    """A part [left, right] of the interval on which sign * f is convex; tangent points are between first and last."""
 
     left: Tensor
     right: Tensor
@@ -64,19 +64,19 @@ class Piece(NamedTuple):
 
 
 def clamped(point: float, low: Tensor, high: Tensor) -> Tensor:
-    """The point of [low, high] nearest to a given one."""
+    """Return the point of [low, high] nearest to a given one."""
     return low.clamp_min(point).minimum(high)
 
 
 def rounding(size: Tensor) -> Tensor:
-    """The slack for a result computed from terms of at most this size; finite, and a constant to the gradient."""
+    """Compute the slack for a result of terms of at most this size; finite, and without a gradient."""
     info = torch.finfo(size.dtype)
     return (SLACK * info.eps) * size.detach().clamp_max(info.max)
 
 
 def widened(low: Tensor, high: Tensor, noise: float | Tensor = 0.0) -> tuple[Tensor, Tensor]:
-    """A range moved outward by its rounding: relative, so that a positive range stays positive; an end that overflowed
-    inwards is the largest number."""
+    """Move a range outward by its rounding. The shift is relative, so that a positive range stays positive; an end
+    that overflowed inwards becomes the largest number."""
     limit = torch.finfo(low.dtype).max
     low, high = low.clamp_max(limit), high.clamp_min(-limit)
     return low - rounding(low.abs() + noise), high + rounding(high.abs() + noise)
@@ -85,20 +85,20 @@ def widened(low: Tensor, high: Tensor, noise: float | Tensor = 0.0) -> tuple[Ten
 def image(
     curve: Callable[[Tensor], Tensor], low: Tensor, high: Tensor, *turning: float, noise: float | Tensor = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """The range of a curve that is monotone between its turning points: its values there and at the ends decide."""
+    """Compute the range of a curve that is monotone between its turning points, from values there and at the ends."""
     values = [curve(low), curve(high), *(curve(clamped(point, low, high)) for point in turning)]
     return widened(reduce(torch.minimum, values), reduce(torch.maximum, values), noise)
 
 
 def offset(sign: float | Tensor, slope: Tensor, *points: tuple[Tensor, Tensor], noise: float | Tensor = 0.0) -> Tensor:
-    """The best offset, less rounding, of a line below sign * f at some points (x, f(x)), the ends among them."""
+    """Compute the best offset, less rounding, of a line below sign * f at points (x, f(x)) that include the ends."""
     least = reduce(torch.minimum, (sign * (value - slope * x) for x, value in points))
     size = reduce(torch.maximum, (value.abs() + (slope * x).abs() for x, value in points))
     return sign * (least - rounding(size + noise) - torch.finfo(size.dtype).tiny)
 
 
 def replaced(lines: Lines, where: Tensor, slope: float | Tensor, lower: float | Tensor, upper: float | Tensor) -> Lines:
-    """The lines, but parallel ones of this slope with these offsets where asked."""
+    """Replace lines by parallel ones of this slope with these offsets where the mask is True."""
     own = (torch.as_tensor(x, dtype=lines.lower_slope.dtype, device=where.device) for x in (slope, lower, slope, upper))
     return Lines(*(torch.where(where, x, line) for x, line in zip(own, lines, strict=True)))
 
@@ -106,17 +106,17 @@ def replaced(lines: Lines, where: Tensor, slope: float | Tensor, lower: float | 
 def supporting(
     curve: Curve, sign: float, span: Span, piece: Piece, alpha: Tensor | None, noise: float | Tensor = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """A line below sign * f, which is convex on the piece and, on either side of it, concave (or decreasing towards
-    the end, once the line is subtracted).
+    """Find a line below sign * f, which is convex on the piece and, on either side of it, concave (or decreasing
+    towards the end, once the line is subtracted).
 
-    Soundness, for h = sign * (f - k x) with any slope k: beside the piece h is least at an end of the interval or at
-    the piece. On the piece, h lies above its tangent at any point t, so h >= h(t) + min over the piece's two ends e of
-    h'(t) (e - t). The offset is the least of h(low), h(high) and that bound, less rounding, whichever t is used.
+    Soundness, for h = sign * (f - k x) with any slope k: outside the piece, h is least at an end of the interval or at
+    the piece. On the piece, h is above its tangent at any point t, so h >= h(t) + min over the piece's two ends e of
+    h'(t) (e - t). The offset is the least of h(low), h(high) and that bound, less rounding, for any t.
 
-    Tightness: with the chord's slope, h is least on the piece at ``parallel``. Not below the ends: the chord is the
-    best line. Below: the tangents at the points from ``first`` to ``last``, where they stop passing below one of the
-    ends, are the candidates; ``alpha`` picks one, and the one nearest the middle encloses the least area.
-    The points that were searched for are constants to the gradient; the ends of the piece are not.
+    Tightness: with the chord's slope, h is least on the piece at ``parallel``. If it is not below the ends there, the
+    chord is the best line. Otherwise the candidates are the tangents at the points from ``first`` to ``last``, where
+    they stop passing below one of the ends. ``alpha`` selects one; the one nearest the middle encloses the least area.
+    The points found by search carry no gradient; the ends of the piece do.
     """
     low, high, at_low, at_high, chord = span
 
@@ -141,7 +141,7 @@ def supporting(
 
 
 def _farthest(start: Tensor, end: Tensor, holds: Callable[[Tensor], Tensor]) -> Tensor:
-    """The end if the condition holds there, else the farthest point from the start to which halving can follow it."""
+    """Return the end if the condition holds there, else the farthest point from the start that halving reaches."""
     with torch.no_grad():
         at_end, near, far = holds(end), start, end
         for _ in range(0 if bool(at_end.all()) else STEPS):
@@ -159,11 +159,11 @@ def hinged(
     alpha: Tensor | None,
     others: tuple[float, ...] = (),
 ) -> tuple[Tensor, Tensor]:
-    """Find a line below sign * f, which is concave or straight between its kinks: that ``at``, where the line may turn,
-    and the ``others``.
+    """Find a line below sign * f, which is concave or straight between its kinks: the kink ``at``, where the line may
+    turn, and the ``others``.
 
-    Sound: less a line, sign * f is still concave between kinks, so it is least at an end or at a kink. Where the kink
-    lies below the chord the lines through it are free, from the slope of the left segment to that of the right.
+    Sound: less a line, sign * f is still concave between kinks, so it is least at an end or at a kink. If the kink is
+    below the chord, the lines through it are free, from the slope of the left segment to that of the right.
     """
     low, high = ends
     kink = torch.minimum(torch.maximum(low, torch.as_tensor(at, dtype=low.dtype, device=low.device)), high)
@@ -179,7 +179,7 @@ def hinged(
 
 
 def _quotient(rise: Tensor, run: Tensor) -> Tensor:
-    """rise / run; 0 where the run is so short that the gradient would overflow, and any slope is as good."""
+    """Return rise / run; 0 if the run is so short that the gradient would overflow, where any slope will do."""
     wide = run > torch.finfo(run.dtype).tiny ** 0.5
     return torch.where(wide, rise / torch.where(wide, run, 1.0), 0.0)
 
@@ -189,15 +189,15 @@ class _SShape:
     """An increasing curve, convex below 0 and concave above.
 
     Sound: the piece of :func:`supporting` is [low, 0] for the lower line, with a concave part above it, and [0, high]
-    for the upper one, cut at the interval. Values and derivatives are good to a few units of rounding, also in the
-    tails, and the rounding of the derivative times the width is below the slack of ``slope * x``.
+    for the upper one, cut at the interval. Values and derivatives are accurate to a few units of rounding, even in the
+    tails, and the derivative's rounding times the width is below the slack of ``slope * x``.
     """
 
     def __call__(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         raise NotImplementedError
 
     def derivative(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """The derivative, by the logistic function of both signs: 1 - tanh^2 would lose the tails."""
+        """Compute the derivative from the logistic function at x and -x: 1 - tanh^2 would lose the tails."""
         raise NotImplementedError
 
     def interval(

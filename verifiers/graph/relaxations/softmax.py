@@ -1,4 +1,4 @@
-"""Softmax over one axis."""
+"""Relax softmax over one axis."""
 
 from collections.abc import Callable, Sequence
 
@@ -12,11 +12,11 @@ from verifiers.graph.rows import Shape
 
 
 class Softmax:
-    """p = softmax(x) over an axis, counted from the end.
+    """p = softmax(x) over one axis, counted from the end.
 
     Range: p_i grows with x_i and falls with every other x_j, so its extremes are at two corners of the box.
-    Relaxation: mean-value form. J_ij = p_i (delta_ij - p_j); with p within m -+ s, entries off the diagonal lie within
-    -m_i m_j -+ (m_i s_j + s_i m_j + s_i s_j), and p_i - p_i^2 on the diagonal in a range known exactly.
+    Relaxation: mean-value form. J_ij = p_i (delta_ij - p_j). If p is within m -+ s, entries off the diagonal are within
+    -m_i m_j -+ (m_i s_j + s_i m_j + s_i s_j); the range of p_i - p_i^2 on the diagonal is known exactly.
     """
 
     def __init__(self, axis: int, shape: Shape) -> None:
@@ -30,7 +30,7 @@ class Softmax:
         return Interval(self._extreme(low, high), self._extreme(high, low))
 
     def _extreme(self, own: Tensor, others: Tensor) -> Tensor:
-        """1 / (1 + sum over j other than i of exp(others_j - own_i)), without overflow or loss."""
+        """Compute 1 / (1 + sum over j other than i of exp(others_j - own_i)), without overflow or loss."""
         return torch.sigmoid(own - _log_sum_of_others(others, self.axis))
 
     def inputs_to_tighten(self, boxes: Sequence[Interval]) -> list[Tensor]:
@@ -53,10 +53,10 @@ class Softmax:
 
 
 def _log_sum_of_others(x: Tensor, axis: int) -> Tensor:
-    """For every entry log(sum of exp of the others).
+    """Compute for every entry the log of the sum of exp of the others.
 
-    The sums run from both ends, because a difference of sums cancels, and are scaled by the largest entry, except for
-    the largest itself: without it the others might all underflow.
+    The sums run from both ends, because a difference of sums would cancel, and are scaled by the largest entry. The
+    largest entry has a sum of its own: scaled by it, the others might all underflow.
     """
     top, where = x.max(axis, keepdim=True)
     terms = (x - top).exp()
@@ -70,7 +70,7 @@ def _log_sum_of_others(x: Tensor, axis: int) -> Tensor:
 
 
 def _diagonal(span: Interval) -> tuple[Tensor, Tensor]:
-    """Centre and half-width of p (1 - p) for p in the span."""
+    """Return the centre and half-width of p (1 - p) for p in the span."""
     ends = [p * (1 - p) for p in span]
     top = torch.where((span.low <= 0.5) & (span.high >= 0.5), 0.25, torch.maximum(*ends))
     bottom = torch.minimum(*ends)
