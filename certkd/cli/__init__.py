@@ -21,8 +21,10 @@ from certkd.cli.verify import verify
 from verifiers import __version__
 from verifiers.core.errors import InputError, one_line
 
+_HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+
+@click.group(context_settings=_HELP)
 @click.version_option(__version__, prog_name="certkd")
 def cli() -> None:
     """Train students that keep their teacher's robustness, and prove, sample by sample, how much they kept.
@@ -34,6 +36,7 @@ def cli() -> None:
 
 _CERTIFICATES = (certify, transfer, import_log, show, compare, cite, export, verify)
 for command in (train, inspect, *_CERTIFICATES, run, methods, objectives):
+    command.context_settings = {**_HELP, **command.context_settings}  # also where it is called without the group
     cli.add_command(command)
 
 

@@ -9,9 +9,9 @@ from torch.nn import functional as F
 
 from certkd.objectives.adversarial import Attacked
 from certkd.objectives.base import Batch, Objective, Term, Terms
-from verifiers.bound_propagation import BoundMethod, Box, ball, lower_margins, robust_cross_entropy
+from verifiers.bound_propagation import Box, ball, lower_margins, robust_cross_entropy
 from verifiers.core.quantities import Norm
-from verifiers.core.settings import Positive, Share
+from verifiers.core.settings import BoundMethod, Positive, Share
 
 
 class Ibp(Objective):

@@ -4,8 +4,8 @@ from typing import ClassVar, Literal
 
 from certkd.objectives.base import Batch, Term, Terms
 from certkd.objectives.kdiga import Kdiga
-from verifiers.bound_propagation import BoundMethod, ball, deficits
-from verifiers.core.settings import Number, Positive, Share
+from verifiers.bound_propagation import ball, deficits
+from verifiers.core.settings import BoundMethod, Number, Positive, Share
 
 
 class KdigaCertified(Kdiga):

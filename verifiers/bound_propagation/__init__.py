@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from verifiers.bound_propagation.native.bounds import Bounds
     from verifiers.bound_propagation.native.engine import Native
     from verifiers.bound_propagation.native.training import (
-        BoundMethod,
         Box,
         ball,
         deficits,
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
 #: Module of each name; a name that differs there follows a colon.
 _WHERE = {
     "ARITHMETIC": "rounding",
-    "BoundMethod": "native.training",
     "Bounds": "native.bounds",
     "Box": "native.training",
     "Complete": "complete",
@@ -75,7 +73,6 @@ __all__ = [
     "ENGINES",
     "ITERATIONS",
     "METHODS",
-    "BoundMethod",
     "Bounds",
     "Box",
     "Complete",

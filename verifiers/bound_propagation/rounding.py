@@ -38,7 +38,7 @@ def measured_rounding(
     generator = torch.Generator().manual_seed(0)
     worst = torch.zeros(len(x), dtype=torch.float64, device=x.device)
     for probe in range(probes):
-        sign = torch.randint(0, 2, x.shape, generator=generator).to(x) * 2 - 1
+        sign = torch.randint(0, 2, x[:1].shape, generator=generator).to(x) * 2 - 1  # the same for any batch
         point = (x + sign * eps).clamp(0.0, 1.0) if probe else x
         with torch.no_grad():
             worst = torch.maximum(worst, (network(point).double() - exact(point.double())).abs().amax(1))

@@ -10,7 +10,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from verifiers.bound_propagation import careful_allowance
-from verifiers.core.columns import Columns
+from verifiers.core.columns import COMMON_COLUMNS, Columns
 from verifiers.core.errors import Contradiction, Unsupported, one_line
 from verifiers.core.question import Question
 from verifiers.core.reporter import Reporter
@@ -158,7 +158,7 @@ class Run:
                 if len(left) > 1:
                     size = max(1, len(left) // 2)
                 elif len(left):
-                    self._write(left, _same(Status.OUT_OF_MEMORY, 1), np.zeros(1))
+                    self._write(left, {**_same(Status.OUT_OF_MEMORY, 1), "seconds": np.zeros(1)})
             except (Unsupported, Contradiction) as error:
                 status = Status.UNSUPPORTED if isinstance(error, Unsupported) else Status.ERROR
                 certifier = self._refused(status, str(error))
@@ -168,25 +168,44 @@ class Run:
             pending = self.file.pending(self.kind)
 
     def _answer(self, certifier: Certifier, rows: Rows) -> None:
-        """Settle misclassified rows and rows without finite logits, then ask the certifier about all others."""
-        asked = np.ones(len(rows), bool) if self.smoothed else self.samples.correct[rows].numpy()
-        started = time.perf_counter()
-        settled = rows[~asked]
-        if len(settled):
-            columns = _same(Status.MISCLASSIFIED, len(settled))
-            columns["status"][~self.samples.finite[settled].numpy()] = Status.ERROR
-            self._write(settled, columns, np.zeros(len(settled)))
-        if not asked.any():
-            return
-        for answer in certifier(self.asked.batch(rows[asked])):
-            own = answer.columns.get("seconds")
-            share = np.full(len(answer.rows), (time.perf_counter() - started) / len(answer.rows))
-            self._write(rows[asked][answer.rows], answer.columns, share if own is None else np.nan_to_num(own))
-            started = time.perf_counter()
+        """Settle misclassified rows and rows without finite logits, and ask the certifier about all others.
 
-    def _write(self, rows: Rows, columns: Columns, seconds: np.ndarray) -> None:
+        Settled rows are written with the first answer, so that a killed run leaves whole batches.
+        """
+        asked = np.ones(len(rows), bool) if self.smoothed else self.samples.correct[rows].numpy()
+        settled = rows[~asked]
+        columns = _same(Status.MISCLASSIFIED, len(settled))
+        columns["status"][~self.samples.finite[settled].numpy()] = Status.ERROR
+        columns["seconds"] = np.zeros(len(settled))
+        if asked.any():
+            started = time.perf_counter()
+            for answer in certifier(self.asked.batch(rows[asked])):
+                share = np.full(len(answer.rows), (time.perf_counter() - started) / len(answer.rows))
+                own = answer.columns.get("seconds")
+                found = {**answer.columns, "seconds": share if own is None else np.nan_to_num(own)}
+                self._write(*self._joined(settled, columns, rows[asked][answer.rows], found))
+                settled, started = settled[:0], time.perf_counter()
+        if len(settled):
+            self._write(settled, columns)
+
+    def _joined(
+        self, settled: np.ndarray, columns: Columns, rows: np.ndarray, found: Columns
+    ) -> tuple[np.ndarray, Columns]:
+        """Put settled rows and answered rows together, in ascending order."""
+        if not len(settled):
+            return rows, found
+        fill = {column.name: column.fill for column in (*COMMON_COLUMNS, *self.method.columns)}
+        together, order = np.concatenate([settled, rows]), np.argsort(np.concatenate([settled, rows]))
+        whole = {}
+        for name, values in found.items():
+            size = (len(settled), *values.shape[1:])
+            first = columns[name] if name in columns else np.full(size, fill[name], values.dtype)
+            whole[name] = np.concatenate([first, values])[order]
+        return together[order], whole
+
+    def _write(self, rows: Rows, columns: Columns) -> None:
         """Add the common columns, hold the rules, and write whole rows."""
-        columns = self._completed(rows, {**columns, "seconds": seconds})
+        columns = self._completed(rows, columns)
         self._check_against_attack(rows, columns)
         self.file.write(self.kind, rows, columns)
         self.reporter.advance(len(rows))

@@ -1,7 +1,7 @@
 """Settings: frozen records that refuse unknown keys, and the numbers that they hold."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -43,6 +43,8 @@ Count = Annotated[int, BeforeValidator(_integer), Field(ge=1, le=10**15)]
 Some = Annotated[int, BeforeValidator(_integer), Field(ge=0, le=10**15)]
 #: Keys all randomness; a whole number that every generator takes.
 Seed = Annotated[int, BeforeValidator(_seed), Field(ge=0, lt=2**63)]
+#: Bounds that training differentiates.
+BoundMethod = Literal["ibp", "crown-ibp"]
 #: A positive radius, kept as it was written ("8/255").
 EpsilonText = Annotated[str, BeforeValidator(_epsilon)]
 

@@ -49,6 +49,7 @@ from tests.certkd.objectives.objective_fixtures import (
     weights_of,
 )
 from tests.training import train
+from verifiers.geometry.balls import Balls
 from verifiers.runtime.modes import eval_mode
 
 STEP: dict[str, Any] = {"eps": 0.1, "steps": 10, "step_size": 0.02}
@@ -96,12 +97,12 @@ def test_every_attack_reaches_far_and_stays_inside(objective: Objective, monkeyp
     modes, found = [module.training for module in student.modules()], []
     true_ascend = certkd.objectives.attacks.ascend
 
-    def watched(loss: Any, x: Tensor, **settings: Any) -> Tensor:
+    def watched(loss: Any, balls: Balls, **settings: Any) -> Tensor:
         before = copy.deepcopy(student.state_dict())
         assert not any(module.training for module in student.modules()), "the student is attacked in train mode"
-        answer = true_ascend(loss, x, **settings)
+        answer = true_ascend(loss, balls, **settings)
         assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
-        found.append((x, answer))
+        found.append((balls.x, answer))
         return answer
 
     monkeypatch.setattr(certkd.objectives.attacks, "ascend", watched)
@@ -125,9 +126,9 @@ def test_attacks_grow_over_the_ramp(
     found: list[tuple[float, float | None]] = []
     true_ascend = certkd.objectives.attacks.ascend
 
-    def watched(loss: Any, x: Tensor, **settings: Any) -> Tensor:
-        found.append((float(settings["eps"].max()), settings["step_size"]))
-        return true_ascend(loss, x, **settings)
+    def watched(loss: Any, balls: Balls, **settings: Any) -> Tensor:
+        found.append((float(balls.eps.max()), settings["step_size"]))
+        return true_ascend(loss, balls, **settings)
 
     monkeypatch.setattr(certkd.objectives.attacks, "ascend", watched)
     for progress, share in ((0.25, 0.5), (0.5, 1.0), (0.9, 1.0)):

@@ -257,7 +257,7 @@ def test_bfloat16_is_another_network() -> None:
         ({"alpha": 0.5}, "alpha must be less than 0.5, got 0.5"),
         ({"alpha": 0.0}, "alpha must be greater than 0, got 0.0"),
         ({"n": 50}, "n must be at least n0, got n=50 and n0=100"),
-        ({"n": 10**23}, "n must be at most 1000000000, got 1000"),
+        ({"n": 10**23}, "n must be at most 1000000000000000, got 1000"),
         ({"n": 100.5}, "n: 100.5 is not a whole number"),
         ({"noise": "gausian"}, "noise must be 'gaussian' or 'uniform', got 'gausian'"),
         ({"question": "everything"}, "question must be 'eps', 'grid' or 'full', got 'everything'"),

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -14,13 +14,13 @@ from verifiers.bound_propagation.checks import check_forward
 from verifiers.bound_propagation.native.backward import BackwardPass, BackwardRows
 from verifiers.core.errors import Contradiction, InputError, Unsupported
 from verifiers.core.quantities import Norm
+from verifiers.core.settings import BoundMethod
 from verifiers.geometry.balls import Balls
 from verifiers.graph.affine import Reshape, Sum
 from verifiers.graph.capture import Exported, export, lower
 from verifiers.graph.graph import Builder, Graph
 from verifiers.graph.operators import Interval
 
-BoundMethod = Literal["ibp", "crown-ibp"]
 Box = tuple[Float[Tensor, "batch *shape"], Float[Tensor, "batch *shape"]]
 
 
