@@ -30,6 +30,7 @@ from verifiers.methods.registry import certifies, find, proves
 from verifiers.results.reader import read, read_images
 from verifiers.results.rows import Certificates, MethodRows
 from verifiers.results.summaries.complete import Stage
+from verifiers.runtime.certifier import Clean
 from verifiers.runtime.fingerprint import structure_sha256, weights_sha256
 from verifiers.runtime.modes import eval_mode, trusted_arithmetic
 from verifiers.runtime.samples import Data, Samples, device_of, first_images, validate
