@@ -172,6 +172,7 @@ def test_a_wrong_label_is_refused_before_any_work(network: Path, tmp_path: Path)
     assert not list(tmp_path.glob("*.h5"))
 
 
+@pytest.mark.slow
 def test_the_list_of_the_documentation_ends_as_it_says(network: Path, tmp_path: Path) -> None:
     text = (ROOT / "docs" / "certify.md").read_text(encoding="utf-8")
     lines, claim = re.search(r"\n(image_index,label,eps\n.*?)```.*?are decided:\n`(.*?)`", text, re.S).groups()

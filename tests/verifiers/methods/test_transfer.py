@@ -208,6 +208,7 @@ def test_a_copy_of_the_teacher_keeps_its_certificate_through_the_joint_graph() -
     assert (rows["shortfall"] >= -1e-9).all(), "gamma of the student is bounded from above, the teacher's from below"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_certified_terms_bound_what_a_grid_sees(norm: str) -> None:
     """The stored values against a grid: lower bounds of the student's margin, upper bounds of its cross-entropy."""

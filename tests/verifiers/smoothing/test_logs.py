@@ -104,6 +104,7 @@ def test_a_stored_radius_is_never_above_that_of_the_true_count(tmp_path: Path, p
         assert rows["radius_one_class"][:-1] == pytest.approx(radii, rel=1e-6), "such a text has one count"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("show", ["{:.3}", "{:.2f}"])
 def test_the_stored_count_is_the_smallest_that_prints_so(tmp_path: Path, show: str) -> None:
     n, alpha, sigma = 3000, 0.001, 1.0
@@ -392,6 +393,7 @@ def test_published_logs_fit_what_is_stated_of_them(name: str, sigma: float, prin
     assert refusal(path, sigma=sigma, n=100_000, alpha=0.01).endswith("fits n=100000, alpha=0.001")
 
 
+@pytest.mark.slow
 @needs_golden
 def test_published_certified_accuracy_at_what_prints_as_the_radius() -> None:
     path = FOLDER / "pair_cifar10_s050_consistency_resnet110.tsv.gz"

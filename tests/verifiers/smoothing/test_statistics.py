@@ -55,6 +55,7 @@ def test_the_attainable_radius(n: int, cap: float) -> None:
     assert attainable(L2, Schedule.staged(n, 0.001)) < cap
 
 
+@pytest.mark.slow
 def test_radii_are_rounded_down() -> None:
     mpmath.mp.dps = 40
     generator = np.random.default_rng(1)
