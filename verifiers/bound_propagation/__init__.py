@@ -1,6 +1,6 @@
 """Bound propagation: the engines, their bounds, and the certifiers built on them.
 
-The names below are the doors of this package; nobody outside imports its modules.
+The names below are the public interface of this package; outside code does not import its modules.
 """
 
 from importlib import import_module
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from verifiers.bound_propagation.radius import Evaluation, MarginBound, RadiusSearch, Search
     from verifiers.bound_propagation.rounding import ARITHMETIC, careful_allowance, rounding_allowance
 
-#: Module of each name; a name that differs there follows a colon.
+#: The module of each name; after a colon, the name there if it differs.
 _WHERE = {
     "ARITHMETIC": "rounding",
     "Bounds": "native.bounds",

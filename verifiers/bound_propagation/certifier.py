@@ -1,4 +1,4 @@
-"""The certifier of the bound-propagation methods: lower bounds of margins, and the largest radius that they prove."""
+"""The certifier of the bound-propagation methods: bound margins, and find the largest radius that this proves."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -55,10 +55,10 @@ class MarginCertifier:
     def prepare(
         cls, program: Program, samples: Float[Tensor, "two *shape"], question: Question, settings: MarginSettings
     ) -> "MarginCertifier":
-        """Build the graph and try to break it on the samples, at eps and at a larger radius.
+        """Build the graph and attack its bounds on the samples, at eps and at a larger radius.
 
         Raises:
-            Unsupported: no engine takes the network, with the layer that each refuses.
+            Unsupported: no engine supports the network; the message names the layer that each rejects.
             Contradiction: a point of the ball breaks a bound.
         """
         engine, reasons = build(
@@ -70,7 +70,7 @@ class MarginCertifier:
 
     @property
     def batch_size(self) -> int:
-        """Samples that suit the engine."""
+        """The number of samples that suits the engine."""
         return self.engine.batch_size
 
     @property
@@ -82,14 +82,14 @@ class MarginCertifier:
         return notes if self.opinion is None else {**notes, "cross_check": self.opinion.note}
 
     def __call__(self, batch: Batch) -> Iterator[Answer]:
-        """Search the largest radius of every sample."""
+        """Search for the largest certified radius of every sample."""
         if self.opinion is not None:
             self.opinion(batch)
         found = self._search(batch)
         yield Answer(batch.rows, radius_columns(found, self.question.eps.value))
 
     def _search(self, batch: Batch) -> Search:
-        """The method's own search; alpha-CROWN starts from the radius that CROWN proves at a fraction of the cost."""
+        """Run the method's search; alpha-CROWN starts from the radius that CROWN proves at a fraction of the cost."""
         searching, started = RadiusSearch.of(self.settings, self.question, batch), time.perf_counter()
         search = partial(searching, margin=batch.margin)
         if self.settings.kind != "alpha-crown":
@@ -118,13 +118,13 @@ class MarginCertifier:
 
 
 def _evaluation(planes: Planes, allowance: Float[Tensor, " batch"], eps: Float[Tensor, " batch"]) -> Evaluation:
-    """The margin's bound less the allowance, and the radius at which the lowest plane meets the allowance."""
+    """Compute the margin's bound less the allowance, and the radius at which the lowest plane meets the allowance."""
     radius = ((planes.value - allowance[:, None]) / planes.steepness).amin(1)
     return Evaluation(planes.bound.amin(1) - allowance, torch.minimum(radius, eps))
 
 
 def radius_columns(found: Search, eps: float) -> Columns:
-    """Status, radius and margin; the stored radius is rounded down, but eps was proved as it stands and says so."""
+    """Build status, radius and margin; stored radii are rounded down, except eps, which itself was proved."""
     radius = torch.where(found.margin > 0, found.radius.clamp_min(eps), found.radius)
     nothing = torch.where(found.finished, Status.NOT_CERTIFIED.value, Status.TIMEOUT.value)
     status = torch.where(radius > 0, Status.CERTIFIED.value, nothing)

@@ -1,4 +1,4 @@
-"""Check an engine when its graph is built: the same logits as the network, and no bound that a point breaks."""
+"""Check a new engine: its graph gives the network's logits, and no point breaks its bounds."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -18,16 +18,16 @@ from verifiers.runtime.oom import fits
 def check_forward(
     model: nn.Module, graph: Callable[[Tensor], Tensor], x: Float[Tensor, "batch *shape"], name: str
 ) -> None:
-    """Check that a graph gives each image alone the logits that the network gives it in a batch.
+    """Check that a graph gives each image, alone, the logits that the network gives it in a batch.
 
     Raises:
-        Contradiction: with the largest difference.
+        Contradiction: the logits differ; the message has the largest difference.
     """
     noise = torch.rand(x.shape, generator=torch.Generator().manual_seed(0), dtype=x.dtype).to(x.device)
     points = torch.cat([x, noise])
     with torch.no_grad():
         expected, found = model(points), torch.cat([graph(point) for point in points.split(1)])
-    # The maximum of a tensor is nan where one value is, unlike that of a list.
+    # The maximum of a tensor with a nan is nan, unlike that of a list.
     difference = float((found - expected).abs().max()) if found.shape == expected.shape else float("nan")
     scale = 1e-9 if x.dtype == torch.float64 else 1e-3
     if not difference <= scale * max(1.0, float(expected.abs().max())):
@@ -35,7 +35,7 @@ def check_forward(
 
 
 def check_sandwich(model: nn.Module, engine: Engine, balls: Balls, method: str, *, points: int = 32) -> None:
-    """Try to break bounds by corners, random points and an attack on every logit, from both sides.
+    """Attack bounds by corners, random points and PGD on every logit, from both sides.
 
     A bound that is nan claims nothing.
 
@@ -65,10 +65,10 @@ def check_sandwich(model: nn.Module, engine: Engine, balls: Balls, method: str, 
 def attack_bounds(
     engine: Engine, samples: Float[Tensor, "batch *shape"], eps: float, *, norm: Norm, method: str
 ) -> None:
-    """Try to break an engine's bounds at eps, and at a larger radius because a search goes beyond eps.
+    """Attack an engine's bounds at eps, and at a larger radius, because a search goes beyond eps.
 
-    Samples that do not fit into memory together are tried one by one; at the larger radius, where none fits, nothing
-    is tried.
+    Samples that do not fit into memory together are tried one by one. If none fits at the larger radius, nothing is
+    tried there.
 
     Raises:
         Contradiction: with the size of the break.

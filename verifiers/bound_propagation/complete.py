@@ -1,8 +1,8 @@
-"""Complete verification: one answer at eps for every sample, by a cascade that each sample leaves when it is decided.
+"""Complete verification: decide every sample at eps by the first stage of a cascade that can.
 
-Attack, IBP and CROWN take whole batches; what they leave open is decided one sample at a time, by alpha-CROWN and by
-branch and bound over the intervals that alpha-CROWN found. On networks of affine layers and ReLUs in linf balls, branch
-and bound terminates; elsewhere it may run out of neurons to split.
+Attack, IBP and CROWN run on whole batches. The open samples are decided one at a time, by alpha-CROWN and by branch and
+bound over the intervals from alpha-CROWN. On networks of affine layers and ReLUs in linf balls, branch and bound
+terminates; elsewhere it may run out of neurons to split.
 """
 
 import time
@@ -34,7 +34,7 @@ from verifiers.results.summaries.complete import Stage
 from verifiers.runtime.certifier import Answer, Batch
 
 SCREENS = (Stage.IBP, Stage.CROWN)
-#: alpha-CROWN takes no new step after this share of the time, so that large networks leave some to branch and bound.
+#: alpha-CROWN starts no step after this share of the time, so that some is left to branch and bound.
 ALPHA_SHARE = 0.25
 
 
@@ -56,7 +56,7 @@ class CompleteSettings(Protocol):
 
 @dataclass
 class _Answers:
-    """Columns of one batch while they are found; rows are PENDING until they are decided."""
+    """The columns of a batch under verification; rows are PENDING until they are decided."""
 
     columns: Columns
     seconds: Float[np.ndarray, "batch stages"]
@@ -79,17 +79,17 @@ class _Answers:
 
     @property
     def decided(self) -> Int[np.ndarray, " rows"]:
-        """Positions of the rows that have an answer."""
+        """The positions of the rows that have an answer."""
         return np.flatnonzero(self.columns["status"] != Status.PENDING)
 
     def of(self, rows: Int[np.ndarray, " rows"]) -> Answer:
-        """All columns of some rows."""
+        """Return all columns of some rows."""
         each = {stage.column: self.seconds[:, stage - 1] for stage in Stage}
         columns = {**self.columns, **each, "seconds": self.seconds.sum(1)}
         return Answer(rows, {name: values[rows] for name, values in columns.items()})
 
     def spend(self, rows: Int[Tensor, " some"], stage: Stage, started: float) -> None:
-        """The time since then, shared by rows."""
+        """Charge the time since the start of a stage to its rows, in equal shares."""
         self.seconds[rows.cpu().numpy(), stage - 1] = (time.perf_counter() - started) / len(rows)
 
     def decide(self, row: int, stage: Stage, status: Status, eps: float, margin: float) -> None:
@@ -114,10 +114,10 @@ class Complete:
     def prepare(
         cls, program: Program, samples: Float[Tensor, "two *shape"], question: Question, settings: CompleteSettings
     ) -> "Complete":
-        """Build the graphs and try to break them on the samples.
+        """Build the graphs and attack their bounds on the samples.
 
         Raises:
-            Unsupported: the native engine does not take the network.
+            Unsupported: the native engine does not support the network.
             Contradiction: a point of the ball breaks a bound.
         """
         name = "native" if settings.engine == "auto" else settings.engine
@@ -134,11 +134,11 @@ class Complete:
         return {"engine": self.screen.name, "arithmetic": ARITHMETIC}
 
     def at(self, eps: Epsilon) -> "Complete":
-        """The same, about another radius."""
+        """Return the same certifier for another radius."""
         return replace(self, question=replace(self.question, eps=eps))
 
     def __call__(self, batch: Batch) -> Iterator[Answer]:
-        """First what the cheap stages decide, then one sample after another."""
+        """Answer the samples that the cheap stages decide, then one sample after another."""
         answers = _Answers.blank(batch.x)
         left = self._screened(answers, batch)
         if len(answers.decided):
@@ -148,7 +148,7 @@ class Complete:
             yield answers.of(np.array([row]))
 
     def _screened(self, answers: _Answers, batch: Batch) -> Int[Tensor, " open"]:
-        """Attack, IBP and CROWN for the whole batch; the rows that they leave open."""
+        """Run attack, IBP and CROWN on the whole batch; return the open rows."""
         left = torch.arange(len(batch), device=batch.x.device)
         started = time.perf_counter()
         found = self._attack()(self.program.module, batch.x, batch.predicted, batch.indices.tolist())
@@ -176,13 +176,13 @@ class Complete:
         return Attack(question.eps.value, question.norm, question.seed, settings.steps, settings.restarts)
 
     def _margins(self, batch: Batch, stage: Stage) -> Float[Tensor, " batch"]:
-        """Least margin over the ball that a method proves, less the allowance."""
+        """Bound the least margin over the ball by a method, less the allowance."""
         balls = Balls.around(batch.x, self.question.eps.value, self.question.norm)
         rows = margin_specification(batch.predicted, batch.classes, torch.float64)
         return self.screen.ask(balls, rows, stage.title).bound.amin(1) - batch.allowance
 
     def _finish(self, answers: _Answers, row: int, batch: Batch) -> None:
-        """alpha-CROWN, then branch and bound, within what is left of the sample's time."""
+        """Run alpha-CROWN, then branch and bound, within the rest of the sample's time."""
         one, eps, started = batch.take(torch.tensor([row])), self.question.eps.value, time.monotonic()
         left = self.settings.time_limit - float(answers.seconds[row].sum())
         specification, goal = margin_specification(one.predicted, one.classes, torch.float64), float(one.allowance)
@@ -207,7 +207,7 @@ class Complete:
         answers.decide(row, Stage.BRANCH_AND_BOUND, status, eps, end.bound - goal)
 
     def _keep(self, answers: _Answers, row: int, one: Batch, point: Tensor) -> None:
-        """A counterexample that branch and bound found."""
+        """Store a counterexample from branch and bound."""
         with torch.no_grad():
             margin = float(margins(self.program.module(point), one.predicted))
         answers.decide(row, Stage.BRANCH_AND_BOUND, Status.FALSIFIED, 0.0, margin)
@@ -215,7 +215,7 @@ class Complete:
         answers.columns["counterexample"][row] = point[0].cpu().numpy()
 
     def _broken(self, points: Tensor, one: Batch) -> Tensor:
-        """Images inside the ball, as float32 stores them, that the network gives another class."""
+        """Return which points, rounded to float32, are inside the ball and get another class."""
         rounded = points.float()
         inside = norms(rounded.double() - one.x.double(), self.question.norm) <= self.question.eps.value
         with torch.no_grad():

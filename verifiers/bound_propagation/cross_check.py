@@ -15,8 +15,8 @@ from verifiers.geometry.balls import Balls
 from verifiers.geometry.margins import margin_specification
 from verifiers.graph.program import Program
 
-#: Operators that both engines relax in the same way, so that without intersections their bounds must be equal; products
-#: and quotients by constants alone.
+#: Operators that both engines relax in the same way, so that without intersections their bounds must be equal. Products
+#: and quotients count only if one factor or the divisor is constant.
 SHARED = frozenset(
     "image view reshape flatten unsqueeze squeeze linear conv2d batch_norm add sub mul div "
     "relu avg_pool2d adaptive_avg_pool2d mean".split()
@@ -24,10 +24,11 @@ SHARED = frozenset(
 
 
 class CrossCheck:
-    """Compares the bounds of one engine with the other's.
+    """Compare the bounds of one engine with the other's.
 
-    The true range of a logit difference lies within the bounds of both engines, so the two must overlap, and no point
-    of the ball may leave either. On networks of shared operators IBP and CROWN are one algorithm: bounds must be equal.
+    The true range of a logit difference is within the bounds of both engines. The two must therefore overlap, and no
+    point of the ball may leave either. On networks of shared operators, IBP and CROWN are one algorithm in both
+    engines: bounds must be equal.
 
     Args:
         network: a module, or its program.
@@ -35,7 +36,7 @@ class CrossCheck:
         engine: the engine in use.
 
     Raises:
-        Unsupported: the other engine does not take the network.
+        Unsupported: the other engine does not support the network.
     """
 
     def __init__(self, network: nn.Module | Program, samples: Float[Tensor, "two *shape"], engine: Engine) -> None:
@@ -49,10 +50,10 @@ class CrossCheck:
         )
 
     def try_out(self, balls: Balls, method: str) -> None:
-        """Ask the other engine for one bound, to see whether it has the method.
+        """Compute one bound by the other engine, to find out whether it has the method.
 
         Raises:
-            Unsupported: it has not.
+            Unsupported: it does not.
         """
         rows = margin_specification(balls.eps.long() * 0, self.plain.graph.classes, torch.float64)
         self.other.ask(balls.to(torch.float64), rows, method)
@@ -60,10 +61,10 @@ class CrossCheck:
     def __call__(
         self, balls: Balls, predicted: Int[Tensor, " batch"], allowance: Float[Tensor, " batch"], method: str
     ) -> None:
-        """Compare on some samples, one at a time: engines may share work between the samples of a batch.
+        """Compare bounds on some samples, one at a time: engines may share work between the samples of a batch.
 
         Raises:
-            Contradiction: with both bounds.
+            Contradiction: the bounds exclude each other, differ where they must be equal, or are broken by a point.
         """
         for i, ball in enumerate(balls.to(torch.float64).split(1)):
             rows = margin_specification(predicted[i : i + 1], self.plain.graph.classes, torch.float64)

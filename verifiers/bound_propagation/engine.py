@@ -18,11 +18,11 @@ ITERATIONS = 20
 
 @dataclass(frozen=True)
 class Planes:
-    """Lower bounds of rows over each sample's ball, with the linear functions of the image that gave them.
+    """Lower bounds of rows over each sample's ball, with the linear functions of the image behind them.
 
-    Each function is below its row on the whole ball. ``value`` is its value at the centre, ``steepness`` its dual norm,
-    so that value - r * steepness bounds the row on the concentric ball of any smaller radius r. Both are nan where an
-    engine does not tell them.
+    Each function is below its row on the whole ball. ``value`` is its value at the centre and ``steepness`` its dual
+    norm, so value - r * steepness bounds the row on the concentric ball of any smaller radius r. Both are nan if an
+    engine does not provide them.
     """
 
     bound: Float[Tensor, "*rows"]
@@ -30,7 +30,7 @@ class Planes:
     steepness: Float[Tensor, "*rows"]
 
     def reshape(self, shape: Sequence[int]) -> "Planes":
-        """Reshape."""
+        """Reshape all fields."""
         return Planes(*(getattr(self, each.name).reshape(shape) for each in fields(self)))
 
 
@@ -48,15 +48,15 @@ def better(one: Planes, other: Planes) -> Planes:
 
 @dataclass(frozen=True)
 class Memory:
-    """What an engine found about the samples of a batch, kept for later questions about the same samples.
+    """Results of engines on the samples of a batch, kept for later questions about the same samples.
 
-    What holds on a ball holds on every smaller one, so that a question at a smaller radius may start from it. All
-    questions must be in one norm.
+    A bound on a ball holds on every smaller ball, so a question at a smaller radius can start from it. All questions
+    must use one norm.
 
     Attributes:
         samples: size of the batch.
         chosen: the samples of the next question; None for all.
-        kept: what each engine keeps, by engine.
+        kept: the results, by engine.
     """
 
     samples: int
@@ -64,13 +64,13 @@ class Memory:
     kept: dict[object, Any] = field(default_factory=dict)
 
     def of(self, chosen: Int[Tensor, " rows"]) -> "Memory":
-        """The same memory, for a question about some of the samples."""
+        """Return the same memory for a question about some of the samples."""
         return replace(self, chosen=chosen)
 
 
 @runtime_checkable
 class Engine(Protocol):
-    """Bounds linear functions of a network's logits over balls, from a graph that is built once."""
+    """Bound linear functions of a network's logits over balls, from a graph that is built once."""
 
     name: str
     batch_size: int
@@ -91,8 +91,8 @@ class Engine(Protocol):
             balls: one for each sample.
             rows: linear functions of the logits.
             method: one of ``METHODS``.
-            iterations: steps of alpha-CROWN's optimiser; other methods have none.
-            memory: of the batch that the samples are from; engines without a use for it ignore it.
+            iterations: steps of alpha-CROWN's optimiser; other methods ignore it.
+            memory: memory of the batch of the samples; an engine may ignore it.
 
         Raises:
             Unsupported: the engine has no such method for this network.
@@ -100,10 +100,10 @@ class Engine(Protocol):
 
 
 def check_rows(balls: Balls, rows: Tensor) -> None:
-    """Refuse rows of another batch.
+    """Reject rows of another batch.
 
     Raises:
-        ValueError: with both sizes.
+        ValueError: the sizes differ.
     """
     if len(rows) != len(balls):
         raise ValueError(f"rows for {len(rows)} samples and balls around {len(balls)}")

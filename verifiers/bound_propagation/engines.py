@@ -14,7 +14,7 @@ from verifiers.core.quantities import Norm
 from verifiers.graph.program import Program
 from verifiers.runtime.oom import MEMORY_ERRORS, out_of_memory
 
-#: In the order in which ``auto`` tries them.
+#: The engines, in the order in which ``auto`` tries them.
 ENGINES: dict[str, Callable[[Program, Tensor], Engine]] = {"native": Native, "auto-lirpa": AutoLirpa}
 
 
@@ -22,7 +22,7 @@ def names_of(engine: str) -> tuple[str, ...]:
     """List the engines that a name stands for.
 
     Raises:
-        InputError: an unknown name.
+        InputError: the name is unknown.
     """
     if engine != "auto" and engine not in ENGINES:
         raise InputError(f"unknown engine {engine!r}.{did_you_mean(engine, ['auto', *ENGINES])}")
@@ -33,7 +33,7 @@ def engine_of(name: str, network: nn.Module | Program, samples: Float[Tensor, "b
     """Build an engine, once per program.
 
     Raises:
-        Unsupported: it does not take the network.
+        Unsupported: the engine does not support the network.
         Contradiction: its graph is not the network.
     """
     program = Program.of(network)
@@ -41,7 +41,7 @@ def engine_of(name: str, network: nn.Module | Program, samples: Float[Tensor, "b
 
 
 def native_engine(network: nn.Module | Program, samples: Float[Tensor, "batch *shape"]) -> Native:
-    """Build the native engine, once per program; raises as ``engine_of``."""
+    """Build the native engine, once per program; raises the errors of ``engine_of``."""
     program = Program.of(network)
     return program.once(("engine", Native.name), lambda: Native(program, samples))
 
@@ -55,11 +55,11 @@ def build(
     norm: Norm,
     method: str,
 ) -> tuple[Engine, list[str]]:
-    """Build the first engine that takes the network and the method, and list why others do not.
+    """Build the first engine that supports the network and the method, and list why earlier ones do not.
 
     Raises:
-        Unsupported: none takes it; with every engine's reason.
-        MemoryError: none takes it, one of them for lack of memory.
+        Unsupported: no engine supports it; the message has every engine's reason.
+        MemoryError: no engine supports it, one of them because memory ran out.
         Contradiction: a point of a ball breaks a bound, or a graph is not the network.
     """
     program, reasons = Program.of(network), list[str]()

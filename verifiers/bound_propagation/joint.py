@@ -1,8 +1,7 @@
-"""Joint bounds of a student and a teacher over one shared image.
+"""Bound a student and a teacher jointly, over one shared image.
 
-Both networks are bounded in one graph, so that whatever is equal in the two cancels in any linear combination of their
-logits; where they are copies of one architecture, a second graph follows the difference of every neuron, and the better
-of the two bounds counts.
+Both networks are in one graph, so their equal parts cancel in any linear combination of the logits. If they are copies
+of one architecture, a second graph follows the difference of every neuron, and the better of the two bounds counts.
 """
 
 from contextlib import suppress
@@ -26,7 +25,7 @@ from verifiers.graph.program import Program
 
 
 class Pair(nn.Module):
-    """The student's logits followed by the teacher's."""
+    """Concatenate the student's logits and the teacher's."""
 
     def __init__(self, student: nn.Module, teacher: nn.Module) -> None:
         super().__init__()
@@ -41,9 +40,9 @@ class PairBounds(NamedTuple):
 
     Attributes:
         gap: upper bound of |student margin - teacher margin|.
-        deficit: upper bound of teacher margin - student margin; negative where the student's is always larger.
-        agreement: where positive, both networks predict the class everywhere on the ball.
-        radius: a radius up to eps at which that holds in any case.
+        deficit: upper bound of teacher margin - student margin; negative if the student's is always larger.
+        agreement: if positive, both networks predict the class everywhere on the ball.
+        radius: a radius, at most eps, at which that holds even if ``agreement`` is not positive.
     """
 
     gap: Float[Tensor, " batch"]
@@ -53,15 +52,15 @@ class PairBounds(NamedTuple):
 
 
 class JointEngine:
-    """Bounds of linear combinations of a student's and a teacher's logits.
+    """Bound linear combinations of a student's and a teacher's logits.
 
     Args:
-        student, teacher: in eval mode, from the same images in [0, 1] to the same classes; modules, or their programs.
+        student, teacher: map the same images in [0, 1] to the same classes, in eval mode; modules or programs.
         x: two or more sample images.
 
     Raises:
         Unsupported: a network cannot be captured, or the classes differ.
-        Contradiction: a graph is not the pair.
+        Contradiction: a graph's logits are not the pair's.
     """
 
     name = "native"
@@ -83,7 +82,7 @@ class JointEngine:
 
     @classmethod
     def prepare(cls, program: Program, samples: Float[Tensor, "two *shape"], question: Question) -> "JointEngine":
-        """Of a network and the question's teacher, its bounds tried on the samples.
+        """Build the engine of a network and the question's teacher, and attack its bounds on the samples.
 
         Raises:
             Unsupported: there is no teacher, or a network cannot be captured.
@@ -99,14 +98,14 @@ class JointEngine:
     def allowed(
         self, x: Float[Tensor, "batch *shape"], eps: float
     ) -> tuple[Float[Tensor, "batch classes"], Float[Tensor, " batch"]]:
-        """The logits of both, and what a difference of two margins must exceed: each may be off by its allowance."""
+        """Compute both networks' logits, and the allowance of a difference of two margins, the sum of each one's."""
         with torch.no_grad():
             logits = self.pair(x)
         return logits, 2 * careful_allowance(self.pair, self.model, x, logits, eps)
 
     @cached_property
     def copies(self) -> bool:
-        """Whether the two are one architecture."""
+        """True if the two networks are of one architecture."""
         return len(self.engines) > 1
 
     def ask(
@@ -118,7 +117,7 @@ class JointEngine:
         iterations: int = ITERATIONS,
         memory: Memory | None = None,
     ) -> Planes:
-        """The better bound of the graphs, row by row; as ``Engine.ask``, over the logits of both networks."""
+        """Bound rows of both networks' logits as ``Engine.ask`` does; the better graph counts, row by row."""
         return reduce(better, [e.ask(balls, rows, method, iterations=iterations, memory=memory) for e in self.engines])
 
     def pair_bounds(
@@ -129,10 +128,10 @@ class JointEngine:
         *,
         memory: Memory | None = None,
     ) -> PairBounds:
-        """CROWN bounds of both margins towards every other class, and of their difference, over each sample's ball.
+        """Bound both margins towards every other class, and their difference, over each sample's ball, by CROWN.
 
-        With m_j the margins towards class j, the smallest margins differ by at most the largest difference of an m_j.
-        The student's m_j is positive where its own bound is, or where the teacher's bound exceeds the deficit's.
+        Let m_j be the margins towards class j. The smallest margins differ by at most the largest difference of an m_j.
+        The student's m_j is positive if its own bound is, or if the teacher's bound exceeds the deficit's.
         """
         rows = margin_specification(predicted, self.engines[0].graph.classes // 2, torch.float64)
         none = torch.zeros_like(rows)

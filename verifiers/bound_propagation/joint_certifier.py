@@ -1,4 +1,4 @@
-"""The certifier of ``joint``: the largest radius at which student and teacher provably predict one class."""
+"""The certifier of ``joint``: find the largest radius at which student and teacher provably predict one class."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ class JointCertifier:
     def prepare(
         cls, program: Program, samples: Float[Tensor, "two *shape"], question: Question, settings: SearchSettings
     ) -> "JointCertifier":
-        """Build both graphs and try to break them on the samples.
+        """Build both graphs and attack their bounds on the samples.
 
         Raises:
             Unsupported: there is no teacher, or a network cannot be captured.
@@ -40,7 +40,7 @@ class JointCertifier:
 
     @property
     def batch_size(self) -> int:
-        """Samples that suit the engine."""
+        """The number of samples that suits the engine."""
         return self.engine.batch_size
 
     @property
@@ -50,7 +50,7 @@ class JointCertifier:
         return {"engine": self.engine.name, "graphs": graphs}
 
     def __call__(self, batch: Batch) -> Iterator[Answer]:
-        """Bound both margins and their difference at eps, then search the largest radius."""
+        """Bound both margins and their difference at eps, then search for the largest radius."""
         question, memory = self.question, Memory(len(batch))
         balls = Balls.around(batch.x, question.eps.value, question.norm)
         logits, allowance = self.engine.allowed(batch.x, question.eps.value)
@@ -73,5 +73,5 @@ class JointCertifier:
         yield Answer(batch.rows, columns)
 
     def _margin(self, logits: Tensor, predicted: Tensor) -> Float[Tensor, " batch"]:
-        """The smaller margin of the two networks at the images."""
+        """Compute the smaller margin of the two networks at the images."""
         return torch.minimum(*(margins(part, predicted) for part in logits.double().chunk(2, 1)))

@@ -1,4 +1,4 @@
-"""From "certified at eps" to the largest certified eps, for all samples of a batch at once."""
+"""Search for the largest certified radius of all samples of a batch at once, from certificates at given radii."""
 
 import time
 from collections.abc import Callable
@@ -14,19 +14,19 @@ from verifiers.geometry.balls import whole_box
 from verifiers.runtime.certifier import Batch
 from verifiers.runtime.oom import MEMORY_ERRORS, out_of_memory
 
-#: Power of eps by which margins of CROWN fall, measured on small networks: a little faster than a straight line.
+#: Power of eps by which CROWN's margins fall, measured on small networks: slightly faster than linear.
 USUAL_POWER = 1.4
-#: A trial is at most this many times the radius proved: from one point alone the estimate is coarse.
+#: A trial is at most this many times the proved radius: an estimate from one point is coarse.
 FARTHEST = 10.0
 
 
 class Evaluation(NamedTuple):
-    """What one evaluation of rows, each at its own eps, proved.
+    """The result of one evaluation of rows, each at its own eps.
 
     Attributes:
         margin: lower bound of the margin on the ball of radius eps, less the rounding allowance.
-        radius: a radius up to eps that the evaluation certifies even where the margin is negative (0 when none): the
-            planes that were proved on the large ball hold on every smaller one.
+        radius: a radius, at most eps, that the evaluation certifies even if the margin is negative (0 if none): planes
+            that are proved on the large ball hold on every smaller one.
     """
 
     margin: Float[Tensor, " rows"]
@@ -41,9 +41,9 @@ class Search(NamedTuple):
     """Result of a search, one value per row.
 
     Attributes:
-        radius: largest radius proved, rounded down by one unit in the last place; 0 where nothing was proved.
+        radius: the largest proved radius, rounded down by one unit in the last place; 0 if nothing was proved.
         margin: the bound at eps.
-        finished: whether the search ended by itself, not by the limit of time or of evaluations.
+        finished: the search converged before the limits of time and of evaluations.
     """
 
     radius: Float[Tensor, " batch"]
@@ -52,19 +52,19 @@ class Search(NamedTuple):
 
 
 class _State:
-    """Brackets of all rows, and the last two margins of each."""
+    """The brackets of all rows, and the last two margins of each."""
 
     def __init__(self, clean: Tensor, search: "RadiusSearch") -> None:
         self.limit, self.tolerance, self.eps = search.limit, search.tolerance, search.eps
         self.proved, self.failed = torch.zeros_like(clean), torch.full_like(clean, float("inf"))
         self.clean = clean
-        self.points = [torch.zeros_like(clean), torch.zeros_like(clean)]  # eps evaluated last, and before that
+        self.points = [torch.zeros_like(clean), torch.zeros_like(clean)]  # the last eps, and the one before
         self.margins = [clean.clone(), clean.clone()]
         self.trial = torch.full_like(clean, min(search.eps, search.limit))
         self.active = clean > 0
 
     def record(self, rows: Tensor, margin: Tensor, free: Tensor) -> None:
-        """Take in an evaluation of rows at their trials."""
+        """Record an evaluation of rows at their trials."""
         trial, holds = self.trial[rows], margin > 0
         self.points[1][rows], self.margins[1][rows] = self.points[0][rows], self.margins[0][rows]
         self.points[0][rows], self.margins[0][rows] = trial, margin
@@ -75,7 +75,7 @@ class _State:
         self._leave()
 
     def raise_to(self, known: Tensor) -> None:
-        """Radii that were proved elsewhere, of rows that may have left already."""
+        """Raise proved radii to those proved elsewhere; rows may have left already."""
         known = known.where((self.clean > 0) & (known < float("inf")), 0.0)
         self.proved = torch.maximum(self.proved, known)
         self.failed = torch.where(self.failed > self.proved, self.failed, float("inf"))
@@ -86,7 +86,7 @@ class _State:
         self.active = self.active & (self.proved < self.limit) & wide
 
     def choose(self, *, halve: bool) -> None:
-        """The next trial of every row."""
+        """Choose the next trial of every row."""
         bracketed = torch.isfinite(self.failed)
         width = torch.where(bracketed, self.failed - self.proved, 0.0)
         zero = _crossing(self.points, self.margins, self.clean)
@@ -109,10 +109,10 @@ class _State:
 
 
 def _crossing(points: list[Tensor], margins: list[Tensor], clean: Tensor) -> Tensor:
-    """Where the margin is zero if what it lost is p eps + q eps^2 through the two points with p, q >= 0.
+    """Estimate the zero of the margin, if its loss is p eps + q eps^2 with p, q >= 0 through the two points.
 
-    Where no such curve goes through them it is a power of eps, the usual one through a single point; nan where there is
-    none either.
+    If there is no such curve, the loss is a power of eps: the usual power, if there is a single point. nan if there is
+    no such curve either.
     """
     (a, b), (loss_a, loss_b) = points, [clean - margin for margin in margins]
     q = (loss_a / a - loss_b / b) / (a - b)
@@ -136,21 +136,21 @@ class SearchSettings(Protocol):
 
 @dataclass(frozen=True)
 class RadiusSearch:
-    """The search for the largest certified radius, of all samples of a batch at once.
+    """Search for the largest certified radius of all samples of a batch at once.
 
-    Every row is bounded at eps first. The next trial is where the margin would be zero if it fell by a parabola
-    through the last two margins, set off by less than half the tolerance so that its answer closes the bracket
-    [proved, failed]; after five trials every fourth halves the bracket. Rows leave the batch when the bracket is
-    narrower than ``tolerance`` times the radius, or when that estimate, bracketed or from two trials close together, is
-    within half of it of a radius just proved. Only what an evaluation proved is ever returned; a bound that is nan or
-    infinite counts as failed. A single row whose larger balls do not fit into memory keeps what was proved.
+    Every row is bounded at eps first. The next trial is the zero of a parabola through the last two margins. It is
+    shifted by less than half the tolerance, so that its answer closes the bracket [proved, failed]. After five trials,
+    every fourth halves the bracket. A row leaves the batch when its bracket is narrower than ``tolerance`` times the
+    radius. It also leaves when that estimate, bracketed or from two trials close together, is within half the tolerance
+    of a radius just proved. Only proved radii are returned; a bound that is nan or infinite counts as failed. A single
+    row whose larger balls do not fit into memory keeps its proved radius.
 
     Attributes:
-        eps: first radius tried, pixel units.
-        limit: radius beyond which nothing is searched (the whole image box).
+        eps: the first radius, in pixel units.
+        limit: the largest radius to search (the whole image box).
         tolerance: relative width of the final bracket.
         seconds: no evaluation starts later than this after the first.
-        max_steps: evaluations per row at most.
+        max_steps: the most evaluations per row.
     """
 
     eps: float
@@ -161,7 +161,7 @@ class RadiusSearch:
 
     @classmethod
     def of(cls, settings: SearchSettings, question: Question, batch: Batch) -> "RadiusSearch":
-        """The search that a method's settings ask for."""
+        """Build the search from a method's settings."""
         limit = whole_box(question.norm, batch.x[0].numel())
         return cls(question.eps.value, limit, settings.tolerance, settings.time_limit * len(batch))
 
@@ -172,13 +172,13 @@ class RadiusSearch:
         known: Float[Tensor, " batch"] | None = None,
         spent: float = 0.0,
     ) -> Search:
-        """Search the largest certified radius of every sample.
+        """Search for the largest certified radius of every sample.
 
         Args:
             bound: evaluates chosen samples at chosen radii.
-            margin: at the images; rows that are not positive get radius 0.
-            known: radii proved already, by another method.
-            spent: seconds that are gone.
+            margin: margins at the images; rows that are not positive get radius 0.
+            known: radii already proved by another method.
+            spent: seconds already spent.
         """
         state = _State(margin, self)
         started, margins_at_eps = time.perf_counter(), torch.full_like(margin, float("nan"))
@@ -201,6 +201,6 @@ class RadiusSearch:
                 state.raise_to(known.to(margin))
             state.choose(halve=step % 4 == 3 and step > 4)
         radius = torch.nextafter(state.proved, torch.zeros_like(state.proved))
-        if known is not None:  # rounded down already
+        if known is not None:  # already rounded down
             radius = torch.where(state.proved == known, state.proved, radius)
         return Search(radius, margins_at_eps, ~state.active)

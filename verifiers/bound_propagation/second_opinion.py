@@ -1,4 +1,4 @@
-"""The other engine's opinion of a few samples of a run."""
+"""Check a few samples of a run by the other engine."""
 
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,12 +18,12 @@ from verifiers.runtime.oom import fits
 
 @dataclass
 class SecondOpinion:
-    """Cross-checks the first samples of a run against the other engine.
+    """Cross-check the first samples of a run against the other engine.
 
     Attributes:
-        check: the check; None where the other engine does not take the network.
-        wanted: samples to check.
-        note: one line that says what was checked, or why nothing was.
+        check: the check; None if the other engine does not support the network.
+        wanted: number of samples to check.
+        note: one line about the checks, or the reason why there were none.
         method: the bound method.
     """
 
@@ -62,7 +62,7 @@ class SecondOpinion:
         return opinion
 
     def __call__(self, batch: Batch) -> None:
-        """Check samples that were not checked yet, until enough are.
+        """Check further samples until enough are checked.
 
         Raises:
             Contradiction: the engines exclude each other, or a point of the ball breaks a bound.

@@ -1,4 +1,4 @@
-"""Run one method over all samples: batches, statuses, time, memory, progress and writing, once for every method."""
+"""Run one method over all samples; handles batches, statuses, time, memory, progress and writing for every method."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -48,14 +48,14 @@ def _same(status: Status, rows: int) -> Columns:
 
 
 class Asked:
-    """The samples of a run as certifiers see them; margins and allowances are computed once, for all methods."""
+    """The samples of a run in batches for certifiers; margins and allowances are computed once, for all methods."""
 
     def __init__(self, program: Program, samples: Samples, eps: float) -> None:
         self._program, self._samples, self._eps = program, samples, eps
         self._margin, self._allowance = (np.full(len(samples.labels), np.nan) for _ in range(2))
 
     def batch(self, rows: Rows) -> Batch:
-        """The samples of some rows."""
+        """Build the batch of some rows."""
         samples, device = self._samples, self._program.device
         x = samples.batch(rows, device)
         predicted = samples.predicted[rows].to(device)
@@ -96,11 +96,11 @@ class Run:
 
     @property
     def smoothed(self) -> bool:
-        """Whether the method predicts by itself, for every sample."""
+        """True if the method makes its own predictions, for every sample."""
         return self.method.about is About.SMOOTHED
 
     def finish(self, batch_size: int | None) -> None:
-        """Answer all rows that have no answer yet."""
+        """Answer all rows without an answer."""
         pending, total = self.file.pending(self.kind), len(self.samples.labels)
         self.reporter.start(self.kind, total, total - len(pending))
         if len(pending):
@@ -112,14 +112,14 @@ class Run:
         self.reporter.finish(self.kind)
 
     def _prepared(self) -> Certifier:
-        """The method made ready, or what gives every row its failure when it cannot be."""
+        """Prepare the method; if that fails, return a certifier that gives every row the failure."""
         if self.question.norm not in self.method.norms:
             reason = f"{self.kind} does not handle the norm {self.question.norm}"
             return self._refused(Status.UNSUPPORTED, reason)
         try:
             first = first_images(self.samples, self.program.module)
             certifier = self.method.prepare(self.program, first, self.question)
-            self.file.note(self.kind, "reason", None)  # of an earlier run that could not
+            self.file.note(self.kind, "reason", None)  # the reason of an earlier, failed run
             self._note(certifier)
             for line in self.method.preview(certifier, self.samples, self.program.device):
                 self.reporter.inform(f"{self.kind}: {line}")
@@ -144,7 +144,7 @@ class Run:
         return Refusal(status, reason)
 
     def _run_batches(self, certifier: Certifier, pending: Rows, size: int) -> None:
-        """Batch after batch; one that does not fit into memory is halved, a single row that does not is recorded."""
+        """Run batch by batch; halve a batch that does not fit into memory, and record a single row that does not."""
         while len(pending):
             rows = pending[:size]
             try:
@@ -204,14 +204,14 @@ class Run:
         return together[order], whole
 
     def _write(self, rows: Rows, columns: Columns) -> None:
-        """Add the common columns, hold the rules, and write whole rows."""
+        """Add the common columns, enforce the rules, and write whole rows."""
         columns = self._completed(rows, columns)
         self._check_against_attack(rows, columns)
         self.file.write(self.kind, rows, columns)
         self.reporter.advance(len(rows))
 
     def _completed(self, rows: Rows, columns: Columns) -> Columns:
-        """The common columns, and the rules: no radius without a proof, none that is not a finite number."""
+        """Add the common columns and enforce the rules: no radius without a proof, and only finite radii."""
         samples, status, radius = self.samples, columns["status"].copy(), columns["radius"]
         claims = status == Status.CERTIFIED
         status[~np.isfinite(radius)] = Status.ERROR
@@ -235,7 +235,7 @@ class Run:
         }
 
     def _check_against_attack(self, rows: Rows, columns: Columns) -> None:
-        """A stored counterexample inside a radius is a contradiction: the row is an ERROR, never a certificate."""
+        """Turn a row whose radius contains a stored counterexample into an ERROR: that is a contradiction."""
         contradicted = np.zeros(len(rows), bool)
         if self.method.guarantee is Guarantee.DETERMINISTIC:
             distance = self.file.attack_distance(rows)
@@ -244,7 +244,7 @@ class Run:
             columns["status"][contradicted] = Status.ERROR
             columns["radius"][contradicted] = 0.0
             self._refused(
-                Status.ERROR, f"{int(contradicted.sum())} rows claim a radius that a stored counterexample lies inside"
+                Status.ERROR, f"{int(contradicted.sum())} rows claim a radius that contains a stored counterexample"
             )
         reached = columns["correct"].astype(bool) & (columns["radius"] >= self.question.eps.value)
         columns["certified"] = reached.astype("uint8")

@@ -34,19 +34,19 @@ def certify(
     """Certify each sample with each method, and write the certificate file.
 
     Args:
-        network: from images in [0, 1] to logits, normalisation inside. Put in eval mode while this runs.
+        network: maps images in [0, 1] to logits, with normalisation inside. It is in eval mode during the call.
         data: images ``(samples, *shape)`` in [0, 1] and true classes ``(samples,)``, as a pair of tensors or ``Data``.
         config: the ball, the methods and their settings.
-        teacher: the network that methods about a pair compare with, from the same images to the same classes.
-        out: certificate file; the same call resumes an unfinished one. In memory when None.
-        reporter: hears about progress.
+        teacher: the second network of methods about a pair, from the same images to the same classes.
+        out: certificate file; the same call resumes an unfinished file. In memory when None.
+        reporter: receives progress.
 
     Returns:
         The finished rows of all methods.
 
     Raises:
-        InputError: images outside [0, 1], a network that is not one fixed function, settings that do not fit, a file
-            that holds something else.
+        InputError: images are outside [0, 1], the network is not one fixed function, settings do not fit, or the file
+            has other contents.
 
     Example:
         >>> config = CertifyConfig(eps="2/255", methods=("pgd", "crown"))
@@ -94,7 +94,7 @@ def _file(
 
 
 def table_of(method: Method, config: CertifyConfig) -> MethodTable:
-    """A method as its group in the file."""
+    """Describe a method as its group in the file."""
     ball: dict[str, Any] = {"eps": config.ball.value, "eps_text": config.eps, "norm": str(config.norm)}
     facts: dict[str, Any] = {
         "guarantee": str(method.guarantee),

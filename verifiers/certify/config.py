@@ -1,4 +1,4 @@
-"""The settings of a certification, as the command line, YAML and Python give them."""
+"""The settings of a certification, for the command line, YAML and Python."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -16,18 +16,18 @@ DEFAULT_METHODS = ("pgd", "ibp", "crown")
 
 
 class CertifyConfig(Strict):
-    """What to certify: the ball, the methods with their settings, the seed.
+    """The settings of a certification: the ball, the methods with their settings, the seed.
 
-    ``methods`` takes names, methods (``Crown(tolerance=0.01)``) and mappings (``{kind: crown, tolerance: 0.01}``).
-    ``options`` are settings for every method that has them and does not set them itself; one that no method has is
-    refused.
+    ``methods`` accepts names, methods (``Crown(tolerance=0.01)``) and mappings (``{kind: crown, tolerance: 0.01}``).
+    ``options`` apply to every method that has them and does not set them itself; an option that no method has is
+    rejected.
 
     Attributes:
         eps: the radius at which certified accuracy is reported, pixel units, like "8/255".
         norm: norm of the ball.
-        methods: each at most once; attacks run first, whatever the order.
-        seed: keys all randomness together with the sample index.
-        batch_size: samples at a time; each method's own when None. Halved when memory runs out.
+        methods: each at most once; attacks run first, in any order given.
+        seed: keys all randomness, together with the sample index.
+        batch_size: samples per batch; each method's own when None. Halved when memory runs out.
 
     Example:
         >>> config = CertifyConfig(eps="2/255", methods=("pgd", "crown"), options={"steps": 50})
@@ -41,7 +41,7 @@ class CertifyConfig(Strict):
     seed: Seed = 0
     batch_size: Count | None = None
 
-    if TYPE_CHECKING:  # what is accepted, where pydantic's own signature has what is stored
+    if TYPE_CHECKING:  # the accepted types; pydantic's own signature has the stored ones
 
         def __init__(
             self,
@@ -91,7 +91,7 @@ class CertifyConfig(Strict):
 
     @property
     def in_order(self) -> tuple[Method, ...]:
-        """The methods as they run: attacks first, because proofs are checked against their counterexamples."""
+        """The methods in running order: attacks first, because proofs are checked against their counterexamples."""
         return tuple(sorted(self.methods, key=lambda method: method.guarantee is not Guarantee.ESTIMATE))
 
     @property
@@ -100,20 +100,20 @@ class CertifyConfig(Strict):
         return tuple(method for method in self.methods if method.about is About.PAIR)
 
     def alone(self) -> "CertifyConfig | None":
-        """The same without the methods about a pair; None where there is no other."""
+        """Drop the methods about a pair; None if there are no others."""
         methods = tuple(method for method in self.methods if method.about is not About.PAIR)
         return self.model_copy(update={"methods": methods}) if methods else None
 
     def at(self, eps: Epsilon) -> "CertifyConfig":
-        """The same at another radius."""
+        """Replace the radius."""
         return self.model_copy(update={"eps": eps.text})
 
 
 def with_options(named: Iterable[str | Mapping[str, Any] | Method], options: Mapping[str, Any]) -> tuple[Method, ...]:
-    """Methods from names, mappings or methods, each with those of the options that it has.
+    """Build methods from names, mappings or methods, each with the options that it has.
 
     Raises:
-        InputError: an unknown method, a setting that none of them has, a setting of the wrong kind.
+        InputError: a method is unknown, no method has a setting, or a setting is of the wrong kind.
     """
     named = tuple(named)
     kinds = [_kind(entry) for entry in named]

@@ -1,4 +1,4 @@
-"""What the rows of a file depend on, and what may differ between two runs."""
+"""Describe a run: the facts that its rows depend on, and those that may differ between two runs."""
 
 import platform
 import sys
@@ -19,7 +19,7 @@ from verifiers.runtime.samples import Samples
 
 
 def identity_of(program: Program, teacher: Program | None, samples: Samples, config: CertifyConfig) -> dict[str, Any]:
-    """Everything the rows depend on; a file is resumed only when every entry matches."""
+    """List everything the rows depend on; a file is resumed only when every entry matches."""
     return {
         "model_sha256": weights_sha256(program.module),
         "structure_sha256": structure_sha256(program.module),
@@ -38,7 +38,7 @@ def identity_of(program: Program, teacher: Program | None, samples: Samples, con
 
 
 def facts_of(program: Program) -> dict[str, Any]:
-    """What may differ between two runs of the same certification."""
+    """List the facts that may differ between two runs of the same certification."""
     from verifiers import __version__
 
     weights = next(iter(program.module.parameters()), None)
@@ -58,10 +58,10 @@ def facts_of(program: Program) -> dict[str, Any]:
 
 
 def check_predictions(config: CertifyConfig, samples: Samples, file: CertificateFile) -> None:
-    """Finished rows must be this network's: weights and layers alone do not identify a function.
+    """Check that finished rows have this network's predictions: weights and layers do not identify a function.
 
     Raises:
-        InputError: the file holds another prediction.
+        InputError: a stored prediction differs.
     """
     for method in config.methods:
         column = "base" if method.about is About.SMOOTHED else "predicted"

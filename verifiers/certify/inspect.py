@@ -1,4 +1,4 @@
-"""Before hours of work: which engine and method take a network, what is refused and why, what a sample will cost."""
+"""Inspect a network before certifying it: supported engines and methods, reasons for rejection, cost of a sample."""
 
 import time
 from collections import Counter
@@ -23,25 +23,25 @@ from verifiers.runtime.oom import fits
 
 NO_MEMORY = "one sample does not fit into memory"
 NOT_TRIED = "not tried on a network of this size"
-#: Values in all layers together above which methods are not tried one by one; a CIFAR ResNet-2B has 11,000.
+#: Methods are tried one by one up to this many values in all layers together; a CIFAR ResNet-2B has 11,000.
 LARGEST_TRIED = 20_000
-#: Rows of a pilot block, and nodes that get one.
+#: Rows of a pilot block, and the number of nodes with one.
 PILOT_ROWS, PILOTS = 16, 6
-#: Copies of a block's widest coefficients that are alive at once.
+#: Copies of a block's widest coefficients in memory at once.
 COPIES = 6
-#: Cost of a step of alpha-CROWN, with its gradient, in CROWN bounds.
+#: Cost of a step of alpha-CROWN, with its gradient, in multiples of a CROWN bound.
 STEP = 3.0
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What one evaluation of one sample by the native engine takes; a radius search needs about five.
+    """The cost of one evaluation of one sample by the native engine; a radius search needs about five.
 
     Attributes:
         method: ibp, crown-ibp, crown or alpha-crown.
         rows: linear functions pushed back through the network.
-        seconds: measured for ibp, estimated from pilot rows for the others, for crown and alpha-crown from above.
-        memory: bytes, estimated.
+        seconds: measured for ibp, estimated from pilot rows for the others, from above for crown and alpha-crown.
+        memory: estimated bytes.
     """
 
     method: str
@@ -52,17 +52,18 @@ class Cost:
 
 @dataclass(frozen=True)
 class Preflight:
-    """What is known about a network before it is certified.
+    """The facts about a network before certification.
 
     Attributes:
         layers: number of modules without children, by type.
         parameters: number of weights.
-        engines: per engine the reason why it refuses the network, or None.
-        refused: per engine that takes the network the methods that it does not have for it, or that were not tried,
-            with the reason.
-        operators: number of operators of the native engine's graph, by name; empty when it refuses.
-        costs: of the native engine; empty when it refuses.
-        lipschitz: why there are no Lipschitz constants everywhere, and none on balls, or None; empty when it refuses.
+        engines: per engine, the reason why it rejects the network, or None.
+        refused: per engine that supports the network, the methods that it lacks for it or that were not tried, with
+            the reason.
+        operators: number of operators of the native engine's graph, by name; empty if it rejects the network.
+        costs: costs of the native engine; empty if it rejects the network.
+        lipschitz: for global constants and constants on balls, the reason why there are none, or None; empty if the
+            native engine rejects the network.
     """
 
     layers: dict[str, int]
@@ -75,12 +76,12 @@ class Preflight:
 
 
 def preflight(model: nn.Module, x: Float[Tensor, "2 *shape"], eps: float, *, norm: Norm = Norm.LINF) -> Preflight:
-    """Look at a network without certifying anything.
+    """Inspect a network without certifying anything.
 
     Args:
-        model: from images in [0, 1] to logits, in eval mode.
+        model: maps images in [0, 1] to logits, in eval mode.
         x: two sample images.
-        eps: the radius that costs are estimated for; larger balls leave more neurons open.
+        eps: the radius of the cost estimates; larger balls leave more neurons open.
     """
     layers = Counter(m._get_name() for m in model.modules() if next(m.children(), None) is None)
     reasons, built = _engines(model, x)
@@ -101,7 +102,7 @@ def preflight(model: nn.Module, x: Float[Tensor, "2 *shape"], eps: float, *, nor
 
 
 def _values(model: nn.Module, x: Float[Tensor, "1 *shape"]) -> int:
-    """Values that the layers of a network give for one image."""
+    """Count the values that the layers of a network compute for one image."""
     counts: list[int] = []
 
     def count(module: nn.Module, given: object, output: object) -> None:
@@ -131,7 +132,7 @@ def _lipschitz(graph: Graph) -> dict[str, str | None]:
 
 
 def _engines(model: nn.Module, x: Tensor) -> tuple[dict[str, str | None], dict[str, Engine]]:
-    """Why each engine refuses the network, or None, and those that take it."""
+    """Build the engines; return each one's reason for rejecting the network, or None, and those that support it."""
     reasons: dict[str, str | None] = {}
     built: dict[str, Engine] = {}
     program = Program.of(model)
@@ -148,7 +149,7 @@ def _engines(model: nn.Module, x: Tensor) -> tuple[dict[str, str | None], dict[s
 
 
 def _refused(engine: Engine, x: Float[Tensor, "1 *shape"], eps: float, norm: Norm, small: bool) -> dict[str, str]:
-    """The methods that an engine lacks; the native one has all for whatever it captures, others are tried."""
+    """Find the methods that an engine lacks; the native engine has all for any network that it captures."""
     refused: dict[str, str] = {}
     if isinstance(engine, Native):
         return refused
@@ -169,7 +170,7 @@ def _refused(engine: Engine, x: Float[Tensor, "1 *shape"], eps: float, norm: Nor
 
 
 def costs(native: Native, x: Float[Tensor, "1 *shape"], eps: float, norm: Norm) -> tuple[Cost, ...]:
-    """Costs of one evaluation of one sample at eps."""
+    """Estimate the costs of one evaluation of one sample at eps."""
     ball = Balls.around(x, eps, norm).to(native.dtype)
     with torch.no_grad():
         predicted = native.model(ball.x).argmax(1)
@@ -206,7 +207,7 @@ def _timed(native: Native, ball: Balls, specification: Tensor, method: str) -> f
 
 
 def _crown(native: Native, ball: Balls) -> tuple[int, float]:
-    """Rows of CROWN's inner nodes, and seconds for all of them from pilot blocks at some of the nodes."""
+    """Count the rows of CROWN's inner nodes, and estimate their seconds from pilot blocks at some nodes."""
     bounds = native.bounds(ball)
     wanted: dict[int, Tensor] = {}
     bounds.propagate(refine=False)

@@ -1,8 +1,8 @@
-"""Prove a certificate file's claims again, by other means than those that wrote them.
+"""Prove a certificate file's claims again, by other means than those of their author.
 
-A claim is one row's "no point within radius r changes the prediction". It is attacked at r, and proved by the other
-engine where that takes the network, then by branch and bound in float64: what wrote it does not matter. Stored
-counterexamples go through the network once more. An answer that excludes what the file says is a contradiction.
+A claim is one row's "no point within radius r changes the prediction". It is attacked at r, then proved by the other
+engine if that supports the network, and by branch and bound in float64. The method behind the claim does not matter.
+Stored counterexamples run through the network again. A result that excludes a stored claim is a contradiction.
 """
 
 from collections.abc import Iterator, Sequence
@@ -35,12 +35,12 @@ from verifiers.runtime.fingerprint import structure_sha256, weights_sha256
 from verifiers.runtime.modes import eval_mode, trusted_arithmetic
 from verifiers.runtime.samples import Data, Samples, device_of, first_images, validate
 
-#: Images that are read and run at a time.
+#: Images per block of reading and running.
 BLOCK = 256
-#: A stored distance is off by no more than this share when it is computed again.
+#: Largest relative error of a stored distance when it is computed again.
 ROUNDING = 1e-3
-#: A counterexample's margin is off by no more than this share of its largest logit on another machine, or in another
-#: batch: attacks stop so near to the decision boundary that this can change its sign.
+#: Largest error of a counterexample's margin on another machine or in another batch, as a share of its largest logit.
+#: Attacks stop so near the decision boundary that this can change its sign.
 LOGIT_ROUNDING = 1e-5
 #: At its largest radius a bound equals the allowance, and another engine's float64 sums end this share of it lower.
 ENGINE_ROUNDING = 1e-9
@@ -48,15 +48,15 @@ ENGINE_ROUNDING = 1e-9
 
 @dataclass
 class Finding:
-    """What became of one method's claims.
+    """The result for one method's claims.
 
     Attributes:
-        method: whose.
-        claims: certified rows, and counterexamples, that it has.
-        asked: how many were looked at.
-        again: how many hold: proved again, or misclassified again.
-        contradictions: a line for each that does not.
-        remark: why claims were not looked at; or by what they were proved.
+        method: the method's name.
+        claims: number of certified rows or counterexamples.
+        asked: number of claims that were checked.
+        again: number of claims that hold: proved again, or misclassified again.
+        contradictions: a line for each claim that does not hold.
+        remark: the means of proof, or why claims were not checked.
     """
 
     method: str
@@ -68,17 +68,17 @@ class Finding:
 
     @property
     def open(self) -> int:
-        """Neither proved again nor contradicted."""
+        """The number of claims that were neither proved again nor contradicted."""
         return self.asked - self.again - len(self.contradictions)
 
 
 class VerifyConfig(Strict):
-    """How much of a file is proved again.
+    """The settings of a verification.
 
     Attributes:
-        sample: certificates that are proved again, over all methods.
-        seed: chooses them.
-        time_limit: seconds for each.
+        sample: number of certificates to prove again, over all methods.
+        seed: seed of their random choice.
+        time_limit: seconds per certificate.
     """
 
     sample: Some = 50
@@ -96,14 +96,15 @@ def verify(
     """Check randomly chosen certificates of a file, and all its counterexamples.
 
     Args:
-        network: the network that the file is about.
+        network: the network of the file.
         path: the certificate file.
         data: images in [0, 1] and true classes of the file's rows, in their order.
-        config: how much is proved again.
-        reporter: hears about progress.
+        config: the settings.
+        reporter: receives progress.
 
     Raises:
-        InputError: not a certificate file; another network or other samples than its own; a file without any row yet.
+        InputError: the path is not a certificate file, the network or the samples are not the file's own, or the file
+            has no rows yet.
     """
     model = network
     certificates, reporter = read(path), reporter or Reporter()
@@ -127,7 +128,7 @@ def verify(
 
 
 def indices_of(certificates: Certificates) -> np.ndarray:
-    """Index of the sample of each row, from the first method that has finished it.
+    """Return the index of each row's sample, from the first method that has finished the row.
 
     Raises:
         InputError: no method has an answer for some row.
@@ -139,7 +140,7 @@ def indices_of(certificates: Certificates) -> np.ndarray:
     if missing:
         raise InputError(
             f"{certificates.path} is not finished: no method has an answer for {missing} of {len(indices)} samples; "
-            "the command that began it goes on"
+            "run the same command again to finish it"
         )
     return indices
 
@@ -150,7 +151,7 @@ def _columns(path: str, method: str) -> set[str]:
 
 
 def _check_origin(certificates: Certificates, what: str, attribute: str, found: str) -> None:
-    """A hash in the file is that of the network or the samples at hand."""
+    """Check that a hash in the file is that of the given network or samples."""
     stored = str(certificates.attributes.get(attribute, ""))
     if stored != found:
         raise InputError(
@@ -160,7 +161,7 @@ def _check_origin(certificates: Certificates, what: str, attribute: str, found: 
 
 
 def _chosen(certificates: Certificates, sample: int, random: np.random.Generator) -> dict[str, np.ndarray]:
-    """Certified rows of each method that can be proved again, so many in all."""
+    """Choose certified rows that can be proved again, ``sample`` in total over all methods."""
     claims = [
         (name, row)
         for name, rows in certificates.methods.items()
@@ -172,7 +173,7 @@ def _chosen(certificates: Certificates, sample: int, random: np.random.Generator
 
 
 def _refusal(rows: MethodRows) -> str | None:
-    """Why a method's claims are not proved here."""
+    """Return the reason why a method's claims cannot be proved here, or None."""
     if not proves(rows.name):
         return "its claims are about the smoothed network, by votes of its own random copies"
     if find(rows.name).about is About.PAIR:
@@ -186,7 +187,7 @@ def _has_radius(rows: MethodRows) -> np.ndarray:
 
 
 def _plain_columns(rows: MethodRows, samples: Samples) -> Finding:
-    """What follows from the network, the labels and the other columns of a finished row is what it says."""
+    """Check the columns that follow from the network, the labels and the other columns of a finished row."""
     name = "base" if "base" in rows.columns else "predicted"
     done, labels, status = rows["status"] != Status.PENDING, samples.labels.numpy(), rows["status"]
     correct = (rows["predicted"] == labels) & (samples.finite.numpy() | (name == "base"))
@@ -212,7 +213,7 @@ def _plain_columns(rows: MethodRows, samples: Samples) -> Finding:
 
 
 def _counterexamples(model: nn.Module, path: str, rows: MethodRows, samples: Samples) -> Finding:
-    """All stored counterexamples: in the ball and the image box, and given another class."""
+    """Check that every stored counterexample is in the ball and the image box, and gets another class."""
     found = Finding(rows.name, rows.count(Status.FALSIFIED), remark="counterexamples")
     for block in _blocks(np.flatnonzero(rows["status"] == Status.FALSIFIED)):
         stored = torch.from_numpy(read_images(path, rows.name, "counterexample", block)).to(device_of(model))
@@ -248,7 +249,7 @@ def _proofs(
     time_limit: float,
     reporter: Reporter,
 ) -> Finding:
-    """Certificates attacked and proved again, each at its own radius."""
+    """Attack certificates and prove them again, each at its own radius."""
     found = Finding(rows.name, rows.count(Status.CERTIFIED), remark=_refusal(rows) or "certificates")
     if chosen is None or not len(chosen):
         return found
@@ -267,7 +268,7 @@ def _proofs(
                     f"the prediction, its certified radius is {rows['radius'][row]:.6g}"
                 )
             reporter.advance(1)
-    except Contradiction as error:  # what is known about the network excludes itself: no answer about it counts
+    except Contradiction as error:  # known facts about the network exclude each other: no answer about it counts
         found.asked, found.again, found.remark = found.asked + 1, 0, str(error)
         found.contradictions.append(f"{rows.name}: {error}")
         return found
@@ -280,7 +281,7 @@ def _proofs(
 
 
 def _prover(program: Program, rows: MethodRows, samples: Samples, time_limit: float) -> Prover:
-    """Complete verification with the engine that did not write the rows, where it takes the network."""
+    """Prepare complete verification, preferring the engine that did not write the rows."""
     written_by = str(rows.attributes.get("engine", ""))
     others: tuple[Literal["native", "auto-lirpa"], ...] = (
         ("native",) if written_by == "auto-lirpa" else ("auto-lirpa", "native")
@@ -298,7 +299,7 @@ def _prover(program: Program, rows: MethodRows, samples: Samples, time_limit: fl
 
 
 def _answer(prover: Prover, samples: Samples, row: int, radius: float) -> dict[str, Any]:
-    """Complete verification of one sample at a radius."""
+    """Verify one sample at a radius."""
     eps = Epsilon.parse(radius)
     batch = Asked(prover.program, samples, eps.value).batch(np.array([row]))
     clean = batch.clean()
@@ -308,5 +309,5 @@ def _answer(prover: Prover, samples: Samples, row: int, radius: float) -> dict[s
 
 
 def contradictions(findings: Sequence[Finding]) -> list[str]:
-    """All of them, a line each."""
+    """Return all contradictions, a line each."""
     return [line for finding in findings for line in finding.contradictions]

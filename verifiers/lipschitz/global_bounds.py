@@ -251,7 +251,7 @@ def chain_form(layers: Layers) -> list[Float[Tensor, "_ _"]]:
             with a < 0 the statement has a further term, without which a constant would be too small.
     """
     if layers.chain is None:
-        raise Unsupported("lipschitz: no chain: a layer reads other layers than the one before it; LipLT takes that")
+        raise Unsupported("lipschitz: no chain: a layer reads layers other than the one before it; LipLT supports that")
     ranges = _ranges(layers)
     for layer, low in zip(layers.hidden, ranges.low, strict=True):
         if bool((low < 0).any()):
@@ -260,5 +260,5 @@ def chain_form(layers: Layers) -> list[Float[Tensor, "_ _"]]:
                 for n in layers.graph.nodes
                 if n.inputs[:1] == (layer.position,) and isinstance(n.operator, Elementwise)
             )
-            raise refusal(node, f"has slopes down to {float(low.min()):.6g}, below 0; LipLT takes that, and")
+            raise refusal(node, f"has slopes down to {float(low.min()):.6g}, below 0, which only LipLT supports")
     return [layers.chain[0], *(w * high[0] for w, high in zip(layers.chain[1:], ranges.high, strict=True))]

@@ -1,7 +1,7 @@
-"""The seam of all certificate methods: frozen settings that a network is prepared with.
+"""The interface of all certificate methods: frozen settings that prepare a certifier for a network.
 
-A method is written as a training objective is: one class with its settings as fields and its facts as class variables.
-Its module imports torch only inside ``prepare``, so that listing methods and reading files stays quick.
+A method is written like a training objective: one class with its settings as fields and its facts as class variables.
+Its module imports torch only inside ``prepare``, so that listing methods and reading files stay fast.
 """
 
 from abc import abstractmethod
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from verifiers.runtime.certifier import Certifier
     from verifiers.runtime.samples import Samples
 
-#: What screens say about a method's rows.
+#: Summarises a method's rows for display.
 Summary = Callable[[MethodRows, Certificates], list[Part]]
 ALL_NORMS = (Norm.LINF, Norm.L2, Norm.L1)
 
@@ -34,15 +34,15 @@ class Method(Strict):
     """Settings of a certificate method; ``kind`` is its name on the command line and in files.
 
     Class variables:
-        guarantee: what its radius is worth.
-        norms: the norms it handles.
-        claim: one line: what a certified row says.
-        paper: where it comes from.
-        cost: rough cost of a sample, in forward passes or words.
+        guarantee: the strength of its radii: a proof, a probability or an estimate.
+        norms: the supported norms.
+        claim: the claim of a certified row, in one line.
+        paper: the source.
+        cost: the rough cost of a sample, in forward passes or words.
         columns: its own columns, after the common ones.
-        about: what the certificate is about: the network, a pair of networks, or the smoothed network. A smoothed
-            network predicts by itself, in a column ``predicted``; its column ``base`` holds the network's prediction.
-        summary: what screens say about its rows besides the common table; None for nothing.
+        about: the subject of the certificate: the network, a pair of networks, or the smoothed network. A smoothed
+            network has its own prediction, in a column ``predicted``; its column ``base`` holds the network's.
+        summary: summarises its rows after the common table; None for no summary.
     """
 
     kind: str
@@ -61,26 +61,26 @@ class Method(Strict):
         return {name: value for name, value in self.model_dump(mode="json").items() if name != "kind"}
 
     def check(self, question: Question) -> None:
-        """Refuse a question that the settings do not fit, before anything is computed.
+        """Reject a question that the settings do not fit, before anything is computed.
 
         Raises:
-            InputError: in one line.
+            InputError: the question does not fit; the message is one line.
         """
 
     def preview(self, certifier: "Certifier", samples: "Samples", device: "torch.device") -> Iterable[str]:
-        """Lines that a person should read before the run."""
+        """Return lines to show before the run."""
         return ()
 
     @abstractmethod
     def prepare(self, program: "Program", samples: "Float[Tensor, 'two *shape']", question: Question) -> "Certifier":
-        """Make the method ready for a network.
+        """Prepare the method for a network.
 
         Args:
             program: the network, in eval mode.
-            samples: two sample images in [0, 1], to try the method on.
+            samples: two sample images in [0, 1], for trying the method.
             question: the ball, the seed, and the teacher of a pair.
 
         Raises:
-            Unsupported: it cannot handle the network; the message names the layer or what is missing.
+            Unsupported: the method does not support the network; the message names the layer or the missing part.
             Contradiction: a point of a ball breaks a bound.
         """

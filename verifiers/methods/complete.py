@@ -1,4 +1,4 @@
-"""The method ``complete``: decide every sample at eps, by attack, bounds and branch and bound."""
+"""The method ``complete``: decide every sample at eps by attack, bounds, and branch and bound."""
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 
 class Complete(Method):
-    """A cascade that each sample leaves when it is decided: attack, IBP, CROWN, alpha-CROWN, branch and bound.
+    """Decide each sample by the first stage that can: attack, IBP, CROWN, alpha-CROWN, branch and bound.
 
-    time_limit: seconds a sample.
-    iterations: of alpha-CROWN's optimiser.
-    steps, restarts: of the attack.
-    engine: of IBP and CROWN; the later stages are native.
+    time_limit: seconds per sample.
+    iterations: steps of alpha-CROWN's optimiser.
+    steps, restarts: steps and restarts of the attack.
+    engine: the engine of IBP and CROWN; the later stages are native.
     """
 
     kind: Literal["complete"] = "complete"

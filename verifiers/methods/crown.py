@@ -1,4 +1,4 @@
-"""The bound-propagation methods: margin bounds over the ball, and the largest radius that they prove."""
+"""The bound-propagation methods: bound margins over the ball, and find the largest radius that this proves."""
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -18,9 +18,9 @@ class _MarginBound(Method):
     """Search for the largest radius at which lower bounds of all margins are positive.
 
     tolerance: the search ends when the bracket around the largest certified radius is this share of it.
-    time_limit: seconds a sample, after which the largest radius proved by then counts.
-    engine: native, auto-lirpa, or auto: native where it takes the network, else auto-lirpa.
-    cross_check: samples whose bounds are compared with the other engine's, where that takes the network.
+    time_limit: seconds per sample; after that, the largest radius proved so far counts.
+    engine: native, auto-lirpa, or auto: native if it supports the network, else auto-lirpa.
+    cross_check: samples whose bounds are compared with the other engine's, if that supports the network.
     """
 
     tolerance: Positive = 0.005
@@ -36,7 +36,7 @@ class _MarginBound(Method):
 
 
 class Ibp(_MarginBound):
-    """Interval bound propagation."""
+    """Bound margins by interval bound propagation."""
 
     kind: Literal["ibp"] = "ibp"
     claim: ClassVar[str] = "interval bounds of the margins are positive on the ball"
@@ -45,7 +45,7 @@ class Ibp(_MarginBound):
 
 
 class CrownIbp(_MarginBound):
-    """Backward linear relaxation of the margins, over interval bounds of the layers."""
+    """Bound margins by backward linear relaxation over interval bounds of the layers."""
 
     kind: Literal["crown-ibp"] = "crown-ibp"
     claim: ClassVar[str] = (
@@ -56,7 +56,7 @@ class CrownIbp(_MarginBound):
 
 
 class Crown(_MarginBound):
-    """Backward linear relaxation of the margins and of all layers."""
+    """Bound margins by backward linear relaxation of the margins and of all layers."""
 
     kind: Literal["crown"] = "crown"
     claim: ClassVar[str] = "linear relaxation bounds of the margins are positive on the ball"
@@ -65,7 +65,7 @@ class Crown(_MarginBound):
 
 
 class AlphaCrown(_MarginBound):
-    """CROWN with optimised slopes, from the radius that CROWN proves.
+    """Bound margins by CROWN with optimised slopes, starting from the radius that CROWN proves.
 
     iterations: steps of the optimiser.
     """

@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 
 def _flag(name: str, description: str) -> Column:
-    return Column(name, "int8", "", f"1 when {description}, 0 when not, -1 when not asked")
+    return Column(name, "int8", "", f"1 when {description}, 0 when not, -1 when not evaluated")
 
 
 class Diagnostics(Method):
-    """Estimates of how much of the teacher's local behaviour was distilled; none of them proves anything.
+    """Estimate how much of the teacher's local behaviour was distilled; the estimates prove nothing.
 
-    steps, restarts: of each attack.
+    steps, restarts: steps and restarts of each attack.
     """
 
     kind: Literal["diagnostics"] = "diagnostics"
@@ -54,7 +54,7 @@ class Diagnostics(Method):
         ),
         _flag("ce_attack", "PGD on the cross-entropy makes the student wrong within eps"),
         _flag("margin_attack", "PGD on the margin makes the student wrong within eps"),
-        _flag("transfers", "the teacher is wrong too at the student's adversarial example; asked where one was found"),
+        _flag("transfers", "the teacher is also wrong at the student's adversarial example, if one was found"),
         Column(
             "teacher_entropy",
             "float64",

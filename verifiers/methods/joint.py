@@ -1,4 +1,4 @@
-"""The method ``joint``: student and teacher predict the same class everywhere on the ball."""
+"""The method ``joint``: certify that student and teacher predict the same class everywhere on the ball."""
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 class Joint(Method):
-    """CROWN of both networks in one graph; for copies of one architecture also of the difference of every neuron.
+    """Bound both networks by CROWN in one graph; for copies of one architecture, also the difference of every neuron.
 
     tolerance: the search ends when the bracket around the largest certified radius is this share of it.
-    time_limit: seconds a sample, after which the largest radius proved by then counts.
+    time_limit: seconds per sample; after that, the largest radius proved so far counts.
     """
 
     kind: Literal["joint"] = "joint"

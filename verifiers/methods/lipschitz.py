@@ -1,4 +1,4 @@
-"""The method ``lipschitz``: bound how steep each margin can be, and the radius that follows."""
+"""The method ``lipschitz``: bound the slope of each margin, and derive a radius."""
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 class Lipschitz(Method):
-    """Lipschitz constants of the margins, global for l2 and on concentric balls, integrated along the radius.
+    """Bound Lipschitz constants of the margins, globally for l2 and on concentric balls, and integrate them.
 
-    shells: concentric balls on which constants are bounded.
-    constants: global ones, tight or fast.
+    shells: number of concentric balls on which constants are bounded.
+    constants: tight or fast global constants.
     """
 
     kind: Literal["lipschitz"] = "lipschitz"

@@ -1,4 +1,4 @@
-"""The method ``local-linearity``: bound how far margins and cross-entropy are from their linearisations on the ball."""
+"""The method ``local-linearity``: bound the distance of margins and cross-entropy from their linearisations."""
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -20,9 +20,9 @@ def _gamma(name: str, description: str, guarantee: Guarantee = Guarantee.DETERMI
 
 
 class LocalLinearity(Method):
-    """Certified bounds of the distance from the linearisation, and attacks on it.
+    """Bound the distance from the linearisation by proof, and estimate it by attacks.
 
-    steps: of each attack.
+    steps: steps of each attack.
     """
 
     kind: Literal["local-linearity"] = "local-linearity"

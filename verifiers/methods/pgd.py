@@ -1,4 +1,4 @@
-"""The method ``pgd``: an attack that looks for a counterexample in the ball."""
+"""The method ``pgd``: search the ball for a counterexample."""
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Pgd(Method):
-    """Projected gradient descent on margin and cross-entropy in turn, from random starts keyed by sample index."""
+    """Attack by projected gradient descent on margin and cross-entropy in turn, from starts keyed by sample index."""
 
     kind: Literal["pgd"] = "pgd"
     steps: Count = 30

@@ -34,10 +34,10 @@ BY_KIND: dict[str, type[Method]] = {str(method.model_fields["kind"].default): me
 
 
 def find(kind: str) -> type[Method]:
-    """The method of that name.
+    """Return the method of that name.
 
     Raises:
-        InputError: unknown name, with the nearest known one.
+        InputError: the name is unknown; the message suggests the nearest known one.
     """
     if kind not in BY_KIND:
         raise InputError(f"unknown method {kind!r}.{did_you_mean(kind, list(BY_KIND))}")
@@ -45,24 +45,24 @@ def find(kind: str) -> type[Method]:
 
 
 def certifies(kind: str) -> bool:
-    """Whether a method has radii at all: an estimate has none."""
+    """Return whether a method certifies radii; an estimate does not."""
     return find(kind).guarantee is not Guarantee.ESTIMATE
 
 
 def proves(kind: str) -> bool:
-    """Whether a method's radii are proofs."""
+    """Return whether a method's radii are proofs."""
     return find(kind).guarantee is Guarantee.DETERMINISTIC
 
 
 def settings_of(method: type[Method]) -> tuple[str, ...]:
-    """The names of a method's settings."""
+    """Return the names of a method's settings."""
     return tuple(name for name in method.model_fields if name != "kind")
 
 
 def parse(kind: str, options: Mapping[str, Any]) -> Method:
-    """A method with its settings.
+    """Build a method from its name and settings.
 
     Raises:
-        InputError: an unknown name, or a setting that is missing, unknown or out of its range.
+        InputError: the name is unknown, or a setting is missing, unknown or out of range.
     """
     return find(kind).parse({"kind": kind, **options}, source=f"method {kind}")

@@ -26,21 +26,21 @@ if TYPE_CHECKING:
 
 
 class Smoothing(Method):
-    """Votes of the network on noisy copies, no more than the question needs.
+    """Certify the smoothed classifier by votes of the network on noisy copies, no more than the question needs.
 
-    sigma: standard deviation of the noise, pixel units.
-    n: noisy copies of a sample at most.
-    n0: copies that select the class.
-    alpha: error probability of a sample.
+    sigma: standard deviation of the noise, in pixel units.
+    n: the most noisy copies per sample.
+    n0: copies for selecting the class.
+    alpha: error probability per sample.
     noise: gaussian or uniform.
-    question: eps: certified at eps or not; grid: radii to the next multiple of step; full: all n copies.
-    step: of the grid.
-    dtype: in which the network votes.
+    question: eps (certified at eps or not), grid (radii down to a multiple of step) or full (all n copies).
+    step: step of the grid.
+    dtype: dtype of the voting network.
     """
 
     kind: Literal["smoothing"] = "smoothing"
     sigma: Annotated[Positive, Field(examples=["0.25"])]
-    n: Annotated[Count, Field(le=10**9)] = 100_000  # more votes than the file's counts hold
+    n: Annotated[Count, Field(le=10**9)] = 100_000  # the file's counts hold no more votes
     n0: Count = 100
     alpha: Annotated[Positive, Field(lt=0.5)] = 0.001
     noise: Noise = Noise.GAUSSIAN

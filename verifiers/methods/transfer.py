@@ -22,9 +22,9 @@ def _bound(name: str, description: str, units: str = "logits") -> Column:
 
 
 class Transfer(Method):
-    """Theorems A, B and C with certified terms, and the joint bound of the difference; see ``linearity.transfer``.
+    """Apply theorems A, B and C with certified terms, and the joint bound of the difference: ``linearity.transfer``.
 
-    steps: of the attack on the shortfall.
+    steps: steps of the attack on the shortfall.
     """
 
     kind: Literal["transfer"] = "transfer"

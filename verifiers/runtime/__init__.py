@@ -1,1 +1,1 @@
-"""Run a network as it is certified: modes, memory, fingerprints, batches of samples."""
+"""Run a network under certification: modes, memory, fingerprints, batches of samples."""

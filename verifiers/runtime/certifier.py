@@ -1,4 +1,4 @@
-"""What a method is prepared into: a certifier that answers batches of samples."""
+"""The interface of a prepared method: a certifier that answers batches of samples."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -12,11 +12,11 @@ from verifiers.core.columns import Columns
 
 
 class Clean(NamedTuple):
-    """What the network does at the images themselves, one value per sample, logits.
+    """The network's margins at the images themselves, one value per sample, in logits.
 
     Attributes:
-        margin: smallest margin of the predicted class.
-        allowance: what the lower bound of a margin must exceed to hold for the network in float32.
+        margin: the smallest margin of the predicted class.
+        allowance: the rounding allowance; a margin's lower bound above it holds for the network in float32.
     """
 
     margin: Float[Tensor, " batch"]
@@ -29,10 +29,10 @@ class Batch:
 
     Attributes:
         x: images in [0, 1], on the network's device.
-        predicted: the classes that the network gives them.
+        predicted: the network's predictions on them.
         indices: their indices in the data set split, on the CPU.
         classes: number of classes.
-        clean: gives margins and allowances; computed once in a run, when a method first needs them.
+        clean: returns margins and allowances, which are computed once per run, when a method first needs them.
     """
 
     x: Float[Tensor, "batch *shape"]
@@ -46,12 +46,12 @@ class Batch:
 
     @property
     def margin(self) -> Float[Tensor, " batch"]:
-        """Smallest margins at the images."""
+        """The smallest margins at the images."""
         return self.clean().margin
 
     @property
     def allowance(self) -> Float[Tensor, " batch"]:
-        """What margins must exceed."""
+        """The rounding allowances, which margins must exceed."""
         return self.clean().allowance
 
     @property
@@ -60,7 +60,7 @@ class Batch:
         return np.arange(len(self.x))
 
     def take(self, rows: Int[Tensor, " some"]) -> "Batch":
-        """Some of the samples."""
+        """Select some of the samples."""
         here = rows.to(self.x.device)
 
         def clean() -> Clean:
@@ -74,8 +74,8 @@ class Answer(NamedTuple):
 
     Attributes:
         rows: positions in the batch, ascending.
-        columns: at least ``status``, ``radius`` and ``margin``, one value per position. Without ``seconds``, rows share
-            the time since the last answer.
+        columns: at least ``status``, ``radius`` and ``margin``, one value per position. Without ``seconds``, the rows
+            share the time since the last answer.
     """
 
     rows: Int[np.ndarray, " rows"]
@@ -86,8 +86,8 @@ class Answer(NamedTuple):
 class Certifier(Protocol):
     """A method prepared for one network.
 
-    Called with a batch, it yields answers until every sample has one; each is written as it comes. ``batch_size`` is
-    the number of samples that suits it, ``notes`` are stored with its rows.
+    A call with a batch yields answers until every sample has one; each answer is written at once. ``batch_size`` is the
+    number of samples that suits the certifier. ``notes`` are stored with its rows.
     """
 
     @property
@@ -101,7 +101,7 @@ class Certifier(Protocol):
 
 @dataclass
 class Answering:
-    """A certifier made of one function that answers a whole batch."""
+    """Make a certifier from a function that answers a whole batch."""
 
     answer: Callable[[Batch], Columns]
     batch_size: int
@@ -112,7 +112,7 @@ class Answering:
 
 
 def as_columns(status: Int[Tensor, " batch"], values: Mapping[str, Tensor]) -> Columns:
-    """Columns as arrays on the CPU, the status in its own type."""
+    """Convert columns to arrays on the CPU, the status in its own type."""
     return {
         "status": status.cpu().numpy().astype("uint8"),
         **{name: value.cpu().numpy() for name, value in values.items()},

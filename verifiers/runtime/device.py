@@ -1,4 +1,4 @@
-"""Choose the device that computes."""
+"""Choose the device for computation."""
 
 import torch
 
@@ -6,7 +6,7 @@ from verifiers.core.errors import InputError
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device of that name; "auto" takes a GPU when there is one.
+    """Return the device of that name; "auto" prefers a GPU if there is one.
 
     Raises:
         InputError: the name is unknown, or this machine has no such device.

@@ -1,4 +1,4 @@
-"""SHA-256 of what a certificate is about: a network's weights and the samples."""
+"""Hash a network's weights and the samples, which identify the subject of a certificate."""
 
 import hashlib
 from collections.abc import Mapping
@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 
 def weights_sha256(weights: nn.Module | Mapping[str, Tensor]) -> str:
-    """SHA-256 of a state dict: name, dtype, shape and bytes of each tensor in name order.
+    """Compute the SHA-256 of a state dict: name, dtype, shape and bytes of each tensor in name order.
 
-    It depends on the values alone, so a ``.pt`` and a ``.safetensors`` file of the same weights have the same one.
+    The hash depends on the values alone, so a ``.pt`` and a ``.safetensors`` file of the same weights share it.
     """
     state = weights.state_dict() if isinstance(weights, nn.Module) else weights
     digest = hashlib.sha256()
@@ -24,9 +24,10 @@ def weights_sha256(weights: nn.Module | Mapping[str, Tensor]) -> str:
 
 
 def structure_sha256(model: nn.Module) -> str:
-    """SHA-256 of what a state dict leaves out: types and settings of the layers, and buffers that are not saved.
+    """Compute the SHA-256 of the rest of a network: types and settings of its layers, and buffers that are not saved.
 
-    Networks with the same weights and other layers differ in it; functions called in ``forward`` do not show.
+    The hash separates networks with the same weights and different layers. It does not see functions called in
+    ``forward``.
     """
     saved = model.state_dict().keys()
     unsaved = {name: buffer for name, buffer in model.named_buffers() if name not in saved}
@@ -34,12 +35,12 @@ def structure_sha256(model: nn.Module) -> str:
 
 
 def indices_sha256(indices: Int[np.ndarray, " samples"]) -> str:
-    """SHA-256 of sample indices, in their order."""
+    """Compute the SHA-256 of sample indices, in their order."""
     return hashlib.sha256(indices.astype(np.int64).tobytes()).hexdigest()
 
 
 class DataFingerprint:
-    """SHA-256 over images (as float32) and labels, fed in order, batch by batch."""
+    """Compute the SHA-256 of images (as float32) and labels, added in order, batch by batch."""
 
     def __init__(self) -> None:
         self._digest = hashlib.sha256()
@@ -51,5 +52,5 @@ class DataFingerprint:
             self._digest.update(int(label).to_bytes(8, "little", signed=True))
 
     def hexdigest(self) -> str:
-        """The fingerprint of everything fed so far."""
+        """Return the hash of all samples added so far."""
         return self._digest.hexdigest()

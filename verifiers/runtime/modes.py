@@ -1,4 +1,4 @@
-"""How a network and torch's arithmetic are set while certifying or attacking; all of it is undone afterwards."""
+"""Set a network's mode and torch's arithmetic for certifying or attacking, and restore both afterwards."""
 
 import ctypes
 import os
@@ -10,14 +10,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-#: Below this many floating-point operations per batch, other threads cost more than they do: on a shared two-core
+#: Below this many floating-point operations per batch, more threads cost more than they save: on a shared two-core
 #: machine a second thread made small networks 4 to 50 times slower.
 SMALL_WORK = 1e9
 
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Every module in eval mode, and afterwards as it was."""
+    """Put every module into eval mode, and restore its mode afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -29,15 +29,15 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def trusted_arithmetic() -> Iterator[None]:
-    """TF32 off and deterministic algorithms on; both as they were afterwards.
+    """Turn TF32 off and deterministic algorithms on, and restore both afterwards.
 
-    TF32 convolutions, on by default on NVIDIA GPUs, are off by 1e-3: enough to void a bound.
+    TF32 convolutions, the default on NVIDIA GPUs, have errors of 1e-3: enough to void a bound.
     """
     cudnn = torch.backends.cudnn
     before = (_matmul_precision(), cudnn.allow_tf32, torch.get_deterministic_debug_mode())
     torch.set_float32_matmul_precision("highest")
     cudnn.allow_tf32 = False
-    torch.set_deterministic_debug_mode("warn")  # use_deterministic_algorithms takes seconds to import the compiler
+    torch.set_deterministic_debug_mode("warn")  # use_deterministic_algorithms imports the compiler, which takes seconds
     try:
         yield
     finally:
@@ -49,8 +49,8 @@ def trusted_arithmetic() -> Iterator[None]:
 def reuse_memory() -> None:
     """Let the C library keep up to 1 GiB of freed memory for this process; for programs, not for libraries.
 
-    Large tensors are otherwise mapped anew each time, and their first use costs more than the arithmetic. Does nothing
-    where the C library is not glibc.
+    Otherwise large tensors are mapped anew each time, and their first use costs more than the arithmetic. Does nothing
+    if the C library is not glibc.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
@@ -60,10 +60,10 @@ def reuse_memory() -> None:
 
 @contextmanager
 def suitable_threads(model: nn.Module, sample: Float[Tensor, "1 *shape"], batch: int) -> Iterator[None]:
-    """One thread while a small network works on the CPU; the number that was set afterwards.
+    """Use one thread for a small network on the CPU, and restore the number of threads afterwards.
 
-    The choice depends on the network and the batch size alone, so that a resumed run computes the same. A machine
-    whose owner set OMP_NUM_THREADS keeps that number.
+    The choice depends on the network and the batch size alone, so that a resumed run computes the same values. If
+    OMP_NUM_THREADS is set, nothing changes.
     """
     before = torch.get_num_threads()
     free = sample.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ
@@ -76,7 +76,7 @@ def suitable_threads(model: nn.Module, sample: Float[Tensor, "1 *shape"], batch:
 
 
 def _operations(model: nn.Module, sample: Tensor, batch: int) -> float:
-    """Two for each weight of a linear or convolution layer and each position it is applied at."""
+    """Count two operations for each weight of a linear or convolution layer and each position where it applies."""
     counts = []
 
     def count(module: nn.Module, given: object, output: Tensor) -> None:
@@ -96,7 +96,7 @@ def _operations(model: nn.Module, sample: Tensor, batch: int) -> float:
 
 
 def _matmul_precision() -> str:
-    """What ``set_float32_matmul_precision`` would restore; torch does not tell when its two interfaces were mixed."""
+    """Return the float32 matmul precision to restore; torch raises an error if its two interfaces were mixed."""
     try:
         return torch.get_float32_matmul_precision()
     except RuntimeError:

@@ -1,20 +1,20 @@
-"""Lack of memory, told from other failures."""
+"""Tell out-of-memory errors from other failures."""
 
 from collections.abc import Callable
 
 import torch
 
-#: What torch raises for it, on GPUs and CPUs; RuntimeErrors can be anything else.
+#: The errors that torch raises when memory runs out, on GPUs and CPUs; a RuntimeError can also be anything else.
 MEMORY_ERRORS = (torch.OutOfMemoryError, MemoryError, RuntimeError)
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that there was not enough memory."""
+    """Return whether an error means that memory ran out."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def fits(call: Callable[[], object]) -> bool:
-    """Call it; False when it ran out of memory. Whatever else it raises is raised."""
+    """Call a function, and return False if it ran out of memory; other errors propagate."""
     try:
         call()
     except MEMORY_ERRORS as error:

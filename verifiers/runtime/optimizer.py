@@ -14,7 +14,7 @@ State = dict[str, Any]
 
 
 class Optimizer(ABC):
-    """Change parameters along their gradients; ``rate`` may be set before every step."""
+    """Update parameters along their gradients; ``rate`` may be set before every step."""
 
     def __init__(self, parameters: Iterable[Tensor], rate: float, weight_decay: float = 0.0) -> None:
         self.parameters, self.rate, self.weight_decay = list(parameters), rate, weight_decay
@@ -27,7 +27,7 @@ class Optimizer(ABC):
 
     @torch.no_grad()
     def step(self) -> None:
-        """Change every parameter that has a gradient."""
+        """Update every parameter that has a gradient."""
         for parameter, state in zip(self.parameters, self._states, strict=True):
             gradient = parameter.grad
             if gradient is not None:

@@ -1,4 +1,4 @@
-"""The samples of a certification, looked at before any certificate is tried."""
+"""Check the samples of a certification, before any method runs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,14 +14,14 @@ from verifiers.core.reporter import Reporter
 from verifiers.core.statistics import chance_limit
 from verifiers.runtime.fingerprint import DataFingerprint
 
-#: Pixels this far outside [0, 1] are rounding of an image pipeline; they are clamped.
+#: Pixels up to this far outside [0, 1] are rounding of an image pipeline, and are clamped.
 PIXEL_TOLERANCE = 1e-5
 CLEAN_BATCH = 256
 
 
 @runtime_checkable
 class Images(Protocol):
-    """Images in [0, 1], all in memory (a tensor) or read when asked for."""
+    """Images in [0, 1], in memory (a tensor) or read on demand."""
 
     def __len__(self) -> int: ...
 
@@ -33,10 +33,10 @@ class Data:
     """Images with their true classes.
 
     Attributes:
-        images: tensor ``(samples, *shape)`` in [0, 1], or anything that gives such a tensor for a tensor of rows.
+        images: tensor ``(samples, *shape)`` in [0, 1], or an object that returns such a tensor for a tensor of rows.
         labels: true classes.
         indices: index of each sample in its data set split; 0, 1, ... when None.
-        about: facts that rows depend on, stored as attributes of the file; a file that differs in one is refused.
+        about: facts that the rows depend on, stored as attributes of the file; a file that differs in one is rejected.
     """
 
     images: Images | Tensor
@@ -60,11 +60,11 @@ class Samples:
 
     @property
     def correct(self) -> Tensor:
-        """Which predictions are right; logits that are not finite predict nothing."""
+        """True where the prediction is right; logits that are not finite predict nothing."""
         return (self.predicted == self.labels) & self.finite
 
     def batch(self, rows: np.ndarray, device: torch.device) -> Tensor:
-        """The images of some rows, clamped to [0, 1], on the device."""
+        """Load the images of some rows, clamped to [0, 1], on the device."""
         return self.images[torch.as_tensor(rows)].to(device).float().clamp(0.0, 1.0)
 
 
@@ -72,7 +72,7 @@ def validate(network: nn.Module, data: Data | tuple[Tensor, Tensor], reporter: R
     """Check ranges, shapes and classes, and that the network is one fixed function; predict every sample.
 
     Raises:
-        InputError: the first check that fails, in one line.
+        InputError: a check fails; the message is one line about the first one.
     """
     given = data if isinstance(data, Data) else Data(*data)
     model, images, labels, indices = network, given.images, given.labels, given.indices
@@ -119,14 +119,14 @@ def validate(network: nn.Module, data: Data | tuple[Tensor, Tensor], reporter: R
 
 
 def check_dtype(model: nn.Module, name: str = "the network", verb: str = "certify") -> None:
-    """Refuse a network whose weights are not float32."""
+    """Reject a network whose weights are not float32."""
     found = {str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.is_floating_point()} - {"float32"}
     if found:
         raise InputError(f"{name}'s weights must be float32, got {found.pop()}: {verb} model.float()")
 
 
 def check_pixels(batch: Tensor) -> None:
-    """Refuse images that are not floating point in [0, 1]."""
+    """Reject images that are not floating point in [0, 1]."""
     if not batch.is_floating_point():
         raise InputError(f"images must be floating point in [0, 1], got {batch.dtype}: divide bytes by 255")
     low, high = float(batch.min()), float(batch.max())
@@ -146,7 +146,7 @@ def _logits(model: nn.Module, batch: Tensor) -> Tensor:
 
 
 def _check_fixed_function(model: nn.Module, batch: Tensor, logits: Tensor) -> None:
-    """Two passes agree exactly, and a sample alone agrees with the same sample in its batch up to rounding."""
+    """Check that two passes agree exactly, and that a sample gives the same alone and in a batch, up to rounding."""
     again, alone = _logits(model, batch), _logits(model, batch[:1])
     if not torch.equal(again.nan_to_num(), logits.nan_to_num()):
         difference = float((again - logits).abs().max())
@@ -160,13 +160,13 @@ def _check_fixed_function(model: nn.Module, batch: Tensor, logits: Tensor) -> No
 
 
 def first_images(samples: Samples, model: nn.Module, count: int = 2) -> Tensor:
-    """The first samples, repeated when there are fewer, on the network's device."""
+    """Load the first samples on the network's device, repeated if there are fewer."""
     rows = np.arange(min(count, len(samples.labels)))
     first = samples.batch(rows, device_of(model))
     return first if len(first) == count else first.repeat(count, *[1] * (first.dim() - 1))
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where the network's weights are."""
+    """Return the device of the network's weights."""
     tensor = next(iter([*model.parameters(), *model.buffers()]), None)
     return tensor.device if tensor is not None else torch.device("cpu")

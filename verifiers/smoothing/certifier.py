@@ -1,7 +1,7 @@
-"""Randomized smoothing: the smoothed classifier's prediction, its certified radius, and no more copies than needed.
+"""The certifier of ``smoothing``: predict and certify a radius, with no more noisy copies than needed.
 
-The smoothed classifier answers with the class that the base network gives most often to noisy copies of an image. Its
-certificate holds for the smoothed classifier, not for the base network, with confidence 1 - alpha per sample.
+The smoothed classifier returns the class that the base network gives most often to noisy copies of an image. The
+certificate is for the smoothed classifier, not for the base network, and holds with confidence 1 - alpha per sample.
 """
 
 import math
@@ -28,9 +28,9 @@ from verifiers.runtime.samples import Samples
 from verifiers.smoothing.sampling import GENERATOR, Draw, Purpose, Voter
 from verifiers.smoothing.statistics import Law, Schedule, attainable, notes_of, upper
 
-#: Samples whose noisy copies tell the accuracy under noise and the speed before a run.
+#: Samples whose noisy copies give the accuracy under noise and the speed before a run.
 PREVIEW = 256
-#: Level of the test that gives up on a sample early. It costs no alpha: not certifying is always right.
+#: Level of the test that gives up on a sample early. It costs no alpha: not certifying is always sound.
 HOPELESS = 0.001
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -72,7 +72,7 @@ class Smoother:
     def prepare(
         cls, program: Program, samples: Float[Tensor, "two *shape"], question: Question, settings: SmoothingSettings
     ) -> "Smoother":
-        """Make the network ready; a pass takes as many copies as memory allows.
+        """Prepare the network; a pass holds as many copies as memory allows.
 
         Raises:
             Unsupported: the network does not run in the dtype of the settings.
@@ -95,7 +95,7 @@ class Smoother:
         return {"generator": GENERATOR, "pass": f"{self.voter.size} copies", **notes_of(self.law, self.schedule)}
 
     def __call__(self, batch: Batch) -> Iterator[Answer]:
-        """The network's own predictions play no part: the smoothed classifier predicts by itself."""
+        """Certify every sample; the smoothed classifier predicts, and the network's own predictions play no part."""
         x, everything = batch.x, batch.rows
         selected = self._count(batch, everything, 0, self.settings.n0, Purpose.SELECTION)[0].argmax(1)
         tables = 2 * len(self.voter.models) - 1
@@ -113,14 +113,14 @@ class Smoother:
     def _count(
         self, batch: Batch, rows: Int[np.ndarray, " rows"], first: int, last: int, purpose: Purpose
     ) -> Int[np.ndarray, "tables rows classes"]:
-        """Votes on copies ``first`` to ``last`` of some rows."""
+        """Count votes on copies ``first`` to ``last`` of some rows."""
         draws = [Draw(i, int(batch.indices[row]), first, last) for i, row in enumerate(rows)]
         return self.voter.histogram(batch.x[torch.as_tensor(rows)], draws, purpose, batch.classes).cpu().numpy()
 
     def _settled(
         self, p: Float[np.ndarray, " rows"], own: Int[np.ndarray, " rows"], n: int
     ) -> Bool[np.ndarray, " rows"]:
-        """Whether more copies could change the answer to the question."""
+        """Return whether more copies could no longer change the answer."""
         question = self.settings.question
         if question == "full":
             return np.zeros(len(p), bool)
@@ -157,7 +157,7 @@ class Smoother:
         return columns
 
     def preview(self, samples: Samples, device: torch.device) -> Iterator[str]:
-        """What a person should know before the run: attainable radius, accuracy under noise, copies and time."""
+        """Report before the run: the attainable radius, the accuracy under noise, the copies and the time."""
         rows = np.unique(np.linspace(0, len(samples.labels) - 1, min(PREVIEW, len(samples.labels))).astype(int))
         x = samples.batch(rows, device)
         draws = [Draw(i, int(samples.indices[row]), 0, 1) for i, row in enumerate(rows)]
@@ -183,6 +183,6 @@ class Smoother:
 def _two(
     votes: Int[np.ndarray, "looks rows classes"], selected: Int[np.ndarray, " rows"]
 ) -> tuple[Int[np.ndarray, "looks rows"], Int[np.ndarray, "looks rows"]]:
-    """Votes for the selected class, and the most votes that any other class has."""
+    """Return the votes for the selected class, and the most votes of any other class."""
     chosen = np.arange(votes.shape[2]) == selected[:, None]
     return np.where(chosen, votes, 0).sum(2), np.where(chosen, 0, votes).max(2)

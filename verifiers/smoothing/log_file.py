@@ -1,4 +1,4 @@
-"""Read the logs that published smoothing code writes: one line per image, tab-separated."""
+"""Read the logs of published smoothing code: one line per image, tab-separated."""
 
 import gzip
 import hashlib
@@ -15,10 +15,10 @@ from jaxtyping import Bool, Float, Int
 
 from verifiers.core.errors import InputError
 
-#: No data set has as many classes.
+#: More classes than any data set has.
 MOST_CLASSES = 100_000
 COLUMNS = ("idx", "label", "predict", "radius", "correct")
-#: Relative error that a logged radius may have before it is printed: that of float32.
+#: Relative error of a logged radius before it is printed: that of float32.
 TOLERANCE = 1e-7
 
 
@@ -27,12 +27,12 @@ class Log:
     """The rows of a log by ascending index.
 
     Attributes:
-        name: of the file, without its folder.
-        sha256: of its bytes.
+        name: the file's name, without its folder.
+        sha256: the hash of its bytes.
         index, label, predicted: as logged; predicted is -1 where the vote abstained.
-        radius: as printed, pixel units.
-        low, high: what prints as that radius lies between them.
-        seconds: spent on the row; nan where the log does not say.
+        radius: as printed, in pixel units.
+        low, high: every number that prints as that radius is between them.
+        seconds: time of the row; nan if the log does not have it.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Log:
 
     @property
     def votes(self) -> Bool[np.ndarray, " rows"]:
-        """Rows that did not abstain: each has a radius, whether its class is right or not."""
+        """True for rows that did not abstain: each has a radius, right or wrong."""
         return self.predicted >= 0
 
     @property
@@ -56,12 +56,12 @@ class Log:
 
     @property
     def mean_radius(self) -> float:
-        """As printed, over all rows; wrong and abstained ones count 0."""
+        """The mean of the printed radii over all rows; wrong and abstained ones count 0."""
         return float((self.radius * self.correct).mean())
 
     @property
     def data_sha256(self) -> str:
-        """Of the (index, label) pairs: all that a log says about its images."""
+        """The hash of the (index, label) pairs, all that a log records about its images."""
         return hashlib.sha256(np.stack([self.index, self.label], 1).astype("<i8").tobytes()).hexdigest()
 
 
@@ -78,7 +78,7 @@ def read_log(path: str | PathLike[str]) -> Log:
     """Read a log.
 
     Raises:
-        InputError: missing, cut off, without a column that is needed, or with a line that cannot be right.
+        InputError: the log is missing or cut off, lacks a needed column, or has an impossible line.
     """
     path = Path(path)
     try:
@@ -167,7 +167,7 @@ def _radius(text: str) -> Decimal:
 
 
 def _seconds(text: str) -> float:
-    """Seconds from ``12.5`` or ``0:00:12.5``."""
+    """Parse seconds from ``12.5`` or ``0:00:12.5``."""
     try:
         return sum(float(part) * 60.0**place for place, part in enumerate(reversed(text.split(":"))))
     except ValueError:
@@ -175,10 +175,10 @@ def _seconds(text: str) -> float:
 
 
 def _half_units(rows: Sequence[_Row]) -> tuple[Float[np.ndarray, " rows"], Float[np.ndarray, " rows"]]:
-    """How far below and above each printed radius a number may lie that prints as it.
+    """Compute the largest distance below and above each printed radius of a number that prints as it.
 
-    Writers keep a number of significant digits or a number of decimals, and drop zeros at the end; the most of either
-    in the file is taken, and of both the coarser. A range too wide makes a stored radius smaller, never larger.
+    Writers keep a number of significant digits or of decimals, and drop trailing zeros. The most of either in the file
+    is used, and of the two the coarser. A range that is too wide makes a stored radius smaller, never larger.
     """
     printed = [row.radius for row in rows if row.predicted >= 0]
     digits = max((len(radius.as_tuple().digits) for radius in printed), default=0)

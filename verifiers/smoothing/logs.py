@@ -1,9 +1,9 @@
-"""Logs that published smoothing code writes, as certificate files.
+"""Import the logs of published smoothing code as certificate files.
 
 Such a log has one line per image with its radius, printed to about three digits. Printing rounds to the nearest, so a
-printed radius can lie above the one that was certified. But a radius comes from an integer count of votes: the exact
-radius of the smallest count that prints as the logged text is never above what the true count certifies. The counts
-also tell whether the log was made with the n and alpha that are stated for it.
+printed radius can exceed the certified one. But a radius comes from an integer count of votes. The exact radius of the
+smallest count that prints as the logged text never exceeds the radius of the true count. The counts also reveal
+whether the log was made with the stated n and alpha.
 """
 
 from collections.abc import Sequence
@@ -25,10 +25,10 @@ from verifiers.smoothing import table
 from verifiers.smoothing.log_file import Log, read_log
 from verifiers.smoothing.statistics import Law, Noise, Schedule, attainable, lower, notes_of
 
-#: What (n, alpha) usually are; alpha also halved, as a two-sided interval has it.
+#: Usual values of n and alpha; alpha is also tried halved, as in a two-sided interval.
 USUAL_N = (1_000, 10_000, 100_000, 1_000_000)
 USUAL_ALPHA = (0.001, 0.01, 0.05, 0.0001)
-#: An error names this many (n, alpha) that fit, at most.
+#: An error names at most this many fitting pairs (n, alpha).
 NAMED = 3
 #: The method whose rows a log holds.
 METHOD = "smoothing"
@@ -36,17 +36,17 @@ METHOD = "smoothing"
 
 @dataclass(frozen=True)
 class Vote:
-    """The settings that a log was made with; a log does not hold them.
+    """The settings of a log, which the log itself does not record.
 
     Attributes:
-        sigma: standard deviation of the noise, pixel units.
+        sigma: standard deviation of the noise, in pixel units.
         n: noisy copies for the estimate.
         alpha: one-sided error probability of a sample.
-        n0: copies that selected the class.
+        n0: copies for selecting the class.
         noise: ``gaussian`` (l2 radii) or ``uniform`` (l1 radii).
 
     Raises:
-        InputError: one out of its range.
+        InputError: a setting is out of range.
     """
 
     sigma: float
@@ -74,7 +74,7 @@ class Vote:
 
     @property
     def settings(self) -> dict[str, str | int | float]:
-        """As the certificate file stores them."""
+        """The settings as the certificate file stores them."""
         return {**asdict(self), "question": "full", "dtype": "unknown"}
 
 
@@ -86,17 +86,18 @@ def import_log(
     out: str | PathLike[str] | None = None,
     data: str = "",
 ) -> Certificates:
-    """Write a log as the certificate file that the method ``smoothing`` would have written.
+    """Convert a log to the certificate file that the method ``smoothing`` would have written.
 
     Args:
-        path: tab-separated idx, label, predict (-1 where it abstained), radius, correct and perhaps time; plain or gz.
-        vote: the settings that it was made with.
-        eps: radius that certified accuracy is reported at.
+        path: the log: tab-separated idx, label, predict (-1 for abstained), radius, correct and optionally time; plain
+            or gz.
+        vote: the settings of the log.
+        eps: the radius at which certified accuracy is reported.
         out: certificate file; in memory when None.
         data: name of the data set.
 
     Raises:
-        InputError: no such log, or radii that no count gives with these settings.
+        InputError: there is no such log, or no count gives its radii with these settings.
     """
     log, radius = read_log(path), Epsilon.parse(eps)
     columns = _columns(log, vote, counts_of(log, vote.law, vote.n, vote.alpha), radius.value)
@@ -115,7 +116,7 @@ def import_log(
 
 
 def smallest_count(law: Law, n: int, alpha: float, radius: Float[np.ndarray, " rows"]) -> Int[np.ndarray, " rows"]:
-    """The smallest of the counts 0 to n that certifies at least this radius; n + 1 where none does."""
+    """Find the smallest count from 0 to n that certifies at least this radius; n + 1 if none does."""
     low, high = np.zeros(len(radius), np.int64), np.full(len(radius), n + 1)
     for _ in range((n + 1).bit_length()):
         middle = (low + high) // 2
@@ -125,10 +126,10 @@ def smallest_count(law: Law, n: int, alpha: float, radius: Float[np.ndarray, " r
 
 
 def counts_of(log: Log, law: Law, n: int, alpha: float) -> Int[np.ndarray, " rows"]:
-    """For each row the smallest count whose exact radius prints as the logged one; 0 where the vote abstained.
+    """Find for each row the smallest count whose exact radius prints as the logged one; 0 where the vote abstained.
 
     Raises:
-        InputError: a row that no count prints as, with what usual (n, alpha) would fit them all.
+        InputError: a row fits no count; the message names usual pairs (n, alpha) that fit all rows.
     """
     counts, fits = _fitted(log, law, n, alpha)
     if fits.all():
@@ -144,8 +145,8 @@ def counts_of(log: Log, law: Law, n: int, alpha: float) -> Int[np.ndarray, " row
 
 
 def _fitted(log: Log, law: Law, n: int, alpha: float) -> tuple[Int[np.ndarray, " rows"], Bool[np.ndarray, " rows"]]:
-    """Smallest counts that print as the logged radii, and whether there is one; each text is tried once."""
-    least = np.maximum(log.low[log.votes], np.finfo(float).tiny)  # a row that voted has a radius
+    """Find the smallest counts that print as the logged radii, and whether they exist; each text is tried once."""
+    least = np.maximum(log.low[log.votes], np.finfo(float).tiny)  # a row with a vote has a radius
     wanted, place = np.unique(np.stack([least, log.high[log.votes]]), axis=1, return_inverse=True)
     found = smallest_count(law, n, alpha, wanted[0])
     good = (found <= n) & (_exact(law, n, alpha, np.minimum(found, n)) <= wanted[1])
@@ -155,7 +156,7 @@ def _fitted(log: Log, law: Law, n: int, alpha: float) -> tuple[Int[np.ndarray, "
 
 
 def _fitting(log: Log, law: Law, numbers: Sequence[int]) -> list[str]:
-    """The usual alpha that fit every row, for the least of these n that has one: a large n fits any short text."""
+    """Find the usual alpha that fit every row, for the least n that has one: a large n fits any short text."""
     for n in sorted(numbers):
         levels = [level / half for half in (1, 2) for level in USUAL_ALPHA]
         found = [f"n={n}, alpha={level:g}" for level in levels if _fitted(log, law, n, level)[1].all()]
@@ -169,12 +170,12 @@ def _exact(law: Law, n: int, alpha: float, counts: Int[np.ndarray, " rows"]) -> 
 
 
 def _cap(law: Law, n: int, alpha: float) -> float:
-    """The largest radius of n copies over sigma."""
+    """Compute the largest radius of n copies, divided by sigma."""
     return attainable(law, Schedule.single(n, alpha)) / law.sigma
 
 
 def _columns(log: Log, vote: Vote, counts: Int[np.ndarray, " rows"], eps: float) -> Columns:
-    """The columns that follow from a log; the others keep their fill value."""
+    """Build the columns that follow from a log; the others keep their fill value."""
     bound = lower(counts, vote.n, vote.alpha)
     certificate = np.where(log.votes, vote.law.one_class(bound), 0.0)
     radius = np.where(log.correct, certificate, 0.0)
@@ -241,7 +242,7 @@ def _notes(log: Log, vote: Vote, columns: Columns) -> dict[str, str]:
     fewer = _fitting(log, law, [number for number in USUAL_N if number < n]) if log.votes.any() else []
     doubt = f"every radius comes from a count of {' '.join(fewer)} too: is n={n} right?"
     return {
-        **({"doubt": doubt} if len(fewer) == 1 else {}),  # more of them fit by chance
+        **({"doubt": doubt} if len(fewer) == 1 else {}),  # several fit by chance
         "generator": "unknown",
         **notes_of(law, Schedule.single(n, vote.alpha)),
         "radii": f"exact ones of the smallest counts that print as logged: mean {columns['radius'].mean():.4f}, "

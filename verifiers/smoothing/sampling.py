@@ -1,11 +1,11 @@
-"""Votes of a network on noisy copies of images, the same whatever the batch, the shard or the number of threads.
+"""Count a network's votes on noisy copies of images, independent of the batch, the shard and the number of threads.
 
-The noise of an image comes in blocks, each from its own generator keyed by (seed, sample index, purpose, block), drawn
-on the CPU: counts do not depend on the device's random numbers either. Copies of several images share a forward pass,
-whose shape never changes, because the last bits of logits can depend on it.
+The noise of an image comes in blocks, each from its own generator keyed by (seed, sample index, purpose, block). It is
+drawn on the CPU, so counts do not depend on the device's random numbers either. Copies of several images share a
+forward pass, whose shape never changes, because the last bits of logits can depend on it.
 
-NumPy's float32 ziggurat has the normal law's full tail. torch's CPU float32 normals end at sqrt(48 ln 2) = 5.768, which
-one of 40,000 CIFAR images and one of 800 ImageNet images would exceed: as much as a certificate's whole alpha.
+NumPy's float32 ziggurat has the normal law's full tail. torch's CPU float32 normals end at sqrt(48 ln 2) = 5.768. One
+of 40,000 CIFAR images and one of 800 ImageNet images would exceed that: as much as a certificate's whole alpha.
 """
 
 import copy
@@ -23,14 +23,14 @@ from verifiers.runtime.samples import device_of
 from verifiers.smoothing.statistics import Noise
 
 GENERATOR = "numpy SFC64, float32 ziggurat normals or float32 uniforms"
-#: Copies that one generator draws.
+#: Copies drawn by one generator.
 BLOCK = 64
-#: Copies in a forward pass: on a CPU what its caches like best, on a GPU enough to fill it.
+#: Copies in a forward pass: the best fit for a CPU's caches, or enough to fill a GPU.
 FORWARD = {"cpu": 64, "cuda": 1024}
 
 
 class Purpose(IntEnum):
-    """What noise is for: no copy serves two purposes."""
+    """The purposes of noise; no copy serves two of them."""
 
     SELECTION = 0
     ESTIMATION = 1
@@ -39,7 +39,7 @@ class Purpose(IntEnum):
 
 @dataclass(frozen=True)
 class Draw:
-    """Copies ``first`` to ``last`` (exclusive) of one image, image ``position`` of a batch, sample ``index``."""
+    """Copies ``first`` to ``last`` (exclusive) of one image, at ``position`` in its batch, of sample ``index``."""
 
     position: int
     index: int
@@ -62,15 +62,15 @@ def noise_block(
 
 
 class Voter:
-    """Counts the classes that a network gives to noisy copies of images.
+    """Count the classes that a network gives to noisy copies of images.
 
     Args:
-        model: from images to logits, normalisation inside, in eval mode; copied.
+        model: maps images to logits, with normalisation inside, in eval mode; it is copied.
         noise: law of the noise.
-        sigma: standard deviation of the noise in each pixel, pixel units.
+        sigma: standard deviation of the noise in each pixel, in pixel units.
         seed: run seed.
-        dtype: of the forward pass: the certificate is of the network in this dtype.
-        other: a second network, that sees the same copies.
+        dtype: dtype of the forward pass; the certificate is for the network in this dtype.
+        other: a second network, which votes on the same copies.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Voter:
         """Halve the copies of a pass until one fits into memory.
 
         Raises:
-            torch.OutOfMemoryError: not even one does.
+            torch.OutOfMemoryError: not even one copy fits.
         """
         while True:
             try:
@@ -104,12 +104,12 @@ class Voter:
     def labels(
         self, x: Float[Tensor, "batch *shape"], draws: Sequence[Draw], purpose: Purpose
     ) -> Iterator[tuple[Int[Tensor, " copies"], list[Int[Tensor, " copies"]]]]:
-        """For every forward pass, the positions of its copies' images and the classes that each network gave them.
+        """Yield for every forward pass the positions of its copies' images and the classes from each network.
 
         Logits that are not finite vote for no class: -1.
         """
         size = self.size
-        with torch.no_grad(), ThreadPoolExecutor(1) as ahead:  # noise for the next pass is drawn during this one
+        with torch.no_grad(), ThreadPoolExecutor(1) as ahead:  # draws noise for the next pass during this one
             batches = _in_batches(draws, size)
             upcoming = ahead.submit(self._noise, next(batches, []), size, x.shape[1:], purpose)
             while (pass_ := upcoming.result()) is not None:
@@ -124,9 +124,9 @@ class Voter:
     def _noise(
         self, draws: Sequence[Draw], size: int, shape: Sequence[int], purpose: Purpose
     ) -> tuple[np.ndarray, Tensor] | None:
-        """Owners and noise of one pass, the noise padded to its size.
+        """Draw the owners and the noise of one pass; the noise is padded to its size.
 
-        The noise of images is drawn channels last, the memory format in which convolutions are fastest.
+        The noise of images is drawn channels last, the fastest memory format for convolutions.
         """
         if not draws:
             return None
@@ -148,9 +148,9 @@ class Voter:
     def histogram(
         self, x: Float[Tensor, "batch *shape"], draws: Sequence[Draw], purpose: Purpose, classes: int
     ) -> Int[Tensor, "tables batch classes"]:
-        """Votes by image and class, counted on the device.
+        """Count votes by image and class on the device.
 
-        One table for the network; with a second one also its own, and the copies to which both gave that class.
+        There is one table for the network. A second network adds its own, and one of copies with that class from both.
         """
         tables = torch.zeros((2 * len(self.models) - 1, len(x) * (classes + 1)), dtype=torch.int64, device=x.device)
         for positions, found in self.labels(x, draws, purpose):
@@ -162,7 +162,7 @@ class Voter:
 
 
 class _Network:
-    """A copy of a network, channels last where that gives the same logits: code that reshapes with ``view`` fails."""
+    """A copy of a network, channels last if that gives the same logits; code that reshapes by ``view`` fails so."""
 
     def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
         self._model = copy.deepcopy(model).to(dtype).eval().requires_grad_(False)
@@ -192,7 +192,7 @@ class _Network:
 
 
 def _up(value: float) -> float:
-    """The next float32 that is not smaller: the noise drawn is never narrower than the law that is certified."""
+    """Return the next float32 that is not smaller, so that the noise is never narrower than the certified law."""
     nearest = np.float32(value)
     return float(nearest if float(nearest) >= value else np.nextafter(nearest, np.float32(np.inf)))
 

@@ -1,7 +1,7 @@
-"""Confidence bounds of a vote, and the radius that they certify.
+"""Bound the probabilities behind a vote, and derive the radius that they certify.
 
-Of n noisy copies of an image, k were given class A. Clopper-Pearson bounds the probability of that class; the noise's
-law turns the bound into a radius. All levels are one-sided error probabilities.
+Of n noisy copies of an image, k get class A. Clopper-Pearson bounds the probability of that class; the law of the
+noise turns the bound into a radius. All levels are one-sided error probabilities.
 """
 
 from dataclasses import dataclass
@@ -12,14 +12,14 @@ from jaxtyping import Float, Int
 from verifiers.core.noise import Noise
 from verifiers.core.quantities import Norm
 
-#: What radii are shortened by: more than the error of the special functions, which is some units of 1e-15 in p.
+#: Shortens radii by more than the error of the special functions, which is a few units of 1e-15 in p.
 SLACK = 1e-12
 
 
 def lower(k: Int[np.ndarray, "*n"], n: int, level: float) -> Float[np.ndarray, "*n"]:
-    """Probability that is exceeded by the true one unless an event of probability ``level`` happened; 0 at k = 0.
+    """Bound the true probability from below, except with probability ``level``; 0 at k = 0.
 
-    Source: Clopper and Pearson, Biometrika 26, 1934. At k = n it is level^(1/n).
+    Source: Clopper and Pearson, Biometrika 26, 1934. At k = n the bound is level^(1/n).
     """
     from scipy.special import betaincinv
 
@@ -28,19 +28,19 @@ def lower(k: Int[np.ndarray, "*n"], n: int, level: float) -> Float[np.ndarray, "
 
 
 def upper(k: Int[np.ndarray, "*n"], n: int, level: float) -> Float[np.ndarray, "*n"]:
-    """The upper counterpart, 1 - lower(n - k, n): in this form it keeps its digits near 1."""
+    """Bound the probability from above, as 1 - lower(n - k, n), which keeps its digits near 1."""
     return np.asarray(1.0 - lower(np.asarray(n - k), n, level))
 
 
 @dataclass(frozen=True)
 class Law:
-    """Noise of one kind and size, and the norm in which radii are wanted.
+    """Noise of one kind and size, and the norm of the radii.
 
     Attributes:
         noise: gaussian, or uniform on [-l, l] with l = sqrt(3) sigma in each pixel.
-        sigma: its standard deviation, pixel units.
-        norm: of the ball.
-        pixels: number of input values, for linf radii from l2 ones.
+        sigma: its standard deviation, in pixel units.
+        norm: norm of the ball.
+        pixels: number of input values, to derive linf radii from l2 radii.
     """
 
     noise: Noise
@@ -49,11 +49,11 @@ class Law:
     pixels: int
 
     def radius(self, p: Float[np.ndarray, "*n"], q: Float[np.ndarray, "*n"]) -> Float[np.ndarray, "*n"]:
-        """Radius within which class A, of probability at least p, stays ahead of any other, of probability at most q.
+        """Compute the radius on which class A, of probability at least p, beats any other, of probability at most q.
 
-        sigma (Phi^-1(p) - Phi^-1(q)) / 2 for gaussian noise (Cohen et al., arXiv 1902.02918), as it is for l1, and over
-        the root of the number of pixels for linf; l (p - q) for uniform noise (Yang et al., arXiv 2002.08118). Rounded
-        down; 0 where p <= q.
+        For gaussian noise it is sigma (Phi^-1(p) - Phi^-1(q)) / 2 in l2 (Cohen et al., arXiv 1902.02918), the same in
+        l1, and divided by the root of the number of pixels in linf. For uniform noise it is l (p - q) (Yang et al.,
+        arXiv 2002.08118). Rounded down; 0 where p <= q.
         """
         p, q = np.clip(p - SLACK, 0.0, 1.0), np.clip(q + SLACK, 0.0, 1.0)
         if self.noise is Noise.UNIFORM:
@@ -68,13 +68,13 @@ class Law:
         return np.where(p > q, found * (1 - SLACK), 0.0)
 
     def one_class(self, p: Float[np.ndarray, "*n"]) -> Float[np.ndarray, "*n"]:
-        """The radius when all other classes together have at most 1 - p."""
+        """Compute the radius from p alone: all other classes together have at most 1 - p."""
         return self.radius(p, np.asarray(1.0 - p))
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """When a vote is looked at, and what share of alpha each look may spend; fixed before the first draw.
+    """The looks at a vote, and the share of alpha that each may spend; fixed before the first draw.
 
     Attributes:
         counts: cumulative numbers of noisy copies, ascending.
@@ -86,7 +86,7 @@ class Schedule:
 
     @classmethod
     def staged(cls, n: int, alpha: float) -> "Schedule":
-        """Looks at 1, 3, 10, 30 and 100 % of n, on copies that add up."""
+        """Look at 1, 3, 10, 30 and 100 % of n copies, each time including the earlier ones."""
         shares = {0.01: 0.05, 0.03: 0.05, 0.1: 0.1, 0.3: 0.2, 1.0: 0.6}
         counts = [max(1, round(share * n)) for share in shares]
         if len(set(counts)) < len(counts):
@@ -95,20 +95,20 @@ class Schedule:
 
     @classmethod
     def single(cls, n: int, alpha: float) -> "Schedule":
-        """One look, at all of n."""
+        """Look once, at all n copies."""
         return cls((n,), (alpha,))
 
     def bounds(
         self, own: Int[np.ndarray, "stages *n"], second: Int[np.ndarray, "stages *n"]
     ) -> tuple[Float[np.ndarray, "*n"], Float[np.ndarray, "*n"], Float[np.ndarray, "*n"]]:
-        """After the stages given: the one-class bound p, and the two-class bounds p and q, each over all looks.
+        """Compute, after the given stages, the one-class bound p and the two-class bounds p and q over all looks.
 
         Args:
             own: cumulative votes for class A at each look so far.
-            second: cumulative votes for the other class that has most.
+            second: cumulative votes for the other class with the most votes.
 
-        The two-class bounds share each level, half and half. No union over classes is needed: votes for the class that
-        truly comes second are at most ``second``, and the bound rises with the votes.
+        The two-class bounds share each level equally. No union over classes is needed: votes for the class that is
+        truly second are at most ``second``, and the bound rises with the votes.
         """
         looks = list(zip(self.counts, self.levels, own, second, strict=False))
         one = np.max([lower(k, n, level) for n, level, k, _ in looks], axis=0)
@@ -118,13 +118,13 @@ class Schedule:
 
 
 def attainable(law: Law, schedule: Schedule) -> float:
-    """The largest radius there can be: every copy voted for one class at every look."""
+    """Compute the largest possible radius, from a unanimous vote at every look."""
     votes = np.array(schedule.counts)[:, None]
     return float(law.one_class(schedule.bounds(votes, votes * 0)[0])[0])
 
 
 def notes_of(law: Law, schedule: Schedule) -> dict[str, str]:
-    """Note at which levels the certificates hold, and what they are about."""
+    """Describe the levels at which the certificates hold, and their subject."""
     looks = zip(schedule.counts, schedule.levels, strict=True)
     return {
         "schedule": ", ".join(f"{level:.3g} at {n}" for n, level in looks),

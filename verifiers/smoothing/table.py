@@ -1,4 +1,4 @@
-"""What a file stores of randomized smoothing, whether the votes were counted here or read from a log."""
+"""The columns of randomized smoothing in a file, for votes counted here and for imported logs."""
 
 from verifiers.core.columns import Column
 from verifiers.core.noise import LOOKS

@@ -381,7 +381,7 @@ def test_a_lying_method_is_caught_by_a_counterexample(install: Install, tmp_path
     assert (rows["status"][attacked] == Status.ERROR).all(), "a radius beyond a counterexample stands"
     assert (rows["certified"][attacked] == 0).all()
     assert (rows["status"][~attacked][WRONG:] == Status.CERTIFIED).all(), "rows without a contradiction suffer"
-    assert "stored counterexample lies inside" in rows.attributes["reason"]
+    assert "contains a stored counterexample" in rows.attributes["reason"]
     assert any("fake: ERROR" in text for text in recorder.warnings)
 
 

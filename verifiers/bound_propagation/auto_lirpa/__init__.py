@@ -1,1 +1,1 @@
-"""auto-LiRPA as an engine, with a guard."""
+"""auto-LiRPA as a guarded engine."""

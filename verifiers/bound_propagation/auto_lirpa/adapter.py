@@ -1,4 +1,4 @@
-"""auto-LiRPA as an engine: float64, one graph per network, an eps per sample in the shapes that are right."""
+"""Use auto-LiRPA as an engine: float64, one graph per network, one eps per sample."""
 
 import copy
 import logging
@@ -31,9 +31,9 @@ OPTIMIZED = ("BoundRelu", "BoundTanh", "BoundSigmoid")
 #: alpha-CROWN takes images one by one: slopes of the union of their unstable neurons cost more than they save.
 CONVOLUTIONAL_BATCH, ALPHA_BATCH = 4, 32
 DUAL = {Norm.L2: 2.0, Norm.L1: float("inf")}
-#: Relaxations of tanh and sigmoid come from a table that ends here; beyond it they are wrong.
+#: The table of relaxations of tanh and sigmoid ends here; beyond it they are wrong.
 SIGMOID_LIMIT = 500.0
-#: What auto-LiRPA raises on networks that it cannot handle.
+#: The errors of auto-LiRPA on networks that it cannot handle.
 FAILURES = (
     NotImplementedError,
     AssertionError,
@@ -47,18 +47,18 @@ FAILURES = (
 
 
 class AutoLirpa:
-    """A network bounded by auto-LiRPA.
+    """Bound a network by auto-LiRPA.
 
     The network is copied to float64; dropout, the identity in eval mode, is dropped from the copy (auto-LiRPA would
     switch the network to train mode for it).
 
     Args:
-        network: in eval mode, from images in [0, 1] to logits; a module, or its program.
+        network: maps images in [0, 1] to logits, in eval mode; a module or a program.
         x: two or more sample images.
 
     Raises:
         Unsupported: auto-LiRPA is missing, or a layer or operator is not on the allow-list.
-        Contradiction: the graph that auto-LiRPA built is not the network.
+        Contradiction: the logits of auto-LiRPA's graph are not the network's.
     """
 
     name = "auto-lirpa"
@@ -96,9 +96,9 @@ class AutoLirpa:
             raise Unsupported(f"auto-LiRPA cannot build the graph: {_told(error)}") from error
 
     def _limit_batch(self) -> None:
-        """One sample at a time where a batch fails or mixes its samples.
+        """Set the batch size to 1 if a batch fails or mixes its samples.
 
-        Constants with a batch dimension make it fail; a reshape to the traced batch size puts samples together.
+        Constants with a batch dimension make it fail; a reshape to the traced batch size mixes samples.
         """
         x = self._samples
         try:
@@ -112,7 +112,7 @@ class AutoLirpa:
             self._graph(x[:1])  # the batch that failed left its shapes in the nodes
 
     def _batch_is_samples(self, method: str) -> bool:
-        """Whether two samples are bounded together as they are one by one."""
+        """Return whether two samples get the same bounds together and one by one."""
         x, run = self._samples, self._optimized if method == "alpha-crown" else partial(self._run, method=method)
         eye = torch.eye(self._classes, dtype=x.dtype, device=x.device).expand(2, -1, -1)
         eps = torch.tensor([1e-3, 3e-2], dtype=x.dtype, device=x.device)
@@ -133,12 +133,12 @@ class AutoLirpa:
         iterations: int = ITERATIONS,
         memory: Memory | None = None,
     ) -> Planes:
-        """As ``Engine.ask``; auto-LiRPA tells neither value nor steepness, and has no use for a memory.
+        """Bound rows as ``Engine.ask``; auto-LiRPA gives neither value nor steepness, and ignores the memory.
 
         The first step of alpha-CROWN evaluates CROWN's own slopes.
 
         Raises:
-            ValueError: there is no step to take.
+            ValueError: iterations is below 1.
             Unsupported: auto-LiRPA has no such method, or fails on an operator in it.
         """
         if method not in METHODS:
@@ -192,7 +192,7 @@ class AutoLirpa:
         return lower.detach()
 
     def _prepare_alpha(self, iterations: int) -> int:
-        """Build alpha-CROWN's own graph, whose state the other methods never see; how many samples it takes at once.
+        """Build alpha-CROWN's own graph, whose state the other methods never see; return its batch size.
 
         Slopes are stored for unstable neurons only, but for every row: in 0.3, slopes for unstable rows only fail when
         the set of these rows changes between two steps, and slopes for all neurons when 90% of them are unstable.
@@ -209,10 +209,10 @@ class AutoLirpa:
         return self._alpha_batch
 
     def _optimized(self, x: Tensor, eps: Tensor, specification: Tensor, norm: Norm) -> Float[Tensor, "batch rows"]:
-        """The better of CROWN's bound and the best bound of all steps.
+        """Return the better of CROWN's bound and the best bound of all steps.
 
-        CROWN's bounds show that the inputs of tanh and sigmoid stay where their relaxations are right; what is looser
-        on the way to an optimum is cut off there, which takes no point of the ball away.
+        CROWN's bounds prove that the inputs of tanh and sigmoid stay where their relaxations are right. Looser
+        intervals on the way to an optimum are cut off there, which removes no point of the ball.
         """
         crown = self._run(x, eps, specification, norm, "crown")
         if not any(node.perturbed for node in self._graph._modules.values() if type(node).__name__ in OPTIMIZED):
@@ -227,7 +227,7 @@ class AutoLirpa:
         return torch.where(crown.isfinite() & lower.isfinite() & (lower > crown), lower, crown)
 
     def _trusted(self, lower: Float[Tensor, "batch rows"]) -> Float[Tensor, "batch rows"]:
-        """No bound (-inf) for samples whose input of a tanh or sigmoid may leave the table of its relaxations."""
+        """Remove the bound (-inf) of samples whose input of a tanh or sigmoid may leave the table of relaxations."""
         for node in self._graph._modules.values():
             if type(node).__name__ not in ("BoundTanh", "BoundSigmoid") or not node.perturbed:
                 continue
@@ -237,7 +237,7 @@ class AutoLirpa:
         return lower
 
     def _affine_bounds(self, x: Tensor, eps: Tensor, norm: Norm) -> dict[str, list[Tensor]] | None:
-        """Exact bounds of the layers that are affine in the input, by the dual norm; the box loses them for l2, l1."""
+        """Bound the layers that are affine in the input exactly, by the dual norm; for l2 and l1 the box is looser."""
         if norm is Norm.LINF:
             return None
         known: dict[str, list[Tensor]] = {}
@@ -248,7 +248,7 @@ class AutoLirpa:
         return known
 
     def _row_norms(self, name: str, norm: Norm, rows: int = 256) -> Float[Tensor, "1 *shape"]:
-        """Dual norm of each row of the linear part of a node that is affine in the input; computed once."""
+        """Compute once the dual norm of each row of the linear part of a node that is affine in the input."""
         if (name, norm) not in self._rows:
             origin = torch.zeros_like(self._sample)
             shape = self._graph(origin, final_node_name=name).shape
@@ -267,11 +267,11 @@ class AutoLirpa:
 
 
 def _perturbation(lirpa: Any, x: Tensor, eps: Tensor, norm: Norm) -> Any:
-    """The ball around each sample, intersected with the image box.
+    """Build the ball around each sample, intersected with the image box.
 
-    auto-LiRPA handles an eps per sample only as the two corners of a box, and for l2 and l1 its interval propagation
-    reads [x, x] as a box without width wherever the first layer is not linear: unsound. So every ball is given as its
-    bounding box, whose propagation is sound for all norms, and the linear bounds are concretised here with the dual
+    auto-LiRPA handles an eps per sample only as the two corners of a box. For l2 and l1 its interval propagation reads
+    [x, x] as a box without width if the first layer is not linear, which is unsound. Every ball is therefore given as
+    its bounding box, whose propagation is sound for all norms. The linear bounds are concretised here with the dual
     norm of the true ball.
     """
     radius = per_sample(eps, x)
@@ -296,7 +296,7 @@ def _perturbation(lirpa: Any, x: Tensor, eps: Tensor, norm: Norm) -> Any:
 
 
 def _is_first_affine(node: nn.Module) -> bool:
-    """A linear or convolution operator whose every input-dependent ancestor is affine."""
+    """Return whether a node is a linear or convolution operator with only affine input-dependent ancestors."""
     return type(node).__name__ in ("BoundConv", "BoundLinear") and _affine_in_input(node)
 
 
@@ -311,7 +311,7 @@ def _affine_in_input(node: nn.Module) -> bool:
 
 
 def without_dropout(model: nn.Module) -> nn.Module:
-    """Leave dropout out, in place: the identity in eval mode, but auto-LiRPA would switch to train mode for it."""
+    """Remove dropout in place: it is the identity in eval mode, but auto-LiRPA would switch to train mode for it."""
     for path, module in list(model.named_modules(remove_duplicate=False)):
         if isinstance(module, nn.modules.dropout._DropoutNd) and path:
             parent, _, name = path.rpartition(".")
@@ -332,7 +332,7 @@ def _told(error: BaseException) -> str:
 
 @contextmanager
 def quiet(dtype: torch.dtype) -> Iterator[None]:
-    """auto-LiRPA makes some tensors in the default dtype, sets warning filters, and logs what it then raises."""
+    """Set the default dtype, which auto-LiRPA uses for some tensors, and silence its warnings and logs."""
     before, logger = torch.get_default_dtype(), logging.getLogger("auto_LiRPA.utils")
     torch.set_default_dtype(dtype)
     logger.disabled = True

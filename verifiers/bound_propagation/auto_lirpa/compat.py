@@ -1,7 +1,7 @@
-"""auto-LiRPA 0.3 on current numpy and torch.
+"""Run auto-LiRPA 0.3 on current numpy and torch.
 
 The newest release on the package index was written for torch < 1.13 and does not import with numpy 2 or torch 2. Five
-points are missing; each is supplied only where it is missing, so that a newer release runs untouched:
+things are missing. Each is supplied only if it is missing, so that a newer release runs unchanged:
 
 1. ``numpy.lib.arraysetops.isin`` (gone in numpy 2),
 2. ``torch.onnx.utils._optimize_graph`` and ``torch.onnx.symbolic_helper._set_opset_version`` (moved in torch 2),
@@ -10,14 +10,14 @@ points are missing; each is supplied only where it is missing, so that a newer r
 5. the subgradient 1 of ``torch.clamp`` at its bounds (0 since torch 2.14). alpha-CROWN starts its slopes at exactly 0
    or 1 and clamps them to [0, 1]: with the new subgradient none of them ever moves. Newer releases need this too.
 
-auto-LiRPA asks torch to translate operators as opset 12 does, and torch registers what each opset changes when that
-opset's module is imported, which any export in the process does: ``load`` imports them, so that a network's graph is
-the same before and after an export.
+auto-LiRPA translates operators by opset 12. torch registers the changes of each opset when that opset's module is
+imported, which any export in the process does. ``load`` imports them, so that a network's graph is the same before and
+after an export.
 
-The first two are visible only while auto-LiRPA is being imported, the fifth only in its modules that clamp slopes:
-torch and numpy stay as they are for other code.
+The first two are visible only while auto-LiRPA is being imported, and the fifth only in its modules that clamp slopes.
+Other code sees torch and numpy unchanged.
 
-Where releases call the same thing by different names, ``bounds_argument`` and ``set_iterations`` find the name in use.
+Some names differ between releases; ``bounds_argument`` and ``set_iterations`` find the name in use.
 """
 
 import importlib
@@ -45,7 +45,7 @@ class AutoLirpaMissing(ImportError):
 
 
 def version() -> str | None:
-    """The installed auto-LiRPA release, or None."""
+    """Return the installed auto-LiRPA release, or None."""
     try:
         return importlib.metadata.version("auto-LiRPA")
     except importlib.metadata.PackageNotFoundError:
@@ -54,7 +54,7 @@ def version() -> str | None:
 
 @cache
 def load() -> types.ModuleType:
-    """Import auto-LiRPA, made to run here.
+    """Import auto-LiRPA with the fixes above.
 
     Raises:
         AutoLirpaMissing: it is not installed.
@@ -73,7 +73,7 @@ def load() -> types.ModuleType:
 
 
 def bounds_argument(bounded_module: Any) -> str:
-    """What ``compute_bounds`` calls the bounds of intermediate layers that it is given."""
+    """Return the name of ``compute_bounds``'s argument for the bounds of intermediate layers."""
     import inspect
 
     known = inspect.signature(bounded_module.compute_bounds).parameters
@@ -81,7 +81,7 @@ def bounds_argument(bounded_module: Any) -> str:
 
 
 def set_iterations(bounded_module: Any, iterations: int) -> None:
-    """Steps of alpha-CROWN, all of them taken: stopping early prints, and depends on the other samples of a batch."""
+    """Set alpha-CROWN's steps, without early stopping, which prints and depends on the other samples of a batch."""
     options = bounded_module.bound_opts["optimize_bound_args"]
     options["ob_iteration" if "ob_iteration" in options and "iteration" not in options else "iteration"] = iterations
     options["early_stop_patience"] = iterations + 1
@@ -125,7 +125,7 @@ def _onnx_functions() -> Iterator[None]:
 
 @contextmanager
 def _quiet_import() -> Iterator[None]:
-    """No deprecation notes of its old TorchScript code, no note that there is no CUDA compiler; filters as before."""
+    """Suppress deprecation notes and the note about a missing CUDA compiler, and restore the filters afterwards."""
     noisy = [logging.getLogger("auto_LiRPA"), logging.getLogger("torch.utils.cpp_extension")]
     levels = [logger.level for logger in noisy]
     with warnings.catch_warnings(record=True):  # recorded, because auto-LiRPA sets filters of its own on the way
@@ -139,7 +139,7 @@ def _quiet_import() -> Iterator[None]:
 
 
 def _exporter(name: str) -> types.ModuleType:
-    """A module of torch's TorchScript exporter, wherever this torch keeps it."""
+    """Import a module of torch's TorchScript exporter from its place in this release of torch."""
     for parent in ("torch.onnx._internal.torchscript_exporter", "torch.onnx"):
         try:
             return importlib.import_module(f"{parent}.{name}")
@@ -173,7 +173,7 @@ def _accept_remove_duplicate(bounded_module: type) -> None:
 
 
 def _slopes_move() -> bool:
-    """Whether clamp passes the gradient on at its bounds."""
+    """Return whether clamp passes on the gradient at its bounds."""
     with torch.enable_grad():
         point = torch.tensor([0.0, 1.0], requires_grad=True)
         (slope,) = torch.autograd.grad(torch.clamp(point, min=0.0, max=1.0).sum(), point)
@@ -181,7 +181,7 @@ def _slopes_move() -> bool:
 
 
 class _Clamp(torch.autograd.Function):
-    """torch.clamp, whose gradient is passed on wherever the value is unchanged."""
+    """torch.clamp with a gradient wherever the value is unchanged."""
 
     @staticmethod
     def forward(ctx: Any, tensor: torch.Tensor, low: Any, high: Any) -> torch.Tensor:
@@ -196,7 +196,7 @@ class _Clamp(torch.autograd.Function):
 
 
 class _TorchOfSlopes(types.ModuleType):
-    """torch, but for clamp's gradient at its bounds."""
+    """torch, except for clamp's gradient at its bounds."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(torch, name)

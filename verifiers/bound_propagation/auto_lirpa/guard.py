@@ -1,9 +1,9 @@
-"""What auto-LiRPA may be trusted with, and the checks made when a network's graph is built.
+"""Guard auto-LiRPA: allow only layers with sound bounds, and check each graph when it is built.
 
 auto-LiRPA 0.3 silently gives wrong bounds on some ordinary layers (padded average pooling, square root, reciprocal,
-average pooling that does not count its padding). So layers and operators are allowed by a list of those that stood up
-to attack for linf and l2 balls, with their attributes, and everything else is refused by name. Because a list can be
-wrong too, every graph is held against the network (same logits) and its bounds against points of the ball.
+average pooling that does not count its padding). Layers and operators are therefore allowed by a list of those that
+withstood attacks for linf and l2 balls, with their attributes; all others are rejected by name. A list can be wrong
+too, so every graph is checked against the network (same logits) and its bounds against points of the ball.
 """
 
 import math
@@ -40,7 +40,7 @@ def _leaky(module: nn.Module) -> str | None:
 
 
 def _slope(slope: float) -> str | None:
-    """Its interval bounds need a slope that does not fall, its relaxation a convex function."""
+    """Check a leaky ReLU's slope: interval bounds need a monotone function, and the relaxation a convex one."""
     return None if 0 <= slope <= 1 else f"negative_slope={slope} outside [0, 1]"
 
 
@@ -72,7 +72,7 @@ def _batch_norm(module: nn.Module) -> str | None:
     return None if module.affine else "affine=False"
 
 
-#: Leaf modules with their own check of attributes; a string says what is refused.
+#: Leaf modules with checks of their attributes; a check returns the reason for rejection, or None.
 MODULES: dict[type[nn.Module], Check] = {
     nn.Linear: _always,
     nn.Conv2d: _convolution,
@@ -90,7 +90,7 @@ MODULES: dict[type[nn.Module], Check] = {
     nn.Identity: _always,
 }
 
-#: Graph operators that may depend on the input. Constant parts of a graph are evaluated, not bounded: any will do.
+#: Graph operators that may depend on the input. Constant parts of a graph are evaluated, so any operator is allowed.
 OPERATORS = frozenset(
     f"Bound{name}"
     for name in (
@@ -99,19 +99,19 @@ OPERATORS = frozenset(
     ).split()
 )
 
-#: Of them, those whose input's bounds CROWN needs.
+#: The operators among them whose inputs CROWN must bound.
 NONLINEAR = frozenset(f"Bound{name}" for name in "Relu LeakyRelu Sigmoid Tanh Abs Exp Mul MaxPool".split())
-#: Bytes of one pair of float64 matrices of CROWN, lower and upper.
+#: The most bytes of one pair of CROWN's float64 matrices, lower and upper.
 MEMORY = 2 * 2**30
 
 
 def check_modules(model: nn.Module) -> None:
-    """Refuse a network with a leaf module that is not on the list, naming its path.
+    """Reject a network with a leaf module that is not on the list, naming its path.
 
-    A module with parameters of its own besides its children is checked through the graph's operators only.
+    A module with both children and parameters of its own is checked only through the graph's operators.
 
     Raises:
-        Unsupported: with the path, the type and the attribute.
+        Unsupported: a module is not allowed; the message names its path, its type and the attribute.
     """
     for path, module in model.named_modules():
         if next(module.children(), None) is not None:
@@ -127,12 +127,12 @@ def check_modules(model: nn.Module) -> None:
 
 
 def check_operators(nodes: Iterator[tuple[str, Any]]) -> None:
-    """Refuse a graph with an operator that is not on the list and depends on the input.
+    """Reject a graph with an operator that is not on the list and depends on the input.
 
     Functional calls (``F.avg_pool2d`` instead of a module) are seen only here, so attributes are checked again.
 
     Raises:
-        Unsupported: with the operator's name, and the path of its layer or of the last layer before it.
+        Unsupported: an operator is not allowed; the message names it, and its layer or the last layer before it.
     """
     for name, node in nodes:
         if not getattr(node, "perturbed", False):
@@ -152,13 +152,13 @@ def check_operators(nodes: Iterator[tuple[str, Any]]) -> None:
 
 
 def check_size(nodes: Iterable[Any]) -> None:
-    """Refuse a graph for which CROWN needs too much memory: all neurons of a layer as functions of another layer.
+    """Reject a graph for which CROWN needs too much memory: all neurons of a layer as functions of another layer.
 
-    The native engine keeps windows of convolutions, and rows of open neurons alone. A process that takes more memory
-    than there is gets killed without a word.
+    The native engine keeps windows of convolutions, and only rows of open neurons. A process that exceeds the memory is
+    killed without a message.
 
     Raises:
-        Unsupported: with the sizes.
+        Unsupported: CROWN needs too much memory; the message has the sizes.
     """
     varying = [node for node in nodes if getattr(node, "perturbed", False)]
     nonlinear = [node.inputs[0] for node in varying if type(node).__name__ in NONLINEAR]
@@ -176,7 +176,7 @@ def _entries(node: Any) -> int:
 
 
 def place(name: str, node: Any) -> str:
-    """The node's name in the graph, and its layer's path, or the path of the last layer with parameters before it."""
+    """Name a node: its name in the graph, and the path of its layer, or of the last layer with parameters before it."""
     if paths := _paths(node):
         return f"{name!r} (layer {paths[0]!r})"
     reached, generation = {id(node)}, [node]
@@ -189,13 +189,13 @@ def place(name: str, node: Any) -> str:
 
 
 def _paths(node: Any) -> list[str]:
-    """Path of the module whose parameters a graph node uses; the graph keeps no other trace of the modules."""
+    """Find the path of the module whose parameters a graph node uses; the graph has no other trace of the modules."""
     names = [getattr(parent, "ori_name", None) for parent in node.inputs if type(parent).__name__ == "BoundParams"]
     return [name.rpartition(".")[0] for name in names if name and "." in name]
 
 
 def name_unoptimizable(nodes: Iterator[tuple[str, Any]]) -> str:
-    """Where alpha-CROWN fails in 0.3: at S-shaped functions of images whose bounds another such layer needs."""
+    """Name operators at which alpha-CROWN fails in 0.3: S-shaped functions of images, bounded for another such one."""
     found = [
         f"{type(node).__name__.removeprefix('Bound')} at {place(name, node)}"
         for name, node in nodes

@@ -1,4 +1,4 @@
-"""Differentiable bounds of margins by auto-LiRPA: the second opinion on those of certified training."""
+"""Bound margins differentiably by auto-LiRPA, to check the native bounds of certified training."""
 
 import copy
 from typing import Any
@@ -24,7 +24,7 @@ def lower_margins(
     sign: int = 1,
     minus: nn.Module | None = None,
 ) -> Float[Tensor, "batch classes"]:
-    """As ``native.training.lower_margins``, for the layers that auto-LiRPA bounds soundly.
+    """Bound margins as ``native.training.lower_margins``, for the layers that auto-LiRPA bounds soundly.
 
     Raises:
         InputError: auto-LiRPA is missing, or cannot bound this network.
@@ -32,7 +32,7 @@ def lower_margins(
     lower, upper = (side.detach() for side in box)
     try:
         with quiet(lower.dtype), torch.autocast(lower.device.type, enabled=False):
-            graph = _graph(getattr(model, "_orig_mod", model), minus, lower)  # of a compiled network, the network
+            graph = _graph(getattr(model, "_orig_mod", model), minus, lower)  # a compiled network is unwrapped
             eye = torch.eye(graph.final_shape[-1], dtype=lower.dtype, device=lower.device)
             rows = sign * (eye[y].unsqueeze(1) - eye[None])
             given = (_within(lower, upper),)
@@ -50,13 +50,13 @@ def lower_margins(
 
 
 def _within(lower: Tensor, upper: Tensor) -> Tensor:
-    """auto-LiRPA's form of a box."""
+    """Convert a box to auto-LiRPA's form."""
     lirpa = compat.load()
     return lirpa.BoundedTensor((lower + upper) / 2, lirpa.PerturbationLpNorm(norm=float("inf"), x_L=lower, x_U=upper))
 
 
 class _Difference(nn.Module):
-    """s(x) - t(x)."""
+    """Compute s(x) - t(x)."""
 
     def __init__(self, student: nn.Module, teacher: nn.Module) -> None:
         super().__init__()
@@ -66,14 +66,14 @@ class _Difference(nn.Module):
         return self.student(x) - self.teacher(x)
 
 
-#: Type and device, and the graph, of each network less another one, for as long as both live.
+#: The dtype and device, and the graph, of each network less another one, kept while both are alive.
 _GRAPHS: WeakKeyDictionary[nn.Module, WeakKeyDictionary[nn.Module, Any]] = WeakKeyDictionary()
-#: What a network is less that is bounded alone.
+#: Stands for the other network when a network is bounded alone.
 _NOTHING = nn.Identity()
 
 
 def _graph(model: nn.Module, minus: nn.Module | None, x: Tensor) -> Any:
-    """auto-LiRPA's graph, with the weights and statistics that both networks have now."""
+    """Return auto-LiRPA's graph with the current weights and statistics of both networks."""
     known = _GRAPHS.setdefault(model, WeakKeyDictionary())
     other = _NOTHING if minus is None else minus
     place, graph = known.get(other, (None, None))
@@ -85,10 +85,10 @@ def _graph(model: nn.Module, minus: nn.Module | None, x: Tensor) -> Any:
 
 
 def _build(network: nn.Module, x: Tensor) -> Any:
-    """A graph of a copy, because building writes to the network that it is given.
+    """Build the graph of a copy, because building writes to the given network.
 
     Raises:
-        Unsupported: a layer or an operator whose bounds are not known to be sound, by name.
+        Unsupported: a layer or an operator is not known to have sound bounds; the message names it.
         Contradiction: the graph is not the network, whose operations depend on its input.
     """
     network = without_dropout(copy.deepcopy(network)).eval()
@@ -103,10 +103,10 @@ def _build(network: nn.Module, x: Tensor) -> Any:
 
 
 def _check_batches(network: nn.Module, graph: Any, pair: Float[Tensor, "2 *shape"]) -> None:
-    """The graph, traced with one image, takes two.
+    """Check that the graph, traced with one image, accepts two.
 
     Raises:
-        Unsupported: it has the batch size among its constants.
+        Unsupported: the graph has a fixed batch size.
     """
     try:
         with torch.no_grad():
@@ -119,10 +119,10 @@ def _check_batches(network: nn.Module, graph: Any, pair: Float[Tensor, "2 *shape
 
 
 def _follow(graph: Any, parts: dict[str, nn.Module]) -> None:
-    """Give the nodes the weights and buffers of now: the first network's own parameters, constants for all else.
+    """Give the nodes the current weights and buffers: the first network's own parameters, and constants for the rest.
 
-    auto-LiRPA sets ``requires_grad`` of each parameter to its node's ``training``; a frozen one is wrapped, so that it
-    stays as it is.
+    auto-LiRPA sets ``requires_grad`` of each parameter to its node's ``training``; a frozen parameter is wrapped, so
+    that it does not change.
     """
     first = next(iter(parts))
     named = {

@@ -1,1 +1,1 @@
-"""certkd's own engine of bound propagation."""
+"""certkd's own bound-propagation engine."""

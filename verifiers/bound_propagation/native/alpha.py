@@ -1,8 +1,7 @@
-"""alpha-CROWN: the free lines of the relaxations are chosen by gradient ascent on the bounds (arXiv 2011.13824).
+"""alpha-CROWN: choose the free lines of the relaxations by gradient ascent on the bounds (arXiv 2011.13824).
 
-Where a line is chosen from 0 to 1, it is sin^2 of a free parameter: the gradient lives at every point that the
-parameter reaches, no clamp stands between them, and every value is a sound choice. All steps give sound bounds, so
-each row keeps the best one. The first is CROWN itself.
+A choice from 0 to 1 is sin^2 of a free parameter. Every value is a sound choice, and no clamp stops the gradient. All
+steps give sound bounds, so each row keeps the best one. The first step is CROWN itself.
 """
 
 import math
@@ -19,17 +18,17 @@ from verifiers.graph.operators import Elementwise, Interval
 from verifiers.graph.relaxations.lines import Alpha
 from verifiers.runtime.optimizer import Adam
 
-#: The first alpha: near the ends of [0, 1], where CROWN's own choice for ReLU is, but free to move.
+#: The first alpha: near CROWN's own choice for ReLU, which is an end of [0, 1], but free to move.
 START = math.asin(0.95**0.5)
 RATE = 0.25
 DECAY = 0.98
 
 
 def _angles(bounds: Bounds, rows: int) -> dict[tuple[int, int, int], Tensor]:
-    """Angles of the free lines for every pair of a start node and a relaxed node below it.
+    """Make the angles of the free lines for every pair of a start node and a relaxed node below it.
 
-    Rows of the specification have their own lines, ``(2, batch * rows, *shape)``; all lower bounds of an inner node's
-    entries share those of their sample, ``(2, batch, *shape)``, and so do all upper bounds.
+    Each row of the specification has its own lines, ``(2, batch * rows, *shape)``. The lower bounds of an inner node's
+    entries share the lines of their sample, ``(2, batch, *shape)``, and so do the upper bounds.
     """
     graph = bounds.graph
     relaxed = [i for i, node in enumerate(graph.nodes) if isinstance(node.operator, Elementwise)]
@@ -44,7 +43,7 @@ def _angles(bounds: Bounds, rows: int) -> dict[tuple[int, int, int], Tensor]:
 
 
 def _initial(low: Tensor, high: Tensor) -> Tensor:
-    """Near CROWN's own line below, in the middle of the lines above."""
+    """Start near CROWN's own lower line, and in the middle of the upper lines."""
     steep = (high > -low).to(low.dtype)
     below = START * steep + (math.pi / 2 - START) * (1 - steep)
     return torch.stack([below, torch.full_like(below, math.pi / 4)])
@@ -55,7 +54,7 @@ def _alphas(angles: Mapping[tuple[int, int, int], Tensor]) -> dict[tuple[int, in
 
 
 def optimized(bounds: Bounds, specification: Tensor, iterations: int, deadline: float = math.inf) -> Planes:
-    """The best bound of each row over CROWN and all steps of the optimiser, of which none starts after the deadline.
+    """Compute the best bound of each row over CROWN and all steps of the optimiser; none starts after the deadline.
 
     The intervals of ``bounds`` become the intersection of all steps' intervals. ``deadline`` is on ``time.monotonic``.
     """

@@ -1,4 +1,4 @@
-"""The backward pass: rows of one node, pushed back to the image through one relaxation after another."""
+"""The backward pass: push rows of a node back to the image, through one relaxation after another."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,16 +15,16 @@ from verifiers.graph.operators import Interval, Relaxation
 from verifiers.graph.relaxations.lines import Alpha
 from verifiers.graph.rows import Rows, Shape, add, shape_size
 
-#: Coefficients that one block of rows may hold at a node.
+#: The most coefficients of one block of rows at a node.
 BLOCK = 2**22
 
 
 def block_of(widest: int) -> int:
-    """Rows at a time, for a graph whose widest node has this many entries."""
+    """Return the number of rows per block, for a graph whose widest node has this many entries."""
     return max(16, min(1024, BLOCK // max(1, widest)))
 
 
-#: Free lines of the relaxation of a node (last) in the bounds of a start node's entries (side 0) or negations (1).
+#: Free lines by start node, side (0 for its entries, 1 for their negations) and relaxed node.
 Alphas = Mapping[tuple[int, int, int], Alpha]
 
 
@@ -33,9 +33,9 @@ class BackwardRows:
     """Rows between their start and the image.
 
     Attributes:
-        pending: their coefficients, by the node where they stand.
-        constant: what they have gained so far.
-        samples: the sample of each.
+        pending: their coefficients, by node.
+        constant: their constants so far.
+        samples: the sample of each row.
     """
 
     pending: dict[int, Rows]
@@ -59,8 +59,8 @@ class BackwardPass:
     Attributes:
         graph: the network.
         balls: one for each sample.
-        alphas: the free lines of relaxations, where they are not the default ones.
-        intervals: of every node.
+        alphas: the free lines of relaxations, if not the default ones.
+        intervals: the intervals of every node.
         relaxations: filled by ``push``.
     """
 
@@ -81,10 +81,10 @@ class BackwardPass:
     ) -> Planes:
         """Push rows of a node back to the image and minimise them over each row's ball.
 
-        ``ids`` number the rows of a specification, for relaxations that are chosen per row. Only they get planes;
-        for the rows of an inner node just the bound counts. ``side`` is 0 for lower bounds of an inner node's entries
-        and 1 for those of their negations, which choose their lines apart. ``image`` holds coefficients of the image
-        that each row has besides.
+        ``ids`` number the rows of a specification, for relaxations that are chosen per row. Only those rows get planes;
+        rows of an inner node need just the bound. ``side`` is 0 for lower bounds of an inner node's entries and 1 for
+        those of their negations, which have separate lines. ``image`` holds additional coefficients of the image for
+        each row.
         """
         back = BackwardRows({start: rows}, self.balls.x.new_zeros(len(samples)), samples)
         if image is not None:
@@ -103,9 +103,9 @@ class BackwardPass:
         specification: Float[Tensor, "batch rows classes"],
         less: Float[Tensor, "batch rows *shape"] | None = None,
     ) -> Planes:
-        """Rows of the specification pushed back from the logits; planes ``(batch, rows)``.
+        """Push rows of the specification back from the logits; planes ``(batch, rows)``.
 
-        ``less`` holds a linear function of the image for each row: what is bounded is the row minus that function.
+        ``less`` holds a linear function of the image for each row, which is subtracted before the row is bounded.
         """
         start, samples = self.merged(specification)
         widest = max(shape_size(node.shape) for node in self.graph.nodes)
@@ -124,7 +124,7 @@ class BackwardPass:
         return joined(parts).reshape(specification.shape[:2])
 
     def merged(self, specification: Tensor) -> tuple[Rows, Tensor]:
-        """All rows of all samples in one tensor, and the sample of each."""
+        """Merge the rows of all samples into one tensor; return it with the sample of each row."""
         batch, rows = specification.shape[:2]
         values = specification.reshape(batch * rows, *self.graph.nodes[self.graph.output].shape)
         return Rows(values), torch.arange(batch, device=values.device).repeat_interleave(rows)
@@ -132,7 +132,7 @@ class BackwardPass:
     def step(
         self, back: BackwardRows, position: int, start: tuple[int, int] = (-1, -1), ids: Tensor | None = None
     ) -> bool:
-        """Push the rows that stand at a node to its inputs; False where there are none."""
+        """Push the rows at a node to its inputs; False if there are none."""
         if (here := back.pending.pop(position, None)) is None:
             return False
         node, samples = self.graph.nodes[position], back.samples
@@ -148,7 +148,7 @@ class BackwardPass:
     def _relaxation(
         self, position: int, start: tuple[int, int], samples: Tensor, ids: Tensor | None
     ) -> tuple[Relaxation, bool]:
-        """The relaxation of a node for rows from a start node, and whether it has its own lines for every row."""
+        """Return a node's relaxation for rows from a start node, and whether it has separate lines for every row."""
         node = self.graph.nodes[position]
         assert node.operator is not None
         boxes = [self.intervals[i] for i in node.inputs]
@@ -162,7 +162,7 @@ class BackwardPass:
         return self.relaxations[key], False
 
     def minimum(self, back: BackwardRows, *, with_planes: bool) -> Planes:
-        """Minimise rows that have arrived at the image over each row's ball."""
+        """Minimise rows at the image over each row's ball."""
         rows, constant, samples = back.pending.get(0), back.constant, back.samples
         if rows is None:
             return Planes(constant, constant, torch.zeros_like(constant))
@@ -177,7 +177,7 @@ class BackwardPass:
         return Planes(by_box if linf else torch.maximum(by_box, by_ball), value, steepness)
 
     def over_boxes(self, back: BackwardRows) -> Float[Tensor, " rows"]:
-        """Minimise rows where they stand, over the boxes of those nodes."""
+        """Minimise rows at their current nodes, over the boxes of those nodes."""
         low = back.constant
         for position, rows in back.pending.items():
             box, samples = self.intervals[position], back.samples

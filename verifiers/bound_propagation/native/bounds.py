@@ -1,8 +1,8 @@
-"""Bounds of a graph over a batch of balls: intervals forward, rows backward, tighter intervals where they pay.
+"""Bound a graph over a batch of balls: intervals forward, rows backward, tighter intervals where they help.
 
-Every row is a lower bound; an upper bound is the negated lower bound of the negated row. A row starts at a node and is
-pushed back through the linear relaxation of one operator after another until it is a linear function of the image,
-whose minimum over the ball is known.
+Every row is a lower bound; an upper bound is the negated lower bound of the negated row. A row starts at a node and
+moves back through the linear relaxation of one operator after another. It ends as a linear function of the image, whose
+minimum over the ball is known.
 """
 
 from collections.abc import Mapping
@@ -28,10 +28,10 @@ class Bounds(BackwardPass):
     """Intervals of all nodes for one batch of balls; filled by ``propagate``.
 
     Attributes:
-        dual_norms: of affine nodes, for l2 and l1.
-        intersect: whether tightened intervals are intersected with the plain ones.
-        known: intervals of nodes that hold in these balls anyway.
-        refined: the nodes that were bounded by rows.
+        dual_norms: dual norms of affine nodes, for l2 and l1.
+        intersect: intersect tightened intervals with the plain ones.
+        known: intervals of nodes already known to hold on these balls.
+        refined: the nodes bounded by rows.
     """
 
     dual_norms: Mapping[int, Tensor] = field(default_factory=dict)
@@ -40,7 +40,7 @@ class Bounds(BackwardPass):
     refined: list[int] = field(default_factory=list)
 
     def propagate(self, *, refine: bool) -> None:
-        """Interval bounds of every node; with ``refine``, rows wherever tighter bounds tighten a relaxation."""
+        """Bound every node by intervals; with ``refine``, also by rows where tighter bounds tighten a relaxation."""
         nodes = self.graph.nodes
         box = Interval(*self.balls.box())
         shape = (len(self.balls.x), *nodes[0].shape)
@@ -61,7 +61,7 @@ class Bounds(BackwardPass):
             self.intervals.append(interval)
 
     def inputs_to_tighten(self, position: int) -> list[tuple[int, Tensor]]:
-        """Inputs of a node that rows can tighten, with the entries whose tighter bounds tighten its relaxation."""
+        """List a node's inputs that rows can tighten, with the entries whose tighter bounds tighten its relaxation."""
         node = self.graph.nodes[position]
         assert node.operator is not None
         masks = node.operator.inputs_to_tighten([self.intervals[i] for i in node.inputs])
@@ -69,7 +69,7 @@ class Bounds(BackwardPass):
         return [(i, entries) for i, entries in pairs if entries is not None and i and not self._exact(i)]
 
     def _exact(self, position: int) -> bool:
-        """Known exactly already: the box through one mixing operator, or the dual norm of an affine node."""
+        """Return whether a node's interval is already exact: one mixing operator of the box, or a known dual norm."""
         if position in self.dual_norms:
             return True
         inputs = self.graph.nodes[position].inputs
@@ -106,7 +106,7 @@ class Bounds(BackwardPass):
         self.intervals[position] = common(before, after) if self.intersect else _ordered(after)
 
     def lower(self, start: int, samples: Int[Tensor, " rows"], entries: Int[Tensor, " rows"], sign: float) -> Planes:
-        """Lower bounds of ``sign * node[entry]``, block by block."""
+        """Bound ``sign * node[entry]`` from below, block by block."""
         parts = []
         for chunk in self.blocks(start, len(samples)):
             rows = one_hot(self.graph.nodes[start].shape, entries[chunk], self.balls.x.new_full((len(chunk),), sign))
@@ -114,7 +114,7 @@ class Bounds(BackwardPass):
         return joined(parts)
 
     def by_intervals(self, specification: Float[Tensor, "batch rows classes"]) -> Planes:
-        """Interval arithmetic of the specification merged with the last affine operator; the planes are constant."""
+        """Bound the specification, merged with the last affine operator, by intervals; the planes are constant."""
         start, samples = self.merged(specification)
         last, affine = self.graph.nodes[self.graph.output], self.graph.affine_operator(self.graph.output)
         low = torch.zeros(len(samples), dtype=specification.dtype, device=samples.device)
@@ -131,17 +131,17 @@ class Bounds(BackwardPass):
 
 
 def common(one: Interval, other: Interval) -> Interval:
-    """The intersection; an end that is nan gives way to the other."""
+    """Intersect two intervals; the other's end replaces one that is nan."""
     return _ordered(Interval(torch.fmax(one.low, other.low), torch.fmin(one.high, other.high)))
 
 
 def _ordered(interval: Interval) -> Interval:
-    """Ends that rounding has crossed, put in order."""
+    """Reorder ends that rounding has crossed."""
     return Interval(torch.minimum(*interval), torch.maximum(*interval))
 
 
 def dual_norms(graph: Graph, norm: Norm) -> dict[int, Float[Tensor, "1 *shape"]]:
-    """For every affine node that something nonlinear reads: the dual norm of each entry's row."""
+    """Compute the dual norm of each entry's row, for every affine node with a nonlinear consumer."""
     if norm is Norm.LINF:
         return {}
     wanted = {

@@ -1,11 +1,11 @@
-"""Branch and bound: lower bounds of rows over one ball, raised by splitting ReLUs until each row is decided.
+"""Branch and bound: raise lower bounds of rows over one ball by splitting ReLUs, until each row is decided.
 
-A domain is the part of the ball where some neurons have a given sign. Its bound is CROWN's over intervals that end at
-those signs, with two kinds of free parameters, both raised by gradient ascent: the lower lines of the neurons that are
-not split (alpha), and a multiplier beta >= 0 for each split. Where z >= 0 on the domain, f >= f - beta z; so every
-value is sound. A domain is split where, of the neurons whose relaxation costs the row most, both halves' bounds rise
-most. One whose neurons all have a sign is a linear program; its dual solution gives the betas, its primal one a point
-to try.
+A domain is the part of the ball where some neurons have a given sign. Its bound is CROWN's over intervals cut at those
+signs. Gradient ascent optimises two kinds of free parameters: the lower lines of neurons that are not split (alpha),
+and a multiplier beta >= 0 for each split. Where z >= 0 on the domain, f >= f - beta z, so every value is sound. The
+candidates for a split are the neurons whose relaxation costs the row most; the one that raises the bounds of both
+halves most is split. A domain in which all neurons have a sign is a linear program. Its dual solution gives the betas,
+its primal solution a point to try.
 Sources: Wang et al., arXiv 2103.06624 (beta-CROWN); De Palma et al., arXiv 2104.06718 (filtered smart branching).
 """
 
@@ -30,30 +30,30 @@ from verifiers.graph.affine import Affine
 from verifiers.graph.rows import shape_size
 from verifiers.runtime.optimizer import Adam
 
-#: Values that the intervals of one round's domains may hold, and domains of a round at most.
+#: The most values in the intervals of one round's domains, and the most domains of a round.
 ROUND, LARGEST = 2**22, 512
-#: Numbers about domains that wait, at most: signs and parameters of all their neurons take 17 bytes for each.
+#: The most neurons of all waiting domains; signs and parameters take 17 bytes per neuron.
 WAITING = 2**26
-#: Steps of gradient ascent for each domain, and Adam's rate, which falls by a factor from step to step.
+#: Steps of gradient ascent for each domain, Adam's rate, and the factor by which it falls from step to step.
 STEPS, RATE, DECAY = 8, 0.1, 0.95
-#: ReLUs of which each domain tries both halves before it is split at the best of them, and the weight of the better
-#: half of a split relative to the worse.
+#: The number of ReLUs whose halves each domain tries before it splits at the best, and the weight of the better half of
+#: a split relative to the worse.
 CANDIDATES, SECOND = 16, 1e-3
-#: Of breaking a leaf's constraints, in units of the row's range over the ball: the first that is high enough is used.
+#: Prices of violating a leaf's constraints, in units of the row's range over the ball; the first sufficient one counts.
 PRICES = (1e2, 1e5, 1e8)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a search ended with.
+    """The result of a search.
 
     Attributes:
-        bound: proved for every row on the whole ball: the least over rows and domains.
-        domains: how many domains were bounded, not counting the halves that are tried before a split.
-        point: an image in the ball that is a counterexample, where one was found.
+        bound: the bound proved for every row on the whole ball: the least over rows and domains.
+        domains: number of bounded domains, not counting the halves that are tried before a split.
+        point: a counterexample in the ball, if one was found.
         finished: every row is above the goal.
-        late: it stopped, or passed over a linear program, because more would have ended after the deadline.
-        full: so many domains wait that memory could run out.
+        late: the search stopped, or skipped a linear program, because of the deadline.
+        full: the search stopped because memory could run out from waiting domains.
     """
 
     bound: float
@@ -65,15 +65,15 @@ class Outcome:
 
 
 class BranchAndBound:
-    """Rows over one ball, by branch and bound.
+    """Bound rows over one ball by branch and bound.
 
     Args:
-        bounds: one ball, propagated: its intervals are the root's.
+        bounds: propagated bounds of one ball; their intervals are the root's.
         specification: rows, ``(1, rows, classes)``.
-        proved: what is known of each row already.
-        goal: what each row's lower bound must exceed.
-        deadline: on ``time.monotonic``.
-        broken: which of some images, in the dtype of the bounds, are counterexamples.
+        proved: the known bound of each row.
+        goal: the value that each row's lower bound must exceed.
+        deadline: the deadline on ``time.monotonic``.
+        broken: returns which of some images, in the dtype of the bounds, are counterexamples.
     """
 
     def __init__(
@@ -92,15 +92,15 @@ class BranchAndBound:
         self.deadline, self.broken = deadline, broken
         sizes = [shape_size(node.shape) for node in self.graph.nodes]
         self.size = max(2, min(LARGEST, ROUND // sum(sizes), block_of(max(sizes))))
-        self.pace, self.passed_over = 0.0, False  # seconds of the last step for each domain
+        self.pace, self.passed_over = 0.0, False  # pace: seconds of the last step per domain
         self.count, self.least = 0, torch.full_like(self.proved, math.inf)
         self.point: Tensor | None = None
 
     def run(self) -> Outcome:
-        """Split until every row is above the goal, a counterexample is found, or time, memory or splits are used up.
+        """Split until every row is above the goal, a counterexample is found, or time, memory or splits run out.
 
         Raises:
-            Contradiction: a row has no domain that is not empty.
+            Contradiction: all domains of a row are empty.
         """
         full = False
         with torch.no_grad():
@@ -123,22 +123,22 @@ class BranchAndBound:
         return Outcome(least, self.count, self.point, least > self.goal, late, full)
 
     def _late(self, steps: int = 0) -> bool:
-        """Whether so many steps of a single domain would end after the deadline."""
+        """Return whether this many steps of a single domain would end after the deadline."""
         return time.monotonic() + steps * self.pace > self.deadline
 
     def _kept(self, domains: Domains, final: bool = False) -> Domains:
-        """Those that are not above the goal; of the others (all, where this is final) only the least bound counts."""
+        """Keep the domains not above the goal; note the least bound of the others (of all, if final)."""
         left = ~(domains.bound > self.goal)
         self._note(domains.take(~left | final))
         return domains.take(left)
 
     def _note(self, done: Domains) -> None:
-        """The least bound of each row over the domains that are done with; nan proves nothing."""
+        """Update the least bound of each row over the finished domains; nan proves nothing."""
         bounds = done.bound.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
         self.least = self.least.scatter_reduce(0, done.row, bounds, "amin")
 
     def _whole(self) -> Domains:
-        """The whole ball, once for every row that is open."""
+        """Build one domain per open row: the whole ball."""
         rows = (~(self.proved > self.goal)).nonzero().flatten()
         self.least = self.proved.where(self.proved > self.goal, math.inf)
         low, high = self.over.ends(self.root.intervals)
@@ -148,12 +148,12 @@ class BranchAndBound:
         return Domains(rows, self.proved[rows], zero.to(torch.int8), alpha, zero, branch)
 
     def bounded(self, domains: Domains) -> Domains:
-        """The same domains with better parameters, their bounds, and what to split next."""
+        """Return the same domains with better parameters, their bounds, and the next splits."""
         blocks = torch.arange(len(domains), device=self.x.device).split(self.size) if len(domains) else ()
         return joined([domains.take(slice(0, 0)), *(self._raised(domains.take(block), STEPS) for block in blocks)])
 
     def _raised(self, domains: Domains, steps: int) -> Domains:
-        """Alpha and beta by gradient ascent; every step's bound is sound, so each domain keeps its best."""
+        """Optimise alpha and beta by gradient ascent; every step's bound is sound, so each domain keeps its best."""
         cells, empty = self.over.cut(domains)
         self.count += len(domains)
         best = domains.bound.masked_fill(empty, math.inf)
@@ -181,7 +181,7 @@ class BranchAndBound:
         return replace(raised, branch=self.over.candidates(raised, cells, cell.coefficients))
 
     def _split(self, domains: Domains) -> Domains:
-        """Both halves of each domain, by the candidate that leaves the lower of the two bounds highest."""
+        """Split each domain at the candidate for which the lower of the two halves' bounds is highest."""
         owner, column = (domains.branch >= 0).nonzero(as_tuple=True)
         candidate, worth = domains.branch[owner, column], torch.full_like(domains.branch, -math.inf, dtype=self.x.dtype)
         for some in torch.arange(len(owner), device=self.x.device).split(self.size // 2):
@@ -190,17 +190,17 @@ class BranchAndBound:
             bound = self.over.glance(domains.take(owner[some]).halves(candidate[some])).clamp_max(self.goal)
             lower, upper = torch.stack(bound.chunk(2)).aminmax(dim=0)
             worth[owner[some], column[some]] = lower + SECOND * upper
-        best = worth.argmax(1, keepdim=True)  # the most promising one, where time was up
+        best = worth.argmax(1, keepdim=True)  # the most promising one if time is up
         return domains.halves(domains.branch.gather(1, best)[:, 0])
 
     def _descend(self, slopes: Tensor | None) -> None:
-        """Where the linear functions that bound the rows are least: perhaps a counterexample."""
+        """Try the points where the linear functions that bound the rows are least."""
         if slopes is not None:
             direction = steepest(slopes.reshape(-1, *self.x.shape[1:]), self.root.balls.norm)
             self._try(self.x - per_sample(self.root.balls.eps, self.x) * direction)
 
     def _try(self, points: Float[Tensor, "points *shape"]) -> None:
-        """Keep the first counterexample among points, each moved into the ball."""
+        """Keep the first counterexample among points, after moving each into the ball."""
         if self.point is not None:
             return
         balls = self.root.balls
@@ -212,7 +212,7 @@ class BranchAndBound:
             self.point = points[hits][:1]
 
     def _solved(self, leaves: Domains) -> Domains:
-        """Leaves with the bounds that the duals of their linear programs prove; their lowest points are tried."""
+        """Bound leaves by the duals of their linear programs, and try the lowest points."""
         exact = all(
             n.operator is None or isinstance(n.operator, Affine) or is_relu(n.operator) for n in self.graph.nodes
         )

@@ -1,4 +1,4 @@
-"""Bounds over domains: parts of one ball on which some ReLUs have a given sign."""
+"""Bound rows over domains: parts of one ball on which some ReLUs have a given sign."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -16,19 +16,19 @@ from verifiers.geometry.balls import Balls
 from verifiers.graph.operators import Interval
 from verifiers.graph.rows import Rows, one_hot
 
-#: Interval ends that cross by more than this share exclude each other; by less, it may be rounding.
+#: Interval ends that cross by more than this share exclude each other; a smaller crossing may be rounding.
 CROSSED = 1e-9
 
 
 @dataclass
 class Cell(BackwardPass):
-    """A backward pass over domains: intervals end at the splits, and rows take the multipliers with them.
+    """A backward pass over domains: intervals are cut at the splits, and multipliers are added to the rows.
 
     Attributes:
-        multipliers: by node: what is added to the coefficients of the rows that reach it.
+        multipliers: by node, the values added to the coefficients of the rows that reach it.
         watched: operators whose rows are kept.
-        coefficients: filled by ``push``, by operator: the rows' coefficients there.
-        slopes: filled by ``push``: the rows' coefficients of the image.
+        coefficients: by operator, the rows' coefficients there; filled by ``push``.
+        slopes: the rows' coefficients of the image; filled by ``push``.
     """
 
     multipliers: dict[int, Float[Tensor, "domains ..."]] = field(default_factory=dict)
@@ -39,7 +39,7 @@ class Cell(BackwardPass):
     def step(
         self, back: BackwardRows, position: int, start: tuple[int, int] = (-1, -1), ids: Tensor | None = None
     ) -> bool:
-        """As ``BackwardPass.step``, with the multipliers of the node added first."""
+        """Add the multipliers of the node, then step as ``BackwardPass.step``."""
         shape = self.graph.nodes[position].shape
         if ids is not None and position in self.multipliers:
             back.add(position, Rows(self.multipliers[position][ids]), shape)
@@ -48,7 +48,7 @@ class Cell(BackwardPass):
         return super().step(back, position, start, ids)
 
     def minimum(self, back: BackwardRows, *, with_planes: bool) -> Planes:
-        """As ``BackwardPass.minimum``, keeping the slopes."""
+        """Keep the slopes, then minimise as ``BackwardPass.minimum``."""
         rows, shape = back.pending.get(0), self.graph.nodes[0].shape
         if rows is not None:
             self.slopes = rows.dense(shape).values.detach()
@@ -56,10 +56,10 @@ class Cell(BackwardPass):
 
 
 class DomainBounds:
-    """Bounds of rows over domains of one ball.
+    """Bound rows over domains of one ball.
 
     Args:
-        root: bounds of the ball, propagated.
+        root: propagated bounds of the ball.
         specification: the rows.
     """
 
@@ -72,14 +72,14 @@ class DomainBounds:
     def ends(
         self, intervals: Sequence[Interval]
     ) -> tuple[Float[Tensor, "domains open"], Float[Tensor, "domains open"]]:
-        """Lower and upper ends of the unstable ReLUs' inputs."""
+        """Return the lower and upper ends of the unstable ReLUs' inputs."""
         nodes = {node for _, node in self.relus.readers}
         low, high = ({node: intervals[node][side] for node in nodes} for side in (0, 1))
         like = self.x.new_zeros((len(intervals[0].low), 0))
         return self.relus.gather(low, like), self.relus.gather(high, like)
 
     def cut(self, domains: Domains) -> tuple[list[Interval], Bool[Tensor, " domains"]]:
-        """Intervals of all nodes on each domain, by interval arithmetic from the splits on; and which are empty."""
+        """Compute all nodes' intervals on each domain, by interval arithmetic from the splits, and the empty domains."""
         signs = by_node(self.relus.spread(domains.signs, self.shapes))
         empty = torch.zeros(len(domains), dtype=torch.bool, device=self.x.device)
         cells: list[Interval] = []
@@ -96,7 +96,7 @@ class DomainBounds:
         return cells, empty
 
     def cell(self, domains: Domains, cells: list[Interval]) -> Cell:
-        """The bounds of domains with their parameters."""
+        """Build the backward pass of domains with their parameters."""
         root, count = self.root, len(domains)
         alpha = self.relus.spread(domains.alpha, self.shapes)
         beta = self.relus.spread(-domains.signs * domains.beta, self.shapes)
@@ -110,7 +110,7 @@ class DomainBounds:
         )
 
     def glance(self, domains: Domains) -> Float[Tensor, " domains"]:
-        """Bounds with the parameters as they are."""
+        """Bound domains with their current parameters."""
         cells, empty = self.cut(domains)
         found = self.cell(domains, cells).by_rows(self.specification[0, domains.row][:, None]).bound[:, 0]
         return torch.fmax(domains.bound, found).masked_fill(empty, math.inf)
@@ -118,7 +118,7 @@ class DomainBounds:
     def candidates(
         self, domains: Domains, cells: list[Interval], coefficients: Mapping[int, Tensor]
     ) -> Int[Tensor, "domains candidates"]:
-        """The ReLUs whose relaxation costs the row most: its coefficient there times the largest gap of the line."""
+        """Choose the ReLUs whose relaxation costs the row most: its coefficient times the largest gap of the line."""
         low, high = self.ends(cells)
         zeros = {reader: torch.zeros_like(cells[node].low) for reader, node in self.relus.readers}
         row = self.relus.gather({**zeros, **coefficients}, domains.alpha, by_reader=True)
@@ -132,7 +132,7 @@ class DomainBounds:
     def constraints(
         self, leaf: Domains, cells: list[Interval]
     ) -> tuple[Int[Tensor, " split"], Float[Tensor, "split pixels"], Float[Tensor, " split"]]:
-        """Of each split ReLU: its number, and slope and offset of the function of the image that is at least 0."""
+        """Return for each split ReLU its number, and slope and offset of the image's function that is at least 0."""
         found: list[tuple[Tensor, Tensor, Tensor]] = []
         start = 0
         for (_, node), entries in zip(self.relus.readers, self.relus.entries, strict=True):

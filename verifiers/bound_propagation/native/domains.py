@@ -1,4 +1,4 @@
-"""Parts of a ball on which some ReLUs have a given sign, and bounds over them."""
+"""Domains: parts of a ball on which some ReLUs have a given sign."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -14,17 +14,17 @@ from verifiers.graph.rows import shape_size
 
 
 def is_relu(operator: Operator | None) -> bool:
-    """Whether an operator is a line on either side of zero: ReLU, or leaky ReLU."""
+    """Return whether an operator is linear on either side of zero: ReLU or leaky ReLU."""
     return isinstance(operator, Elementwise) and isinstance(operator.activation, Relu | LeakyRelu)
 
 
 @dataclass(frozen=True)
 class UnstableReLUs:
-    """The neurons of one ball that can be split: ReLUs whose sign the root's intervals leave open, one after another.
+    """The neurons of one ball that can be split: ReLUs whose sign the root's intervals leave open, in order.
 
     Attributes:
-        readers: position of each ReLU operator, and the position of the node it reads.
-        entries: for each of them, the open entries of that node.
+        readers: the position of each ReLU operator, and of the node that it reads.
+        entries: for each operator, the open entries of that node.
     """
 
     readers: tuple[tuple[int, int], ...]
@@ -32,7 +32,7 @@ class UnstableReLUs:
 
     @classmethod
     def of(cls, graph: Graph, intervals: Sequence[Interval]) -> "UnstableReLUs":
-        """Those that the intervals of one ball leave open."""
+        """Find the ReLUs that the intervals of one ball leave open."""
         readers, entries = [], []
         for position, node in enumerate(graph.nodes):
             if is_relu(node.operator):
@@ -43,7 +43,7 @@ class UnstableReLUs:
 
     @property
     def sizes(self) -> list[int]:
-        """Number of open entries of each ReLU operator."""
+        """The number of open entries of each ReLU operator."""
         return [len(entries) for entries in self.entries]
 
     def __len__(self) -> int:
@@ -52,7 +52,7 @@ class UnstableReLUs:
     def spread(
         self, values: Num[Tensor, "domains open"], shapes: Mapping[int, tuple[int, ...]], fill: float = 0.0
     ) -> dict[tuple[int, int], Num[Tensor, "domains ..."]]:
-        """One value per neuron as whole maps, by (operator, node); ``fill`` where nothing is open."""
+        """Spread one value per neuron over whole maps, by (operator, node); ``fill`` where nothing is open."""
         maps = {}
         for (reader, node), entries, part in zip(self.readers, self.entries, values.split(self.sizes, 1), strict=True):
             flat = values.new_full((len(values), shape_size(shapes[node])), fill)
@@ -62,7 +62,7 @@ class UnstableReLUs:
     def gather(
         self, maps: Mapping[int, Num[Tensor, "domains ..."]], like: Tensor, *, by_reader: bool = False
     ) -> Float[Tensor, "domains open"]:
-        """The open entries of maps, which are kept by node or by operator."""
+        """Gather the open entries of maps, given by node or by operator."""
         found = (
             maps[reader if by_reader else node].flatten(1)[:, entries]
             for (reader, node), entries in zip(self.readers, self.entries, strict=True)
@@ -71,7 +71,7 @@ class UnstableReLUs:
 
 
 def by_node(maps: Mapping[tuple[int, int], Num[Tensor, "domains ..."]]) -> dict[int, Num[Tensor, "domains ..."]]:
-    """Maps of operators and the nodes they read, by node alone; those of operators that read the same one add up."""
+    """Add up the maps of operators that read the same node; returns them by node."""
     found: dict[int, Tensor] = {}
     for (_, node), values in maps.items():
         found[node] = found[node] + values if node in found else values
@@ -83,12 +83,12 @@ class Domains:
     """Domains of one ball, each with the row that it bounds.
 
     Attributes:
-        row: which row of the specification.
+        row: the row's number in the specification.
         bound: its lower bound on the domain.
-        signs: of each unstable ReLU: 1 for z >= 0, -1 for z <= 0, 0 where it is not split.
-        alpha: of each lower line, from 0 to 1.
-        beta: multiplier of each split, 0 where it is not split.
-        branch: the ReLUs to split next, most promising first; -1 where fewer have no sign yet.
+        signs: the sign of each unstable ReLU: 1 for z >= 0, -1 for z <= 0, 0 if not split.
+        alpha: the choice of each lower line, from 0 to 1.
+        beta: the multiplier of each split; 0 if not split.
+        branch: the ReLUs to split next, most promising first; padded with -1.
     """
 
     row: Int[Tensor, " domains"]
@@ -102,11 +102,11 @@ class Domains:
         return len(self.row)
 
     def take(self, chosen: Tensor | slice) -> "Domains":
-        """Some of them, by mask, position or slice."""
+        """Select some of the domains, by mask, position or slice."""
         return Domains(*(getattr(self, f.name)[chosen] for f in fields(self)))
 
     def halves(self, relu: Int[Tensor, " domains"]) -> "Domains":
-        """Split each at one of its ReLUs: first all positive halves, then all negative ones."""
+        """Split each domain at one of its ReLUs; returns all positive halves, then all negative ones."""
         twice = Domains(*(torch.cat([getattr(self, f.name)] * 2) for f in fields(self)))
         sign = twice.signs.new_ones((len(twice), 1))
         sign[len(self) :] = -1
@@ -114,5 +114,5 @@ class Domains:
 
 
 def joined(parts: list[Domains]) -> Domains:
-    """Domains one after another."""
+    """Concatenate domains."""
     return Domains(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(Domains)))

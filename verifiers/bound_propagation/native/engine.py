@@ -1,4 +1,4 @@
-"""The engine ``native``: bounds by certkd's own graphs."""
+"""The engine ``native``: bound networks by certkd's own graphs."""
 
 import copy
 
@@ -19,24 +19,24 @@ from verifiers.graph.graph import Graph
 from verifiers.graph.program import Program
 from verifiers.graph.rows import shape_size
 
-#: Values that the intervals of one batch may hold.
+#: The most values in the intervals of one batch.
 BATCH = 2**23
 
 
 class Native:
-    """A network bounded by certkd's own engine.
+    """Bound a network by certkd's own engine.
 
     Args:
-        network: in eval mode, from images in [0, 1] to logits; a module, or its program.
+        network: maps images in [0, 1] to logits, in eval mode; a module or a program.
         x: two or more sample images.
-        dtype: in which everything is computed.
-        intersect: whether tightened intervals are intersected with the plain ones. Without it bounds are CROWN's as
-            published, and comparable to those of another engine.
-        graph: the network's graph where it is known already.
+        dtype: the dtype of all computations.
+        intersect: intersect tightened intervals with the plain ones. Without it bounds are CROWN's as published, and
+            comparable to those of another engine.
+        graph: the network's graph, if already known.
 
     Raises:
         Unsupported: the network cannot be captured, or an operator has no bounds here.
-        Contradiction: the graph is not the network.
+        Contradiction: the graph's logits are not the network's.
     """
 
     name = "native"
@@ -71,7 +71,7 @@ class Native:
         iterations: int = ITERATIONS,
         memory: Memory | None = None,
     ) -> Planes:
-        """As ``Engine.ask``; with a memory, smaller balls are bounded faster."""
+        """Bound rows as ``Engine.ask``; with a memory, smaller balls are bounded faster."""
         if method not in METHODS:
             raise Unsupported(f"native: no method {method!r}")
         check_rows(balls, rows)
@@ -104,11 +104,11 @@ class Native:
             return self._at_least_intervals(bounds, bounds.by_rows(specification), specification)
 
     def _at_least_intervals(self, bounds: Bounds, planes: Planes, specification: Tensor) -> Planes:
-        """Improve planes by the intervals at hand, which are better in some large balls."""
+        """Improve planes by interval bounds, which are better on some large balls."""
         return better(planes, bounds.by_intervals(specification)) if self.intersect else planes
 
     def dual_norms(self, norm: Norm) -> dict[int, Tensor]:
-        """Dual norms of the rows of affine nodes, computed once per norm."""
+        """Compute the dual norms of the rows of affine nodes, once per norm."""
         if norm not in self._dual_norms:
             with torch.no_grad():
                 self._dual_norms[norm] = dual_norms(self.graph, norm)

@@ -1,4 +1,4 @@
-"""A domain on which every ReLU has its sign: the network is affine there, and its minimum a linear program."""
+"""Solve leaves: domains with a sign for every ReLU, where the network is affine and its minimum a linear program."""
 
 from typing import NamedTuple
 
@@ -9,12 +9,12 @@ from torch import Tensor
 
 
 class Vertex(NamedTuple):
-    """Where a linear program ends.
+    """The solution of a linear program.
 
     Attributes:
         point: the image.
-        multipliers: of the constraints, each at least 0 up to the solver's tolerance: a dual solution.
-        violation: by how much the constraints exclude each other; 0 where a point of the box keeps all of them.
+        multipliers: a dual solution: the multipliers of the constraints, at least 0 up to the solver's tolerance.
+        violation: the amount by which the constraints exclude each other; 0 if a point of the box satisfies them all.
     """
 
     point: Float[Tensor, " pixels"]
@@ -30,12 +30,12 @@ def lowest(
     high: Float[Tensor, " pixels"],
     price: float,
 ) -> Vertex | None:
-    """The least ``slope @ x + price t`` over the box with ``constraints @ x + offsets + t >= 0`` and t >= 0.
+    """Minimise ``slope @ x + price t`` over the box with ``constraints @ x + offsets + t >= 0`` and t >= 0.
 
-    With a price that is high enough t is 0, or the box holds no point that keeps the constraints. None where the solver
-    fails. Nothing is claimed: what the multipliers prove has to be computed from them.
+    With a sufficient price, t is 0 or no point of the box satisfies the constraints. None if the solver fails. The
+    solution proves nothing by itself: the proof has to be computed from the multipliers.
     """
-    from scipy.optimize import linprog  # takes a second to import, and most networks never get here
+    from scipy.optimize import linprog  # the import takes a second, and most networks never need it
 
     columns = -np.column_stack([constraints.cpu().numpy(), np.ones(len(offsets))])
     bounds = [*zip(low.tolist(), high.tolist(), strict=True), (0.0, None)]

@@ -1,4 +1,4 @@
-"""Intervals kept for later questions about the same samples at smaller radii."""
+"""Keep intervals for later questions about the same samples at smaller radii."""
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -26,7 +26,7 @@ class _Kept:
                 end[rows] = value
 
     def of(self, rows: Tensor, wanted: Bool[Tensor, " rows"]) -> dict[int, Interval]:
-        """Intervals of rows, infinite where they are not wanted."""
+        """Return the intervals of rows; infinite where they are not wanted."""
         found = {}
         for position, (low, high) in self.intervals.items():
             mask = wanted.reshape(-1, *[1] * (low.ndim - 1))
@@ -35,18 +35,18 @@ class _Kept:
 
 
 class KnownIntervals:
-    """Intervals of a batch of samples that hold in the balls of later questions.
+    """Intervals of a batch of samples that hold on the balls of later questions.
 
-    What holds on a ball holds on every smaller one. A search goes up until a proof fails and stays below from then on:
-    what is kept is the last question, and the one that was last when the radius went down. Neurons whose sign the
-    larger ball has settled need no rows any more.
+    A bound on a ball holds on every smaller one. A search goes up until a proof fails, and stays below from then on.
+    The memory therefore keeps the last question, and the one before the radius last went down. Neurons whose sign is
+    settled on the larger ball need no more rows.
     """
 
     def __init__(self, samples: int) -> None:
         self._last, self._above = _Kept(samples), _Kept(samples)
 
     def known(self, rows: Int[Tensor, " rows"], eps: Float[Tensor, " rows"]) -> dict[int, Interval]:
-        """Intervals of nodes that hold in the balls of radius eps around the samples of the rows."""
+        """Return intervals of nodes that hold on the balls of radius eps around the samples of the rows."""
         self._last.eps, self._above.eps = self._last.eps.to(eps.device), self._above.eps.to(eps.device)
         turned = self._last.eps[rows] >= eps
         if bool(turned.any()):
@@ -55,6 +55,6 @@ class KnownIntervals:
         return self._above.of(rows, self._above.eps[rows] >= eps)
 
     def keep(self, rows: Int[Tensor, " rows"], bounds: Bounds) -> None:
-        """Take in the bounds of a question."""
+        """Store the bounds of a question."""
         found = {i: Interval(*(end.detach() for end in bounds.intervals[i])) for i in bounds.refined}
         self._last.write(rows, bounds.balls.eps, found)

@@ -1,4 +1,4 @@
-"""Bounds of entries of which only the sign matters: their rows stop as soon as it is known."""
+"""Bound entries whose sign alone matters: their rows stop as soon as it is known."""
 
 import torch
 from jaxtyping import Float, Int
@@ -13,8 +13,8 @@ def until_signs(
 ) -> tuple[Float[Tensor, " rows"], Float[Tensor, " rows"]]:
     """Bound entries of a node and their negations from below, where exact bounds matter only around zero.
 
-    The row of an entry and that of its negation go back together, and both leave as soon as the intervals of the
-    nodes where they stand prove one of them positive; most do after a layer or two. nan where nothing was proved.
+    The rows of an entry and of its negation go back together. Both leave as soon as the intervals of their current
+    nodes prove one of them positive; most do after a layer or two. nan where nothing was proved.
     """
     found = run.balls.x.new_full((2, len(samples)), float("nan"))
     for chunk in run.blocks(start, len(samples)):
@@ -28,7 +28,7 @@ def _block(run: BackwardPass, start: int, samples: Tensor, entries: Tensor) -> F
     signs = torch.ones_like(found[0])
     rows = one_hot(run.graph.nodes[start].shape, entries.repeat(2), torch.cat([signs, -signs]))
     back = BackwardRows({start: rows}, signs.new_zeros(2 * len(left)), samples.repeat(2))
-    nearest = True  # whose boxes say what the interval of the start node said
+    nearest = True  # its boxes repeat the interval of the start node
     for position in range(start, 0, -1):
         if not run.step(back, position) or run.graph.affine_operator(position):
             continue

@@ -1,4 +1,4 @@
-"""Differentiable bounds of margins over boxes, for certified training: a graph over the network's own weights."""
+"""Bound margins over boxes differentiably, for certified training, by a graph over the network's own weights."""
 
 import copy
 from collections.abc import Mapping
@@ -40,10 +40,10 @@ def lower_margins(
 ) -> Float[Tensor, "batch classes"]:
     """Bound sign (f_y - f_j) from below over a box for every class j (0 at y), differentiable in the parameters.
 
-    With ``minus`` f is the difference of both networks, bounded as one graph: what is equal in both cancels where
-    bounds are linear; ``minus`` is a constant. Batch normalisation is bounded with its running statistics, and dropout
-    is left out. These bounds train and certify nothing: they are in the network's own precision, without an allowance
-    for rounding.
+    With ``minus``, f is the difference of both networks, bounded as one graph: equal parts cancel where bounds are
+    linear. ``minus`` is a constant. Batch normalisation uses its running statistics, and dropout is left out. These
+    bounds are for training and certify nothing: they are in the network's own precision, without an allowance for
+    rounding.
 
     Raises:
         InputError: the network cannot be captured, or an operator has no bounds.
@@ -51,7 +51,7 @@ def lower_margins(
     lower_end, upper_end = (side.detach() for side in box)
     try:
         with torch.autocast(lower_end.device.type, enabled=False):
-            graph = _graph(getattr(model, "_orig_mod", model), minus, lower_end)  # of a compiled network, the network
+            graph = _graph(getattr(model, "_orig_mod", model), minus, lower_end)  # a compiled network is unwrapped
             eye = torch.eye(graph.classes, dtype=lower_end.dtype, device=lower_end.device)
             return _bounds(graph, lower_end, upper_end, sign * (eye[y].unsqueeze(1) - eye[None]), method)
     except (Unsupported, Contradiction) as error:
@@ -107,12 +107,12 @@ def _bounds(
     return bounds.over_boxes(back).reshape(rows.shape[:2])
 
 
-#: Dtype, device and image shape, and the exported network, for as long as the network lives.
+#: The exported network with its dtype, device and image shape, kept while the network is alive.
 _EXPORTED: WeakKeyDictionary[nn.Module, tuple[Any, Exported]] = WeakKeyDictionary()
 
 
 def _graph(model: nn.Module, minus: nn.Module | None, x: Float[Tensor, "batch *shape"]) -> Graph:
-    """Build the graph of a network, less another one, with the weights and statistics that both have now."""
+    """Build the graph of a network, less another one, with the current weights and statistics of both."""
     networks = [model] if minus is None else [model, minus]
     exported = [_exported(network, x) for network in networks]
     builder = Builder(x[:1], checked=False)
@@ -127,7 +127,7 @@ def _graph(model: nn.Module, minus: nn.Module | None, x: Float[Tensor, "batch *s
 
 
 def _exported(model: nn.Module, x: Float[Tensor, "batch *shape"]) -> Exported:
-    """Export a copy of a network once, and hold its graph against it."""
+    """Export a copy of a network once, and check its graph against the network."""
     key, known = (x.dtype, x.device, x.shape[1:]), _EXPORTED.get(model)
     if known is None or known[0] != key:
         network = copy.deepcopy(model)
@@ -140,6 +140,6 @@ def _exported(model: nn.Module, x: Float[Tensor, "batch *shape"]) -> Exported:
 
 
 def _weights(model: nn.Module) -> Mapping[str, Tensor]:
-    """The parameters, and copies of the buffers, because a forward pass in train mode writes to them."""
+    """Return the parameters, and copies of the buffers, as a forward pass in train mode writes to buffers."""
     buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers(remove_duplicate=False)}
     return {**dict(model.named_parameters(remove_duplicate=False)), **buffers}
