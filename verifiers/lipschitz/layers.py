@@ -125,7 +125,7 @@ def refusal(node: Node, reason: str) -> Unsupported:
     """Return the error that rejects a node, with alternatives."""
     where = node.path or "the network itself"
     return Unsupported(
-        f"lipschitz: operator {node.kind!r} at {where!r} {reason}; bound propagation (crown) or smoothing may do"
+        f"lipschitz: operator {node.kind!r} at {where!r} {reason}; try bound propagation (crown) or smoothing"
     )
 
 

@@ -25,9 +25,9 @@ from verifiers.graph.program import Program
 
 METHODS = {"ibp": "IBP", "crown-ibp": "CROWN-IBP", "crown": "CROWN", "alpha-crown": "CROWN-Optimized"}
 #: Operators whose relaxation alpha-CROWN optimises here. Max pooling keeps CROWN's: in 0.3 its weights are float32 and
-#: sum to 1 only nearly, and networks with another layer behind it fail.
+#: sum only nearly to 1, and networks with another layer after it fail.
 OPTIMIZED = ("BoundRelu", "BoundTanh", "BoundSigmoid")
-#: Samples at once, of convolutional networks in CROWN and of others in alpha-CROWN, whose steps keep all relaxations.
+#: Samples at once, for convolutional networks in CROWN and for others in alpha-CROWN, whose steps keep all relaxations.
 #: alpha-CROWN takes images one by one: slopes of the union of their unstable neurons cost more than they save.
 CONVOLUTIONAL_BATCH, ALPHA_BATCH = 4, 32
 DUAL = {Norm.L2: 2.0, Norm.L1: float("inf")}

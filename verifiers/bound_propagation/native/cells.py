@@ -79,7 +79,7 @@ class DomainBounds:
         return self.relus.gather(low, like), self.relus.gather(high, like)
 
     def cut(self, domains: Domains) -> tuple[list[Interval], Bool[Tensor, " domains"]]:
-        """Compute all nodes' intervals on each domain, by interval arithmetic from the splits, and the empty domains."""
+        """Compute all intervals on each domain, by interval arithmetic from the splits, and the empty domains."""
         signs = by_node(self.relus.spread(domains.signs, self.shapes))
         empty = torch.zeros(len(domains), dtype=torch.bool, device=self.x.device)
         cells: list[Interval] = []
