@@ -168,7 +168,7 @@ class Run:
             pending = self.file.pending(self.kind)
 
     def _answer(self, certifier: Certifier, rows: Rows) -> None:
-        """Settle misclassified rows and rows without finite logits, and ask the certifier about all others.
+        """Settle misclassified rows and rows without finite logits, and pass all others to the certifier.
 
         Settled rows are written with the first answer, so that a killed run leaves whole batches.
         """
