@@ -1,1 +1,1 @@
-"""Data sets, their splits, and the choice of samples."""
+"""Data sets, their splits, and the selection of samples."""

@@ -16,9 +16,9 @@ class Selection:
     """Samples of a split, in the given order; all of them by default.
 
     Attributes:
-        ranges: their numbers, counted from 0 in the split, no two alike; None when they are not named.
+        ranges: their numbers, counted from 0 in the split, without repeats; None if they are not named.
         limit: number of first samples to take.
-        source: who named them, for messages.
+        source: the origin of the numbers, for messages.
     """
 
     ranges: tuple[range, ...] | None = None
@@ -26,7 +26,7 @@ class Selection:
     source: str = ""
 
     def rows(self, samples: int, split: str) -> list[int]:
-        """Return the numbers of the chosen samples in a split of that many; ``split`` names it in messages.
+        """Return the numbers of the chosen samples in a split of ``samples`` samples; ``split`` names it in messages.
 
         Raises:
             InputError: the split has no such sample.
@@ -46,17 +46,17 @@ def chosen(indices: str | None, file: str | Path | None, limit: int | None) -> S
     """Combine ``--indices``, ``--indices-file`` and ``--limit`` into a selection.
 
     Args:
-        indices: numbers and ranges, last number included, between commas: ``"3,17,40-99"``.
-        file: holds the same, on any number of lines; the rest of a line after ``#`` is a remark.
-        limit: the first so many.
+        indices: numbers and inclusive ranges, separated by commas: ``"3,17,40-99"``.
+        file: a file with the same, on any number of lines; text after ``#`` is a comment.
+        limit: number of first samples to take.
 
     Raises:
-        InputError: two of them are given, a text that is no list of indices, an index twice, a file without any.
+        InputError: two of them are given, a text is not a list of indices, an index is repeated, or the file has none.
     """
     options = {"--indices": indices, "--indices-file": file, "--limit": limit}
     given = [name for name, value in options.items() if value is not None]
     if len(given) > 1:
-        raise InputError(f"{given[0]} and {given[1]} both say which samples: give one of them")
+        raise InputError(f"{given[0]} and {given[1]} both select samples: give one of them")
     if indices is not None:
         return _named(list(_ranges(indices, "--indices")), "--indices")
     if file is not None:
@@ -68,7 +68,7 @@ def named(rows: Sequence[int], source: str) -> Selection:
     """Select samples by number.
 
     Raises:
-        InputError: one of them twice, or none.
+        InputError: a number is repeated, or there are none.
     """
     return _named([range(row, row + 1) for row in rows], source)
 
@@ -77,7 +77,7 @@ def text_of(path: Path) -> str:
     """Read a small text file.
 
     Raises:
-        InputError: missing, a folder, or not text.
+        InputError: the file is missing, a folder, or not text.
     """
     try:
         return path.read_text(encoding="utf-8-sig")
@@ -110,7 +110,7 @@ def _ranges(text: str, where: str) -> Iterator[range]:
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str]]:
-    """The lines that are not blank, each with a name for messages; a comma may end a line."""
+    """Yield the lines that are not blank, each with a name for messages; a comma may end a line."""
     for number, line in enumerate(text_of(path).splitlines(), start=1):
         text = line.partition("#")[0].strip().removesuffix(",")
         if text:

@@ -31,12 +31,12 @@ NAMES = ("digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "imagenet", 
 def load(config: DataConfig) -> DataSet:
     """Load a data set and cut its splits.
 
-    The official test (or validation, for ImageNet) images are the test split. The validation split is cut from the
-    training images by a permutation that depends on ``config.seed`` alone; for ``digits`` so is the test split. Of the
-    training images that are left the first ``config.limit`` are used, all when it is None or larger.
+    The official test (for ImageNet, validation) images are the test split. The validation split is cut from the
+    training images by a permutation that depends on ``config.seed`` alone; for ``digits``, so is the test split. Of the
+    remaining training images, the first ``config.limit`` are used, or all if it is None or larger.
 
     Raises:
-        InputError: unknown name, files not found, or arrays that are not images and labels.
+        InputError: the name is unknown, files are missing, or arrays are not images and labels.
     """
     data = _load(config)
     if config.limit is None or config.limit >= len(data.splits["train"]):
@@ -63,8 +63,8 @@ def _load(config: DataConfig) -> DataSet:
 
 
 def _digits(config: DataConfig) -> DataSet:
-    """1797 handwritten 8x8 digits, 16 grey levels, from scikit-learn: 1257 to train, 180 to select, 360 to test."""
-    package = find_spec("sklearn")  # importing it would take longer than everything else here
+    """Load scikit-learn's 1797 8x8 digits of 16 grey levels: 1257 to train, 180 to select, 360 to test."""
+    package = find_spec("sklearn")  # the import would take longer than everything else here
     if package is None or package.origin is None:
         raise InputError("digits is part of scikit-learn, which is not installed: pip install scikit-learn")
     with gzip.open(Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz") as file:
@@ -100,7 +100,7 @@ def _torchvision(config: DataConfig) -> DataSet:
 
 
 def _bytes(data: Any) -> Tensor:
-    """(n, h, w) or (n, h, w, c) bytes to (n, c, h, w)."""
+    """Convert (n, h, w) or (n, h, w, c) bytes to (n, c, h, w)."""
     images = torch.as_tensor(data)
     return images[:, None] if images.dim() == 3 else images.permute(0, 3, 1, 2).contiguous()
 
@@ -110,7 +110,7 @@ def _labels(targets: Any) -> Tensor:
 
 
 def _folders(config: DataConfig) -> DataSet:
-    """ROOT/train and ROOT/val (or validation, test) with a folder per class, as ImageNet and ImageFolder have it."""
+    """Load ROOT/train and ROOT/val (or validation, test) with a folder per class, as in ImageNet and ImageFolder."""
     from torchvision import datasets
 
     root = _root(config)
@@ -133,7 +133,7 @@ def _folders(config: DataConfig) -> DataSet:
 
 
 def _image_transform(size: int) -> Callable[[Any], Tensor]:
-    """Shorter side to 256/224 of ``size``, centre crop, [0, 1]: the usual ImageNet evaluation pipeline."""
+    """Build the usual ImageNet evaluation pipeline: shorter side to 256/224 of ``size``, centre crop, [0, 1]."""
     from torchvision import transforms
 
     return transforms.Compose(
@@ -186,7 +186,7 @@ def _array_labels(path: Path, name: str, array: np.ndarray, count: int) -> Tenso
 
 
 def _assemble(config: DataConfig, train: Images, train_labels: Tensor, test: Images, test_labels: Tensor) -> DataSet:
-    """Cut the validation split (a tenth, 5000 at most) from the training images by the seed."""
+    """Cut the validation split (a tenth, at most 5000) from the training images by the seed."""
     if len(train_labels) < 2 or not len(test_labels):
         raise InputError(
             f"{config.name} has {len(train_labels)} training and {len(test_labels)} test images: two and one at least"

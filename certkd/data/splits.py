@@ -39,7 +39,7 @@ class TensorImages:
 
 @dataclass(frozen=True)
 class FileImages:
-    """Images on disk, decoded by a pool of threads when they are used."""
+    """Images on disk, decoded by a pool of threads on use."""
 
     folder: Any  # torchvision's ImageFolder: folder[i] is (image, label)
     order: Int[Tensor, " samples"]
@@ -60,7 +60,7 @@ class FileImages:
 
 @dataclass(frozen=True)
 class Split:
-    """One split: images, labels, and each sample's index in the source it was cut from."""
+    """One split: images, labels, and each sample's index in its source."""
 
     images: Images
     labels: Int[Tensor, " samples"]
@@ -103,5 +103,5 @@ class DataSet:
 
     @property
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and standard deviation per channel; () and () when the data set has none of its own."""
+        """Mean and standard deviation per channel; () and () if none are known for the data set."""
         return STATISTICS.get(self.name, ((), ()))

@@ -1,1 +1,1 @@
-"""Networks by name, checkpoints, and ONNX files."""
+"""Build networks by name, and read and write checkpoints and ONNX files."""

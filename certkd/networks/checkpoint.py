@@ -1,8 +1,8 @@
 """Save and load checkpoints: weights and plain metadata, never code.
 
-A checkpoint says how to build its network again (architecture, classes, input shape, normalisation), what it was
-trained on and how, and the SHA-256 of its teacher's weights. Files are read with ``weights_only=True``: a pickle that
-would run code is refused. ``.safetensors`` files carry the same metadata as JSON in their header.
+A checkpoint describes how to rebuild its network (architecture, classes, input shape, normalisation), its data and
+training, and the SHA-256 of its teacher's weights. Files are read with ``weights_only=True``: a pickle that would run
+code is rejected. ``.safetensors`` files have the same metadata as JSON in their header.
 """
 
 import json
@@ -35,11 +35,11 @@ class Checkpoint:
     """A network and its metadata.
 
     Attributes:
-        model: in eval mode, on the CPU.
-        data: name, seed and image size of the data set it was trained on; {} when unknown.
-        teacher_sha256: of the teacher's weights; "" when it had none.
-        training: the resolved training configuration; {} when unknown.
-        metrics: what was measured when it was saved.
+        model: the network, in eval mode, on the CPU.
+        data: name, seed and image size of its training data set; {} if unknown.
+        teacher_sha256: SHA-256 of the teacher's weights; "" without a teacher.
+        training: the resolved training configuration; {} if unknown.
+        metrics: the metrics when it was saved.
     """
 
     model: Classifier
@@ -50,7 +50,7 @@ class Checkpoint:
 
     @property
     def sha256(self) -> str:
-        """SHA-256 of the weights."""
+        """The SHA-256 of the weights."""
         return weights_sha256(self.model)
 
 
@@ -84,11 +84,11 @@ def save(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> None:
 
 
 def load(path: str | os.PathLike[str], *, architecture: ModelSpec | None = None) -> Checkpoint:
-    """Read a checkpoint, or bare weights when ``architecture`` says what they belong to.
+    """Read a checkpoint, or bare weights for the network that ``architecture`` describes.
 
     Raises:
-        InputError: missing, empty or truncated file, an HTML page, a pickle with code in it, weights of another
-            architecture, or bare weights without ``architecture``.
+        InputError: the file is missing, empty or truncated, an HTML page, a pickle with code, has weights of another
+            architecture, or has bare weights and ``architecture`` is None.
     """
     path = Path(path)
     state, metadata = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
@@ -97,14 +97,14 @@ def load(path: str | os.PathLike[str], *, architecture: ModelSpec | None = None)
             f"{path} has checkpoint version {metadata['format_version']}, not {FORMAT_VERSION}: update certkd"
         )
     if metadata and architecture is not None:
-        raise InputError(f"{path} says itself what network it is: drop --arch")
+        raise InputError(f"{path} describes its own network: drop --arch")
     if metadata:
         spec = _spec(metadata, path)
     elif architecture is not None:
         spec = architecture
     else:
         raise InputError(
-            f"{path} holds bare weights: say what network they belong to, with --arch and --data (to train from them "
+            f"{path} holds bare weights: describe their network with --arch and --data (to train from them "
             "with name: source:name and weights: the file)"
         )
     model = build(spec)
@@ -125,7 +125,7 @@ def _spec(metadata: Mapping[str, Any], path: Path) -> ModelSpec:
 def _read_torch(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     _sniff(path)
     try:
-        with warnings.catch_warnings():  # about pickles of other origin, which are refused
+        with warnings.catch_warnings():  # warnings about foreign pickles, which are rejected
             warnings.simplefilter("ignore")
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -151,7 +151,7 @@ def _read_torch(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _sniff(path: Path) -> None:
-    """Refuse common files that are not checkpoints, by name."""
+    """Reject common files that are not checkpoints, by name."""
     if path.is_dir():
         raise InputError(f"{path} is a folder: give a checkpoint in it, such as {path / 'best.pt'}")
     head = files.sniff(path, "checkpoint")
@@ -162,7 +162,7 @@ def _sniff(path: Path) -> None:
 
 
 def _culprit(message: str) -> str | None:
-    """The function that a refused pickle calls; None when torch does not say."""
+    """Find the function that a rejected pickle calls; None if torch does not name it."""
     marked = re.search(r"GLOBAL ([\w.]+)", message)
     return marked[1].rstrip(".") if marked else None
 
@@ -180,15 +180,15 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def begin_with(model: Classifier, path: str | os.PathLike[str], head: str | None) -> bool:
-    """Put a file's bare weights into a network; tell whether its layer ``head`` has other classes and stays as it is.
+    """Load a file's bare weights into a network; return whether its layer ``head`` differs in classes and is kept.
 
     Raises:
-        InputError: as ``load``; a checkpoint, which says itself what network it is.
+        InputError: as for ``load``, or the file is a checkpoint, which describes its own network.
     """
     path = Path(path)
     state, metadata = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
     if metadata:
-        raise InputError(f"{path} is a checkpoint and says itself what network it is: give it as the model's name")
+        raise InputError(f"{path} is a checkpoint and describes its own network: give it as the model's name")
     state = _without_module(state)
     own = model.network.state_dict()
     of_head = [name for name in own if head is not None and name.startswith(f"{head}.")]
@@ -200,13 +200,13 @@ def begin_with(model: Classifier, path: str | os.PathLike[str], head: str | None
 
 
 def _without_module(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Names without the prefix of torch's DataParallel."""
+    """Remove the prefix of torch's DataParallel from the names."""
     prefix = "module." if all(name.startswith("module.") for name in state) else ""
     return {name.removeprefix(prefix): value for name, value in state.items()}
 
 
 def _load_strictly(model: Classifier, state: Mapping[str, Tensor], path: Path, *, bare: bool) -> None:
-    """All names and shapes must fit. Bare weights are those of the network without its normalisation layer."""
+    """Load weights whose names and shapes all match. Bare weights belong to the network without normalisation."""
     target: torch.nn.Module = model.network if bare else model
     state = _without_module(state) if bare else state
     wanted = target.state_dict()

@@ -28,12 +28,13 @@ def is_path(name: str) -> bool:
 def for_training(
     config: ModelConfig, data: DataSet, seed: int, warn: Callable[[str], None] = lambda text: None
 ) -> Classifier:
-    """Build the network to train: with random weights keyed by the seed, pre-trained ones, or a checkpoint's.
+    """Build the network to train, with random weights keyed by the seed, pre-trained weights or a checkpoint's.
 
-    A checkpoint for images of another size gets the data's images resized. ``warn`` is called with what was adapted.
+    A checkpoint for images of another size gets the data's images resized. ``warn`` receives a line per adaptation.
 
     Raises:
-        InputError: an ONNX file, a checkpoint for other classes or channels, or settings that contradict each other.
+        InputError: the name is an ONNX file, the checkpoint has other classes or channels, or settings contradict
+            each other.
     """
     if config.name.endswith(".onnx"):
         raise InputError(f"{config.name} can teach and be certified, but not be trained: give a network's name")
@@ -54,26 +55,26 @@ def for_training(
         resize=None if config.resize is None else (config.resize, config.resize),
     )
     if config.pretrained and config.weights is not None:
-        raise InputError(f"pretrained and weights {config.weights} both say what to begin with: drop one of them")
+        raise InputError(f"pretrained and weights {config.weights} both give the first weights: drop one of them")
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = build(spec, pretrained=config.pretrained)
     if usual is not None:
         told = " and ".join("(" + ", ".join(f"{value:g}" for value in values) + ")" for values in usual)
-        warn(f"images are normalised by {told}, as {config.name} usually is; with normalize: false they are not")
+        warn(f"images are normalised by {told}, as is usual for {config.name}; normalize: false turns this off")
     if config.weights is not None and checkpoint.begin_with(model, config.weights, last_linear(model.network)):
         warn(f"{config.weights} is of other classes than {data.name}: the last linear layer begins with random weights")
     return model
 
 
 def _continued(config: ModelConfig, data: DataSet, warn: Callable[[str], None]) -> Classifier:
-    """A checkpoint's network for the data's images.
+    """Load a checkpoint's network for the data's images.
 
     Raises:
-        InputError: it has other classes or channels, or the configuration says how to build it.
+        InputError: it has other classes or channels, or the configuration describes another network.
     """
     if config.options or config.pretrained or config.weights or config.resize or not config.normalize:
-        raise InputError(f"{config.name} is a checkpoint and says itself how it is built: drop the model's other keys")
+        raise InputError(f"{config.name} is a checkpoint and describes its own network: drop the model's other keys")
     model = checkpoint.load(config.name).model
     spec = model.spec
     apart = spec.classes != data.classes or len(spec.shape) != len(data.shape) or spec.shape[0] != data.shape[0]
@@ -89,10 +90,10 @@ def _continued(config: ModelConfig, data: DataSet, warn: Callable[[str], None]) 
 
 
 def adapted(network: Classifier, shape: tuple[int, ...]) -> Classifier:
-    """Adapt a network to images of another size, which are resized to its own; the weights are shared.
+    """Adapt a network to images of another size by resizing them to its own; the weights are shared.
 
     Raises:
-        InputError: another number of channels, or inputs that are not images.
+        InputError: the number of channels differs, or the inputs are not images.
     """
     spec = network.spec
     if len(spec.shape) != 3 or len(shape) != 3 or spec.shape[0] != shape[0]:
@@ -106,7 +107,7 @@ def adapted(network: Classifier, shape: tuple[int, ...]) -> Classifier:
 
 
 def beside(teacher: Checkpoint, student: Checkpoint) -> Checkpoint:
-    """Adapt a teacher to the student's images and data; images of another size are resized.
+    """Adapt a teacher to the student's images and data, resizing images of another size.
 
     Raises:
         InputError: they differ in more than height and width.
@@ -134,13 +135,13 @@ def load(
 
     Args:
         name: path of the file, or ``source:name`` for its source's pre-trained weights.
-        architecture: for bare weights: ``source:name`` and options, as in ``certkd:resnet,depth=20``.
-        data: gives classes and shape where no checkpoint does.
+        architecture: ``source:name`` and options of bare weights, as in ``certkd:resnet,depth=20``.
+        data: the data set, whose classes and shape are used if there is no checkpoint.
         mean, std: normalisation that bare weights or an ONNX file expect, per channel.
-        layout: how an ONNX file arranges its images, see ``certkd.networks.onnx.classifier``.
+        layout: arrangement of an ONNX file's images; see ``certkd.networks.onnx.classifier``.
 
     Raises:
-        InputError: as ``checkpoint.load``, ``classifier`` and ``build``; or no data set was named where one is needed.
+        InputError: as for ``checkpoint.load``, ``classifier`` and ``build``, or a needed data set is missing.
     """
     name = os.fspath(name)
     onnx = name.endswith(".onnx")
@@ -149,9 +150,9 @@ def load(
             f"--mean and --std belong together and to --arch or an .onnx file, --std is positive: got {mean} and {std}"
         )
     if layout is not None and not onnx:
-        raise InputError(f"--layout {layout} is for .onnx files: {name} says itself how its images lie")
+        raise InputError(f"--layout {layout} is for .onnx files: {name} describes its own images")
     if onnx and architecture is not None:
-        raise InputError(f"{name} says itself what network it is: drop --arch")
+        raise InputError(f"{name} describes its own network: drop --arch")
     if onnx:
         shape = None if data is None else data.shape
         return classifier(name, shape=shape, layout=layout or "nchw", mean=mean, std=std)
@@ -168,7 +169,7 @@ def load(
 def _bare(
     architecture: str | None, data: DataSet | None, mean: Sequence[float], std: Sequence[float]
 ) -> ModelSpec | None:
-    """The network that bare weights belong to, with its normalisation; None when nothing was said."""
+    """Describe the network of bare weights, with its normalisation; None without an architecture."""
     if architecture is None:
         return None
     if data is None:
@@ -178,7 +179,7 @@ def _bare(
 
 
 def randomly_initialised(name: str, classes: int, shape: tuple[int, ...]) -> Classifier:
-    """Build ``source:name,key=value`` with random weights, in eval mode: to inspect, not to use.
+    """Build ``source:name,key=value`` with random weights, in eval mode, for inspection only.
 
     Raises:
         InputError: as ``build``.
@@ -208,14 +209,14 @@ def parse_architecture(text: str, classes: int, shape: tuple[int, ...]) -> Model
 
 
 def data_of(known: Checkpoint, name: str | None, root: str | None, download: bool) -> DataConfig:
-    """Choose the data set to certify on: the one that is named, or the checkpoint's own.
+    """Choose the data set for certification: the named one, or the checkpoint's own.
 
     Raises:
-        InputError: the checkpoint does not say, and none was named.
+        InputError: no data set was named, and the checkpoint has none.
     """
     stored = dict(known.data)
     if name is not None and name != stored.get("name"):
         stored = {"name": name}
     if not stored:
-        raise InputError("the checkpoint does not say what data it belongs to: name it with --data")
+        raise InputError("the checkpoint does not name its data set: name it with --data")
     return DataConfig(**{**stored, "root": root, "download": download})

@@ -1,4 +1,4 @@
-"""Every training objective there is: one class a file or a few of one kind, listed once."""
+"""All training objectives, listed once; each file has one class, or a few of one kind."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, Union
@@ -57,7 +57,7 @@ def _keep_objects(value: Any, validate: Callable[[Any], Any]) -> Any:
 if TYPE_CHECKING:
     AnyObjective = Objective
 else:
-    #: Any of them in a configuration, told apart by ``kind``; in Python any object with ``terms`` of its own as well.
+    #: Any objective in a configuration, selected by ``kind``; in Python also any object with its own ``terms``.
     AnyObjective = Annotated[
         Union[OBJECTIVES],  # noqa: UP007
         Field(discriminator="kind"),

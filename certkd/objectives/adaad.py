@@ -1,4 +1,4 @@
-"""AdaAD: attack the difference of student and teacher; and adversarial function matching, which adds augmentation."""
+"""AdaAD, which attacks the difference of student and teacher, and adversarial function matching, with augmentation."""
 
 from dataclasses import replace
 from typing import ClassVar, Literal
@@ -16,8 +16,8 @@ from verifiers.geometry.balls import per_sample
 class AdaAd(RobustDistillation):
     """lambda_adversarial KL(t(x') || s(x')) + (1 - lambda_adversarial) KL(t(x) || s(x)), x' raises KL(t(x') || s(x')).
 
-    The attack runs through teacher and student. With ``trust`` beta above 0 (AdaIAD) the term mean_i (1 - w_i)
-    KL(s(x) || s(x')) is added, w_i = p_t(y | x')^beta.
+    The attack differentiates through teacher and student. ``trust`` beta above 0 (AdaIAD) adds the term
+    mean_i (1 - w_i) KL(s(x) || s(x')), w_i = p_t(y | x')^beta.
     """
 
     kind: Literal["adaad"] = "adaad"
@@ -44,9 +44,9 @@ class AdvFunMatch(RobustDistillation):
     """KL(t(x') || s(x')), x' raises KL(t(x') || s(x')) around mixed images x = u x_i + (1 - u) x_j; labels are not
     used.
 
-    j is a random order of the batch and u uniform in [0, 1] for each image. Of the paper only the abstract was read: it
-    asks for strong augmentation and does not say which; mixing is that of function matching (Beyer et al., arXiv
-    2106.05237). ``mix: false`` leaves the images as they are.
+    j is a random order of the batch and u is uniform in [0, 1] for each image. Only the paper's abstract was read: it
+    requires strong augmentation without details. Mixing is that of function matching (Beyer et al., arXiv 2106.05237).
+    ``mix: false`` leaves the images unchanged.
     """
 
     kind: Literal["advfunmatch"] = "advfunmatch"

@@ -1,4 +1,4 @@
-"""Adversarial training: cross-entropy on PGD examples, the usual robust teacher."""
+"""Adversarial training: cross-entropy on PGD examples, the usual way to train a robust teacher."""
 
 from typing import ClassVar, Literal
 
@@ -14,11 +14,11 @@ from verifiers.geometry.ascent import PerSampleLoss
 
 
 class Attacked(Objective):
-    """Settings of an attack inside a training step: eps and ``step_size`` in pixel units, 2.5 eps / steps when absent.
+    """Settings of an attack in a training step: eps and ``step_size`` in pixel units, by default 2.5 eps / steps.
 
-    Both grow from 0 over the first share ``ramp`` of the training: at a large eps, training that starts with it from
-    random weights can end in a constant prediction. Every attack starts at a random point of the ball, stays in [0, 1],
-    and sees the student in eval mode.
+    Both grow from 0 over the first share ``ramp`` of the training: starting from random weights with a large eps can
+    end in a constant prediction. Every attack starts at a random point of the ball, stays in [0, 1], and attacks the
+    student in eval mode.
     """
 
     eps: Positive
@@ -28,11 +28,11 @@ class Attacked(Objective):
     ramp: Share = 0.0
 
     def grown(self, batch: Batch) -> float:
-        """eps at this point of the training."""
+        """Return eps at this point of the training."""
         return self.eps * batch.risen(self.ramp)
 
     def adversarial(self, batch: Batch, loss: PerSampleLoss | None = None) -> Float[Tensor, "batch *shape"]:
-        """Images in the ball around the batch's that raise a loss per sample: the cross-entropy when None."""
+        """Find images in the ball that raise a loss per sample; the cross-entropy when None."""
         step = None if self.step_size is None else self.step_size * batch.risen(self.ramp)
         attack = Pgd(eps=self.grown(batch), norm=self.norm, steps=self.steps, step_size=step)
         if loss is None:

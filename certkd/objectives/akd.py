@@ -13,9 +13,9 @@ from verifiers.core.settings import Positive, Share
 class Akd(RobustDistillation):
     """(1 - alpha) CE(s(x'), y) + alpha T^2 KL(t(x') || s(x')), x' from PGD on CE(s(x'), y).
 
-    At T = 1 this is, up to a constant, cross-entropy with the mixture (1 - alpha) y + alpha t(x') as its target. Of the
-    paper only the abstract was read, which says "a mixture of the original labels and the teacher outputs"; that the
-    teacher sees x' is the reading taken here.
+    At T = 1 this is, up to a constant, cross-entropy with the mixture (1 - alpha) y + alpha t(x') as its target. Only
+    the paper's abstract was read, which says "a mixture of the original labels and the teacher outputs"; here the
+    teacher sees x'.
     """
 
     kind: Literal["akd"] = "akd"

@@ -11,9 +11,9 @@ from verifiers.core.settings import Positive, Share
 class Ard(RobustDistillation):
     """alpha T^2 KL(t(x) || s(x')) + (1 - alpha) CE(s(x), y), x' from PGD on CE(s(x'), y).
 
-    The teacher sees the clean image. In what the KDIGA authors call ARD it sees x' instead: that is ``kdiga`` with
-    ``lambda_iga: 0`` and ``kl_point: adversarial``. The defaults are those of the authors' code, where cross-entropy is
-    left out.
+    The teacher sees the clean image. In the KDIGA authors' version of ARD it sees x' instead: that is ``kdiga`` with
+    ``lambda_iga: 0`` and ``kl_point: adversarial``. The defaults are those of the authors' code, which leaves out
+    cross-entropy.
     """
 
     kind: Literal["ard"] = "ard"

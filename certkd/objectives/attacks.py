@@ -14,13 +14,13 @@ from verifiers.runtime.modes import eval_mode
 
 @dataclass(frozen=True, kw_only=True)
 class Pgd:
-    """Projected gradient ascent; the network is attacked in eval mode and left as it was.
+    """Projected gradient ascent; the network runs in eval mode and is then restored.
 
     Attributes:
         eps: radius in pixel units.
         norm: norm of the ball.
         steps: gradient steps.
-        step_size: in pixel units; 2.5 eps / steps when None.
+        step_size: length of a step in pixel units; 2.5 eps / steps when None.
 
     Source: Madry et al., arXiv 1706.06083.
     """
@@ -40,10 +40,10 @@ class Pgd:
         """Find images in the ball that raise a loss.
 
         Args:
-            model: from images in [0, 1] to logits; ``loss`` calls it.
-            loss: one value per sample.
+            model: maps images in [0, 1] to logits; ``loss`` calls it.
+            loss: gives one value per sample.
             x: images in [0, 1].
-            generator: for the random start; without one the attack starts at x.
+            generator: draws the random start; without one the attack starts at x.
         """
         radius = torch.full(x.shape[:1], self.eps, dtype=x.dtype, device=x.device)
         start = random_start(x, radius, self.norm, generator) if generator is not None else None

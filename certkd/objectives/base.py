@@ -16,12 +16,12 @@ class Batch:
     """The input of one training step.
 
     Attributes:
-        student: in train mode.
-        teacher: frozen, in eval mode; None when the objective needs none.
+        student: the student, in train mode.
+        teacher: the teacher, frozen and in eval mode; None if the objective needs none.
         x: images in [0, 1].
         y: true labels.
-        generator: for the step's random numbers, keyed by (seed, epoch, step).
-        progress: share of the training's steps that are done with this one, in (0, 1].
+        generator: the step's random numbers, keyed by (seed, epoch, step).
+        progress: share of the training's steps that are done after this one, in (0, 1].
         natural_teacher: a second teacher, accurate but not robust, frozen and in eval mode; for objectives with two.
         memory: numbers that an objective keeps from step to step; stored with the resume state.
     """
@@ -45,8 +45,8 @@ class Batch:
         return sigma * drawn.to(self.x.device)
 
     def normal(self, like: Float[Tensor, "batch *any"]) -> Float[Tensor, "batch *any"]:
-        """Draw N(0, 1) of a tensor's shape, of its type or float32 if that is coarser; on the CPU, the same on every
-        device and in every precision.
+        """Draw N(0, 1) of a tensor's shape, in its type or at least float32; on the CPU, the same on every device and
+        in every precision.
         """
         kind = torch.promote_types(like.dtype, torch.float32)
         return torch.randn(like.shape, generator=self.generator, dtype=kind).to(like.device)
@@ -56,7 +56,7 @@ class Batch:
         return (2 * torch.rand(like.shape, generator=self.generator, dtype=like.dtype) - 1).to(like.device)
 
     def noisy(self, sigma: float) -> Float[Tensor, "batch *shape"]:
-        """Return the images under fresh noise, not clamped to [0, 1]; at sigma 0 themselves, and nothing is drawn."""
+        """Return the images under fresh noise, not clamped to [0, 1]; at sigma 0, the images without any draw."""
         return self.x + self.noise(sigma)[0] if sigma > 0 else self.x
 
     def outputs(self, sigma: float) -> tuple[Float[Tensor, "batch classes"], Float[Tensor, "batch classes"]]:
@@ -94,7 +94,7 @@ class Objective(Strict):
     kind: str
     needs_teacher: ClassVar[bool] = False
     needs_natural_teacher: ClassVar[bool] = False
-    #: Whether it keeps numbers in the batch's memory, one entry a step.
+    #: True if it keeps numbers in the batch's memory, updated at each step.
     remembers: ClassVar[bool] = False
     summary: ClassVar[str]
     paper: ClassVar[str]

@@ -17,10 +17,10 @@ from verifiers.core.settings import BoundMethod, Positive, Share
 class Ibp(Objective):
     """kappa CE(f(x), y) + (1 - kappa) CE(worst logits over the linf ball of eps within the image box, y).
 
-    The worst logits are bounded by interval arithmetic (``method: ibp``); with ``crown-ibp`` their margins are b
-    CROWN-IBP + (1 - b) IBP, b falling from 1 to 0 while eps grows. eps grows from 0 over the first share ``ramp`` of
-    the training (the published schedules also lower kappa from 1 meanwhile; here it is constant). Batch normalisation
-    is bounded with its running statistics.
+    Interval arithmetic bounds the worst logits (``method: ibp``). With ``crown-ibp`` their margins are b CROWN-IBP +
+    (1 - b) IBP, and b falls from 1 to 0 while eps grows. eps grows from 0 over the first share ``ramp`` of the
+    training. (The published schedules also lower kappa from 1; here it is constant.) Batch normalisation is bounded
+    with its running statistics.
     """
 
     kind: Literal["ibp"] = "ibp"
@@ -53,7 +53,7 @@ class Ibp(Objective):
 
 
 class _Expressive(Attacked):
-    """Settings that adversarial and interval losses share: the linf norm, and that eps grows."""
+    """Settings that adversarial and interval losses share: the linf norm and a growing eps."""
 
     ramp: Share = 0.5
     norm: Literal[Norm.LINF] = Norm.LINF
@@ -80,9 +80,10 @@ class MtlIbp(_Expressive):
 
 
 class Sabr(_Expressive):
-    """CE(worst logits over a small box by IBP, y): of radius share eps, its centre as near to a PGD example as the
-    box's staying inside the ball allows, cut to the image box. eps grows from 0 over the first share ``ramp`` of the
-    training.
+    """CE(worst logits over a small box by IBP, y).
+
+    The box has radius share eps and is cut to the image box. Its centre is as near to a PGD example as possible with
+    the box inside the ball. eps grows from 0 over the first share ``ramp`` of the training.
     """
 
     kind: Literal["sabr"] = "sabr"
@@ -95,7 +96,7 @@ class Sabr(_Expressive):
         return {"ce_certified": Term(1.0, robust_cross_entropy(margins))}
 
     def box(self, batch: Batch) -> Box:
-        """The small box of each image."""
+        """Compute the small box of each image."""
         eps = self.grown(batch)
         small, room = self.share * eps, (1 - self.share) * eps
         adversarial = self.adversarial(batch)

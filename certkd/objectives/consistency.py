@@ -1,4 +1,4 @@
-"""Consistency regularisation: noisy copies of an image are to get the same prediction."""
+"""Consistency regularisation: train noisy copies of an image to get the same prediction."""
 
 import math
 from typing import ClassVar, Literal
@@ -13,25 +13,25 @@ from verifiers.core.settings import Count, Number, Positive
 
 
 def log_mean(log_probabilities: Float[Tensor, "copies batch classes"]) -> Float[Tensor, "batch classes"]:
-    """Logarithm of the probabilities averaged over the copies."""
+    """Compute the logarithm of the probabilities averaged over the copies."""
     return torch.logsumexp(log_probabilities, dim=0) - math.log(len(log_probabilities))
 
 
 def kl_to_each(mean: Float[Tensor, "batch classes"], each: Float[Tensor, "copies batch classes"]) -> Float[Tensor, ""]:
-    """KL(mean || copy) of log-probabilities, averaged over copies and batch; both sides carry gradients."""
+    """Compute KL(mean || copy) of log-probabilities, averaged over copies and batch; both sides have gradients."""
     return (mean.exp() * (mean - each)).sum(-1).mean()
 
 
 def entropy(log_probabilities: Float[Tensor, "batch classes"]) -> Float[Tensor, ""]:
-    """Entropy of each sample's prediction, averaged over the batch."""
+    """Compute the entropy of each sample's prediction, averaged over the batch."""
     return -(log_probabilities.exp() * log_probabilities).sum(-1).mean()
 
 
 class Consistency(Objective):
     """mean_i CE(f(x + n_i), y) + lam mean_i KL(p || f(x + n_i)) + eta H(p), p the mean softmax of the noisy copies.
 
-    n_i from N(0, sigma^2 I), sigma in pixel units, fresh in each batch. All copies pass the student at once. A single
-    copy is consistent with itself: its KL is 0. The two regularisers are left out at weight 0.
+    n_i is drawn from N(0, sigma^2 I) in each batch; sigma is in pixel units. All copies pass the student at once. A
+    single copy is consistent with itself: its KL is 0. The two regularisers are left out at weight 0.
     """
 
     kind: Literal["consistency"] = "consistency"

@@ -1,4 +1,4 @@
-"""CRT: certified robustness transfer, the smoothed teacher's outputs matched under the same noise."""
+"""CRT, certified robustness transfer: match the smoothed teacher's outputs under the same noise."""
 
 from typing import ClassVar, Literal
 
@@ -12,8 +12,8 @@ from verifiers.core.settings import Positive, Share
 class Crt(Objective):
     """alpha mean ||s(x + n) - t(x + n)||_2 + (1 - alpha) CE(s(x + n), y), the logits' distance not squared.
 
-    n from N(0, sigma^2 I), sigma in pixel units, fresh in each batch, the same for student and teacher. The teacher
-    should have been trained under that noise. Cross-entropy is left out at weight 0.
+    n is drawn from N(0, sigma^2 I) in each batch, the same for student and teacher; sigma is in pixel units. The
+    teacher should be trained under that noise. Cross-entropy is left out at weight 0.
     """
 
     kind: Literal["crt"] = "crt"

@@ -9,7 +9,7 @@ from verifiers.core.settings import Positive
 
 
 class Gaussian(Objective):
-    """CE(f(x + n), y) with n from N(0, sigma^2 I), fresh in each batch; sigma in pixel units."""
+    """CE(f(x + n), y) with n drawn from N(0, sigma^2 I) in each batch; sigma is in pixel units."""
 
     kind: Literal["gaussian"] = "gaussian"
     sigma: Positive = 0.25

@@ -1,4 +1,4 @@
-"""IAD: the teacher is believed on an adversarial image as far as it is right there."""
+"""IAD: trust the teacher on an adversarial image as far as it is right there."""
 
 from typing import ClassVar, Literal
 
@@ -11,8 +11,8 @@ from verifiers.core.settings import Number, Share
 class Iad(RobustDistillation):
     """mean_i [ KL(t(x) || s(x')) + (1 - w_i) KL(s(x) || s(x')) ], w_i = p_t(y | x')^beta, x' from PGD on CE(s(x'), y).
 
-    This is IAD-I as released. The paper multiplies the teacher's term by w_i (``weigh_teacher``). The student looks at
-    itself only after ``start``, a share of the training (epoch 60 of 200 in the release).
+    This is IAD-I as released. The paper multiplies the teacher's term by w_i (``weigh_teacher``). The student's own
+    term counts only after ``start``, a share of the training (epoch 60 of 200 in the release).
     """
 
     kind: Literal["iad"] = "iad"

@@ -1,4 +1,4 @@
-"""IGD: adversarial training whose input gradients point where a natural network's do."""
+"""IGD: adversarial training with input gradients in the direction of a natural network's."""
 
 from typing import ClassVar, Literal
 
@@ -15,8 +15,8 @@ class Igd(Attacked):
     """CE(s(x'), y) + lambda_igd mean_i [1 - cos(grad_x CE(s(x_i), y_i), grad_x CE(n(x_i), y_i))], n the natural
     teacher.
 
-    x' is from PGD on the cross-entropy. Of the paper only the abstract was read; that both gradients are taken at the
-    clean image is the reading taken here.
+    x' is from PGD on the cross-entropy. Only the paper's abstract was read; here both gradients are taken at the clean
+    image.
     """
 
     kind: Literal["igd"] = "igd"

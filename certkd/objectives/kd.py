@@ -19,7 +19,7 @@ def _divergence(student: Tensor, teacher: Tensor, temperature: float) -> Float[T
 def kl_each(
     student: Float[Tensor, "batch classes"], teacher: Float[Tensor, "batch classes"], temperature: float = 1.0
 ) -> Float[Tensor, " batch"]:
-    """T^2 KL(softmax(teacher / T) || softmax(student / T)) of each sample, summed over classes."""
+    """Compute T^2 KL(softmax(teacher / T) || softmax(student / T)) of each sample, summed over classes."""
     return temperature**2 * _divergence(student, teacher, temperature).sum(dim=1)
 
 
@@ -29,7 +29,7 @@ def softened_kl(
     temperature: float,
     keep: Bool[Tensor, " batch"] | None = None,
 ) -> Float[Tensor, ""]:
-    """``kl_each`` averaged over the batch, where the samples that are not kept count as 0."""
+    """Average ``kl_each`` over the batch; samples that are not kept count as 0."""
     divergence = _divergence(student, teacher, temperature)
     if keep is not None:
         divergence = divergence * keep[:, None]
@@ -39,7 +39,7 @@ def softened_kl(
 class Kd(Objective):
     """lambda_ce CE(s(x), y) + lambda_kl T^2 KL(t(x) || s(x)).
 
-    With sigma > 0, x stands for x + n, n from N(0, sigma^2 I) in pixel units, fresh in each batch, the same for both.
+    With sigma > 0, x means x + n, with n drawn from N(0, sigma^2 I) in each batch, in pixel units, the same for both.
 
     Example:
         >>> Kd(temperature=4, lambda_kl=0.9, lambda_ce=0.1)

@@ -1,4 +1,4 @@
-"""KDIGA: knowledge distillation with input gradient alignment, and the targets of alignment that work better."""
+"""KDIGA: knowledge distillation with input gradient alignment, with the paper's target and better ones."""
 
 import math
 from collections.abc import Collection, Mapping
@@ -27,23 +27,28 @@ class Kdiga(Kd):
     """lambda_ce CE + lambda_kl T^2 KL + lambda_iga mean_i || g_s(x_i) - g_t(x_i) ||; g is an input gradient, in pixels:
 
     * ``ce``: of the hard-label cross-entropy at temperature 1. This is the paper's; it vanishes on confident samples.
-    * ``ce_tempered``: of target_temperature CE(f / target_temperature, y), which does not.
-    * ``margin``: of f_y - f_j, j the class that the teacher puts first among the others.
-    * ``projection``: of v.f / sqrt(C - 1), v = N(0, I) less its mean, fresh for each sample and step, the same for
-      both networks. Its squared gap is, on average, that of ``jacobian``.
+    * ``ce_tempered``: of target_temperature CE(f / target_temperature, y), which does not vanish.
+    * ``margin``: of f_y - f_j, where j is the teacher's first choice among the other classes.
+    * ``projection``: of v.f / sqrt(C - 1), where v is N(0, I) less its mean, drawn for each sample and step, the same
+      for both networks. Its squared gap is, on average, that of ``jacobian``.
     * ``jacobian``: of all C logits less their mean, over sqrt(C - 1), one vector (C backward passes).
-    * ``finite_difference``: no gradient, but KL(softmax(t(x + d) - t(x - d)) || softmax(s(x + d) - s(x - d))), d the
-      step from the clean image to ``point``: no second derivative is needed. Source: IGDM, arXiv 2312.03286.
+    * ``finite_difference``: no gradient, but KL(softmax(t(x + d) - t(x - d)) || softmax(s(x + d) - s(x - d))), where d
+      is the step from the clean image to ``point``; it needs no second derivative. Source: IGDM, arXiv 2312.03286.
 
-    The teacher's gradient is a constant. ``norm`` 2 or 1 (1 is the dual of linf), ``squared`` or not. ``point`` says
-    where the gradients are compared: at the image; at a random point of the linf ball of eps, not clamped, where KL
-    and CE are taken then too (the authors' KDIGA-RS); at a PGD example x', where KL(t(x') || s(x')) is taken then too,
-    but not CE (KDIGA-ARD_A); its attack is in the ball of ``attack_norm``, and eps grows from 0 over the first share
-    ``eps_ramp`` of the training. ``kl_point`` moves the KL alone: ``kl_point: adversarial``
-    is KDIGA-ARD_C, and with ``lambda_iga: 0`` what the authors call ARD.
+    The teacher's gradient is a constant. ``norm`` is 2 or 1 (1 is the dual of linf), ``squared`` or not. ``point`` is
+    the place where the gradients are compared:
+
+    * ``clean``: at the image.
+    * ``random``: at a random point of the linf ball of eps, not clamped. KL and CE are taken there too (the authors'
+      KDIGA-RS).
+    * ``adversarial``: at a PGD example x'. KL(t(x') || s(x')) is taken there too, but not CE (KDIGA-ARD_A). The attack
+      is in the ball of ``attack_norm``.
+
+    eps grows from 0 over the first share ``eps_ramp`` of the training. ``kl_point`` moves the KL alone:
+    ``kl_point: adversarial`` is KDIGA-ARD_C, and with ``lambda_iga: 0`` the authors' version of ARD.
     ``mask: teacher_correct`` counts KL and alignment as 0 where the teacher is wrong. ``ramp`` is the share of the
-    training over which lambda_iga rises from 0. With sigma > 0 all images are under noise, as in kd, the same for x'
-    (whose attack sees it) as for x.
+    training over which lambda_iga rises from 0. With sigma > 0 all images are under noise, as in kd: the same noise for
+    x and x', whose attack includes it.
 
     One student forward pass for each different point serves all terms (the authors' code runs two or three and updates
     the batch statistics in each). Weights are per sample: they mean the same at any batch size and number of classes.
@@ -89,7 +94,7 @@ class Kdiga(Kd):
         return self
 
     def _used(self) -> dict[str, bool]:
-        """Whether settings that belong to a target or a point are looked at."""
+        """Return, for each setting of a target or a point, whether it has an effect."""
         points, differences = {self.point, self.kl_point}, self.target == "finite_difference"
         return {
             "target_temperature": self.target == "ce_tempered",
@@ -119,7 +124,7 @@ class Kdiga(Kd):
         return terms
 
     def _images(self, batch: Batch, named: Collection[str]) -> dict[str, Tensor]:
-        """The images at each named point, the clean ones always."""
+        """Compute the images at each named point; the clean ones always."""
         clean = batch.noisy(self.sigma)
         images = {"clean": clean}
         if "random" in named:
@@ -130,7 +135,7 @@ class Kdiga(Kd):
         return images
 
     def _attacked(self, batch: Batch, noise: Tensor) -> Float[Tensor, "batch *shape"]:
-        """x' + noise, x' from PGD on CE(s(x' + noise), y); x' is in [0, 1]; without noise the usual example."""
+        """Compute x' + noise, with x' in [0, 1] from PGD on CE(s(x' + noise), y); without noise, the usual example."""
         assert self.eps is not None
         grown = batch.risen(self.eps_ramp)
         step = None if self.step_size is None else self.step_size * grown
@@ -142,7 +147,7 @@ class Kdiga(Kd):
         return noise + attack.raise_loss(batch.student, loss, batch.x, batch.generator)
 
     def _look(self, batch: Batch, image: Tensor, name: str, taught: Collection[str]) -> "Seen":
-        """The student at one point, the teacher where it is asked, and the gap of gradients where they are compared."""
+        """Run the student at one point, the teacher if needed there, and compute the gap of gradients if compared."""
         compared = name == self.point and self.lambda_iga > 0
         if compared and self.target != "finite_difference":
             return self._gradients(batch, image)
@@ -162,7 +167,7 @@ class Kdiga(Kd):
         return Seen(logits, reference, ours - theirs.detach())
 
     def _direction(self, batch: Batch, logits: Tensor) -> Tensor | None:
-        """N(0, I) less its mean over sqrt(C - 1), for each sample."""
+        """Draw N(0, I) less its mean, over sqrt(C - 1), for each sample."""
         if self.target != "projection":
             return None
         drawn = batch.normal(logits.detach())
@@ -171,7 +176,7 @@ class Kdiga(Kd):
     def _scalars(
         self, logits: Tensor, reference: Tensor, y: Int[Tensor, " batch"], direction: Tensor | None
     ) -> Scalars:
-        """The numbers of each sample whose input gradients are aligned; ``reference``: the teacher's logits."""
+        """Compute each sample's numbers whose input gradients are aligned; ``reference`` holds the teacher's logits."""
         if self.target == "ce":
             return F.cross_entropy(logits, y, reduction="none")[None]
         if self.target == "ce_tempered":
@@ -198,7 +203,7 @@ class Kdiga(Kd):
 
 @dataclass(frozen=True)
 class Seen:
-    """Logits of the student, the teacher's as constants (nothing where it was not asked), and the gap of gradients."""
+    """The student's logits, the teacher's as constants (empty if not needed), and the gap of gradients."""
 
     logits: Float[Tensor, "batch classes"]
     target: Tensor
@@ -212,10 +217,10 @@ def difference_kl(
     logits: Float[Tensor, "batch classes"],
     target: Float[Tensor, "batch classes"],
 ) -> Float[Tensor, " batch"]:
-    """KL(softmax(t(x + d) - t(x - d)) || softmax(s(x + d) - s(x - d))) of each sample; x - d is not clamped.
+    """Compute KL(softmax(t(x + d) - t(x - d)) || softmax(s(x + d) - s(x - d))) of each sample; x - d is not clamped.
 
-    ``logits`` and ``target`` are student's and teacher's at x + d, ``ahead``. Source: Lee et al., arXiv 2312.03286
-    (IGDM).
+    ``logits`` and ``target`` are the student's and the teacher's at ``ahead``, x + d. Source: Lee et al., arXiv
+    2312.03286 (IGDM).
     """
     behind = 2 * centre - ahead
     with full_precision(ahead.device):
@@ -223,11 +228,11 @@ def difference_kl(
 
 
 def _degrees(logits: Tensor) -> float:
-    """sqrt(C - 1): the root of the number of independent differences of C logits."""
+    """Return sqrt(C - 1), the root of the number of independent differences of C logits."""
     return math.sqrt(max(1, logits.shape[1] - 1))
 
 
 def _stacked(scalars: Scalars, x: Tensor, *, create_graph: bool) -> Float[Tensor, "batch many"]:
-    """The input gradients of each row of scalars, one vector a sample."""
+    """Compute the input gradients of each row of scalars, one vector per sample."""
     rows = [input_gradient(row, x, create_graph=create_graph, retain_graph=True).flatten(1) for row in scalars]
     return torch.cat(rows, dim=1) if len(rows) > 1 else rows[0]

@@ -1,4 +1,4 @@
-"""Certified distillation: KDIGA, and a proved bound of how far the student's margins fall behind the teacher's."""
+"""Certified distillation: KDIGA plus a proved bound of the student's margin deficit to the teacher."""
 
 from typing import ClassVar, Literal
 
@@ -11,9 +11,9 @@ from verifiers.core.settings import BoundMethod, Number, Positive, Share
 class KdigaCertified(Kdiga):
     """kdiga + lambda_deficit mean_i max_j [upper bound over the ball of (t_y - t_j) - (s_y - s_j)]_+.
 
-    The ball is linf of eps within the image box, the bound is of both networks in one graph, by IBP or by CROWN-IBP
-    (whose linear functions of the two networks cancel where they agree). eps grows over the first share ``eps_ramp``.
-    Bounds of ReLU networks are not exact, so that a network has a deficit above 0 to itself.
+    The ball is linf of eps within the image box. The bound is by IBP or by CROWN-IBP; the latter bounds both networks
+    in one graph, where their linear functions cancel if they agree. eps grows over the first share ``eps_ramp``.
+    Bounds of ReLU networks are not exact, so a network has a deficit above 0 to itself.
     """
 
     kind: Literal["kdiga_certified"] = "kdiga_certified"  # type: ignore[assignment]

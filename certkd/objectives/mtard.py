@@ -13,8 +13,8 @@ from verifiers.core.settings import Positive, Share
 class Mtard(RobustDistillation):
     """w KL(t(x') || s(x')) + (1 - w) KL(n(x) || s(x)), x' from PGD on CE(s(x'), y), n the natural teacher.
 
-    w starts at 1/2 and follows what has fallen less: with r the loss of the step over that of the first step, w becomes
-    (1 - rate) w + rate r_a^beta / (r_a^beta + r_n^beta).
+    w starts at 1/2 and moves towards the loss that has fallen less. With r the loss of the step divided by that of the
+    first step, w becomes (1 - rate) w + rate r_a^beta / (r_a^beta + r_n^beta).
     """
 
     kind: Literal["mtard"] = "mtard"

@@ -1,4 +1,4 @@
-"""What the methods of adversarial distillation share: clean and adversarial images through student and teacher."""
+"""The base of adversarial distillation: clean and adversarial images through student and teacher."""
 
 from abc import abstractmethod
 from functools import cached_property
@@ -18,9 +18,9 @@ from verifiers.geometry.ascent import PerSampleLoss
 
 
 class View:
-    """Logits of clean and adversarial images, each computed when it is first asked for; the teacher's are constants.
+    """Logits of clean and adversarial images, each computed on first use; the teacher's are constants.
 
-    ``exact``: the adversarial ones in full precision, as differences of them are compared.
+    ``exact`` computes the adversarial ones in full precision, because their differences are compared.
     """
 
     def __init__(self, batch: Batch, adversarial: Float[Tensor, "batch *shape"], exact: bool) -> None:
@@ -49,24 +49,24 @@ class View:
             return self.batch.constant(self.adversarial)
 
     def ce_clean(self) -> Float[Tensor, ""]:
-        """CE(s(x), y)."""
+        """Compute CE(s(x), y)."""
         return F.cross_entropy(self.student_clean, self.batch.y)
 
     def self_kl(self) -> Float[Tensor, " batch"]:
-        """KL(s(x) || s(x')) of each sample; both sides carry gradients."""
+        """Compute KL(s(x) || s(x')) of each sample; both sides have gradients."""
         return kl_each(self.student_attacked, self.student_clean)
 
     def trust(self, power: float) -> Float[Tensor, " batch"]:
-        """The probability that the teacher gives the true label at x', to a power."""
+        """Compute a power of the teacher's probability of the true label at x'."""
         probability = self.teacher_attacked.softmax(1).gather(1, self.batch.y[:, None])[:, 0]
         return probability**power
 
 
 class RobustDistillation(Attacked):
-    """Settings of an adversarial distillation with loss L. With ``lambda_igdm`` above 0 it is
+    """Settings of an adversarial distillation with loss L. With ``lambda_igdm`` above 0 the loss is
 
-    L + lambda_igdm p KL(softmax(t(x + d) - t(x - d)) || softmax(s(x + d) - s(x - d))), d = x' - x, p the share of the
-    training's steps that are done (the paper's grows by epoch). Source: Lee et al., arXiv 2312.03286 (IGDM).
+    L + lambda_igdm p KL(softmax(t(x + d) - t(x - d)) || softmax(s(x + d) - s(x - d))), with d = x' - x and p the share
+    of the training's steps that are done (the paper's p grows by epoch). Source: Lee et al., arXiv 2312.03286 (IGDM).
     """
 
     lambda_igdm: Number = 0.0
@@ -81,22 +81,22 @@ class RobustDistillation(Attacked):
         return terms
 
     def inner(self, batch: Batch) -> PerSampleLoss | None:
-        """What the attack raises: the cross-entropy when None."""
+        """Return the loss that the attack raises; the cross-entropy when None."""
         return None
 
     @abstractmethod
     def outer(self, view: View) -> Terms:
-        """The terms that are minimised, without IGDM's."""
+        """Return the terms to minimise, without IGDM's."""
 
 
 def divergence_from_teacher(batch: Batch) -> PerSampleLoss:
-    """KL(t(z) || s(z)) at each point z that the attack visits; its gradient runs through both networks."""
+    """Return KL(t(z) || s(z)) as a function of z; its gradient goes through both networks."""
     teacher = batch.teacher
     assert teacher is not None
     return lambda z: kl_each(batch.student(z), teacher(z))
 
 
 def divergence_from_clean_teacher(batch: Batch) -> PerSampleLoss:
-    """KL(t(x) || s(z)), the teacher at the clean image."""
+    """Return KL(t(x) || s(z)) as a function of z, with the teacher at the clean image."""
     target = batch.constant(batch.x)
     return lambda z: kl_each(batch.student(z), target)

@@ -1,4 +1,4 @@
-"""RSLAD: the teacher's outputs in place of every label, also in the attack."""
+"""RSLAD: use the teacher's outputs in place of every label, also in the attack."""
 
 from typing import ClassVar, Literal
 
@@ -14,7 +14,7 @@ from verifiers.geometry.ascent import PerSampleLoss
 class Rslad(RobustDistillation):
     """lambda_adversarial KL(t(x) || s(x')) + lambda_clean KL(t(x) || s(x)), x' raises KL(t(x) || s(x')).
 
-    The authors' code averages KL over the classes too, so its weights on CIFAR-100 mean a tenth of those on CIFAR-10.
+    The authors' code also averages KL over the classes, so its weights on CIFAR-100 mean a tenth of those on CIFAR-10.
     """
 
     kind: Literal["rslad"] = "rslad"

@@ -28,9 +28,9 @@ class Averaged(nn.Module):
 class SmoothAdv(Objective):
     """mean_i CE(f(x' + n_i), y); x' raises -log mean_i softmax_y(f(x' + n_i)) over the l2 ball of eps around x.
 
-    n_i from N(0, sigma^2 I), fresh in each batch, the same in the attack and in the training step; sigma and eps in
-    pixel units. x' stays in [0, 1], x' + n_i need not. PGD starts at x, its steps are 2 eps / steps long, and it
-    attacks the network in eval mode, as the authors' code does; their growth of eps over the first epochs is left out.
+    n_i is drawn from N(0, sigma^2 I) in each batch, the same in the attack and in the training step; sigma and eps are
+    in pixel units. x' stays in [0, 1]; x' + n_i need not. As in the authors' code, PGD starts at x, takes steps of
+    2 eps / steps, and attacks the network in eval mode. Their growth of eps over the first epochs is left out.
     """
 
     kind: Literal["smoothadv"] = "smoothadv"

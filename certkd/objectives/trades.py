@@ -14,9 +14,9 @@ from verifiers.runtime.modes import eval_mode
 
 
 class Trades(Attacked):
-    """CE(f(x), y) + beta KL(f(x) || f(x')), x' raises KL(f(x) || f(x')); both sides of the KL carry gradients.
+    """CE(f(x), y) + beta KL(f(x) || f(x')), x' raises KL(f(x) || f(x')); both sides of the KL have gradients.
 
-    The authors' code starts its attack at x + 0.001 N(0, I), here it starts anywhere in the ball.
+    The authors' code starts its attack at x + 0.001 N(0, I); here it starts anywhere in the ball.
     """
 
     kind: Literal["trades"] = "trades"

@@ -8,11 +8,11 @@ from certkd.config.settings import Recipe
 
 
 class Average:
-    """Running average of a student's weights and floating-point buffers; integer buffers are the last ones.
+    """A running average of a student's weights and floating-point buffers; integer buffers are the latest ones.
 
-    ``ema``: after each step the average moves towards the weights by 1 - d, d = min(average_decay, (1 + n) / (10 + n))
-    after n steps, so that a short training is not an average of its random start. ``swa``: the mean of the weights at
-    the ends of epochs. Both begin with the epoch ``first``, that of ``average_from``.
+    ``ema``: after each step the average moves towards the weights by 1 - d. After n steps d is min(average_decay,
+    (1 + n) / (10 + n)), so that a short training does not average its random start. ``swa``: the mean of the weights
+    at the ends of epochs. Both start with epoch ``first``, which follows from ``average_from``.
 
     Sources: Polyak and Juditsky, 1992; Izmailov et al., arXiv 1803.05407.
     """
@@ -34,12 +34,12 @@ class Average:
         return torch.lerp(old, new, share)
 
     def step(self, student: nn.Module, epoch: int) -> None:
-        """Take in the weights after one optimiser step."""
+        """Add the weights after one optimiser step."""
         if self._by_step and epoch >= self.first:
             self.averaged.update_parameters(student)
 
     def epoch(self, student: nn.Module, epoch: int) -> None:
-        """Take in the weights at the end of an epoch (0-based)."""
+        """Add the weights at the end of an epoch (0-based)."""
         if not self._by_step and epoch >= self.first:
             self.averaged.update_parameters(student)
 

@@ -1,4 +1,4 @@
-"""Refuse data, networks and settings that do not fit, before a training begins."""
+"""Reject data, networks and settings that do not fit, before a training begins."""
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +15,10 @@ FIRST = 64
 
 
 def as_split(data: Split | tuple[Tensor, Tensor]) -> Split:
-    """Make a split of two tensors; a split is returned as it is.
+    """Make a split of two tensors; a split is returned unchanged.
 
     Raises:
-        InputError: no images, not as many images as labels, images or labels of another kind.
+        InputError: there are no images, the numbers of images and labels differ, or their types are wrong.
     """
     if isinstance(data, Split):
         return data
@@ -33,10 +33,10 @@ def as_split(data: Split | tuple[Tensor, Tensor]) -> Split:
 
 
 def check_student(student: nn.Module, splits: tuple[Split, Split], place: torch.device) -> int:
-    """Return the number of classes of a network that takes the images of both splits.
+    """Check that a network accepts the images of both splits, and return its number of classes.
 
     Raises:
-        InputError: it does not, is not float32, gives no logits, or there are labels of other classes.
+        InputError: it does not, is not float32, gives no logits, or labels are of other classes.
     """
     check_dtype(student, "the student", "train")
     classes = 0
@@ -53,10 +53,10 @@ def check_student(student: nn.Module, splits: tuple[Split, Split], place: torch.
 
 
 def check_teacher(student: nn.Module, teacher: nn.Module, name: str, classes: int, fit: Split) -> bool:
-    """Refuse a teacher that cannot teach a student of that many classes; tell whether it gives probabilities.
+    """Check that a teacher fits a student with ``classes`` classes; return whether it gives probabilities.
 
     Raises:
-        InputError: it shares weights with the student, is not float32, has other classes or takes other images.
+        InputError: it shares weights with the student, is not float32, or has other classes or other images.
     """
     if {id(p) for p in teacher.parameters()} & {id(p) for p in student.parameters()}:
         raise InputError(f"{name} and student share weights: copy one of them first (copy.deepcopy)")
@@ -79,10 +79,10 @@ def _logits(model: nn.Module, x: Tensor, name: str) -> Tensor:
 
 
 def check_settings(config: TrainConfig, teachers: Teachers) -> None:
-    """Refuse an objective without its teachers, or with parts of a batch when it needs it whole.
+    """Check that an objective has its teachers, and that it is not accumulated if it needs the whole batch.
 
     Raises:
-        InputError: as it says.
+        InputError: a teacher is missing, or ``accumulate`` does not fit.
     """
     objective = config.objective
     kind = objective.kind

@@ -14,9 +14,9 @@ from verifiers.core.quantities import Epsilon
 from verifiers.core.statistics import chance_limit
 from verifiers.runtime.modes import eval_mode
 
-#: A network has collapsed when it gives this share of the validation images one and the same class, or guesses.
+#: A network has collapsed if it gives this share of the validation images the same class, or guesses.
 CONSTANT_SHARE = 0.95
-#: The number of noisy copies of each validation image: a single one selects early, worse epochs.
+#: The number of noisy copies of each validation image; a single copy selects early, worse epochs.
 NOISE_DRAWS = 4
 
 
@@ -33,9 +33,9 @@ def keyed_generator(*parts: int) -> torch.Generator:
 def evaluate(
     model: nn.Module, split: Split, selection: SelectionConfig, place: torch.device, seed: int = 0, batch: int = 500
 ) -> dict[str, float]:
-    """Measure clean accuracy, mean size of input gradients and the share of the commonest class.
+    """Measure clean accuracy, the mean norm of input gradients and the share of the most common class.
 
-    With an eps in ``selection`` PGD accuracy too, and with a sigma accuracy under Gaussian noise, the same each time.
+    An eps in ``selection`` adds PGD accuracy, and a sigma adds accuracy under Gaussian noise; both are reproducible.
     """
     clean = attacked = noisy = gradient = 0.0
     predictions = []
@@ -82,7 +82,7 @@ def _attacked_correct(
 
 
 def _noisy_correct(model: nn.Module, x: Tensor, y: Tensor, sigma: float, generator: torch.Generator) -> float:
-    """The number of images classified correctly under noise, averaged over the draws."""
+    """Count the images classified correctly under noise, averaged over the draws."""
     batch = Batch(model, None, x, y, generator)
     with torch.no_grad():
         right = [float((model(batch.noisy(sigma)).argmax(1) == y).sum()) for _ in range(NOISE_DRAWS)]

@@ -1,4 +1,4 @@
-"""Run a training as a file describes it: build the networks, load the data, and write into its folder."""
+"""Run a training from a file: build the networks, load the data, and write into its folder."""
 
 import json
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ from certkd.training.run import Teachers
 from verifiers.core.errors import InputError
 from verifiers.runtime.device import choose_device
 
-#: Settings that do not change what a training computes (teachers are known by their hashes).
+#: Settings that do not affect the results of a training (teachers are identified by their hashes).
 _FREE = {"out", "device", "teacher"}
 _OUTPUTS = ("best.pt", "last.pt", "log.jsonl", RESUME, "tensorboard")
 
@@ -27,14 +27,14 @@ _OUTPUTS = ("best.pt", "last.pt", "log.jsonl", RESUME, "tensorboard")
 def run_training(
     job: TrainJob, *, resume: bool = False, overwrite: bool = False, reporter: TrainingReporter | None = None
 ) -> TrainingResult:
-    """Train as a file says, into its ``out`` folder.
+    """Train by the settings of a file, into its ``out`` folder.
 
     Raises:
-        InputError: the folder holds a training and neither ``resume`` nor ``overwrite`` was given, or it holds one with
-            other settings; and whatever ``train`` refuses.
+        InputError: the folder has a training and neither ``resume`` nor ``overwrite`` is set, or one with other
+            settings; or as for ``train``.
     """
     reporter = reporter or TrainingReporter()
-    choose_device(job.device)  # an absent device is refused before anything is loaded
+    choose_device(job.device)  # rejects an absent device before anything is loaded
     names = {"teacher": job.teacher, "natural teacher": job.natural_teacher}
     known = {role: networks.load(name) for role, name in names.items() if name is not None}
     folder = _folder(job, known, resume, overwrite)
@@ -56,7 +56,7 @@ def run_training(
 
 
 def _folder(job: TrainJob, teachers: Mapping[str, Checkpoint], resume: bool, overwrite: bool) -> TrainingFolder:
-    """The folder to write into, when it holds nothing that stands against that."""
+    """Return the folder to write into, after checking that its contents allow that."""
     out, about = Path(job.out), _about(job, teachers)
     state = None if overwrite else resume_state(out)
     if state is not None:
@@ -71,17 +71,17 @@ def _folder(job: TrainJob, teachers: Mapping[str, Checkpoint], resume: bool, ove
 
 
 def _with_threat(job: TrainJob, teacher: Checkpoint | None) -> TrainConfig:
-    """The settings, with the ball in which the teacher was trained to be robust when they name none themselves."""
+    """Return the settings; without a threat of their own, they get the ball of the teacher's training."""
     if threat_of(job) is not None or teacher is None:
         return job
     return job.model_copy(update={"threat": threat_of_objective(teacher.training.get("objective") or {})})
 
 
 def _fitted(teacher: Classifier, name: str, student: Classifier, reporter: TrainingReporter) -> Classifier:
-    """A teacher that takes the student's images; those of another size are resized for it.
+    """Adapt a teacher to the student's images, resizing images of another size.
 
     Raises:
-        InputError: it takes another number of channels.
+        InputError: the number of channels differs.
     """
     theirs, ours = teacher.spec.shape, student.spec.shape
     if theirs == ours:
@@ -99,7 +99,7 @@ def _fitted(teacher: Classifier, name: str, student: Classifier, reporter: Train
 
 
 def _about(job: TrainJob, teachers: Mapping[str, Checkpoint]) -> dict[str, Any]:
-    """What checkpoints store: the data set, the teachers' hashes and the settings."""
+    """Collect the metadata of checkpoints: the data set, the teacher's hash and the settings."""
     hashes = {role: known.sha256 for role, known in teachers.items()}
     settings = job.model_dump(mode="json", exclude=_FREE)
     settings["natural_teacher"] = hashes.get("natural teacher")
@@ -112,7 +112,7 @@ def _check_resumable(out: Path, state: dict[str, Any], about: dict[str, Any], re
     there, wanted = json.loads(state["about"]), about
     if not resume:
         epochs = f"{state['progress']['epoch']} of {there.get('training', {}).get('epochs', '?')} epochs"
-        raise InputError(f"{out} already holds a training ({epochs}): add --resume to go on, or --overwrite")
+        raise InputError(f"{out} already holds a training ({epochs}): add --resume to continue it, or --overwrite")
     for part in wanted:
         if there.get(part) != wanted[part]:
             keys = [key for key in wanted["training"] if there["training"].get(key) != wanted["training"][key]]

@@ -1,4 +1,4 @@
-"""Report the progress of a training: hooks, JSON lines, and TensorBoard when it is installed."""
+"""Log the progress of a training as JSON lines, and to TensorBoard if it is installed."""
 
 import json
 from collections.abc import Sequence
@@ -7,9 +7,9 @@ from typing import Any
 
 
 class RunLog:
-    """``log.jsonl``, one record per epoch, and TensorBoard's event files when it is installed.
+    """Write ``log.jsonl``, one record per epoch, and TensorBoard's event files if it is installed.
 
-    The log starts with ``history``, the epochs that are already done; what an interrupted run left is replaced.
+    The log starts with ``history``, the epochs already done; the log of an interrupted run is replaced.
     """
 
     def __init__(self, out: Path | None, history: Sequence[dict[str, Any]] = ()) -> None:

@@ -24,18 +24,18 @@ from certkd.training.setup import prepare, ready
 from certkd.training.step import backward, batch_of, batches, learning_rate
 from verifiers.core.errors import InputError
 
-#: Epochs from one diagnosis to the next; the last epoch is diagnosed too.
+#: Diagnostics run every this many epochs, and after the last one.
 DIAGNOSED_EVERY = 10
 
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """The end of a training. The student holds the weights of the best epoch.
+    """The result of a training. The student has the weights of the best epoch.
 
     Attributes:
         history: one record per epoch: mean of each term, learning rate, validation metrics, seconds.
         best_epoch: 0-based epoch of the highest validation score.
-        collapsed: the last epoch's student gives (almost) every validation image the same class.
+        collapsed: after the last epoch, the student gives (almost) every validation image the same class.
     """
 
     history: list[dict[str, Any]]
@@ -60,16 +60,16 @@ def train(
     """Train ``student``; it ends with the weights of its best epoch, in eval mode.
 
     All randomness depends on (seed, epoch, step) alone, so a resumed training ends with the same weights as an
-    uninterrupted one. Teachers are frozen and come back bit for bit as they were. The objective is tried on a copy of
-    the student first, so that one that does not run on it is refused before anything is written.
+    uninterrupted one. Teachers are frozen, and restored bit for bit. The objective is first tried on a copy of the
+    student, so that an objective that fails on it is rejected before anything is written.
 
     Example:
         >>> config = certkd.TrainConfig(objective=certkd.Kdiga(lambda_iga=0.3), epochs=30)
         >>> certkd.train(student, (images, labels), config, teacher=teacher).best["clean"]
 
     Args:
-        student: from images in [0, 1] to logits.
-        data: training images and labels, of which a tenth is held out to select the best epoch by; or the splits
+        student: maps images in [0, 1] to logits.
+        data: training images and labels, of which a tenth is held out for selecting the best epoch; or the splits
             "train" and "validation" by name.
         config: objective, optimiser, epochs, selection, seed, device.
         teacher: a network with the same classes, for objectives that need one; ``Teachers`` for those that need two.
@@ -78,9 +78,9 @@ def train(
         reporter: called at every step and epoch.
 
     Raises:
-        InputError: images outside [0, 1], labels of other classes, a missing teacher, one of other classes or images, a
-            device that is absent, an occupied folder, a network that the objective does not run on (one without second
-            derivatives, for example).
+        InputError: images are outside [0, 1], labels are of other classes, a teacher is missing or has other classes or
+            images, the device is absent, the folder is occupied, or the objective does not run on the network (for
+            example, because it has no second derivatives).
     """
     reporter = reporter or TrainingReporter()
     folder = out if isinstance(out, TrainingFolder) or out is None else TrainingFolder(Path(out))
@@ -103,7 +103,7 @@ def train(
 
 
 def _epochs(run: Run, progress: Progress, folder: TrainingFolder | None) -> None:
-    """Train until the last epoch, and log and save each."""
+    """Train until the last epoch; log and save each epoch."""
     epochs = run.config.epochs
     with closing(RunLog(None if folder is None else folder.path, progress.history)) as log:
         steps = len(batches(torch.arange(len(run.fit)), run.config.batch_size))
@@ -124,10 +124,10 @@ def _warn(reporter: TrainingReporter, texts: Iterator[str]) -> None:
 
 
 def _measured_epoch(run: Run, epoch: int, progress: Progress) -> dict[str, Any]:
-    """Train for an epoch, measure the network, and remember it when it is the best so far; the record of the epoch."""
+    """Train for an epoch, measure the network, and keep it if it is the best so far; return the epoch's record."""
     started = time.perf_counter()
     if run.average is not None and epoch == run.average.first:
-        progress.best_score = (-1.0, -1.0)  # the best of the averages counts, not of what came before
+        progress.best_score = (-1.0, -1.0)  # only averages compete for the best epoch from here on
     terms, shown = _epoch(run, epoch, progress.memory), run.shown(epoch)
     metrics = evaluate(shown, run.held_out, run.selection, run.place, run.config.seed)
     if (epoch + 1) % DIAGNOSED_EVERY == 0 or epoch + 1 == run.config.epochs:
@@ -139,7 +139,7 @@ def _measured_epoch(run: Run, epoch: int, progress: Progress) -> dict[str, Any]:
 
 
 def _epoch(run: Run, epoch: int, memory: dict[str, float]) -> dict[str, Any]:
-    """One pass over the training images; the mean of each term and the learning rate."""
+    """Pass once over the training images; return the mean of each term and the learning rate."""
     config, seed = run.config, run.config.seed
     rate = run.optimizer.rate = learning_rate(config.optimizer, epoch, config.epochs)
     torch.manual_seed(key(seed, epoch, 0))

@@ -19,14 +19,14 @@ from verifiers.runtime.modes import eval_mode
 
 #: The number of images on which input gradients are compared, and the number of them that are attacked.
 COMPARED, ATTACKED = 500, 100
-#: Warn of a student below this share of its teacher's clean accuracy: a large lambda_iga does that too.
+#: Warn of a student below this share of its teacher's clean accuracy; a large lambda_iga can cause that.
 FAR_BELOW = 0.8
-#: Warn when an attack on the margin succeeds on this much more of the images than one on the cross-entropy.
+#: Warn if an attack on the margin succeeds on a share of images that is larger by this than for the cross-entropy.
 MASKED_MUCH = 0.2
 
 
 def threat_of(config: TrainConfig) -> Threat | None:
-    """Return the ball to attack: the one that is set, or the selection's, or the objective's, or None."""
+    """Return the ball to attack: the configured one, the selection's, the objective's, or None."""
     selection = config.selection
     if config.threat is not None:
         return config.threat
@@ -37,11 +37,11 @@ def threat_of(config: TrainConfig) -> Threat | None:
 
 
 def threat_of_objective(settings: Mapping[str, Any]) -> Threat | None:
-    """Return the ball of an objective's stored settings; None when they have none, or noise instead."""
+    """Return the ball of an objective's stored settings; None if they have none, or use noise instead."""
     eps = settings.get("eps")
     if not isinstance(eps, int | float) or eps <= 0 or settings.get("sigma"):
         return None
-    norm = settings.get("attack_norm", settings.get("norm"))  # kdiga's norm, 1 or 2, is that of gradients
+    norm = settings.get("attack_norm", settings.get("norm"))  # kdiga's norm, 1 or 2, is for gradients
     return Threat(eps=eps, norm=Norm(norm) if norm in list(Norm) else Norm.LINF)
 
 
@@ -55,13 +55,15 @@ def diagnostics(
 ) -> dict[str, float]:
     """Estimate, on the first images of a split, how a network compares with its teacher and resists attacks.
 
-    With neither a teacher nor a threat the result is empty. With a teacher it has ``gradient_gap`` and
-    ``gradient_cosine``, means of the distance and the cosine of both networks' input gradients of the cross-entropy.
-    With a threat it has ``margin_excess``, the share of images that an attack on the margin gets wrong less that of one
-    on the cross-entropy, and (linf) ``local_linearity``, by how many nats the cross-entropy rises above its
-    linearisation within the ball (Shao et al.'s measure). With both it has ``transfer``, the share of the network's
-    adversarial examples that fool the teacher too (left out when there are none), and ``teacher_entropy`` at the points
-    found, in nats.
+    The metrics depend on the arguments; without teacher and threat there are none.
+
+    * With a teacher: ``gradient_gap`` and ``gradient_cosine``, the mean distance and cosine of both networks' input
+      gradients of the cross-entropy.
+    * With a threat: ``margin_excess``, the share of images that an attack on the margin fools, less that of an attack
+      on the cross-entropy; and for linf ``local_linearity``, the rise of the cross-entropy above its linearisation
+      within the ball, in nats (Shao et al.'s measure).
+    * With both: ``transfer``, the share of the network's adversarial examples that also fool the teacher (absent if
+      there are none), and ``teacher_entropy`` at those points, in nats.
     """
     metrics: dict[str, float] = {}
     x, y = split.batch(torch.arange(min(len(split), COMPARED)), place)
@@ -87,7 +89,7 @@ def diagnostics(
 
 
 def alarms(history: Sequence[Mapping[str, Any]], objective: Objective) -> Iterator[str]:
-    """Warn of what the last epoch shows for the first time."""
+    """Yield warnings about problems that appear first in the last epoch."""
     *before, now = [record["validation"] for record in history]
     epoch = len(history)
     if before and has_collapsed(now) and not has_collapsed(before[-1]):
@@ -99,7 +101,7 @@ def alarms(history: Sequence[Mapping[str, Any]], objective: Objective) -> Iterat
 def warnings(
     last: Mapping[str, float], objective: Objective, teacher: nn.Module | None, held_out: Split, place: torch.device
 ) -> Iterator[str]:
-    """Warn of what is wrong with the network of the last epoch."""
+    """Yield warnings about problems of the network after the last epoch."""
     if has_collapsed(last):
         yield _collapse_message(last, objective)
     elif teacher is not None and last["clean"] < FAR_BELOW * (theirs := _clean_accuracy(teacher, held_out, place)):

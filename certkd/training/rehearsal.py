@@ -1,4 +1,4 @@
-"""Try an objective on a copy of the student, so that what cannot work is refused before anything is written."""
+"""Try an objective on a copy of the student, so that failures show before anything is written."""
 
 from copy import deepcopy
 from dataclasses import replace
@@ -13,12 +13,12 @@ from certkd.training.run import Run
 from certkd.training.step import backward, batch_of, batches, forward_of
 from verifiers.core.errors import InputError, one_line
 
-#: What torch says when it cannot differentiate a network's gradient.
+#: Parts of torch's messages when it cannot differentiate a network's gradient.
 NO_SECOND_DERIVATIVE = ("derivative for", "double backward", "once_differentiable", "differentiate twice")
 
 
 def rehearse(run: Run) -> None:
-    """Try the first and the last step on the first images: some terms appear, others disappear in between.
+    """Try the first and the last step on the first images: terms may appear or disappear in between.
 
     Raises:
         InputError: the objective needs second derivatives that the network does not have, or torch fails otherwise.
@@ -32,10 +32,10 @@ def rehearse(run: Run) -> None:
 
 
 def try_step(objective: Objective, batch: Batch, recipe: Recipe) -> None:
-    """Try a step on a copy of the batch's student, which stays as it is.
+    """Try a step on a copy of the batch's student, which does not change.
 
     Raises:
-        InputError: as ``rehearse``.
+        InputError: as for ``rehearse``.
     """
     whole = recipe.model_copy(update={"accumulate": 1})
     try:

@@ -1,4 +1,4 @@
-"""Write the networks of a training and what it needs to be resumed, and read that again."""
+"""Write the networks of a training and its resume state, and read that state."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -20,13 +20,13 @@ RESUME = "resume.pt"
 
 @dataclass(frozen=True)
 class TrainingFolder:
-    """Where a training writes ``best.pt``, ``last.pt``, ``log.jsonl`` and the state it is resumed from.
+    """The folder of a training's ``best.pt``, ``last.pt``, ``log.jsonl`` and resume state.
 
     Attributes:
-        path: of the folder.
+        path: path of the folder.
         resume: continue the training in the folder.
-        about: what the checkpoints store besides the weights (``data``, ``teacher_sha256``, ``training``).
-        begin: called when all checks have passed, before the first write; it may clear a folder that is occupied.
+        about: the checkpoints' metadata (``data``, ``teacher_sha256``, ``training``).
+        begin: called after all checks, before the first write; it may clear an occupied folder.
     """
 
     path: Path
@@ -35,10 +35,10 @@ class TrainingFolder:
     begin: Callable[[], None] | None = None
 
     def check(self) -> None:
-        """Refuse a folder that holds another training.
+        """Reject a folder with another training.
 
         Raises:
-            InputError: as it says.
+            InputError: the folder has a training, and is neither to be resumed nor cleared.
         """
         if not self.resume and self.begin is None and (self.path / RESUME).exists():
             raise InputError(f"{self.path} already holds a training: resume it, or give another folder")
@@ -46,7 +46,7 @@ class TrainingFolder:
 
 @dataclass
 class Progress:
-    """Everything a resumed training needs besides the networks; plain values."""
+    """The state of a resumed training besides its networks, in plain values."""
 
     epoch: int = 0
     best_epoch: int = -1
@@ -56,7 +56,7 @@ class Progress:
     memory: dict[str, float] = field(default_factory=dict)
 
     def keep(self, record: dict[str, Any], network: nn.Module, metric: str) -> None:
-        """Add an epoch, and its weights when it is the best so far; of equal ones, the one of higher PGD accuracy."""
+        """Add an epoch, and its weights if it is the best so far; PGD accuracy breaks ties."""
         metrics = record["validation"]
         score = (metrics[metric], metrics.get("pgd", 0.0))
         self.history.append(record)
@@ -67,9 +67,9 @@ class Progress:
 
 
 def save_epoch(folder: TrainingFolder, progress: Progress, run: Run) -> None:
-    """Write last.pt, best.pt when this epoch is the best, then the resume state: each whole or not at all.
+    """Write last.pt, best.pt if this epoch is the best, then the resume state: each whole or not at all.
 
-    The resume state comes last: killed before it, a resumed training repeats the epoch and writes the same files.
+    The resume state is last: if killed before it, a resumed training repeats the epoch and writes the same files.
     """
     names = ["last.pt"] + (["best.pt"] if progress.best_epoch == progress.epoch - 1 else [])
     for name in names:
@@ -86,7 +86,7 @@ def save_epoch(folder: TrainingFolder, progress: Progress, run: Run) -> None:
 
 
 def _save_network(student: nn.Module, path: Path, about: Mapping[str, Any], metrics: Mapping[str, Any]) -> None:
-    """A self-describing checkpoint of a ``Classifier``, bare weights of any other module."""
+    """Write a self-describing checkpoint of a ``Classifier``, or bare weights of any other module."""
     if isinstance(student, Classifier):
         checkpoint.save(checkpoint.Checkpoint(student, **about, metrics=metrics), path)
     else:
@@ -95,7 +95,7 @@ def _save_network(student: nn.Module, path: Path, about: Mapping[str, Any], metr
 
 
 def resume_state(folder: Path) -> dict[str, Any] | None:
-    """Read the resume state of a training folder; None when it has none.
+    """Read the resume state of a training folder; None if there is none.
 
     Raises:
         InputError: the state is damaged.
@@ -111,7 +111,7 @@ def resume_state(folder: Path) -> dict[str, Any] | None:
 
 
 def load_progress(folder: TrainingFolder | None, run: Run) -> Progress:
-    """Return the progress of a training, and put its networks and optimiser back in their states.
+    """Return the progress of a training, and restore its networks and optimiser.
 
     Raises:
         InputError: there is nothing to resume, or it belongs to another network or optimiser.

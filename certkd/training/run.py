@@ -1,4 +1,4 @@
-"""The parts of one training, and what may be given for them."""
+"""The parts of one training, and the types of its data."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from certkd.reporter import TrainingReporter
 from certkd.training.average import Average
 from verifiers.runtime.optimizer import Optimizer
 
-#: Images in [0, 1], or bytes, and labels.
+#: Images, in [0, 1] or as bytes, and labels.
 Labelled = Split | tuple[Tensor, Tensor]
 #: Training images alone, or the splits "train" and "validation".
 TrainingData = Labelled | Mapping[str, Labelled]
@@ -25,7 +25,7 @@ class Teachers:
 
     Attributes:
         robust: the teacher of every objective that needs one.
-        natural: a second one, accurate but not robust, for objectives that need two.
+        natural: a second teacher, accurate but not robust, for objectives that need two.
     """
 
     robust: nn.Module | None = None
@@ -34,14 +34,14 @@ class Teachers:
 
 @dataclass(frozen=True)
 class Run:
-    """Everything that the epochs of a training work with.
+    """The parts of a training that its epochs use.
 
     Attributes:
         forward: the student, or its compiled form.
-        selection: with the sigma of the objective, where that trains under noise.
-        metric: decides which epoch is the best.
-        threat: the ball that diagnostics attack; None for no attack.
-        average: of the student's weights; None for none.
+        selection: the selection, with the objective's sigma if it trains under noise.
+        metric: the metric that selects the best epoch.
+        threat: the ball of the diagnostics' attacks; None for no attack.
+        average: the average of the student's weights; None for none.
     """
 
     student: nn.Module
@@ -60,7 +60,7 @@ class Run:
 
     @property
     def objective(self) -> Objective:
-        """What the student is trained by."""
+        """The training objective."""
         return self.config.objective
 
     def shown(self, epoch: int) -> nn.Module:

@@ -1,4 +1,4 @@
-"""Check what a training is given, and put it in the state in which it trains."""
+"""Check the inputs of a training, and prepare its networks."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -24,10 +24,10 @@ from verifiers.runtime.modes import eval_mode, suitable_threads
 def prepare(
     student: nn.Module, data: TrainingData, config: TrainConfig, teachers: Teachers, reporter: TrainingReporter
 ) -> Run:
-    """Check everything that a training is given; the networks go to its device.
+    """Check all inputs of a training, and move the networks to its device.
 
     Raises:
-        InputError: as ``train``.
+        InputError: as for ``train``.
     """
     selection, metric = _selection(config.selection, config.objective)
     place = choose_device(config.device)
@@ -57,14 +57,14 @@ def prepare(
 
 
 def _selection(selection: SelectionConfig, objective: Objective) -> tuple[SelectionConfig, str]:
-    """The selection with a sigma where the objective trains under noise, and the metric that decides."""
+    """Return the selection, with a sigma if the objective trains under noise, and the deciding metric."""
     sigma = getattr(objective, "sigma", 0)
     metric = selection.metric or ("noisy" if sigma else "clean")
     return selection.model_copy(update={"sigma": selection.sigma or sigma or None}), metric
 
 
 def _splits(data: TrainingData, seed: int) -> tuple[Split, Split]:
-    """Images to train with and images to select the best epoch by: a tenth, cut by the seed, unless both are given."""
+    """Return images for training and for selecting the best epoch: a tenth, cut by the seed, unless both are given."""
     if isinstance(data, Mapping):
         missing = [name for name in ("train", "validation") if name not in data]
         if missing:
@@ -94,7 +94,7 @@ def ready(run: Run) -> Iterator[None]:
 
 @contextmanager
 def _frozen(teacher: nn.Module) -> Iterator[None]:
-    """The teacher in eval mode without parameter gradients, and afterwards as it was."""
+    """Put a teacher into eval mode without parameter gradients, and restore it afterwards."""
     before = [(parameter, parameter.requires_grad) for parameter in teacher.parameters()]
     with eval_mode(teacher):
         teacher.requires_grad_(False)

@@ -1,4 +1,4 @@
-"""Make one optimiser step: batch, precision, micro-batches, gradients; and the learning rate of an epoch."""
+"""Take one optimiser step: batch, precision, micro-batches, gradients; and set the learning rate of an epoch."""
 
 import math
 from collections.abc import Iterator
@@ -65,8 +65,8 @@ def batch_of(
     """Assemble a batch of some training images, augmented.
 
     Args:
-        generator: for the random numbers of this step.
-        progress: share of the training that is done with this step.
+        generator: the random numbers of this step.
+        progress: share of the training that is done after this step.
         memory: numbers that the objective keeps from step to step.
     """
     x, y = run.fit.batch(rows, run.place)
@@ -80,9 +80,9 @@ def batch_of(
 def backward(objective: Objective, batch: Batch, recipe: Recipe) -> tuple[Terms, Tensor]:
     """Add the gradients of a batch's loss to the student's weights; return its terms and the loss, detached.
 
-    With ``accumulate`` the batch is processed in several parts, each weighted by its share of the rows: sums of values
-    and of gradients are those of the whole batch when terms are means over samples and no layer mixes samples (batch
-    normalisation takes each part's statistics).
+    With ``accumulate`` the batch is processed in several parts, each weighted by its share of the rows. Values and
+    gradients add up to those of the whole batch if terms are means over samples and no layer mixes samples (batch
+    normalisation uses each part's statistics).
     """
     terms: Terms = {}
     losses = []
@@ -107,7 +107,7 @@ def batches(order: Int[Tensor, " rows"], size: int) -> list[Int[Tensor, " some"]
 
 
 def _parts(batch: Batch, count: int) -> Iterator[tuple[Batch, float]]:
-    """A batch in ``count`` parts of (almost) the same size, two rows at least, with each one's share of the rows."""
+    """Split a batch into ``count`` parts of (almost) equal size, at least two rows each, with their shares of rows."""
     count = max(1, min(count, len(batch.y) // 2))
     if count == 1:
         yield batch, 1.0

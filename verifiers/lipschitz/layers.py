@@ -80,7 +80,7 @@ def written_out(graph: Graph) -> Layers:
     sources = [0] + [i for i, node in enumerate(graph.nodes) if isinstance(node.operator, Elementwise)]
     for node in graph.nodes[1:]:
         if not isinstance(node.operator, Affine | Elementwise):
-            raise refusal(node, "has no matrix and is no activation of single entries")
+            raise refusal(node, "has no matrix and is not an elementwise activation")
     ends = [graph.nodes[i].inputs[0] for i in sources[1:]] + [graph.output]
     _check_sizes(graph, sources, ends)
     tangents = [_tangents(graph, source) for source in sources]

@@ -111,7 +111,7 @@ def _text(path: Path, raw: bytes) -> str:
     except (EOFError, zlib.error, gzip.BadGzipFile) as problem:
         raise InputError(f"{path} cannot be unpacked: {problem}; is it cut off?") from None
     except UnicodeDecodeError:
-        raise InputError(f"{path} is no log of smoothing: it is not text") from None
+        raise InputError(f"{path} is not a log of smoothing: it is not text") from None
 
 
 def _rows(path: Path, text: str) -> list[_Row]:
@@ -119,7 +119,7 @@ def _rows(path: Path, text: str) -> list[_Row]:
     header, rows = first.split("\t"), []
     missing = [name for name in COLUMNS if name not in header]
     if missing:
-        raise InputError(f"{path} is no log of smoothing: its first line, split at tabs, lacks {', '.join(missing)}")
+        raise InputError(f"{path} is not a log of smoothing: its first line, split at tabs, lacks {', '.join(missing)}")
     for number, line in enumerate(lines, 2):
         cells = line.split("\t")
         if not line.strip():

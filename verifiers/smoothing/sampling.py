@@ -202,7 +202,7 @@ def _votes(logits: Float[Tensor, "copies classes"]) -> Int[Tensor, " copies"]:
 
 
 def _in_batches(draws: Sequence[Draw], size: int) -> Iterator[list[Draw]]:
-    """The same copies, in order, so many at a time."""
+    """Cut the copies, in order, into batches of ``size``."""
     batch: list[Draw] = []
     room = size
     for draw in draws:

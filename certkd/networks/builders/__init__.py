@@ -1,4 +1,4 @@
-"""Networks by name: ``certkd:mlp``, ``certkd:cnn``, ``certkd:resnet``, ``torchvision:NAME``, ``timm:NAME``."""
+"""Build networks by name: ``certkd:mlp``, ``certkd:cnn``, ``certkd:resnet``, ``torchvision:NAME``, ``timm:NAME``."""
 
 from certkd.networks.builders.build import Classifier, ModelSpec, build, known_models, last_linear, usual_statistics
 

@@ -22,16 +22,16 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class ModelSpec(BaseModel):
-    """The plain values from which a network is built again; stored in every checkpoint.
+    """The plain values that describe how to rebuild a network; stored in every checkpoint.
 
     Attributes:
         name: ``source:name``.
         options: keyword arguments of the network's builder.
         classes: number of logits.
-        shape: of one image, (channels, height, width).
-        mean: per-channel mean that is subtracted first; () for none.
-        std: per-channel standard deviation that is divided by; () for none.
-        resize: (height, width) that images are resized to first; None for as they are.
+        shape: shape of one image, (channels, height, width).
+        mean: mean to subtract, per channel; () for none.
+        std: standard deviation to divide by, per channel; () for none.
+        resize: (height, width) to resize images to; None for no resizing.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -46,12 +46,12 @@ class ModelSpec(BaseModel):
 
     @property
     def inner(self) -> tuple[int, ...]:
-        """Shape of the images that the network itself sees."""
+        """The shape of the images after resizing."""
         return self.shape if self.resize is None else (self.shape[0], *self.resize)
 
 
 class Normalize(nn.Module):
-    """Compute (x - mean) / std per channel, as a depthwise 1x1 convolution: a layer that every bound engine knows."""
+    """Compute (x - mean) / std per channel, as a depthwise 1x1 convolution, which every bound engine supports."""
 
     weight: Tensor
     bias: Tensor
@@ -88,7 +88,7 @@ class Resize(nn.Module):
 
 
 class Classifier(nn.Sequential):
-    """A network that takes images in [0, 1]; ``spec`` says how to build it again.
+    """A network for images in [0, 1]; ``spec`` describes how to rebuild it.
 
     Resizing and normalisation are its first layers, so pixels, radii and input gradients are those of the data.
     """
@@ -109,8 +109,8 @@ def build(spec: ModelSpec, *, pretrained: bool = False) -> Classifier:
     """Build the network that ``spec`` names, randomly initialised or with its source's pre-trained weights.
 
     Raises:
-        InputError: unknown source or name (with the nearest known one), an option or input shape it does not take, or
-            weights that cannot be fetched.
+        InputError: the source or name is unknown (the message suggests the nearest known one), an option or the input
+            shape does not fit, or the weights cannot be fetched.
     """
     source, _, name = spec.name.partition(":")
     builders = {"certkd": _own, "torchvision": _torchvision, "timm": _timm}
@@ -124,7 +124,7 @@ def build(spec: ModelSpec, *, pretrained: bool = False) -> Classifier:
 
 
 def _try(model: Classifier) -> None:
-    """Pass one blank image through the network, so that a shape it does not take is refused at once."""
+    """Pass a blank image through the network, so that a wrong input shape is rejected at once."""
     spec, training = model.spec, model.training
     try:
         with torch.no_grad():
@@ -176,7 +176,7 @@ def _own(name: str, spec: ModelSpec, pretrained: bool) -> Classifier:
         if option not in known:
             raise InputError(f"{spec.name} has no option {option!r}.{did_you_mean(option, known)}")
     if name != "mlp" and len(spec.shape) != 3:
-        raise InputError(f"{spec.name} wants images of shape (channels, height, width), got {spec.shape}")
+        raise InputError(f"{spec.name} needs images of shape (channels, height, width), got {spec.shape}")
     try:
         return Classifier(spec, builder(spec.inner, spec.classes, **spec.options))
     except (ValueError, TypeError, RuntimeError, ZeroDivisionError) as error:
@@ -190,7 +190,7 @@ def _torchvision(name: str, spec: ModelSpec, pretrained: bool) -> Classifier:
     if spec.name not in known_models("torchvision"):
         raise InputError(f"unknown network {spec.name!r}.{_suggest(spec.name)}")
     if len(spec.shape) != 3 or spec.shape[0] != 3:
-        raise InputError(f"{spec.name} wants three colour channels, the data has shape {spec.shape}: use timm:NAME")
+        raise InputError(f"{spec.name} needs three colour channels, the data has shape {spec.shape}: use timm:NAME")
     try:
         if not pretrained:
             network = torchvision.models.get_model(name, weights=None, num_classes=spec.classes, **spec.options)
@@ -203,7 +203,7 @@ def _torchvision(name: str, spec: ModelSpec, pretrained: bool) -> Classifier:
         raise InputError(f"cannot {what} {spec.name}: {' '.join(str(error).split())[:200]}") from None
     _replace_head(network, spec)
     update: dict[str, Any] = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
-    if getattr(network, "transform_input", False):  # inception and googlenet: the weights come with this option on
+    if getattr(network, "transform_input", False):  # inception and googlenet: the weights were trained with this option
         update["options"] = {**spec.options, "transform_input": True}
     return Classifier(spec.model_copy(update=update), network)
 
@@ -221,7 +221,7 @@ def _replace_head(network: nn.Module, spec: ModelSpec) -> None:
 
 
 def last_linear(network: nn.Module) -> str | None:
-    """Return the path of the last linear layer, which gives the logits; None without any."""
+    """Return the path of the last linear layer, which gives the logits; None if there is none."""
     return next((path for path, module in [*network.named_modules()][::-1] if isinstance(module, nn.Linear)), None)
 
 
@@ -234,7 +234,7 @@ def usual_statistics(name: str, channels: int) -> tuple[tuple[float, ...], tuple
 
     known: Any = None
     if source == "timm":
-        with suppress(RuntimeError):  # an unknown tag, which building refuses
+        with suppress(RuntimeError):  # an unknown tag, which ``build`` rejects
             known = timm.get_pretrained_cfg(rest)
     mean, std = (known.mean, known.std) if known is not None else (IMAGENET_MEAN, IMAGENET_STD)
     return _per_channel(mean, channels), _per_channel(std, channels)
@@ -246,7 +246,7 @@ def _timm(name: str, spec: ModelSpec, pretrained: bool) -> Classifier:
     if not timm.is_model(name) and not name.startswith("hf-hub:"):
         raise InputError(f"unknown network {spec.name!r}.{_suggest(spec.name)}")
     if len(spec.shape) != 3:
-        raise InputError(f"{spec.name} wants images of shape (channels, height, width), got {spec.shape}")
+        raise InputError(f"{spec.name} needs images of shape (channels, height, width), got {spec.shape}")
     sized = {"img_size": spec.inner[1], **spec.options} if _takes_image_size(name) else spec.options
     create = partial(timm.create_model, name, pretrained=pretrained, num_classes=spec.classes, in_chans=spec.shape[0])
     try:
@@ -255,7 +255,7 @@ def _timm(name: str, spec: ModelSpec, pretrained: bool) -> Classifier:
         except TypeError as error:
             if "img_size" in spec.options or "'img_size'" not in str(error):
                 raise
-            network = create(**spec.options)  # a name that looks like a vision transformer's
+            network = create(**spec.options)  # the name only looks like a vision transformer's
     except TypeError as error:
         raise InputError(f"{spec.name} with {spec.options}: {error}") from None
     except (OSError, RuntimeError) as error:
@@ -269,7 +269,7 @@ def _timm(name: str, spec: ModelSpec, pretrained: bool) -> Classifier:
 
 
 def _per_channel(values: Sequence[float], channels: int) -> tuple[float, ...]:
-    """Statistics of colour images for another number of channels: the mean of them, as timm sums their weights."""
+    """Convert statistics of colour images to another number of channels: their mean, as timm sums the weights."""
     return tuple(values) if len(values) == channels else (sum(values) / len(values),) * channels
 
 

@@ -1,4 +1,4 @@
-"""The toolkit's own networks: small, and made of layers that every certificate method handles."""
+"""certkd's own networks: small, and made of layers that every certificate method supports."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 
 def mlp(shape: Sequence[int], classes: int, *, hidden: Sequence[int] = (64, 64)) -> nn.Module:
-    """ReLU perceptron on the flattened image.
+    """Build a ReLU perceptron on the flattened image.
 
     Args:
-        shape: of one image, e.g. (1, 8, 8).
+        shape: shape of one image, e.g. (1, 8, 8).
         classes: number of logits.
         hidden: width of each hidden layer.
     """
@@ -24,7 +24,7 @@ def mlp(shape: Sequence[int], classes: int, *, hidden: Sequence[int] = (64, 64))
 
 
 def cnn(shape: Sequence[int], classes: int, *, width: int = 16, hidden: int = 100) -> nn.Module:
-    """Two 4x4 convolutions of stride 2 and two dense layers, the usual small network of the verification literature.
+    """Build two 4x4 convolutions of stride 2 and two dense layers, the usual small network in verification.
 
     Args:
         shape: (channels, height, width) of one image, at least 4x4.
@@ -33,7 +33,7 @@ def cnn(shape: Sequence[int], classes: int, *, width: int = 16, hidden: int = 10
         hidden: width of the dense layer.
 
     Raises:
-        ValueError: smaller images.
+        ValueError: the images are smaller.
     """
     channels, height, breadth = shape
     if min(height, breadth) < 4:
@@ -75,9 +75,9 @@ class BasicBlock(nn.Module):
 
 
 def resnet(shape: Sequence[int], classes: int, *, depth: int = 8, width: int = 16) -> nn.Module:
-    """The CIFAR-style residual network of He et al. (arXiv 1512.03385): depth 6n + 2, three stages, global average.
+    """Build the CIFAR-style ResNet of He et al. (arXiv 1512.03385): depth 6n + 2, three stages, global average.
 
-    Shortcuts that change shape are 1x1 convolutions (their option B), which bound engines handle; option A pads zeros.
+    Shortcuts that change shape are 1x1 convolutions (their option B), which bound engines support; option A pads zeros.
 
     Args:
         shape: (channels, height, width) of one image.

@@ -1,4 +1,4 @@
-"""The node that an ONNX operator's function works on, and conversions of its inputs."""
+"""Describe the node of an ONNX operator, and convert its inputs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,13 +15,13 @@ Value = Any  # Tensor, np.ndarray or None
 
 @dataclass(frozen=True)
 class Call:
-    """A node, for the functions below.
+    """A node, as the functions of operators see it.
 
     Attributes:
-        where: file, node, operator and opset, as a refusal names them.
-        opset: of the file.
-        outputs: how many there are.
-        varying: per input, whether it depends on the images.
+        where: file, node, operator and opset, for error messages.
+        opset: the file's opset.
+        outputs: number of outputs.
+        varying: for each input, True if it depends on the images.
     """
 
     where: str
@@ -30,7 +30,7 @@ class Call:
     varying: tuple[bool, ...]
 
     def refuse(self, why: str) -> InputError:
-        """Build the error that refuses this node."""
+        """Build the error that rejects this node."""
         return InputError(f"{self.where}: {why}")
 
 
@@ -40,23 +40,23 @@ def tensor(value: Value, like: Tensor) -> Tensor:
 
 
 def integers(value: Value) -> list[int]:
-    """Numbers of an attribute or of an array that is known."""
+    """Convert an attribute or a known array to integers."""
     return [int(entry) for entry in np.asarray(value).reshape(-1)]
 
 
 def number(call: Call, value: Value) -> float:
-    """A single known number."""
+    """Convert a single known number to a float."""
     if isinstance(value, Tensor) or np.size(value) != 1:
         raise call.refuse("takes a single constant number there")
     return float(np.asarray(value).reshape(()))
 
 
 def axes_of(call: Call, given: Value, attribute: Sequence[int] | None, rank: int) -> list[int] | None:
-    """Axes from an input or an attribute, counted from the front."""
+    """Read axes from an input or an attribute, counted from the front."""
     axes = attribute if given is None else given
     return None if axes is None else [axis % rank for axis in integers(axes)]
 
 
 def sides_of(before: Sequence[int], after: Sequence[int]) -> list[int]:
-    """Padding before and after each axis in torch's order, which counts from the last axis."""
+    """Arrange padding before and after each axis in torch's order, which starts at the last axis."""
     return [side for pair in reversed(list(zip(before, after, strict=True))) for side in pair]

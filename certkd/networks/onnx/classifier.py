@@ -12,19 +12,19 @@ from certkd.networks.checkpoint import Checkpoint
 from certkd.networks.onnx.network import load
 from verifiers.core.errors import InputError, did_you_mean
 
-#: How a file's images relate to (channels, height, width): as they are, channels last, or in the order of memory.
+#: Arrangements of a file's images: (channels, height, width), channels last, or another shape in the same order.
 LAYOUTS = ("nchw", "nhwc", "flat")
 
 
 class ChannelsLast(nn.Module):
-    """(channels, height, width) to (height, width, channels)."""
+    """Permute (channels, height, width) to (height, width, channels)."""
 
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch height width channels"]:
         return x.permute(0, 2, 3, 1)
 
 
 class Reshaped(nn.Module):
-    """The same entries in the same order."""
+    """Reshape images, keeping the order of the entries."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         super().__init__()
@@ -45,17 +45,17 @@ def classifier(
     mean: Sequence[float] = (),
     std: Sequence[float] = (),
 ) -> Checkpoint:
-    """Load the network of an ONNX file, ready to be certified or to teach.
+    """Load the network of an ONNX file, for certification or as a teacher.
 
     Args:
-        path: of the file.
-        shape: of the images, (channels, height, width); None for what the file and the layout say.
+        path: path of the file.
+        shape: shape of the images, (channels, height, width); None to derive it from the file and the layout.
         layout: one of ``LAYOUTS``.
-        mean, std: per channel, what the network expects to be subtracted and divided by; () for nothing.
+        mean, std: the normalisation that the network expects, per channel; () for none.
 
     Raises:
-        InputError: whatever ``network.load`` refuses; images of another shape; an unknown layout; normalisation
-            for another number of channels.
+        InputError: as for ``network.load``, or the images have another shape, the layout is unknown, or the
+            normalisation has another number of channels.
     """
     if layout not in LAYOUTS:
         raise InputError(f"unknown layout {layout!r}.{did_you_mean(layout, list(LAYOUTS))}")
@@ -78,7 +78,7 @@ def _channels_first(theirs: tuple[int, ...], layout: str) -> tuple[int, ...]:
 
 
 def _fitting(ours: tuple[int, ...], theirs: tuple[int, ...]) -> list[str]:
-    """The layouts that make images ``ours`` into images ``theirs``."""
+    """List the layouts that turn images of shape ``ours`` into ``theirs``."""
     fits = {
         "nchw": ours == theirs,
         "nhwc": len(ours) == 3 and (*ours[1:], ours[0]) == theirs,

@@ -19,26 +19,27 @@ from certkd.networks.onnx.file import Reference, packages, read
 from certkd.networks.onnx.network import TOLERANCE, load
 from verifiers.core.errors import InputError, one_line
 
-#: The first with layer normalisation as one operator; it has attention too.
+#: The first opset with layer normalisation as one operator; it has attention too.
 OPSET = 17
 
 
 def export(model: Classifier, path: Path) -> str | None:
     """Write a network's ONNX file and compare it with the network.
 
-    On random images the file's logits agree with the network's, as onnxruntime runs it, one by one and in a batch, and
-    as certkd reads it again.
+    The file's logits are compared with the network's on random images: in onnxruntime, one by one and in a batch, and
+    in certkd's own reader.
 
     Args:
-        model: in eval mode, on the CPU.
-        path: of the file; its folder is made. It has one input ``image`` [batch, *shape] and one output ``logits``.
+        model: the network, in eval mode, on the CPU.
+        path: path of the file; its folder is created. It has one input ``image`` [batch, *shape] and one output
+            ``logits``.
 
     Returns:
-        Why certkd itself does not read the file, for operators that only other tools know; None when it does.
+        The reason why certkd cannot read the file, if it has operators that only other tools support; otherwise None.
 
     Raises:
-        InputError: missing packages, a network that torch cannot write as ONNX, a file with other logits (it is not
-            kept), or a folder that cannot be written.
+        InputError: packages are missing, torch cannot write the network as ONNX, the file's logits differ (the file is
+            then deleted), or the folder cannot be written.
     """
     packages()
     images = np.random.default_rng(1).random((4, *model.spec.shape), dtype=np.float32)
@@ -87,7 +88,7 @@ def _write(model: Classifier, path: Path) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """torch warns about its own tracing, and prints the graph when an operator is unknown, past Python's streams."""
+    """Silence torch's warnings about tracing, and its print of unknown operators, which bypasses Python's streams."""
     before, stdout = logging.root.manager.disable, os.dup(1)
     logging.disable(logging.CRITICAL)
     sys.stdout.flush()
@@ -97,7 +98,7 @@ def _quiet() -> Iterator[None]:
             os.dup2(nowhere.fileno(), 1)
             yield
     finally:
-        ctypes.CDLL(None).fflush(None)  # what C still holds goes nowhere too
+        ctypes.CDLL(None).fflush(None)  # discard C's buffered output too
         os.dup2(stdout, 1)
         os.close(stdout)
         logging.disable(before)

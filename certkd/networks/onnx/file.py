@@ -1,4 +1,4 @@
-"""Read ONNX files; a file that is not a classifier of float32 images is refused in one line."""
+"""Read ONNX files; a file that is not a classifier of float32 images is rejected in one line."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from certkd.files import sniff
 from verifiers.core.errors import InputError, one_line
 
 INSTALL = "ONNX needs packages that are not installed: pip install 'certkd[onnx]'"
-#: The oldest opset whose operators broadcast as today's do.
+#: The oldest opset whose operators broadcast like today's.
 OLDEST_OPSET = 7
 DOMAINS = ("", "ai.onnx")
 
@@ -22,12 +22,12 @@ class OnnxFile:
     """An ONNX file of one network.
 
     Attributes:
-        path: where it lies.
+        path: path of the file.
         model: the parsed file, an ``onnx.ModelProto``.
         opset: version of its operators.
         image, logits: names of the graph's input and output.
-        shape: of one image, without the batch.
-        batch: whether its first axis may have any length; otherwise it is 1.
+        shape: shape of one image, without the batch.
+        batch: True if the first axis may have any length; otherwise it is 1.
         constants: weights and other fixed values by name.
     """
 
@@ -45,7 +45,7 @@ def packages() -> tuple[ModuleType, ModuleType]:
     """Import onnx and onnxruntime, which are an extra.
 
     Raises:
-        InputError: they are not installed; with the command that does it.
+        InputError: they are not installed; the message has the install command.
     """
     try:
         import onnx
@@ -59,8 +59,8 @@ def read(path: Path) -> OnnxFile:
     """Parse a file and check its opset, input, output and weights.
 
     Raises:
-        InputError: missing packages, not an ONNX file or a damaged one, weights beside it that are missing, an opset
-            that is too old or too new, or an input or output that is not one batch of float32 images or logits.
+        InputError: packages are missing, the file is damaged or not ONNX, its external weights are missing, its opset
+            is too old or too new, or its input or output is not one batch of float32 images or logits.
     """
     onnx, _ = packages()
     model = _parse(path)
@@ -90,7 +90,7 @@ def _parse(path: Path) -> Any:
         onnx.load_external_data_for_model(model, str(path.parent))
     except (OSError, ValueError, RuntimeError, onnx.checker.ValidationError) as error:
         raise InputError(
-            f"{path} keeps its weights in another file, which must lie beside it: {one_line(error)}"
+            f"{path} keeps its weights in another file, which must be in the same folder: {one_line(error)}"
         ) from None
     return model
 
@@ -100,7 +100,7 @@ def _opset(model: Any, path: Path) -> int:
 
     versions = [entry.version for entry in model.opset_import if entry.domain in DOMAINS]
     if not versions:
-        raise InputError(f"{path} is damaged: it does not say which opset its operators are of")
+        raise InputError(f"{path} is damaged: it does not name its operators' opset")
     newest = onnx.defs.onnx_opset_version()
     if not OLDEST_OPSET <= versions[0] <= newest:
         advice = "update onnx and certkd" if versions[0] > newest else "convert it with onnx.version_converter"
@@ -109,7 +109,7 @@ def _opset(model: Any, path: Path) -> int:
 
 
 def _image(value: Any, path: Path) -> tuple[tuple[int, ...], bool]:
-    """Shape of an image, and whether the batch is free."""
+    """Return the shape of an image, and whether the batch size is free."""
     import onnx
 
     tensor = value.type.tensor_type
@@ -128,25 +128,25 @@ def _image(value: Any, path: Path) -> tuple[tuple[int, ...], bool]:
 
 
 class Reference:
-    """The file as onnxruntime runs it."""
+    """Run a file in onnxruntime."""
 
     def __init__(self, file: OnnxFile) -> None:
-        """Raises InputError when onnxruntime does not take the file."""
+        """Open the file; raises InputError if onnxruntime does not support it."""
         _, onnxruntime = packages()
         options = onnxruntime.SessionOptions()
         options.log_severity_level, options.intra_op_num_threads = 4, 1
         self._file = file
         try:
             self._session = onnxruntime.InferenceSession(file.path, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # noqa: BLE001 - onnxruntime's errors have no common class but this
+        except Exception as error:  # noqa: BLE001 - onnxruntime's errors have no other common class
             why = one_line(Exception(str(error).replace(str(file.path), "the file")))
             raise InputError(f"{file.path} is not a network that onnxruntime runs: {why}") from None
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """The output for each image alone, and where the file allows it for all of them at once, which must agree.
+        """Run each image alone and, if the file allows it, all at once; the outputs must agree.
 
         Raises:
-            InputError: it is not one row of two or more logits per image, or depends on the other images of a batch.
+            InputError: the output is not one row of two or more logits per image, or depends on the rest of the batch.
         """
         rows = [self._run(image[None]) for image in images]
         if rows[0].ndim != 2 or rows[0].shape[1] < 2 or len(rows[0]) != 1 or rows[0].dtype != np.float32:

@@ -1,8 +1,9 @@
-"""A classifier's ONNX file as an ordinary torch module.
+"""Convert a classifier's ONNX file to an ordinary torch module.
 
-Weights become parameters, so hashes, devices and dtypes work as for any module; what follows from shapes and constants
-alone is computed by onnx's own reference implementation, which knows every operator at every opset; everything else is
-plain torch functions, which bound engines know. The module's logits are held against onnxruntime's before it is used.
+Weights become parameters, so hashes, devices and dtypes work as for any module. Values that follow from shapes and
+constants alone are computed by onnx's own reference implementation, which supports every operator at every opset. All
+else becomes plain torch functions, which bound engines support. The module's logits are checked against onnxruntime's
+before it is used.
 """
 
 import hashlib
@@ -31,7 +32,7 @@ WEIGHTED = frozenset("Conv Gemm MatMul BatchNormalization InstanceNormalization 
 
 
 class Step(nn.Module):
-    """One operator, under the name of its node."""
+    """Apply one operator, under the name of its node."""
 
     def __init__(self, call: Call, operation: Operation) -> None:
         super().__init__()
@@ -45,12 +46,12 @@ class Step(nn.Module):
 
 
 class Weights(nn.Module):
-    """A file's weights, under their names."""
+    """Hold a file's weights, under their names."""
 
 
 @dataclass(frozen=True)
 class Known:
-    """An operator whose result follows from shapes and constants: numbers, not tensors."""
+    """Compute an operator whose result follows from shapes and constants: numbers, not tensors."""
 
     operation: Operation
     evaluator: Any
@@ -99,7 +100,7 @@ class OnnxNetwork(nn.Module):
 
 
 class _Translation:
-    """Sorts a file's operators into constants, numbers known from shapes, and torch functions."""
+    """Sort a file's operators into constants, numbers known from shapes, and torch functions."""
 
     def __init__(self, file: OnnxFile, network: OnnxNetwork) -> None:
         self.file, self.network = file, network
@@ -130,13 +131,13 @@ class _Translation:
         return f"{self.file.path}: node {operation.name!r} ({operation.kind}, opset {self.file.opset})"
 
     def _folded(self, operation: Operation) -> bool:
-        """Whether it is a constant; its value is computed then."""
+        """Compute an operation that is constant; return whether it is."""
         if not all(name in self.constants for name in operation.inputs if name):
             return False
         evaluate = Known(operation, self._evaluator(operation))
         try:
             found = evaluate(*(self.constants[name] if name else None for name in operation.inputs))
-        except Exception as error:  # noqa: BLE001 - whatever numpy and onnx say about a broken constant
+        except Exception as error:  # noqa: BLE001 - any error of numpy and onnx about a broken constant
             raise InputError(
                 f"{self._where(operation)}: cannot be computed: {' '.join(str(error).split())[:150]}"
             ) from None
@@ -157,7 +158,7 @@ class _Translation:
         try:
             opset = [helper.make_opsetid("", self.file.opset)]
             return ReferenceEvaluator(helper.make_model(graph, opset_imports=opset))
-        except Exception as error:  # noqa: BLE001 - it names what it does not know in errors of many classes
+        except Exception as error:  # noqa: BLE001 - unknown operators raise errors of many classes
             raise InputError(f"{self._where(operation)}: {' '.join(str(error).split())[:150]}") from None
 
     def _is_number(self, name: str) -> bool:
@@ -183,20 +184,20 @@ class _Translation:
             self.varying.update(operation.outputs)
 
     def _check(self, call: Call, operation: Operation) -> None:
-        """Whether there is a function that takes these inputs and attributes."""
+        """Check that there is a function for these inputs and attributes."""
         if operation.kind not in OPERATORS:
             quantised = any(word in operation.kind for word in ("Quantize", "QLinear", "Integer"))
             control = operation.kind in ("If", "Loop", "Scan")
             advice = ": it computes in integers, give the float network" if quantised else ""
-            advice = ": the network takes decisions, export it for one fixed path" if control else advice
+            advice = ": the network branches, export it for one fixed path" if control else advice
             raise call.refuse(f"is an operator without translation{advice}")
         try:
             inspect.signature(OPERATORS[operation.kind]).bind(call, *operation.inputs, **operation.attributes)
         except TypeError as error:
-            raise call.refuse(f"is given in a way that is not known: {error}") from None
+            raise call.refuse(f"has unknown inputs or attributes: {error}") from None
 
     def _keep(self, name: str, call: Call, *, weighted: bool, statistic: bool) -> None:
-        """A constant: a parameter of the module, or a buffer where torch wants one, or plain numbers."""
+        """Store a constant: as a parameter of the module, as a buffer where torch needs one, or as plain numbers."""
         value, network = self.constants[name], self.network
         if value.dtype.kind not in "f" or (value.size == 1 and not weighted):
             network._constants[name] = value
@@ -213,7 +214,7 @@ class _Translation:
 
 
 def _unique(name: str, taken: nn.Module) -> str:
-    """A name that is free as an attribute of a module."""
+    """Return a name that is free as an attribute of a module."""
     while hasattr(taken, name):
         name += "_"
     return name
@@ -226,12 +227,13 @@ def _plain(value: Any) -> Any:
 
 
 def load(path: str | Path) -> tuple[OnnxNetwork, tuple[int, ...], int]:
-    """The network of a file, the shape of its images and its number of classes.
+    """Load the network of a file, the shape of its images and its number of classes.
 
-    The logits of random inputs in [0, 1] and in [-2, 2] agree with onnxruntime's, for single images and for a batch.
+    The logits of random inputs in [0, 1] and in [-2, 2] are checked against onnxruntime's, for single images and for a
+    batch.
 
     Raises:
-        InputError: as ``read``; an operator, or the way it is given, without translation; other logits than
+        InputError: as for ``read``, or an operator or its form has no translation, or the logits differ from
             onnxruntime's.
     """
     file = read(Path(path))
@@ -241,16 +243,16 @@ def load(path: str | Path) -> tuple[OnnxNetwork, tuple[int, ...], int]:
     expected = Reference(file)(images)
     network = OnnxNetwork(file).eval()
     found = _run(network, images, file)
-    sizes = np.abs(expected).max(1, keepdims=True).clip(min=1.0)  # of each image: large ones hide nothing elsewhere
+    sizes = np.abs(expected).max(1, keepdims=True).clip(min=1.0)  # per image: large ones hide nothing elsewhere
     differences = [np.abs((one - expected) / sizes).max() for one in found if one.shape == expected.shape]
     if len(differences) < len(found) or not max(differences) <= TOLERANCE:
         told = f"by {max(differences):.3g} of their size" if len(differences) == len(found) else "in shape"
-        raise InputError(f"{file.path} is not read as it is meant: logits differ from onnxruntime's {told}")
+        raise InputError(f"{file.path} is read incorrectly: logits differ from onnxruntime's {told}")
     return network, file.shape, expected.shape[1]
 
 
 def _run(network: OnnxNetwork, images: np.ndarray, file: OnnxFile) -> list[np.ndarray]:
-    """Logits one by one, and for all at once."""
+    """Compute logits one by one, and for all images at once."""
     x = torch.from_numpy(images)
     try:
         with torch.no_grad():

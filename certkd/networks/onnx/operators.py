@@ -1,9 +1,9 @@
-"""From ONNX operators to torch's: one function per operator, one table.
+"""Translate ONNX operators to torch's: one function per operator, one table.
 
-Each function gets its call, the node's inputs (a tensor depends on images or weights, an array is known from shapes
-and constants alone, None is left out) and the node's attributes under their own names, so that an attribute it does
-not know is refused. Where an attribute became an input in a later opset, the function takes both. The first axis of
-what depends on images is the batch.
+Each function takes its call, the node's inputs and the node's attributes under their own names, so that an unknown
+attribute is rejected. An input is a tensor if it depends on images or weights, an array if it is known from shapes and
+constants alone, and None if it is left out. If an attribute became an input in a later opset, the function accepts
+both. The first axis of a value that depends on images is the batch.
 """
 
 import functools
@@ -20,7 +20,7 @@ from certkd.networks.onnx.call import Call, Value, axes_of, number, sides_of, te
 
 
 def elementwise(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """An operator of one input without attributes."""
+    """Translate an operator of one input without attributes."""
 
     def apply(call: Call, x: Tensor) -> Tensor:
         return function(x)
@@ -29,7 +29,7 @@ def elementwise(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def binary(function: Callable[[Any, Any], Tensor]) -> Callable[..., Tensor]:
-    """Arithmetic with broadcasting; constant numbers stay numbers."""
+    """Translate arithmetic with broadcasting; constant numbers stay numbers."""
 
     def apply(call: Call, left: Value, right: Value) -> Tensor:
         like = left if isinstance(left, Tensor) else right
@@ -155,7 +155,7 @@ def _window(
 def _padding(
     call: Call, x: Tensor, size: Sequence[int], step: Sequence[int], spread: Sequence[int], pads: Value, auto: str
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Padding before and after each spatial axis."""
+    """Compute the padding before and after each spatial axis."""
     rank = len(size)
     if auto in ("NOTSET", "VALID"):
         pads = tuple(pads) if auto == "NOTSET" and len(pads) else (0,) * (2 * rank)
@@ -223,7 +223,7 @@ def layer_norm(
 
 
 def softmax(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Before opset 13 over all axes from ``axis`` on, since then over one."""
+    """Translate softmax: before opset 13 over all axes from ``axis`` on, since then over one axis."""
 
     def apply(call: Call, x: Tensor, *, axis: int | None = None) -> Tensor:
         if call.opset >= 13:
@@ -280,7 +280,7 @@ def clip(call: Call, x: Tensor, low: Value = None, high: Value = None, **attribu
 
 
 def reduced(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Mean or sum over axes that are not the batch."""
+    """Translate a mean or sum over axes other than the batch."""
 
     def apply(
         call: Call,

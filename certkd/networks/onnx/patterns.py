@@ -1,6 +1,6 @@
-"""Operators that exporters write out in several simpler ones, put together again.
+"""Recombine operators that exporters split into several simpler ones.
 
-Bound engines bound GELU as one function; x * (1 + erf(x / sqrt 2)) / 2 as a product would be loose or refused.
+Bound engines bound GELU as one function; as the product x * (1 + erf(x / sqrt 2)) / 2 it would be loose or rejected.
 """
 
 import math
@@ -25,7 +25,7 @@ class Operation:
 
 
 def simplified(operations: Sequence[Operation], constants: Mapping[str, np.ndarray], logits: str) -> list[Operation]:
-    """The same function with GELU, SiLU and hard-swish as one operator each, and without what nothing uses."""
+    """Return the same function with GELU, SiLU and hard-swish as one operator each, without unused operations."""
     graph = _Graph(operations, constants, logits)
     for operation in operations:
         if operation.kind == "Erf":
@@ -36,7 +36,7 @@ def simplified(operations: Sequence[Operation], constants: Mapping[str, np.ndarr
 
 
 def _used(operations: Sequence[Operation], logits: str) -> list[Operation]:
-    """The operations that the logits depend on, in their order."""
+    """Return the operations that the logits depend on, in order."""
     wanted, kept = {logits}, []
     for operation in reversed(operations):
         if not wanted.isdisjoint(operation.outputs):
@@ -46,7 +46,7 @@ def _used(operations: Sequence[Operation], logits: str) -> list[Operation]:
 
 
 class _Graph:
-    """Operations by what they make, and how often that is used."""
+    """The operations by output, with the number of uses of each."""
 
     def __init__(self, operations: Sequence[Operation], constants: Mapping[str, np.ndarray], logits: str) -> None:
         self._operations = {operation.outputs[0]: operation for operation in operations}
@@ -58,7 +58,7 @@ class _Graph:
         return list(self._operations.values())
 
     def join_gelu(self, erf: Operation) -> None:
-        """x times half of (1 + erf(x / sqrt 2)), in any order of the factors."""
+        """Recombine x times half of (1 + erf(x / sqrt 2)), with the factors in any order."""
         inner, after = self._operations.get(erf.inputs[0]), self._only_user(erf)
         if inner is None or inner.kind == "Add" or after is None or after.kind != "Add" or self._scaled(inner) is None:
             return
@@ -82,7 +82,7 @@ class _Graph:
         self._replace([erf, *chain], Operation("Gelu", erf.name, (image,), chain[-1].outputs))
 
     def join_gate(self, gate: Operation) -> None:
-        """x sigmoid(x), and x times the hard sigmoid of slope 1/6."""
+        """Recombine x sigmoid(x), and x times the hard sigmoid of slope 1/6."""
         product = self._only_user(gate)
         image = gate.inputs[0]
         if product is None or product.kind != "Mul" or _other(product, gate.outputs[0]) != image:
@@ -103,7 +103,7 @@ class _Graph:
         return float(value.reshape(())) if value is not None and value.size == 1 and value.dtype.kind == "f" else None
 
     def _scaled(self, operation: Operation) -> tuple[str, float] | None:
-        """What is multiplied by (or, for Add, increased by) a constant number, and the number."""
+        """Return the value that is multiplied (or, for Add, increased) by a constant number, and the number."""
         if operation.kind not in ("Mul", "Div", "Add"):
             return None
         left, right = operation.inputs
@@ -115,7 +115,7 @@ class _Graph:
         return left, 1 / number if operation.kind == "Div" else number
 
     def _factor(self, name: str, image: str) -> tuple[float, bool] | None:
-        """A number, the image, or a number times the image: the number, and whether the image is in it."""
+        """Read a number, the image, or a number times the image; return the number, and whether the image is in it."""
         number = self._number(name)
         if number is not None:
             return number, False
@@ -126,7 +126,7 @@ class _Graph:
         return (scaled[1], True) if scaled is not None and scaled[0] == image else None
 
     def _replace(self, old: Sequence[Operation], new: Operation) -> None:
-        """Put an operation where the last of the old ones was; their inputs that nobody else uses stay unused."""
+        """Put an operation in the place of the last of the old ones; inputs without other users stay unused."""
         last = old[-1].outputs[0]
         self._operations = {
             name: new if name == last else operation
@@ -136,5 +136,5 @@ class _Graph:
 
 
 def _other(operation: Operation, name: str) -> str:
-    """The input of a product that is not ``name``."""
+    """Return the input of a product that is not ``name``."""
     return operation.inputs[1] if operation.inputs[0] == name else operation.inputs[0]

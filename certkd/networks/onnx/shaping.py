@@ -1,4 +1,4 @@
-"""ONNX operators that move, pick, repeat and join entries; see ``onnx_operators``."""
+"""Translate ONNX operators that move, pick, repeat and join entries; see ``operators``."""
 
 import math
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ FLOAT = 1
 
 
 def reshape(call: Call, x: Tensor, shape: Value, *, allowzero: int = 0) -> Tensor:
-    """A leading 1, in files for single images, and a leading batch size both mean one row per image."""
+    """Reshape; a leading 1, in files for single images, and a leading batch size both mean one row per image."""
     wanted, sides = integers(shape), [int(side) for side in x.shape]
     if not allowzero:
         wanted = [sides[i] if side == 0 else side for i, side in enumerate(wanted)]
@@ -61,7 +61,7 @@ def expand(call: Call, x: Tensor, shape: Value) -> Tensor:
 
 
 def concat(call: Call, *parts: Value, axis: int) -> Tensor:
-    """Constant parts, like class tokens, are repeated for every image."""
+    """Concatenate; constant parts, like class tokens, are repeated for every image."""
     varying = [part for part, varies in zip(parts, call.varying, strict=True) if varies]
     like = next(part for part in (*varying, *parts) if isinstance(part, Tensor))
     axis = axis % like.dim()
@@ -164,7 +164,7 @@ def resize(
     nearest_mode: str = "round_prefer_floor",
     cubic_coeff_a: float = -0.75,
 ) -> Tensor:
-    """Images to another size as torch does it: bilinear between the centres of pixels, or the pixel before."""
+    """Resize images as torch does: bilinear between pixel centres, or nearest with rounding down."""
     centred = coordinate_transformation_mode in ("half_pixel", "pytorch_half_pixel")
     before = coordinate_transformation_mode == "asymmetric" and nearest_mode == "floor"
     if x.dim() != 4 or not ((mode == "linear" and centred) or (mode == "nearest" and before)):

@@ -315,7 +315,7 @@ EXPORT: list[tuple[str, str]] = [
     ("--model NET --out OUT --indices-file x.txt", "--indices-file x.txt "),
     ("--model NET --out OUT --timeout 300", "--timeout 300 "),
     ("--model NET --out OUT --split validation", "--split validation "),
-    ("--model NET --out OUT --eps 0.1 --indices 1 --limit 2", "--indices and --limit both say which samples"),
+    ("--model NET --out OUT --eps 0.1 --indices 1 --limit 2", "--indices and --limit both select samples"),
     ("--model NET --out OUT --eps 0.1 --indices 1-x", "'1-x' is not an index"),
     ("--model NET --out OUT --eps 0.1 --indices 9999", "no sample 9999"),
 ]

@@ -144,7 +144,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     "given", [("1", Path("x"), None), ("1", None, 3), (None, Path("x"), 3)], ids=["both", "indices", "file"]
 )
 def test_two_ways_to_choose_are_one_too_many(given: tuple[str | None, Path | None, int | None]) -> None:
-    assert "both say which samples: give one of them" in refusal(given)
+    assert "both select samples: give one of them" in refusal(given)
 
 
 # the command

@@ -228,7 +228,7 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     torch.save({0: torch.zeros(2)}, tmp_path / "numbers.pth")
     for settings, message in (
         ({"name": "certkd:cnn", "weights": str(tmp_path / "bare.pth")}, "of another architecture than certkd:cnn"),
-        ({"name": "certkd:cnn", "weights": str(tmp_path / "net.pt")}, "is a checkpoint and says itself"),
+        ({"name": "certkd:cnn", "weights": str(tmp_path / "net.pt")}, "is a checkpoint and describes its own"),
         ({"name": "certkd:cnn", "weights": str(tmp_path / "none.pth")}, "no such checkpoint"),
         ({"name": "timm:resnet10t", "weights": "a.pth", "pretrained": True}, "drop one of them"),
         ({"name": "timm:resnet18.zzz", "weights": str(tmp_path / "bare.pth")}, "resnet18.zzz"),

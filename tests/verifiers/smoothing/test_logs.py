@@ -343,7 +343,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(content)
         assert f"{name} cannot be unpacked: " in refusal(tmp_path / name)
     (tmp_path / "image").write_bytes(b"\x89PNG\xff\xfe")
-    assert "image is no log of smoothing: it is not text" in refusal(tmp_path / "image")
+    assert "image is not a log of smoothing: it is not text" in refusal(tmp_path / "image")
     assert "cannot read the log" in refusal(tmp_path / "none.tsv") and "cannot read the log" in refusal(tmp_path)
 
 

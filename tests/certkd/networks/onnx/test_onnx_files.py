@@ -116,7 +116,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Path], str]] = {
     "truncated": (truncated, "truncated"),
     "old": (lambda path: good(path, opset=6), "opset 6"),
     "new": (lambda path: good(path, opset=99), "opset 99"),
-    "external": (external, "must lie beside it"),
+    "external": (external, "must be in the same folder"),
     "dynamic": (lambda path: good(path, shape=("N", 2, "H", 6)), "'H'"),
     "batch": (lambda path: good(path, shape=(5, *IMAGE)), "exactly 5 images"),
     "vector": (lambda path: good(path, shape=(72,)), "shape [72]"),
