@@ -40,7 +40,7 @@ def check_sandwich(model: nn.Module, engine: Engine, balls: Balls, method: str, 
     A bound that is nan claims nothing.
 
     Raises:
-        Contradiction: with the size of the break.
+        Contradiction: a point breaks a bound; the message has the size of the break.
     """
     x = balls.x
     with torch.no_grad():
@@ -71,7 +71,7 @@ def attack_bounds(
     tried there.
 
     Raises:
-        Contradiction: with the size of the break.
+        Contradiction: a point breaks a bound; the message has the size of the break.
         MemoryError: no sample fits into memory at eps.
     """
 

@@ -9,7 +9,7 @@ COLUMNS = (
     Column("base", "int64", "", "class that the network itself gives to the clean image"),
     Column("selected", "int64", "", "class that the selection copies chose, also where the vote abstained"),
     Column("radius_one_class", "float64", "pixels", "radius from the bound of the selected class alone, any label"),
-    Column("radius_two_class", "float64", "pixels", "radius that bounds the class in second place too: not both"),
+    Column("radius_two_class", "float64", "pixels", "radius that also bounds the second class; an alternative"),
     Column("p_lower", "float64", "", "lower confidence bound of the selected class's probability"),
     Column("stage", "uint8", "", "looks taken: how many entries of the schedule"),
     Column("used", "int64", "", "noisy copies drawn for the estimate"),

@@ -136,7 +136,7 @@ def _try(model: Classifier) -> None:
     finally:
         model.train(training)
     if logits.shape != (1, spec.classes):
-        raise InputError(f"{spec.name} gives {tuple(logits.shape)} instead of one logit for each of {spec.classes}")
+        raise InputError(f"{spec.name} gives {tuple(logits.shape)}, not one logit for each of {spec.classes} classes")
 
 
 def known_models(source: str) -> list[str]:

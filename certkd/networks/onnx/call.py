@@ -47,7 +47,7 @@ def integers(value: Value) -> list[int]:
 def number(call: Call, value: Value) -> float:
     """Convert a single known number to a float."""
     if isinstance(value, Tensor) or np.size(value) != 1:
-        raise call.refuse("takes a single constant number there")
+        raise call.refuse("needs a single constant number there")
     return float(np.asarray(value).reshape(()))
 
 

@@ -114,7 +114,7 @@ def max_pool(
     auto_pad: str = "NOTSET",
 ) -> Tensor:
     if call.outputs > 1:
-        raise call.refuse("returns the places of the maxima too")
+        raise call.refuse("also returns the positions of the maxima")
     size, step, spread = _window(kernel_shape, strides, dilations)
     before, after = _padding(call, x, size, step, spread, pads, auto_pad)
     if before != after:
@@ -218,7 +218,7 @@ def layer_norm(
 ) -> Tensor:
     shape = [int(side) for side in x.shape[axis:]]
     if call.outputs > 1:
-        raise call.refuse("returns mean and deviation too")
+        raise call.refuse("also returns mean and deviation")
     return F.layer_norm(x, shape, scale.expand(shape), None if bias is None else bias.expand(shape), epsilon)
 
 

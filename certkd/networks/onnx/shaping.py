@@ -148,7 +148,7 @@ def pad(
 
 def cast(call: Call, x: Tensor, *, to: int, saturate: int = 1) -> Tensor:
     if to != FLOAT:
-        raise call.refuse("changes the type of what depends on the image: only float32 networks are taken")
+        raise call.refuse("changes the type of a value that depends on the image: only float32 networks are supported")
     return x
 
 
