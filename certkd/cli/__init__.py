@@ -52,7 +52,7 @@ def main() -> None:
     except InputError as error:
         code = _fail(str(error), 2, debug)
     except (click.Abort, KeyboardInterrupt):
-        code = _fail("interrupted; what is finished is kept, the same command goes on", 130, False)
+        code = _fail("interrupted; finished rows are kept: to resume, run the same command again", 130, False)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0

@@ -174,7 +174,7 @@ def _check_question(eps: Epsilon | None, options: dict[str, Any]) -> None:
     if options["instances"] is None and eps is None:
         raise InputError("which radius? Give --eps, like --eps 8/255, or a list with --instances FILE.csv")
     if options["instances"] is not None and given:
-        raise InputError(f"--instances says itself which samples at which eps: drop {given[0]}")
+        raise InputError(f"--instances lists its own samples and radii: drop {given[0]}")
 
 
 def _questions(

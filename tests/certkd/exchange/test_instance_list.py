@@ -158,7 +158,7 @@ def test_a_teacher_is_certified_on_the_same_list(network: Path, tmp_path: Path) 
 def test_what_a_list_replaces_is_refused_beside_it(network: Path, listed: Path) -> None:
     for option in (["--eps", "0.1"], ["--indices", "3"], ["--indices-file", "x"], ["--limit", "3"]):
         message = refused("certify", "--model", network, "--instances", listed, *option)
-        assert f"--instances says itself which samples at which eps: drop {option[0]}" in message
+        assert f"--instances lists its own samples and radii: drop {option[0]}" in message
     assert "--eps 8/255" in refused("certify", "--model", network)
 
 
