@@ -83,7 +83,9 @@ def _flat(model: nn.Module, path: str) -> list[tuple[str, nn.Module]] | None:
     if type(model) in LAYERS:
         strange = isinstance(model, nn.Conv2d) and (model.padding_mode != "zeros" or isinstance(model.padding, str))
         return None if strange else [(path, model)]
-    if type(model).forward is not nn.Sequential.forward or type(model).__call__ is not nn.Module.__call__:
+    if any(
+        getattr(type(model), name) is not getattr(nn.Sequential, name) for name in ("forward", "__iter__", "__call__")
+    ):
         return None
     parts = [_flat(child, f"{path}.{name}".lstrip(".")) for name, child in model.named_children()]
     if None in parts or len(parts) < len(model._modules):  # a module that occurs twice

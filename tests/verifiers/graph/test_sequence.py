@@ -1,6 +1,6 @@
 """Sequences written down from their layers are the graphs that torch.export captures."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -64,6 +64,11 @@ class _Branching(nn.Sequential):
         return super().forward(x if bool(x.sum() > 0) else -x)
 
 
+class _Backwards(nn.Sequential):
+    def __iter__(self) -> Iterator[nn.Module]:
+        return reversed(list(super().__iter__()))
+
+
 class _Odd(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x).abs()
@@ -88,6 +93,7 @@ def _twice() -> nn.Module:
 
 STRANGE: dict[str, Callable[[], nn.Module]] = {
     "own forward": lambda: _Branching(nn.Linear(4, 3)),
+    "own order": lambda: _Backwards(nn.Linear(4, 4), nn.ReLU()),
     "subclass of a layer": lambda: nn.Sequential(_Odd(4, 3)),
     "hook": _hooked,
     "patched": _patched,
