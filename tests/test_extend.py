@@ -67,6 +67,18 @@ def test_a_command_of_the_page_passes(command: list[str], extended: Path) -> Non
 
 
 @pytest.mark.slow
+def test_the_python_of_the_page_runs(extended: Path) -> None:
+    found = [block.text for block in blocks(PAGE) if block.language == "python" and not block.title]
+    environment = {**os.environ, "PYTHONPATH": str(extended)}
+    assert found
+    for text in found:
+        command = [sys.executable, "-c", text]
+        run = subprocess.run(command, cwd=extended, env=environment, capture_output=True, text=True)
+        assert run.returncode == 0, f"{run.stdout}\n{run.stderr}"
+        assert run.stdout.endswith(" native\n"), run.stdout
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["ruff check --no-cache", "ruff format --check --no-cache", "mypy", "lint-imports"])
 def test_the_additions_follow_the_rules(command: str, extended: Path) -> None:
     tool, *arguments = command.split()

@@ -42,7 +42,8 @@ def _described(method: "type[Method]") -> Iterator[str]:
     for ancestor in method.__mro__:
         if ancestor.__doc__ and ancestor.__module__ == method.__module__:
             yield f"{inspect.cleandoc(ancestor.__doc__)}\n"
-    yield "settings, as --option NAME=VALUE:"
+    if len(method.model_fields) > 1:
+        yield "settings, as --option NAME=VALUE:"
     for name, field in method.model_fields.items():
         if name != "kind":
             default = "(needed)" if field.is_required() else str(field.default)

@@ -185,7 +185,7 @@ def _quotient(rise: Tensor, run: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class _SShape:
+class SShape:
     """An increasing curve, convex below 0 and concave above.
 
     Sound: the piece of :func:`supporting` is [low, 0] for the lower line, with a concave part above it, and [0, high]
@@ -218,7 +218,7 @@ class _SShape:
         return low < high
 
 
-class Tanh(_SShape):
+class Tanh(SShape):
     """tanh(x)."""
 
     def __call__(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -228,7 +228,7 @@ class Tanh(_SShape):
         return 4 * torch.sigmoid(2 * x) * torch.sigmoid(-2 * x)
 
 
-class Sigmoid(_SShape):
+class Sigmoid(SShape):
     """1 / (1 + exp(-x))."""
 
     def __call__(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
