@@ -44,6 +44,7 @@ def compare(
         curves = {name: radii(certificates, result.methods) for name, certificates in files.items()}
         eps = files["teacher"].eps
         plots.radius_curves(Path(plot), curves, norm=result.norm, eps=eps, samples=result.samples)
+        (stderr().print if as_json else display)(f"written to {plot}")
     for requirement in missed:
         stderr().print(requirement.missed(result))
     return 1 if missed else 0

@@ -69,6 +69,9 @@ def check_same(teacher: Certificates, student: Certificates) -> None:
     both = f"{student.path} and {teacher.path} cannot be compared"
     if student.attributes.get("imported", False) != teacher.attributes.get("imported", False):
         raise InputError(f"{both}: one was imported from a log, which does not hold its images")
+    sizes = [certificates.attributes.get("samples") for certificates in (student, teacher)]
+    if sizes[0] != sizes[1]:
+        raise InputError(f"{both}: they hold {sizes[0]} and {sizes[1]} samples; certify both networks on the same ones")
     for name in SHARED:
         ours, theirs = student.attributes.get(name), teacher.attributes.get(name)
         if ours != theirs:

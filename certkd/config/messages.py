@@ -24,6 +24,11 @@ def first_problem(error: ValidationError, kind: type[BaseModel], tree: Mapping[s
         return f"unknown key {where!r}.{did_you_mean(key, known)}{more}"
     if problem["type"] == "union_tag_not_found":
         return f"the key {where + '.kind'!r} is missing{more}"
+    if problem["type"] == "union_tag_invalid":
+        tag, tags = str(problem["ctx"]["tag"]), str(problem["ctx"]["expected_tags"]).replace("'", "").split(", ")
+        return f"{where}: unknown kind {tag!r}.{did_you_mean(tag, tags)}{more}"
+    if problem["type"] in ("model_type", "model_attributes_type"):
+        return f"{where}: must be a section of keys and values, got {problem['input']!r}{more}"
     if problem["type"] == "missing":
         return f"the key {where!r} is missing{more}"
     message = problem["msg"].removeprefix("Value error, ")

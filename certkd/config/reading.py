@@ -102,7 +102,8 @@ def _load_yaml(path: Path) -> dict[str, Any]:
     except InputError as error:
         raise InputError(f"{path} is not YAML: {error}") from None
     if not isinstance(tree, dict):
-        raise InputError(f"{path} must hold key: value lines, it holds {type(tree).__name__}")
+        held = "is empty" if tree is None else f"holds {type(tree).__name__}"
+        raise InputError(f"{path} must hold key: value lines, it {held}")
     return tree
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from certkd.exchange.rows import IMAGE, Source, blocks
 from certkd.exchange.vnnlib import write_counterexample
 from verifiers.core.errors import InputError, one_line
+from verifiers.core.table import counted
 from verifiers.geometry.margins import margins
 from verifiers.results.reader import read
 from verifiers.results.rows import MethodRows
@@ -48,7 +49,7 @@ def export_counterexamples(path: Path, folder: Path, model: nn.Module) -> list[s
             os.replace(new, folder)
     except OSError as error:
         raise InputError(f"cannot write {folder}: {one_line(error)}") from None
-    return [f"{count} counterexamples written to {folder}"]
+    return [f"{counted(count, 'counterexample')} written to {folder}"]
 
 
 def _write_all(source: Source, folder: Path, model: nn.Module) -> int:

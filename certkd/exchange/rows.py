@@ -23,6 +23,7 @@ from certkd.files import write_whole
 from verifiers.core.columns import COMMON_COLUMNS
 from verifiers.core.errors import InputError
 from verifiers.core.status import Status
+from verifiers.core.table import counted
 from verifiers.methods.registry import find
 from verifiers.results.reader import read
 from verifiers.results.rows import Certificates, MethodRows
@@ -150,7 +151,7 @@ def _csv(source: Source, out: Path) -> list[str]:
         for column, shape in columns.items()
         if column not in taken[name]
     ]
-    return [f"{count} rows", *source.pending(), *left_out]
+    return [counted(count, "row"), *source.pending(), *left_out]
 
 
 def _entries(column: str, shape: tuple[int, ...]) -> list[str]:
@@ -167,7 +168,7 @@ def _json(source: Source, out: Path) -> list[str]:
         for count, row in enumerate(source.rows({name: list(source.arrays(name)) for name in methods}), start=1):
             file.write(f"{',' if count > 1 else ''}\n{_dumps(row)}")
         file.write("\n]}\n")
-    return [f"{count} rows", *source.pending()]
+    return [counted(count, "row"), *source.pending()]
 
 
 def _dumps(value: Any) -> str:
@@ -198,7 +199,7 @@ def _npz(source: Source, out: Path) -> list[str]:
             with archive.open(f"{column}.npy", "w") as entry:
                 values = np.concatenate([method[column][rows] for method, rows in found])
                 np.lib.format.write_array(entry, values, allow_pickle=False)
-    return [f"{count} counterexamples", *source.pending()]
+    return [counted(count, "counterexample"), *source.pending()]
 
 
 def _write_images(

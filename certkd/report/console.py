@@ -3,6 +3,7 @@
 import re
 import shutil
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import rich.table
@@ -10,7 +11,7 @@ from rich.console import Console
 
 from certkd.reporter import TrainingReporter
 from verifiers.core.reporter import Reporter
-from verifiers.core.table import Part, Table
+from verifiers.core.table import Part, Table, counted
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -38,12 +39,13 @@ def display(*parts: Part, console: Console | None = None) -> None:
         if isinstance(part, str):
             console.print(part, soft_wrap=True)
         else:
+            console.print(part.title, style="bold")
             console.print(drawn(part))
 
 
 def drawn(table: Table) -> rich.table.Table:
-    """Draw a table. Columns of numbers are aligned at the right; no cell is shortened."""
-    made = rich.table.Table(title=table.title, title_justify="left", title_style="bold")
+    """Draw a table without its title. Columns of numbers are aligned at the right; no cell is shortened."""
+    made = rich.table.Table(show_header=any(table.columns))
     for i, name in enumerate(table.columns):
         numbers = i > 0 and all(_NUMBER.fullmatch(row[i]) for row in table.rows)
         made.add_column(name, justify="right" if numbers else "left", overflow="fold")
@@ -85,7 +87,7 @@ class CertifyProgress(Reporter):
         self._task: Any = None
 
     def clean(self, accuracy: float, samples: int) -> None:
-        self._console.print(f"{self._name}: clean accuracy {accuracy:.1%} on {samples} samples")
+        self._console.print(f"{self._name}: clean accuracy {accuracy:.1%} on {counted(samples, 'sample')}")
 
     def start(self, method: str, total: int, done: int) -> None:
         if done == total:
@@ -96,7 +98,7 @@ class CertifyProgress(Reporter):
             return
         self._bar = _progress(self._console)
         self._bar.start()
-        self._task = self._bar.add_task(f"{self._name}: {method}", total=total, completed=done, note="")
+        self._task = self._bar.add_task(f"{Path(self._name).name}: {method}", total=total, completed=done, note="")
 
     def advance(self, rows: int) -> None:
         if self._bar is not None:

@@ -79,6 +79,12 @@ class CertifyConfig(Strict):
             raise ValueError(f"each method once, got {', '.join(kinds)}")
         return self
 
+    @model_validator(mode="after")
+    def _inside_the_images(self) -> "CertifyConfig":
+        if self.norm is Norm.LINF and self.ball.value > 1:
+            raise InputError(f"eps {self.eps} covers the whole image box [0, 1]: write it like 8/255 or 0.03")
+        return self
+
     @property
     def ball(self) -> Epsilon:
         """The radius, exact and as a float."""

@@ -18,6 +18,11 @@ class Table:
 Part = Table | str
 
 
+def counted(count: int, noun: str) -> str:
+    """Write a number of things: "1 sample", "2 samples"."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def percent(value: float) -> str:
     """Write a share with one decimal; a dash for nan."""
     return "-" if math.isnan(value) else f"{value:.1%}"

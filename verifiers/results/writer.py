@@ -139,7 +139,7 @@ class CertificateFile:
         if different:
             key, was, now = _innermost(different[0], there.get(different[0]), wanted.get(different[0]))
             raise InputError(
-                f"{self.path} was made with another {key} ({_short(was)}, now {_short(now)}): "
+                f"{self.path} was made with another {key.removesuffix('_text')} ({_short(was)}, now {_short(now)}): "
                 "choose another output file, or delete this one"
             )
 

@@ -7,14 +7,14 @@ from certkd.comparison.statistics import QUANTILES, Side
 from certkd.comparison.verdict import Verdict
 from verifiers.core.quantities import Epsilon
 from verifiers.core.statistics import wilson
-from verifiers.core.table import Part, Table, percent
+from verifiers.core.table import Part, Table, counted, percent
 from verifiers.results.summaries.smoothing import SameCopies, basis
 
 
 def comparison(result: Comparison, teacher: str, student: str) -> list[Part]:
     """Show the two networks side by side, their differences, and how much was kept."""
     named = {teacher: result.teacher, student: result.student}
-    title = f"{result.norm} ball, eps {result.eps} (pixels in [0, 1]), {result.samples} samples"
+    title = f"{result.norm} ball, eps {result.eps} (pixels in [0, 1]), {counted(result.samples, 'sample')}"
     parts: list[Part] = [*sides(named, title)]
     rows = [
         [name, f"{d.mean:+.4f}", _figure(d.standard_error), _figure(d.unpaired_error)]

@@ -9,7 +9,7 @@ import numpy as np
 from certkd.comparison.methods import check_known, same_teacher
 from certkd.comparison.outcomes import at_eps, outcomes
 from verifiers.core.status import About, Status
-from verifiers.core.table import Part, Table
+from verifiers.core.table import Part, Table, counted
 from verifiers.methods.registry import find
 from verifiers.results.rows import Certificates, MethodRows
 
@@ -24,8 +24,8 @@ def contents(certificates: Certificates) -> list[Part]:
         radius = f"{np.mean(rows['radius']):.4f}" if found is not None and found.proved else "-"
         seconds = f"{np.nanmean(rows['seconds']):.4f}" if np.isfinite(rows["seconds"]).any() else "-"
         lines.append([rows.name, count, accuracy, radius, seconds, find(rows.name).guarantee.value])
-    samples = certificates.attributes["samples"]
-    title = f"{certificates.norm} ball, eps {certificates.eps_text} (pixels in [0, 1]), {samples} samples"
+    samples = counted(int(certificates.attributes["samples"]), "sample")
+    title = f"{certificates.norm} ball, eps {certificates.eps_text} (pixels in [0, 1]), {samples}"
     columns = ["method", "at eps", "accuracy", "mean radius", "time, s", "guarantee"]
     return [Table(title, columns, lines), _by_status(certificates)]
 

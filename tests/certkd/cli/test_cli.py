@@ -256,12 +256,12 @@ def test_progress_on_a_terminal_takes_names_as_they_are(monkeypatch: pytest.Monk
     monkeypatch.setattr(
         console, "stderr", lambda: Console(file=screen, force_terminal=True, width=300, markup=False, emoji=False)
     )
-    progress = console.CertifyProgress("runs/[/x] [bold]:smile:")
+    progress = console.CertifyProgress("runs/[x] [bold]:smile:")
     progress.clean(0.5, 10)
     progress.start("crown", 10, 2)
     progress.advance(8)
     progress.finish("crown")
-    assert "runs/[/x] [bold]:smile:: crown" in screen.getvalue(), "a name was read as markup"
+    assert "[x] [bold]:smile:: crown" in screen.getvalue(), "a name was read as markup"
     training = console.TrainProgress("[/kd]")
     training.start(1, 0, 3)
     training.step()
@@ -437,6 +437,7 @@ def test_compare_as_tables_and_as_json(ran: Ran, tmp_path: Path) -> None:
     files = [ran.folder / "certificates" / f"{name}.h5" for name in ("teacher", "kdiga")]
     out = succeeds("compare", *files, "--plot", tmp_path / "p [x].png")
     assert "of the teacher's" in out and "standard error" in out and "…" not in out
+    assert out.endswith(f"written to {tmp_path / 'p [x].png'}\n")
     assert Image.open(tmp_path / "p [x].png").format == "PNG"
     content = json.loads(succeeds("compare", *files, "--json"))
     assert content["samples"] == 20 and content["eps"] == "2/255"

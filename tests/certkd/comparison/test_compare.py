@@ -252,6 +252,7 @@ def refusal(teacher: Certificates, student: Certificates, method: str = "best") 
         ({"data_sha256": "other"}, "differ in data_sha256 (other and data)"),
         ({"indices_sha256": "other"}, "differ in indices_sha256"),
         ({"norm": "l2"}, "differ in norm (l2 and linf)"),
+        ({"samples": 5}, "they hold 5 and "),
         ({"eps": "0.2"}, "eps is 0.2 and 0.1"),
         ({"settings": {"crown": {"tolerance": 1}}}, "ran crown with other settings: "),
         ({"settings": {"pgd": {"steps": 1}}}, "ran pgd with other settings: steps 30 and 1"),

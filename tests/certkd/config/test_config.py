@@ -205,7 +205,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
     [
         ("out: [", "is not YAML"),
         ("- a\n- b\n", "it holds list"),
-        ("", "it holds NoneType"),
+        ("", "it is empty"),
         ("just words", "it holds str"),
         ("out: a\nout: b\nobjective: {kind: standard}\n", 'line 2: found duplicate key "out"'),
         ("out: a\nobjective: {kind: standard, kind: kd}\n", 'found duplicate key "kind"'),
@@ -381,9 +381,11 @@ def test_a_section_of_another_kind_or_network_starts_anew(tmp_path: Path) -> Non
         ({"a": "extends: [b.yaml]\n"}, ("extends must name one file, got ['b.yaml']",)),
         ({"a": "extends:\n"}, ("extends must name one file, got None",)),
         ({"a": "extends: b.yaml\n", "b": "epoch: 1\nout: b\nobjective: {kind: kd}\n"}, ("unknown key 'epoch'",)),
+        ({"a": "objective: {kind: kdgia}\n"}, ("objective: unknown kind 'kdgia'. Did you mean 'kdiga'?",)),
+        ({"a": "optimizer: adamm\n"}, ("optimizer: must be a section of keys and values, got 'adamm'",)),
         ({"a": "extends: b.yaml\n", "b": "- 1\n"}, ("b.yaml must hold key: value lines", "a.yaml extends it")),
     ],
-    ids=["missing", "cycle", "itself", "list", "empty", "unknown key", "no section"],
+    ids=["missing", "cycle", "itself", "list", "empty", "unknown key", "kind", "no settings", "no section"],
 )
 def test_a_wrong_extension_is_refused_in_one_line(
     tmp_path: Path, texts: dict[str, str], words: tuple[str, ...]

@@ -28,6 +28,12 @@ def test_numbers_stand_at_the_right_and_words_at_the_left() -> None:
     assert "│  <= 5.0% │" in shown and "│      - │" in shown and "│ y         │" in shown
 
 
+def test_a_title_is_no_wider_than_it_must_be_and_columns_without_names_have_no_header() -> None:
+    title = "a title that is longer than its table"
+    assert printed(Table(title, ["", ""], [["a", "1"]])).splitlines()[0] == title
+    assert len(printed(Table(title, ["", ""], [["a", "1"]])).splitlines()) == 4
+
+
 def test_a_sentence_is_one_line_and_nothing_is_markup() -> None:
     text = f"written to {'[bold]' * 40}"
     assert printed(text) == f"{text}\n"

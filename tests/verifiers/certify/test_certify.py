@@ -456,6 +456,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "norm": ({"norm": "linff"}, "norm must be 'linf', 'l2' or 'l1', got 'linff'"),
     "eps text": ({"eps": "8/0"}, "'8/0' divides by zero"),
     "eps sign": ({"eps": "-1/255"}, "eps must be positive.*, got '-1/255'"),
+    "eps size": ({"eps": "8"}, r"eps 8 covers the whole image box \[0, 1\]: write it like 8/255"),
     "seed": ({"seed": -1}, "seed must be at least 0, got -1"),
     "half a seed": ({"seed": 0.5}, "seed must be a whole number, got 0.5"),
     "batch": ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
@@ -720,7 +721,7 @@ class Scaled(nn.Module):
     [
         ({"model": network(1)}, "model_sha256"),
         ({"model": tanh_network()}, "structure_sha256"),
-        ({"eps": "1/21"}, "eps_text"),
+        ({"eps": "1/21"}, "eps"),
         ({"norm": "l2"}, "norm"),
         ({"seed": 1}, "seed"),
         ({"options": {"steps": 6, "restarts": 2}}, "settings"),

@@ -344,7 +344,7 @@ def test_what_a_person_is_told_first() -> None:
         def inform(self, text: str) -> None:
             self.lines.append(text)
 
-    _asked(_mlp(), torch.rand(30, 1, 3, 3), norm="linf", eps="5", reporter=Told())
+    _asked(_mlp(), torch.rand(30, 1, 3, 3), norm="linf", eps="0.9", reporter=Told())
     told = " | ".join(Told.lines)
     for part in ("largest radius attainable", "beyond it", "weak", "under noise 0.25", "120 to 2100 copies"):
         assert part in told, f"{part!r} is missing in {told}"
