@@ -13,6 +13,8 @@ from certkd.config.messages import first_problem
 from verifiers.core.errors import InputError, one_line
 
 Config = TypeVar("Config", bound=BaseModel)
+#: Sections within sections that a configuration may have.
+DEEPEST = 50
 
 
 def read(
@@ -126,6 +128,8 @@ def _check_nesting(node: Any, above: tuple[int, ...], done: set[int]) -> None:
     """Refuse a node that is inside itself, and keys that are not words or numbers; each node is visited once."""
     if not isinstance(node, dict | list) or id(node) in done:
         return
+    if len(above) > DEEPEST:
+        raise ValueError("it is nested too deeply")
     if id(node) in above:
         raise ValueError("an alias refers to the section that it is in")
     if isinstance(node, dict) and (bad := next((key for key in node if isinstance(key, tuple)), None)) is not None:
