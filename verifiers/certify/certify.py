@@ -53,6 +53,7 @@ def certify(
         >>> certificates = certify(model, (images, labels), config, out="model.h5")  # doctest: +SKIP
         >>> certificates["crown"]["radius"].mean()  # doctest: +SKIP
     """
+    check_types(network, config, teacher)
     reporter = reporter or Reporter()
     program, reference = Program(network), None if teacher is None else Program(teacher)
     question = Question(config.ball, config.norm, config.seed, reference)
@@ -103,6 +104,20 @@ def table_of(method: Method, config: CertifyConfig) -> MethodTable:
         "seed": config.seed,
     }
     return MethodTable(method.kind, method.columns, {**facts, **ball, "seed": config.seed, **method.options})
+
+
+def check_types(network: Any, config: Any, teacher: Any) -> None:
+    """Refuse what is no network and no configuration, before anything is computed."""
+    for name, given in (("network", network), ("teacher", teacher)):
+        if not isinstance(given, nn.Module | None) or (given is None and name == "network"):
+            raise InputError(
+                f"the {name} must be a torch.nn.Module, got {type(given).__name__}: "
+                "certkd.load_checkpoint(path).model is the network of a file"
+            )
+    if not isinstance(config, CertifyConfig):
+        raise InputError(
+            f"config must be a CertifyConfig, got {type(config).__name__}: write CertifyConfig(eps='8/255')"
+        )
 
 
 def _check_teacher(teacher: nn.Module, first: Tensor, classes: int) -> None:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from verifiers.core.errors import InputError
+from verifiers.core.errors import InputError, one_line
 from verifiers.core.reporter import Reporter
 from verifiers.core.statistics import chance_limit
 from verifiers.runtime.fingerprint import DataFingerprint
@@ -74,7 +74,7 @@ def validate(network: nn.Module, data: Data | tuple[Tensor, Tensor], reporter: R
     Raises:
         InputError: a check fails; the message is one line about the first one.
     """
-    given = data if isinstance(data, Data) else Data(*data)
+    given = as_data(data)
     model, images, labels, indices = network, given.images, given.labels, given.indices
     if len(images) != len(labels) or len(labels) == 0:
         raise InputError(f"need as many images as labels and at least one: got {len(images)} and {len(labels)}")
@@ -116,6 +116,23 @@ def validate(network: nn.Module, data: Data | tuple[Tensor, Tensor], reporter: R
             f"clean accuracy {accuracy:.1%} is near chance for {classes} classes: are these the right weights?"
         )
     return samples
+
+
+def as_data(data: Any) -> Data:
+    """Images and labels as tensors; numpy arrays and lists become some.
+
+    Raises:
+        InputError: neither ``Data`` nor a pair.
+    """
+    if isinstance(data, Data):
+        return data
+    if not isinstance(data, tuple | list) or len(data) != 2:
+        raise InputError(f"data must be a pair of images and labels, got {type(data).__name__}: give (images, labels)")
+    try:
+        images, labels = (torch.as_tensor(part) for part in data)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"images and labels must be tensors or arrays of numbers: {one_line(error)}") from None
+    return Data(images, labels)
 
 
 def check_dtype(model: nn.Module, name: str = "the network", verb: str = "certify") -> None:

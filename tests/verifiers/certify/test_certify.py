@@ -16,6 +16,8 @@ from tests.certifying import certify
 from tests.verifiers.results.test_store import equal_but_seconds
 from verifiers.bound_propagation.auto_lirpa import compat
 from verifiers.certify import identity
+from verifiers.certify.certify import check_types
+from verifiers.certify.config import CertifyConfig
 from verifiers.core.columns import Columns
 from verifiers.core.errors import Contradiction, InputError, Unsupported
 from verifiers.core.quantities import Norm
@@ -872,3 +874,15 @@ def test_near_chance_is_warned_about() -> None:
 
 def test_methods_are_found_by_name() -> None:
     assert [methods.find(kind) for kind in methods.BY_KIND] == list(methods.METHODS), "two methods share a name"
+
+
+def test_what_is_no_network_and_no_configuration_is_refused() -> None:
+    config = CertifyConfig(eps="0.1")
+    for arguments, words in (
+        (("net.pt", config, None), "the network must be a torch.nn.Module, got str"),
+        ((None, config, None), "the network must be"),
+        ((network(), config, "t.pt"), "the teacher must be a torch.nn.Module, got str"),
+        ((network(), {"eps": 0.1}, None), "config must be a CertifyConfig, got dict"),
+    ):
+        with pytest.raises(InputError, match=words):
+            check_types(*arguments)

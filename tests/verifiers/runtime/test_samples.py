@@ -9,7 +9,7 @@ from verifiers.core.errors import InputError
 from verifiers.core.reporter import Reporter
 from verifiers.core.status import Status
 from verifiers.runtime.certifier import Answering, Batch, Certifier, Clean, as_columns
-from verifiers.runtime.samples import PIXEL_TOLERANCE, Data, check_pixels, device_of, first_images, validate
+from verifiers.runtime.samples import PIXEL_TOLERANCE, Data, as_data, check_pixels, device_of, first_images, validate
 
 
 class Fixed(nn.Module):
@@ -125,3 +125,21 @@ def test_a_function_that_answers_a_batch_is_a_certifier() -> None:
     (found,) = certifier(batch)
     assert found.rows.tolist() == [0, 1] and found.columns["status"].dtype == np.uint8
     assert found.columns["radius"].tolist() == [1.0, 0.0]
+
+
+def test_arrays_and_lists_become_tensors() -> None:
+    images, labels = pictures()
+    given = as_data((images.numpy(), labels.tolist()))
+    assert torch.equal(given.images, images) and torch.equal(given.labels, labels)
+    assert as_data(given) is given
+
+
+@pytest.mark.parametrize("data", [torch.zeros(3, 2), {"x": 1}, (torch.zeros(1),), "digits"], ids=repr)
+def test_data_that_is_no_pair_is_refused(data: object) -> None:
+    with pytest.raises(InputError, match=r"data must be a pair of images and labels, got \w+: give \(images, labels\)"):
+        as_data(data)
+
+
+def test_images_that_are_no_numbers_are_refused() -> None:
+    with pytest.raises(InputError, match="must be tensors or arrays of numbers"):
+        as_data((["a", "b"], [0, 1]))
