@@ -186,7 +186,7 @@ def test_a_ball_that_holds_all_images_can_be_certified(norm: str, whole: float) 
     with torch.no_grad():
         model[1].weight.mul_(0.01)
         model[1].bias.copy_(torch.tensor([3.0, 0.0]))
-    for eps in (0.5, whole, 3 * whole):
+    for eps in (0.5, whole) if norm == "linf" else (0.5, whole, 3 * whole):  # linf radii above 1 are refused
         rows = certify(model, x, torch.zeros(3).long(), eps=eps, norm=norm, methods=["lipschitz"])["lipschitz"]
         assert (rows["certified"] == 1).all() and (rows["margin"] > 0).all()
 
