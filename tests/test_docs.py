@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli import succeeds
+from tests.marks import only
 from tests.paths import REFERENCE, ROOT
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -83,7 +84,12 @@ def run_page(page: Path, place: Path, *, slow: bool) -> None:
                 succeeds(*words[1:])
 
 
-@pytest.mark.parametrize("page", QUICK, ids=lambda page: page.stem)
+#: Pages of which even the quick blocks take over three seconds.
+LONG = ("README", "certify")
+SHORT = [page for page in QUICK if page.stem not in LONG]
+
+
+@pytest.mark.parametrize("page", only(SHORT, QUICK), ids=lambda page: page.stem)
 def test_a_page_runs(page: Path, place: Path) -> None:
     run_page(page, place, slow=False)
 

@@ -335,6 +335,7 @@ def test_mnist_is_the_published_one() -> None:
     assert images.double().std().item() == pytest.approx(0.3081, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_cifar10_is_the_published_one() -> None:
     data = published("cifar10")
     assert {name: len(split) for name, split in data.splits.items()} == {

@@ -67,7 +67,7 @@ def _check_unfinished(path: Path) -> int:
     return len(done)
 
 
-@pytest.mark.parametrize("count", [8, pytest.param(40, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [2, pytest.param(40, marks=pytest.mark.slow)])
 def test_a_killed_writer_loses_no_finished_row(count: int, tmp_path: Path) -> None:
     """Kills while rows are written; each next process goes on where the last one was killed."""
     process, _connection = start(_write_slowly, tmp_path / "straight.h5")

@@ -480,6 +480,7 @@ def test_alpha_crown_leaves_time_to_branch_and_bound(monkeypatch: pytest.MonkeyP
     assert 5 <= row["alpha_crown_seconds"] <= 14 and row["stage"] == Stage.BRANCH_AND_BOUND
 
 
+@pytest.mark.slow
 def test_trying_both_halves_saves_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     counts = []
     for candidates in (1, 16):
@@ -488,6 +489,7 @@ def test_trying_both_halves_saves_parts(monkeypatch: pytest.MonkeyPatch) -> None
     assert counts[1] < 0.9 * counts[0], f"splits {counts[1]} parts, and {counts[0]} without trying"
 
 
+@pytest.mark.slow
 def test_auto_lirpa_screens_as_well() -> None:
     pytest.importorskip("auto_LiRPA")
     np.testing.assert_array_equal(run(engine="auto-lirpa")["status"], whole()["status"])

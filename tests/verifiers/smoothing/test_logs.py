@@ -381,6 +381,7 @@ def test_nothing_is_written_of_a_log_that_does_not_fit(tmp_path: Path) -> None:
         ("cifar10_s025_cohen_resnet110", 0.25, 0.4234, 457),
     ],
 )
+@pytest.mark.slow
 def test_published_logs_fit_what_is_stated_of_them(name: str, sigma: float, printed: float, votes: int) -> None:
     path = FOLDER / f"{name}.tsv.gz"
     log = read_log(path)
