@@ -178,7 +178,7 @@ def _run(path: Path) -> Certificates:
             parameter.copy_(torch.randn(parameter.shape, generator=generator))
     images, labels = torch.rand(80, 4, generator=generator), torch.randint(0, 3, (80,), generator=generator)
     options = {"steps": 4, "restarts": 2}
-    return certify(model, images, labels, eps="1/20", methods=("pgd",), out=path, batch_size=1, options=options)
+    return certify(model, images, labels, eps="1/20", methods=("pgd",), out=path, batch_size=2, options=options)
 
 
 def finished(path: Path, rows: int) -> Callable[[], bool]:
