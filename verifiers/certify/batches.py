@@ -146,7 +146,7 @@ class Run:
     def _run_batches(self, certifier: Certifier, pending: Rows, size: int) -> None:
         """Run batch by batch; halve a batch that does not fit into memory, and record a single row that does not."""
         while len(pending):
-            rows = pending[:size]
+            rows, whole = pending[:size], False
             try:
                 self._answer(certifier, rows)
             except MEMORY_ERRORS as error:
@@ -163,9 +163,10 @@ class Run:
                 status = Status.UNSUPPORTED if isinstance(error, Unsupported) else Status.ERROR
                 certifier = self._refused(status, str(error))
             else:
-                if np.isin(rows, self.file.pending(self.kind)).any():
-                    raise RuntimeError(f"the certifier of {self.kind} gave some of {len(rows)} rows no answer")
+                whole = True
             pending = self.file.pending(self.kind)
+            if whole and np.isin(rows, pending).any():
+                raise RuntimeError(f"the certifier of {self.kind} gave some of {len(rows)} rows no answer")
 
     def _answer(self, certifier: Certifier, rows: Rows) -> None:
         """Settle misclassified rows and rows without finite logits, and pass all others to the certifier.
@@ -195,7 +196,8 @@ class Run:
         if not len(settled):
             return rows, found
         fill = {column.name: column.fill for column in (*COMMON_COLUMNS, *self.method.columns)}
-        together, order = np.concatenate([settled, rows]), np.argsort(np.concatenate([settled, rows]))
+        together = np.concatenate([settled, rows])
+        order = np.argsort(together)
         whole = {}
         for name, values in found.items():
             size = (len(settled), *values.shape[1:])

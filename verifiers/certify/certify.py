@@ -68,7 +68,7 @@ def certify(
         if teacher is not None and any(method.about is About.SMOOTHED for method in config.methods):
             _check_teacher(teacher, first, samples.classes)
         stack.enter_context(suitable_threads(network, first[:1], CLEAN_BATCH))
-        file = stack.enter_context(_file(program, reference, samples, config, out))
+        file = stack.enter_context(_file(program, reference, samples, first.shape[1:], config, out))
         check_predictions(config, samples, file)
         asked = Asked(program, samples, config.ball.value)
         for method in config.in_order:
@@ -80,10 +80,10 @@ def _file(
     program: Program,
     teacher: Program | None,
     samples: Samples,
+    shape: torch.Size,
     config: CertifyConfig,
     out: str | PathLike[str] | None,
 ) -> CertificateFile:
-    shape = first_images(samples, program.module).shape[1:]
     return CertificateFile(
         out,
         identity=identity_of(program, teacher, samples, config),
@@ -101,7 +101,6 @@ def table_of(method: Method, config: CertifyConfig) -> MethodTable:
         "guarantee": str(method.guarantee),
         "claim": method.claim,
         "paper": method.paper,
-        "seed": config.seed,
     }
     return MethodTable(method.kind, method.columns, {**facts, **ball, "seed": config.seed, **method.options})
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from verifiers.core.errors import Contradiction, Unsupported
 from verifiers.graph.capture import capture
 from verifiers.graph.graph import Graph
+from verifiers.runtime.samples import device_of
 
 T = TypeVar("T")
 
@@ -42,8 +43,7 @@ class Program:
     @property
     def device(self) -> torch.device:
         """The device of the weights."""
-        tensor = next(iter([*self.module.parameters(), *self.module.buffers()]), None)
-        return tensor.device if tensor is not None else torch.device("cpu")
+        return device_of(self.module)
 
     def graph(self, x: Float[Tensor, "batch *shape"]) -> Graph:
         """Capture the float64 graph for images like ``x``.
