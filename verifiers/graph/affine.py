@@ -69,6 +69,12 @@ class Dense(Affine):
     def __init__(self, weight: Float[Tensor, "out in"], bias: Float[Tensor, " out"] | None, after: Shape) -> None:
         self.weight, self.bias, self.magnitude, self.after = weight, bias, weight.abs(), after
 
+    def interval(self, *boxes: Interval) -> Interval:
+        low, high = boxes[0]
+        center = F.linear(low + high, self.weight / 2, self.bias)  # exact, and cheaper than halving the values
+        half = F.linear(high - low, self.magnitude / 2)
+        return Interval(center - half, center + half)
+
     def forward(self, *values: Tensor) -> Tensor:
         return F.linear(values[0], self.weight, self.bias)
 
@@ -151,6 +157,12 @@ class Convolution(Affine):
     def last(self) -> Tensor:
         """The weight with its channels last in memory."""
         return self.weight.contiguous(memory_format=torch.channels_last)
+
+    def interval(self, *boxes: Interval) -> Interval:
+        low, high = boxes[0]
+        center = self._convolve(low + high, self.weight / 2, self.bias)  # exact, and cheaper than halving the values
+        half = self._convolve(high - low, self.magnitude / 2, None)
+        return Interval(center - half, center + half)
 
     def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         maps = F.conv2d(x.flatten(0, -4), weight, bias, self.stride, self.padding, self.dilation, self.groups)
