@@ -1,4 +1,15 @@
-"""The one exception for input that a person can correct."""
+"""The one exception for input that a person can correct, and how text from outside is repeated in messages."""
+
+import os
+from collections.abc import ItemsView, Iterable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any
+
+#: The longest message of an ``InputError``, in characters; the middle of a longer one is left out.
+LONGEST_MESSAGE = 700
+#: The longest text from outside that a message repeats.
+LONGEST_QUOTE = 100
 
 
 class InputError(ValueError):
@@ -14,10 +25,92 @@ class InputError(ValueError):
         ...     print(error)
     """
 
+    def __init__(self, message: str = "") -> None:
+        super().__init__(shortened(printable(" ".join(message.split())), LONGEST_MESSAGE))
+
+
+def printable(text: str) -> str:
+    """Escape every character that a terminal would obey instead of showing: control codes, bidirectional marks."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def shortened(text: str, limit: int) -> str:
+    """Leave out the middle of a text that is longer than ``limit`` characters."""
+    if len(text) <= limit:
+        return text
+    last = limit // 4
+    return f"{text[: limit - last - 3]}...{text[-last:]}"
+
 
 def one_line(error: BaseException, limit: int | None = 200) -> str:
-    """What an error of a library says, without line breaks, cut off where it gets long."""
-    return " ".join(str(error).split())[:limit]
+    """What an error of a library says, without line breaks and control characters, cut off where it gets long."""
+    try:
+        text = " ".join(str(error).split())[:limit]
+    except Exception:  # noqa: BLE001 - the message is a number too large to write, or broken text
+        text = ""
+    return printable(text or type(error).__name__)
+
+
+def quoted(value: object, limit: int = LONGEST_QUOTE) -> str:
+    """Write a value as Python does, in a bounded time and length, whatever it holds."""
+    text = _written(value, 3)
+    return printable(text if len(text) <= limit else f"{text[: limit - 3]}...")
+
+
+def _written(value: object, depth: int) -> str:
+    """Write the beginning of a value: no more than a few entries a level, and no number of thousands of digits."""
+    if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 1000:
+        return f"a number of {value.bit_length()} bits"
+    if isinstance(value, str | bytes):
+        return repr(value[: 2 * LONGEST_MESSAGE])
+    if isinstance(value, dict):
+        return f"{{{_few(value.items(), len(value), depth)}}}"
+    if isinstance(value, list | tuple | set):
+        pair = {list: "[]", tuple: "()"}.get(type(value), "{}")
+        return f"{pair[0]}{_few(value, len(value), depth)}{pair[1]}"
+    return repr(value)
+
+
+def _few(entries: Iterable[Any], count: int, depth: int) -> str:
+    """Write the first entries of a list, or of a dictionary's pairs."""
+    if depth == 0:
+        return "..."
+    shown = [
+        ": ".join(_written(part, depth - 1) for part in entry)
+        if isinstance(entries, ItemsView)
+        else _written(entry, depth - 1)
+        for entry in islice(entries, 8)
+    ]
+    return ", ".join([*shown, *(["..."] if count > 8 else [])])
+
+
+@contextmanager
+def loading(path: str | os.PathLike[str], what: str, hint: str = "") -> Iterator[None]:
+    """Turn every failure of reading a file from outside into one ``InputError``: the one boundary for such files.
+
+    Libraries raise any exception on a damaged or hostile file: decoding, unpacking, recursion, memory, lookup errors.
+
+    Args:
+        path: of the file, for the message.
+        what: the kind of file that is expected, like "a .npz archive".
+        hint: what to do, after the reason.
+    """
+    try:
+        yield
+    except (InputError, Unsupported, Contradiction):
+        raise
+    except OSError as error:
+        reason = error.strerror or one_line(error)
+        missing = isinstance(error, FileNotFoundError)
+        raise InputError(f"no such file: {path}" if missing else f"cannot read {path}: {reason}{hint}") from error
+    except MemoryError as error:
+        raise InputError(f"{path} cannot be read: it needs more memory than there is") from error
+    except RecursionError as error:
+        raise InputError(f"{path} is not {what}: it is nested too deeply") from error
+    except Exception as error:  # whatever a library raises about a file is about the file
+        raise InputError(f"{path} is not {what}: {one_line(error)}{hint}") from error
 
 
 def did_you_mean(given: str, known: list[str]) -> str:
