@@ -5,14 +5,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from certkd.config.messages import first_problem
 from verifiers.core.errors import InputError, one_line
+from verifiers.core.settings import Strict
 
-Config = TypeVar("Config", bound=BaseModel)
+Config = TypeVar("Config", bound=Strict)
 #: Sections within sections that a configuration may have.
 DEEPEST = 50
 
@@ -39,21 +38,7 @@ def read(
             nearest known one), a value of the wrong type; the message names the key and repeats the value.
     """
     tree = dict(defaults or {}) if path is None else _load_file(Path(path))
-    return parse(_override(tree, overrides), kind, source="settings" if path is None else str(path))
-
-
-def parse(tree: Mapping[str, Any], kind: type[Config], *, source: str = "configuration") -> Config:
-    """Build settings from plain values.
-
-    Raises:
-        InputError: as ``read``.
-    """
-    try:
-        return kind.model_validate(tree)
-    except ValidationError as error:
-        raise InputError(f"{source}: {first_problem(error, kind, tree)}") from None
-    except OverflowError:
-        raise InputError(f"{source}: a number is too large") from None
+    return kind.parse(_override(tree, overrides), source="settings" if path is None else str(path))
 
 
 def value_of(text: str) -> Any:

@@ -24,6 +24,7 @@ from torch import Tensor
 from certkd import files
 from certkd.networks.builders import Classifier, ModelSpec, build
 from verifiers.core.errors import InputError, one_line
+from verifiers.core.problems import first_problem
 from verifiers.runtime.fingerprint import weights_sha256
 
 FORMAT = "certkd-checkpoint"
@@ -114,12 +115,12 @@ def load(path: str | os.PathLike[str], *, architecture: ModelSpec | None = None)
 
 
 def _spec(metadata: Mapping[str, Any], path: Path) -> ModelSpec:
+    given = metadata.get("architecture")
     try:
-        return ModelSpec.model_validate(metadata.get("architecture"))
+        return ModelSpec.model_validate(given)
     except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(["architecture", *map(str, problem["loc"])])
-        raise InputError(f"{path} is damaged: {where}: {problem['msg']}") from None
+        problem = first_problem(error, ModelSpec, given if isinstance(given, Mapping) else {})
+        raise InputError(f"{path} is damaged: architecture: {problem}") from None
 
 
 def _read_torch(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -86,7 +86,8 @@ PAPERS = (
     ),
     Paper(
         "zhang2019theoretically",
-        "Zhang, Hongyang and Yu, Yaodong and Jiao, Jiantao and Xing, Eric and El Ghaoui, Laurent and Jordan, Michael",
+        "Zhang, Hongyang and Yu, Yaodong and Jiao, Jiantao and Xing, Eric P. and El Ghaoui, Laurent and "
+        "Jordan, Michael I.",
         "Theoretically Principled Trade-off between Robustness and Accuracy",
         2019,
         _ICML,
@@ -110,8 +111,8 @@ PAPERS = (
     ),
     Paper(
         "salman2019provably",
-        "Salman, Hadi and Yang, Greg and Li, Jerry and Zhang, Pengchuan and Zhang, Huan and Razenshteyn, Ilya and "
-        "Bubeck, S{\\'e}bastien",
+        "Salman, Hadi and Li, Jerry and Razenshteyn, Ilya and Zhang, Pengchuan and Zhang, Huan and "
+        "Bubeck, S{\\'e}bastien and Yang, Greg",
         "Provably Robust Deep Learning via Adversarially Trained Smoothed Classifiers",
         2019,
         _NEURIPS,
@@ -188,8 +189,8 @@ PAPERS = (
     Paper(
         "wang2021beta",
         "Wang, Shiqi and Zhang, Huan and Xu, Kaidi and Lin, Xue and Jana, Suman and Hsieh, Cho-Jui and Kolter, J. Zico",
-        "Beta-{CROWN}: Efficient Bound Propagation with Per-neuron Split Constraints for Complete and Incomplete "
-        "Neural Network Robustness Verification",
+        "Beta-{CROWN}: Efficient Bound Propagation with Per-neuron Split Constraints for Neural Network Robustness "
+        "Verification",
         2021,
         _NEURIPS,
         "2103.06624",

@@ -1,11 +1,13 @@
 """Settings: frozen records that refuse unknown keys, and the numbers that they hold."""
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from verifiers.core.errors import InputError, did_you_mean
+from verifiers.core.errors import InputError
+from verifiers.core.problems import first_problem
 from verifiers.core.quantities import Epsilon, parse_number
 
 
@@ -46,19 +48,25 @@ Seed = Annotated[int, BeforeValidator(_seed), Field(ge=0, lt=2**63)]
 #: Bounds that training differentiates.
 BoundMethod = Literal["ibp", "crown-ibp"]
 #: A positive radius, kept as it was written ("8/255").
-EpsilonText = Annotated[str, BeforeValidator(_epsilon)]
+EpsilonText = Annotated[str, BeforeValidator(_epsilon), Field(examples=["8/255"])]
 
 
 #: The class itself; not ``Self``, which beartype takes only where it decorates the whole class.
 Own = TypeVar("Own", bound="Strict")
 
-#: How pydantic puts what a person should read.
-_PLAIN = {
-    "Input should be greater than or equal to ": "must be at least ",
-    "Input should be less than or equal to ": "must be at most ",
-    "Input should be a valid integer": "must be a whole number",
-    "Input should be ": "must be ",
-}
+
+@contextmanager
+def _refused_in_one_line(kind: type[BaseModel], given: Mapping[str, Any], source: str = "") -> Iterator[None]:
+    """Raise an InputError of one line where pydantic refuses some values."""
+    try:
+        yield
+    except ValidationError as error:
+        problem = first_problem(error, kind, given)
+    except OverflowError:
+        problem = "a number is too large"
+    else:
+        return
+    raise InputError(f"{source}: {problem}" if source else problem) from None
 
 
 class Strict(BaseModel):
@@ -66,46 +74,33 @@ class Strict(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
+    if not TYPE_CHECKING:  # type checkers derive the arguments from the fields
+
+        def __init__(self, /, **values: Any) -> None:
+            with _refused_in_one_line(type(self), values):
+                super().__init__(**values)
+
+        __init__.__pydantic_base_init__ = True  # settings inside settings are built without it
+
     @classmethod
     def parse(cls: type[Own], values: Mapping[str, Any], *, source: str = "") -> Own:
-        """Settings from plain values; messages begin with their source.
+        """Build settings from plain values; a refusal begins with their source.
 
         Raises:
-            InputError: in one line: a setting that is missing, unknown or out of its range.
+            InputError: a setting is missing, unknown or out of range.
         """
-        try:
+        with _refused_in_one_line(cls, values, source):
             return cls.model_validate(dict(values))
-        except ValidationError as error:
-            problem = _first_problem(error, cls)
-        except OverflowError:
-            problem = "a number is too large"
-        raise InputError(f"{source}: {problem}" if source else problem)
 
     def refuse_idle(self, used: Mapping[str, bool]) -> None:
-        """Refuse settings other than the default that nothing looks at, given which are looked at.
+        """Refuse a setting that is changed although the others make it ineffective.
+
+        Args:
+            used: for each setting, whether it has an effect.
 
         Raises:
-            ValueError: naming the first.
+            ValueError: it names the first such setting.
         """
-        for name, looked_at in used.items():
-            if not looked_at and getattr(self, name) != type(self).model_fields[name].default:
+        for name, has_effect in used.items():
+            if not has_effect and getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"{name} {getattr(self, name)} has no effect with the other settings: drop it")
-
-
-def _first_problem(error: ValidationError, settings: type[Strict]) -> str:
-    problem, fields = error.errors()[0], settings.model_fields
-    name = str(problem["loc"][0]) if problem["loc"] else ""
-    if problem["type"] == "extra_forbidden":
-        return f"unknown setting {name!r}.{did_you_mean(name, list(fields))}"
-    if problem["type"] == "missing":
-        example = (fields[name].examples or ["..."])[0]
-        return f"the setting {name} is missing: give one, like {name}={example}"
-    message, own = problem["msg"].removeprefix("Value error, "), problem["type"] == "value_error"
-    start = next((start for start in _PLAIN if message.startswith(start)), "")
-    message = _PLAIN.get(start, "") + (message.removeprefix(start) if "integer" not in start else "")
-    quiet = own and (isinstance(problem["input"], Mapping) or repr(problem["input"]) in message or name == "methods")
-    given = "" if quiet else f", got {problem['input']!r}"
-    if message.startswith("must "):
-        return f"{name} {message}{given}"
-    named = not name or name == "methods" or message.startswith((f"{name} ", f"{name}: "))
-    return f"{message}{given}" if named else f"{name}: {message}{given}"

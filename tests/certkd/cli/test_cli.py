@@ -161,7 +161,7 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["train", "--config", "configs"], "configs"),
     (["run", "none.yaml"], "none.yaml"),
     (["run", "configs/digits.yaml", "--set", "epochs"], "must look like key=value"),
-    (["run", "configs/digits.yaml", "--set", "epochs=3"], "unknown key 'epochs'"),
+    (["run", "configs/digits.yaml", "--set", "epochs=3"], "unknown setting 'epochs'"),
     (["run", "configs/digits.yaml", "--set", "teacher.epoch=3"], "Did you mean 'epochs'?"),
     (["run", "configs/digits.yaml", "--set", "teacher.epochs=many"], "'many'"),
     (["run", "configs/digits.yaml", "--set", "certify.eps=2/0"], "'2/0'"),

@@ -45,6 +45,20 @@ def test_the_table_has_each_paper_once_and_none_that_nobody_names() -> None:
         assert preprint <= paper.year <= preprint + 2, paper.key
 
 
+def test_a_key_is_the_first_author_the_year_and_the_first_word_of_the_title() -> None:
+    for paper in (*PAPERS, *PUBLISHED.values()):
+        author = re.sub(r"[^a-z]", "", paper.authors.partition(",")[0].lower().replace('{\\"u}', "ue"))
+        assert re.fullmatch(rf"{author.replace(' ', '')}{paper.year}[a-z]+", paper.key), paper.key
+        word = paper.key.removeprefix(f"{author}{paper.year}")
+        assert word in re.sub(r"[{}]", "", paper.title).lower(), paper.key
+
+
+def test_authors_and_title_are_those_of_the_named_venue_and_not_of_the_preprint() -> None:
+    smoothed, split = entries_of("arXiv 1906.04584 and 2103.06624")
+    assert "author = {Salman, Hadi and Li, Jerry and Razenshteyn, Ilya and Zhang, Pengchuan and " in smoothed
+    assert "Per-neuron Split Constraints for Neural Network Robustness Verification}" in split
+
+
 def rows() -> dict[str, np.ndarray]:
     return {"status": np.full(3, Status.NOT_CERTIFIED.value, "uint8")}
 

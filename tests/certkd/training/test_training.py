@@ -16,7 +16,6 @@ from torch.nn import functional as F
 
 from certkd import experiment, files
 from certkd.cli.train import train as train_command
-from certkd.config.reading import parse
 from certkd.config.settings import (
     DataConfig,
     ExperimentConfig,
@@ -551,13 +550,13 @@ def test_a_natural_teacher_of_an_experiment_is_for_its_students(monkeypatch: pyt
 
     monkeypatch.setattr(experiment, "_train_once", remember)
     with pytest.raises(InputError, match=r"no such checkpoint: natural\.pt"):
-        experiment.run(parse(tree, ExperimentConfig))
+        experiment.run(ExperimentConfig.parse(tree))
     with pytest.raises(InputError, match="b needs a natural teacher"):
-        experiment.run(parse({**tree, "natural_teacher": None}, ExperimentConfig))
+        experiment.run(ExperimentConfig.parse({**tree, "natural_teacher": None}))
     assert not asked, "a training began before the natural teacher was known to be there"
     monkeypatch.setattr(networks, "load", lambda path: None)
     with pytest.raises(Interrupted):
-        experiment.run(parse(tree, ExperimentConfig))
+        experiment.run(ExperimentConfig.parse(tree))
     assert [config.natural_teacher for config in asked] == [None, None, "natural.pt"]
 
 

@@ -1,9 +1,9 @@
 """Frozen settings and the numbers that they hold: what is taken, and the one line that refuses the rest."""
 
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from verifiers.core.errors import InputError, did_you_mean, one_line
 from verifiers.core.settings import Count, EpsilonText, Number, Positive, Seed, Share, Some, Strict
@@ -22,9 +22,11 @@ class Example(Strict):
 
 
 class Needed(Strict):
-    """A setting without a default."""
+    """Settings without a default, with an example and without."""
 
-    steps: Count
+    steps: Annotated[Count, Field(examples=["50"])]
+    name: str = "x"
+    place: str
 
 
 TAKEN: list[tuple[str, Any, Any]] = [
@@ -87,8 +89,19 @@ def test_without_a_source_the_message_begins_with_the_setting() -> None:
 
 
 def test_a_missing_setting_is_named_with_an_example() -> None:
-    with pytest.raises(InputError, match=r"^the setting steps is missing: give one, like steps="):
-        Needed.parse({})
+    with pytest.raises(InputError, match=r"^the setting steps is missing: give one, like steps=50$"):
+        Needed.parse({"place": "here"})
+    with pytest.raises(InputError, match=r"^the setting place is missing$"):
+        Needed.parse({"steps": 3})
+
+
+@pytest.mark.parametrize(("name", "given", "words"), REFUSED)
+def test_a_constructor_and_plain_values_are_refused_with_the_same_words(name: str, given: Any, words: str) -> None:
+    with pytest.raises(InputError) as plain:
+        Example.parse({name: given})
+    with pytest.raises(InputError) as built:
+        Example(**{name: given})
+    assert str(built.value) == str(plain.value) and words in str(built.value)
 
 
 def test_settings_cannot_change_and_compare_by_value() -> None:
