@@ -119,4 +119,6 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})
+    from certkd.catalogue import class_names
+
+    return sorted({*__all__, *class_names(), *(name for name in globals() if name.startswith("__"))})

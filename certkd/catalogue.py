@@ -40,10 +40,16 @@ class Description:
 @cache
 def descriptions() -> dict[str, Description]:
     """Return every objective's description by its kind, in the order of ``certkd.objectives.OBJECTIVES``."""
+    found = [_described(name) for name in class_names()]
+    return {description.kind: description for description in found}
+
+
+@cache
+def class_names() -> tuple[str, ...]:
+    """Return the names of the objectives' classes, in the order of ``certkd.objectives.OBJECTIVES``."""
     listed = _definition(_PACKAGE, "OBJECTIVES")[1]
     assert isinstance(listed, ast.Tuple)
-    found = [_described(element.id) for element in listed.elts if isinstance(element, ast.Name)]
-    return {description.kind: description for description in found}
+    return tuple(element.id for element in listed.elts if isinstance(element, ast.Name))
 
 
 def describe(kind: str) -> Description:
@@ -68,9 +74,7 @@ def _described(name: str) -> Description:
     constants = {field: str(_value(fields[field][1].value)) for field in ("kind", "summary", "paper")}
     texts = tuple(inspect.cleandoc(text) for _, node in lineage if (text := ast.get_docstring(node, clean=False)))
     settings = tuple(
-        Setting(
-            field, None if line.value is None else str(_value(line.value)), tuple(_choices(module, line.annotation))
-        )
+        Setting(field, _default(line), tuple(_choices(module, line.annotation)))
         for field, (module, line) in fields.items()
         if field != "kind" and "ClassVar" not in ast.unparse(line.annotation)
     )

@@ -77,6 +77,11 @@ def test_every_objective_is_a_public_name() -> None:
     assert all(getattr(certkd, objective.__name__) is objective for objective in objectives)
 
 
+def test_a_listed_objective_is_offered_without_a_line_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("certkd.catalogue.class_names", lambda: ("Kdiga", "Mine"))
+    assert "Mine" in dir(certkd)
+
+
 def test_importing_the_packages_imports_nothing_heavy() -> None:
     code = (
         "import certkd, verifiers, sys; print([m for m in ('torch', 'numpy', 'pydantic', 'h5py') if m in sys.modules])"

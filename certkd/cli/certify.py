@@ -10,7 +10,7 @@ import click
 from certkd.cli.networks import network
 from certkd.cli.options import Assignment, EpsilonType, Value, data_options, network_options
 from verifiers.core.errors import InputError
-from verifiers.core.quantities import Epsilon, parse_number
+from verifiers.core.quantities import Epsilon
 
 if TYPE_CHECKING:
     from certkd.cli.networks import Load
@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 @click.option("--indices", metavar="I,J-K,...", help="Only these samples of the split, like 3,17,40-99.")
 @click.option("--indices-file", metavar="FILE", help="Only the samples that a file lists, an index or range a line.")
 @click.option("--instances", metavar="FILE.csv", help="A benchmark's list instead of --eps: image_index, label, eps.")
-@click.option("--out", metavar="FILE", help="Certificate file.  [default: beside the checkpoint]")
-@click.option("--teacher-out", metavar="FILE", help="The teacher's certificate file.  [default: beside it]")
+@click.option("--out", metavar="FILE", help="Certificate file.  [default: next to the checkpoint]")
+@click.option("--teacher-out", metavar="FILE", help="The teacher's certificate file.  [default: next to the teacher]")
 @network_options
 @click.option("--seed", default=0, show_default=True, help="Keys the attack's random starts.")
 @click.option("--batch-size", type=click.IntRange(min=1), help="Samples at a time.  [default: the method's own]")
@@ -76,9 +76,9 @@ def certify(model: str, teacher: str | None, eps: Epsilon | None, **options: Any
     from certkd.report.console import display, stderr
     from verifiers.runtime.modes import reuse_memory
 
+    options["teacher"] = teacher
     _check_question(eps, options)
     reuse_memory()
-    options["teacher"] = teacher
     config = certify_config(eps or Epsilon.parse("1"), options)
     requirements = _requirements(options, config)
     load = cache(data.load)  # one data set for all networks of the command
@@ -131,11 +131,15 @@ class _Asked:
         self, model: str, student: "Checkpoint", teacher: str | None, reference: "Checkpoint | None"
     ) -> "dict[str, Certificates]":
         """Certify the teacher, where there is one, and the student."""
-        done, radius, alone = {}, self.config.ball, self.config.alone()
+        from certkd.cli.question import default_out
+        from verifiers.results.writer import check_output
+
+        done, alone = {}, self.config.alone()
+        out = self.outs["out"] or default_out(model, self.config, self.options["instances"], teacher)
+        check_output(out)
         if teacher is not None and reference is not None and alone is not None:
-            out = self.outs["teacher_out"] or _default_out(teacher, radius, self.options)
-            done["teacher"] = self._certify(reference, teacher, alone, out, None)
-        out = self.outs["out"] or _default_out(model, radius, self.options, teacher)
+            teacher_out = self.outs["teacher_out"] or default_out(teacher, alone, self.options["instances"])
+            done["teacher"] = self._certify(reference, teacher, alone, teacher_out, None)
         done["student"] = self._certify(student, model, self.config, out, reference)
         return done
 
@@ -166,7 +170,9 @@ class _Asked:
 
 
 def _check_question(eps: Epsilon | None, options: dict[str, Any]) -> None:
-    """One radius for all samples, or a list that says both."""
+    """Check the radius, or the list that says samples and radii, and where the answers are written."""
+    from verifiers.results.writer import check_output
+
     others = {"--eps": eps} | {
         f"--{name.replace('_', '-')}": options[name] for name in ("indices", "indices_file", "limit")
     }
@@ -175,6 +181,11 @@ def _check_question(eps: Epsilon | None, options: dict[str, Any]) -> None:
         raise InputError("which radius? Give --eps, like --eps 8/255, or a list with --instances FILE.csv")
     if options["instances"] is not None and given:
         raise InputError(f"--instances lists its own samples and radii: drop {given[0]}")
+    if options["teacher_out"] is not None and options["teacher"] is None:
+        raise InputError(f"--teacher-out {options['teacher_out']} is the teacher's certificate file: add --teacher")
+    for out in (options["out"], options["teacher_out"]):
+        if out is not None:
+            check_output(out)
 
 
 def _questions(
@@ -216,18 +227,6 @@ def _report(done: "dict[str, Certificates]", requirements: "list[Requirement]") 
     result = compare(done["teacher"], done["student"])
     display(*tables.comparison(result, "teacher", "student"), *tables.pair_summaries(done["teacher"], done["student"]))
     return [requirement.missed(result) for requirement in requirements if not requirement.holds(result)]
-
-
-def _default_out(name: str, eps: Epsilon, options: dict[str, Any], teacher: str | None = None) -> Path:
-    """Beside the checkpoint, named after it and norm, eps, sigma, teacher, list: another of them is another file."""
-    place = Path(name) if "/" in name or Path(name).exists() else Path(name.replace(":", "-"))
-    pair = f"-with-{Path(teacher.replace(':', '-')).stem}" if teacher else ""
-    noise = "" if options["sigma"] is None else f"-sigma{float(parse_number(options['sigma'])):g}"
-    listed = "" if options["instances"] is None else f"-{Path(options['instances']).stem}"
-    complete = "-complete" if options["complete"] else ""
-    return place.with_name(
-        f"{place.stem}-{options['norm']}-{eps.text.replace('/', '_')}{noise}{pair}{listed}{complete}.h5"
-    )
 
 
 def _failures(certificates: "Certificates") -> list[str]:

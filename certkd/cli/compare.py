@@ -11,7 +11,7 @@ import click
 @click.argument("student")
 @click.option("--method", default="best", show_default=True, help="Whose radii: one, or best of all proofs.")
 @click.option("--require", "conditions", multiple=True, metavar="CONDITION", help="Like 'retention>=0.9'; else exit 1.")
-@click.option("--plot", metavar="FILE.png", help="Also plot both radius distributions.")
+@click.option("--plot", metavar="FILE", help="Also plot both radius distributions (.png, .pdf or .svg).")
 @click.option("--json", "as_json", is_flag=True, help="Print plain values instead of tables.")
 def compare(
     teacher: str, student: str, method: str, conditions: tuple[str, ...], plot: str | None, as_json: bool
@@ -32,6 +32,8 @@ def compare(
     from verifiers.results.reader import read
 
     requirements = [Requirement.parse(text) for text in conditions]
+    if plot is not None:
+        plots.check_name(Path(plot))
     files = {"teacher": read(teacher), "student": read(student)}
     result = compare_files(files["teacher"], files["student"], method=method)
     missed = [requirement for requirement in requirements if not requirement.holds(result)]

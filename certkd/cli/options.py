@@ -1,6 +1,7 @@
 """Option types and options that several commands share."""
 
 import json
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -53,9 +54,10 @@ def _value(text: str, given: str) -> Any:
     from certkd.config.reading import value_of
 
     try:
-        return value_of(text)
+        value = value_of(text)
     except InputError as error:
         raise InputError(f"{given}: the value is not YAML: {error}") from None
+    return text if isinstance(value, float) and not math.isfinite(value) else value  # 1e400 is refused as 1e400
 
 
 def numbers(text: str | None, name: str) -> tuple[float, ...]:

@@ -1,5 +1,6 @@
 """The options of ``certkd certify`` as one configuration."""
 
+from pathlib import Path
 from typing import Any
 
 from verifiers.certify.config import DEFAULT_METHODS, CertifyConfig
@@ -35,14 +36,33 @@ def certify_config(eps: Epsilon, options: dict[str, Any]) -> CertifyConfig:
     return config
 
 
-def _methods(options: dict[str, Any]) -> tuple[str, ...]:
+def _methods(options: dict[str, Any]) -> str | tuple[str, ...]:
     if options["complete"] and options["methods"] is not None:
         raise InputError(f"--complete means --methods complete, not {options['methods']}: give one of them")
     if options["complete"]:
         return ("complete",)
     if options["methods"] is not None:
-        return tuple(name.strip() for name in options["methods"].split(","))
-    return DEFAULT_METHODS if options["teacher"] is None else (*DEFAULT_METHODS, *WITH_TEACHER)
+        return str(options["methods"])
+    return default_methods(options["teacher"] is not None)
+
+
+def default_methods(teacher: bool) -> tuple[str, ...]:
+    """List the methods that run when none are named, with a teacher or without."""
+    return (*DEFAULT_METHODS, *WITH_TEACHER) if teacher else DEFAULT_METHODS
+
+
+def default_out(name: str, config: CertifyConfig, instances: str | None, teacher: str | None = None) -> Path:
+    """Name the certificate file next to the checkpoint, so that another question goes to another file.
+
+    The name tells network, norm, eps, noise, teacher, list of samples, and the methods unless they are the default.
+    """
+    place = Path(name) if "/" in name or Path(name).exists() else Path(name.replace(":", "-"))
+    parts = [place.stem, str(config.norm), config.eps.replace("/", "_")]
+    parts += [f"sigma{sigma:g}" for method in config.methods if (sigma := getattr(method, "sigma", None)) is not None]
+    parts += [] if teacher is None else [f"with-{Path(teacher.replace(':', '-')).stem}"]
+    parts += [] if instances is None else [Path(instances).stem]
+    parts += [] if config.kinds == default_methods(teacher is not None) else ["+".join(config.kinds)]
+    return place.with_name(f"{'-'.join(parts)}.h5")
 
 
 def _settings(options: dict[str, Any]) -> dict[str, Any]:

@@ -6,26 +6,29 @@ import click
 
 from certkd.cli.certify import certify
 from certkd.cli.options import EpsilonType, data_options
+from verifiers.core.errors import InputError
 
 
 @click.command()
-@click.option("--teacher", required=True, metavar="NETWORK", help="Checkpoint, or source:name.")
-@click.option("--student", required=True, metavar="NETWORK", help="Checkpoint, or source:name.")
+@click.option("--teacher", metavar="NETWORK", help="The teacher: checkpoint, or source:name.")
+@click.option("--student", required=True, metavar="NETWORK", help="The student: checkpoint, or source:name.")
 @click.option("--eps", required=True, type=EpsilonType(), help="Radius in pixel units, like 8/255.")
 @click.option("--norm", default="linf", show_default=True, help="linf, l2 or l1.")
 @click.option("--data", metavar="NAME", help="Data set.  [default: the student's own]")
 @click.option("--split", default="test", show_default=True, help="train, validation or test.")
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first so many samples.")
-@click.option("--out", metavar="FILE", help="The student's certificate file.  [default: beside the checkpoint]")
-@click.option("--teacher-out", metavar="FILE", help="The teacher's certificate file.  [default: beside it]")
+@click.option("--out", metavar="FILE", help="The student's certificate file.  [default: next to the checkpoint]")
+@click.option("--teacher-out", metavar="FILE", help="The teacher's certificate file.  [default: next to the teacher]")
 @click.option("--require", "conditions", multiple=True, metavar="CONDITION", help="Like 'kept>=0.9'; else exit 1.")
 @data_options
 @click.pass_context
-def transfer(ctx: click.Context, student: str, **options: Any) -> int:
+def transfer(ctx: click.Context, student: str, teacher: str | None, **options: Any) -> int:
     """Does the student match the teacher? Sample by sample, at one radius.
 
     Certifies both, then asks what carries the teacher's certificates over: the student's own ones, theorems A, B and C
     with certified terms, and the joint differential bound; says what blocks the samples that are lost. The same as
     'certkd certify --teacher' with the methods pgd, crown, joint and transfer; its rows are in the student's file.
     """
-    return int(ctx.invoke(certify, model=student, methods="pgd,crown,joint,transfer", **options))
+    if teacher is None:
+        raise InputError("transfer compares a student with its teacher: give --teacher, like --teacher teacher.pt")
+    return int(ctx.invoke(certify, model=student, teacher=teacher, methods="pgd,crown,joint,transfer", **options))

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from certkd.cli.networks import network
-from certkd.cli.options import Number, data_options, network_options
+from certkd.cli.options import Value, data_options, network_options
 from verifiers.core.errors import InputError
 
 
@@ -16,7 +16,7 @@ from verifiers.core.errors import InputError
 @click.option(
     "--sample", type=click.IntRange(min=0), default=50, show_default=True, help="Certificates to prove again."
 )
-@click.option("--time-limit", type=Number(), default=30.0, show_default=True, help="Seconds for each of them.")
+@click.option("--time-limit", type=Value(), default=30, show_default=True, help="Seconds for each of them.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Chooses them.")
 @network_options
 @data_options
@@ -38,6 +38,7 @@ def verify(file: str, model: str, **options: Any) -> int:
     from verifiers.runtime.device import choose_device
     from verifiers.runtime.samples import Data
 
+    settings = VerifyConfig.parse({name: options[name] for name in ("sample", "seed", "time_limit")}, source="verify")
     certificates, load = read(file), cache(data.load)
     about = certificates.attributes
     if not (about.get("data") and about.get("split")):
@@ -47,7 +48,6 @@ def verify(file: str, model: str, **options: Any) -> int:
     config = networks.data_of(known, options["data"], options["data_root"], options["download"])
     seed = int(about.get("data_seed", config.seed))
     samples = rows_of(certificates, load(config.model_copy(update={"seed": seed})))
-    settings = VerifyConfig.parse({name: options[name] for name in ("sample", "seed", "time_limit")}, source="verify")
     network_ = known.model.to(choose_device(options["device"] or "auto"))
     given = Data(samples.images, samples.labels)
     findings = verify_file(network_, file, given, settings, CertifyProgress(model))

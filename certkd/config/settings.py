@@ -1,12 +1,14 @@
 """Settings of data, networks, trainings and experiments: frozen models that refuse unknown keys."""
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from certkd.objectives import AnyObjective
 from verifiers.certify.config import CertifyConfig
+from verifiers.core.errors import InputError
 from verifiers.core.quantities import Norm
 from verifiers.core.settings import Count, EpsilonText, Number, Positive, Seed, Strict
 
@@ -163,6 +165,13 @@ class TrainJob(TrainConfig):
     teacher: str | None = None
     natural_teacher: str | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _is_no_experiment(cls, given: Any) -> Any:
+        if isinstance(given, Mapping) and "students" in given and "objective" not in given:
+            raise InputError("this is an experiment, with a teacher and students, not one training: use 'certkd run'")
+        return given
+
 
 class RoleConfig(Recipe):
     """One network of an experiment, and its objective."""
@@ -207,3 +216,10 @@ class ExperimentConfig(Strict):
     students: StudentsConfig
     certify: CertifySection
     selection: SelectionConfig = SelectionConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_no_training(cls, given: Any) -> Any:
+        if isinstance(given, Mapping) and "objective" in given and "students" not in given:
+            raise InputError("this is one training, not an experiment: use 'certkd train --config FILE'")
+        return given

@@ -1,4 +1,4 @@
-"""Plot certificates and trainings as PNG."""
+"""Plot certificates and trainings."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,13 +7,17 @@ from typing import Any
 import numpy as np
 
 from certkd.files import write_whole
+from verifiers.core.errors import InputError
+
+#: How the name of a plot may end.
+FORMATS = (".png", ".pdf", ".svg")
 
 
 def radius_curves(path: Path, radii: Mapping[str, np.ndarray], *, norm: str, eps: float, samples: int) -> None:
     """Plot certified accuracy at every radius, one step curve per network.
 
     Args:
-        path: of the PNG.
+        path: of the plot; its suffix is one of ``FORMATS``.
         radii: certified radius per sample by network name; misclassified samples have 0.
         norm: named on the axis.
         eps: marked by a vertical line.
@@ -79,5 +83,16 @@ def _figure() -> tuple[Any, Any]:
     return figure, axes
 
 
+def check_name(path: Path) -> None:
+    """Check that a plot can have this name.
+
+    Raises:
+        InputError: its suffix is none of ``FORMATS``.
+    """
+    if path.suffix.lower() not in FORMATS:
+        raise InputError(f"{path}: the name of a plot ends in {', '.join(FORMATS)}")
+
+
 def _save(figure: Any, path: Path) -> None:
-    write_whole(path, lambda temporary: figure.savefig(temporary, dpi=130, format="png"))
+    check_name(path)
+    write_whole(path, lambda temporary: figure.savefig(temporary, dpi=130, format=path.suffix[1:].lower()))

@@ -17,7 +17,7 @@ from verifiers.core.status import About
 from verifiers.graph.program import Program
 from verifiers.methods.base import Method
 from verifiers.results.rows import Certificates
-from verifiers.results.writer import CertificateFile, MethodTable
+from verifiers.results.writer import CertificateFile, MethodTable, check_output
 from verifiers.runtime.modes import eval_mode, suitable_threads, trusted_arithmetic
 from verifiers.runtime.samples import CLEAN_BATCH, Data, Samples, first_images, validate
 
@@ -54,6 +54,8 @@ def certify(
         >>> certificates["crown"]["radius"].mean()  # doctest: +SKIP
     """
     check_types(network, config, teacher)
+    if out is not None:
+        check_output(out)
     reporter = reporter or Reporter()
     program, reference = Program(network), None if teacher is None else Program(teacher)
     question = Question(config.ball, config.norm, config.seed, reference)

@@ -18,7 +18,8 @@ DEFAULT_METHODS = ("pgd", "ibp", "crown")
 class CertifyConfig(Strict):
     """The settings of a certification: the ball, the methods with their settings, the seed.
 
-    ``methods`` accepts names, methods (``Crown(tolerance=0.01)``) and mappings (``{kind: crown, tolerance: 0.01}``).
+    ``methods`` accepts names (also in one text, ``"pgd,crown"``), methods (``Crown(tolerance=0.01)``) and mappings
+    (``{kind: crown, tolerance: 0.01}``).
     ``options`` apply to every method that has them and does not set them itself; an option that no method has is
     rejected.
 
@@ -63,7 +64,9 @@ class CertifyConfig(Strict):
         options, named = values.pop("options", None) or {}, values.get("methods", DEFAULT_METHODS)
         if not isinstance(options, Mapping):
             raise InputError(f"options must be settings by name, like steps: 50, got {options!r}")
-        if isinstance(named, str | Mapping | Method):
+        if isinstance(named, str):
+            named = named.split(",")
+        if isinstance(named, Mapping | Method):
             named = (named,)
         if not isinstance(named, Iterable):
             raise InputError(f"methods must be names or settings of methods, like [pgd, crown], got {named!r}")

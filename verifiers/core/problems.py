@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from verifiers.core.errors import did_you_mean
+from verifiers.core.errors import did_you_mean, quoted
 
 #: The rule that a value broke, by pydantic's name of the problem; a name in braces is the limit or the choices.
 _RULES = {
@@ -22,8 +22,6 @@ _RULES = {
     **dict.fromkeys(("list_type", "tuple_type"), "must be a list"),
     **dict.fromkeys(("dict_type", "model_type", "model_attributes_type"), "must be settings by name"),
 }
-#: Characters of a value that a message repeats.
-_LONGEST = 120
 
 
 def first_problem(error: ValidationError, kind: type[BaseModel], given: Mapping[str, Any]) -> str:
@@ -55,13 +53,13 @@ def _described(problem: Any, kind: type[BaseModel], given: Mapping[str, Any]) ->
     limits = {name: _plain(limit) for name, limit in problem.get("ctx", {}).items()}
     rule = _RULES.get(sort, problem["msg"].replace("Input should be", "must be")).format(**limits)
     hint = _kind_hint(_models_at(kind, place), value) if "settings by name" in rule else ""
-    return f"{where} {rule}{hint}, got {_shown(value)}".lstrip()
+    return f"{where} {rule}{hint}, got {quoted(value)}".lstrip()
 
 
 def _own(message: str, value: Any, where: str, last: str) -> str:
     """A refusal of a validator of ours: it names the setting and repeats the value unless it does so itself."""
-    if not isinstance(value, Mapping) and _shown(value) not in message:
-        message = f"{message}, got {_shown(value)}"
+    if not isinstance(value, Mapping) and quoted(value) not in message:
+        message = f"{message}, got {quoted(value)}"
     if where and message.startswith(f"{last} "):
         return f"{where} {message.removeprefix(f'{last} ')}"
     return f"{where}: {message}" if where and not message.startswith(f"{where}: ") else message
@@ -80,11 +78,6 @@ def _kind_hint(models: Sequence[type[BaseModel]], value: Any) -> str:
 
 def _plain(limit: Any) -> Any:
     return int(limit) if isinstance(limit, float) and limit.is_integer() else limit
-
-
-def _shown(value: Any) -> str:
-    text = " ".join(repr(value).split())
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 def _written(location: Sequence[Any], tree: Any) -> list[str]:

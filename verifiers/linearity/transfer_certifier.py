@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from verifiers.bound_propagation import JointEngine, attack_bounds
+from verifiers.core.errors import Unsupported
 from verifiers.core.question import Question
 from verifiers.core.status import Status
 from verifiers.geometry.balls import Balls
@@ -55,8 +56,9 @@ class TransferCertifier:
             Unsupported: there is no teacher, or a network cannot be captured.
             Contradiction: a point of the ball breaks a bound.
         """
+        if question.teacher is None:
+            raise Unsupported("transfer bounds compare with a teacher: give one")
         joint = JointEngine.prepare(program, samples, question)
-        assert question.teacher is not None
         networks = (Network.prepare(program, samples), Network.prepare(question.teacher, samples))
         for network in networks:
             attack_bounds(network.native, samples, question.eps.value, norm=question.norm, method="crown")

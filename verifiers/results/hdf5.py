@@ -46,8 +46,11 @@ def plain(attributes: h5py.AttributeManager) -> dict[str, Any]:
     return {name: value.item() if isinstance(value, np.generic) else value for name, value in attributes.items()}
 
 
-def check_format(file: h5py.File, path: Path) -> None:
+def check_format(file: h5py.File, path: Path, older: str = "certify again") -> None:
     """Refuse files of another kind or version.
+
+    Args:
+        older: what to do about a file of an older version.
 
     Raises:
         InputError: another HDF5 file, or a certificate file of an older or newer certkd.
@@ -58,8 +61,7 @@ def check_format(file: h5py.File, path: Path) -> None:
     version = str(attributes.get("format_version"))
     if version == str(FORMAT_VERSION):
         return
-    older = version.isdecimal() and int(version) < FORMAT_VERSION
-    what_to_do = "certify again" if older else "update certkd"
+    what_to_do = older if version.isdecimal() and int(version) < FORMAT_VERSION else "update certkd"
     raise InputError(f"{path} has format version {version}, this certkd reads {FORMAT_VERSION}: {what_to_do}")
 
 

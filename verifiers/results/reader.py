@@ -23,6 +23,9 @@ def read(path: str | os.PathLike[str]) -> Certificates:
         InputError: missing, not HDF5, not a certificate file, or of another format version.
     """
     path = Path(path)
+    if path.is_dir():
+        example = next((f" in it, like {file}" for file in sorted(path.glob("*.h5"))), "")
+        raise InputError(f"{path} is a folder: give a certificate file{example}")
     if not path.is_file():
         raise InputError(f"no certificate file at {path}")
     try:

@@ -44,6 +44,9 @@ from verifiers.results.rows import Certificates
 _SAMPLES = ("data_sha256", "indices_sha256", "samples")
 
 
+#: How the name of a certificate file may end.
+SUFFIXES = (".h5", ".hdf5")
+_ANOTHER = "choose another output file, or delete this one"
 _in_memory = (f"in memory {number}" for number in itertools.count())
 
 
@@ -127,20 +130,20 @@ class CertificateFile:
                 raise InputError(cannot_write(self.path, problem)) from None
 
     def _check_identity(self) -> None:
-        check_format(self._file, self.path)
+        check_format(self._file, self.path, _ANOTHER)
         there = json.loads(self._file.attrs["identity"])
         wanted = json.loads(self._identity)
         different = sorted(key for key in there.keys() | wanted.keys() if there.get(key) != wanted.get(key))
         if set(_SAMPLES) >= set(different) >= {"data_sha256", "indices_sha256"}:
             raise InputError(
                 f"{self.path} holds other samples ({there.get('samples')} of them, now {wanted.get('samples')}): "
-                "choose another output file, or delete this one"
+                f"{_ANOTHER}"
             )
         if different:
             key, was, now = _innermost(different[0], there.get(different[0]), wanted.get(different[0]))
             raise InputError(
                 f"{self.path} was made with another {key.removesuffix('_text')} ({_short(was)}, now {_short(now)}): "
-                "choose another output file, or delete this one"
+                f"{_ANOTHER}"
             )
 
     def _retry_failures(self, method: str) -> None:
@@ -202,6 +205,28 @@ class CertificateFile:
     def read(self) -> Certificates:
         """The rows as they stand."""
         return contents(self._file, self.path)
+
+
+def check_output(path: str | os.PathLike[str]) -> None:
+    """Check that a certificate file can be written or resumed at a place, before anything is computed.
+
+    Raises:
+        InputError: the name does not end like a certificate file's, another file or a folder is there, the folder
+            cannot be written, or another process writes the file.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in SUFFIXES:
+        raise InputError(f"{path}: the name of a certificate file ends in {' or '.join(SUFFIXES)}")
+    if _exists(path):
+        if path.is_dir():
+            raise InputError(f"{path} is a folder: name a file in it, like {path / 'student.h5'}")
+        with _open_for_writing(path) as file:
+            check_format(file, path, _ANOTHER)
+        return
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    number = errno.ENOTDIR if not folder.is_dir() else None if os.access(folder, os.W_OK | os.X_OK) else errno.EACCES
+    if number is not None:
+        raise InputError(cannot_write(path, OSError(number, os.strerror(number))))
 
 
 def _exists(path: Path) -> bool:

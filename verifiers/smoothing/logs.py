@@ -19,7 +19,7 @@ from verifiers.core.errors import InputError, did_you_mean
 from verifiers.core.quantities import Epsilon, Norm
 from verifiers.core.status import Guarantee, Status
 from verifiers.results.rows import Certificates
-from verifiers.results.writer import CertificateFile, MethodTable
+from verifiers.results.writer import CertificateFile, MethodTable, check_output
 from verifiers.runtime.fingerprint import indices_sha256
 from verifiers.smoothing import table
 from verifiers.smoothing.log_file import Log, read_log
@@ -99,6 +99,8 @@ def import_log(
     Raises:
         InputError: there is no such log, or no count gives its radii with these settings.
     """
+    if out is not None:
+        check_output(out)
     log, radius = read_log(path), Epsilon.parse(eps)
     columns = _columns(log, vote, counts_of(log, vote.law, vote.n, vote.alpha), radius.value)
     with CertificateFile(

@@ -119,75 +119,6 @@ def test_a_wrong_eps_is_refused_and_repeated(network: Path, eps: str) -> None:
     assert repr(eps) in message and "8/255" in message, message
 
 
-MISTAKES: list[tuple[list[str], str]] = [
-    (["certfy"], "certfy"),
-    (["certify", "--epss", "1"], "--eps"),
-    (["certify"], "--model"),
-    (["certify", "--model", "NET"], "--eps"),
-    (["certify", "--model", "NET", "--eps", "0.1", "extra"], "extra"),
-    (["certify", "--model", "NET", "--eps", "0.1", "--norm", "linff"], "must be 'linf', 'l2' or 'l1', got 'linff'"),
-    (["certify", "--model", "NET", "--eps", "0.1", "--methods", "crwn"], "Did you mean 'crown'?"),
-    (["certify", "--model", "NET", "--eps", "0.1", "--methods", ""], "unknown method ''"),
-    (["certify", "--model", "NET", "--eps", "0.1", "--methods", "ibp,ibp"], "each method once"),
-    (["certify", "--model", "NET", "--eps", "0.1", "--split", "tset"], "unknown split 'tset'. Did you mean 'test'?"),
-    (["certify", "--model", "NET", "--eps", "0.1", "--limit", "0"], "--limit"),
-    (["certify", "--model", "NET", "--eps", "0.1", "--batch-size", "0"], "--batch-size"),
-    (["certify", "--model", "NET", "--eps", "0.1", "--seed", "-1"], "seed"),
-    (["certify", "--model", "NET", "--eps", "0.1", "--seed", "x"], "--seed"),
-    (["certify", "--model", "NET", "--eps", "0.1", "--option", "steps"], "must look like steps=50"),
-    (["certify", "--model", "NET", "--eps", "0.1", "--option", "steps=many"], "'many'"),
-    (["certify", "--model", "NET", "--eps", "0.1", "--option", "stps=5"], "'stps'"),
-    (["certify", "--model", "NET", "--eps", "0.1", "--data", "digit"], "Did you mean 'digits'?"),
-    (["certify", "--model", "NET", "--eps", "0.1", "--device", "gpu"], "unknown device 'gpu'"),
-    (["certify", "--model", "none.pt", "--eps", "0.1"], "no such checkpoint: none.pt"),
-    (["certify", "--model", "mlp", "--eps", "0.1"], "'mlp' is neither a checkpoint's path nor a network's name"),
-    (["certify", "--model", "certkd-mlp", "--eps", "0.1"], "Did you mean 'certkd:mlp'?"),
-    (["certify", "--model", "configs", "--eps", "0.1"], "configs is a folder"),
-    (["certify", "--model", "configs/digits.yaml", "--eps", "0.1"], "configs/digits.yaml is not a checkpoint"),
-    (["certify", "--model", "certkd:mpl", "--data", "digits", "--eps", "0.1"], "Did you mean 'certkd:mlp'?"),
-    (["certify", "--model", "timm:resnt18", "--data", "digits", "--eps", "0.1"], "Did you mean 'timm:resnet18'?"),
-    (["certify", "--model", "timm:resnet18", "--eps", "0.1"], "needs --data"),
-    (["certify", "--model", "certkd:mlp", "--data", "digits", "--eps", "0.1"], "no pre-trained weights"),
-    (["certify", "--model", "NET", "--eps", "0.1", "--mean", "0.5"], "--std"),
-    (["certify", "--model", "NET", "--eps", "0.1", "--mean", "a", "--std", "b"], "'a'"),
-    (["certify", "--model", "NET", "--eps", "0.1", "--mean", "0.5", "--std", "0"], "--std"),
-    (["show", "none.h5"], "no certificate file at none.h5"),
-    (["show", "configs/digits.yaml"], "configs/digits.yaml is not a certificate file"),
-    (["compare", "none.h5"], "STUDENT"),
-    (["compare", "none.h5", "none.h5"], "none.h5"),
-    (["compare", "none.h5", "none.h5", "--require", "retention"], "'retention' must look like"),
-    (["train"], "--config"),
-    (["train", "--config", "none.yaml"], "no such configuration: none.yaml"),
-    (["train", "--config", "configs"], "configs"),
-    (["run", "none.yaml"], "none.yaml"),
-    (["run", "configs/digits.yaml", "--set", "epochs"], "must look like key=value"),
-    (["run", "configs/digits.yaml", "--set", "epochs=3"], "unknown setting 'epochs'"),
-    (["run", "configs/digits.yaml", "--set", "teacher.epoch=3"], "Did you mean 'epochs'?"),
-    (["run", "configs/digits.yaml", "--set", "teacher.epochs=many"], "'many'"),
-    (["run", "configs/digits.yaml", "--set", "certify.eps=2/0"], "'2/0'"),
-    (["run", "configs/digits.yaml", "--set", "certify.methods=[crwn]", "--set", "out=OUT"], "Did you mean 'crown'?"),
-    (["run", "configs/digits.yaml", "--set", "certify.methods=[pgd]", "--set", "out=OUT"], "proves nothing"),
-    (["run", "configs/digits.yaml", "--set", "data.name=digit", "--set", "out=OUT"], "Did you mean 'digits'?"),
-    (["run", "configs/digits.yaml", "--set", "teacher.model.name=certkd:cn", "--set", "out=OUT"], "'certkd:cnn'?"),
-    (["run", "configs/digits.yaml", "--set", "out=/dev/null/x"], "/dev/null/x"),
-    (["run", "configs/digits.yaml", "--set", "data.name=mnist", "--data-root", "/none", "--set", "out=OUT"], "/none"),
-]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"), MISTAKES, ids=lambda part: " ".join(part) if isinstance(part, list) else ""
-)
-def test_a_mistake_is_one_line_that_names_it(
-    arguments: list[str], words: str, network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(ROOT)
-    place = {"NET": str(network)}
-    given = [place.get(argument, argument).replace("OUT", str(tmp_path / "out")) for argument in arguments]
-    if "certify" in given and "--out" not in given:
-        given += ["--out", str(tmp_path / "c.h5")]
-    assert words in refused(*given)
-
-
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
 @pytest.mark.parametrize("command", ["certify", "run"])
 def test_an_absent_gpu_is_named(command: str, network: Path, tmp_path: Path) -> None:
@@ -271,8 +202,8 @@ def test_progress_on_a_terminal_takes_names_as_they_are(monkeypatch: pytest.Monk
 
 def test_the_default_file_lies_beside_the_checkpoint(network: Path) -> None:
     succeeds("certify", "--model", network, "--eps", "2/255", *FAST)
-    out = network.with_name("net-linf-2_255.h5")
-    assert out.is_file(), "the file is named after network, norm and eps"
+    out = network.with_name("net-linf-2_255-ibp.h5")
+    assert out.is_file(), "the file is named after network, norm, eps and methods"
     assert "eps 2/255" in succeeds("show", out)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from certkd.cli.certify import certify
-from certkd.cli.question import certify_config
+from certkd.cli.question import certify_config, default_out
 from certkd.config.reading import read
 from certkd.config.settings import ExperimentConfig
 from tests.cli import refused
@@ -135,6 +135,38 @@ def test_a_mistake_in_a_setting_is_the_same_line_everywhere(
 def test_a_setting_is_given_once(arguments: str, words: str) -> None:
     with pytest.raises(InputError, match=words):
         typed(f"--eps 0.5 --norm l2 --methods smoothing {arguments}")
+
+
+NAMES: list[tuple[str, str]] = [
+    ("--eps 2/255", "net-linf-2_255"),
+    ("--eps 2/255 --methods pgd,ibp,crown", "net-linf-2_255"),
+    ("--eps 2/255 --methods crown,pgd", "net-linf-2_255-crown+pgd"),
+    ("--eps 0.1 --norm l2 --complete", "net-l2-0.1-complete"),
+    ("--eps 0.5 --norm l2 --methods smoothing --sigma 1/4", "net-l2-0.5-sigma0.25-smoothing"),
+    ("--eps 0.5 --norm l2 --methods smoothing --option sigma=0.5", "net-l2-0.5-sigma0.5-smoothing"),
+    ("--eps 0.1 --teacher a/t.pt", "net-linf-0.1-with-t"),
+    ("--eps 0.1 --teacher a/t.pt --methods crown,joint", "net-linf-0.1-with-t-crown+joint"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "name"), NAMES, ids=[arguments for arguments, _ in NAMES])
+def test_a_file_without_a_name_is_named_after_its_question(arguments: str, name: str) -> None:
+    teacher = "a/t.pt" if "--teacher" in arguments else None
+    assert default_out("runs/net.pt", typed(arguments), None, teacher) == Path(f"runs/{name}.h5")
+
+
+def test_the_name_tells_the_list_and_the_teachers_own_methods() -> None:
+    config = typed("--eps 0.1 --teacher t.pt")
+    alone = config.alone()
+    assert alone is not None and default_out("timm:resnet18", alone, None) == Path("timm-resnet18-linf-0.1.h5")
+    assert default_out("runs/net.pt", alone, "lists/all.csv") == Path("runs/net-linf-0.1-all.h5")
+
+
+def test_methods_may_be_named_in_one_text() -> None:
+    expected = CertifyConfig(eps=0.1, methods=("crown", "pgd"))
+    assert CertifyConfig(eps=0.1, methods="crown, pgd") == expected
+    with pytest.raises(InputError, match=r"^unknown method 'crwn'\. Did you mean 'crown'\?$"):
+        CertifyConfig(eps=0.1, methods="pgd,crwn")
 
 
 def test_a_methods_own_setting_comes_before_the_options() -> None:

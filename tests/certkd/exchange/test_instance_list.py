@@ -149,8 +149,8 @@ def test_a_teacher_is_certified_on_the_same_list(network: Path, tmp_path: Path) 
     teacher.write_bytes(STUDENT.with_name("teacher.pt").read_bytes())
     arguments = ("--model", network, "--teacher", teacher, "--instances", listed, "--methods", "ibp")
     printed = succeeds("certify", *arguments)
-    names = {f"net-linf-{e}-with-teacher-list.h5" for e in ("0.02", "0.04")}
-    names |= {f"teacher-linf-{e}-list.h5" for e in ("0.02", "0.04")}
+    names = {f"net-linf-{e}-with-teacher-list-ibp.h5" for e in ("0.02", "0.04")}
+    names |= {f"teacher-linf-{e}-list-ibp.h5" for e in ("0.02", "0.04")}
     assert {path.name for path in tmp_path.glob("*.h5")} == names
     assert [line.split(":")[0] for line in printed.splitlines()[-2:]] == ["teacher", "student"]
 

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from certkd.report import plots
+from verifiers.core.errors import InputError
 
 
 @pytest.fixture
@@ -49,6 +50,18 @@ def test_metrics_that_were_never_measured_are_no_line(drawn: list[Any]) -> None:
     assert set(lines) == {"teacher, clean", "teacher, pgd", "kd, clean", "kd, noisy"}
     np.testing.assert_allclose(lines["teacher, pgd"], [[1, 2, 3], [0, 0.1, 0.2]])
     np.testing.assert_array_equal(lines["kd, noisy"], [[1, 2], [np.nan, 0.4]], "an epoch without it is drawn")
+
+
+@pytest.mark.parametrize(("name", "start"), [("a.png", b"\x89PNG"), ("a.PDF", b"%PDF"), ("a.svg", b"<?xml")])
+def test_the_suffix_is_the_form_of_a_plot(tmp_path: Path, name: str, start: bytes) -> None:
+    plots.training_curves(tmp_path / name, {"kd": [{"epoch": 0, "validation": {"clean": 0.5}}]})
+    assert (tmp_path / name).read_bytes().startswith(start)
+
+
+@pytest.mark.parametrize("name", ["a.xyz", "a", "a.gif"])
+def test_another_suffix_is_refused_with_the_known_ones(name: str) -> None:
+    with pytest.raises(InputError, match=rf"^{name}: the name of a plot ends in \.png, \.pdf, \.svg$"):
+        plots.check_name(Path(name))
 
 
 def test_a_plot_is_a_whole_png(tmp_path: Path) -> None:

@@ -325,4 +325,5 @@ def test_networks_and_torch_are_left_as_they_were(kind: str) -> None:
 def test_a_pair_without_a_teacher_is_unsupported(kind: str) -> None:
     rows = run(kind, teacher=None)
     assert (rows["status"][WRONG:] == Status.UNSUPPORTED).all() and (rows["radius"] == 0).all()
-    assert "compare with a teacher: give one" in rows.attributes["reason"]
+    name = {"joint": "joint bounds", "transfer": "transfer bounds"}.get(kind, kind)
+    assert f"{name} compare with a teacher: give one" in rows.attributes["reason"]

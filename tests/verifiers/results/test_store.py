@@ -23,7 +23,7 @@ from verifiers.core.status import FAILURES, Status
 from verifiers.results import reader
 from verifiers.results import writer as store
 from verifiers.results.rows import Certificates, MethodRows
-from verifiers.results.writer import CertificateFile, MethodTable
+from verifiers.results.writer import CertificateFile, MethodTable, check_output
 
 #: New processes come from a server that has imported this module once.
 PROCESSES = multiprocessing.get_context("forkserver")
@@ -339,12 +339,15 @@ def _of_version(path: Path, version: int) -> None:
         (_html, "is not a certificate file"),
         (_empty, "not a certificate file"),
         (_cut_short, "is not a certificate file"),
-        (Path.mkdir, "certificate file"),
+        (Path.mkdir, "certificate file|is a folder: name a file in it"),
         (_foreign, "is an HDF5 file but not a certificate file"),
         (lambda path: _foreign(path, format="netCDF"), "is an HDF5 file but not a certificate file"),
         (lambda path: _foreign(path, format=[1, 2]), "is an HDF5 file but not a certificate file"),
         (lambda path: _foreign(path, format=store.FORMAT), "has format version None"),
-        (lambda path: _of_version(path, 1), "has format version 1, this certkd reads 2: certify again"),
+        (
+            lambda path: _of_version(path, 1),
+            "has format version 1, this certkd reads 2: (certify again|choose another)",
+        ),
         (lambda path: _of_version(path, 3), "has format version 3, this certkd reads 2: update certkd"),
     ],
     ids=["random", "html", "empty", "cut", "folder", "foreign", "netcdf", "array", "no-version", "older", "newer"],
@@ -355,7 +358,7 @@ def test_a_file_of_another_kind_is_refused_and_left_alone(
     path = tmp_path / "a.h5"
     make(path)
     before = path.read_bytes() if path.is_file() else None
-    for use in (lambda: reader.read(path), lambda: open_file(path)):
+    for use in (lambda: reader.read(path), lambda: open_file(path), lambda: check_output(path)):
         with pytest.raises(InputError, match=message) as refusal:
             use()
         assert str(path) in str(refusal.value), "the message must name the file"
@@ -382,10 +385,29 @@ def test_an_impossible_path_is_one_clear_error(tmp_path: Path, name: str) -> Non
     with pytest.raises(InputError, match=r"cannot write|is not a file name") as refusal:
         open_file(tmp_path / name)
     assert len(str(refusal.value).splitlines()) == 1
+    with pytest.raises(InputError, match=r"cannot write|is not a file name|ends in"):
+        check_output(tmp_path / name)
     assert os.listdir(tmp_path) == ["file"], "something was left behind"
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="there is no /proc here")
+@pytest.mark.parametrize("name", ["a.txt", "a", "a.h5.bak"])
+def test_a_name_that_is_no_certificate_files_is_refused_with_the_known_ones(tmp_path: Path, name: str) -> None:
+    with pytest.raises(InputError, match=rf"{name}: the name of a certificate file ends in \.h5 or \.hdf5$"):
+        check_output(tmp_path / name)
+
+
+def test_a_place_is_checked_without_a_trace(tmp_path: Path) -> None:
+    check_output(tmp_path / "new" / "a.h5")
+    check_output(tmp_path / "A.HDF5")
+    assert not os.listdir(tmp_path), "a check made something"
+    with open_file(tmp_path / "a.h5"):
+        pass
+    before = (tmp_path / "a.h5").read_bytes()
+    check_output(tmp_path / "a.h5")
+    assert (tmp_path / "a.h5").read_bytes() == before, "a check changed the file"
+
+
 def test_a_folder_that_takes_no_files() -> None:
     with pytest.raises(InputError, match=r"cannot write /proc/a\.h5: .*choose an output folder that can be written"):
         open_file(Path("/proc/a.h5"))

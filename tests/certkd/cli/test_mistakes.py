@@ -1,0 +1,150 @@
+"""Mistakes on the command line: each is one line that repeats the input and says what to do, with exit code 2."""
+
+import shlex
+import shutil
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from certkd.networks.builders import ModelSpec, build
+from certkd.networks.checkpoint import Checkpoint, save
+from tests.certificate_files import write_file
+from tests.cli import refused
+from tests.paths import ROOT
+from verifiers.core.status import Status
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The words in capitals that stand for files and folders in the commands below."""
+    folder = tmp_path_factory.mktemp("mistakes")
+    torch.manual_seed(0)
+    spec = ModelSpec(name="certkd:mlp", options={"hidden": [8]}, classes=10, shape=(1, 8, 8))
+    save(Checkpoint(build(spec).eval(), data={"name": "digits", "seed": 0, "image_size": 224}), folder / "net.pt")
+    (folder / "certificates").mkdir()
+    file = folder / "certificates" / "student.h5"
+    write_file(file, {"ibp": {"status": np.full(3, Status.NOT_CERTIFIED.value, "uint8")}}, eps=0.1)
+    old = shutil.copy(file, folder / "old.h5")
+    with h5py.File(old, "r+") as opened:
+        opened.attrs["format_version"] = 1
+    (folder / "text.h5").write_text("not HDF5")
+    (folder / "training.yaml").write_text("out: x\nobjective: {kind: kd}\n")
+    (folder / "experiment.yaml").write_text(
+        "out: x\nteacher: {objective: {kind: standard}}\n"
+        "students: {objectives: {kd: {kind: kd}}}\ncertify: {eps: 0.1}\n"
+    )
+    return {
+        "NET": str(folder / "net.pt"),
+        "GOOD": str(file),
+        "OLD": str(old),
+        "TEXT": str(folder / "text.h5"),
+        "FOLDER": str(folder / "certificates"),
+        "EMPTY": str(tmp_path_factory.mktemp("empty")),
+        "TRAINING": str(folder / "training.yaml"),
+        "EXPERIMENT": str(folder / "experiment.yaml"),
+    }
+
+
+MISTAKES: list[tuple[str, str]] = [
+    ("certfy", "certfy"),
+    ("certify --epss 1", "--eps"),
+    ("certify", "--model"),
+    ("certify --model NET", "--eps"),
+    ("CERTIFY extra", "extra"),
+    ("CERTIFY --norm linff", "must be 'linf', 'l2' or 'l1', got 'linff'"),
+    ("CERTIFY --methods crwn", "Did you mean 'crown'?"),
+    ("CERTIFY --methods ''", "unknown method ''"),
+    ("CERTIFY --methods ibp,ibp", "each method once"),
+    ("CERTIFY --split tset", "unknown split 'tset'. Did you mean 'test'?"),
+    ("CERTIFY --limit 0", "--limit"),
+    ("CERTIFY --batch-size 0", "--batch-size"),
+    ("CERTIFY --seed -1", "seed"),
+    ("CERTIFY --seed x", "--seed"),
+    ("CERTIFY --option steps", "must look like steps=50"),
+    ("CERTIFY --option steps=many", "'many'"),
+    ("CERTIFY --option stps=5", "'stps'"),
+    ("CERTIFY --data digit", "Did you mean 'digits'?"),
+    ("CERTIFY --device gpu", "unknown device 'gpu'"),
+    ("certify --model none.pt --eps 0.1", "no such checkpoint: none.pt"),
+    ("certify --model mlp --eps 0.1", "'mlp' is neither a checkpoint's path nor a network's name"),
+    ("certify --model certkd-mlp --eps 0.1", "Did you mean 'certkd:mlp'?"),
+    ("certify --model configs --eps 0.1", "configs is a folder"),
+    ("certify --model configs/digits.yaml --eps 0.1", "configs/digits.yaml is not a checkpoint"),
+    ("certify --model certkd:mpl --data digits --eps 0.1", "Did you mean 'certkd:mlp'?"),
+    ("certify --model timm:resnt18 --data digits --eps 0.1", "Did you mean 'timm:resnet18'?"),
+    ("certify --model timm:resnet18 --eps 0.1", "needs --data"),
+    ("certify --model certkd:mlp --data digits --eps 0.1", "no pre-trained weights"),
+    ("CERTIFY --mean 0.5", "--std"),
+    ("CERTIFY --mean a --std b", "'a'"),
+    ("CERTIFY --mean 0.5 --std 0", "--std"),
+    ("CERTIFY --out text.txt", "text.txt: the name of a certificate file ends"),
+    ("CERTIFY --out FOLDER", "the name of a certificate file ends in .h5 or"),
+    ("CERTIFY --out OLD", "reads 2: choose another output file, or delete"),
+    ("CERTIFY --out TEXT", "TEXT is not a certificate file: "),
+    ("CERTIFY --out /dev/null/c.h5", "choose an output folder that can be"),
+    ("CERTIFY --teacher-out t.h5", "add --teacher"),
+    ("CERTIFY --teacher NET --teacher-out t.txt", "ends in .h5 or .hdf5"),
+    ("CERTIFY --complete --time-limit 1e400", "'1e400' is too large a number"),
+    ("CERTIFY --complete --time-limit nan", "'nan' is not a number"),
+    ("CERTIFY --complete --time-limit .inf", "'.inf' is not a number"),
+    ("CERTIFY --complete --time-limit -1", "must be greater than 0, got -1"),
+    ("CERTIFY --option tolerance=1e400", "'1e400' is too large a number"),
+    ("CERTIFY --methods crown,joint", "the method joint needs --teacher"),
+    ("transfer --student NET --eps 0.1", "transfer compares a student with its teacher: give --teacher"),
+    ("verify GOOD --model NET --time-limit 1e400", "verify: time_limit: '1e400' is too large a number"),
+    ("verify GOOD --model NET --time-limit -1", "verify: time_limit must be greater than 0, got -1"),
+    ("verify GOOD --model NET", "GOOD does not say what data it is about"),
+    ("verify FOLDER --model NET", "FOLDER is a folder: give a certificate file in it, like GOOD"),
+    ("show none.h5", "no certificate file at none.h5"),
+    ("show FOLDER", "FOLDER is a folder: give a certificate file in it, like GOOD"),
+    ("show EMPTY", "EMPTY is a folder: give a certificate file\n"),
+    ("show OLD", "OLD has format version 1, this certkd reads 2: certify again"),
+    ("cite FOLDER", "FOLDER is a folder: give a certificate file"),
+    ("export FOLDER --out rows.csv", "FOLDER is a folder: give a certificate file"),
+    ("export GOOD --out rows.txt", "name a file that ends in .csv, .json, .npz, or a folder"),
+    ("import-log FOLDER --n 100 --alpha 0.1 --sigma 1", "no log at FOLDER"),
+    ("compare FOLDER GOOD", "FOLDER is a folder: give a certificate file in it, like GOOD"),
+    ("compare GOOD GOOD --plot radii.xyz", "radii.xyz: the name of a plot ends in .png, .pdf, .svg"),
+    ("run TRAINING", "TRAINING: this is one training, not an experiment: use 'certkd train --config FILE'"),
+    ("train --config EXPERIMENT", "EXPERIMENT: this is an experiment, with a teacher and students, not one train"),
+    ("train --config TRAINING --set objective.temperature=0", "objective.temperature must be greater than 0"),
+    ("train --config TRAINING --set objective=kd", "must be settings by name, like {kind: kd}, got 'kd'"),
+    ("show configs/digits.yaml", "configs/digits.yaml is not a certificate file"),
+    ("compare none.h5", "STUDENT"),
+    ("compare none.h5 none.h5", "none.h5"),
+    ("compare none.h5 none.h5 --require retention", "'retention' must look like"),
+    ("train", "--config"),
+    ("train --config none.yaml", "no such configuration: none.yaml"),
+    ("train --config configs", "configs"),
+    ("run none.yaml", "none.yaml"),
+    ("run configs/digits.yaml --set epochs", "must look like key=value"),
+    ("run configs/digits.yaml --set epochs=3", "unknown setting 'epochs'"),
+    ("run configs/digits.yaml --set teacher.epoch=3", "Did you mean 'epochs'?"),
+    ("run configs/digits.yaml --set teacher.epochs=many", "'many'"),
+    ("run configs/digits.yaml --set certify.eps=2/0", "'2/0'"),
+    ("run configs/digits.yaml --set 'certify.methods=[crwn]' --set out=OUT", "Did you mean 'crown'?"),
+    ("run configs/digits.yaml --set 'certify.methods=[pgd]' --set out=OUT", "proves nothing"),
+    ("run configs/digits.yaml --set data.name=digit --set out=OUT", "Did you mean 'digits'?"),
+    ("run configs/digits.yaml --set teacher.model.name=certkd:cn --set out=OUT", "'certkd:cnn'?"),
+    ("run configs/digits.yaml --set out=/dev/null/x", "/dev/null/x"),
+    ("run configs/digits.yaml --set data.name=mnist --data-root /none --set out=OUT", "/none"),
+]
+
+
+@pytest.mark.parametrize(("command", "words"), MISTAKES, ids=[command for command, _ in MISTAKES])
+def test_a_mistake_is_one_line_that_names_it(
+    command: str, words: str, places: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    arguments = shlex.split(command.replace("CERTIFY", "certify --model NET --eps 0.1"))
+    given = [places.get(argument, argument).replace("OUT", str(tmp_path / "out")) for argument in arguments]
+    if "certify" in given and "--out" not in given:
+        given += ["--out", str(tmp_path / "c.h5")]
+    line = refused(*given)
+    for name, place in places.items():
+        line = line.replace(place, name)
+    assert words in line, line
+    assert "pydantic" not in line and "Input should" not in line, "the words of a library"
