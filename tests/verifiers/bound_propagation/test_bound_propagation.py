@@ -295,16 +295,17 @@ def test_normalisation_may_be_a_layer_or_part_of_the_weights(norm: Norm, method:
         assert (np.abs(one - two) < 1e-9).all(), "interval bounds lose the first affine layers"
 
 
+@pytest.mark.parametrize("points", [2_000, pytest.param(10_000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("pixels", [4, 16])
 @every_norm
 @pytest.mark.parametrize("method", [IBP, CROWN], ids=lambda m: m.kind)
-def test_a_planted_counterexample_is_never_certified(pixels: int, norm: Norm, method: Method) -> None:
+def test_a_planted_counterexample_is_never_certified(pixels: int, norm: Norm, method: Method, points: int) -> None:
     network, x, hidden = planted(pixels, reach=0.1)
     distance = float(norms((hidden - x[0])[None].double(), norm))
     eps = 1.01 * distance
     with torch.no_grad():
         assert int(network(x).argmax()) == 0 and int(network(hidden[None]).argmax()) == 1, "the plant does not bloom"
-        hits = int((network(inside_points(x[0], eps, norm, 2_000)).argmax(1) == 1).sum())
+        hits = int((network(inside_points(x[0], eps, norm, points)).argmax(1) == 1).sum())
     assert hits == 0 or pixels == 4, "the counterexample is not hidden from random points"
     row = certify(method, network, x, norm, eps)
     assert row["status"][0] != Status.CERTIFIED or row["radius"][0] < distance, "certified beyond the counterexample"

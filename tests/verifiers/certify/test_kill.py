@@ -169,14 +169,14 @@ def test_rows_without_a_status_are_written_again(tmp_path: Path) -> None:
 # A real certification ---------------------------------------------------------------------------------------------
 
 
-def _run(path: Path) -> Certificates:
+def _run(path: Path, samples: int) -> Certificates:
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(3)
     model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator))
-    images, labels = torch.rand(80, 4, generator=generator), torch.randint(0, 3, (80,), generator=generator)
+    images, labels = torch.rand(samples, 4, generator=generator), torch.randint(0, 3, (samples,), generator=generator)
     options = {"steps": 4, "restarts": 2}
     return certify(model, images, labels, eps="1/20", methods=("pgd",), out=path, batch_size=2, options=options)
 
@@ -186,18 +186,19 @@ def finished(path: Path, rows: int) -> Callable[[], bool]:
     return lambda: path.exists() and int((reader.read(path)["pgd"]["status"] != Status.PENDING).sum()) >= rows
 
 
-def _certify(path: Path, connection: Connection) -> None:
-    _run(path)
+def _certify(path: Path, samples: int, connection: Connection) -> None:
+    _run(path, samples)
 
 
-def test_a_killed_certification_goes_on_to_the_same_result(tmp_path: Path) -> None:
-    straight = _run(tmp_path / "straight.h5")
+@pytest.mark.parametrize("samples", [80, pytest.param(150, marks=pytest.mark.slow)])
+def test_a_killed_certification_goes_on_to_the_same_result(samples: int, tmp_path: Path) -> None:
+    straight = _run(tmp_path / "straight.h5", samples)
     statuses = {Status(s) for s in straight["pgd"]["status"]}
     assert statuses == {Status.FALSIFIED, Status.NOT_CERTIFIED, Status.MISCLASSIFIED}, "the samples are too much alike"
     rng, path, middle = random.Random(2), tmp_path / "a.h5", 0
     for part in range(4):
         done_before = 0 if not part else int((reader.read(path)["pgd"]["status"] != Status.PENDING).sum())
-        killed(_certify, path, messages=0, until=finished(path, done_before + rng.randint(1, 16)))
+        killed(_certify, path, samples, messages=0, until=finished(path, done_before + rng.randint(1, samples // 5)))
         rows = reader.read(path)["pgd"]
         done = rows["status"] != Status.PENDING
         for name in rows.columns.keys() - {"seconds"}:
@@ -205,7 +206,7 @@ def test_a_killed_certification_goes_on_to_the_same_result(tmp_path: Path) -> No
             assert np.array_equal(rows[name][done], expected, equal_nan=name in ("margin", "distance")), name
         middle += 0 < done.sum() < len(done)
     assert middle >= 1, "no kill hit in the middle: the test is of no use"
-    equal_but_seconds(_run(path), straight, ["pgd"])
+    equal_but_seconds(_run(path, samples), straight, ["pgd"])
     fooled = np.flatnonzero(straight["pgd"]["status"] == Status.FALSIFIED)
     one, two = (reader.read_images(p, "pgd", "counterexample", fooled) for p in (path, tmp_path / "straight.h5"))
     assert (one == two).all(), "a counterexample differs"
