@@ -7,19 +7,26 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
 from verifiers.graph.operators import Interval, Pushed
 from verifiers.graph.relaxations.lines import Alpha
+from verifiers.graph.rounding import accumulated, magnitude, nearest, representable, steps_of
 from verifiers.graph.rows import Rows, Shape
 
 Function = Callable[..., Tensor]
 
 
 class Affine:
-    """Base of the affine operators; a subclass defines ``forward``, ``half_width`` and ``push``."""
+    """Base of the affine operators; a subclass defines ``forward``, ``half_width``, ``push`` and ``error``.
+
+    Attributes:
+        computed: False for an operator that no machine computes, because it only relates other values.
+    """
+
+    computed = True
 
     def forward(self, *values: Tensor) -> Tensor:
         raise NotImplementedError
@@ -42,6 +49,13 @@ class Affine:
     def relax(self, boxes: Sequence[Interval], alpha: Alpha | None = None) -> "Affine":
         return self
 
+    def error(self, sizes: Sequence[Tensor], after: Tensor) -> Tensor | None:
+        """Bound the error of float32 from the largest magnitudes of the inputs and of the output."""
+        raise NotImplementedError
+
+    def rounding(self, boxes: Sequence[Interval], after: Interval) -> Tensor | None:
+        return self.error([magnitude(box) for box in boxes], magnitude(after)) if self.computed else None
+
     def inputs_to_tighten(self, boxes: Sequence[Interval]) -> list[None]:
         return [None] * len(boxes)
 
@@ -61,6 +75,9 @@ class Reshape(Affine):
     def push(self, rows: Rows, samples: Tensor) -> Pushed:
         rows = rows.dense(self.after)
         return Pushed([rows.take(rows.values.reshape(len(rows.values), *self.before))])
+
+    def error(self, sizes: Sequence[Tensor], after: Tensor) -> None:
+        return None
 
 
 class Dense(Affine):
@@ -90,12 +107,27 @@ class Dense(Affine):
         constant = None if self.bias is None else values.reshape(len(values), -1, len(self.bias)).sum(1) @ self.bias
         return Pushed([rows.take(values @ self.weight)], constant)
 
+    @cached_property
+    def steps(self) -> Int[Tensor, " out"]:
+        """The roundings of each sum: one per weight that is not 0, and one for the bias."""
+        return (self.weight != 0).sum(1) + 1 + (not representable(self.weight))
+
+    def error(self, sizes: Sequence[Tensor], after: Tensor) -> Tensor:
+        """gamma(n + 1) (|W| |x| + |b|) for n weights that are not 0; products with 0 are exact."""
+        size = F.linear(sizes[0], self.magnitude, None if self.bias is None else self.bias.abs())
+        return accumulated(size, self.steps, tiny=self.steps)
+
 
 class Scale(Affine):
-    """Apply scale x + shift entry by entry; both broadcast to the node's shape."""
+    """Apply scale x + shift entry by entry; both broadcast to the node's shape.
 
-    def __init__(self, scale: Float[Tensor, "..."], shift: Float[Tensor, "..."] | None, shape: Shape) -> None:
-        self.shape = shape
+    ``sums`` is the number of roundings of the sum: 2 if float32 may merge the shift with another constant before.
+    """
+
+    def __init__(
+        self, scale: Float[Tensor, "..."], shift: Float[Tensor, "..."] | None, shape: Shape, *, sums: int = 1
+    ) -> None:
+        self.shape, self.sums = shape, sums
         self.scale = scale.reshape((1,) * (len(shape) - scale.ndim) + scale.shape)
         self.shift = None if shift is None else shift.expand(shape)
 
@@ -118,6 +150,25 @@ class Scale(Affine):
         scale = self.scale if rows.window is None else self.scale.reshape(1, -1, 1, 1)
         return Pushed([rows.take(rows.values * scale)], constant)
 
+    @cached_property
+    def steps(self) -> int:
+        """The roundings of the product; one more than of a product, as quotients by constants may be computed so."""
+        steps = steps_of(self.scale)
+        return steps + (steps > 1)
+
+    def error(self, sizes: Sequence[Tensor], after: Tensor) -> Tensor | None:
+        """The product is off by gamma(1) |scale x| for a float32 number as the scale, gamma(3) for others, as they are
+        rounded first, and quotients are products with a reciprocal; 0 for the scales 0, 1 and -1. The sum is off by
+        gamma(sums) of its own value, and the shift by its distance from float32."""
+        if self.steps == 0 and self.shift is None:
+            return None
+        tiny = (1 + sizes[0]) * (self.steps > 0)
+        product = accumulated(sizes[0] * self.scale.abs(), self.steps, tiny=tiny)
+        if self.shift is None:
+            return product
+        moved = product + (nearest(self.shift) - self.shift).abs()
+        return moved + accumulated(after + moved, self.sums, tiny=0.0)
+
 
 class Sum(Affine):
     """Add inputs of one shape, each with its sign."""
@@ -133,6 +184,12 @@ class Sum(Affine):
 
     def push(self, rows: Rows, samples: Tensor) -> Pushed:
         return Pushed([rows if sign > 0 else rows.take(-rows.values) for sign in self.signs])
+
+    def error(self, sizes: Sequence[Tensor], after: Tensor) -> Tensor:
+        """gamma(n - 1) of the magnitudes of n terms; of the sum itself for two terms."""
+        if len(sizes) == 2:
+            return accumulated(after, 1, tiny=0.0)
+        return accumulated(torch.stack(list(sizes)).sum(0), len(sizes) - 1, tiny=0.0)
 
 
 class Convolution(Affine):
@@ -190,6 +247,16 @@ class Convolution(Affine):
         moved = type(window)(window.start, stride, (offset[0], offset[1]), clean=False)
         return Pushed([Rows(values, moved).windowed(self.before)], constant)
 
+    @cached_property
+    def steps(self) -> Int[Tensor, "out 1 1"]:
+        """The roundings of each sum: one per weight that is not 0, and one for the bias."""
+        return ((self.weight != 0).flatten(1).sum(1) + 1 + (not representable(self.weight)))[:, None, None]
+
+    def error(self, sizes: Sequence[Tensor], after: Tensor) -> Tensor:
+        """gamma(n + 1) (|W| |x| + |b|) for the n weights of a kernel that are not 0, padded or not."""
+        size = self._convolve(sizes[0], self.magnitude, None if self.bias is None else self.bias.abs())
+        return accumulated(size, self.steps, tiny=self.steps)
+
     def _push_maps(self, rows: Rows) -> Pushed:
         maps = rows.values.flatten(0, -4)
         spare = [
@@ -212,6 +279,17 @@ class Convolution(Affine):
         return F.conv_transpose2d(values, self.last, None, self.stride, groups=self.groups, dilation=self.dilation)
 
 
+class Average(Convolution):
+    """Average pooling with one divisor, as a convolution: the entries of a window are added before they are divided."""
+
+    def error(self, sizes: Sequence[Tensor], after: Tensor) -> Tensor:
+        """gamma(n + 1) of the mean magnitude of n entries: n - 1 sums, then a quotient, or a rounded reciprocal and a
+        product. The sum is 1 / weight times as large as the mean."""
+        size = self._convolve(sizes[0], self.magnitude, None)
+        largest = (1 / self.magnitude.min()).clamp_min(1.0)
+        return accumulated(size, self.steps, tiny=self.steps, largest=largest)
+
+
 class General(Affine):
     """Any jointly affine function of its inputs; automatic differentiation gives its transpose.
 
@@ -222,12 +300,20 @@ class General(Affine):
         absolute: the function with every coefficient replaced by its magnitude and no constant. None uses the linear
             part of ``function`` itself, which is right for functions that only pick, copy, add and average.
         like: a tensor that gives the dtype and the device.
+        steps: the roundings that a term of an entry passes through in float32; 0 if entries are only moved. Sums before
+            a division by their number are at most ``steps`` times as large as what the absolute function gives.
     """
 
     def __init__(
-        self, function: Function, before: Sequence[Shape], after: Shape, like: Tensor, absolute: Function | None = None
+        self,
+        function: Function,
+        before: Sequence[Shape],
+        after: Shape,
+        like: Tensor,
+        absolute: Function | None = None,
+        steps: int = 0,
     ) -> None:
-        self.before, self.after = before, after
+        self.before, self.after, self.steps = before, after, steps
         zeros = [like.new_zeros(shape) for shape in before]
         constant, transpose = torch.func.vjp(function, *zeros)[:2]
         self._constant = constant if bool(constant.any()) else None
@@ -251,3 +337,23 @@ class General(Affine):
         rows = rows.dense(self.after)
         constant = None if self._constant is None else rows.values.flatten(1) @ self._constant.flatten()
         return Pushed([rows.take(part) for part in self._transpose(rows.values)], constant)
+
+    def error(self, sizes: Sequence[Tensor], after: Tensor) -> Tensor | None:
+        """gamma(steps) (|A| |x| + |b|)."""
+        if self.steps == 0:
+            return None
+        size = self._absolute(*sizes)
+        if self._constant is not None:
+            size = size + self._constant.abs()
+        return accumulated(size, self.steps, tiny=self.steps, largest=self.steps)
+
+
+class Interpolation(General):
+    """Bilinear interpolation in the last two axes."""
+
+    def error(self, sizes: Sequence[Tensor], after: Tensor) -> Tensor:
+        """gamma(8) of the largest magnitude M of a map, for the products and sums, and 8 u (height + width + 2) M for
+        the positions: scale (i + 1/2) - 1/2 is off by at most 3 u (size + 1) on an axis, and neighbours by 2 M."""
+        largest = sizes[0].amax((-2, -1), keepdim=True).expand(len(sizes[0]), *self.after)
+        height, width = self.before[0][-2:]
+        return accumulated(largest, self.steps + 8 * (height + width + 2), tiny=self.steps)

@@ -3,8 +3,11 @@
 For pruned, quantised and fine-tuned copies d is small, and bounding it directly is tighter than subtracting two bounds
 (ReluDiff, arXiv 2001.03662; NeuroDiff, arXiv 2009.09943). An affine layer gives
 d' = A_s d + (A_s - A_t) t + (b_s - b_t); ReLU has its own relaxation; other operators are applied to t + d and to t.
+
+In float32 each network rounds by itself. A machine computes t and s = t + d, so d' is off by the errors of both.
 """
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +16,7 @@ from torch import Tensor
 
 from verifiers.graph.affine import Affine, Convolution, Dense, General, Reshape, Scale, Sum
 from verifiers.graph.graph import Builder, Graph, Node, Ref
-from verifiers.graph.operators import Elementwise, Operator
+from verifiers.graph.operators import Elementwise, Interval, Operator, Pushed
 from verifiers.graph.relaxations.convex import Log, Reciprocal, Rsqrt, Sqrt
 from verifiers.graph.relaxations.lines import Activation
 from verifiers.graph.relaxations.piecewise import Relu
@@ -41,13 +44,15 @@ def _geometry(operator: Operator | None) -> tuple[Any, ...]:
     return tuple(operator.signs) if isinstance(operator, Sum) else ()
 
 
-def differential(student: Graph, teacher: Graph) -> Graph:
+def differential(student: Graph, teacher: Graph, *, rounded: bool = True) -> Graph:
     """Build the graph whose output is the student's logits followed by the teacher's.
+
+    With ``rounded``, equal layers of both networks may round differently; without, they have no difference.
 
     Raises:
         Unsupported: an operator is not defined everywhere, and the two differ in its input.
     """
-    builder = Builder(teacher.like)
+    builder = _Builder(teacher.like, rounded=rounded)
     values: list[Ref] = [Ref(0, teacher.nodes[0].shape)]
     differences: list[Ref | None] = [None]
     for position in range(1, len(teacher.nodes)):
@@ -62,33 +67,110 @@ def differential(student: Graph, teacher: Graph) -> Graph:
     return Graph(_joined(builder, values[-1], differences[-1]), teacher.like)
 
 
-def _joined(builder: Builder, teacher: Ref, difference: Ref | None) -> list[Node]:
+class _Builder(Builder):
+    """Build a graph of differences; most of its operators relate values and are not computed by any machine."""
+
+    def __init__(self, like: Tensor, *, rounded: bool) -> None:
+        super().__init__(like)
+        self.rounded = rounded
+
+    def relate(self, made: Affine, inputs: Sequence[Ref], shape: Sequence[int]) -> Ref:
+        """Append an operator that is not computed."""
+        made = copy.copy(made)
+        made.computed = False
+        return self.add(made, inputs, shape)
+
+
+class Deviation(Affine):
+    """Add the parts of a difference d' of two networks; it is off by what both networks' operators are off by.
+
+    The inputs are the parts, then the teacher's inputs t, then their differences d, without those that are None.
+    """
+
+    def __init__(self, ours: Operator, theirs: Operator, parts: int, given: Sequence[bool], like: Tensor) -> None:
+        self.ours, self.theirs, self.parts, self.given, self.zero = ours, theirs, parts, given, like
+
+    def forward(self, *values: Tensor) -> Tensor:
+        zero = self.zero.expand(len(values[0]), *self.zero.shape[1:])
+        return sum(values[: self.parts], start=zero)
+
+    def half_width(self, *half_widths: Tensor) -> Tensor:
+        return self.forward(*half_widths)
+
+    def push(self, rows: Rows, samples: Tensor) -> Pushed:
+        others = len(self.given) + sum(self.given)
+        return Pushed([rows] * self.parts + [None] * others)
+
+    def rounding(self, boxes: Sequence[Interval], after: Interval) -> Tensor | None:
+        """The sum of both operators' errors, the student's on t + d."""
+        t = boxes[self.parts : self.parts + len(self.given)]
+        d = iter(boxes[self.parts + len(self.given) :])
+        s = [_moved(box, next(d)) if given else box for box, given in zip(t, self.given, strict=True)]
+        errors = [op.rounding(at, op.interval(*at)) for op, at in ((self.ours, s), (self.theirs, t))]
+        known = [error for error in errors if error is not None]
+        return torch.stack(known).sum(0) if known else None
+
+
+def _moved(box: Interval, by: Interval) -> Interval:
+    return Interval(box.low + by.low, box.high + by.high)
+
+
+def _joined(builder: _Builder, teacher: Ref, difference: Ref | None) -> list[Node]:
     inputs = [teacher] if difference is None else [teacher, difference]
 
     def function(t: Tensor, d: Tensor | None = None) -> Tensor:
         return torch.cat([t if d is None else t + d, t], 1)
 
     after = (1, 2 * teacher.shape[1])
-    builder.add(General(function, [ref.shape for ref in inputs], after, builder.like), inputs, after)
+    builder.relate(General(function, [ref.shape for ref in inputs], after, builder.like), inputs, after)
     return builder.nodes
 
 
 def _difference(
-    builder: Builder, ours: Operator, theirs: Node, t: Sequence[Ref], d: Sequence[Ref | None], value: Ref
+    builder: _Builder, ours: Operator, theirs: Node, t: Sequence[Ref], d: Sequence[Ref | None], value: Ref
 ) -> Ref | None:
     assert theirs.operator is not None
     if isinstance(ours, Affine) and isinstance(theirs.operator, Affine):
         return _affine(builder, ours, theirs.operator, t, d, theirs.shape)
     changed = not _equal(ours, theirs.operator)
     if not changed and all(part is None for part in d):
-        return None
+        return _deviated(builder, ours, theirs.operator, [], t, d, theirs.shape)
     if isinstance(ours, Elementwise) and isinstance(ours.activation, PARTIAL):
         raise builder.refuse("the box of t + d may leave its domain")
-    s = [t_i if d_i is None else builder.add(Sum([1, 1]), [t_i, d_i], t_i.shape) for t_i, d_i in zip(t, d, strict=True)]
+    s = [
+        t_i if d_i is None else builder.relate(Sum([1, 1]), [t_i, d_i], t_i.shape)
+        for t_i, d_i in zip(t, d, strict=True)
+    ]
     if isinstance(ours, Elementwise) and isinstance(ours.activation, Relu) and d[0] is not None:
         return builder.add(ReluDifference(), [t[0], d[0], s[0]], theirs.shape)
     applied = builder.add(ours, s, theirs.shape)
-    return builder.add(Sum([1, -1]), [applied, value], theirs.shape)
+    return builder.relate(Sum([1, -1]), [applied, value], theirs.shape)
+
+
+def _deviated(
+    builder: _Builder,
+    ours: Operator,
+    theirs: Operator,
+    parts: Sequence[Ref],
+    t: Sequence[Ref],
+    d: Sequence[Ref | None],
+    shape: Sequence[int],
+) -> Ref | None:
+    """Append the sum of the parts of a difference, with the errors of both operators; None if it is 0."""
+    if not builder.rounded or (_exact(ours, t, builder.like) and _exact(theirs, t, builder.like)):
+        if len(parts) < 2:
+            return parts[0] if parts else None
+        return builder.relate(Sum([1] * len(parts)), parts, shape)
+    present = [part for part in d if part is not None]
+    zero = builder.like.new_zeros((1, *shape))
+    made = Deviation(ours, theirs, len(parts), [part is not None for part in d], zero)
+    return builder.add(made, [*parts, *t, *present], shape)
+
+
+def _exact(operator: Operator, inputs: Sequence[Ref], like: Tensor) -> bool:
+    """Return whether float32 computes an operator without an error."""
+    boxes = [Interval(like.new_ones((1, *ref.shape)), like.new_full((1, *ref.shape), 2.0)) for ref in inputs]
+    return operator.rounding(boxes, operator.interval(*boxes)) is None
 
 
 def _equal(one: Any, other: Any) -> bool:
@@ -103,23 +185,21 @@ def _equal(one: Any, other: Any) -> bool:
 
 
 def _affine(
-    builder: Builder, ours: Affine, theirs: Affine, t: Sequence[Ref], d: Sequence[Ref | None], shape: Sequence[int]
+    builder: _Builder, ours: Affine, theirs: Affine, t: Sequence[Ref], d: Sequence[Ref | None], shape: Sequence[int]
 ) -> Ref | None:
     parts: list[Ref] = []
     if (change := _minus(ours, theirs, builder.like)) is not None:
-        parts.append(builder.add(change, t, shape))
+        parts.append(builder.relate(change, t, shape))
     if any(part is not None for part in d):
         parts.append(_linear(builder, ours, t, d, shape))
-    if not parts:
-        return None
-    return parts[0] if len(parts) == 1 else builder.add(Sum([1, 1]), parts, shape)
+    return _deviated(builder, ours, theirs, parts, t, d, shape)
 
 
-def _linear(builder: Builder, ours: Affine, t: Sequence[Ref], d: Sequence[Ref | None], shape: Sequence[int]) -> Ref:
+def _linear(builder: _Builder, ours: Affine, t: Sequence[Ref], d: Sequence[Ref | None], shape: Sequence[int]) -> Ref:
     """Append A_s d, leaving out inputs without a difference."""
     present = [part for part in d if part is not None]
     if len(present) == len(d) == 1 and not isinstance(ours, General):
-        return builder.add(_without_constant(ours), present, shape)
+        return builder.relate(_without_constant(ours), present, shape)
     before = [ref.shape for ref in t]
     zeros = [builder.like.new_zeros(part) for part in before]
 
@@ -134,7 +214,7 @@ def _linear(builder: Builder, ours: Affine, t: Sequence[Ref], d: Sequence[Ref | 
         return ours.half_width(*(v[None] for v in spread(values)))[0]
 
     made = General(function, [ref.shape for ref in present], tuple(shape), builder.like, absolute)
-    return builder.add(made, present, shape)
+    return builder.relate(made, present, shape)
 
 
 def _without_constant(ours: Affine) -> Affine:

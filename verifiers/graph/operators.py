@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from verifiers.graph.relaxations.lines import Activation, Alpha, Lines
+from verifiers.graph.rounding import magnitude
 from verifiers.graph.rows import Rows
 
 
@@ -59,6 +60,15 @@ class Operator(Protocol):
     def inputs_to_tighten(self, boxes: Sequence[Interval]) -> Sequence[Bool[Tensor, "batch *shape"] | None]:
         """Select the entries of each input whose bounds, if tighter, would tighten the relaxation; None if none."""
 
+    def rounding(self, boxes: Sequence[Interval], after: Interval) -> Float[Tensor, "batch *shape"] | None:
+        """Bound the error of float32: how far what any machine of :mod:`verifiers.graph.rounding` computes is from the
+        exact value, for float32 inputs in the boxes. None if there is no error, infinite where a result may overflow.
+
+        Args:
+            boxes: intervals of the inputs, which hold the values that a machine computes.
+            after: the operator's exact interval on these boxes.
+        """
+
 
 class Elementwise:
     """Apply an activation to each entry."""
@@ -74,6 +84,9 @@ class Elementwise:
 
     def inputs_to_tighten(self, boxes: Sequence[Interval]) -> list[Tensor]:
         return [self.activation.is_nonlinear(*boxes[0])]
+
+    def rounding(self, boxes: Sequence[Interval], after: Interval) -> Tensor | None:
+        return self.activation.rounding(*boxes[0], magnitude(after))
 
     def relax(self, boxes: Sequence[Interval], alpha: Alpha | None = None) -> "_Enclosed":
         return _Enclosed(self.activation.lines(*boxes[0], alpha))

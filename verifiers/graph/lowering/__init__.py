@@ -11,6 +11,7 @@ import torch
 from verifiers.graph.lowering.activations import clamp, elementwise, prelu
 from verifiers.graph.lowering.arithmetic import add, addmm, attention, div, matmul, mul, power, rsub, softmax, sub
 from verifiers.graph.lowering.layers import (
+    avg_pool1d,
     avg_pool2d,
     batch_norm,
     conv2d,
@@ -22,17 +23,21 @@ from verifiers.graph.lowering.layers import (
     max_pool2d,
 )
 from verifiers.graph.lowering.shapes import (
+    averaging,
     chunk,
     constant,
     converted,
     dropout,
     identity,
+    interpolating,
     joined,
     pad,
     picking,
+    reduced,
     reshape,
     split,
     unbind,
+    windows,
 )
 from verifiers.graph.relaxations.convex import Elu, Exp, Log, Reciprocal, Rsqrt, Softplus, Sqrt, Square
 from verifiers.graph.relaxations.gelu import Gelu, Mish, Silu
@@ -41,12 +46,11 @@ from verifiers.graph.relaxations.sigmoidal import Sigmoid, Tanh
 
 aten = torch.ops.aten
 
-#: Operators that keep the order of the entries, and those that only pick, copy, add and average them.
+#: Operators that keep the order of the entries, and those that only pick and copy them.
 _RESHAPES = "view _unsafe_view reshape flatten unflatten unsqueeze squeeze"
 _PICKS = (
-    "permute transpose t numpy_T expand select slice narrow flip roll index index_select repeat mean sum "
-    "adaptive_avg_pool1d adaptive_avg_pool2d avg_pool1d constant_pad_nd reflection_pad2d replication_pad2d "
-    "upsample_nearest2d upsample_bilinear2d pixel_shuffle pixel_unshuffle tril triu"
+    "permute transpose t numpy_T expand select slice narrow flip roll index index_select repeat reflection_pad2d "
+    "replication_pad2d upsample_nearest2d pixel_shuffle pixel_unshuffle tril triu"
 )
 _CONSTANTS = "new_zeros new_ones new_full zeros_like ones_like full_like"
 
@@ -54,6 +58,13 @@ LOWERINGS: dict[str, Callable[..., Any]] = {
     **{name: reshape(getattr(aten, name)) for name in _RESHAPES.split()},
     **{name: picking(getattr(aten, name)) for name in _PICKS.split()},
     **{name: constant(getattr(aten, name)) for name in _CONSTANTS.split()},
+    "mean": averaging(aten.mean, reduced),
+    "sum": averaging(aten.sum, reduced),
+    "adaptive_avg_pool1d": averaging(aten.adaptive_avg_pool1d, windows),
+    "adaptive_avg_pool2d": averaging(aten.adaptive_avg_pool2d, windows),
+    "avg_pool1d": avg_pool1d,
+    "upsample_bilinear2d": interpolating(aten.upsample_bilinear2d),
+    "constant_pad_nd": lambda builder, x, sides, value=0: pad(builder, x, sides, "constant", value),
     **dict.fromkeys("clone contiguous alias detach lift_fresh_copy positive _assert_tensor_metadata".split(), identity),
     "to": converted,
     "_to_copy": converted,
@@ -63,7 +74,7 @@ LOWERINGS: dict[str, Callable[..., Any]] = {
     "conv2d": conv2d,
     "conv1d": convolution(aten.conv1d),
     "conv3d": convolution(aten.conv3d),
-    "conv_transpose2d": convolution(aten.conv_transpose2d),
+    "conv_transpose2d": convolution(aten.conv_transpose2d, inputs=0),
     "_native_batch_norm_legit_no_training": batch_norm,
     "batch_norm": fixed_batch_norm,
     "layer_norm": layer_norm,

@@ -35,12 +35,13 @@ def _plus(builder: Builder, left: Value, a: int | float, right: Value, b: int | 
     if isinstance(right, Ref):
         if left.shape == right.shape and {abs(a), abs(b)} == {1}:
             return builder.add(Sum([round(a), round(b)]), [left, right], left.shape)
-        return general(builder, lambda x, y: a * x + b * y, [left, right], lambda x, y: abs(a) * x + abs(b) * y)
+        size = lambda x, y: abs(a) * x + abs(b) * y  # noqa: E731
+        return general(builder, lambda x, y: a * x + b * y, [left, right], size, steps=3)
     shift = b * torch.as_tensor(right, dtype=builder.like.dtype, device=builder.like.device)
     if torch.broadcast_shapes(shift.shape, left.shape) == left.shape:
         made = Scale(builder.like.new_tensor(float(a)), shift, left.shape)
         return builder.add(made, [left], left.shape)
-    return general(builder, lambda x: a * x + shift, [left], lambda x: abs(a) * x + 0 * shift)
+    return general(builder, lambda x: a * x + shift, [left], lambda x: abs(a) * x + 0 * shift, steps=3)
 
 
 def mul(builder: Builder, left: Value, right: Value) -> Ref:
@@ -50,7 +51,7 @@ def mul(builder: Builder, left: Value, right: Value) -> Ref:
         scale = torch.as_tensor(right, dtype=builder.like.dtype, device=builder.like.device)
         if torch.broadcast_shapes(scale.shape, left.shape) == left.shape:
             return builder.add(Scale(scale, None, left.shape), [left], left.shape)
-        return general(builder, lambda x: x * scale, [left], lambda x: x * scale.abs())
+        return general(builder, lambda x: x * scale, [left], lambda x: x * scale.abs(), steps=3)
     if left == right:
         return builder.add(Elementwise(Square()), [left], left.shape)
     after = tuple(torch.broadcast_shapes(left.shape, right.shape))
@@ -70,15 +71,15 @@ def power(builder: Builder, x: Ref, exponent: Value) -> Ref:
     return builder.add(Elementwise(known[exponent]()), [x], x.shape)
 
 
-def matmul(builder: Builder, left: Value, right: Value) -> Ref:
+def matmul(builder: Builder, left: Value, right: Value, *, scale: float | None = None) -> Ref:
     if isinstance(left, Ref) and isinstance(right, Ref):
         if left == right or min(len(left.shape), len(right.shape)) < 2:
             raise builder.refuse("a product of a value with itself, or of vectors")
         after = tuple(torch.matmul(builder.like.new_zeros(left.shape), builder.like.new_zeros(right.shape)).shape)
-        return builder.add(Product(torch.matmul, left.shape, right.shape, after), [left, right], after)
+        return builder.add(Product(torch.matmul, left.shape, right.shape, after, scale), [left, right], after)
     if isinstance(left, Ref):
-        return general(builder, lambda x: x @ right, [left], lambda x: x @ right.abs())
-    return general(builder, lambda x: left @ x, [right], lambda x: left.abs() @ x)
+        return general(builder, lambda x: x @ right, [left], lambda x: x @ right.abs(), steps=left.shape[-1])
+    return general(builder, lambda x: left @ x, [right], lambda x: left.abs() @ x, steps=left.shape[-1])
 
 
 def addmm(builder: Builder, bias: Value, left: Value, right: Value) -> Ref:
@@ -104,10 +105,12 @@ def attention(
         raise builder.refuse("a mask with infinite entries")
     if not all(isinstance(part, Ref) for part in (query, key, value)):
         raise builder.refuse("attention to constants")
-    keys = general(builder, lambda x: x.mT, [key])
-    scores = mul(builder, matmul(builder, query, keys), query.shape[-1] ** -0.5 if scale is None else scale)
+    keys = general(builder, lambda x: x.mT, [key], steps=0)
+    factor = query.shape[-1] ** -0.5 if scale is None else scale
+    scores = mul(builder, matmul(builder, query, keys, scale=abs(factor)), factor)
     scores = scores if mask is None else add(builder, scores, mask)
-    return matmul(builder, softmax(builder, scores, -1), value)
+    weights = builder.add(Softmax(-1, scores.shape, fused=True), [scores], scores.shape)
+    return matmul(builder, weights, value, scale=1.0)
 
 
 def softmax(builder: Builder, x: Ref, dim: int, *_: Any) -> Ref:

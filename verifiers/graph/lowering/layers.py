@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from verifiers.graph.affine import Convolution, Dense, Reshape, Scale
+from verifiers.graph.affine import Average, Convolution, Dense, Reshape, Scale
+from verifiers.graph.batch_norm import BatchNorm
 from verifiers.graph.graph import Builder, Ref
-from verifiers.graph.lowering.shapes import Value, general, picking, refuse_refs
+from verifiers.graph.lowering.shapes import Value, averaging, general, refuse_refs
 from verifiers.graph.relaxations.max_pool import MaxPool
 from verifiers.graph.relaxations.normalization import Normalization
 from verifiers.graph.rows import Shape
@@ -58,11 +59,14 @@ def _same(builder: Builder, x: Ref, weight: Tensor, padding: str, dilation: tupl
     if all(t % 2 == 0 for t in total):
         return x, before
     sides = [before[1], total[1] - before[1], before[0], total[0] - before[0]]
-    return general(builder, lambda value: aten.constant_pad_nd(value, sides), [x]), 0
+    return general(builder, lambda value: aten.constant_pad_nd(value, sides), [x], steps=0), 0
 
 
-def convolution(target: Callable[..., Tensor]) -> Callable[..., Ref]:
-    """Make the lowering of a convolution of another dimension, or of a transposed one."""
+def convolution(target: Callable[..., Tensor], *, inputs: int = 1) -> Callable[..., Ref]:
+    """Make the lowering of a convolution of another dimension, or of a transposed one.
+
+    ``inputs`` is the axis of the weight that counts inputs, 0 if the convolution is transposed.
+    """
 
     def lower(builder: Builder, x: Ref, weight: Value, bias: Value = None, *args: Any, **kwargs: Any) -> Ref:
         refuse_refs(builder, (weight, bias, args), kwargs)
@@ -72,6 +76,7 @@ def convolution(target: Callable[..., Tensor]) -> Callable[..., Ref]:
             lambda value: target(value, weight, bias, *args, **kwargs),
             [x],
             lambda half: target(half, magnitude, None, *args, **kwargs),
+            steps=weight.numel() // weight.shape[1 - inputs] + 1,
         )
 
     return lower
@@ -80,9 +85,7 @@ def convolution(target: Callable[..., Tensor]) -> Callable[..., Ref]:
 def batch_norm(
     builder: Builder, x: Ref, weight: Value, bias: Value, mean: Tensor, var: Tensor, momentum: float, eps: float
 ) -> list[Ref]:
-    scale = (var + eps).rsqrt() * (1.0 if weight is None else weight)
-    shift = (0.0 if bias is None else bias) - mean * scale
-    return [_channels(builder, x, scale, shift)]
+    return [builder.add(BatchNorm(weight, bias, mean, var, eps, x.shape), [x], x.shape)]
 
 
 def fixed_batch_norm(
@@ -108,7 +111,7 @@ def _channels(builder: Builder, x: Ref, scale: Tensor | None, shift: Tensor | No
         return x
     tail = (1,) * (len(x.shape) - 2)
     scale = builder.like.new_ones(x.shape[1]) if scale is None else scale
-    made = Scale(scale.reshape(-1, *tail), None if shift is None else shift.reshape(-1, *tail), x.shape)
+    made = Scale(scale.reshape(-1, *tail), None if shift is None else shift.reshape(-1, *tail), x.shape, sums=2)
     return builder.add(made, [x], x.shape)
 
 
@@ -120,7 +123,7 @@ def layer_norm(
     if weight is None and bias is None:
         return normal
     scale = builder.like.new_ones(tuple(shape)) if weight is None else weight
-    return builder.add(Scale(scale, bias, x.shape), [normal], x.shape)
+    return builder.add(Scale(scale, bias, x.shape, sums=2), [normal], x.shape)
 
 
 def group_norm(
@@ -165,6 +168,13 @@ def avg_pool2d(
     """Lower average pooling, to a depthwise convolution if every window has the same divisor."""
     size, channels = _pair(kernel), x.shape[-3]
     if ceil_mode or (any(_pair(padding)) and not count_include_pad):
-        return picking(aten.avg_pool2d)(builder, x, kernel, stride, padding, ceil_mode, count_include_pad, divisor)
+        pooled = averaging(aten.avg_pool2d, lambda *_: math.prod(size))
+        return pooled(builder, x, kernel, stride, padding, ceil_mode, count_include_pad, divisor)
     weight = builder.like.new_full((channels, 1, *size), 1 / (divisor or size[0] * size[1]))
-    return conv2d(builder, x, weight, None, stride or kernel, padding, 1, channels)
+    arguments = (_pair(stride or kernel), _pair(padding), (1, 1), channels)
+    after = tuple(torch.nn.functional.conv2d(builder.like.new_zeros(x.shape), weight, None, *arguments).shape)
+    return builder.add(Average(weight, None, *arguments, before=x.shape, after=after), [x], after)
+
+
+def avg_pool1d(builder: Builder, x: Ref, kernel: Any, *args: Any, **kwargs: Any) -> Ref:
+    return averaging(aten.avg_pool1d, lambda *_: _pair(kernel)[0])(builder, x, kernel, *args, **kwargs)

@@ -1,31 +1,77 @@
 """Lower operators that keep, pick, copy, add and average entries, or depend on the shape alone."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from verifiers.graph.affine import Function, General, Reshape
+from verifiers.graph.affine import Function, General, Interpolation, Reshape
 from verifiers.graph.graph import Builder, Ref
+from verifiers.graph.rounding import representable
+from verifiers.graph.rows import Shape, shape_size
 
 #: A Ref, a Tensor or a number.
 Value = Any
 
 
-def general(builder: Builder, function: Function, inputs: Sequence[Ref], absolute: Function | None = None) -> Ref:
-    """Append an affine function of the inputs, transposed by automatic differentiation."""
+def general(
+    builder: Builder, function: Function, inputs: Sequence[Ref], absolute: Function | None = None, *, steps: int
+) -> Ref:
+    """Append an affine function of the inputs, transposed by automatic differentiation.
+
+    A term of an entry passes through ``steps`` roundings in float32; 0 means that entries are only moved.
+    """
     shapes = [ref.shape for ref in inputs]
     after = tuple(function(*(builder.like.new_zeros(shape) for shape in shapes)).shape)
-    return builder.add(General(function, shapes, after, builder.like, absolute), inputs, after)
+    return builder.add(General(function, shapes, after, builder.like, absolute, steps), inputs, after)
 
 
 def picking(target: Callable[..., Tensor]) -> Callable[..., Ref]:
-    """Make the lowering of an operator that only picks, copies, adds and averages entries of its first argument."""
+    """Make the lowering of an operator that only picks and copies entries of its first argument."""
 
     def lower(builder: Builder, x: Ref, *args: Any, **kwargs: Any) -> Ref:
         refuse_refs(builder, args, kwargs)
-        return general(builder, lambda value: target(value, *args, **kwargs), [x])
+        return general(builder, lambda value: target(value, *args, **kwargs), [x], steps=0)
+
+    return lower
+
+
+def averaging(target: Callable[..., Tensor], terms: Callable[[Shape, Shape], int]) -> Callable[..., Ref]:
+    """Make the lowering of an operator that adds or averages entries of its first argument.
+
+    ``terms`` gives the most entries that are added, from the shapes before and after. In float32, n - 1 sums are
+    followed by a quotient, or by a product with a rounded reciprocal.
+    """
+
+    def lower(builder: Builder, x: Ref, *args: Any, **kwargs: Any) -> Ref:
+        refuse_refs(builder, args, kwargs)
+        after = tuple(target(builder.like.new_zeros(x.shape), *args, **kwargs).shape)
+        return general(builder, lambda value: target(value, *args, **kwargs), [x], steps=terms(x.shape, after) + 1)
+
+    return lower
+
+
+def reduced(before: Shape, after: Shape) -> int:
+    """Count the entries that are reduced to one."""
+    return shape_size(before) // max(1, shape_size(after))
+
+
+def windows(before: Shape, after: Shape) -> int:
+    """Count the entries of the largest window of an adaptive pooling."""
+    sizes = (-(-large // small) + (large % small > 0) for large, small in zip(before, after, strict=True))
+    return math.prod(sizes)
+
+
+def interpolating(target: Callable[..., Tensor]) -> Callable[..., Ref]:
+    """Make the lowering of an interpolation between neighbours in a map."""
+
+    def lower(builder: Builder, x: Ref, *args: Any, **kwargs: Any) -> Ref:
+        refuse_refs(builder, args, kwargs)
+        after = tuple(target(builder.like.new_zeros(x.shape), *args, **kwargs).shape)
+        made = Interpolation(lambda value: target(value, *args, **kwargs), [x.shape], after, builder.like, steps=8)
+        return builder.add(made, [x], after)
 
     return lower
 
@@ -87,7 +133,7 @@ def unbind(builder: Builder, x: Ref, dim: int = 0) -> list[Ref]:
 
 
 def _slice(builder: Builder, x: Ref, dim: int, start: int, end: int) -> Ref:
-    return general(builder, lambda value: value.narrow(dim, start, end - start), [x])
+    return general(builder, lambda value: value.narrow(dim, start, end - start), [x], steps=0)
 
 
 def joined(join: Callable[..., Tensor]) -> Callable[..., Ref]:
@@ -100,10 +146,11 @@ def joined(join: Callable[..., Tensor]) -> Callable[..., Ref]:
             rest = iter(values)
             return join([next(rest) if isinstance(part, Ref) else part for part in parts], dim)
 
-        return general(builder, function, inputs)
+        return general(builder, function, inputs, steps=0)
 
     return lower
 
 
 def pad(builder: Builder, x: Ref, sides: Sequence[int], mode: str = "constant", value: float | None = None) -> Ref:
-    return general(builder, lambda image: torch.nn.functional.pad(image, list(sides), mode, value), [x])
+    steps = 0 if value is None or representable(value) else 1
+    return general(builder, lambda image: torch.nn.functional.pad(image, list(sides), mode, value), [x], steps=steps)

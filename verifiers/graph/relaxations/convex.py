@@ -21,6 +21,7 @@ from verifiers.graph.relaxations.sigmoidal import (
     supporting,
     widened,
 )
+from verifiers.graph.rounding import LIBRARY, accumulated, gamma, steps_of
 
 #: Relative distance between a jump and its position in float64, at most.
 NEAR = 1e-6
@@ -38,6 +39,8 @@ class Curved:
     unit: float = 1.0
     #: The largest terms in use are finfo.max to this power; less for powers of x, whose higher derivatives grow.
     headroom: float = 0.75
+    #: The roundings of float32: it computes f(x) (1 + d) with |d| <= gamma(steps), or is off by less than 2^-149.
+    steps: int | float = inf
 
     def __call__(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         raise NotImplementedError
@@ -80,6 +83,10 @@ class Curved:
     def is_nonlinear(self, low: Float[Tensor, "*shape"], high: Float[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
         return low < high
 
+    def rounding(self, low: Tensor, high: Tensor, size: Tensor) -> Tensor:
+        """gamma(steps) |f|."""
+        return accumulated(size, self.steps)
+
     def _lines(self, low: Tensor, high: Tensor, alpha: Alpha | None) -> Lines:
         sign, chord = self.sign(low), self.chord(low, high)
         convex = sign > 0
@@ -100,6 +107,8 @@ class Curved:
 class Exp(Curved):
     """exp(x). The default tangent stays within 1 of the low end, so that the lower line is positive there."""
 
+    steps = LIBRARY
+
     def __call__(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         return torch.exp(x)
 
@@ -111,9 +120,10 @@ class Exp(Curved):
 
 
 class Square(Curved):
-    """x^2."""
+    """x^2, in float32 one product."""
 
     turning = (0.0,)
+    steps = 1
 
     def __call__(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         return x * x
@@ -129,6 +139,7 @@ class Log(Curved):
     """log(x) for x > 0, concave."""
 
     headroom = 0.45
+    steps = LIBRARY
 
     def __call__(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         return torch.log(x)
@@ -150,6 +161,7 @@ class Sqrt(Curved):
     """sqrt(x) for x >= 0, concave. Tangents avoid 0, where they would be vertical; the chord may end there."""
 
     headroom = 0.3
+    steps = LIBRARY
 
     def __call__(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         root = torch.where(x > 0, x, 1.0).sqrt()
@@ -177,9 +189,10 @@ class Sqrt(Curved):
 
 
 class Rsqrt(Curved):
-    """1 / sqrt(x) for x > 0, convex."""
+    """1 / sqrt(x) for x > 0, convex; in float32 a root and a quotient, or one function."""
 
     headroom = 0.3
+    steps = LIBRARY + 2
 
     def __call__(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         return torch.rsqrt(x)
@@ -199,6 +212,7 @@ class Reciprocal(Curved):
     """1 / x on intervals without 0: convex on the positive side, concave on the negative one."""
 
     headroom = 0.3
+    steps = LIBRARY
 
     def __call__(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         return 1 / x
@@ -267,12 +281,27 @@ class Softplus:
     def lines(self, low: Float[Tensor, "*shape"], high: Float[Tensor, "*shape"], alpha: Alpha | None = None) -> Lines:
         smooth = _SmoothSoftplus(self.beta).lines(low, high, alpha)
         across, beyond = self._across(low, high)
-        jump = log1p(exp(-self._edges()[0] * self.beta)) / self.beta * (1 + 1e-12)
-        fallen = smooth._replace(lower_offset=smooth.lower_offset - jump * across.to(smooth.lower_offset))
+        fallen = smooth._replace(lower_offset=smooth.lower_offset - self._jump() * across.to(smooth.lower_offset))
         return replaced(fallen, beyond, 1.0, 0.0, 0.0)
 
     def is_nonlinear(self, low: Float[Tensor, "*shape"], high: Float[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
         return (low < high) & ~self._across(low, high)[1]
+
+    def rounding(self, low: Tensor, high: Tensor, size: Tensor) -> Tensor:
+        """gamma(24) |f|: beta, its product, exp and log1p of 4 ulp each and a quotient; and gamma(2) / beta left of 0.
+
+        There exp(beta x) is off by 2 |beta x| roundings, and |z| log1p(exp(z)) < 1. Near the threshold float32 may take
+        the other branch, which is ``jump`` away. Beyond it the value is x.
+        """
+        across, beyond = self._across(low, high)
+        error = accumulated(size, 2 * LIBRARY + 8, tiny=4 + 4 / self.beta) + float(gamma(2)) / self.beta * (low < 0)
+        error = error + torch.where(across, self._jump(), 0.0)
+        overflows = ~beyond & (self.beta * high > 88) & (self.threshold > 88)
+        return torch.where(beyond, 0.0, torch.where(overflows, inf, error))
+
+    def _jump(self) -> float:
+        """Bound the fall at the threshold."""
+        return log1p(exp(-self._edges()[0] * self.beta)) / self.beta * (1 + 1e-12)
 
     def _across(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         first, last = self._edges()
@@ -326,3 +355,14 @@ class Elu(Curved):
 
     def is_nonlinear(self, low: Float[Tensor, "*shape"], high: Float[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
         return (low < high) & (low < 0)
+
+    def rounding(self, low: Tensor, high: Tensor, size: Tensor) -> Tensor:
+        """gamma(7) |f|, and gamma(12) alpha scale left of 0.
+
+        The three constants are rounded, and three products, one of which is exp's argument; neither amplifies relative
+        errors. exp(z) - 1 is off by 9 roundings, as exp(z) <= 1, if it is computed so, and by less as expm1(z).
+        """
+        left = (low < 0).to(low.dtype)
+        steps = steps_of(self.scale) + 7 * left
+        negative = float(gamma(LIBRARY + 4)) * self.alpha * self.scale
+        return accumulated(size, steps, tiny=(1 + self.alpha * self.scale) * 4) + negative * left

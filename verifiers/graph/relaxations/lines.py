@@ -40,3 +40,8 @@ class Activation(Protocol):
 
     def is_nonlinear(self, low: Float[Tensor, "*shape"], high: Float[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
         """Return a mask of intervals on which f is not one line, so that tighter ends would tighten the relaxation."""
+
+    def rounding(
+        self, low: Float[Tensor, "*shape"], high: Float[Tensor, "*shape"], size: Float[Tensor, "*shape"]
+    ) -> Float[Tensor, "*shape"] | None:
+        """Bound the error of float32 on [low, high], where |f| <= size; None if there is none."""

@@ -57,6 +57,10 @@ class MaxPool:
         found.scatter_add_(2, target, open_entries.to(found.dtype))
         return [(found > 0).reshape(boxes[0].low.shape)]
 
+    def rounding(self, boxes: Sequence[Interval], after: Interval) -> None:
+        """Exact."""
+        return None
+
     def relax(self, boxes: Sequence[Interval], alpha: Alpha | None = None) -> "_Chosen":
         low, high = (self._windowed(end) for end in boxes[0])
         below = (low + high).argmax(-1, keepdim=True)

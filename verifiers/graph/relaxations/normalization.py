@@ -1,6 +1,7 @@
 """Relax normalisation over the last axis, without scale and shift: the core of layer and group normalisation."""
 
 from collections.abc import Callable, Sequence
+from math import log
 
 import torch
 from torch import Tensor
@@ -8,6 +9,7 @@ from torch import Tensor
 from verifiers.graph.operators import Interval
 from verifiers.graph.relaxations.lines import Alpha
 from verifiers.graph.relaxations.mean_value import MeanValue
+from verifiers.graph.rounding import LARGEST, NORMAL, TINY, UNIT, UP, gamma, magnitude
 from verifiers.graph.rows import Shape
 
 
@@ -53,6 +55,38 @@ class Normalization:
 
     def inputs_to_tighten(self, boxes: Sequence[Interval]) -> list[Tensor]:
         return [boxes[0].high > boxes[0].low]
+
+    def rounding(self, boxes: Sequence[Interval], after: Interval) -> Tensor:
+        """Bound the error for the usual ways to compute mean and variance: two passes, E[x^2] - mean^2, Welford's
+        updates one by one, and Chan's merges of parts.
+
+        Let A be the mean of |x| and Q that of x^2. The mean is off by at most gamma(n + 3 log n + 8) A: an update of
+        Welford's is a difference, a quotient and a sum, so j times the error after j entries grows by at most
+        u (j |mean_j| + 3 |x_j| + 3 |mean_(j-1)|). The variance is off by at most gamma(16 (n + 8)) Q. Two passes:
+        gamma(n + 4) of the variance, and the square of the mean's error. E[x^2] - mean^2: gamma(3 n + 6) (Q + A^2).
+        Updates: the mean's error, at most 7 u sqrt(j n Q) after j entries, times the deviations from the means before
+        and after, whose squares add up to at most 4 n and n times the variance; by Cauchy-Schwarz that is 15 n u Q.
+        The sum of the updates adds n + 4.
+
+        Deviations are a difference or x t - mean t, at most 8 roundings of |x| + |mean| with the scale and shift that
+        may be merged into them, and 1 / sqrt is off by 10. If the variance may be nothing but rounding, 1 / sqrt is at
+        most 1 / sqrt(eps).
+        """
+        n, box = self.count, boxes[0]
+        span, scale = self._ranges(box)
+        size, limit = magnitude(box), magnitude(span)
+        mean, square = size.mean(-1, keepdim=True), size.square().mean(-1, keepdim=True)
+        off_mean = gamma(n + 3 * log(n) + 8) * mean + n * TINY
+        off_variance = gamma(16 * (n + 8)) * square + n * TINY
+        share = off_variance * scale.high**2 + 2 * UNIT
+        stretch = (1 - share.clamp_max(0.75)).rsqrt() * (1 + gamma(10)) - 1
+        off_deviation = off_mean + gamma(8) * (size + mean) + TINY
+        error = scale.high * (1 + stretch) * off_deviation + limit * (stretch + gamma(4))
+        steepest = self.eps**-0.5 * (1 + gamma(10)) if self.eps >= NORMAL else torch.inf
+        deviation = torch.minimum(limit / scale.low, size + mean)
+        worst = (deviation + off_deviation) * steepest + limit
+        error = UP * torch.where(share <= 0.75, torch.minimum(error, worst), worst) + TINY
+        return torch.where((n * square <= LARGEST) & (error <= LARGEST), error, torch.inf)
 
     def relax(self, boxes: Sequence[Interval], alpha: Alpha | None = None) -> MeanValue:
         box, n = boxes[0], self.count

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from verifiers.graph.relaxations.lines import Alpha, Lines
 from verifiers.graph.relaxations.sigmoidal import Piece, Span, clamped, hinged, image, replaced, rounding, supporting
+from verifiers.graph.rounding import LARGEST, accumulated, magnitude, nearest, representable, steps_of
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,10 @@ class Relu:
 
     def is_nonlinear(self, low: Float[Tensor, "*shape"], high: Float[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
         return (low < 0) & (high > 0)
+
+    def rounding(self, low: Tensor, high: Tensor, size: Tensor) -> None:
+        """Exact."""
+        return None
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +88,13 @@ class LeakyRelu:
 
     def is_nonlinear(self, low: Float[Tensor, "*shape"], high: Float[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
         return (low < 0) & (high > 0) & (self._slope(low) != 1)
+
+    def rounding(self, low: Tensor, high: Tensor, size: Tensor) -> Tensor | None:
+        """gamma(1) |slope x| where x may be negative, gamma(2) if the slope is rounded; exact for slopes 0, 1, -1."""
+        slope = self._slope(low)
+        if not (steps := steps_of(slope)):
+            return None
+        return accumulated(slope.abs() * -low.clamp_max(0.0), steps, tiny=(low < 0).to(low.dtype))
 
     def _slope(self, like: Tensor) -> Tensor:
         return torch.as_tensor(self.slope, dtype=like.dtype, device=like.device)
@@ -137,6 +149,16 @@ class Clamp:
         minimum, maximum = self.ends
         return ((low < minimum) & (high > minimum)) | ((low < maximum) & (high > maximum))
 
+    def rounding(self, low: Tensor, high: Tensor, size: Tensor) -> Tensor | None:
+        """The distance of an end that may be reached from float32; exact for ends that are float32 numbers."""
+        errors = [torch.zeros_like(low)]
+        for end, reached in zip(self.ends, (low, -high), strict=True):
+            if not representable(end):
+                rounded = float(nearest(torch.tensor(end, dtype=torch.float64)))
+                farther = max(end, rounded) if reached is low else max(-end, -rounded)
+                errors.append(torch.where(reached < farther, abs(rounded - end), 0.0).to(low))
+        return None if len(errors) == 1 else torch.stack(errors).amax(0)
+
 
 @dataclass(frozen=True)
 class HardSigmoid:
@@ -162,6 +184,10 @@ class HardSigmoid:
 
     def is_nonlinear(self, low: Float[Tensor, "*shape"], high: Float[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
         return Clamp(-3.0, 3.0).is_nonlinear(low, high)
+
+    def rounding(self, low: Tensor, high: Tensor, size: Tensor) -> Tensor:
+        """gamma(4) |f|: a sum, which keeps its sign, the rounded constant 1/6 and a product, or a quotient."""
+        return accumulated(size, 4)
 
 
 @dataclass(frozen=True)
@@ -200,6 +226,11 @@ class HardSwish:
 
     def is_nonlinear(self, low: Float[Tensor, "*shape"], high: Float[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
         return (low < high) & ~self._straight(low, high)
+
+    def rounding(self, low: Tensor, high: Tensor, size: Tensor) -> Tensor:
+        """gamma(6) |f|: a sum, which keeps its sign, the rounded constant 1/6 and two products; 6 |x| may overflow."""
+        moved = magnitude((low, high))
+        return torch.where(6 * moved <= LARGEST, accumulated(size, 6, tiny=2 + 2 * moved), inf)
 
     def _straight(self, low: Tensor, high: Tensor) -> Tensor:
         return (high <= -3) | (low >= 3)

@@ -12,16 +12,24 @@ from torch import Tensor
 
 from verifiers.graph.operators import Interval, Pushed
 from verifiers.graph.relaxations.lines import Alpha
+from verifiers.graph.rounding import accumulated, magnitude
 from verifiers.graph.rows import Rows, Shape
 
 Bilinear = Callable[[Tensor, Tensor], Tensor]
 
 
 class Product:
-    """A bilinear function of two inputs: ``torch.mul`` with broadcasting, or ``torch.matmul``."""
+    """A bilinear function of two inputs: ``torch.mul`` with broadcasting, or ``torch.matmul``.
 
-    def __init__(self, function: Bilinear, left: Shape, right: Shape, after: Shape) -> None:
-        self.function, self.left, self.right, self.after = function, left, right, after
+    Args:
+        function: one of the two.
+        left, right, after: shapes of the inputs and of the output.
+        scale: a positive factor that float32 may apply to the inputs, instead of to the product as the graph does; None
+            if there is none.
+    """
+
+    def __init__(self, function: Bilinear, left: Shape, right: Shape, after: Shape, scale: float | None = None) -> None:
+        self.function, self.left, self.right, self.after, self.scale = function, left, right, after, scale
 
     def forward(self, *values: Tensor) -> Tensor:
         return self.function(*self._aligned(*values))
@@ -37,6 +45,18 @@ class Product:
 
     def inputs_to_tighten(self, boxes: Sequence[Interval]) -> list[Tensor]:
         return [box.high > box.low for box in boxes]
+
+    def rounding(self, boxes: Sequence[Interval], after: Interval) -> Tensor:
+        """gamma(1) of the product; gamma(n) |a| |b| for a product of matrices with n terms per entry, and with a scale
+        gamma(n + 6) |a| |b|: the scale or its root is rounded, and multiplied with one of the inputs or with both."""
+        if self.function is torch.mul:
+            return accumulated(magnitude(after), 1)
+        left, right = (magnitude(box) for box in boxes)
+        steps, count = self.left[-1], float(self.left[-1])
+        if self.scale is None:
+            return accumulated(self.forward(left, right), steps, tiny=count)
+        lost = (1 + float(left.max()) + float(right.max())) * max(self.scale, 1 / self.scale)
+        return accumulated(self.forward(left, right), steps + 6, tiny=count * lost, largest=max(1.0, self.scale))
 
     def relax(self, boxes: Sequence[Interval], alpha: Alpha | None = None) -> "_Planes":
         return _Planes(self, boxes)

@@ -40,6 +40,10 @@ class ReluDifference:
         nonlinear = ((t.low < 0) & (t.high > 0)) | ((s.low < 0) & (s.high > 0))
         return [nonlinear, nonlinear, nonlinear]
 
+    def rounding(self, boxes: Sequence[Interval], after: Interval) -> None:
+        """Exact: both networks' relu is, and no machine subtracts them."""
+        return None
+
     def relax(self, boxes: Sequence[Interval], alpha: Alpha | None = None) -> "_Planes":
         t, d, s = boxes
         at_t, at_s = Relu().lines(*t), Relu().lines(*s)

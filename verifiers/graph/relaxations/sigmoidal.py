@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from verifiers.graph.relaxations.lines import Alpha, Lines
+from verifiers.graph.rounding import LIBRARY, NORMAL, TINY, accumulated
 
 #: Offsets move outward by this many units of rounding of the largest term they were computed from.
 SLACK = 16.0
@@ -217,6 +218,10 @@ class SShape:
     def is_nonlinear(self, low: Float[Tensor, "*shape"], high: Float[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
         return low < high
 
+    def rounding(self, low: Tensor, high: Tensor, size: Tensor) -> Tensor:
+        """Bound the error of float32, as :class:`verifiers.graph.relaxations.lines.Activation` does."""
+        raise NotImplementedError
+
 
 class Tanh(SShape):
     """tanh(x)."""
@@ -227,6 +232,10 @@ class Tanh(SShape):
     def derivative(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         return 4 * torch.sigmoid(2 * x) * torch.sigmoid(-2 * x)
 
+    def rounding(self, low: Tensor, high: Tensor, size: Tensor) -> Tensor:
+        """4 ulp."""
+        return accumulated(size, LIBRARY)
+
 
 class Sigmoid(SShape):
     """1 / (1 + exp(-x))."""
@@ -236,3 +245,7 @@ class Sigmoid(SShape):
 
     def derivative(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         return torch.sigmoid(x) * torch.sigmoid(-x)
+
+    def rounding(self, low: Tensor, high: Tensor, size: Tensor) -> Tensor:
+        """gamma(12) |f|: exp of 4 ulp, a sum and a quotient; 2^-126 where exp(-x) overflows and the result is 0."""
+        return accumulated(size, LIBRARY + 4, tiny=NORMAL / TINY)

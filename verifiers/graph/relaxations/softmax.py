@@ -1,6 +1,7 @@
 """Relax softmax over one axis."""
 
 from collections.abc import Callable, Sequence
+from math import log
 
 import torch
 from torch import Tensor
@@ -8,7 +9,13 @@ from torch import Tensor
 from verifiers.graph.operators import Interval
 from verifiers.graph.relaxations.lines import Alpha
 from verifiers.graph.relaxations.mean_value import MeanValue
+from verifiers.graph.rounding import LARGEST, NORMAL, TINY, UNIT, accumulated, magnitude
 from verifiers.graph.rows import Shape
+
+#: Roundings of the exp in torch's softmax and attention on CPUs, whose fastest version is accurate to 20 ulp.
+EXP = 40
+#: The fewest keys that a fused attention takes at once.
+BLOCK = 16
 
 
 class Softmax:
@@ -17,10 +24,15 @@ class Softmax:
     Range: p_i grows with x_i and falls with every other x_j, so its extremes are at two corners of the box.
     Relaxation: mean-value form. J_ij = p_i (delta_ij - p_j). If p is within m -+ s, entries off the diagonal are within
     -m_i m_j -+ (m_i s_j + s_i m_j + s_i s_j); the range of p_i - p_i^2 on the diagonal is known exactly.
+
+    Args:
+        axis: negative.
+        shape: the node's shape.
+        fused: True inside attention, where float32 may go through the keys block by block.
     """
 
-    def __init__(self, axis: int, shape: Shape) -> None:
-        self.axis, self.shape = axis, shape
+    def __init__(self, axis: int, shape: Shape, *, fused: bool = False) -> None:
+        self.axis, self.shape, self.fused = axis, shape, fused
 
     def forward(self, *values: Tensor) -> Tensor:
         return values[0].softmax(self.axis)
@@ -35,6 +47,29 @@ class Softmax:
 
     def inputs_to_tighten(self, boxes: Sequence[Interval]) -> list[Tensor]:
         return [boxes[0].high > boxes[0].low]
+
+    def rounding(self, boxes: Sequence[Interval], after: Interval) -> Tensor:
+        """Bound the error of exp(x_i - m) / sum of exp(x_j - m) with n entries, where m is the largest.
+
+        With D_j = m - x_j each exp is off by EXP roundings, and by D_j for its argument. The sum's n - 1 roundings, the
+        quotient and the exps of the sum add up to gamma(n + 2 EXP + 4) p_i + u p_i (D_i + sum p_j D_j). As p_i <=
+        exp(-D_i), p_i D_i is at most 1/e, and at most p_i times the range of x; sum p_j D_j is at most log n, since the
+        entropy of p is. Each exp may underflow to 0.
+
+        Fused attention takes blocks of ``BLOCK`` keys or more, with the largest score so far: each new block rescales
+        what was summed by an exp of a difference of maxima. Its exponents are differences of products with log2(e),
+        so they are off by 8 roundings of the largest |x|, and by 4 more for every block.
+        """
+        low, high = boxes[0]
+        n, size, axis = self.shape[self.axis], magnitude(after), self.axis
+        largest = magnitude(boxes[0]).amax(axis, keepdim=True)
+        spread = high.amax(axis, keepdim=True) - low.amin(axis, keepdim=True)
+        blocks = -(-n // BLOCK)
+        steps = n + 2 * EXP + 4 + spread.clamp_max(log(n))
+        if self.fused:
+            steps = steps + blocks * (EXP + 4) + (8 + 4 * blocks) * largest
+        error = accumulated(size, steps, tiny=(n + 2) * NORMAL / TINY) + UNIT * (spread * size).clamp_max(0.37)
+        return torch.where(2 * largest <= LARGEST, error, torch.inf)
 
     def relax(self, boxes: Sequence[Interval], alpha: Alpha | None = None) -> MeanValue:
         box, axis = boxes[0], self.axis
