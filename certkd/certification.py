@@ -1,4 +1,4 @@
-"""Certify a checkpoint on its data set: what ``certkd certify`` and ``certkd run`` share."""
+"""Prepare the samples of a checkpoint for ``certkd certify`` and ``certkd run``."""
 
 import json
 
@@ -16,10 +16,10 @@ from verifiers.runtime.samples import Data
 
 
 def split_of(data: DataSet, name: str) -> Split:
-    """The split of that name.
+    """Return the split of that name.
 
     Raises:
-        InputError: there is none.
+        InputError: the data set has no such split.
     """
     if name not in data.splits:
         raise InputError(f"unknown split {name!r}.{did_you_mean(name, list(data.splits))}")
@@ -27,7 +27,7 @@ def split_of(data: DataSet, name: str) -> Split:
 
 
 def chosen_samples(known: Checkpoint, data: DataSet, split: str, selection: Selection = EVERYTHING) -> Split:
-    """The chosen samples of a split, for a network that takes them.
+    """Return the chosen samples of a split, for a network that takes them.
 
     Raises:
         InputError: another input shape or too few classes, an unknown split, or samples that it does not have.
@@ -42,10 +42,10 @@ def chosen_samples(known: Checkpoint, data: DataSet, split: str, selection: Sele
 
 
 def rows_of(certificates: Certificates, data: DataSet) -> Split:
-    """The samples that a certificate file is about, in its order.
+    """Return the samples of a certificate file, in its order.
 
     Raises:
-        InputError: the data set has no such split or samples, or the file does not know them all yet.
+        InputError: the data set has no such split or samples, or the file does not list them all yet.
     """
     whole = split_of(data, str(certificates.attributes["split"]))
     position = {index: row for row, index in enumerate(whole.indices.tolist())}
@@ -59,7 +59,7 @@ def rows_of(certificates: Certificates, data: DataSet) -> Split:
 def data_for(
     known: Checkpoint, data: DataSet, config: DataConfig, split: str = "test", selection: Selection = EVERYTHING
 ) -> Data:
-    """The chosen samples of a split, with the facts about network and data that a certificate file stores.
+    """Return the chosen samples of a split, with the facts about network and data that a certificate file stores.
 
     Raises:
         InputError: another input shape or too few classes, an unknown split, or samples that it does not have.
@@ -77,14 +77,14 @@ def data_for(
 
 
 def _training_of(known: Checkpoint) -> dict[str, str]:
-    """The objective that a network was trained with, and its paper, where the checkpoint says so."""
+    """Return the objective that a network was trained with, and its paper, if the checkpoint names it."""
     kind = str((known.training.get("objective") or {}).get("kind", ""))
     papers = {str(objective.model_fields["kind"].default): objective.paper for objective in OBJECTIVES}
     return {"objective": kind, "objective_paper": papers.get(kind, "")}
 
 
 def numbering(data: DataSet, split: str, selection: Selection) -> str | None:
-    """Say how samples are numbered, where that could be misread."""
+    """Explain how samples are numbered, if that could be misread."""
     whole = split_of(data, split)
     if selection.ranges is None or torch.equal(whole.indices, torch.arange(len(whole))):
         return None

@@ -55,7 +55,7 @@ def delete_outputs(folder: Path, mark: str, outputs: tuple[str, ...]) -> None:
     """Delete earlier outputs in a folder, and nothing else.
 
     Args:
-        mark: a file that tells that the folder is an output of certkd.
+        mark: a file that marks the folder as an output of certkd.
         outputs: the files and folders to delete.
 
     Raises:

@@ -7,13 +7,13 @@ class TrainingReporter:
     """Hooks called while training; override the ones you need."""
 
     def start(self, epochs: int, done: int, steps: int) -> None:
-        """Training begins: ``done`` of ``epochs`` were finished by an earlier run, each has ``steps`` steps."""
+        """Report that training begins; an earlier run finished ``done`` of ``epochs``, each of ``steps`` steps."""
 
     def step(self) -> None:
-        """One optimiser step was made."""
+        """Report that one optimiser step was made."""
 
     def epoch(self, record: dict[str, Any]) -> None:
-        """One epoch ended; the record that is logged."""
+        """Report that an epoch ended, with the record that is logged."""
 
     def warn(self, text: str) -> None:
-        """Something a person should know; one line."""
+        """Report one line that the user should know."""

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 @click.option("--norm", default="linf", show_default=True, help="linf, l2 or l1.")
 @click.option("--methods", help="See 'certkd methods'.  [default: pgd,ibp,crown; joint too with a teacher]")
 @click.option("--complete", is_flag=True, help="Decide each sample at eps: attack, bounds, branch and bound.")
-@click.option("--time-limit", type=Value(), metavar="SECONDS", help="For one sample, where a method can take long.")
+@click.option("--time-limit", type=Value(), metavar="SECONDS", help="Limit for one sample, in methods that have one.")
 @click.option("--option", "settings", multiple=True, type=Assignment(), help="A method's setting, like steps=50.")
 @click.option("--engine", metavar="NAME", help="Of bound propagation: auto, native or auto-lirpa.  [default: auto]")
 @click.option(
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 )
 @click.option("--data", metavar="NAME", help="Data set.  [default: the checkpoint's own]")
 @click.option("--split", default="test", show_default=True, help="train, validation or test.")
-@click.option("--limit", type=click.IntRange(min=1), help="Only the first so many samples.")
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N samples.")
 @click.option("--indices", metavar="I,J-K,...", help="Only these samples of the split, like 3,17,40-99.")
 @click.option("--indices-file", metavar="FILE", help="Only the samples that a file lists, an index or range a line.")
 @click.option("--instances", metavar="FILE.csv", help="A benchmark's list instead of --eps: image_index, label, eps.")
@@ -58,16 +58,23 @@ if TYPE_CHECKING:
 @click.option("--noise", help="Smoothing: gaussian or uniform.  [default: gaussian]")
 @click.option("--grid", type=Value(), metavar="STEP", help="Smoothing: radii to the next multiple of STEP.")
 @click.option("--full", is_flag=True, help="Smoothing: all n copies of every sample.")
-@click.option("--require", "conditions", multiple=True, metavar="CONDITION", help="With --teacher; as in compare.")
+@click.option(
+    "--require",
+    "conditions",
+    multiple=True,
+    metavar="CONDITION",
+    help="As in compare, with --teacher.",
+)
 @data_options
 def certify(model: str, teacher: str | None, eps: Epsilon | None, **options: Any) -> int:
     """Certify a network sample by sample.
 
-    Clean accuracy first, then an attack (an upper limit) and bound propagation: certified at eps, and the largest
-    certified radius of each sample. With --teacher, both networks are certified, compared, and bounded jointly. Rows go
-    to an HDF5 file as they are done; to resume an interrupted run, run the same command again. --complete settles the
-    samples of small ReLU networks as CERTIFIED or FALSIFIED, and says what each stage decided and cost. --instances
-    certifies a list of images, each at its own radius: a file for each radius, and how many could be decided.
+    First clean accuracy is measured. Then an attack gives an upper limit, and bound propagation certifies samples at
+    eps and finds the largest certified radius of each. With --teacher, both networks are certified, compared, and
+    bounded jointly. Rows are written to an HDF5 file as they are finished; to resume an interrupted run, run the same
+    command again. --complete settles the samples of small ReLU networks as CERTIFIED or FALSIFIED, and reports what
+    each stage decided and cost. --instances certifies a list of images, each at its own radius, writes a file for each
+    radius, and reports how many instances were decided.
     """
     from certkd.cli.question import certify_config
     from certkd.data import sources as data
@@ -84,7 +91,7 @@ def certify(model: str, teacher: str | None, eps: Epsilon | None, **options: Any
     load = cache(data.load)  # one data set for all networks of the command
     options["kinds"] = {name.endswith(".onnx") for name in (model, teacher) if name is not None}
     student = network(model, options, load)
-    reference = None if teacher is None else networks.beside(network(teacher, options, load), student)
+    reference = None if teacher is None else networks.adapted_to(network(teacher, options, load), student)
     failed: list[str] = []
     answers: list[dict[str, Certificates]] = []
     questions = _questions(eps, model, student, options, load)
@@ -92,8 +99,8 @@ def certify(model: str, teacher: str | None, eps: Epsilon | None, **options: Any
         outs = {name: options[name] and Path(options[name]) for name in ("out", "teacher_out")}
         if len(questions) > 1:
             outs = {name: _at(options[name], radius) for name in outs}
-        asked = _Asked(options, config.at(radius), selection, load, outs)
-        answers.append(asked.certify_both(model, student, teacher, reference))
+        question = _Question(options, config.at(radius), selection, load, outs)
+        answers.append(question.certify_both(model, student, teacher, reference))
         failed += _report(answers[-1], requirements)
     if options["instances"] is not None:
         for role in answers[0]:
@@ -118,8 +125,8 @@ def _requirements(options: dict[str, Any], config: "CertifyConfig") -> "list[Req
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """One question about the networks of a command: the configuration, the samples, and the files."""
+class _Question:
+    """One radius of a command: the configuration, the samples, and the files."""
 
     options: dict[str, Any]
     config: "CertifyConfig"
@@ -191,7 +198,7 @@ def _check_question(eps: Epsilon | None, options: dict[str, Any]) -> None:
 def _questions(
     eps: Epsilon | None, model: str, known: "Checkpoint", options: dict[str, Any], load: "Load"
 ) -> "list[tuple[Epsilon, Selection]]":
-    """The radii to certify at, and the samples of each."""
+    """List the radii to certify at, each with its samples."""
     from certkd.certification import split_of
     from certkd.data.selection import chosen
     from certkd.exchange.instance_list import by_eps, read
@@ -207,12 +214,12 @@ def _questions(
 
 
 def _at(place: str | None, eps: Epsilon) -> Path | None:
-    """The file of one radius among several."""
+    """Name the file of one radius among several."""
     return Path(place).with_stem(f"{Path(place).stem}-{eps.text.replace('/', '_')}") if place else None
 
 
 def _report(done: "dict[str, Certificates]", requirements: "list[Requirement]") -> list[str]:
-    """Print what was certified, and compared where there is a teacher; the lines of what failed."""
+    """Print the results, compared with the teacher's if there is one; return a line for each failure."""
     from certkd.comparison.compare import compare
     from certkd.report import tables
     from certkd.report.console import display
@@ -230,7 +237,7 @@ def _report(done: "dict[str, Certificates]", requirements: "list[Requirement]") 
 
 
 def _failures(certificates: "Certificates") -> list[str]:
-    """Methods that ended in ERROR, and the lack of any certificate method that could run."""
+    """Return a line for each method that ended in ERROR, and one if no certificate method could run."""
     from verifiers.core.status import Status
     from verifiers.methods.registry import certifies
 

@@ -6,10 +6,10 @@ import click
 @click.command()
 @click.argument("file")
 def cite(file: str) -> None:
-    """Print BibTeX of what a certificate file was made with.
+    """Print the BibTeX entries to cite for a certificate file.
 
-    That is certkd, the papers of the methods that ran, auto-LiRPA where it ran, and the objective that the network was
-    trained with, where the file says so.
+    The entries are certkd, the papers of the methods that ran, auto-LiRPA if it ran, and the paper of the training
+    objective if the file names it.
     """
     from certkd.report.citations import citations
     from verifiers.results.reader import read

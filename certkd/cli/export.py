@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @click.option("--eps", type=EpsilonType(), help="Write properties for linf balls of this radius too, like 2/255.")
 @click.option("--data", metavar="NAME", help="Data set.  [default: the checkpoint's own]")
 @click.option("--split", help="train, validation or test.  [default: test]")
-@click.option("--limit", type=click.IntRange(min=1), help="Only the first N samples.")
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N samples.")
 @click.option("--indices", metavar="I,J-K,...", help="Only these samples of the split, like 3,17,40-99.")
 @click.option("--indices-file", metavar="FILE", help="Only the samples that a file lists, an index or range a line.")
 @click.option("--timeout", type=click.IntRange(min=1), help="Seconds per property.  [default: 300]")
@@ -55,7 +55,7 @@ _ABOUT_NETWORKS = ("arch", "mean", "std", "layout", "data", "data_root", "downlo
 
 
 def _refuse(options: dict[str, Any], names: tuple[str, ...], why: str) -> None:
-    """Options that would have no effect are not ignored."""
+    """Refuse an option that would have no effect."""
     given = next((name for name in names if options.get(name) not in (None, False)), None)
     if given is not None:
         value = "" if options[given] is True else f" {options[given]}"
@@ -111,7 +111,7 @@ def _network(model: str, out: str, eps: Epsilon | None, options: dict[str, Any])
 
 
 def _samples(known: "Checkpoint", options: dict[str, Any], load: Any) -> tuple[Any, str]:
-    """The samples to ask about, and the name of where they are from."""
+    """Return the chosen samples, and a name for their data set and split."""
     from certkd.certification import chosen_samples
     from certkd.data.selection import chosen
     from certkd.networks import resolve as networks

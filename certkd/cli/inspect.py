@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("network")
-@click.option("--eps", default="1/255", show_default=True, type=EpsilonType(), help="Radius that costs are told for.")
+@click.option("--eps", default="1/255", show_default=True, type=EpsilonType(), help="Radius of the estimates.")
 @click.option("--norm", default="linf", show_default=True, help="linf, l2 or l1.")
-@click.option("--shape", default="3,224,224", show_default=True, help="Image shape, where no checkpoint tells it.")
-@click.option("--classes", default=1000, show_default=True, help="Classes, where no checkpoint tells them.")
+@click.option("--shape", default="3,224,224", show_default=True, help="Image shape of a network without a checkpoint.")
+@click.option("--classes", default=1000, show_default=True, help="Classes of a network without a checkpoint.")
 def inspect(network: str, eps: Epsilon, norm: str, shape: str, classes: int) -> int:
     """Say which engines and methods take a network, what is refused and why, and what a sample costs.
 

@@ -62,7 +62,7 @@ _ABOUT = {
 
 
 def _choices(annotation: Any) -> str:
-    """What a setting may be, where that is one of a few words."""
+    """List the allowed words of a setting that takes one of a few."""
     parts = [annotation, *get_args(annotation)]
     words = [str(word) for part in parts if get_origin(part) is Literal for word in get_args(part)]
     enums = [part for part in parts if isinstance(part, type) and issubclass(part, Enum)]

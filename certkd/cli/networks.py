@@ -1,4 +1,4 @@
-"""Networks as commands name them."""
+"""Load the networks that commands name."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
 
 def network(name: str, options: dict[str, Any], load: "Load") -> "Checkpoint":
-    """The network of a name; beside one of the other kind, options for that kind alone are not meant for it.
+    """Load a network by its name.
+
+    Where a command names networks of two kinds (checkpoint, ONNX), each gets the options of its own kind alone.
 
     Raises:
         InputError: as ``resolve.load``.

@@ -61,7 +61,7 @@ def _value(text: str, given: str) -> Any:
 
 
 def numbers(text: str | None, name: str) -> tuple[float, ...]:
-    """Comma-separated numbers."""
+    """Read comma-separated numbers."""
     return tuple(_float(part, name) for part in text.split(",")) if text else ()
 
 
@@ -73,7 +73,7 @@ def _float(value: Any, name: str) -> float:
 
 
 def overrides(command: Callable[..., Any]) -> Callable[..., Any]:
-    """``--set key.sub=value``, any number of times."""
+    """Add the option ``--set key.sub=value``, which may be given several times."""
     return click.option(
         "--set",
         "overrides",
@@ -84,34 +84,34 @@ def overrides(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def network_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """What networks that do not say it themselves are, and how they take images."""
+    """Add the options that describe a network whose file does not describe it."""
     for option in (
         click.option("--layout", help="How an .onnx file arranges images: nchw, nhwc or flat.  [default: nchw]"),
         click.option("--std", metavar="S,...", help="Normalisation that bare weights or an .onnx file expect."),
         click.option("--mean", metavar="M,...", help="Normalisation that bare weights or an .onnx file expect."),
-        click.option("--arch", metavar="NAME[,KEY=VALUE]", help="What bare weights belong to: certkd:resnet,depth=20"),
+        click.option("--arch", metavar="NAME[,KEY=VALUE]", help="Network of bare weights: certkd:resnet,depth=20"),
     ):
         command = option(command)
     return command
 
 
 def data_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Where data sets lie, and the device."""
+    """Add the options for data sets and the device."""
     return data_places(click.option("--device", default=None, help="auto, cpu or cuda.  [default: auto]")(command))
 
 
 def data_places(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Where data sets lie."""
+    """Add the options for data sets."""
     for option in (
         click.option("--download", is_flag=True, help="Let torchvision download a missing data set."),
-        click.option("--data-root", metavar="FOLDER", help="Where data sets lie.  [default: $CERTKD_DATA]"),
+        click.option("--data-root", metavar="FOLDER", help="Folder of the data sets.  [default: $CERTKD_DATA]"),
     ):
         command = option(command)
     return command
 
 
 def with_data_options(overrides: tuple[str, ...], root: str | None, download: bool, device: str | None) -> list[str]:
-    """The data options as overrides of a configuration."""
+    """Write the data options as overrides of a configuration."""
     extra = [f"data.root={json.dumps(root)}"] if root else []  # quoted: a path is not YAML
     extra += ["data.download=true"] if download else []
     extra += [f"device={json.dumps(device)}"] if device else []

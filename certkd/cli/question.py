@@ -14,7 +14,7 @@ WITH_TEACHER = ("joint",)
 
 
 def certify_config(eps: Epsilon, options: dict[str, Any]) -> CertifyConfig:
-    """What is certified, from the options of the command.
+    """Build the configuration from the options of the command.
 
     Raises:
         InputError: options that contradict each other, and whatever the configuration refuses.
@@ -54,7 +54,7 @@ def default_methods(teacher: bool) -> tuple[str, ...]:
 def default_out(name: str, config: CertifyConfig, instances: str | None, teacher: str | None = None) -> Path:
     """Name the certificate file next to the checkpoint, so that another question goes to another file.
 
-    The name tells network, norm, eps, noise, teacher, list of samples, and the methods unless they are the default.
+    The name holds network, norm, eps, noise, teacher, list of samples, and the methods unless they are the default.
     """
     place = Path(name) if "/" in name or Path(name).exists() else Path(name.replace(":", "-"))
     parts = [place.stem, str(config.norm), config.eps.replace("/", "_")]
@@ -66,7 +66,7 @@ def default_out(name: str, config: CertifyConfig, instances: str | None, teacher
 
 
 def _settings(options: dict[str, Any]) -> dict[str, Any]:
-    """The methods' settings by name; some have options of their own."""
+    """Collect the methods' settings by name, from --option and from options of their own."""
     given = dict(options["settings"])
     named = {name: options[name] for name in SHORTCUTS if options[name] is not None}
     by = {name: f"--{name.replace('_', '-')}" for name in named}

@@ -55,7 +55,7 @@ def _from_file(path: str, overrides: list[str]) -> "TrainJob":
 
 
 def _default_student(teacher: str | None, out: str | None, data: str | None, overrides: list[str]) -> "TrainJob":
-    """The default settings with KDIGA, on the teacher's own data unless another data set is named."""
+    """Configure KDIGA with the default settings, on the teacher's own data unless another data set is named."""
     if teacher is None or out is None:
         raise InputError("nothing to train: give --config FILE, or --teacher CHECKPOINT and --out DIR")
     from certkd.config.reading import read

@@ -16,18 +16,19 @@ from verifiers.core.errors import InputError
 @click.option("--norm", default="linf", show_default=True, help="linf, l2 or l1.")
 @click.option("--data", metavar="NAME", help="Data set.  [default: the student's own]")
 @click.option("--split", default="test", show_default=True, help="train, validation or test.")
-@click.option("--limit", type=click.IntRange(min=1), help="Only the first so many samples.")
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N samples.")
 @click.option("--out", metavar="FILE", help="The student's certificate file.  [default: next to the checkpoint]")
 @click.option("--teacher-out", metavar="FILE", help="The teacher's certificate file.  [default: next to the teacher]")
 @click.option("--require", "conditions", multiple=True, metavar="CONDITION", help="Like 'kept>=0.9'; else exit 1.")
 @data_options
 @click.pass_context
 def transfer(ctx: click.Context, student: str, teacher: str | None, **options: Any) -> int:
-    """Does the student match the teacher? Sample by sample, at one radius.
+    """Find out, sample by sample, whether a student keeps its teacher's certificates at one radius.
 
-    Certifies both, then asks what carries the teacher's certificates over: the student's own ones, theorems A, B and C
-    with certified terms, and the joint differential bound; says what blocks the samples that are lost. The same as
-    'certkd certify --teacher' with the methods pgd, crown, joint and transfer; its rows are in the student's file.
+    Both networks are certified. A certificate of the teacher is kept if the student has its own, or if one of theorems
+    A, B and C with certified terms or the joint differential bound carries the teacher's over. For each lost sample the
+    largest obstacle is named. The command is 'certkd certify --teacher' with the methods pgd, crown, joint and
+    transfer; its rows are in the student's file.
     """
     if teacher is None:
         raise InputError("transfer compares a student with its teacher: give --teacher, like --teacher teacher.pt")

@@ -14,18 +14,18 @@ from verifiers.core.errors import InputError
 @click.argument("file", metavar="FILE.h5")
 @click.option("--model", required=True, metavar="NETWORK", help="The network that the file is about.")
 @click.option(
-    "--sample", type=click.IntRange(min=0), default=50, show_default=True, help="Certificates to prove again."
+    "--sample", type=click.IntRange(min=0), default=50, show_default=True, help="Number of certificates to prove again."
 )
-@click.option("--time-limit", type=Value(), default=30, show_default=True, help="Seconds for each of them.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Chooses them.")
+@click.option("--time-limit", type=Value(), default=30, show_default=True, help="Seconds for each certificate.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the choice.")
 @network_options
 @data_options
 def verify(file: str, model: str, **options: Any) -> int:
     """Check a certificate file against the network that it is about.
 
     The hashes of weights, layers and images must be those in the file. Randomly chosen certificates are attacked and
-    proved again, by the other engine where it takes the network and by branch and bound; all stored counterexamples run
-    once more. Any contradiction is printed, and the exit code is 1.
+    proved again, by the other engine where it takes the network and by branch and bound; all stored counterexamples are
+    run again. Any contradiction is printed, and the exit code is 1.
     """
     from certkd.certification import rows_of
     from certkd.data import sources as data

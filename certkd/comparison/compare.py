@@ -1,7 +1,7 @@
-"""Paired comparison of two certificate files: what the student kept of the teacher's robustness.
+"""Compare two certificate files: how much of the teacher's robustness the student kept.
 
-Both files must be about the same samples, norm, eps and method settings: then every difference is a difference of the
-networks, and statistics are paired, sample by sample.
+Both files must have the same samples, norm, eps and method settings. Then every difference is one of the networks, and
+statistics are paired, sample by sample.
 """
 
 import math
@@ -23,9 +23,9 @@ from verifiers.results.rows import Certificates
 from verifiers.results.summaries.diagnostics import Diagnosis, diagnose
 from verifiers.results.summaries.smoothing import SameCopies, shared_votes
 
-#: Figures of each network that a requirement may be about, the teacher's with ``teacher_`` before them.
+#: Figures of each network that a requirement may name, the teacher's with the prefix ``teacher_``.
 FIGURES = ("clean", "pgd", "certified", "mean_radius")
-#: All that a requirement may be about.
+#: Every metric that a requirement may name.
 METRICS = (
     *("retention", "radius_retention", *FIGURES, *(f"teacher_{name}" for name in FIGURES)),
     *("gains", "losses", "mcnemar", *VERDICT_METRICS),
@@ -38,19 +38,19 @@ class Comparison:
 
     Attributes:
         method: whose radii are compared; "best" is the larger of all deterministic methods, sample by sample.
-        methods: the methods that those are.
-        settings: theirs, by method; the same in both files.
+        methods: the methods whose radii are compared.
+        settings: of those methods, by name; the same in both files.
         norm, eps, samples: as in both files.
-        teacher, student: each one's figures.
+        teacher, student: the figures of each.
         differences: paired differences of clean, pgd, certified and radius.
         retention: of the samples that the teacher has certified at eps, the share that the student has too.
         radius_retention: of the same samples, the share where the student's radius is also at least the teacher's.
         gains, losses: sample indices certified at eps by the student only, by the teacher only.
-        mcnemar: two-sided p-value of their numbers if both were as likely.
-        curve: both networks over the radius, eps among them; only at eps where votes stopped once that was decided.
+        mcnemar: two-sided p-value of McNemar's exact test on gains and losses.
+        curve: both networks at several radii, eps among them; at eps alone if votes stopped once eps was decided.
         verdict: what carried the teacher's certificates over and what did not; None without transfer rows.
-        same_copies: of smoothing, what both voted on the same noisy copies; None where the student's run did not show
-            them to this teacher.
+        same_copies: the votes of both networks on the same noisy copies of smoothing; None unless the student's run
+            showed its copies to this teacher.
         diagnosis: input gradients and attacks of both networks; None without diagnostics.
     """
 
@@ -74,11 +74,11 @@ class Comparison:
     diagnosis: Diagnosis | None
 
     def to_dict(self) -> dict[str, Any]:
-        """Convert to plain values, ready for JSON; None where a figure is not a number."""
+        """Convert to plain values, ready for JSON; nan becomes None."""
         return dict(plain({**asdict(self), "metrics": self.metrics()}))
 
     def metrics(self) -> dict[str, float]:
-        """The numbers that a requirement may be about, by name."""
+        """Return the numbers that a requirement may name."""
         values = {"retention": self.retention.value, "radius_retention": self.radius_retention.value}
         for name in FIGURES:
             values[name] = getattr(self.student, name)
@@ -97,7 +97,7 @@ def compare(teacher: Certificates, student: Certificates, *, method: str = "best
 
     Args:
         teacher: the reference.
-        student: the network that is judged.
+        student: the network to judge.
         method: a certificate method in both files, or "best": each sample's larger radius over all deterministic
             ones, or smoothing's where they have none of those in common.
 
@@ -141,7 +141,7 @@ def _diagnosis(teacher: Certificates, student: Certificates) -> Diagnosis | None
 
 
 def _same_copies(teacher: Certificates, student: Certificates, method: str) -> SameCopies | None:
-    """Votes are read from the file; rows in memory have none."""
+    """Read both networks' votes from the file; rows in memory have none."""
     smoothed = find(method).about is About.SMOOTHED
     if not (smoothed and same_teacher(teacher, student) and Path(student.path).exists()):
         return None
@@ -159,7 +159,7 @@ def plain(value: Any) -> Any:
 
 
 def radii(certificates: Certificates, method: str | Sequence[str] = "best") -> np.ndarray:
-    """Certified radius per sample: of one method, of several the larger, or as ``compare`` takes the best."""
+    """Return each sample's certified radius: of one method, the largest of several, or the best as in ``compare``."""
     if not isinstance(method, str):
         return _radius(certificates, method)
     check_known(certificates)
@@ -167,7 +167,7 @@ def radii(certificates: Certificates, method: str | Sequence[str] = "best") -> n
 
 
 def figures(certificates: Certificates) -> Side:
-    """Give one file's figures, by the best radius of each sample."""
+    """Return the figures of one file, from the best radius of each sample."""
     check_known(certificates)
     return _outcomes(certificates, common_methods(certificates, certificates, "best")).side()
 
@@ -180,5 +180,5 @@ def _outcomes(certificates: Certificates, names: Sequence[str]) -> Outcomes:
 
 
 def _radius(certificates: Certificates, names: Sequence[str]) -> np.ndarray:
-    """Larger radius over the methods; misclassified samples have 0 in every one."""
+    """Return the largest radius over the methods; a misclassified sample has 0 in all of them."""
     return np.maximum.reduce([certificates[name]["radius"] * certificates[name]["correct"] for name in names])

@@ -14,22 +14,22 @@ from verifiers.results.rows import Certificates, MethodRows
 
 #: Attributes that two files must share; the value of eps is checked too.
 SHARED = ("data_sha256", "indices_sha256", "norm")
-#: Settings that may differ: in which precision a network votes belongs to the network.
+#: Settings that may differ: the precision in which a network votes is a property of the network.
 OWN = ("dtype",)
 
 
 def attack(certificates: Certificates) -> MethodRows | None:
-    """The attack on the network itself: an estimate that stores how far counterexamples are."""
+    """Return the rows of the attack on the network itself: an estimate with the distance of counterexamples."""
     return next(_rows(certificates, Guarantee.ESTIMATE, About.NETWORK, "distance"), None)
 
 
 def transfer(certificates: Certificates) -> MethodRows | None:
-    """The rows that say which certificates of the teacher carry over, and what blocks the others."""
+    """Return the rows that say which of the teacher's certificates carry over, and what blocks the others."""
     return next(_rows(certificates, Guarantee.DETERMINISTIC, About.PAIR, "blocker"), None)
 
 
 def diagnosis(certificates: Certificates) -> MethodRows | None:
-    """The rows that compare input gradients of student and teacher."""
+    """Return the rows that compare the input gradients of student and teacher."""
     return next(_rows(certificates, Guarantee.ESTIMATE, About.PAIR, "gradient_cosine"), None)
 
 
@@ -41,10 +41,10 @@ def _rows(certificates: Certificates, guarantee: Guarantee, about: About, column
 
 
 def check_known(certificates: Certificates) -> None:
-    """Refuse rows of a method that this certkd does not have: what they are worth is not read from a file.
+    """Refuse rows of a method that this certkd does not have: a guarantee is never read from a file.
 
     Raises:
-        InputError: naming the file and the method.
+        InputError: it names the file and the method.
     """
     for rows in certificates:
         try:
@@ -54,10 +54,10 @@ def check_known(certificates: Certificates) -> None:
 
 
 def check_same(teacher: Certificates, student: Certificates) -> None:
-    """Refuse unfinished files, and files about other samples, norms or radii.
+    """Refuse unfinished files, and files with different samples, norms or radii.
 
     Raises:
-        InputError: naming both files and the first difference.
+        InputError: it names both files and the first difference.
     """
     for certificates in (teacher, student):
         check_known(certificates)
@@ -81,17 +81,17 @@ def check_same(teacher: Certificates, student: Certificates) -> None:
 
 
 def same_teacher(teacher: Certificates, student: Certificates) -> bool:
-    """Whether the student's rows compare with this file's network."""
+    """Return whether the teacher in the student's rows is this file's network."""
     names = (("model_sha256", "joint_teacher_sha256"), ("structure_sha256", "joint_teacher_structure_sha256"))
     known = [(teacher.attributes.get(own), student.attributes.get(other)) for own, other in names]
     return all(own and own == other for own, other in known)
 
 
 def common_methods(teacher: Certificates, student: Certificates, method: str) -> list[str]:
-    """The methods whose larger radius is taken: several proofs, or one method that holds with confidence 1 - alpha.
+    """Choose the methods to compare by: all common proofs, or one method that holds with confidence 1 - alpha.
 
     Raises:
-        InputError: no such method in both files; other settings; rows without an answer.
+        InputError: no such method in both files; different settings; rows without an answer.
     """
     names = [rows.name for rows in teacher if certifies(rows.name) and rows.name in student]
     if method != "best":
@@ -111,7 +111,7 @@ def common_methods(teacher: Certificates, student: Certificates, method: str) ->
 
 
 def settings_of(certificates: Certificates) -> dict[str, dict[str, Any]]:
-    """The settings that each method ran with."""
+    """Return the settings that each method ran with."""
     return dict(json.loads(str(certificates.attributes["settings"])))
 
 
@@ -123,7 +123,7 @@ def _check_answered(certificates: Certificates, rows: MethodRows) -> None:
 
 
 def _check_settings(teacher: Certificates, student: Certificates, names: Sequence[str]) -> None:
-    """Refuse other settings of the methods compared, and of the attack where its accuracy is shown with them."""
+    """Refuse different settings of the methods compared, and of the attack if its accuracy is shown too."""
     attacks = [attack(certificates) for certificates in (teacher, student)]
     shared = {rows.name for rows in attacks if rows is not None} if all(attacks) and proves(names[0]) else set()
     for name in [*names, *(shared if len(shared) == 1 else ())]:
@@ -131,7 +131,7 @@ def _check_settings(teacher: Certificates, student: Certificates, names: Sequenc
         different = [key for key in {**theirs, **ours} if key not in OWN and ours.get(key) != theirs.get(key)]
         if different:
             values = ", ".join(f"{key} {theirs.get(key)} and {ours.get(key)}" for key in different)
-            raise InputError(f"the files ran {name} with other settings: {values}")
+            raise InputError(f"the files ran {name} with different settings: {values}")
 
 
 def _short(value: Any) -> str:

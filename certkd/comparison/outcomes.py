@@ -16,9 +16,9 @@ class AtEps:
     """One method's answer at eps.
 
     Attributes:
-        samples: those it certifies; of an attack, those that are correct and withstood it.
-        share: of all samples.
-        proved: whether the share is a lower limit (a certificate); an attack leaves an upper one.
+        samples: number certified; for an attack, number that is correct and survived it.
+        share: their share of all samples.
+        proved: whether the share is a lower limit (a certificate) or, for an attack, an upper one.
     """
 
     samples: int
@@ -30,7 +30,7 @@ class AtEps:
 
 
 def at_eps(rows: MethodRows) -> AtEps | None:
-    """Count a method's certificates at eps, or the samples that withstood its attack; None until all rows are done."""
+    """Count a method's certificates at eps, or the samples that survived its attack; None until all rows are done."""
     if not rows.answered:
         return None
     proved = certifies(rows.name)
@@ -40,14 +40,14 @@ def at_eps(rows: MethodRows) -> AtEps | None:
 
 
 def outcomes(files: Sequence[Certificates]) -> dict[str, int]:
-    """Count the samples of all files by what became of them; outcomes that no sample has are left out."""
+    """Count the samples of all files by outcome; outcomes without samples are left out."""
     words = [word for certificates in files for word in _outcomes(certificates)]
     names = ("certified", "falsified", "misclassified", "undecided", "failed")
     return {name: words.count(name) for name in names if name in words}
 
 
 def _outcomes(certificates: Certificates) -> list[str]:
-    """One word per sample; certified by the best of all proofs about this network, or by smoothing alone."""
+    """Name each sample's outcome; certified by the best proof about this network, or by smoothing alone."""
     check_known(certificates)
     alone = [rows for rows in certificates if find(rows.name).about is not About.PAIR]
     certifying = [rows for rows in alone if certifies(rows.name)]

@@ -40,10 +40,10 @@ class Requirement:
         return cls(text, metric, comparator, limit)
 
     def holds(self, comparison: Comparison) -> bool:
-        """Whether the comparison meets it; a metric that is nan meets nothing.
+        """Return whether the comparison meets it; a metric that is nan never does.
 
         Raises:
-            InputError: it is about the verdict, and there is none.
+            InputError: it needs a verdict, and there is none.
         """
         metrics = comparison.metrics()
         if self.metric not in metrics:
@@ -54,7 +54,7 @@ class Requirement:
         return bool(_OPERATORS[self.operator](metrics[self.metric], self.bound))
 
     def missed(self, comparison: Comparison) -> str:
-        """Say by how much it does not hold."""
+        """Say that it is not met, with the value."""
         value = comparison.metrics()[self.metric]
-        found = "there is nothing to measure it by" if math.isnan(value) else f"it is {value:.4f}"
+        found = "it is not defined here" if math.isnan(value) else f"it is {value:.4f}"
         return f"not met: {self.text} ({found})"

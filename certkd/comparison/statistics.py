@@ -13,7 +13,7 @@ from verifiers.core.statistics import mcnemar
 
 #: Quantiles of the radius distribution that tables show.
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
-#: Rows of the table of radii, about.
+#: Approximate number of rows in the table of radii.
 ROWS = 8
 
 
@@ -39,7 +39,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Difference:
-    """Paired mean of student minus teacher, its standard error, and what that would be over unpaired samples."""
+    """Paired mean of student minus teacher, with its standard error and that of unpaired samples."""
 
     mean: float
     standard_error: float
@@ -55,7 +55,7 @@ class AtRadius:
         teacher, student: shares correct and certified at it.
         retention: of the samples that the teacher has certified, the share that the student has too; nan for none.
         gains, losses: samples certified by the student only, by the teacher only.
-        mcnemar: two-sided p-value of gains and losses if both were as likely.
+        mcnemar: two-sided p-value of McNemar's exact test on gains and losses.
     """
 
     radius: float
@@ -100,7 +100,7 @@ def differences(ours: Outcomes, theirs: Outcomes) -> dict[str, Difference]:
 
 
 def paired(ours: np.ndarray, theirs: np.ndarray) -> Difference:
-    """Mean of ours - theirs and its standard errors (sample standard deviation over root n)."""
+    """Compute the mean of ours - theirs and its standard errors (sample standard deviation over root n)."""
     ours, theirs = ours.astype(float), theirs.astype(float)
     errors = [_standard_error(values) for values in (ours - theirs, ours, theirs)]
     return Difference(float((ours - theirs).mean()), errors[0], math.hypot(*errors[1:]))
@@ -121,7 +121,7 @@ def at_radius(radius: float, ours: Float[np.ndarray, " samples"], theirs: Float[
 def radii_shown(top: float, eps: float, settings: Mapping[str, Mapping[str, Any]]) -> list[float]:
     """Choose the radii of a table: round ones up to the largest, and eps.
 
-    Where votes stopped early, only radii that they decided: eps, or steps of the grid.
+    If votes stopped early, only the radii that they decided are shown: eps, or steps of the grid.
 
     Args:
         top: the largest certified radius.

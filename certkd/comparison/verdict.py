@@ -1,4 +1,4 @@
-"""Decide what became of the teacher's certificates, in a form that a person can read and a script can require."""
+"""Decide what became of each of the teacher's certificates."""
 
 import math
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from verifiers.core.status import Status
 from verifiers.results.rows import Certificates
 from verifiers.results.summaries.transfer import REASONS
 
-#: What a verdict adds to a comparison's metrics.
+#: The metrics that a verdict adds to a comparison.
 VERDICT_METRICS = ("kept", "kept_directly")
 MISCLASSIFIED = "misclassified by the student"
 
@@ -26,10 +26,10 @@ class Verdict:
         direct: of them, those that the student's own certificates cover.
         through: those that only the teacher's certificate and the student's differences cover.
         at_least: those whose certified radius is at least the teacher's.
-        blocked: the others, counted by what keeps them.
+        blocked: the others, counted by the obstacle.
         to_first_order: those on which the published condition is proved: output deficit, gradient gap and the
             student's non-linearity are together no more than the teacher's own non-linearity.
-        shortfall: median over them of what that condition lacks, in logits.
+        shortfall: median over them of the amount by which that condition fails, in logits.
     """
 
     samples: int
@@ -45,16 +45,16 @@ class Verdict:
 
     @property
     def kept(self) -> int:
-        """Samples of the teacher's that the student keeps."""
+        """Number of the teacher's samples that the student keeps."""
         return self.direct + self.through
 
     def metrics(self) -> dict[str, float]:
-        """The numbers that a requirement may be about."""
+        """Return the numbers that a requirement may name."""
         counts = (self.kept, self.direct)
         return {name: n / self.held if self.held else math.nan for name, n in zip(VERDICT_METRICS, counts, strict=True)}
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
+        """Convert to plain values."""
         return {**vars(self), "kept": self.kept}
 
 

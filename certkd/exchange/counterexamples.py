@@ -1,4 +1,4 @@
-"""Counterexamples of a certificate file in VNN-COMP's form, each after it has run once more."""
+"""Export the counterexamples of a certificate file in VNN-COMP's format, each after it has been run again."""
 
 import os
 from pathlib import Path
@@ -25,17 +25,17 @@ from verifiers.runtime.samples import device_of
 def export_counterexamples(path: Path, folder: Path, model: nn.Module) -> list[str]:
     """Write each stored counterexample, with the logits at it, as ``METHOD-INDEX.counterexample``.
 
-    Each is put through the network again: what is written is misclassified now, inside the ball and the image box.
+    Each is run through the network again first, and must be misclassified, inside the ball and inside the image box.
 
     Raises:
-        InputError: not a certificate file, one about another network, a counterexample that does not hold, a folder
-            that is not empty or cannot be made.
+        InputError: the file is no certificate file or is about another network, a counterexample does not hold, or
+            the folder is not empty or cannot be made.
     """
     certificates = read(path)
     there, given = str(certificates.attributes.get("model_sha256", "")), weights_sha256(model)
     if there != given:
         raise InputError(
-            f"{path} is about another network (sha256 {there[:16] or 'unknown'}, not {given[:16]}): name its own"
+            f"{path} is about another network (sha256 {there[:16] or 'unknown'}, not {given[:16]}): give that network"
         )
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise InputError(f"{folder} is not an empty folder: name another one")
@@ -73,7 +73,7 @@ def _check_holds(
     images: Float[np.ndarray, "block *shape"],
     logits: Float[Tensor, "block classes"],
 ) -> None:
-    """Each image is in the image box, in the ball, and given another class than the clean one."""
+    """Check that each image is in the image box and in the ball, and gets another class than the clean one."""
     fooled = (margins(logits, torch.from_numpy(method["predicted"][rows])) < 0).numpy()
     pixels = images.reshape(len(images), -1)
     inside = (pixels >= 0).all(1) & (pixels <= 1).all(1) & (method["distance"][rows] <= method.eps)

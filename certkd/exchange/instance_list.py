@@ -10,7 +10,7 @@ from certkd.data.selection import Selection, named, text_of
 from verifiers.core.errors import InputError
 from verifiers.core.quantities import Epsilon
 
-#: Names of the column with an image's number, the first that is there counts.
+#: Possible names of the column with an image's number; the first one present counts.
 INDEX_COLUMNS = ("image_index", "index", "image")
 
 
@@ -34,10 +34,10 @@ class Instance:
 def read(path: Path, net: str) -> list[Instance]:
     """Read a CSV file with the columns image_index (or index, image), label and eps.
 
-    Other columns are ignored, but for ``net``: where several networks are listed, only the lines of ``net`` are taken.
+    Other columns are ignored, except ``net``: if several networks are listed, only the lines of ``net`` are taken.
 
     Raises:
-        InputError: not such a file, a line that is malformed or there twice, no line about ``net``.
+        InputError: the file has another form, a line is malformed or repeated, or no line is about ``net``.
     """
     lines = list(_lines(path))
     nets = list(dict.fromkeys(cells["net"] for _, cells in lines if "net" in cells))
@@ -73,7 +73,7 @@ def by_eps(
 
 
 def _lines(path: Path) -> Iterator[tuple[int, Mapping[str, str]]]:
-    """Number and cells, by column, of each line below the header that is not blank."""
+    """Yield the number and the cells by column of each line below the header that is not blank."""
     reader = csv.reader(io.StringIO(text_of(path), newline=""), strict=True)
     try:
         header = [name.strip().lower() for name in next(reader, [])]
@@ -124,7 +124,7 @@ def _check_distinct(path: Path, instances: Sequence[Instance]) -> None:
 def _check_label(instance: Instance, path: Path, labels: Sequence[int], split: str) -> None:
     where = f"{path} line {instance.line}: image {instance.index}"
     if instance.index >= len(labels):
-        raise InputError(f"{where} is not there: {split} has {len(labels)}, numbered 0 to {len(labels) - 1}")
+        raise InputError(f"{where} does not exist: {split} has {len(labels)}, numbered 0 to {len(labels) - 1}")
     label = int(labels[instance.index])
     if instance.label != label:
         raise InputError(f"{where} has label {instance.label} there and {label} in {split}: is it another data set?")

@@ -38,7 +38,7 @@ class Instances:
 
     Attributes:
         properties: paths of the VNN-LIB files, relative to the folder.
-        misclassified: indices of the samples that were left out, because the image itself is unsafe.
+        misclassified: indices of the samples that were left out.
     """
 
     properties: list[str]

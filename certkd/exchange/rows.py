@@ -36,7 +36,7 @@ IMAGE = "counterexample"
 
 
 def is_folder(out: str | Path) -> bool:
-    """Whether a place is meant as a folder: it is one, ends like one, or has no suffix."""
+    """Return whether a path means a folder: it is one, ends with a slash, or has no suffix."""
     return not Path(out).suffix or Path(out).is_dir() or str(out).endswith(("/", os.sep))
 
 
@@ -45,13 +45,13 @@ def export_rows(path: Path, out: Path) -> list[str]:
 
     Args:
         path: the certificate file, finished or not.
-        out: its suffix names the form.
+        out: the file to write; its suffix names the format.
 
     Returns:
-        lines that say how many were written, and which were left out.
+        lines that say how many rows were written, and which were left out.
 
     Raises:
-        InputError: not a certificate file, another suffix, no place to write.
+        InputError: it is not a certificate file, the suffix is unknown, or the output cannot be written.
     """
     writers: Mapping[str, Callable[[Source, Path], list[str]]] = {".csv": _csv, ".json": _json, ".npz": _npz}
     if out.suffix.lower() not in writers:
@@ -73,18 +73,18 @@ class Source:
     file: h5py.File
 
     def arrays(self, method: str) -> dict[str, tuple[int, ...]]:
-        """Columns whose rows are arrays, and the shape of a row; images are none of them."""
+        """List the columns whose rows are arrays, with the shape of a row; images are left out."""
         return {n: d.shape[1:] for n, d in self.file[method].items() if d.ndim > 1 and n != IMAGE}
 
     def pending(self) -> list[str]:
-        """Say how many rows have no answer, a line for each method with some."""
+        """Count the rows without an answer, one line for each method that has some."""
         counts = {name: rows.count(Status.PENDING) for name, rows in self.certificates.methods.items()}
         return [
             f"{count} rows of {name} have no answer yet and are left out" for name, count in counts.items() if count
         ]
 
     def rows(self, wanted: Mapping[str, Sequence[str]]) -> Iterator[dict[str, Any]]:
-        """Finished rows of all methods, values by column name; of array columns, those wanted of each method."""
+        """Yield the finished rows of all methods as values by column name, with the wanted array columns."""
         for method in self.certificates:
             facts = {
                 "method": method.name,
@@ -100,10 +100,10 @@ class Source:
                     yield facts | dict(zip(columns, values, strict=True))
 
     def falsified(self) -> Iterator[tuple[MethodRows, Int[np.ndarray, " rows"]]]:
-        """Methods that store counterexamples, and the rows with one.
+        """List the methods that store counterexamples, with the rows that have one.
 
         Raises:
-            InputError: there is no such method.
+            InputError: no method stores counterexamples.
         """
         methods = [rows for name, rows in self.certificates.methods.items() if IMAGE in self.file[name]]
         if not methods:
@@ -112,23 +112,23 @@ class Source:
         return ((rows, np.flatnonzero(rows["status"] == Status.FALSIFIED)) for rows in methods)
 
     def images(self, method: str, rows: Int[np.ndarray, " rows"]) -> Float[np.ndarray, "rows *shape"]:
-        """The stored counterexamples of some rows, ascending."""
+        """Read the counterexamples of some rows, in ascending order."""
         return np.asarray(self.file[method][IMAGE][rows])
 
 
 def blocks(rows: Int[np.ndarray, " rows"]) -> Iterator[Int[np.ndarray, " block"]]:
-    """Cut row numbers into blocks that are read at a time."""
+    """Split row numbers into blocks that are read at once."""
     return (rows[start : start + BLOCK] for start in range(0, len(rows), BLOCK))
 
 
 def _ordered(method: MethodRows) -> list[str]:
-    """The columns that every method has first."""
+    """List the columns, those that every method has first."""
     common = [column.name for column in COMMON_COLUMNS if column.name in method.columns]
     return [*common, *(name for name in method.columns if name not in common)]
 
 
 def _csv(source: Source, out: Path) -> list[str]:
-    """One line per sample and method; cells of columns that a method does not have are empty."""
+    """Write one line per sample and method; a column that a method does not have is empty."""
     wide = {name: source.arrays(name) for name in source.certificates.methods}
     taken = {name: [c for c, shape in columns.items() if math.prod(shape) <= WIDEST] for name, columns in wide.items()}
     header = ["method", "guarantee", "norm", "eps"]
@@ -155,12 +155,12 @@ def _csv(source: Source, out: Path) -> list[str]:
 
 
 def _entries(column: str, shape: tuple[int, ...]) -> list[str]:
-    """Names of an array's entries: ``votes_0_3``."""
+    """Name the entries of an array: ``votes_0_3``."""
     return ["_".join([column, *map(str, place)]) for place in product(*map(range, shape))]
 
 
 def _json(source: Source, out: Path) -> list[str]:
-    """Attributes of the file and of each method, and all rows; nan and infinities, which JSON lacks, are null."""
+    """Write the attributes of the file and of each method, and all rows; nan and infinities become null."""
     certificates, count = source.certificates, 0
     methods = {name: _strict(rows.attributes) for name, rows in certificates.methods.items()}
     with open(out, "w", encoding="utf-8") as file:
@@ -186,7 +186,7 @@ def _strict(value: Any) -> Any:
 
 
 def _npz(source: Source, out: Path) -> list[str]:
-    """Every stored counterexample, in arrays of equal length: image, method, index, label, predicted, distance."""
+    """Write every counterexample in arrays of equal length: image, method, index, label, predicted, distance."""
     found = list(source.falsified())
     shape = source.file[found[0][0].name][IMAGE].shape[1:]
     count = sum(len(rows) for _, rows in found)
@@ -205,7 +205,7 @@ def _npz(source: Source, out: Path) -> list[str]:
 def _write_images(
     archive: zipfile.ZipFile, source: Source, found: Sequence[tuple[MethodRows, np.ndarray]], shape: tuple[int, ...]
 ) -> None:
-    """The header of an array of the format .npy, and its values block after block."""
+    """Write the header of an .npy array, then its values block by block."""
     header = {"descr": "<f4", "fortran_order": False, "shape": shape}
     with archive.open("image.npy", "w", force_zip64=True) as entry:
         np.lib.format.write_array_header_1_0(entry, header)

@@ -1,4 +1,4 @@
-"""Write robustness as VNN-LIB properties, and counterexamples, in VNN-COMP's forms.
+"""Write robustness properties as VNN-LIB, and counterexamples in VNN-COMP's format.
 
 A property is the *unsafe* set: a box of inputs, and the outputs at which the network changes its mind. A tool that
 proves it empty (unsat) has proved the robustness. Pixels and logits are numbered in the order of their memory,

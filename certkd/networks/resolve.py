@@ -106,7 +106,7 @@ def adapted(network: Classifier, shape: tuple[int, ...]) -> Classifier:
     return other.train(network.training)
 
 
-def beside(teacher: Checkpoint, student: Checkpoint) -> Checkpoint:
+def adapted_to(teacher: Checkpoint, student: Checkpoint) -> Checkpoint:
     """Adapt a teacher to the student's images and data, resizing images of another size.
 
     Raises:

@@ -1,4 +1,4 @@
-"""BibTeX of what a certificate file was made with."""
+"""Write the BibTeX entries to cite for a certificate file."""
 
 import re
 from collections.abc import Mapping
@@ -17,8 +17,8 @@ class Paper:
 
     Attributes:
         key: BibTeX key.
-        authors: as BibTeX joins them.
-        title: capitals that must stay are in braces.
+        authors: joined by "and", as in BibTeX.
+        title: capitals that BibTeX must keep are in braces.
         year: of the venue, or of the preprint.
         venue: conference; "" for a preprint.
         eprint: arXiv number; "" for none.
@@ -289,7 +289,7 @@ PAPERS = (
         eprint="2404.04375",
     ),
 )
-#: Papers without an arXiv number, by how a ``paper`` field names them.
+#: Papers without an arXiv number, by their name in ``paper`` fields.
 PUBLISHED = {
     "Zhao et al., ECCV 2022": Paper(
         "zhao2022enhanced",
@@ -312,10 +312,10 @@ _ENGINE, _ENGINE_PAPER = "auto-lirpa", "arXiv 2002.12920"
 
 
 def citations(certificates: Certificates) -> list[str]:
-    """Write BibTeX of certkd, of the papers of the methods that ran, of auto-LiRPA where it ran, and of the training.
+    """Write the entries of certkd, of the methods that ran, of auto-LiRPA if it ran, and of the training objective.
 
     Raises:
-        InputError: rows of an unknown method.
+        InputError: a method is unknown.
     """
     named = [find(rows.name).paper for rows in certificates]
     named += [_ENGINE_PAPER for rows in certificates if _second_engine_ran(rows.attributes)]
@@ -340,7 +340,7 @@ def _numbered(number: str) -> str:
 
 
 def _second_engine_ran(attributes: Mapping[str, Any]) -> bool:
-    """Whether auto-LiRPA bounded samples of a method: as its engine, or to cross-check some."""
+    """Return whether auto-LiRPA bounded samples of a method, as its engine or to cross-check some."""
     checked = str(attributes.get("cross_check", ""))
     return attributes.get("engine") == _ENGINE or bool(re.match(rf"[1-9]\d* samples .* by {_ENGINE}", checked))
 

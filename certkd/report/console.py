@@ -92,9 +92,9 @@ class CertifyProgress(Reporter):
     def start(self, method: str, total: int, done: int) -> None:
         if done == total:
             return
-        went_on = f" ({done} rows were there)" if done else ""
+        resumed = f" ({done} rows already done)" if done else ""
         if not self._console.is_terminal:
-            self._console.print(f"{self._name}: {method}{went_on} ...")
+            self._console.print(f"{self._name}: {method}{resumed} ...")
             return
         self._bar = _progress(self._console)
         self._bar.start()

@@ -17,11 +17,11 @@ from certkd.reporter import TrainingReporter
 from certkd.training.evaluation import evaluate, has_collapsed, key, keyed_generator
 from certkd.training.log import RunLog
 from certkd.training.monitor import alarms, diagnostics, warnings
-from certkd.training.rehearsal import rehearse
 from certkd.training.resume import Progress, TrainingFolder, load_progress, save_epoch
 from certkd.training.run import Run, Teachers, TrainingData
 from certkd.training.setup import prepare, ready
 from certkd.training.step import backward, batch_of, batches, learning_rate
+from certkd.training.trial import try_training
 from verifiers.core.errors import InputError
 
 #: Diagnostics run every this many epochs, and after the last one.
@@ -91,7 +91,7 @@ def train(
     progress = load_progress(folder, run)
     with ready(run):
         if not (folder is not None and folder.resume):
-            rehearse(run)
+            try_training(run)
         if folder is not None and folder.begin is not None:
             folder.begin()
         _epochs(run, progress, folder)

@@ -20,7 +20,7 @@ from verifiers.core.errors import Contradiction, InputError, Unsupported
 from verifiers.core.quantities import Epsilon, Norm
 from verifiers.core.question import Question
 from verifiers.core.reporter import Reporter
-from verifiers.core.settings import Positive, Seed, Some, Strict
+from verifiers.core.settings import CountOrZero, Positive, Seed, Strict
 from verifiers.core.status import About, Status
 from verifiers.geometry.balls import norms
 from verifiers.geometry.margins import margins
@@ -81,7 +81,7 @@ class VerifyConfig(Strict):
         time_limit: seconds per certificate.
     """
 
-    sample: Some = 50
+    sample: CountOrZero = 50
     seed: Seed = 0
     time_limit: Positive = 30.0
 

@@ -16,9 +16,9 @@ class Column:
         name: dataset name in the certificate file.
         dtype: numpy dtype string.
         units: "pixels", "logits", "seconds" or "" for counts, flags and labels.
-        description: one line that says what the value is.
-        axes: axes of a row that is no scalar: a length, "image" for the axes of an image, "class" for one per class.
-        guarantee: what the value is worth, where that differs within a method.
+        description: of the value, in one line.
+        axes: of a row that is not a scalar: a length, "image" for the axes of an image, "class" for one per class.
+        guarantee: strength of the value, if it differs from that of the method.
     """
 
     name: str
@@ -30,7 +30,7 @@ class Column:
 
     @property
     def fill(self) -> Any:
-        """The value of a row that is not computed yet (or never will be)."""
+        """The value of a row that has not been computed."""
         return np.nan if self.dtype.startswith("float") else -1 if self.dtype.startswith("int") else 0
 
 

@@ -1,10 +1,10 @@
-"""Exact numbers as people write them; imports nothing heavy, so that a wrong one is refused at once."""
+"""Exact numbers as people write them. Nothing heavy is imported, so a wrong number is refused at once."""
 
 from dataclasses import dataclass
 from enum import StrEnum
 from fractions import Fraction
 
-from verifiers.core.errors import InputError, did_you_mean
+from verifiers.core.errors import InputError, did_you_mean, quoted
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Epsilon:
         except OverflowError:
             value = float("inf")
         if not 0 < value < float("inf"):
-            raise InputError(f"eps must be positive and finite, got {given!r}: write it like 8/255 or 0.03")
+            raise InputError(f"eps must be positive and finite, got {quoted(given)}: write it like 8/255 or 0.03")
         return cls("".join(str(given).split()), value)
 
     def __str__(self) -> str:
@@ -39,7 +39,7 @@ class Epsilon:
 
 
 def parse_number(given: object, *, name: str = "") -> Fraction:
-    """An exact number from ``8/255``, ``0.03``, ``1e-3``, an int or a finite float.
+    """Read an exact number from ``8/255``, ``0.03``, ``1e-3``, an int or a finite float.
 
     Raises:
         InputError: for anything else, with the input repeated.
@@ -50,9 +50,9 @@ def parse_number(given: object, *, name: str = "") -> Fraction:
             raise ValueError  # exact arithmetic on 1e999999999 would not end
         return Fraction(text)
     except ZeroDivisionError:
-        raise InputError(f"{prefix}{given!r} divides by zero; write it like 8/255 or 0.03") from None
+        raise InputError(f"{prefix}{quoted(given)} divides by zero; write it like 8/255 or 0.03") from None
     except (ValueError, OverflowError):
-        raise InputError(f"{prefix}{given!r} is not a number; write it like 8/255, 0.03 or 1e-3") from None
+        raise InputError(f"{prefix}{quoted(given)} is not a number; write it like 8/255, 0.03 or 1e-3") from None
 
 
 class Norm(StrEnum):
@@ -64,7 +64,7 @@ class Norm(StrEnum):
 
 
 def parse_norm(given: str | Norm) -> Norm:
-    """The norm of that name.
+    """Return the norm of that name.
 
     Raises:
         InputError: an unknown name, with the nearest known one.
@@ -72,4 +72,5 @@ def parse_norm(given: str | Norm) -> Norm:
     try:
         return Norm(given)
     except ValueError:
-        raise InputError(f"unknown norm {given!r}.{did_you_mean(str(given), [norm.value for norm in Norm])}") from None
+        hint = did_you_mean(str(given), [norm.value for norm in Norm])
+        raise InputError(f"unknown norm {quoted(given)}.{hint}") from None

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Question:
-    """The ball around each sample, and what else a method must know.
+    """The ball around each sample, the seed, and the teacher.
 
     Attributes:
         eps: the radius at which certified accuracy is reported.

@@ -5,19 +5,19 @@ class Reporter:
     """Hooks called by ``certify``; override the ones you need."""
 
     def clean(self, accuracy: float, samples: int) -> None:
-        """Clean accuracy, before any certificate is tried."""
+        """Report the clean accuracy, before any method runs."""
 
     def inform(self, text: str) -> None:
-        """Something about the method that is about to run; one line."""
+        """Report one line about the method that is about to run."""
 
     def start(self, method: str, total: int, done: int) -> None:
-        """A method begins; ``done`` rows were finished by an earlier run."""
+        """Report that a method begins; an earlier run finished ``done`` of its ``total`` rows."""
 
     def advance(self, rows: int) -> None:
-        """Rows of the current method were written."""
+        """Report that rows of the current method were written."""
 
     def finish(self, method: str) -> None:
-        """The current method has an answer for every row."""
+        """Report that the current method has an answer for every row."""
 
     def warn(self, text: str) -> None:
-        """Something a person should know; one line."""
+        """Report one line that the user should know."""

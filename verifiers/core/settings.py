@@ -1,4 +1,4 @@
-"""Settings: frozen records that refuse unknown keys, and the numbers that they hold."""
+"""Settings: frozen records that refuse unknown names, and the types of their values."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from verifiers.core.errors import InputError
+from verifiers.core.errors import InputError, quoted
 from verifiers.core.problems import first_problem
 from verifiers.core.quantities import Epsilon, parse_number
 
@@ -15,13 +15,13 @@ def _number(value: Any) -> float:
     try:
         return float(parse_number(value))
     except OverflowError:
-        raise ValueError(f"{value!r} is too large a number") from None
+        raise ValueError(f"{quoted(value)} is too large a number") from None
 
 
 def _integer(value: Any) -> int:
     exact = parse_number(value)
     if exact.denominator != 1:
-        raise ValueError(f"{value!r} is not a whole number")
+        raise ValueError(f"{quoted(value)} is not a whole number")
     return int(exact)
 
 
@@ -41,9 +41,9 @@ Positive = Annotated[float, BeforeValidator(_number), Field(gt=0)]
 #: A share in [0, 1].
 Share = Annotated[Number, Field(le=1)]
 Count = Annotated[int, BeforeValidator(_integer), Field(ge=1, le=10**15)]
-#: A number of things, none included.
-Some = Annotated[int, BeforeValidator(_integer), Field(ge=0, le=10**15)]
-#: Keys all randomness; a whole number that every generator takes.
+#: A whole number of 0 or more.
+CountOrZero = Annotated[int, BeforeValidator(_integer), Field(ge=0, le=10**15)]
+#: A seed of all randomness; a whole number that every generator takes.
 Seed = Annotated[int, BeforeValidator(_seed), Field(ge=0, lt=2**63)]
 #: Bounds that training differentiates.
 BoundMethod = Literal["ibp", "crown-ibp"]
@@ -70,7 +70,7 @@ def _refused_in_one_line(kind: type[BaseModel], given: Mapping[str, Any], source
 
 
 class Strict(BaseModel):
-    """Settings that cannot change and refuse unknown keys."""
+    """Settings that cannot change and refuse unknown names."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 

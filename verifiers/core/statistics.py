@@ -31,7 +31,7 @@ def wilson(hits: int, cases: int, confidence: float = 0.95) -> Proportion:
 
 
 def mcnemar(gains: int, losses: int) -> float:
-    """Compute the exact two-sided p-value of McNemar's test: gains and losses, were both as likely.
+    """Compute the exact two-sided p-value of McNemar's test: gains and losses, if both were equally likely.
 
     The lower tail of the binomial of gains + losses at 1/2, doubled; 1 without gains and losses.
     Source: McNemar, Psychometrika 12, 1947.

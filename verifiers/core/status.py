@@ -4,7 +4,7 @@ from enum import IntEnum, StrEnum
 
 
 class Status(IntEnum):
-    """What became of one sample; exactly one per row. A failure is never folded into NOT_CERTIFIED."""
+    """The outcome of one sample; exactly one per row. A failure is never counted as NOT_CERTIFIED."""
 
     PENDING = 0
     CERTIFIED = 1
@@ -24,7 +24,7 @@ FAILURES = (Status.UNSUPPORTED, Status.OUT_OF_MEMORY, Status.TIMEOUT, Status.ERR
 
 
 class Guarantee(StrEnum):
-    """What a method's answer is worth."""
+    """The strength of a method's answer."""
 
     DETERMINISTIC = "deterministic"  # a proof, up to the stated rounding allowance
     PROBABILISTIC = "probabilistic"  # confidence 1 - alpha per sample
@@ -32,7 +32,7 @@ class Guarantee(StrEnum):
 
 
 class About(StrEnum):
-    """What a method's rows are about."""
+    """The subject of a method's rows."""
 
     NETWORK = "network"  # one network, as it runs
     PAIR = "pair"  # a network and its teacher

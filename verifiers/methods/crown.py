@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from verifiers.core.question import Question
-from verifiers.core.settings import Count, Positive, Some
+from verifiers.core.settings import Count, CountOrZero, Positive
 from verifiers.core.status import Guarantee
 from verifiers.methods.base import Method
 
@@ -26,7 +26,7 @@ class _MarginBound(Method):
     tolerance: Positive = 0.005
     time_limit: Positive = 3600.0
     engine: Literal["auto", "native", "auto-lirpa"] = "auto"
-    cross_check: Some = 2
+    cross_check: CountOrZero = 2
     guarantee: ClassVar[Guarantee] = Guarantee.DETERMINISTIC
 
     def prepare(self, program: "Program", samples: "Tensor", question: Question) -> "Certifier":

@@ -20,8 +20,8 @@ class MethodRows:
     ``rows["radius"]`` and ``rows.radius`` are the same array. Images are not among the columns: see ``read_images``.
 
     Attributes:
-        name: the method's.
-        attributes: what holds for all rows: norm, eps, claim, settings, and notes such as the engine that ran.
+        name: of the method.
+        attributes: facts of all rows: norm, eps, claim, settings, and notes such as the engine that ran.
         columns: arrays by name.
     """
 
@@ -58,7 +58,7 @@ class MethodRows:
 
     @property
     def eps_text(self) -> str:
-        """The same as it was written, like 2/255."""
+        """eps as it was written, like 2/255."""
         return str(self.attributes["eps_text"])
 
     @property
@@ -68,7 +68,7 @@ class MethodRows:
 
     @property
     def answered(self) -> bool:
-        """Whether every row has an answer: none pending, none that ended in a failure."""
+        """Whether every row has an answer: none is pending, and none ended in a failure."""
         return not np.isin(self.columns["status"], [Status.PENDING, *FAILURES]).any()
 
     def count(self, status: Status) -> int:
@@ -98,9 +98,9 @@ class Certificates:
     iterating gives the rows of each.
 
     Attributes:
-        attributes: what holds for the whole file: hashes of network and data, settings, versions.
+        attributes: facts of the whole file: hashes of network and data, settings, versions.
         methods: rows by the method's name.
-        path: of the file; "in memory" or "" without one.
+        path: of the file; "in memory" or "" if there is none.
     """
 
     attributes: Mapping[str, Any]
@@ -147,7 +147,7 @@ class Certificates:
 
     @property
     def pending(self) -> int:
-        """Rows without an answer yet, over all methods."""
+        """Number of rows without an answer yet, over all methods."""
         return sum(rows.count(Status.PENDING) for rows in self)
 
     def to_dict(self) -> dict[str, dict[str, np.ndarray]]:

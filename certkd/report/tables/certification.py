@@ -47,13 +47,13 @@ def inspection(found: "Preflight", eps: str, norm: str) -> list[Part]:
 
 
 def _lacking(refused: dict[str, str]) -> str:
-    """Methods that an engine lacks or that were not tried, those of one reason together."""
+    """List the methods that an engine lacks or that were not tried, grouped by reason."""
     methods = {reason: [name for name, why in refused.items() if why == reason] for reason in refused.values()}
     return "; ".join(f"{', '.join(names)}: {reason}" for reason, names in methods.items())
 
 
 def _seconds(value: float) -> str:
-    """A time a person can read."""
+    """Write a time in a suitable unit."""
     for unit, size in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
         if value >= 2 * size:
             return f"{value / size:.1f} {unit}"

@@ -21,7 +21,7 @@ def comparison(result: Comparison, teacher: str, student: str) -> list[Part]:
         for name, d in result.differences.items()
         if not math.isnan(d.mean)
     ]
-    columns = ["figure", "difference", "standard error", "if it were unpaired"]
+    columns = ["figure", "difference", "standard error", "if unpaired"]
     parts += [Table(f"{student} minus {teacher}, paired", columns, rows), curve(result, teacher, student)]
     parts += [basis(settings) for settings in result.settings.values() if "sigma" in settings]
     parts.append(_headline(result))
@@ -77,7 +77,8 @@ def kept(verdict: Verdict) -> list[str]:
         return []
     share = wilson(verdict.kept, verdict.held)
     lines = [
-        f"With what carries over from the teacher it keeps {share.value:.1%} [{share.low:.1%}, {share.high:.1%}]: "
+        "Including what carries over from the teacher, it keeps "
+        f"{share.value:.1%} [{share.low:.1%}, {share.high:.1%}]: "
         f"{verdict.direct} of {verdict.held} by its own certificates, {verdict.through} through the teacher's; "
         f"{verdict.at_least} with a radius at least the teacher's."
     ]

@@ -31,7 +31,7 @@ def contents(certificates: Certificates) -> list[Part]:
 
 
 def _by_status(certificates: Certificates) -> Table:
-    """Rows of each method by status, those that occur. CERTIFIED is a radius above 0, whatever eps is."""
+    """Count the rows of each method by the statuses that occur. CERTIFIED is a radius above 0, whatever eps is."""
     counts = {rows.name: {status: rows.count(status) for status in Status} for rows in certificates}
     shown = [status for status in Status if any(count[status] for count in counts.values())]
     names = ["radius > 0" if status is Status.CERTIFIED else _words(status) for status in shown]
@@ -44,7 +44,7 @@ def _words(status: Status) -> str:
 
 
 def summaries(certificates: Certificates, about: Collection[About] = tuple(About)) -> list[Part]:
-    """Give the tables and sentences that methods add, of methods about one network, a smoothed one or a pair."""
+    """Return the tables and sentences of the methods about one network, a smoothed one or a pair."""
     parts: list[Part] = []
     for rows in certificates:
         method = find(rows.name)
@@ -54,7 +54,7 @@ def summaries(certificates: Certificates, about: Collection[About] = tuple(About
 
 
 def pair_summaries(teacher: Certificates, student: Certificates) -> list[Part]:
-    """Give the summaries of the student's methods about a pair, where the other network of it is this teacher."""
+    """Return the summaries of the student's methods about a pair, if the teacher of the pair is this one."""
     return summaries(student, [About.PAIR]) if same_teacher(teacher, student) else []
 
 
@@ -66,7 +66,7 @@ def instances(files: Sequence[Certificates]) -> str:
 
 
 def facts(certificates: Certificates) -> list[str]:
-    """Say where a file's rows come from, one line each."""
+    """Describe where a file's rows come from, one fact a line."""
     attributes = certificates.attributes
     settings = json.loads(str(attributes["settings"]))
     lines = [
@@ -89,7 +89,7 @@ def _notes(rows: MethodRows) -> list[str]:
 
 
 def _origin(attributes: Mapping[str, Any]) -> list[str]:
-    """The network that was certified and what certified it, or the log of another program."""
+    """Describe the certified network and the program, or the log of another program."""
     if attributes.get("imported"):
         by = f"certkd {attributes['certkd_version']}, numpy {attributes['numpy_version']}, at {attributes['started']}"
         return [f"log        {attributes['log']}  sha256 {attributes['log_sha256']}", f"read by    {by}"]

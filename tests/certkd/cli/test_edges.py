@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from certkd.config.settings import OptimizerConfig, Recipe
 from certkd.networks.builders import ModelSpec, build
 from certkd.networks.checkpoint import Checkpoint
-from certkd.networks.resolve import beside
+from certkd.networks.resolve import adapted_to
 from certkd.objectives import Ibp, Igd, Kdiga, Mtard, Standard
 from certkd.training.job import run_training
 from certkd.training.step import batches
@@ -91,10 +91,10 @@ def test_a_teacher_of_another_image_size_is_certified_on_its_students_images() -
         Checkpoint(build(ModelSpec(name="certkd:mlp", classes=3, shape=shape)).eval(), data={"name": name})
         for shape, name in (((1, 4, 4), "small"), ((1, 8, 8), "large"))
     )
-    known = beside(small, large)
+    known = adapted_to(small, large)
     x = torch.rand(5, 1, 8, 8)
     resized = F.interpolate(x, size=(4, 4), mode="bilinear", align_corners=False)
     assert torch.equal(known.model(x), small.model(resized)) and known.data == {"name": "large"}
-    assert known.sha256 == small.sha256 and beside(small, small) is small
+    assert known.sha256 == small.sha256 and adapted_to(small, small) is small
     with pytest.raises(InputError, match="only height and width may differ"):
-        beside(Checkpoint(build(ModelSpec(name="certkd:mlp", classes=3, shape=(3, 4, 4)))), large)
+        adapted_to(Checkpoint(build(ModelSpec(name="certkd:mlp", classes=3, shape=(3, 4, 4)))), large)

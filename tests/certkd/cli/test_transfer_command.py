@@ -38,7 +38,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def test_the_command_prints_a_verdict(files: dict[str, Path]) -> None:
     printed = files["printed"].read_text()
-    assert "With what carries over from the teacher it keeps" in printed
+    assert "Including what carries over from the teacher, it keeps" in printed
     for text in ("What certifies the student at eps", "C2: as A, in the cross-entropy", "gradient gap, eps b"):
         assert text in printed
     assert "both provably predict" in printed and "is proved on" in printed
@@ -59,7 +59,7 @@ def test_rows_of_the_reference_pair_agree_with_each_other(files: dict[str, Path]
 
 def test_compare_repeats_the_verdict_and_can_require_it(files: dict[str, Path]) -> None:
     plain = certkd("compare", files["teacher"], files["student"])
-    assert plain.code == 0 and "With what carries over from the teacher" in plain.out
+    assert plain.code == 0 and "Including what carries over from the teacher" in plain.out
     as_json = json.loads(certkd("compare", files["teacher"], files["student"], "--json").out)
     verdict = as_json["verdict"]
     assert verdict["held"] == verdict["direct"] + verdict["through"] + sum(verdict["blocked"].values())
@@ -149,7 +149,7 @@ def test_kept_samples_and_samples_that_the_student_gets_wrong() -> None:
     assert nothing is not None and nothing.held == 0 and tables.kept(nothing) == []
     assert np.isnan(nothing.metrics()["kept"])
     missed = Requirement.parse("kept>=0.5").missed(compare(*pair(fixed(1.0), fixed(20.0))))
-    assert missed == "not met: kept>=0.5 (there is nothing to measure it by)"
+    assert missed == "not met: kept>=0.5 (it is not defined here)"
 
 
 @pytest.mark.slow
@@ -169,7 +169,7 @@ certify: {{eps: 0.01, methods: [crown, transfer], limit: 30, options: {{steps: 5
     )
     done = certkd("run", config)
     assert done.code == 0, done.err
-    assert "kd: With what carries over from the teacher it keeps" in done.out
+    assert "kd: Including what carries over from the teacher, it keeps" in done.out
     summary = json.loads((tmp_path / "run" / "report" / "summary.json").read_text())
     assert summary["comparisons"]["kd"]["verdict"]["samples"] == 30
     assert set(read(tmp_path / "run" / "certificates" / "teacher.h5").methods) == {"crown"}

@@ -254,8 +254,8 @@ def refusal(teacher: Certificates, student: Certificates, method: str = "best") 
         ({"norm": "l2"}, "differ in norm (l2 and linf)"),
         ({"samples": 5}, "they hold 5 and "),
         ({"eps": "0.2"}, "eps is 0.2 and 0.1"),
-        ({"settings": {"crown": {"tolerance": 1}}}, "ran crown with other settings: "),
-        ({"settings": {"pgd": {"steps": 1}}}, "ran pgd with other settings: steps 30 and 1"),
+        ({"settings": {"crown": {"tolerance": 1}}}, "ran crown with different settings: "),
+        ({"settings": {"pgd": {"steps": 1}}}, "ran pgd with different settings: steps 30 and 1"),
     ],
 )
 def test_other_conditions_are_refused(tmp_path: Path, change: dict[str, Any], words: str) -> None:

@@ -207,7 +207,7 @@ def test_votes_of_two_networks() -> None:
 def test_other_votes_are_refused(tmp_path: Path, change: dict[str, Any], words: str) -> None:
     teacher = file(tmp_path / "t.h5", {"smoothing": votes(1)})
     student = file(tmp_path / "s.h5", {"smoothing": votes(2)}, **change)
-    assert refusal(teacher, student) == f"the files ran smoothing with other settings: {words}"
+    assert refusal(teacher, student) == f"the files ran smoothing with different settings: {words}"
 
 
 def test_another_precision_belongs_to_the_network(tmp_path: Path) -> None:
@@ -219,7 +219,7 @@ def test_another_precision_belongs_to_the_network(tmp_path: Path) -> None:
 def test_proofs_are_compared_whatever_the_votes_were(tmp_path: Path) -> None:
     files = [file(tmp_path / f"{n}.h5", {"smoothing": votes(n), "crown": proofs(n)}, n=n) for n in (1000, 10_000)]
     assert compare(*files).methods == ("crown",)
-    assert "ran smoothing with other settings" in refusal(*files, "smoothing")
+    assert "ran smoothing with different settings" in refusal(*files, "smoothing")
 
 
 def log(path: Path, radius: float, label: int = 1) -> Path:

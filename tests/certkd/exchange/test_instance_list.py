@@ -73,7 +73,7 @@ def test_of_several_networks_one_is_taken(tmp_path: Path) -> None:
         ("index,label,eps\n0,7,0.1,9\n", "line 2 has 4 cells, its header 3"),
         ('index,label,eps\n0,7,"0.1\n', "is not CSV"),
         ("index,label,eps\n0,7,0.1\n1,2,0.1\n0,7,1/10\n", "line 4: image 0 at eps 1/10 is on line 2 already"),
-        ("index,label,eps\n0,7,0.1\n5,2,0.1\n", "line 3: image 5 is not there: the test split of toys has 5, numb"),
+        ("index,label,eps\n0,7,0.1\n5,2,0.1\n", "line 3: image 5 does not exist: the test split of toys has 5, numb"),
         ("index,label,eps\n0,7,0.1\n1,3,0.1\n", "line 3: image 1 has label 3 there and 2 in the test split of toys"),
     ],
 )

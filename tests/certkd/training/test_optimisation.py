@@ -13,8 +13,8 @@ from certkd.config.settings import OptimizerConfig, Recipe
 from certkd.objectives import Kd, Kdiga, Objective, Standard
 from certkd.objectives.base import Batch, Terms
 from certkd.training.average import Average
-from certkd.training.rehearsal import try_step
 from certkd.training.step import backward, learning_rate, optimizer_of
+from certkd.training.trial import try_step
 from tests.certkd.training.test_training import (
     FAST,
     Interrupted,
@@ -336,7 +336,7 @@ def test_channels_last_takes_flat_images() -> None:
     assert len(train(student, (x.flatten(1), y), Standard(), recipe=recipe, device="cpu").history) == 1
 
 
-# -------------------------------------------------------------------------------------------------- the first rehearsal
+# -------------------------------------------------------------------------------------------- the trial before training
 
 
 class Once(torch.autograd.Function):
@@ -390,7 +390,7 @@ def test_a_network_without_second_derivatives_is_refused_at_once(tmp_path: Path,
         assert part in message, message
 
 
-def test_a_term_that_comes_later_is_rehearsed_too(tmp_path: Path) -> None:
+def test_a_term_that_comes_later_is_tried_too(tmp_path: Path) -> None:
     assert "second derivatives" in refused(tmp_path, with_layer(Squares()), Kdiga(ramp=1))
 
 
@@ -404,33 +404,33 @@ def test_any_failure_of_torch_is_one_line(tmp_path: Path) -> None:
     assert message == "the objective 'standard' does not run on this student: no kernel image is available"
 
 
-def test_rehearsal_leaves_the_students_gradients_and_statistics() -> None:
+def test_a_trial_leaves_the_students_gradients_and_statistics() -> None:
     student = busy()
     before = state_of(student)
     try_step(Standard(), batch_of(student, 4), Recipe(accumulate=4))
     assert all(parameter.grad is None for parameter in student.parameters())
-    assert_same_state(student.state_dict(), before, "the student after the rehearsal")
+    assert_same_state(student.state_dict(), before, "the student after the trial")
 
 
-def test_rehearsal_changes_no_training(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trial_changes_no_training(monkeypatch: pytest.MonkeyPatch) -> None:
     states = []
     for without in (False, True):
         if without:
-            monkeypatch.setattr("certkd.training.loop.rehearse", lambda run: None)
+            monkeypatch.setattr("certkd.training.loop.try_training", lambda run: None)
         student = busy()
         fit(student, Kd(sigma=0.1), teacher=plain(1))
         states.append(state_of(student))
-    assert_same_state(states[1], states[0], "a training that was not rehearsed")
+    assert_same_state(states[1], states[0], "a training that was not tried first")
 
 
-def test_a_resumed_training_is_not_rehearsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rehearsed = list[int]()
-    monkeypatch.setattr("certkd.training.loop.rehearse", lambda run: rehearsed.append(1))
+def test_a_resumed_training_is_not_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = list[int]()
+    monkeypatch.setattr("certkd.training.loop.try_training", lambda run: tried.append(1))
     with pytest.raises(Interrupted):
         fit(plain(), out=tmp_path, reporter=Listener(after_epoch=0))
-    assert rehearsed == [1]
+    assert tried == [1]
     fit(plain(), out=tmp_path, resume=True)
-    assert rehearsed == [1] and len(log_of(tmp_path)) == 3
+    assert tried == [1] and len(log_of(tmp_path)) == 3
 
 
 # --------------------------------------------------------------------------------------------------------- compilation

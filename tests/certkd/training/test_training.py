@@ -602,7 +602,7 @@ def test_every_image_is_used_once_an_epoch_in_a_new_order() -> None:
     first, second = (
         torch.cat(seen[2:5]),
         torch.cat(seen[5:]),
-    )  # after the two steps that a copy of the student rehearses
+    )  # after the two steps of the trial on a copy of the student
     for epoch in (first, second):
         keys = sorted(image.sum().item() for image in epoch)
         assert keys == sorted(image.sum().item() for image in samples()[0]), "an epoch is not all images once"
@@ -632,7 +632,7 @@ def test_progress_runs_to_one_and_memory_lasts() -> None:
     Watch.seen.clear()
     fit(plain(), Watch(), recipe=Recipe(epochs=3, batch_size=50))
     assert [progress for progress, _ in Watch.seen[2:]] == pytest.approx([step / 9 for step in range(1, 10)])
-    assert [steps for _, steps in Watch.seen] == [1, 1, *range(1, 10)], "the rehearsal must leave the memory alone"
+    assert [steps for _, steps in Watch.seen] == [1, 1, *range(1, 10)], "the trial must leave the memory alone"
 
 
 def test_memory_and_progress_go_on_where_a_training_was_interrupted(tmp_path: Path) -> None:

@@ -70,7 +70,6 @@ LINES: list[tuple[dict[str, Any], str]] = [
     ({"room": {"steps": 0.5}}, "room.steps must be a list, got 0.5"),
     ({"room": {"steps": [1, 0]}}, "room.steps.1 must be greater than 0, got 0"),
     ({"eps": "0"}, "eps must be positive and finite, got '0': write it like 8/255 or 0.03"),
-    ({"name": list(range(100))}, f"name must be text, got {str(list(range(100)))[:120]}..."),
     ({"doors": 1, "seed": "x"}, "seed must be a whole number, got 'x' (and 1 more)"),
 ]
 
@@ -88,13 +87,16 @@ def test_a_problem_is_one_line_that_names_the_setting(given: dict[str, Any], lin
     assert str(caught.value) == f"a.yaml: {line}"
 
 
-def test_a_value_of_several_lines_stays_on_one() -> None:
+def test_a_long_value_and_one_of_several_lines_stay_short_and_on_one_line() -> None:
     class Lines:
         def __repr__(self) -> str:
             return "first\n  second"
 
-    with pytest.raises(InputError, match=r"^name must be text, got first second$"):
-        House.parse({"name": Lines()})
+    for value, start in ((Lines(), "first"), (list(range(1000)), "[0, 1, 2"), ("x" * 1000, "'xxx")):
+        with pytest.raises(InputError, match=r"^name must be text, got |^eps: ") as caught:
+            House.parse({"eps" if isinstance(value, str) else "name": value})
+        message = str(caught.value)
+        assert start in message and "\n" not in message and len(message) < 200, message
 
 
 def test_settings_within_settings_are_built_and_kept() -> None:

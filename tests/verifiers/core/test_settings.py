@@ -6,7 +6,7 @@ import pytest
 from pydantic import Field, ValidationError
 
 from verifiers.core.errors import InputError, did_you_mean, one_line
-from verifiers.core.settings import Count, EpsilonText, Number, Positive, Seed, Share, Some, Strict
+from verifiers.core.settings import Count, CountOrZero, EpsilonText, Number, Positive, Seed, Share, Strict
 
 
 class Example(Strict):
@@ -16,7 +16,7 @@ class Example(Strict):
     positive: Positive = 1.0
     share: Share = 0.5
     count: Count = 3
-    some: Some = 0
+    some: CountOrZero = 0
     seed: Seed = 0
     eps: EpsilonText = "8/255"
 

@@ -1,1 +1,1 @@
-"""Summarise the rows of a method: what it adds to screens, one module per method that adds something."""
+"""Summarise the rows of a method for display; one module per method that has a summary."""

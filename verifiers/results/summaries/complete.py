@@ -20,12 +20,12 @@ class Stage(IntEnum):
 
     @property
     def title(self) -> str:
-        """As tables and descriptions write it."""
+        """Its name in tables and descriptions."""
         return self.name.lower().replace("_", "-").replace("-and-", " and ")
 
     @property
     def column(self) -> str:
-        """Where its seconds are stored."""
+        """The column with its seconds."""
         return f"{self.name.lower()}_seconds"
 
 
@@ -34,12 +34,12 @@ _DECIDED = (Status.CERTIFIED, Status.FALSIFIED)
 
 def summary(rows: MethodRows, certificates: Certificates) -> list[Part]:
     """Tabulate how many samples met each stage, how many it settled, and what it cost."""
-    asked, lines = rows["stage"] > 0, []
+    left, lines = rows["stage"] > 0, []
     for stage in Stage:
         decided = [int(np.sum((rows["stage"] == stage) & (rows["status"] == status))) for status in _DECIDED]
-        count, spent = int(asked.sum()), float(np.nansum(rows[stage.column][asked]))
-        asked = asked & (rows["stage"] != stage)
-        open_ = count - sum(decided) if stage is Stage.BRANCH_AND_BOUND else int(asked.sum())
+        count, spent = int(left.sum()), float(np.nansum(rows[stage.column][left]))
+        left = left & (rows["stage"] != stage)
+        open_ = count - sum(decided) if stage is Stage.BRANCH_AND_BOUND else int(left.sum())
         each = f"{spent / count:.4f}" if count else "-"
         lines.append([stage.title, *map(str, (count, *decided, open_)), f"{spent:.1f}", each])
     columns = ["stage", "met", "certified", "falsified", "left", "seconds", "s/sample"]

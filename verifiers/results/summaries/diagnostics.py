@@ -1,4 +1,4 @@
-"""Summarise diagnostics: gradients and attacks of a student, and what must not be trusted."""
+"""Summarise diagnostics: gradients and attacks of a student, with warnings."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -13,13 +13,9 @@ from verifiers.results.rows import Certificates, MethodRows
 
 #: Gradients are masked when the margin attack succeeds on this share more of the samples than the cross-entropy one.
 MASKED = 0.05
-
-
-#: Mean l2 norm of the cross-entropy's gradient that counts as none: nats over a distance of 1.
+#: A mean l2 norm of the cross-entropy's gradient below this counts as none: nats over a distance of 1.
 FLAT = 0.01
-
-
-#: Fewer samples say nothing about guessing.
+#: With fewer samples, guessing is not diagnosed.
 ENOUGH = 20
 
 
@@ -33,7 +29,7 @@ class Diagnosis:
         gradient_gap, gradient_gap_dual, gradient_cosine, gradient_norm, margin_gradient_gap, teacher_entropy, ce_llm:
             means of the columns of these names; ``gradient_gap`` is GD and ``gradient_cosine`` GC.
         ce_attack, margin_attack: shares on which each attack succeeded.
-        excess, excess_error: of the margin attack over the other, and the standard error over paired samples.
+        excess, excess_error: of the margin attack over the other, and its standard error over paired samples.
         fooled: samples on which an attack succeeded.
         transfer: of them, the share on which the teacher is wrong at the same point; nan without any.
         teacher_right, teacher_right_attacked: shares on which the teacher is right at the image and at that point.
@@ -60,7 +56,7 @@ class Diagnosis:
     warnings: tuple[str, ...]
 
 
-#: Columns that a diagnosis has the means of.
+#: Columns whose means a diagnosis holds.
 MEANS = (
     *("gradient_gap", "gradient_gap_dual", "gradient_cosine", "gradient_norm", "margin_gradient_gap"),
     *("teacher_entropy", "ce_llm", "ce_attack", "margin_attack", "teacher_right", "teacher_right_attacked"),
@@ -68,24 +64,24 @@ MEANS = (
 
 
 def diagnose(rows: MethodRows) -> Diagnosis | None:
-    """Sum up the rows of the method ``diagnostics``; None where it could not run."""
+    """Summarise the rows of the method ``diagnostics``; None if it could not run."""
     if rows.count(Status.UNSUPPORTED):
         return None
-    asked = rows["status"] == Status.NOT_CERTIFIED
-    means = {name: _mean(rows[name][asked]) for name in MEANS}
-    more = rows["margin_attack"][asked].astype(float) - rows["ce_attack"][asked]
-    fooled = rows["transfers"][asked] >= 0
+    answered = rows["status"] == Status.NOT_CERTIFIED
+    means = {name: _mean(rows[name][answered]) for name in MEANS}
+    more = rows["margin_attack"][answered].astype(float) - rows["ce_attack"][answered]
+    fooled = rows["transfers"][answered] >= 0
     excess, error = _mean(more), float(more.std(ddof=1)) / math.sqrt(len(more)) if len(more) > 1 else math.nan
     clean = _mean(rows["correct"])
     collapsed = _collapse(clean, len(rows), int(rows.attributes.get("classes", 0)), means["gradient_norm"])
     return Diagnosis(
-        samples=int(asked.sum()),
+        samples=int(answered.sum()),
         clean=clean,
         **means,
         excess=excess,
         excess_error=error,
         fooled=int(fooled.sum()),
-        transfer=_mean(rows["transfers"][asked][fooled]),
+        transfer=_mean(rows["transfers"][answered][fooled]),
         warnings=(*_masking(means["ce_attack"], means["margin_attack"], excess, error), *collapsed),
     )
 
@@ -95,7 +91,7 @@ def _mean(values: np.ndarray) -> float:
 
 
 def _masking(ce: float, margin: float, excess: float, error: float) -> list[str]:
-    """Whether the cross-entropy hides what the margin shows: enough to matter, and more than chance would."""
+    """Warn if the margin attack succeeds more often than the cross-entropy one, by more than chance explains."""
     if not (excess > MASKED and excess > 2 * error):  # nothing is known of one sample's error
         return []
     return [
@@ -106,7 +102,7 @@ def _masking(ce: float, margin: float, excess: float, error: float) -> list[str]
 
 
 def _collapse(clean: float, samples: int, classes: int, gradient: float) -> list[str]:
-    """Whether a network guesses and has hardly any gradient: its outputs do not depend on the image."""
+    """Warn if a network guesses and has almost no gradient: its outputs do not depend on the image."""
     if samples < ENOUGH or classes < 2 or not (clean <= chance_limit(classes, samples) and gradient < FLAT):
         return []
     return [

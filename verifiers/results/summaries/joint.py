@@ -8,10 +8,10 @@ from verifiers.results.rows import Certificates, MethodRows
 
 def summary(rows: MethodRows, certificates: Certificates) -> list[Part]:
     """Tabulate on how many samples both provably predict the same, and how far their margins are apart."""
-    asked = np.isfinite(rows["gap"])
-    if not asked.any():
+    answered = np.isfinite(rows["gap"])
+    if not answered.any():
         return [f"{rows.name}: {rows.attributes.get('reason', 'no sample was classified correctly')}"]
-    gap, deficit = (float(np.median(rows[name][asked])) for name in ("gap", "deficit"))
+    gap, deficit = (float(np.median(rows[name][answered])) for name in ("gap", "deficit"))
     agree = f"{rows.at_eps} of {len(rows)} ({percent(rows.at_eps / len(rows))})"
     lines = [
         ["both provably predict the right class on the ball", agree],

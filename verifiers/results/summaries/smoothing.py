@@ -1,4 +1,4 @@
-"""Summarise votes of smoothing: what certificates rest on, and two networks' votes on the same noisy copies."""
+"""Summarise smoothing: the basis of its certificates, and two networks' votes on the same noisy copies."""
 
 import json
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from verifiers.core.table import Part
 from verifiers.results.reader import read_images
 from verifiers.results.rows import Certificates, MethodRows
 
-#: What a vote that ended early leaves unknown, by the question that it answered.
+#: The limits of a vote that ended early, by the question that it answered.
 _EXTENT = {
     "eps": "; a vote ended once eps was decided, so radii, their means and clean are lower limits",
     "grid": "; a vote ended between two multiples of {step:g}, so radii are lower limits in between",
@@ -21,14 +21,14 @@ _EXTENT = {
 
 @dataclass(frozen=True)
 class SharedVotes:
-    """Per sample, about the class that the student selected.
+    """Votes per sample for the class that the student selected.
 
     Attributes:
         agreement: share of copies to which both networks gave the same class.
         lost: share of copies where only the teacher gave that class.
         gained: share where only the student did.
         variance: of the difference of their vote shares, counted on the same copies.
-        unpaired_variance: the same if each had voted on copies of its own.
+        unpaired_variance: the variance if each had voted on its own copies.
     """
 
     agreement: Float[np.ndarray, " samples"]
@@ -40,7 +40,7 @@ class SharedVotes:
 
 @dataclass(frozen=True)
 class SameCopies:
-    """The same over all samples: mean shares of copies, and the sums of the variances."""
+    """``SharedVotes`` over all samples: mean shares of copies, and the sums of the variances."""
 
     agreement: float
     lost: float
@@ -50,7 +50,7 @@ class SameCopies:
 
     @classmethod
     def of(cls, shared: SharedVotes) -> "SameCopies":
-        """Sum up over the samples."""
+        """Summarise over the samples."""
         agreement, lost, gained = (float(shares.mean()) for shares in (shared.agreement, shared.lost, shared.gained))
         return cls(agreement, lost, gained, float(shared.variance.sum()), float(shared.unpaired_variance.sum()))
 
@@ -58,7 +58,7 @@ class SameCopies:
 def shared_votes(rows: MethodRows, path: str) -> SharedVotes | None:
     """Count, from the student's certificate file, how two networks voted on the same copies.
 
-    None where no teacher saw the student's copies.
+    None if no teacher saw the student's copies.
     """
     answered = np.flatnonzero(rows["used"] > 0)
     names = ("votes", "teacher_votes", "same_votes")
@@ -91,12 +91,12 @@ def of_counts(
 
 
 def summary(rows: MethodRows, certificates: Certificates) -> list[Part]:
-    """Say in one sentence what the certificates rest on."""
+    """State the basis of the certificates in one sentence."""
     return [basis(json.loads(str(certificates.attributes["settings"]))[rows.name])]
 
 
 def basis(settings: Mapping[str, Any]) -> str:
-    """Say in one sentence what certificates with these settings rest on."""
+    """State the basis of certificates with these settings in one sentence."""
     return (
         f"Smoothing: of the smoothed classifiers, {settings['noise']} noise of sigma {settings['sigma']:g}, at most "
         f"{settings['n']} copies after {settings['n0']}, each certificate wrong with probability {settings['alpha']:g}"

@@ -10,7 +10,7 @@ from verifiers.results.rows import Certificates, MethodRows
 
 
 class Blocker(IntEnum):
-    """The largest term between the teacher's certified margin and the student's, where nothing certifies that."""
+    """The largest term between the teacher's certified margin and the student's, for a sample that is not certified."""
 
     NONE = 0
     TEACHER = 1  # the teacher has no certificate to pass on
@@ -48,15 +48,15 @@ _TERMS = {
 
 def summary(rows: MethodRows, certificates: Certificates) -> list[Part]:
     """Tabulate how many samples each bound certifies at eps, and the sizes of the terms."""
-    asked = np.isfinite(rows["deficit"])
+    answered = np.isfinite(rows["deficit"])
     counts = []
     for name, words in _BOUNDS.items():
         holds = rows[name] < math.log(2) if name.startswith("theorem_c") else rows[name] > 0
         holds &= (rows["teacher"] > 0) | (name == "direct")
-        counts.append([words, str(int((holds & asked).sum()))])
+        counts.append([words, str(int((holds & answered).sum()))])
     sizes = []
     for name, words in _TERMS.items():
-        values = rows[name][asked] * (rows.eps if name == "gradient_gap" else 1.0)
+        values = rows[name][answered] * (rows.eps if name == "gradient_gap" else 1.0)
         quantiles = np.quantile(values, (0.25, 0.5, 0.75)) if len(values) else [math.nan] * 3
         sizes.append([words, *(figure(float(value)) for value in quantiles)])
     title = f"What certifies the student at eps, of {len(rows)} samples"

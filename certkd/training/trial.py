@@ -17,7 +17,7 @@ from verifiers.core.errors import InputError, one_line
 NO_SECOND_DERIVATIVE = ("derivative for", "double backward", "once_differentiable", "differentiate twice")
 
 
-def rehearse(run: Run) -> None:
+def try_training(run: Run) -> None:
     """Try the first and the last step on the first images: terms may appear or disappear in between.
 
     Raises:
@@ -35,7 +35,7 @@ def try_step(objective: Objective, batch: Batch, recipe: Recipe) -> None:
     """Try a step on a copy of the batch's student, which does not change.
 
     Raises:
-        InputError: as for ``rehearse``.
+        InputError: as for ``try_training``.
     """
     whole = recipe.model_copy(update={"accumulate": 1})
     try:
