@@ -24,9 +24,11 @@ class Affine:
 
     Attributes:
         computed: False for an operator that no machine computes, because it only relates other values.
+        perturbation: bounds the effect of errors in the operator's own constants, from the magnitudes of the inputs.
     """
 
     computed = True
+    perturbation: Function | None = None
 
     def forward(self, *values: Tensor) -> Tensor:
         raise NotImplementedError
@@ -54,7 +56,14 @@ class Affine:
         raise NotImplementedError
 
     def rounding(self, boxes: Sequence[Interval], after: Interval) -> Tensor | None:
-        return self.error([magnitude(box) for box in boxes], magnitude(after)) if self.computed else None
+        if not self.computed:
+            return None
+        sizes = [magnitude(box) for box in boxes]
+        error = self.error(sizes, magnitude(after))
+        if self.perturbation is None:
+            return error
+        moved = self.perturbation(*sizes).nan_to_num(torch.inf, torch.inf)
+        return moved if error is None else error + moved
 
     def inputs_to_tighten(self, boxes: Sequence[Interval]) -> list[None]:
         return [None] * len(boxes)

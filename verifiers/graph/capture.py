@@ -23,6 +23,8 @@ from verifiers.core.errors import Unsupported, one_line
 from verifiers.graph.exported import Exported
 from verifiers.graph.graph import Builder, Graph, Ref
 from verifiers.graph.lowering import LOWERINGS
+from verifiers.graph.lowering.constants import fold, perturb
+from verifiers.graph.lowering.shapes import note_rounded
 from verifiers.graph.sequence import written
 
 
@@ -75,6 +77,8 @@ def lower(exported: Exported, weights: Mapping[str, Tensor], builder: Builder) -
         Unsupported: an operator is not known.
     """
     known: dict[str, Any] = {**exported.constants, **{name: weights[w] for name, w in exported.weights.items()}}
+    for constant in exported.constants.values():
+        note_rounded(builder, constant)
     for node in exported.nodes:
         if node.op == "placeholder":
             if node.name not in known and node.name not in exported.images:
@@ -127,16 +131,19 @@ def _lower(builder: Builder, target: Any, args: Any, kwargs: Any, table: dict[st
     depends = any(isinstance(leaf, Ref) for leaf in torch.utils._pytree.tree_leaves((args, kwargs)))
     if not depends and torch.Tag.nondeterministic_seeded in getattr(target, "tags", ()):
         raise builder.refuse("it draws random numbers")
-    if not depends or target is operator.getitem:
+    if target is operator.getitem:
         return target(*args, **kwargs)
+    if not depends:
+        return fold(builder, target, args, kwargs, table.get(builder.kind))
     if builder.kind not in table:
         raise builder.refuse("not among the operators it bounds")
     try:
         _signature(table[builder.kind]).bind(builder, *args, **kwargs)
     except TypeError as error:
         raise builder.refuse(f"with an argument that has no bounds here, {error}") from error
+    before, lowering = len(builder.nodes), table[builder.kind]
     try:
-        return table[builder.kind](builder, *args, **kwargs)
+        return perturb(builder, before, args, kwargs, lowering, lowering(builder, *args, **kwargs))
     except (ValueError, IndexError, TypeError, AttributeError, NotImplementedError) as error:
         text = one_line(error)
         raise builder.refuse(f"with these arguments ({type(error).__name__}: {text})") from error

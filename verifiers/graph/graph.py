@@ -104,11 +104,20 @@ class Builder:
         self.nodes = [Node(None, (), tuple(like.shape), "", "image")]
         self.like = like
         self.path = self.kind = ""
+        self._errors: dict[int, tuple[Tensor, Tensor]] = {}
 
     def add(self, made: Operator, inputs: Sequence[Ref], shape: Sequence[int]) -> Ref:
         """Append an operator."""
         self.nodes.append(Node(made, tuple(ref.node for ref in inputs), tuple(shape), self.path, self.kind))
         return Ref(len(self.nodes) - 1, tuple(shape))
+
+    def note(self, constant: Tensor, error: Tensor) -> None:
+        """Record how far float32 may be from a constant that the network computes."""
+        self._errors[id(constant)] = constant, error
+
+    def error(self, constant: Tensor) -> Tensor | None:
+        """Return the recorded error of a constant; None if it is a float32 number."""
+        return self._errors[id(constant)][1] if id(constant) in self._errors else None
 
     def refuse(self, reason: str) -> Unsupported:
         """Return the error that rejects the current operator."""

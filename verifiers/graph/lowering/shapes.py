@@ -9,7 +9,7 @@ from torch import Tensor
 
 from verifiers.graph.affine import Function, General, Interpolation, Reshape
 from verifiers.graph.graph import Builder, Ref
-from verifiers.graph.rounding import representable
+from verifiers.graph.rounding import nearest, representable
 from verifiers.graph.rows import Shape, shape_size
 
 #: A Ref, a Tensor or a number.
@@ -104,9 +104,17 @@ def constant(target: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     def lower(builder: Builder, x: Ref, *args: Any, **kwargs: Any) -> Tensor:
         refuse_refs(builder, args, kwargs)
-        return target(builder.like.new_zeros(x.shape), *args, **kwargs)
+        value = target(builder.like.new_zeros(x.shape), *args, **kwargs)
+        note_rounded(builder, value)
+        return value
 
     return lower
+
+
+def note_rounded(builder: Builder, constant: Tensor) -> None:
+    """Record the distance of a constant from float32."""
+    if builder.like.dtype == torch.float64 and constant.is_floating_point() and not representable(constant):
+        builder.note(constant, (nearest(constant) - constant).abs())
 
 
 def reshape(target: Callable[..., Tensor]) -> Callable[..., Ref]:

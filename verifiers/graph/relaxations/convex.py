@@ -39,7 +39,7 @@ class Curved:
     unit: float = 1.0
     #: The largest terms in use are finfo.max to this power; less for powers of x, whose higher derivatives grow.
     headroom: float = 0.75
-    #: The roundings of float32: it computes f(x) (1 + d) with |d| <= gamma(steps), or is off by less than 2^-149.
+    #: The roundings of float32: it computes f(x) (1 + d) with |d| <= gamma(steps), or a subnormal number near f(x).
     steps: int | float = inf
 
     def __call__(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -85,7 +85,7 @@ class Curved:
 
     def rounding(self, low: Tensor, high: Tensor, size: Tensor) -> Tensor:
         """gamma(steps) |f|."""
-        return accumulated(size, self.steps)
+        return accumulated(size, self.steps, tiny=self.steps)
 
     def _lines(self, low: Tensor, high: Tensor, alpha: Alpha | None) -> Lines:
         sign, chord = self.sign(low), self.chord(low, high)

@@ -97,7 +97,7 @@ class Gelu(_Swish):
         Stegun, of absolute error 1.5e-7, evaluated in float32. tanh is off by 8, and by 4 for its argument, which is
         relatively accurate. The sum 1 + erf cancels in the left tail, so nothing better than a multiple of |x| holds.
         """
-        return accumulated(size, 4) + accumulated(magnitude((low, high)), 16, tiny=4)
+        return accumulated(size, 4) + accumulated(magnitude((low, high)), 16, tiny=LIBRARY)
 
 
 class Silu(_Swish):
@@ -133,4 +133,4 @@ class Mish(_Swish):
 
     def rounding(self, low: Tensor, high: Tensor, size: Tensor) -> Tensor:
         """gamma(26) |f|: exp, log1p and tanh of 4 ulp each, none of which amplifies relative errors, and a product."""
-        return accumulated(size, 3 * LIBRARY + 2, tiny=4 * (1 + magnitude((low, high))))
+        return accumulated(size, 3 * LIBRARY + 2, tiny=16 * (1 + magnitude((low, high))))

@@ -234,7 +234,7 @@ class Tanh(SShape):
 
     def rounding(self, low: Tensor, high: Tensor, size: Tensor) -> Tensor:
         """4 ulp."""
-        return accumulated(size, LIBRARY)
+        return accumulated(size, LIBRARY, tiny=LIBRARY)
 
 
 class Sigmoid(SShape):

@@ -1,0 +1,161 @@
+"""Constants that a network computes from its weights at run time: float32 rounds them, and the graph does not.
+
+Weight normalisation, learned scales that pass through an activation and position encodings are examples. The graph
+holds their exact values. Their errors are bounded here and then added to those of the operators that use them.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from verifiers.core.errors import Unsupported
+from verifiers.graph.affine import Affine, Reshape
+from verifiers.graph.graph import Builder, Node, Ref
+from verifiers.graph.lowering.arithmetic import mul
+from verifiers.graph.lowering.shapes import note_rounded
+from verifiers.graph.operators import Interval
+from verifiers.graph.rounding import UP
+
+#: Operators that only move entries, make constants, or give integers.
+MOVES = frozenset(
+    "view _unsafe_view reshape flatten unflatten unsqueeze squeeze permute transpose t numpy_T expand select slice "
+    "narrow flip roll index index_select repeat cat stack split split_with_sizes chunk unbind clone contiguous alias "
+    "detach lift_fresh_copy to _to_copy new_zeros new_ones new_full zeros_like ones_like full_like zeros ones full eye "
+    "tril triu neg abs gather broadcast_to expand_as view_as scalar_tensor _assert_tensor_metadata".split()
+)
+#: Operators that are linear in their constants.
+LINEAR = frozenset("linear conv1d conv2d conv3d conv_transpose2d add add_ sub rsub mul matmul mm bmm cat stack".split())
+
+
+def floating(value: Any) -> list[Tensor]:
+    """List the tensors of numbers that are not integers."""
+    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+
+
+def fold(builder: Builder, target: Callable[..., Any], args: Any, kwargs: Any, lower: Callable[..., Any] | None) -> Any:
+    """Compute an operator of constants, and bound the error of float32.
+
+    ``lower`` is the operator's lowering, if it has one.
+    """
+    value = target(*args, **kwargs)
+    if builder.like.dtype != torch.float64:
+        return value
+    given, found = floating((args, kwargs)), floating(value)
+    if builder.kind in MOVES:
+        if any(builder.error(part) is not None for part in given):
+            errors = _replaced((args, kwargs), lambda part: _or_zero(builder, part))
+            for part, error in zip(found, floating(target(*errors[0], **errors[1])), strict=True):
+                builder.note(part, error.abs())
+        else:
+            for part in found:
+                note_rounded(builder, part)
+        return value
+    if not given and all(bool((part == part.round()).all()) for part in found):  # arange
+        return value
+    for part in found:
+        bound = _bounded(builder, lower, args, kwargs, part) if len(found) == 1 else None
+        builder.note(part, torch.full_like(part, torch.inf) if bound is None else bound)
+    return value
+
+
+def _or_zero(builder: Builder, constant: Tensor) -> Tensor:
+    error = builder.error(constant)
+    return torch.zeros_like(constant) if error is None else error
+
+
+def _replaced(tree: Any, by: Callable[[Tensor], Any]) -> Any:
+    """Replace the tensors of a tree that are not integers."""
+    return pytree.tree_map(
+        lambda leaf: by(leaf) if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf, tree
+    )
+
+
+def _bounded(
+    builder: Builder, lower: Callable[..., Any] | None, args: Any, kwargs: Any, value: Tensor
+) -> Tensor | None:
+    """Bound the error of a computed constant by the errors of the operators that it is lowered to; None if unknown."""
+    if lower is None:
+        return None
+    small = Builder(builder.like, checked=False)
+    small.nodes, boxes = [], []
+
+    def source(constant: Tensor) -> Ref:
+        error = _or_zero(builder, constant)
+        small.nodes.append(Node(None, (), tuple(constant.shape), "", "constant"))
+        boxes.append(Interval((constant - error)[None], (constant + error)[None]))
+        return Ref(len(small.nodes) - 1, tuple(constant.shape))
+
+    try:
+        args, kwargs = _replaced((args, kwargs), source)
+        result = lower(small, *args, **kwargs)
+    except (Unsupported, ValueError, IndexError, TypeError, AttributeError, NotImplementedError, RuntimeError):
+        return None
+    if not isinstance(result, Ref):
+        return None
+    for node in small.nodes[len(boxes) :]:
+        assert node.operator is not None
+        inputs = [boxes[i] for i in node.inputs]
+        after = node.operator.interval(*inputs)
+        rounding = node.operator.rounding(inputs, after)
+        boxes.append(after if rounding is None else Interval(after.low - rounding, after.high + rounding))
+    low, high = boxes[result.node]
+    return (torch.maximum(high[0] - value, value - low[0]) * UP).nan_to_num(torch.inf, torch.inf, torch.inf)
+
+
+def perturb(builder: Builder, before: int, args: Any, kwargs: Any, lower: Callable[..., Any], result: Any) -> Any:
+    """Add the errors of the constants among an operator's arguments to the error of its nodes, from ``before`` on.
+
+    For an operator that is linear in its constants c, |op(x, c + e) - op(x, c)| is at most op(|x|, |e|) - op(|x|, 0)
+    with magnitudes throughout. For any other, the error is infinite.
+    """
+    if all(builder.error(constant) is None for constant in floating((args, kwargs))):
+        return result
+    if builder.kind == "div" and isinstance(args[1], Tensor):
+        args, lower = (args[0], _inverse(builder, args[1])), mul
+    made = builder.nodes[before:]
+    operator = made[0].operator if len(made) == 1 else None
+    if (builder.kind in LINEAR or lower is mul) and isinstance(operator, Affine):
+        errors, zeros = (
+            _operator(builder, _replaced((args, kwargs), by), lower)
+            for by in (lambda part: _or_zero(builder, part), torch.zeros_like)
+        )
+        if errors is not None and zeros is not None:
+            operator.perturbation = _difference(errors, zeros)
+            return result
+    return pytree.tree_map(lambda leaf: _unbounded(builder, leaf) if isinstance(leaf, Ref) else leaf, result)
+
+
+def _inverse(builder: Builder, constant: Tensor) -> Tensor:
+    """Compute the reciprocals of a constant, and record their error."""
+    error, size = _or_zero(builder, constant), constant.abs()
+    inverse = 1 / constant
+    builder.note(inverse, torch.where(size > error, error / (size * (size - error)) * UP, torch.inf))
+    return inverse
+
+
+def _operator(builder: Builder, given: Any, lower: Callable[..., Any]) -> Affine | None:
+    """Lower an operator with other constants; None if that is not one affine operator."""
+    small = Builder(builder.like, checked=False)
+    start = len(small.nodes)
+    lower(small, *given[0], **given[1])
+    made = [node.operator for node in small.nodes[start:]]
+    return made[0] if len(made) == 1 and isinstance(made[0], Affine) else None
+
+
+def _difference(errors: Affine, zeros: Affine) -> Callable[..., Tensor]:
+    def perturbation(*sizes: Tensor) -> Tensor:
+        moved, still = errors.forward(*sizes), zeros.forward(*sizes)
+        # The first term's own rounding is at most half of it; the last one is that of the difference in float64.
+        return 1.5 * (moved - still).abs() + 2.0**-50 * still.abs()
+
+    return perturbation
+
+
+def _unbounded(builder: Builder, ref: Ref) -> Ref:
+    """Append a node that changes nothing and has no bound of its error."""
+    made = Reshape(ref.shape, ref.shape)
+    made.perturbation = lambda size: torch.full_like(size, torch.inf)
+    return builder.add(made, [ref], ref.shape)
