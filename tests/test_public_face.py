@@ -82,6 +82,37 @@ def test_a_listed_objective_is_offered_without_a_line_of_its_own(monkeypatch: py
     assert "Mine" in dir(certkd)
 
 
+MISTAKES: list[tuple[str, dict[str, object], str]] = [
+    ("CertifyConfig", {"eps": "0"}, "eps must be positive and finite, got '0': write it like 8/255 or 0.03"),
+    ("CertifyConfig", {}, "the setting eps is missing: give one, like eps=8/255"),
+    ("CertifyConfig", {"eps": 0.1, "norm": "l3"}, "norm must be 'linf', 'l2' or 'l1', got 'l3'"),
+    ("CertifyConfig", {"eps": 0.1, "method": "crown"}, "unknown setting 'method'. Did you mean 'methods'?"),
+    ("CertifyConfig", {"eps": 0.1, "methods": "pgd,crwn"}, "unknown method 'crwn'. Did you mean 'crown'?"),
+    ("CertifyConfig", {"eps": 0.1, "options": {"steps": 0}}, "method pgd: steps must be at least 1, got 0"),
+    ("TrainConfig", {}, "the setting objective is missing"),
+    ("TrainConfig", {"objective": "kdiga"}, "objective must be settings by name, like {kind: kdiga}, got 'kdiga'"),
+    (
+        "TrainConfig",
+        {"objective": {"kind": "kd", "temperature": 0}},
+        "objective.temperature must be greater than 0",
+    ),
+    ("TrainConfig", {"objective": {"kind": "kd"}, "epochs": "many"}, "epochs: 'many' is not a number; write it like"),
+    ("OptimizerConfig", {"rate": -1}, "rate must be greater than 0, got -1"),
+    ("OptimizerConfig", {"kind": "lion"}, "kind must be 'adam' or 'sgd', got 'lion'"),
+    ("SelectionConfig", {"metric": "pgd"}, "selection by pgd needs an eps"),
+    ("Kdiga", {"temperature": 0}, "temperature must be greater than 0, got 0"),
+    ("Kdiga", {"target": "logits"}, "target must be 'ce', 'ce_tempered', 'margin', 'projection', 'jacobian' or"),
+    ("Adversarial", {}, "the setting eps is missing: give one, like eps=8/255"),
+]
+
+
+@pytest.mark.parametrize(("name", "given", "line"), MISTAKES, ids=[line for *_, line in MISTAKES])
+def test_a_constructor_refuses_a_mistake_with_one_line(name: str, given: dict[str, object], line: str) -> None:
+    with pytest.raises(certkd.InputError) as caught:
+        getattr(certkd, name)(**given)
+    assert str(caught.value).startswith(line) and "\n" not in str(caught.value), caught.value
+
+
 def test_importing_the_packages_imports_nothing_heavy() -> None:
     code = (
         "import certkd, verifiers, sys; print([m for m in ('torch', 'numpy', 'pydantic', 'h5py') if m in sys.modules])"

@@ -10,7 +10,7 @@ from certkd.objectives import AnyObjective
 from verifiers.certify.config import CertifyConfig
 from verifiers.core.errors import InputError
 from verifiers.core.quantities import Norm
-from verifiers.core.settings import Count, EpsilonText, Number, Positive, Seed, Strict
+from verifiers.core.settings import Count, EpsilonText, Number, Positive, Radius, Seed, Strict
 
 
 def _milestone(value: Any) -> Any:
@@ -96,7 +96,7 @@ class SelectionConfig(Strict):
 class Threat(Strict):
     """The ball in which diagnostics attack a network in training; eps in pixel units."""
 
-    eps: Positive
+    eps: Radius
     norm: Norm = Norm.LINF
     steps: Count = 10
 
@@ -159,7 +159,7 @@ class TrainConfig(Recipe):
 class TrainJob(TrainConfig):
     """One training as a file describes it: ``certkd train --config``."""
 
-    out: str
+    out: Annotated[str, Field(examples=["runs/first"])]
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     teacher: str | None = None
@@ -207,7 +207,7 @@ class ExperimentConfig(Strict):
     ``natural_teacher`` is a checkpoint for the students whose objective has a second teacher.
     """
 
-    out: str
+    out: Annotated[str, Field(examples=["runs/first"])]
     seed: Seed = 0
     data: DataConfig = DataConfig()
     device: str = "auto"

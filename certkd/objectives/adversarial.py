@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from certkd.objectives.attacks import Pgd
 from certkd.objectives.base import Batch, Objective, Term, Terms
 from verifiers.core.quantities import Norm
-from verifiers.core.settings import Count, Positive, Share
+from verifiers.core.settings import Count, Positive, Radius, Share
 from verifiers.geometry.ascent import PerSampleLoss
 
 
@@ -21,7 +21,7 @@ class Attacked(Objective):
     student in eval mode.
     """
 
-    eps: Positive
+    eps: Radius
     norm: Norm = Norm.LINF
     steps: Count = 10
     step_size: Positive | None = None

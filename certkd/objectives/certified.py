@@ -11,7 +11,7 @@ from certkd.objectives.adversarial import Attacked
 from certkd.objectives.base import Batch, Objective, Term, Terms
 from verifiers.bound_propagation import Box, ball, lower_margins, robust_cross_entropy
 from verifiers.core.quantities import Norm
-from verifiers.core.settings import BoundMethod, Positive, Share
+from verifiers.core.settings import BoundMethod, Radius, Share
 
 
 class Ibp(Objective):
@@ -24,7 +24,7 @@ class Ibp(Objective):
     """
 
     kind: Literal["ibp"] = "ibp"
-    eps: Positive
+    eps: Radius
     kappa: Share = 0.5
     method: BoundMethod = "ibp"
     ramp: Share = 0.5

@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 from certkd.objectives.base import Batch, Term, Terms
 from certkd.objectives.kdiga import Kdiga
 from verifiers.bound_propagation import ball, deficits
-from verifiers.core.settings import BoundMethod, Number, Positive, Share
+from verifiers.core.settings import BoundMethod, Number, Radius, Share
 
 
 class KdigaCertified(Kdiga):
@@ -17,7 +17,7 @@ class KdigaCertified(Kdiga):
     """
 
     kind: Literal["kdiga_certified"] = "kdiga_certified"  # type: ignore[assignment]
-    eps: Positive
+    eps: Radius
     lambda_deficit: Number = 0.01
     bound: BoundMethod = "crown-ibp"
     eps_ramp: Share = 0.5

@@ -10,7 +10,7 @@ from certkd.objectives.attacks import Pgd
 from certkd.objectives.base import Batch, Objective, Term, Terms
 from certkd.objectives.consistency import log_mean
 from verifiers.core.quantities import Norm
-from verifiers.core.settings import Count, Positive
+from verifiers.core.settings import Count, Positive, Radius
 
 
 class Averaged(nn.Module):
@@ -34,7 +34,7 @@ class SmoothAdv(Objective):
     """
 
     kind: Literal["smoothadv"] = "smoothadv"
-    eps: Positive
+    eps: Radius
     sigma: Positive = 0.25
     steps: Count = 4
     copies: Count = 2

@@ -38,6 +38,8 @@ def _seed(value: Any) -> Any:
 #: A number as configurations write it: 0.1, 8/255, 1e-3. Negative ones are refused.
 Number = Annotated[float, BeforeValidator(_number), Field(ge=0)]
 Positive = Annotated[float, BeforeValidator(_number), Field(gt=0)]
+#: A radius that something is trained or attacked at, in pixel units.
+Radius = Annotated[Positive, Field(examples=["8/255"])]
 #: A share in [0, 1].
 Share = Annotated[Number, Field(le=1)]
 Count = Annotated[int, BeforeValidator(_integer), Field(ge=1, le=10**15)]
