@@ -23,7 +23,10 @@ def network(name: str, options: dict[str, Any], load: "Load") -> "Checkpoint":
     """
     from certkd.config.settings import DataConfig
     from certkd.networks import resolve as networks
+    from verifiers.core.errors import InputError
 
+    if networks.is_fetched(name) and not options["download"]:
+        raise InputError(f"{name} is described and fetched from a network: add --download to allow that")
     data, onnx = options["data"], name.endswith(".onnx")
     wanted = DataConfig(name=data, root=options["data_root"], download=options["download"]) if data else None
     mixed = len(options["kinds"]) > 1

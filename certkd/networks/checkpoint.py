@@ -1,33 +1,30 @@
 """Save and load checkpoints: weights and plain metadata, never code.
 
 A checkpoint describes how to rebuild its network (architecture, classes, input shape, normalisation), its data and
-training, and the SHA-256 of its teacher's weights. Files are read with ``weights_only=True``: a pickle that would run
-code is rejected. ``.safetensors`` files have the same metadata as JSON in their header.
+training, and the SHA-256 of its teacher's weights. A pickle that would run code is rejected, and so is a network that
+is larger than the stored weights. ``.safetensors`` files have the same metadata as JSON in their header.
 """
 
 import json
 import os
-import pickle
-import re
-import struct
-import warnings
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from pydantic import ValidationError
-from torch import Tensor
+from pydantic import Field, ValidationError
 
 from certkd import files
-from certkd.networks.builders import Classifier, ModelSpec, build
-from verifiers.core.errors import InputError, one_line
+from certkd.config.settings import DataConfig
+from certkd.networks import stored
+from certkd.networks.builders import Budget, Classifier, ModelSpec, build
+from certkd.networks.stored import FORMAT, Stored
+from verifiers.core.errors import InputError, loading, quoted
 from verifiers.core.problems import first_problem
+from verifiers.core.settings import Strict
 from verifiers.runtime.fingerprint import weights_sha256
 
-FORMAT = "certkd-checkpoint"
 FORMAT_VERSION = 1
 
 
@@ -87,31 +84,44 @@ def save(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> None:
 def load(path: str | os.PathLike[str], *, architecture: ModelSpec | None = None) -> Checkpoint:
     """Read a checkpoint, or bare weights for the network that ``architecture`` describes.
 
+    A checkpoint's own network is built only if it is no larger than the weights of the file.
+
     Raises:
         InputError: the file is missing, empty or truncated, an HTML page, a pickle with code, has weights of another
             architecture, or has bare weights and ``architecture`` is None.
     """
     path = Path(path)
-    state, metadata = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
-    if metadata.get("format_version", FORMAT_VERSION) != FORMAT_VERSION:
-        raise InputError(
-            f"{path} has checkpoint version {metadata['format_version']}, not {FORMAT_VERSION}: update certkd"
-        )
+    state, metadata = stored.read(path)
+    version = metadata.get("format_version", FORMAT_VERSION)
+    if version != FORMAT_VERSION:
+        raise InputError(f"{path} has checkpoint version {quoted(version)}, not {FORMAT_VERSION}: update certkd")
     if metadata and architecture is not None:
         raise InputError(f"{path} describes its own network: drop --arch")
-    if metadata:
-        spec = _spec(metadata, path)
-    elif architecture is not None:
-        spec = architecture
-    else:
+    if not metadata and architecture is None:
         raise InputError(
             f"{path} holds bare weights: describe their network with --arch and --data (to train from them "
             "with name: source:name and weights: the file)"
         )
-    model = build(spec)
-    _load_strictly(model, state, path, bare=not metadata)
-    about = {key: metadata[key] for key in ("data", "teacher_sha256", "training", "metrics") if key in metadata}
-    return Checkpoint(model.eval(), **about)
+    about = _About.parse({key: metadata[key] for key in _About.model_fields if key in metadata}, source=f"{path}")
+    if about.data:
+        DataConfig.parse(about.data, source=f"{path}: data")
+    with loading(path, "a complete checkpoint"):
+        if architecture is not None:
+            model = build(architecture)
+        else:
+            shapes = [value.shape for value in state.values()]
+            model = build(_spec(metadata, path), budget=Budget.of(shapes, str(path)))
+        _load_strictly(model, state, path, bare=not metadata)
+    return Checkpoint(model.eval(), **dict(about))
+
+
+class _About(Strict):
+    """What a checkpoint says about its network."""
+
+    data: dict[str, Any] = {}
+    teacher_sha256: Annotated[str, Field(max_length=64, pattern="^[0-9a-f]*$")] = ""
+    training: dict[str, Any] = {}
+    metrics: dict[str, Any] = {}
 
 
 def _spec(metadata: Mapping[str, Any], path: Path) -> ModelSpec:
@@ -123,63 +133,6 @@ def _spec(metadata: Mapping[str, Any], path: Path) -> ModelSpec:
         raise InputError(f"{path} is damaged: architecture: {problem}") from None
 
 
-def _read_torch(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    _sniff(path)
-    try:
-        with warnings.catch_warnings():  # warnings about foreign pickles, which are rejected
-            warnings.simplefilter("ignore")
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        culprit = _culprit(str(error))
-        what = f"holds code ({culprit})" if culprit else "torch.save did not write"
-        raise InputError(
-            f"{path} is a pickle that {what} and is not run: save plain weights with "
-            "torch.save(model.state_dict(), ...)"
-        ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError, struct.error) as error:
-        why = one_line(error) or "it ends too early"
-        raise InputError(f"{path} is damaged or truncated: {why}") from None
-    if isinstance(content, dict) and content.get("format") == FORMAT:
-        state = content.pop("state_dict", {})
-        return state, content
-    for key in ("state_dict", "model_state_dict", "model"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    named = isinstance(content, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items())
-    if not named or not content:
-        raise InputError(f"{path} holds no weights (a state dict of tensors), but {type(content).__name__}")
-    return content, {}
-
-
-def _sniff(path: Path) -> None:
-    """Reject common files that are not checkpoints, by name."""
-    if path.is_dir():
-        raise InputError(f"{path} is a folder: give a checkpoint in it, such as {path / 'best.pt'}")
-    head = files.sniff(path, "checkpoint")
-    if path.suffix != ".safetensors" and not head.startswith((b"PK", b"\x80")):
-        raise InputError(f"{path} is not a checkpoint: its content is not what torch.save writes")
-    if head.startswith(b"PK") and not zipfile.is_zipfile(path):
-        raise InputError(f"{path} is truncated: its archive has no end; copy or download it again")
-
-
-def _culprit(message: str) -> str | None:
-    """Find the function that a rejected pickle calls; None if torch does not name it."""
-    marked = re.search(r"GLOBAL ([\w.]+)", message)
-    return marked[1].rstrip(".") if marked else None
-
-
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    from safetensors import SafetensorError, safe_open
-
-    _sniff(path)
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = json.loads((file.metadata() or {}).get("certkd", "{}"))
-            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"{path} is damaged or not a safetensors file: {' '.join(str(error).split())[:120]}") from None
-
-
 def begin_with(model: Classifier, path: str | os.PathLike[str], head: str | None) -> bool:
     """Load a file's bare weights into a network; return whether its layer ``head`` differs in classes and is kept.
 
@@ -187,26 +140,27 @@ def begin_with(model: Classifier, path: str | os.PathLike[str], head: str | None
         InputError: as for ``load``, or the file is a checkpoint, which describes its own network.
     """
     path = Path(path)
-    state, metadata = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    state, metadata = stored.read(path)
     if metadata:
         raise InputError(f"{path} is a checkpoint and describes its own network: give it as the model's name")
     state = _without_module(state)
     own = model.network.state_dict()
     of_head = [name for name in own if head is not None and name.startswith(f"{head}.")]
-    other = any(name in state and state[name].shape != own[name].shape for name in of_head)
+    other = any(name in state and state[name].shape != tuple(own[name].shape) for name in of_head)
     if other:
-        state |= {name: own[name] for name in of_head}
-    _load_strictly(model, state, path, bare=True)
+        state |= {name: Stored(tuple(own[name].shape), own[name].dtype, own[name].clone) for name in of_head}
+    with loading(path, "a complete checkpoint"):
+        _load_strictly(model, state, path, bare=True)
     return other
 
 
-def _without_module(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _without_module(state: Mapping[str, Stored]) -> dict[str, Stored]:
     """Remove the prefix of torch's DataParallel from the names."""
     prefix = "module." if all(name.startswith("module.") for name in state) else ""
     return {name.removeprefix(prefix): value for name, value in state.items()}
 
 
-def _load_strictly(model: Classifier, state: Mapping[str, Tensor], path: Path, *, bare: bool) -> None:
+def _load_strictly(model: Classifier, state: Mapping[str, Stored], path: Path, *, bare: bool) -> None:
     """Load weights whose names and shapes all match. Bare weights belong to the network without normalisation."""
     target: torch.nn.Module = model.network if bare else model
     state = _without_module(state) if bare else state
@@ -214,11 +168,16 @@ def _load_strictly(model: Classifier, state: Mapping[str, Tensor], path: Path, *
     problems = [f"{name} is missing" for name in wanted if name not in state]
     problems += [f"{name} is unknown" for name in state if name not in wanted]
     problems += [
-        f"{name} has shape {tuple(state[name].shape)} instead of {tuple(value.shape)}"
+        f"{name} has shape {state[name].shape} instead of {tuple(value.shape)}"
         for name, value in wanted.items()
-        if name in state and state[name].shape != value.shape
+        if name in state and state[name].shape != tuple(value.shape)
+    ]
+    problems += [
+        f"{name} holds {state[name].dtype} instead of {value.dtype}"
+        for name, value in wanted.items()
+        if name in state and state[name].dtype.is_floating_point != value.is_floating_point()
     ]
     if problems:
         more = f", and {len(problems) - 1} more" if len(problems) > 1 else ""
         raise InputError(f"{path} holds weights of another architecture than {model.spec.name}: {problems[0]}{more}")
-    target.load_state_dict(dict(state))
+    target.load_state_dict({name: value.read() for name, value in state.items()})

@@ -12,7 +12,15 @@ from certkd.config.reading import value_of
 from certkd.config.settings import DataConfig, ModelConfig
 from certkd.data.splits import DataSet
 from certkd.networks import checkpoint
-from certkd.networks.builders import Classifier, ModelSpec, build, known_models, last_linear, usual_statistics
+from certkd.networks.builders import (
+    Classifier,
+    ModelSpec,
+    build,
+    is_fetched,
+    known_models,
+    last_linear,
+    usual_statistics,
+)
 from certkd.networks.checkpoint import Checkpoint
 from certkd.networks.onnx.classifier import classifier
 from verifiers.core.errors import InputError, did_you_mean
@@ -40,6 +48,8 @@ def for_training(
         raise InputError(f"{config.name} can teach and be certified, but not be trained: give a network's name")
     if is_path(config.name):
         return _continued(config, data, warn)
+    if is_fetched(config.name):
+        raise InputError(f"{config.name} is described by a network's page: name a network of timm that is installed")
     mean, std = data.statistics
     usual = None
     if config.weights is not None and config.normalize:

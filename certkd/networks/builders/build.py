@@ -1,22 +1,28 @@
 """Build networks by name; they take images in [0, 1] and normalise them in their first layer."""
 
-import inspect
+import math
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 from torch import Tensor, fx, nn
 
 from certkd.networks.builders import small
-from verifiers.core.errors import InputError, did_you_mean, one_line
+from certkd.networks.builders.options import check_options
+from certkd.networks.cost import Budget, check_cost
+from verifiers.core.errors import InputError, did_you_mean, one_line, quoted
 from verifiers.graph.sequence import LAYERS
 
 OWN: dict[str, Callable[..., nn.Module]] = {"mlp": small.mlp, "cnn": small.cnn, "resnet": small.resnet}
 
+
+#: Most classes, longest side of an image, and most numbers of one.
+MOST_CLASSES, LONGEST_SIDE, MOST_PIXELS = 1 << 20, 1 << 22, 1 << 22
+Side = Annotated[int, Field(ge=1, le=LONGEST_SIDE)]
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -36,13 +42,21 @@ class ModelSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str
+    name: Annotated[str, Field(max_length=200)]
     options: dict[str, Any] = {}
-    classes: int
-    shape: tuple[int, ...]
-    mean: tuple[float, ...] = ()
-    std: tuple[float, ...] = ()
-    resize: tuple[int, int] | None = None
+    classes: Annotated[int, Field(ge=1, le=MOST_CLASSES)]
+    shape: Annotated[tuple[Side, ...], Field(min_length=1, max_length=5)]
+    mean: tuple[FiniteFloat, ...] = ()
+    std: tuple[Annotated[FiniteFloat, Field(gt=0)], ...] = ()
+    resize: tuple[Side, Side] | None = None
+
+    @model_validator(mode="after")
+    def _images_are_of_a_usual_size(self) -> "ModelSpec":
+        if max(math.prod(self.shape), math.prod(self.inner)) > MOST_PIXELS:
+            raise ValueError(f"images of at most {MOST_PIXELS} numbers are supported, got {self.shape}")
+        if len(self.mean) != len(self.std):
+            raise ValueError(f"mean and std belong together, got {len(self.mean)} and {len(self.std)} values")
+        return self
 
     @property
     def inner(self) -> tuple[int, ...]:
@@ -105,38 +119,60 @@ class Classifier(nn.Sequential):
         self.network = network
 
 
-def build(spec: ModelSpec, *, pretrained: bool = False) -> Classifier:
+def build(spec: ModelSpec, *, pretrained: bool = False, budget: Budget | None = None) -> Classifier:
     """Build the network that ``spec`` names, randomly initialised or with its source's pre-trained weights.
+
+    Args:
+        pretrained: fetch the source's weights.
+        budget: the limit of a network that a file describes; such a network comes from no other source.
 
     Raises:
         InputError: the source or name is unknown (the message suggests the nearest known one), an option or the input
-            shape does not fit, or the weights cannot be fetched.
+            shape does not fit, the weights cannot be fetched, or the network is larger than the budget.
     """
     source, _, name = spec.name.partition(":")
     builders = {"certkd": _own, "torchvision": _torchvision, "timm": _timm}
     if not name or source not in builders:
-        raise InputError(f"unknown network {spec.name!r}.{_suggest(spec.name)}")
+        raise InputError(f"unknown network {quoted(spec.name)}.{_suggest(spec.name)}")
     if spec.resize is not None and len(spec.shape) != 3:
         raise InputError(f"resize needs images of shape (channels, height, width), got {spec.shape}: drop resize")
-    model = builders[source](name, spec, pretrained)
-    _try(model)
+    if budget is not None and is_fetched(spec.name):
+        raise InputError(f"the file names {quoted(spec.name)}, which would be fetched from a network: it is not read")
+    check_options(spec.name, spec.options)
+    try:
+        with budget or nullcontext():
+            model = builders[source](name, spec, pretrained)
+    except InputError:
+        raise
+    except Exception as error:  # whatever a builder raises is about the options or the shape
+        about = f" with {quoted(spec.options)}" if spec.options else ""
+        raise InputError(f"{spec.name}{about} on images of shape {spec.shape}: {one_line(error)}") from error
+    _try(model, limited=budget is not None)
     return model
 
 
-def _try(model: Classifier) -> None:
+def is_fetched(name: str) -> bool:
+    """Tell whether a network is described by a page of a hub, and not by an installed package."""
+    return name.startswith(("timm:hf-hub:", "timm:hf_hub:", "timm:local-dir:"))
+
+
+def _try(model: Classifier, *, limited: bool) -> None:
     """Pass a blank image through the network, so that a wrong input shape is rejected at once."""
     spec, training = model.spec, model.training
     try:
         with torch.no_grad():
+            if limited:
+                check_cost(model.eval(), spec.shape, spec.name)
             logits = model.eval()(torch.zeros(1, *spec.shape))
-    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
-        raise InputError(
-            f"{spec.name} does not take images of shape {spec.shape}: {' '.join(str(error).split())[:120]}"
-        ) from None
+    except InputError:
+        raise
+    except Exception as error:  # whatever a layer raises is about the shape
+        raise InputError(f"{spec.name} does not take images of shape {spec.shape}: {one_line(error, 120)}") from error
     finally:
         model.train(training)
-    if logits.shape != (1, spec.classes):
-        raise InputError(f"{spec.name} gives {tuple(logits.shape)}, not one logit for each of {spec.classes} classes")
+    if not isinstance(logits, Tensor) or logits.shape != (1, spec.classes):
+        given = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise InputError(f"{spec.name} gives {given}, not one logit for each of {spec.classes} classes")
 
 
 def known_models(source: str) -> list[str]:
@@ -167,28 +203,19 @@ def _suggest(name: str) -> str:
 
 def _own(name: str, spec: ModelSpec, pretrained: bool) -> Classifier:
     if name not in OWN:
-        raise InputError(f"unknown network {spec.name!r}.{_suggest(spec.name)}")
+        raise InputError(f"unknown network {quoted(spec.name)}.{_suggest(spec.name)}")
     if pretrained:
         raise InputError(f"{spec.name} has no pre-trained weights: give a checkpoint's path instead")
-    builder = OWN[name]
-    known = [p.name for p in inspect.signature(builder).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    for option in spec.options:
-        if option not in known:
-            raise InputError(f"{spec.name} has no option {option!r}.{did_you_mean(option, known)}")
     if name != "mlp" and len(spec.shape) != 3:
         raise InputError(f"{spec.name} needs images of shape (channels, height, width), got {spec.shape}")
-    try:
-        return Classifier(spec, builder(spec.inner, spec.classes, **spec.options))
-    except (ValueError, TypeError, RuntimeError, ZeroDivisionError) as error:
-        why = one_line(error)
-        raise InputError(f"{spec.name} with {spec.options} on images of shape {spec.shape}: {why}") from None
+    return Classifier(spec, OWN[name](spec.inner, spec.classes, **spec.options))
 
 
 def _torchvision(name: str, spec: ModelSpec, pretrained: bool) -> Classifier:
     import torchvision
 
     if spec.name not in known_models("torchvision"):
-        raise InputError(f"unknown network {spec.name!r}.{_suggest(spec.name)}")
+        raise InputError(f"unknown network {quoted(spec.name)}.{_suggest(spec.name)}")
     if len(spec.shape) != 3 or spec.shape[0] != 3:
         raise InputError(f"{spec.name} needs three colour channels, the data has shape {spec.shape}: use timm:NAME")
     try:
@@ -196,11 +223,9 @@ def _torchvision(name: str, spec: ModelSpec, pretrained: bool) -> Classifier:
             network = torchvision.models.get_model(name, weights=None, num_classes=spec.classes, **spec.options)
             return Classifier(spec, network)
         network = torchvision.models.get_model(name, weights="DEFAULT", **spec.options)
-    except TypeError as error:
-        raise InputError(f"{spec.name} with {spec.options}: {error}") from None
     except (OSError, RuntimeError, ValueError) as error:
         what = "fetch the weights of" if pretrained else "build"
-        raise InputError(f"cannot {what} {spec.name}: {' '.join(str(error).split())[:200]}") from None
+        raise InputError(f"cannot {what} {spec.name}: {one_line(error)}") from None
     _replace_head(network, spec)
     update: dict[str, Any] = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
     if getattr(network, "transform_input", False):  # inception and googlenet: the weights were trained with this option
@@ -244,7 +269,7 @@ def _timm(name: str, spec: ModelSpec, pretrained: bool) -> Classifier:
     import timm
 
     if not timm.is_model(name) and not name.startswith("hf-hub:"):
-        raise InputError(f"unknown network {spec.name!r}.{_suggest(spec.name)}")
+        raise InputError(f"unknown network {quoted(spec.name)}.{_suggest(spec.name)}")
     if len(spec.shape) != 3:
         raise InputError(f"{spec.name} needs images of shape (channels, height, width), got {spec.shape}")
     sized = {"img_size": spec.inner[1], **spec.options} if _takes_image_size(name) else spec.options
@@ -256,11 +281,9 @@ def _timm(name: str, spec: ModelSpec, pretrained: bool) -> Classifier:
             if "img_size" in spec.options or "'img_size'" not in str(error):
                 raise
             network = create(**spec.options)  # the name only looks like a vision transformer's
-    except TypeError as error:
-        raise InputError(f"{spec.name} with {spec.options}: {error}") from None
     except (OSError, RuntimeError) as error:
         what = "fetch the weights of" if pretrained else "build"
-        raise InputError(f"cannot {what} {spec.name}: {' '.join(str(error).split())[:200]}") from None
+        raise InputError(f"cannot {what} {spec.name}: {one_line(error)}") from None
     if pretrained:
         known: Any = network.pretrained_cfg
         statistics = {key: _per_channel(known[key], spec.shape[0]) for key in ("mean", "std")}

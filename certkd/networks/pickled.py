@@ -1,0 +1,316 @@
+"""Read the pickles that ``torch.save`` writes, without running them.
+
+The reader knows plain containers, numbers, text and tensors. A pickle that names another class or function holds code
+and is rejected. Tensors are only described here: their numbers are read later, when their sizes are known to be right.
+"""
+
+import io
+import math
+import pickletools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+#: Most bytes of a pickle, and most operations in it: 25,000 tensors, in about five seconds.
+BYTES, OPERATIONS = 1 << 24, 1_000_000
+
+DTYPES = {
+    "FloatStorage": torch.float32,
+    "DoubleStorage": torch.float64,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+}
+
+
+class Code(Exception):
+    """A pickle calls a function or an object that is not plain; the message names it."""
+
+
+@dataclass(frozen=True)
+class Storage:
+    """The numbers of one or several tensors.
+
+    Attributes:
+        key: the storage's name in its file.
+        dtype: None if its kind of number is not supported.
+        entries: number of entries.
+    """
+
+    key: str
+    dtype: torch.dtype | None
+    entries: int
+
+    @property
+    def bytes(self) -> int:
+        """The size of the numbers in the file."""
+        return self.entries * (self.dtype.itemsize if self.dtype is not None else 1)
+
+
+@dataclass(frozen=True)
+class View:
+    """A tensor: the part of a storage that it shows."""
+
+    storage: Storage
+    offset: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Odd:
+    """A tensor of a kind that is not read, such as a sparse one; ``kind`` names it."""
+
+    kind: str
+
+
+@dataclass(frozen=True)
+class Name:
+    """A class, function or constant that a pickle names."""
+
+    text: str
+
+
+def _view(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> View | Odd:
+    """Describe a tensor, whose entries must lie inside its storage, each at its own place.
+
+    Raises:
+        ValueError: they do not.
+    """
+    sizes = (*shape, *stride, offset)
+    if not isinstance(storage, Storage) or len(shape) != len(stride) or len(shape) > 64:
+        raise ValueError("a tensor without storage")
+    if any(type(size) is not int or not 0 <= size < 1 << 62 for size in sizes):
+        raise ValueError(f"a tensor of shape {str(shape)[:60]} and strides {str(stride)[:60]}")
+    if storage.dtype is None:
+        return Odd("quantised, complex or other special numbers")
+    last = offset + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
+    if math.prod(shape) and (last >= storage.entries or math.prod(shape) > storage.entries):
+        raise ValueError(f"a tensor of shape {tuple(shape)} in a storage of {storage.entries} numbers")
+    return View(storage, offset, tuple(shape), tuple(stride))
+
+
+def _ordered(*pairs: Any) -> dict[Any, Any]:
+    """Build the ordered dictionary of a state dict: empty, or from pairs (Python 2)."""
+    return {key: value for key, value in (pairs[0] if pairs else ()) if _check_key(key)}
+
+
+def _check_key(key: Any) -> bool:
+    if isinstance(key, str | None) or (isinstance(key, int) and abs(key) < 1 << 60):
+        return True
+    raise ValueError(f"a dictionary with a {type(key).__name__} for a key")
+
+
+def _odd(kind: str) -> Callable[..., Odd]:
+    return lambda *_: Odd(kind)
+
+
+def _encode(text: Any, *_: Any) -> bytes:
+    return str.encode(text, "latin1")
+
+
+def _first(value: Any, *_: Any) -> Any:
+    return value
+
+
+#: The functions that plain values need, with what takes their place.
+FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "collections.OrderedDict": _ordered,
+    "torch._utils._rebuild_tensor": _view,
+    "torch._utils._rebuild_tensor_v2": _view,
+    "torch._utils._rebuild_parameter": _first,
+    "torch._utils._rebuild_parameter_with_state": _first,
+    "torch._utils._rebuild_tensor_v3": _odd("numbers of 8 bits or another special kind"),
+    "torch._utils._rebuild_sparse_tensor": _odd("a sparse tensor"),
+    "torch._utils._rebuild_sparse_csr_tensor": _odd("a sparse tensor"),
+    "torch._utils._rebuild_nested_tensor": _odd("a nested tensor"),
+    "torch._utils._rebuild_qtensor": _odd("a quantised tensor"),
+    "torch._utils._rebuild_meta_tensor_no_storage": _odd("a tensor without values"),
+    "torch.serialization._get_layout": _first,
+    "torch.device": _first,
+    "torch.Size": tuple,
+    "_codecs.encode": _encode,
+    "builtins.set": tuple,
+    "__builtin__.set": tuple,
+}
+#: Prefixes of constants and storages, which are values and not called.
+VALUES = ("torch.", "torch.cuda.", "torch.storage.")
+
+_LITERALS = frozenset(
+    "BININT BININT1 BININT2 INT LONG LONG1 LONG4 BINFLOAT FLOAT BINUNICODE SHORT_BINUNICODE BINUNICODE8 UNICODE "
+    "BINBYTES SHORT_BINBYTES BINBYTES8 BINSTRING SHORT_BINSTRING STRING".split()
+)
+_EMPTY: dict[str, Callable[[], Any]] = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple, "EMPTY_SET": list}
+_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+_GETS, _PUTS = frozenset(("GET", "BINGET", "LONG_BINGET")), frozenset(("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"))
+_MARK = object()
+
+
+class Unpickler:
+    """A machine that builds plain values; ``storages`` are those of its tensors, by their keys."""
+
+    def __init__(self) -> None:
+        self.storages: dict[str, Storage] = {}
+        self._stack: list[Any] = []
+        self._memo: dict[int, Any] = {}
+        self._cost = 0
+
+    def load(self, stream: io.BytesIO) -> Any:
+        """Read one value; the stream stops behind it.
+
+        Raises:
+            Code: the pickle holds code.
+            ValueError, LookupError, TypeError, AttributeError: it is damaged.
+        """
+        self._stack, self._memo = [], {}
+        for operation, argument, _ in pickletools.genops(stream):
+            self._spend(1)
+            if operation.name == "STOP":
+                return self._stack.pop()
+            self._step(operation.name, argument)
+        raise ValueError("a pickle without an end")
+
+    def _spend(self, cost: int) -> None:
+        self._cost += cost
+        if self._cost > OPERATIONS:
+            raise ValueError(f"its pickle needs more than {OPERATIONS} operations")
+
+    def _step(self, kind: str, argument: Any) -> None:
+        stack = self._stack
+        if kind in _LITERALS:
+            if isinstance(argument, int) and argument.bit_length() > 80:
+                raise ValueError("a number of more than 80 bits")
+            stack.append(argument)
+        elif kind in _CONSTANTS:
+            stack.append(_CONSTANTS[kind])
+        elif kind in _EMPTY:
+            stack.append(_EMPTY[kind]())
+        elif kind == "MARK":
+            stack.append(_MARK)
+        elif kind in _GETS:
+            stack.append(self._memo[argument])
+        elif kind in _PUTS:
+            self._memo[len(self._memo) if argument is None else argument] = stack[-1]
+        elif kind not in ("PROTO", "FRAME"):
+            action = getattr(self, f"_{kind.lower()}", None)
+            if action is None:
+                raise Code(kind)
+            action(argument)
+
+    def _marked(self) -> list[Any]:
+        """Take the values above the last mark."""
+        place = len(self._stack) - 1
+        while self._stack[place] is not _MARK:
+            place -= 1
+            if place < 0:
+                raise ValueError("a pickle without a mark")
+        values = self._stack[place + 1 :]
+        del self._stack[place:]
+        return values
+
+    def _take(self, count: int) -> list[Any]:
+        if len(self._stack) < count:
+            raise ValueError("a pickle that takes more than it has")
+        values = self._stack[-count:]
+        del self._stack[-count:]
+        return values
+
+    def _tuple(self, _: Any) -> None:
+        self._stack.append(tuple(self._marked()))
+
+    def _tuple1(self, _: Any) -> None:
+        self._stack.append(tuple(self._take(1)))
+
+    def _tuple2(self, _: Any) -> None:
+        self._stack.append(tuple(self._take(2)))
+
+    def _tuple3(self, _: Any) -> None:
+        self._stack.append(tuple(self._take(3)))
+
+    def _list(self, _: Any) -> None:
+        self._stack.append(self._marked())
+
+    def _append(self, _: Any) -> None:
+        self._extend(self._take(1))
+
+    def _appends(self, _: Any) -> None:
+        self._extend(self._marked())
+
+    def _additems(self, _: Any) -> None:
+        self._extend(self._marked())
+
+    def _extend(self, values: list[Any]) -> None:
+        if not isinstance(self._stack[-1], list):
+            raise ValueError("a pickle that appends to something else than a list")
+        self._stack[-1].extend(values)
+
+    def _dict(self, _: Any) -> None:
+        values = self._marked()
+        self._stack.append({})
+        self._update(values)
+
+    def _setitem(self, _: Any) -> None:
+        self._update(self._take(2))
+
+    def _setitems(self, _: Any) -> None:
+        self._update(self._marked())
+
+    def _update(self, values: list[Any]) -> None:
+        if not isinstance(self._stack[-1], dict):
+            raise ValueError("a pickle that fills something else than a dictionary")
+        for key, value in zip(values[::2], values[1::2], strict=True):
+            _check_key(key)
+            self._stack[-1][key] = value
+
+    def _global(self, argument: str) -> None:
+        self._name(*argument.split(" ", 1))
+
+    def _stack_global(self, _: Any) -> None:
+        self._name(*self._take(2))
+
+    def _name(self, module: Any, attribute: Any) -> None:
+        text = f"{module}.{attribute}"
+        value = text in FUNCTIONS or (f"{module}." in VALUES and _is_value(str(attribute)))
+        if not value:
+            raise Code(text)
+        self._stack.append(Name(text))
+
+    def _reduce(self, _: Any) -> None:
+        function, arguments = self._take(2)
+        if not isinstance(function, Name) or function.text not in FUNCTIONS or not isinstance(arguments, tuple):
+            raise Code(function.text if isinstance(function, Name) else type(function).__name__)
+        self._spend(sum(len(one) for one in arguments if isinstance(one, str | list | tuple | dict)))
+        self._stack.append(FUNCTIONS[function.text](*arguments))
+
+    def _build(self, _: Any) -> None:
+        """Ignore the attributes of a state dict; nothing else has any."""
+        self._take(1)
+        if not isinstance(self._stack[-1], dict):
+            raise Code("BUILD")
+
+    def _binpersid(self, _: Any) -> None:
+        (given,) = self._take(1)
+        if not isinstance(given, tuple) or len(given) not in (5, 6) or given[0] != "storage":
+            raise Code(str(given[0])[:40] if isinstance(given, tuple) and given else "a persistent object")
+        kind, key, _, entries = given[1:5]
+        right = isinstance(kind, Name) and isinstance(key, str) and type(entries) is int and 0 <= entries < 1 << 50
+        if not right or (len(given) == 6 and given[5] is not None):
+            raise ValueError("a storage without a size")
+        storage = Storage(key, DTYPES.get(kind.text.rpartition(".")[2]), entries)
+        if self.storages.setdefault(key, storage) != storage:
+            raise ValueError("a storage of two sizes")
+        self._stack.append(storage)
+
+
+def _is_value(name: str) -> bool:
+    """Tell whether a name in torch is a storage or a constant, which does nothing."""
+    return (name.endswith("Storage") and name.isalnum()) or isinstance(
+        getattr(torch, name, None), torch.dtype | torch.qscheme | torch.layout
+    )

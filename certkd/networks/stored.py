@@ -1,0 +1,154 @@
+"""Read the weights and the metadata of a file: what ``torch.save`` writes, or safetensors.
+
+Shapes and types are known before any number is read, so that a network can be compared with them before it is built.
+"""
+
+import json
+import struct
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from certkd import files
+from certkd.networks.pickled import Odd, View
+from certkd.networks.torch_file import TorchFile
+from verifiers.core.errors import InputError, loading, quoted
+
+FORMAT = "certkd-checkpoint"
+#: Most bytes of a safetensors header, and most entries and levels of a checkpoint's metadata.
+HEADER, ENTRIES, LEVELS = 1 << 24, 100_000, 32
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor in a file; ``read`` reads its numbers."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    read: Callable[[], Tensor]
+
+
+def read(path: Path) -> tuple[dict[str, Stored], dict[str, Any]]:
+    """Read the descriptions of a file's weights, and its metadata; {} for bare weights.
+
+    Raises:
+        InputError: the file is missing, empty or damaged, a web page, a pickle with code, or has no weights.
+    """
+    _sniff(path)
+    with loading(path, "a complete checkpoint", ": copy or download it again"):
+        return _safetensors(path) if path.suffix == ".safetensors" else _torch(path)
+
+
+def _sniff(path: Path) -> None:
+    """Reject common files that are not checkpoints, by name."""
+    if path.is_dir():
+        raise InputError(f"{path} is a folder: give a checkpoint in it, such as {path / 'best.pt'}")
+    head = files.sniff(path, "checkpoint")
+    if path.suffix != ".safetensors" and not head.startswith((b"PK", b"\x80")):
+        raise InputError(f"{path} is not a checkpoint: its content is not what torch.save writes")
+    if head.startswith(b"PK") and not zipfile.is_zipfile(path):
+        raise InputError(f"{path} is truncated: its archive has no end; copy or download it again")
+
+
+def _torch(path: Path) -> tuple[dict[str, Stored], dict[str, Any]]:
+    file = TorchFile(path)
+    content = file.content
+    if isinstance(content, dict) and content.get("format") == FORMAT:
+        metadata = {key: value for key, value in content.items() if key != "state_dict"}
+        check_plain(metadata, path)
+        return _state(file, content.get("state_dict", {})), metadata
+    for key in ("state_dict", "model_state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    return _state(file, content), {}
+
+
+def _state(file: TorchFile, content: Any) -> dict[str, Stored]:
+    """Return the weights by name.
+
+    Raises:
+        InputError: these are no weights.
+    """
+    if not isinstance(content, dict):
+        kind = "Tensor" if isinstance(content, View) else type(content).__name__
+        raise InputError(f"{file.path} holds no weights (a state dict of tensors), but {kind}")
+    for name, value in content.items():
+        if isinstance(value, Odd):
+            raise InputError(f"{file.path}: {quoted(name)} holds {value.kind}: save dense float weights")
+        if not isinstance(name, str) or not isinstance(value, View):
+            what = f"{type(value).__name__} under {quoted(name)}"
+            raise InputError(f"{file.path} holds no weights (a state dict of tensors), but {what}")
+    if not content:
+        raise InputError(f"{file.path} holds no weights (a state dict of tensors): its dict is empty")
+    return {
+        name: Stored(view.shape, view.storage.dtype or torch.float32, partial(file.tensor, view))
+        for name, view in content.items()
+    }
+
+
+def _safetensors(path: Path) -> tuple[dict[str, Stored], dict[str, Any]]:
+    from safetensors import safe_open
+
+    with open(path, "rb") as head:
+        (length,) = struct.unpack("<Q", head.read(8))
+    if length > HEADER:
+        raise InputError(f"{path} is damaged: its header has {length} bytes, at most {HEADER} are read")
+    file: Any = safe_open(path, framework="pt")
+    metadata = json.loads((file.metadata() or {}).get("certkd", "{}"))
+    if not isinstance(metadata, dict):
+        raise InputError(f"{path} is damaged: its metadata is {type(metadata).__name__}, not a dictionary")
+    check_plain(metadata, path)
+    state = {}
+    for name in file.keys():  # noqa: SIM118 - it has no other iterator
+        part = file.get_slice(name)
+        kind = str(part.get_dtype())
+        if kind not in _DTYPES:
+            raise InputError(f"{path}: {quoted(name)} holds numbers of type {quoted(kind)}: save float32 weights")
+        state[name] = Stored(tuple(part.get_shape()), _DTYPES[kind], partial(file.get_tensor, name))
+    return state, metadata
+
+
+def check_plain(metadata: Mapping[str, Any], path: Path) -> None:
+    """Check that metadata is small, flat and of plain values, so that everything after it may trust that.
+
+    Raises:
+        InputError: it is not.
+    """
+    level: list[Any] = [metadata]
+    seen = 0
+    for _ in range(LEVELS):
+        seen += len(level)
+        inner: list[Any] = []
+        for value in level:
+            if isinstance(value, Mapping):
+                if not all(isinstance(key, str) for key in value):
+                    raise InputError(f"{path} is damaged: its metadata has a key that is not text")
+                inner.extend(value.values())
+            elif isinstance(value, list | tuple):
+                inner.extend(value)
+            elif not isinstance(value, str | int | float | None):
+                raise InputError(f"{path} is damaged: its metadata holds {type(value).__name__}, not a plain value")
+            if seen + len(inner) > ENTRIES:
+                raise InputError(f"{path} is damaged: its metadata has more than {ENTRIES} entries")
+        if not inner:
+            return
+        level = inner
+    raise InputError(f"{path} is damaged: its metadata has more than {LEVELS} levels")
