@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 @click.option("--complete", is_flag=True, help="Decide each sample at eps: attack, bounds, branch and bound.")
 @click.option("--time-limit", type=Value(), metavar="SECONDS", help="Limit for one sample, in methods that have one.")
 @click.option("--option", "settings", multiple=True, type=Assignment(), help="A method's setting, like steps=50.")
-@click.option("--engine", metavar="NAME", help="Of bound propagation: auto, native or auto-lirpa.  [default: auto]")
+@click.option("--engine", metavar="NAME", help="Bound propagation: auto, native or auto-lirpa.  [default: auto]")
 @click.option(
     "--cross-check", type=Value(), metavar="N", help="Samples whose bounds the other engine checks.  [default: 2]"
 )
@@ -43,20 +43,18 @@ if TYPE_CHECKING:
 @click.option("--out", metavar="FILE", help="Certificate file.  [default: next to the checkpoint]")
 @click.option("--teacher-out", metavar="FILE", help="The teacher's certificate file.  [default: next to the teacher]")
 @network_options
-@click.option("--seed", default=0, show_default=True, help="Keys the attack's random starts.")
+@click.option("--seed", default=0, show_default=True, help="Seed of all randomness.")
 @click.option("--batch-size", type=click.IntRange(min=1), help="Samples at a time.  [default: the method's own]")
 @click.option(
     "--sigma", type=Value(), metavar="NUMBER", help="Smoothing: standard deviation of the noise, pixel units."
 )
-@click.option(
-    "--n", type=Value(), metavar="COUNT", help="Smoothing: noisy copies of a sample at most.  [default: 100000]"
-)
+@click.option("--n", type=Value(), metavar="COUNT", help="Smoothing: most noisy copies of a sample.  [default: 100000]")
 @click.option("--n0", type=Value(), metavar="COUNT", help="Smoothing: copies that select the class.  [default: 100]")
 @click.option(
     "--alpha", type=Value(), metavar="NUMBER", help="Smoothing: error probability of a sample.  [default: 0.001]"
 )
 @click.option("--noise", help="Smoothing: gaussian or uniform.  [default: gaussian]")
-@click.option("--grid", type=Value(), metavar="STEP", help="Smoothing: radii to the next multiple of STEP.")
+@click.option("--grid", type=Value(), metavar="STEP", help="Smoothing: radii down to a multiple of STEP.")
 @click.option("--full", is_flag=True, help="Smoothing: all n copies of every sample.")
 @click.option(
     "--require",

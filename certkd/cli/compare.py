@@ -9,20 +9,22 @@ import click
 @click.command()
 @click.argument("teacher")
 @click.argument("student")
-@click.option("--method", default="best", show_default=True, help="Whose radii: one, or best of all proofs.")
-@click.option("--require", "conditions", multiple=True, metavar="CONDITION", help="Like 'retention>=0.9'; else exit 1.")
+@click.option("--method", default="best", show_default=True, help="Whose radii: a method's, or the best of all proofs.")
+@click.option(
+    "--require", "conditions", multiple=True, metavar="CONDITION", help="Like 'retention>=0.9': exit 1 if not."
+)
 @click.option("--plot", metavar="FILE", help="Also plot both radius distributions (.png, .pdf or .svg).")
 @click.option("--json", "as_json", is_flag=True, help="Print plain values instead of tables.")
 def compare(
     teacher: str, student: str, method: str, conditions: tuple[str, ...], plot: str | None, as_json: bool
 ) -> int:
-    """Compare two certificate files sample by sample: TEACHER.h5 STUDENT.h5.
+    """Compare two certificate files, sample by sample.
 
-    retention is the share of the teacher's samples certified at eps that the student has certified too;
-    radius_retention the share where its radius is also at least the teacher's. --require takes these, and clean, pgd,
-    certified and mean_radius (of the student; teacher_clean and so on of the teacher), gains, losses and mcnemar (the
-    p-value of McNemar's exact test at eps); with transfer rows, kept and kept_directly too. Files without a common
-    proof are compared by smoothing.
+    TEACHER and STUDENT are files of 'certkd certify'. retention is the share of the teacher's samples certified at
+    eps that the student has certified too; radius_retention is the share where its radius is also at least the
+    teacher's. --require takes these, and clean, pgd, certified and mean_radius (of the student; teacher_clean and
+    so on of the teacher), gains, losses and mcnemar (the p-value of McNemar's exact test at eps); with transfer
+    rows, kept and kept_directly too. Files without a common proof are compared by smoothing.
     """
     from certkd.comparison.compare import compare as compare_files
     from certkd.comparison.compare import radii

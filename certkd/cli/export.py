@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 @network_options
 @data_places
 def export(file: str | None, model: str | None, out: str, eps: Epsilon | None, **options: Any) -> int:
-    """Export a network and its robustness properties, or the rows of a certificate file, for other tools.
+    """Export networks, properties and certificates for other tools.
 
-    With --model NETWORK, --out is a folder. NAME.onnx takes any number of images in [0, 1]: normalisation is inside.
-    --eps adds a VNN-LIB property for each sample that is classified correctly, and instances.csv, which lists them as
-    VNN-COMP does.
+    With --model NETWORK, --out is a folder. NAME.onnx takes any number of images in [0, 1]: normalisation is
+    inside. --eps adds a VNN-LIB property for each sample that is classified correctly, and instances.csv, which
+    lists them as VNN-COMP does.
 
-    With FILE.h5, rows go to a .csv or .json file and counterexamples to an .npz file. With the network too (--model),
-    counterexamples go to a folder, each in a file of VNN-COMP's form, after they have run once more.
+    With FILE.h5, rows go to a .csv or .json file and counterexamples to an .npz file. With the network too
+    (--model), counterexamples go to a folder, each in a file of VNN-COMP's format, after they have been run again.
     """
     if file is not None:
         _refuse({"eps": eps, **options}, _ABOUT_PROPERTIES, "is about properties: a certificate file has rows; drop it")

@@ -21,11 +21,12 @@ from verifiers.core.quantities import Epsilon
 @click.option("--out", metavar="FILE.h5", help="Certificate file.  [default: in the folder of the log]")
 @click.option("--data", default="", metavar="NAME", help="Data set that the log is about.")
 def import_log(file: str, out: str | None, eps: Epsilon, data: str, **settings: Any) -> None:
-    """Read a published log of randomized smoothing (FILE.tsv or .tsv.gz) into a certificate file.
+    """Read a published smoothing log into a certificate file.
 
-    Each line has idx, label, predict (-1: abstained), radius, correct and perhaps time, separated by tabs. Printed
-    radii are rounded. The file stores the exact radius of the smallest count of votes that prints the same, which is
-    never more than was certified. Radii that no count gives mean that n, alpha or sigma is wrong: nothing is written.
+    FILE is a .tsv or .tsv.gz file. Each line has idx, label, predict (-1: abstained), radius, correct and perhaps
+    time, separated by tabs. Printed radii are rounded. The file stores the exact radius of the smallest count of
+    votes that prints the same, which is never more than was certified. If no count gives a radius, n, alpha or
+    sigma is wrong, and nothing is written.
     """
     from certkd.report import tables
     from certkd.report.console import display, stderr

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 @click.option("--shape", default="3,224,224", show_default=True, help="Image shape of a network without a checkpoint.")
 @click.option("--classes", default=1000, show_default=True, help="Classes of a network without a checkpoint.")
 def inspect(network: str, eps: Epsilon, norm: str, shape: str, classes: int) -> int:
-    """Say which engines and methods take a network, what is refused and why, and what a sample costs.
+    """Report which methods take a network, and their cost.
 
-    NETWORK is a checkpoint, an .onnx file, or source:name[,key=value] such as timm:vit_tiny_patch16_224, then with
-    random weights.
+    The report lists both engines, what they refuse and why, and the cost of a sample. NETWORK is a checkpoint, an
+    .onnx file, or source:name[,key=value] such as timm:vit_tiny_patch16_224, then with random weights.
     """
     import torch
 

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("kind", required=False)
 def methods(kind: str | None) -> None:
-    """List the certificate methods, or describe one: claim, settings, columns, paper.
+    """List the certificate methods, or describe one.
 
-    KIND is a method's name, like crown.
+    KIND is a method's name, like crown; its claim, settings, columns and paper are printed.
     """
     from certkd.report.console import display
     from verifiers.core.table import Table

@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("kind", required=False)
 def objectives(kind: str | None) -> None:
-    """List the training objectives, or describe one: formula, settings and their choices.
+    """List the training objectives, or describe one.
 
-    KIND is an objective's name, like kdiga.
+    KIND is an objective's name, like kdiga; its formula and its settings with their choices are printed.
     """
     from certkd.catalogue import describe, descriptions
 

@@ -18,10 +18,10 @@ def run(
     device: str | None,
     overwrite: bool,
 ) -> int:
-    """Run a whole experiment: train teacher and students, certify all, compare.
+    """Train, certify and compare the networks of an experiment.
 
-    To resume an interrupted experiment, run the same command again. The summary and the plots are written below the
-    configuration's out folder, in report/.
+    CONFIG describes a teacher, its students and the certificates. To resume an interrupted experiment, run the same
+    command again. The summary and the plots are written to the folder report/ in the configuration's out folder.
     """
     from certkd.config.reading import read
     from certkd.config.settings import ExperimentConfig

@@ -19,16 +19,16 @@ from verifiers.core.errors import InputError
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N samples.")
 @click.option("--out", metavar="FILE", help="The student's certificate file.  [default: next to the checkpoint]")
 @click.option("--teacher-out", metavar="FILE", help="The teacher's certificate file.  [default: next to the teacher]")
-@click.option("--require", "conditions", multiple=True, metavar="CONDITION", help="Like 'kept>=0.9'; else exit 1.")
+@click.option("--require", "conditions", multiple=True, metavar="CONDITION", help="Like 'kept>=0.9': exit 1 if not.")
 @data_options
 @click.pass_context
 def transfer(ctx: click.Context, student: str, teacher: str | None, **options: Any) -> int:
-    """Find out, sample by sample, whether a student keeps its teacher's certificates at one radius.
+    """Find which of its teacher's certificates a student keeps.
 
-    Both networks are certified. A certificate of the teacher is kept if the student has its own, or if one of theorems
-    A, B and C with certified terms or the joint differential bound carries the teacher's over. For each lost sample the
-    largest obstacle is named. The command is 'certkd certify --teacher' with the methods pgd, crown, joint and
-    transfer; its rows are in the student's file.
+    Both networks are certified at one radius. A certificate of the teacher is kept if the student has its own, or
+    if one of theorems A, B and C with certified terms or the joint differential bound carries the teacher's over.
+    For each lost sample the largest obstacle is named. The command is 'certkd certify --teacher' with the methods
+    pgd, crown, joint and transfer; its rows are in the student's file.
     """
     if teacher is None:
         raise InputError("transfer compares a student with its teacher: give --teacher, like --teacher teacher.pt")

@@ -16,7 +16,9 @@ from verifiers.core.errors import InputError
 @click.option(
     "--sample", type=click.IntRange(min=0), default=50, show_default=True, help="Number of certificates to prove again."
 )
-@click.option("--time-limit", type=Value(), default=30, show_default=True, help="Seconds for each certificate.")
+@click.option(
+    "--time-limit", type=Value(), metavar="SECONDS", default=30, show_default=True, help="Limit for each certificate."
+)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the choice.")
 @network_options
 @data_options
@@ -24,7 +26,7 @@ def verify(file: str, model: str, **options: Any) -> int:
     """Check a certificate file against the network that it is about.
 
     The hashes of weights, layers and images must be those in the file. Randomly chosen certificates are attacked and
-    proved again, by the other engine where it takes the network and by branch and bound; all stored counterexamples are
+    proved again, by the other engine if it takes the network and by branch and bound; all stored counterexamples are
     run again. Any contradiction is printed, and the exit code is 1.
     """
     from certkd.certification import rows_of

@@ -32,7 +32,7 @@ class Diagnostics(Method):
     guarantee: ClassVar[Guarantee] = Guarantee.ESTIMATE
     about: ClassVar[About] = About.PAIR
     claim: ClassVar[str] = (
-        "how alike student and teacher are in their input gradients, and what attacks on the student do to both"
+        "similarity of the input gradients of student and teacher, and the effect of attacks on the student"
     )
     paper: ClassVar[str] = (
         "Shao et al., arXiv 2110.12072; gaps and cosines: arXiv 2312.03286; attacks: Madry et al., arXiv 1706.06083"

@@ -26,9 +26,7 @@ class Lipschitz(Method):
     shells: Count = 15
     constants: Literal["tight", "fast"] = "tight"
     guarantee: ClassVar[Guarantee] = Guarantee.DETERMINISTIC
-    claim: ClassVar[str] = (
-        "no margin can fall to zero within the radius, however steep the network is allowed to be on the way"
-    )
+    claim: ClassVar[str] = "no margin can fall to zero within the radius at the bounded Lipschitz constants"
     paper: ClassVar[str] = "Fazlyab et al., arXiv 1906.04893 and 2310.00116; Xu and Sivaranjani, arXiv 2404.04375"
     cost: ClassVar[str] = "30 to 80 CROWN passes of the hidden layers; for l2 the norms of the layers between them"
     columns: ClassVar[tuple[Column, ...]] = (

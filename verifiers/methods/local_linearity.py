@@ -29,7 +29,7 @@ class LocalLinearity(Method):
     steps: Count = 20
     guarantee: ClassVar[Guarantee] = Guarantee.DETERMINISTIC
     claim: ClassVar[str] = (
-        "margins fall along their gradients and by gamma_minus at most, and stay positive within the radius"
+        "each margin falls along its gradient and by gamma_minus at most, and stays positive within the radius"
     )
     paper: ClassVar[str] = (
         "Qin et al., arXiv 1907.02610; Shao et al., arXiv 2110.12072; bounds by CROWN, arXiv 1811.00866"

@@ -32,7 +32,7 @@ class Transfer(Method):
     guarantee: ClassVar[Guarantee] = Guarantee.DETERMINISTIC
     about: ClassVar[About] = About.PAIR
     claim: ClassVar[str] = (
-        "the teacher's certificate carries over: its bounds and what the student differs by keep the class at eps"
+        "the teacher's certificate carries over: its bounds and the student's bounded difference keep the class at eps"
     )
     paper: ClassVar[str] = (
         "theorems A, B, C of this toolkit, after Shao et al., arXiv 2110.12072; joint bounds by CROWN"

@@ -39,7 +39,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def test_the_command_prints_a_verdict(files: dict[str, Path]) -> None:
     printed = files["printed"].read_text()
     assert "Including what carries over from the teacher, it keeps" in printed
-    for text in ("What certifies the student at eps", "C2: as A, in the cross-entropy", "gradient gap, eps b"):
+    for text in ("Bounds that certify the student at eps", "C2: as A, in the cross-entropy", "gradient gap, eps b"):
         assert text in printed
     assert "both provably predict" in printed and "is proved on" in printed
 

@@ -59,7 +59,7 @@ def summary(rows: MethodRows, certificates: Certificates) -> list[Part]:
         values = rows[name][answered] * (rows.eps if name == "gradient_gap" else 1.0)
         quantiles = np.quantile(values, (0.25, 0.5, 0.75)) if len(values) else [math.nan] * 3
         sizes.append([words, *(figure(float(value)) for value in quantiles)])
-    title = f"What certifies the student at eps, of {len(rows)} samples"
+    title = f"Bounds that certify the student at eps, of {len(rows)} samples"
     return [
         Table(title, ["bound", "count"], counts),
         Table("Terms at eps, logits (largest over classes)", ["term", "25%", "median", "75%"], sizes),
