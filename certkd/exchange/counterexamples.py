@@ -4,7 +4,6 @@ import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import h5py
 import numpy as np
 import torch
 from jaxtyping import Float, Int
@@ -15,7 +14,7 @@ from certkd.exchange.vnnlib import write_counterexample
 from verifiers.core.errors import InputError, one_line
 from verifiers.core.table import counted
 from verifiers.geometry.margins import margins
-from verifiers.results.reader import read
+from verifiers.results.reader import opened, read
 from verifiers.results.rows import MethodRows
 from verifiers.runtime.fingerprint import weights_sha256
 from verifiers.runtime.modes import eval_mode, trusted_arithmetic
@@ -44,7 +43,7 @@ def export_counterexamples(path: Path, folder: Path, model: nn.Module) -> list[s
         with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
             new = Path(temporary) / "new"
             new.mkdir(mode=0o755)
-            with h5py.File(path, "r", locking=False) as file:
+            with opened(path) as file:
                 count = _write_all(Source(certificates, file), new, model)
             os.replace(new, folder)
     except OSError as error:

@@ -25,7 +25,7 @@ from verifiers.core.errors import InputError
 from verifiers.core.status import Status
 from verifiers.core.table import counted
 from verifiers.methods.registry import find
-from verifiers.results.reader import read
+from verifiers.results.reader import opened, read
 from verifiers.results.rows import Certificates, MethodRows
 
 #: A row's array goes into CSV, a column for each entry, when it has no more entries than this.
@@ -60,7 +60,7 @@ def export_rows(path: Path, out: Path) -> list[str]:
         )
     lines: list[str] = []
     certificates = read(path)
-    with h5py.File(path, "r", locking=False) as file:
+    with opened(path) as file:
         write_whole(out, lambda place: lines.extend(writers[out.suffix.lower()](Source(certificates, file), place)))
     return [f"{lines[0]} written to {out}", *lines[1:]]
 

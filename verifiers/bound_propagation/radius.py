@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from verifiers.core.quantities import whole_box
 from verifiers.core.question import Question
-from verifiers.geometry.balls import whole_box
 from verifiers.runtime.certifier import Batch
 from verifiers.runtime.oom import MEMORY_ERRORS, out_of_memory
 

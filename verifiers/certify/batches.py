@@ -215,6 +215,7 @@ class Run:
     def _completed(self, rows: Rows, columns: Columns) -> Columns:
         """Add the common columns and enforce the rules: no radius without a proof, and only finite radii."""
         samples, status, radius = self.samples, columns["status"].copy(), columns["radius"]
+        limit = self.file.largest_radius(self.kind)
         claims = status == Status.CERTIFIED
         status[~np.isfinite(radius)] = Status.ERROR
         status[claims & ((radius <= 0) | (self.method.guarantee is Guarantee.ESTIMATE))] = Status.ERROR
@@ -229,7 +230,7 @@ class Run:
             **columns,
             **more,
             "status": status,
-            "radius": np.where(status == Status.CERTIFIED, radius, 0.0),
+            "radius": np.where(status == Status.CERTIFIED, np.minimum(radius, limit), 0.0),
             "index": samples.indices[rows].numpy(),
             "label": label,
             "predicted": predicted,

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-import h5py
 import numpy as np
 import torch
 from torch import nn
@@ -27,7 +26,7 @@ from verifiers.geometry.margins import margins
 from verifiers.graph.program import Program
 from verifiers.methods.complete import Complete
 from verifiers.methods.registry import certifies, find, proves
-from verifiers.results.reader import read, read_images
+from verifiers.results.reader import opened, read, read_images
 from verifiers.results.rows import Certificates, MethodRows
 from verifiers.results.summaries.complete import Stage
 from verifiers.runtime.certifier import Clean
@@ -146,7 +145,7 @@ def indices_of(certificates: Certificates) -> np.ndarray:
 
 
 def _columns(path: str, method: str) -> set[str]:
-    with h5py.File(path, "r", locking=False) as file:
+    with opened(path) as file:
         return set(file[method])
 
 

@@ -101,16 +101,16 @@ def loading(path: str | os.PathLike[str], what: str, hint: str = "") -> Iterator
         yield
     except (InputError, Unsupported, Contradiction):
         raise
-    except OSError as error:
-        reason = error.strerror or one_line(error)
-        missing = isinstance(error, FileNotFoundError)
-        raise InputError(f"no such file: {path}" if missing else f"cannot read {path}: {reason}{hint}") from error
+    except FileNotFoundError as error:
+        raise InputError(f"no such file: {path}") from error
     except MemoryError as error:
         raise InputError(f"{path} cannot be read: it needs more memory than there is") from error
     except RecursionError as error:
         raise InputError(f"{path} is not {what}: it is nested too deeply") from error
     except Exception as error:  # whatever a library raises about a file is about the file
-        raise InputError(f"{path} is not {what}: {one_line(error)}{hint}") from error
+        known = error.strerror if isinstance(error, OSError) and error.errno is not None else None
+        said = f"cannot read {path}: {known}" if known else f"{path} is not {what}: {one_line(error)}"
+        raise InputError(f"{said}{hint}") from error
 
 
 def did_you_mean(given: str, known: list[str]) -> str:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from enum import StrEnum
 from fractions import Fraction
+from math import sqrt
 
 from verifiers.core.errors import InputError, did_you_mean, quoted
 
@@ -74,3 +75,9 @@ def parse_norm(given: str | Norm) -> Norm:
     except ValueError:
         hint = did_you_mean(str(given), [norm.value for norm in Norm])
         raise InputError(f"unknown norm {quoted(given)}.{hint}") from None
+
+
+
+def whole_box(norm: Norm, pixels: int) -> float:
+    """Return the radius at which a ball around any image contains the whole image box."""
+    return {Norm.LINF: 1.0, Norm.L2: sqrt(pixels), Norm.L1: float(pixels)}[norm]

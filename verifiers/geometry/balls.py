@@ -1,6 +1,5 @@
 """Compute lengths, projections, steepest directions and random points in norm balls."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -135,11 +134,6 @@ def reachable(eps: float, norm: Norm, x: Float[Tensor, "batch *shape"]) -> float
     pixels = x[0].numel()
     rounding = step * {Norm.LINF: 1.0, Norm.L2: pixels**0.5, Norm.L1: float(pixels)}[norm]
     return max(eps * (1 - 1e-6) - rounding, eps / 2)
-
-
-def whole_box(norm: Norm, pixels: int) -> float:
-    """Return the radius at which a ball around any image contains the whole image box."""
-    return {Norm.LINF: 1.0, Norm.L2: math.sqrt(pixels), Norm.L1: float(pixels)}[norm]
 
 
 #: The order of the dual norm, which measures linear functions on the ball.

@@ -9,10 +9,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from verifiers.core.errors import Contradiction, Unsupported
-from verifiers.core.quantities import Norm
+from verifiers.core.quantities import Norm, whole_box
 from verifiers.core.question import Question
 from verifiers.core.status import Status
-from verifiers.geometry.balls import random_start, whole_box
+from verifiers.geometry.balls import random_start
 from verifiers.geometry.margins import margin_specification
 from verifiers.graph.program import Program
 from verifiers.lipschitz.global_bounds import GlobalBounds, global_bounds

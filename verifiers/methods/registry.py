@@ -15,6 +15,7 @@ from verifiers.methods.local_linearity import LocalLinearity
 from verifiers.methods.pgd import Pgd
 from verifiers.methods.smoothing import Smoothing
 from verifiers.methods.transfer import Transfer
+from verifiers.results import schema
 
 METHODS: tuple[type[Method], ...] = (
     Pgd,
@@ -31,6 +32,7 @@ METHODS: tuple[type[Method], ...] = (
     Smoothing,
 )
 BY_KIND: dict[str, type[Method]] = {str(method.model_fields["kind"].default): method for method in METHODS}
+schema.TABLES.update({kind: method.columns for kind, method in BY_KIND.items()})
 
 
 def find(kind: str) -> type[Method]:

@@ -1,7 +1,6 @@
-"""The schema of the certificate file, and the errors of HDF5 in plain words."""
+"""Versions of the certificate file, access to it, and the errors of HDF5 in plain words."""
 
 import errno
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,19 +11,11 @@ import h5py
 import numpy as np
 from jaxtyping import Bool, Int
 
-from verifiers.core.errors import InputError, one_line
+from verifiers.core.errors import InputError, one_line, quoted
+from verifiers.results.lock import hdf5_locks
+from verifiers.results.schema import FORMAT, FORMAT_VERSION
 
-FORMAT = "certkd-certificates"
-FORMAT_VERSION = 2
-#: Room for a method's notes, in bytes, and for each of them, in characters. The notes are one attribute of fixed size,
-#: overwritten in place: a new attribute moves parts of the file, and a kill in between makes it unreadable.
-NOTES_BYTES, NOTE_LENGTH = 8192, 1000
 _NO_SPACE = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO)
-
-
-def notes_of(group: h5py.Group) -> dict[str, str]:
-    """Read the notes of a method's group."""
-    return dict(json.loads(bytes(group.attrs["notes"]).rstrip(b"\0")))
 
 
 def put(column: h5py.Dataset, rows: Int[np.ndarray, " rows"], values: np.ndarray) -> None:
@@ -41,38 +32,43 @@ def has_value(values: np.ndarray) -> Bool[np.ndarray, " rows"]:
     return ~np.isnan(values.reshape(len(values), -1)).all(axis=1)
 
 
-def plain(attributes: h5py.AttributeManager) -> dict[str, Any]:
-    """Attributes as Python values."""
-    return {name: value.item() if isinstance(value, np.generic) else value for name, value in attributes.items()}
-
-
-def check_format(file: h5py.File, path: Path, older: str = "certify again") -> None:
-    """Refuse files of another kind or version.
-
-    Args:
-        older: what to do about a file of an older version.
+def check_format(file: h5py.File, path: Path) -> None:
+    """Refuse files of another kind or version; looks at two attributes, and reads them only where they are small.
 
     Raises:
         InputError: another HDF5 file, or a certificate file of an older or newer certkd.
     """
-    attributes = plain(file.attrs)
-    if str(attributes.get("format")) != FORMAT:
+    kind, version = (_small(file, name) for name in ("format", "format_version"))
+    older = isinstance(version, int) and version < FORMAT_VERSION
+    if kind != FORMAT.encode() and not (older and kind is not None):
         raise InputError(f"{path} is an HDF5 file but not a certificate file: it has no format={FORMAT!r}")
-    version = str(attributes.get("format_version"))
-    if version == str(FORMAT_VERSION):
-        return
-    what_to_do = older if version.isdecimal() and int(version) < FORMAT_VERSION else "update certkd"
-    raise InputError(f"{path} has format version {version}, this certkd reads {FORMAT_VERSION}: {what_to_do}")
+    if version != FORMAT_VERSION:
+        what_to_do = "certify again" if older else "update certkd"
+        raise InputError(
+            f"{path} has format version {quoted(version)}, this certkd reads {FORMAT_VERSION}: {what_to_do}"
+        )
+
+
+def _small(file: h5py.File, name: str) -> Any:
+    """A whole number or a text of fixed length; "" for any other attribute, None without one."""
+    if name not in file.attrs:
+        return None
+    attribute = file.attrs.get_id(name)
+    kind, single = attribute.get_type(), attribute.shape == ()
+    known = isinstance(kind, h5py.h5t.TypeIntegerID | h5py.h5t.TypeStringID) and kind.get_size() <= len(FORMAT)
+    if not (known and single) or (isinstance(kind, h5py.h5t.TypeStringID) and kind.is_variable_str()):
+        return ""
+    return file.attrs[name].item()
 
 
 def writing_access() -> h5py.h5p.PropFAID:
-    """Locked; unbuffered, because HDF5 writes its buffer when it likes, and h5py drops the error when that fails.
+    """Unbuffered, because HDF5 writes its buffer when it likes, and h5py drops the error when that fails.
 
     The earliest format, whose headers have no checksum: a half-written note leaves them readable.
     """
     access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
     access.set_fclose_degree(h5py.h5f.CLOSE_STRONG)
-    access.set_file_locking(True, False)
+    access.set_file_locking(hdf5_locks(), True)
     access.set_sieve_buf_size(0)
     access.set_libver_bounds(h5py.h5f.LIBVER_EARLIEST, h5py.h5f.LIBVER_LATEST)
     return access
@@ -80,9 +76,11 @@ def writing_access() -> h5py.h5p.PropFAID:
 
 @contextmanager
 def clear_errors(path: Path) -> Iterator[None]:
-    """Turn failed writes into ``InputError``."""
+    """Turn failed writes into ``InputError``; a lock that another process has is passed on."""
     try:
         yield
+    except BlockingIOError:
+        raise
     except (OSError, RuntimeError, ValueError) as problem:  # h5py makes some failed writes a ValueError
         if isinstance(problem, ValueError) and "write failed" not in str(problem):
             raise

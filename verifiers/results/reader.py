@@ -1,15 +1,20 @@
 """Read certificate files."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import h5py
 import numpy as np
 
-from verifiers.core.errors import InputError
-from verifiers.results.hdf5 import check_format, notes_of, plain, reason
+from verifiers.core.columns import Column
+from verifiers.core.errors import InputError, loading
+from verifiers.results.hdf5 import check_format
 from verifiers.results.rows import Certificates, MethodRows
+from verifiers.results.schema import TABLES, attributes_of, check, check_rows, notes_of
+
+KIND = "a certificate file"
 
 
 def read(path: str | os.PathLike[str]) -> Certificates:
@@ -20,34 +25,53 @@ def read(path: str | os.PathLike[str]) -> Certificates:
         >>> certificates.crown.radius.mean()
 
     Raises:
-        InputError: missing, not HDF5, not a certificate file, or of another format version.
+        InputError: missing, not HDF5, not a certificate file, of another format version, or not as certkd writes it.
+    """
+    with opened(path) as file, loading(path, KIND):
+        return contents(file, Path(path))
+
+
+@contextmanager
+def opened(path: str | os.PathLike[str], tables: Mapping[str, tuple[Column, ...]] = TABLES) -> Iterator[h5py.File]:
+    """Open a certificate file for reading, after every member was checked.
+
+    Args:
+        path: of the file.
+        tables: the columns of known methods, after the common ones.
+
+    Raises:
+        InputError: as ``read``.
     """
     path = Path(path)
-    if path.is_dir():
-        example = next((f" in it, like {file}" for file in sorted(path.glob("*.h5"))), "")
-        raise InputError(f"{path} is a folder: give a certificate file{example}")
-    if not path.is_file():
-        raise InputError(f"no certificate file at {path}")
-    try:
-        with h5py.File(path, "r", locking=False) as file:
+    with loading(path, KIND):
+        if path.is_dir():
+            example = next((f" in it, like {file}" for file in sorted(path.glob("*.h5"))), "")
+            raise InputError(f"{path} is a folder: give a certificate file{example}")
+        if not path.is_file():
+            raise InputError(f"no certificate file at {path}")
+        file = h5py.File(path, "r", locking=False)
+    with file:
+        with loading(path, KIND):
             check_format(file, path)
-            return contents(file, path)
-    except OSError as problem:
-        raise InputError(f"{path} is not a certificate file: {reason(problem)}") from None
+            check(file, path, tables)
+        yield file
 
 
 def contents(file: h5py.File, path: Path) -> Certificates:
     """Read an open certificate file."""
+    facts = attributes_of(file, path)
     methods = {}
-    for name, group in file.items():
+    for name in facts["methods"]:
+        group = file[name]
         status = group["status"][:]  # first: all other columns of a row with a status were written before it
         columns = {
             column: status if column == "status" else data[:] for column, data in group.items() if data.ndim == 1
         }
-        attributes = {key: value for key, value in plain(group.attrs).items() if key != "notes"}
-        methods[name] = MethodRows(name, {**attributes, **notes_of(group)}, columns)
-    order = list(file.attrs["methods"])
-    return Certificates(plain(file.attrs), {name: methods[name] for name in order}, str(path))
+        attributes = {**attributes_of(group, f"{path}: {name}"), **notes_of(group)}
+        del attributes["notes"]
+        check_rows(facts, attributes, columns, f"{path}: {name}")
+        methods[name] = MethodRows(name, attributes, columns)
+    return Certificates(facts, methods, str(path))
 
 
 def read_images(path: str | os.PathLike[str], method: str, column: str, rows: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -56,5 +80,5 @@ def read_images(path: str | os.PathLike[str], method: str, column: str, rows: Se
     The values come in the order of ``rows``. Rows without one are all zero; the method's other columns say which.
     """
     ascending, place = np.unique(np.asarray(rows, int), return_inverse=True)
-    with h5py.File(path, "r", locking=False) as file:
+    with opened(path) as file:
         return file[method][column][ascending][place]

@@ -9,6 +9,7 @@ lock); any number may read, also while it is being written.
 import errno
 import itertools
 import json
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -22,23 +23,23 @@ import numpy as np
 
 from verifiers.core.columns import COMMON_COLUMNS, Column, Columns
 from verifiers.core.errors import InputError
+from verifiers.core.quantities import Norm, whole_box
 from verifiers.core.status import FAILURES, Status
-from verifiers.results.hdf5 import (
+from verifiers.results.hdf5 import cannot_write, clear_errors, has_value, put, writing_access
+from verifiers.results.lock import Lock, busy
+from verifiers.results.reader import contents, opened
+from verifiers.results.rows import Certificates
+from verifiers.results.schema import (
     FORMAT,
     FORMAT_VERSION,
     NOTE_LENGTH,
     NOTES_BYTES,
-    cannot_write,
-    check_format,
-    clear_errors,
-    has_value,
+    PIXELS,
+    TABLES,
+    attributes_of,
     notes_of,
-    put,
-    reason,
-    writing_access,
+    put_attributes,
 )
-from verifiers.results.reader import contents
-from verifiers.results.rows import Certificates
 
 #: What differs between two choices of samples from one data set.
 _SAMPLES = ("data_sha256", "indices_sha256", "samples")
@@ -95,10 +96,12 @@ class CertificateFile:
     ) -> None:
         self.path = Path("in memory" if path is None else path)
         self._identity = json.dumps(identity, sort_keys=True)
+        self._lock: Lock | None = None
 
         def fill(file: h5py.File) -> None:
-            _fill(file, self._identity, facts)
-            file.attrs["methods"] = [method.name for method in methods]
+            pixels = {"pixels": math.prod(sizes["image"])} if "image" in sizes else {}
+            _fill(file, self._identity, {**facts, **pixels, "samples": samples})
+            file.attrs["methods"] = np.array([method.name.encode() for method in methods])
             for method in methods:
                 _create_group(file, method, samples, sizes)
 
@@ -108,14 +111,23 @@ class CertificateFile:
         else:
             if not _exists(self.path):
                 _create(self.path, fill)
-            self._file = _open_for_writing(self.path)
+            self._lock = _lock(self.path)
+            self._file = _open_for_writing(self.path, methods)
         try:
             self._check_identity()
+            self._check_shapes(methods, samples, sizes)
             for method in methods:
                 self._retry_failures(method.name)
         except BaseException:
-            self._file.close()
+            self._close()
             raise
+
+    def _close(self) -> None:
+        try:
+            self._file.close()
+        finally:
+            if self._lock is not None:
+                self._lock.release()
 
     def __enter__(self) -> "CertificateFile":
         return self
@@ -124,13 +136,12 @@ class CertificateFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            self._file.close()
+            self._close()
         except (OSError, RuntimeError) as problem:
             if error is None:
                 raise InputError(cannot_write(self.path, problem)) from None
 
     def _check_identity(self) -> None:
-        check_format(self._file, self.path, _ANOTHER)
         there = json.loads(self._file.attrs["identity"])
         wanted = json.loads(self._identity)
         different = sorted(key for key in there.keys() | wanted.keys() if there.get(key) != wanted.get(key))
@@ -145,6 +156,16 @@ class CertificateFile:
                 f"{self.path} was made with another {key.removesuffix('_text')} ({_short(was)}, now {_short(now)}): "
                 f"{_ANOTHER}"
             )
+
+    def _check_shapes(self, methods: Sequence[MethodTable], samples: int, sizes: Mapping[str, Sequence[int]]) -> None:
+        for method in methods:
+            for column in (*COMMON_COLUMNS, *method.columns):
+                shape, wanted = self._file[method.name][column.name].shape, _shape(column, samples, sizes)
+                if shape != wanted:
+                    raise InputError(
+                        f"{self.path}: {column.name} of {method.name} has shape {shape}, not {wanted}: choose another "
+                        "output file"
+                    )
 
     def _retry_failures(self, method: str) -> None:
         status = self._file[method]["status"][:]
@@ -167,6 +188,11 @@ class CertificateFile:
     def eps(self, method: str) -> float:
         """The radius that certified accuracy is reported at."""
         return float(self._file[method].attrs["eps"])
+
+    def largest_radius(self, method: str) -> float:
+        """The radius of a ball that holds every image: no larger one is written."""
+        facts, norm = self._file.attrs, attributes_of(self._file[method], method)["norm"]
+        return whole_box(Norm(norm), int(facts.get("pixels", PIXELS)))
 
     def attack_distance(self, rows: np.ndarray) -> np.ndarray:
         """Length of the shortest counterexample stored for each row; nan when there is none."""
@@ -220,8 +246,11 @@ def check_output(path: str | os.PathLike[str]) -> None:
     if _exists(path):
         if path.is_dir():
             raise InputError(f"{path} is a folder: name a file in it, like {path / 'student.h5'}")
-        with _open_for_writing(path) as file:
-            check_format(file, path, _ANOTHER)
+        lock = _lock(path)
+        try:
+            _check_file(path, TABLES)
+        finally:
+            lock.release()
         return
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     number = errno.ENOTDIR if not folder.is_dir() else None if os.access(folder, os.W_OK | os.X_OK) else errno.EACCES
@@ -252,9 +281,8 @@ def _create(path: Path, fill: Callable[[h5py.File], None]) -> None:
 
 
 def _fill(file: h5py.File, identity: str, facts: Mapping[str, Any]) -> None:
-    file.attrs.update({"format": FORMAT, "format_version": FORMAT_VERSION, "identity": identity})
-    for name, value in {**json.loads(identity), **facts}.items():
-        file.attrs[name] = value if isinstance(value, str | int | float | bool) else json.dumps(value)
+    put_attributes(file, {"format": FORMAT, "format_version": FORMAT_VERSION, "identity": identity})
+    put_attributes(file, {**json.loads(identity), **facts})
 
 
 def _publish(temporary: Path, path: Path) -> None:
@@ -273,11 +301,15 @@ def _publish(temporary: Path, path: Path) -> None:
 
 def _create_group(file: h5py.File, method: MethodTable, samples: int, sizes: Mapping[str, Sequence[int]]) -> None:
     group = file.create_group(method.name)
-    group.attrs.update(method.attributes)
+    put_attributes(group, method.attributes)
     group.attrs.create("notes", np.bytes_(b"{}"), dtype=f"S{NOTES_BYTES}")
     for column in (*COMMON_COLUMNS, *method.columns):
-        lengths = (size for axis in column.axes for size in (sizes[axis] if isinstance(axis, str) else (axis,)))
-        _create_column(group, column, (samples, *lengths))
+        _create_column(group, column, _shape(column, samples, sizes))
+
+
+def _shape(column: Column, samples: int, sizes: Mapping[str, Sequence[int]]) -> tuple[int, ...]:
+    lengths = (size for axis in column.axes for size in (sizes[axis] if isinstance(axis, str) else (axis,)))
+    return (samples, *lengths)
 
 
 def _create_column(group: h5py.Group, column: Column, shape: tuple[int, ...]) -> None:
@@ -292,24 +324,37 @@ def _create_column(group: h5py.Group, column: Column, shape: tuple[int, ...]) ->
         creation.set_fill_time(h5py.h5d.FILL_TIME_ALLOC)
     kind = h5py.h5t.py_create(np.dtype(column.dtype), logical=True)
     h5py.h5d.create(group.id, column.name.encode(), kind, h5py.h5s.create_simple(shape), dcpl=creation)
-    group[column.name].attrs.update({"description": column.description, "units": column.units})
-    if column.guarantee is not None:
-        group[column.name].attrs["guarantee"] = column.guarantee.value
+    worth = {} if column.guarantee is None else {"guarantee": column.guarantee.value}
+    put_attributes(group[column.name], {"description": column.description, "units": column.units, **worth})
 
 
-def _open_for_writing(path: Path) -> h5py.File:
-    if path.is_file() and path.stat().st_size == 0:  # HDF5 would make it one
-        raise InputError(f"{path} is not a certificate file: it is empty; choose another output file")
+def _lock(path: Path) -> Lock:
+    """Lock an output file that is there."""
+    if not path.is_file() or path.stat().st_size == 0:  # HDF5 would make an empty file one of its own
+        what = "it is empty" if path.is_file() else "it is no file"
+        raise InputError(f"{path} is not a certificate file: {what}; {_ANOTHER}")
+    with clear_errors(path):
+        return Lock(path)
+
+
+def _open_for_writing(path: Path, methods: Sequence[MethodTable]) -> h5py.File:
+    """Open a file after all of it was checked: what is not as this writer makes it is not opened for writing."""
+    _check_file(path, {method.name: tuple(method.columns) for method in methods})
     try:
-        return h5py.File(h5py.h5f.open(bytes(path), h5py.h5f.ACC_RDWR, fapl=writing_access()))
+        with clear_errors(path):
+            return h5py.File(h5py.h5f.open(bytes(path), h5py.h5f.ACC_RDWR, fapl=writing_access()))
     except BlockingIOError:
-        raise InputError(
-            f"{path} is being written by another process: wait for it, or choose another output file"
-        ) from None
-    except OSError as problem:
-        if problem.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise InputError(cannot_write(path, problem)) from None
-        raise InputError(f"{path} is not a certificate file: {reason(problem)}; choose another output file") from None
+        raise InputError(busy(path)) from None
+
+
+def _check_file(path: Path, tables: Mapping[str, tuple[Column, ...]]) -> None:
+    try:
+        with opened(path, tables) as file:
+            contents(file, path)
+    except InputError as error:
+        if isinstance(error.__cause__, BlockingIOError):
+            raise InputError(busy(path)) from None
+        raise InputError(f"{error}; {_ANOTHER}") from None
 
 
 def _innermost(key: str, was: Any, now: Any) -> tuple[str, Any, Any]:

@@ -252,7 +252,6 @@ def refusal(teacher: Certificates, student: Certificates, method: str = "best") 
         ({"data_sha256": "other"}, "differ in data_sha256 (other and data)"),
         ({"indices_sha256": "other"}, "differ in indices_sha256"),
         ({"norm": "l2"}, "differ in norm (l2 and linf)"),
-        ({"samples": 5}, "they hold 5 and "),
         ({"eps": "0.2"}, "eps is 0.2 and 0.1"),
         ({"settings": {"crown": {"tolerance": 1}}}, "ran crown with different settings: "),
         ({"settings": {"pgd": {"steps": 1}}}, "ran pgd with different settings: steps 30 and 1"),
@@ -263,6 +262,12 @@ def test_other_conditions_are_refused(tmp_path: Path, change: dict[str, Any], wo
     student = file(tmp_path / "student.h5", random_content(2), **change)
     message = refusal(teacher, student)
     assert words in message, message
+
+
+def test_another_number_of_samples_is_refused(tmp_path: Path) -> None:
+    (teacher,) = pair(tmp_path, 1)
+    few = {name: {column: v[:5] for column, v in columns.items()} for name, columns in random_content(2).items()}
+    assert "they hold 5 and " in refusal(teacher, file(tmp_path / "student.h5", few))
 
 
 def test_unfinished_files_are_refused_and_named(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def test_authors_and_title_are_those_of_the_named_venue_and_not_of_the_preprint(
 
 
 def rows() -> dict[str, np.ndarray]:
-    return {"status": np.full(3, Status.NOT_CERTIFIED.value, "uint8")}
+    return {"status": np.full(3, Status.NOT_CERTIFIED.value, "uint8"), "radius": np.zeros(3)}
 
 
 def test_a_file_cites_what_ran_and_nothing_twice(tmp_path: Path) -> None:

@@ -16,10 +16,10 @@ from tests.zoo import BY_NAME, ZOO, Kind, images, mlp, normalize, planted
 from verifiers.bound_propagation.auto_lirpa import compat
 from verifiers.bound_propagation.auto_lirpa.adapter import AutoLirpa
 from verifiers.bound_propagation.rounding import rounding_allowance
-from verifiers.core.quantities import Norm
+from verifiers.core.quantities import Norm, whole_box
 from verifiers.core.status import Status
 from verifiers.geometry.ascent import ascend
-from verifiers.geometry.balls import Balls, norms, project, random_start, reachable, whole_box
+from verifiers.geometry.balls import Balls, norms, project, random_start, reachable
 from verifiers.geometry.margins import margin_specification, margins
 from verifiers.methods.base import Method
 from verifiers.methods.crown import Crown, Ibp

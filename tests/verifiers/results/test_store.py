@@ -75,7 +75,7 @@ def values_of(rows: np.ndarray, pixels: int = PIXELS, status: Status = Status.CE
         "label": rows * 3,
         "predicted": rows * 3 + 1,
         "correct": (rows % 2).astype("uint8"),
-        "radius": rows + 0.25,
+        "radius": (rows + 0.25) / 2**20,
         "margin": rows - 0.5,
         "certified": (rows % 3 == 0).astype("uint8"),
         "seconds": rows + 0.75,
@@ -126,8 +126,8 @@ def test_every_dataset_has_units_and_a_description(tmp_path: Path) -> None:
         expected = {column.name: column for column in (*COMMON_COLUMNS, *WAVE.columns)}
         assert set(group) == set(expected), "the group holds other datasets than the method's columns"
         for name, column in expected.items():
-            assert group[name].attrs["units"] == column.units, f"{name}: units"
-            assert group[name].attrs["description"] == column.description != "", f"{name}: description"
+            assert group[name].attrs["units"].decode() == column.units, f"{name}: units"
+            assert group[name].attrs["description"].decode() == column.description != "", f"{name}: description"
             assert group[name].dtype == np.dtype(column.dtype), f"{name}: dtype"
             assert group[name].shape == ((40, PIXELS) if column.axes else (40,)), f"{name}: shape"
 
@@ -135,7 +135,7 @@ def test_every_dataset_has_units_and_a_description(tmp_path: Path) -> None:
 def test_root_attributes_hold_identity_and_facts(tmp_path: Path) -> None:
     write_all(tmp_path / "a.h5")
     attributes = reader.read(tmp_path / "a.h5").attributes
-    assert (attributes["format"], attributes["format_version"]) == ("certkd-certificates", 2)
+    assert (attributes["format"], attributes["format_version"]) == ("certkd-certificates", 3)
     for name, value in {**IDENTITY, **FACTS}.items():
         if name != "settings":
             assert attributes[name] == value, f"root attribute {name}"
@@ -343,12 +343,9 @@ def _of_version(path: Path, version: int) -> None:
         (_foreign, "is an HDF5 file but not a certificate file"),
         (lambda path: _foreign(path, format="netCDF"), "is an HDF5 file but not a certificate file"),
         (lambda path: _foreign(path, format=[1, 2]), "is an HDF5 file but not a certificate file"),
-        (lambda path: _foreign(path, format=store.FORMAT), "has format version None"),
-        (
-            lambda path: _of_version(path, 1),
-            "has format version 1, this certkd reads 2: (certify again|choose another)",
-        ),
-        (lambda path: _of_version(path, 3), "has format version 3, this certkd reads 2: update certkd"),
+        (lambda path: _foreign(path, format=np.bytes_(store.FORMAT)), "has format version None"),
+        (lambda path: _of_version(path, 2), "has format version 2, this certkd reads 3: certify again"),
+        (lambda path: _of_version(path, 4), "has format version 4, this certkd reads 3: update certkd"),
     ],
     ids=["random", "html", "empty", "cut", "folder", "foreign", "netcdf", "array", "no-version", "older", "newer"],
 )
