@@ -5,15 +5,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
-
-from verifiers.core.errors import InputError, one_line
+from certkd.config.yaml import parse, read_configuration
+from verifiers.core.errors import InputError, loading, quoted
 from verifiers.core.settings import Strict
 
 Config = TypeVar("Config", bound=Strict)
-#: Sections within sections that a configuration may have.
-DEEPEST = 50
 
 
 def read(
@@ -25,8 +21,9 @@ def read(
 ) -> Config:
     """Read a YAML file into settings, with ``key.sub=value`` overrides applied.
 
-    A file may build on another one with ``extends: other.yaml``, relative to itself. Sections are merged key by key and
-    the later file wins; a section of another ``kind`` or ``name`` replaces the earlier one.
+    A file may build on another one with ``extends: other.yaml``, relative to itself, in the folder of the first file or
+    below. Sections are merged key by key and the later file wins; a section of another ``kind`` or ``name`` replaces
+    the earlier one.
 
     Args:
         path: of the file; None for ``defaults`` alone.
@@ -47,7 +44,7 @@ def value_of(text: str) -> Any:
     Raises:
         InputError: the text is not YAML.
     """
-    return _plain(text)
+    return parse(text)
 
 
 def _load_file(path: Path, extended_by: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -62,8 +59,17 @@ def _load_file(path: Path, extended_by: tuple[Path, ...] = ()) -> dict[str, Any]
         return tree
     base = tree.pop("extends")
     if not isinstance(base, str) or not base:
-        raise InputError(f"{path}: extends must name one file, got {base!r}")
+        raise InputError(f"{path}: extends must name one file, got {quoted(base)}")
+    _check_inside((*extended_by, path)[0].parent, path, base)
     return _merged(_load_file(path.parent / base, (*extended_by, path)), tree)
+
+
+def _check_inside(folder: Path, path: Path, base: str) -> None:
+    """Refuse an extended file outside the folder of the configuration that was given, also by a link."""
+    with loading(path, "a configuration"):
+        inside = (path.parent / base).resolve().is_relative_to(folder.resolve())
+        if Path(base).is_absolute() or not inside:
+            raise InputError(f"{path}: extends {quoted(base)} is outside the folder {folder}: copy the file into it")
 
 
 def _merged(base: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:
@@ -78,50 +84,15 @@ def _merged(base: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _load_yaml(path: Path) -> dict[str, Any]:
+    text = read_configuration(path)
     try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise InputError(f"no such configuration: {path}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {path}: {error}") from None
-    try:
-        tree = _plain(text)
+        tree = parse(text)
     except InputError as error:
         raise InputError(f"{path} is not YAML: {error}") from None
     if not isinstance(tree, dict):
         held = "is empty" if tree is None else f"holds {type(tree).__name__}"
         raise InputError(f"{path} must hold key: value lines, it {held}")
     return tree
-
-
-def _plain(text: str) -> Any:
-    """The values of a YAML document: nothing that refers to itself, and no key that is a list or a section."""
-    try:
-        tree = YAML(typ="safe", pure=True).load(text)
-        _check_nesting(tree, (), set())
-    except MarkedYAMLError as error:
-        where = "" if error.problem_mark is None else f"line {error.problem_mark.line + 1}: "
-        raise InputError(f"{where}{one_line(ValueError(error.problem or error.context))}") from None
-    except (YAMLError, ValueError, TypeError) as error:
-        raise InputError(one_line(error)) from None
-    except RecursionError:
-        raise InputError("it is nested too deeply") from None
-    return tree
-
-
-def _check_nesting(node: Any, above: tuple[int, ...], done: set[int]) -> None:
-    """Refuse a node that is inside itself, and keys that are not words or numbers; each node is visited once."""
-    if not isinstance(node, dict | list) or id(node) in done:
-        return
-    if len(above) > DEEPEST:
-        raise ValueError("it is nested too deeply")
-    if id(node) in above:
-        raise ValueError("an alias refers to the section that it is in")
-    if isinstance(node, dict) and (bad := next((key for key in node if isinstance(key, tuple)), None)) is not None:
-        raise ValueError(f"the key {list(bad)} must be a word, not a list or a section")
-    for child in node.values() if isinstance(node, dict) else node:
-        _check_nesting(child, (*above, id(node)), done)
-    done.add(id(node))
 
 
 def _override(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from certkd.objectives import AnyObjective
 from verifiers.certify.config import CertifyConfig
-from verifiers.core.errors import InputError
+from verifiers.core.errors import InputError, quoted
 from verifiers.core.quantities import Norm
 from verifiers.core.settings import Count, EpsilonText, Number, Positive, Radius, Seed, Strict
 
@@ -191,7 +191,7 @@ class StudentsConfig(Recipe):
     def _names_are_file_names(cls, objectives: dict[str, Any]) -> dict[str, Any]:
         for name in objectives:
             if name == "teacher" or not re.fullmatch(r"\w[\w.+-]*", name):
-                raise ValueError(f"a student cannot be named {name!r}: its files are named after it")
+                raise ValueError(f"a student cannot be named {quoted(name)}: its files are named after it")
         return objectives
 
 

@@ -7,6 +7,10 @@ from itertools import pairwise
 from pathlib import Path
 
 from verifiers.core.errors import InputError
+from verifiers.core.files import read_text
+
+#: The largest list of samples, in bytes.
+LARGEST_LIST = 20_000_000
 
 _ITEM = re.compile(r"([0-9]{1,15})(?:\s*-\s*([0-9]{1,15}))?")
 
@@ -77,15 +81,9 @@ def text_of(path: Path) -> str:
     """Read a small text file.
 
     Raises:
-        InputError: the file is missing, a folder, or not text.
+        InputError: the file is missing, a folder, a pipe, too large, or not text.
     """
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise InputError(f"no such file: {path}") from None
-    except (OSError, ValueError) as error:
-        reason = "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else getattr(error, "strerror", error)
-        raise InputError(f"cannot read {path}: {reason}") from None
+    return read_text(path, "a list", LARGEST_LIST, "utf-8-sig")
 
 
 def _named(ranges: list[range], source: str) -> Selection:

@@ -6,9 +6,6 @@
 
 import gzip
 import os
-import pickle
-import zipfile
-import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -21,10 +18,14 @@ import torch
 from torch import Tensor
 
 from certkd.config.settings import DataConfig
+from certkd.data.arrays import read_arrays
+from certkd.data.folders import ImageFolder
 from certkd.data.splits import SPLITS, DataSet, FileImages, Split, TensorImages
 from verifiers.core.errors import InputError, did_you_mean, one_line
 from verifiers.runtime.samples import Images
 
+#: More classes than any data set has.
+MOST_CLASSES = 100_000
 NAMES = ("digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "imagenet", "folder")
 
 
@@ -87,14 +88,15 @@ def _torchvision(config: DataConfig) -> DataSet:
         "cifar100": datasets.CIFAR100,
     }
     root = _root(config)
+    known = config.name
     try:
-        parts = [kinds[config.name](root, train=train, download=config.download) for train in (True, False)]
-    except (AssertionError, ValueError, EOFError, pickle.UnpicklingError) as error:
-        raise InputError(f"{config.name} in {root} is damaged ({one_line(error)}): copy or download it again") from None
+        parts = [kinds[known](root, train=train, download=config.download) for train in (True, False)]
     except (RuntimeError, OSError) as error:
         raise InputError(
-            f"{config.name} is not in {root} ({one_line(error)}): set --data-root or CERTKD_DATA, or pass --download"
+            f"{known} is not in {root} ({one_line(error)}): set --data-root or CERTKD_DATA, or pass --download"
         ) from None
+    except Exception as error:
+        raise InputError(f"{known} in {root} is damaged ({one_line(error)}): copy or download it again") from error
     (train, train_labels), (test, test_labels) = ((_bytes(part.data), _labels(part.targets)) for part in parts)
     return _assemble(config, TensorImages(train), train_labels, TensorImages(test), test_labels)
 
@@ -111,20 +113,13 @@ def _labels(targets: Any) -> Tensor:
 
 def _folders(config: DataConfig) -> DataSet:
     """Load ROOT/train and ROOT/val (or validation, test) with a folder per class, as in ImageNet and ImageFolder."""
-    from torchvision import datasets
-
     root = _root(config)
     if config.name == "imagenet" and (root / "imagenet").is_dir():
         root = root / "imagenet"
     test = next((name for name in ("test", "val", "validation") if (root / name).is_dir()), None)
     if test is None or not (root / "train").is_dir():
         raise InputError(f"{root} must hold folders train and val (or test) with one folder per class")
-    try:
-        parts = [
-            datasets.ImageFolder(str(root / name), _image_transform(config.image_size)) for name in ("train", test)
-        ]
-    except (FileNotFoundError, OSError) as error:
-        raise InputError(f"cannot read images below {root}: {one_line(error)}") from None
+    parts = [ImageFolder(root / name, _image_transform(config.image_size)) for name in ("train", test)]
     if parts[0].classes != parts[1].classes:
         raise InputError(f"{root}: train and {test} have different class folders")
     pool = ThreadPoolExecutor(os.cpu_count())
@@ -145,21 +140,7 @@ def _npz(config: DataConfig) -> DataSet:
     path = Path(config.name)
     if not path.is_file() and config.root is not None:
         path = Path(config.root) / config.name
-    try:
-        archive = np.load(path, allow_pickle=False)
-        if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise ValueError("it holds a single array")
-        with archive:
-            arrays = {key: archive[key] for key in archive.files}
-    except FileNotFoundError:
-        raise InputError(f"no such file: {path}") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f"{path} is not a plain .npz archive: {one_line(error)}") from None
-    missing = [key for key in ("x_train", "y_train", "x_test", "y_test") if key not in arrays]
-    if missing:
-        raise InputError(
-            f"{path} must hold x_train, y_train, x_test and y_test; it has {', '.join(arrays) or 'nothing'}"
-        )
+    arrays = read_arrays(path, ("x_train", "y_train", "x_test", "y_test"))
     parts = [_array_images(path, name, arrays[f"x_{name}"]) for name in ("train", "test")]
     labels = [_array_labels(path, name, arrays[f"y_{name}"], len(parts[i])) for i, name in enumerate(("train", "test"))]
     return _assemble(config, parts[0], labels[0], parts[1], labels[1])
@@ -191,6 +172,8 @@ def _assemble(config: DataConfig, train: Images, train_labels: Tensor, test: Ima
         raise InputError(
             f"{config.name} has {len(train_labels)} training and {len(test_labels)} test images: two and one at least"
         )
+    for images, labels in ((train, train_labels), (test, test_labels)):
+        _check_labels(config.name, len(images), labels)
     order = torch.from_numpy(np.random.default_rng(config.seed).permutation(len(train_labels)))
     held_out = min(max(1, len(order) // 10), 5000)
     whole = Split(train, train_labels, torch.arange(len(train_labels)))
@@ -204,6 +187,14 @@ def _assemble(config: DataConfig, train: Images, train_labels: Tensor, test: Ima
     if shapes[0] != shapes[1]:
         raise InputError(f"{config.name}: training images have shape {shapes[0]}, test images {shapes[1]}")
     return DataSet(config.name, classes, shapes[1], splits)
+
+
+def _check_labels(name: str, images: int, labels: Tensor) -> None:
+    if labels.shape != (images,):
+        raise InputError(f"{name} has {images} images and labels of shape {tuple(labels.shape)}: one class per image")
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= MOST_CLASSES:
+        raise InputError(f"{name} has classes from {low} to {high}: they are numbered from 0, up to {MOST_CLASSES}")
 
 
 def _root(config: DataConfig) -> Path:

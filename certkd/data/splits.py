@@ -3,13 +3,12 @@
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from verifiers.core.errors import InputError, one_line
+from certkd.data.folders import ImageFolder
 from verifiers.runtime.samples import Images
 
 SPLITS = ("train", "validation", "test")
@@ -41,7 +40,7 @@ class TensorImages:
 class FileImages:
     """Images on disk, decoded by a pool of threads on use."""
 
-    folder: Any  # torchvision's ImageFolder: folder[i] is (image, label)
+    folder: ImageFolder
     order: Int[Tensor, " samples"]
     pool: ThreadPoolExecutor
 
@@ -52,10 +51,7 @@ class FileImages:
         return torch.stack(list(self.pool.map(self._image, self.order[rows].tolist())))
 
     def _image(self, number: int) -> Float[Tensor, "channels height width"]:
-        try:
-            return self.folder[number][0]
-        except OSError as error:
-            raise InputError(f"cannot read the image {self.folder.samples[number][0]}: {one_line(error)}") from None
+        return self.folder[number][0]
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,9 @@ from typing import Any
 #: The longest message of an ``InputError``, in characters; the middle of a longer one is left out.
 LONGEST_MESSAGE = 700
 #: The longest text from outside that a message repeats.
-LONGEST_QUOTE = 100
+LONGEST_QUOTE = 120
+#: The entries of a list that a message repeats.
+FEW = 40
 
 
 class InputError(ValueError):
@@ -55,7 +57,7 @@ def one_line(error: BaseException, limit: int | None = 200) -> str:
 
 def quoted(value: object, limit: int = LONGEST_QUOTE) -> str:
     """Write a value as Python does, in a bounded time and length, whatever it holds."""
-    text = _written(value, 3)
+    text = " ".join(_written(value, 3).split())
     return printable(text if len(text) <= limit else f"{text[: limit - 3]}...")
 
 
@@ -81,9 +83,9 @@ def _few(entries: Iterable[Any], count: int, depth: int) -> str:
         ": ".join(_written(part, depth - 1) for part in entry)
         if isinstance(entries, ItemsView)
         else _written(entry, depth - 1)
-        for entry in islice(entries, 8)
+        for entry in islice(entries, FEW)
     ]
-    return ", ".join([*shown, *(["..."] if count > 8 else [])])
+    return ", ".join([*shown, *(["..."] if count > FEW else [])])
 
 
 @contextmanager

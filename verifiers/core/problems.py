@@ -47,7 +47,7 @@ def _described(problem: Any, kind: type[BaseModel], given: Mapping[str, Any]) ->
         return f"the setting {where}.kind is missing"
     if sort == "union_tag_invalid":
         tags = [tag for model in _models_at(kind, place) if (tag := _tag(model))]
-        return f"{where}: unknown kind {value['kind']!r}.{did_you_mean(str(value['kind']), tags)}"
+        return f"{where}: unknown kind {quoted(value['kind'])}.{did_you_mean(str(value['kind']), tags)}"
     if sort == "value_error":
         return _own(str(problem["ctx"]["error"]), value, where, last)
     limits = {name: _plain(limit) for name, limit in problem.get("ctx", {}).items()}

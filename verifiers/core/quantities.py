@@ -77,7 +77,6 @@ def parse_norm(given: str | Norm) -> Norm:
         raise InputError(f"unknown norm {quoted(given)}.{hint}") from None
 
 
-
 def whole_box(norm: Norm, pixels: int) -> float:
     """Return the radius at which a ball around any image contains the whole image box."""
     return {Norm.LINF: 1.0, Norm.L2: sqrt(pixels), Norm.L1: float(pixels)}[norm]

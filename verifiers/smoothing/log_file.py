@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import io
 import itertools
 import zlib
 from collections.abc import Mapping, Sequence
@@ -13,8 +14,12 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from verifiers.core.errors import InputError
+from verifiers.core.errors import InputError, loading, quoted
+from verifiers.core.files import read_bytes
 
+KIND = "a log of smoothing"
+#: The largest log, unpacked too, in bytes.
+LARGEST = 50_000_000
 #: More classes than any data set has.
 MOST_CLASSES = 100_000
 COLUMNS = ("idx", "label", "predict", "radius", "correct")
@@ -81,10 +86,11 @@ def read_log(path: str | PathLike[str]) -> Log:
         InputError: the log is missing or cut off, lacks a needed column, or has an impossible line.
     """
     path = Path(path)
-    try:
-        raw = path.read_bytes()
-    except OSError as problem:
-        raise InputError(f"cannot read the log {path}: {problem.strerror}") from None
+    with loading(path, KIND):
+        return _log(path, read_bytes(path, KIND, LARGEST))
+
+
+def _log(path: Path, raw: bytes) -> Log:
     rows = sorted(_rows(path, _text(path, raw)), key=lambda row: row.index)
     for one, next_ in itertools.pairwise(rows):
         if one.index == next_.index:
@@ -107,11 +113,17 @@ def read_log(path: str | PathLike[str]) -> Log:
 
 def _text(path: Path, raw: bytes) -> str:
     try:
-        return (gzip.decompress(raw) if raw.startswith(b"\x1f\x8b") else raw).decode()
+        content = raw
+        if raw.startswith(b"\x1f\x8b"):
+            content = gzip.GzipFile(fileobj=io.BytesIO(raw)).read(LARGEST + 1)
     except (EOFError, zlib.error, gzip.BadGzipFile) as problem:
         raise InputError(f"{path} cannot be unpacked: {problem}; is it cut off?") from None
+    if len(content) > LARGEST:
+        raise InputError(f"{path} unpacks to more than {KIND} may be ({LARGEST} bytes)")
+    try:
+        return content.decode()
     except UnicodeDecodeError:
-        raise InputError(f"{path} is not a log of smoothing: it is not text") from None
+        raise InputError(f"{path} is not {KIND}: it is not text") from None
 
 
 def _rows(path: Path, text: str) -> list[_Row]:
@@ -153,16 +165,16 @@ def _whole(cells: Mapping[str, str], name: str) -> int:
     try:
         return int(cells[name])
     except ValueError:
-        raise InputError(f"{name} {cells[name]!r} is not a whole number") from None
+        raise InputError(f"{name} {quoted(cells[name])} is not a whole number") from None
 
 
 def _radius(text: str) -> Decimal:
     try:
         radius = Decimal(text)
     except InvalidOperation:
-        raise InputError(f"radius {text!r} is not a number") from None
+        raise InputError(f"radius {quoted(text)} is not a number") from None
     if not radius.is_finite() or not 0 <= radius < 10**9:
-        raise InputError(f"radius {text!r} must be finite and at least 0")
+        raise InputError(f"radius {quoted(text)} must be finite and at least 0")
     return radius
 
 
@@ -171,7 +183,7 @@ def _seconds(text: str) -> float:
     try:
         return sum(float(part) * 60.0**place for place, part in enumerate(reversed(text.split(":"))))
     except ValueError:
-        raise InputError(f"time {text!r} is neither seconds nor h:mm:ss") from None
+        raise InputError(f"time {quoted(text)} is neither seconds nor h:mm:ss") from None
 
 
 def _half_units(rows: Sequence[_Row]) -> tuple[Float[np.ndarray, " rows"], Float[np.ndarray, " rows"]]:

@@ -137,7 +137,7 @@ def test_a_wrong_file_is_named_with_its_line(tmp_path: Path, content: bytes, wor
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     assert f"no such file: {tmp_path / 'none'}" in refusal((None, tmp_path / "none", None))
-    assert f"cannot read {tmp_path}: Is a directory" in refusal((None, tmp_path, None))
+    assert f"cannot read {tmp_path}: it is a folder, not a file" in refusal((None, tmp_path, None))
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from verifiers.core.errors import (
+    FEW,
     LONGEST_MESSAGE,
     LONGEST_QUOTE,
     InputError,
@@ -55,7 +56,7 @@ def test_an_input_error_is_one_printable_line() -> None:
         ("a'b", '"a\'b"'),
         ([1, [2, [3, [4]]]], "[1, [2, [3, [...]]]]"),
         ({"a": (1, 2)}, "{'a': (1, 2)}"),
-        (list(range(20)), "[0, 1, 2, 3, 4, 5, 6, 7, ...]"),
+        (["a"] * 5 + list(range(9)), "['a', 'a', 'a', 'a', 'a', 0, 1, 2, 3, 4, 5, 6, 7, 8]"),
         (1 << 20000, "a number of 20001 bits"),
         (True, "True"),
         (b"\x1b", r"b'\x1b'"),
@@ -77,6 +78,7 @@ def test_a_quote_is_bounded_in_length_and_time() -> None:
     assert len(quoted("y" * 10**8)) <= LONGEST_QUOTE
     assert len(quoted({i: bomb for i in range(2000)})) <= LONGEST_QUOTE
     assert time.process_time() - started < 5, "9^40 entries are not written"
+    assert quoted([1] * 50, 1000) == f"[{'1, ' * FEW}...]"
     itself: list[object] = []
     itself.append(itself)
     assert quoted(itself) == "[[[[...]]]]"

@@ -344,7 +344,8 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         assert f"{name} cannot be unpacked: " in refusal(tmp_path / name)
     (tmp_path / "image").write_bytes(b"\x89PNG\xff\xfe")
     assert "image is not a log of smoothing: it is not text" in refusal(tmp_path / "image")
-    assert "cannot read the log" in refusal(tmp_path / "none.tsv") and "cannot read the log" in refusal(tmp_path)
+    assert "no such file: " in refusal(tmp_path / "none.tsv")
+    assert "it is a folder, not a file" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize(
