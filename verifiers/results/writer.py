@@ -112,7 +112,11 @@ class CertificateFile:
             if not _exists(self.path):
                 _create(self.path, fill)
             self._lock = _lock(self.path)
-            self._file = _open_for_writing(self.path, methods)
+            try:
+                self._file = _open_for_writing(self.path, methods)
+            except BaseException:
+                self._lock.release()
+                raise
         try:
             self._check_identity()
             self._check_shapes(methods, samples, sizes)
