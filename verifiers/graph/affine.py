@@ -130,13 +130,23 @@ class Dense(Affine):
 class Scale(Affine):
     """Apply scale x + shift entry by entry; both broadcast to the node's shape.
 
-    ``sums`` is the number of roundings of the sum: 2 if float32 may merge the shift with another constant before.
+    Args:
+        scale, shift: constants.
+        shape: the node's shape.
+        sums: the roundings of the sum; 2 if float32 may merge the shift with another constant before.
+        shift_steps: the roundings of the shift itself, if it is a product.
     """
 
     def __init__(
-        self, scale: Float[Tensor, "..."], shift: Float[Tensor, "..."] | None, shape: Shape, *, sums: int = 1
+        self,
+        scale: Float[Tensor, "..."],
+        shift: Float[Tensor, "..."] | None,
+        shape: Shape,
+        *,
+        sums: int = 1,
+        shift_steps: int = 0,
     ) -> None:
-        self.shape, self.sums = shape, sums
+        self.shape, self.sums, self.shift_steps = shape, sums, shift_steps
         self.scale = scale.reshape((1,) * (len(shape) - scale.ndim) + scale.shape)
         self.shift = None if shift is None else shift.expand(shape)
 
@@ -176,6 +186,8 @@ class Scale(Affine):
         if self.shift is None:
             return product
         moved = product + (nearest(self.shift) - self.shift).abs()
+        if self.shift_steps:
+            moved = moved + accumulated(self.shift.abs(), self.shift_steps)
         return moved + accumulated(after + moved, self.sums, tiny=0.0)
 
 

@@ -39,7 +39,7 @@ def _plus(builder: Builder, left: Value, a: int | float, right: Value, b: int | 
         return general(builder, lambda x, y: a * x + b * y, [left, right], size, steps=3)
     shift = b * torch.as_tensor(right, dtype=builder.like.dtype, device=builder.like.device)
     if torch.broadcast_shapes(shift.shape, left.shape) == left.shape:
-        made = Scale(builder.like.new_tensor(float(a)), shift, left.shape)
+        made = Scale(builder.like.new_tensor(float(a)), shift, left.shape, shift_steps=0 if abs(b) == 1 else 2)
         return builder.add(made, [left], left.shape)
     return general(builder, lambda x: a * x + shift, [left], lambda x: abs(a) * x + 0 * shift, steps=3)
 
