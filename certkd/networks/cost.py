@@ -11,10 +11,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import flop_registry
 
-from verifiers.core.errors import InputError
+from verifiers.core.errors import InputError, one_line
 
 #: Most entries of one value, entries of all values, and multiplications and additions for one image.
-ONE_VALUE, ALL_VALUES, OPERATIONS = 1 << 26, 1 << 30, 2 * 10**11
+ONE_VALUE, ALL_VALUES, OPERATIONS = 1 << 26, 1 << 27, 2 * 10**11
 #: Entries that a network may have beyond its weights while it is built: indices, masks, tables of positions.
 _SLACK = 1 << 24
 _MAKERS = frozenset(
@@ -101,9 +101,9 @@ class Cost(TorchDispatchMode):
         operations: multiplications and additions so far.
     """
 
-    def __init__(self, where: str, images: int = 1) -> None:
+    def __init__(self, where: str) -> None:
         super().__init__()
-        self.operations, self._entries, self._where, self._images = 0, 0, where, images
+        self.operations, self._entries, self._where = 0, 0, where
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         found = function(*args, **(kwargs or {}))
@@ -112,38 +112,40 @@ class Cost(TorchDispatchMode):
             self.operations += count(*args, **(kwargs or {}), out_val=found)
         largest = max([value.numel() for value in tree_leaves(found) if isinstance(value, Tensor)], default=0)
         self._entries += largest
-        if largest > ONE_VALUE * self._images or self._entries > ALL_VALUES * self._images:
-            raise InputError(f"{self._where} computes values of {largest} numbers for one image: it is too large")
-        if self.operations > OPERATIONS * self._images:
+        if largest > ONE_VALUE or self._entries > ALL_VALUES:
+            raise InputError(f"{self._where} computes {self._entries} numbers for one image: it is too large")
+        if self.operations > OPERATIONS:
             raise InputError(
                 f"{self._where} needs more than {OPERATIONS:.0e} operations for one image: it is too large"
             )
         return found
 
 
-def check_cost(network: nn.Module, shape: Sequence[int], where: str, images: int = 1) -> int:
-    """Limit the memory and the operations that a network needs for some images, without computing anything.
+def check_cost(network: nn.Module, shape: Sequence[int], where: str, *, strict: bool = False) -> int:
+    """Limit the memory and the operations that a network needs for an image, without computing anything.
 
     Args:
         network: the network, in eval mode.
         shape: shape of one image.
         where: the file, which begins the message of a refusal.
-        images: the number of images.
+        strict: refuse a network that cannot be followed without numbers; otherwise it is not limited.
 
     Returns:
-        The number of operations for one image; 0 if the network cannot be followed without numbers.
+        The number of multiplications and additions.
 
     Raises:
         InputError: it needs too much.
     """
     tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
     empty = {name: torch.empty_like(value, device="meta") for name, value in tensors.items()}
-    cost = Cost(where, images)
+    cost = Cost(where)
     try:
         with torch.no_grad(), cost:
-            torch.func.functional_call(network, empty, (torch.empty(images, *shape, device="meta"),))
+            torch.func.functional_call(network, empty, (torch.empty(1, *shape, device="meta"),))
     except InputError:
         raise
-    except Exception:  # noqa: BLE001 - what goes wrong on real images is told when they are computed
-        return 0
-    return cost.operations // images
+    except Exception as error:  # what goes wrong on real images is told when they are computed
+        if strict:
+            why = f"{type(error).__name__}: {one_line(error)}"
+            raise InputError(f"{where} cannot be run as a torch network: {why}") from error
+    return cost.operations

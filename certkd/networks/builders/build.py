@@ -8,13 +8,14 @@ from typing import Annotated, Any
 
 import torch
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
+from pydantic import Field, FiniteFloat, model_validator
 from torch import Tensor, fx, nn
 
 from certkd.networks.builders import small
 from certkd.networks.builders.options import check_options
 from certkd.networks.cost import Budget, check_cost
 from verifiers.core.errors import InputError, did_you_mean, one_line, quoted
+from verifiers.core.settings import Strict
 from verifiers.graph.sequence import LAYERS
 
 OWN: dict[str, Callable[..., nn.Module]] = {"mlp": small.mlp, "cnn": small.cnn, "resnet": small.resnet}
@@ -27,7 +28,7 @@ Side = Annotated[int, Field(ge=1, le=LONGEST_SIDE)]
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-class ModelSpec(BaseModel):
+class ModelSpec(Strict):
     """The plain values that describe how to rebuild a network; stored in every checkpoint.
 
     Attributes:
@@ -39,8 +40,6 @@ class ModelSpec(BaseModel):
         std: standard deviation to divide by, per channel; () for none.
         resize: (height, width) to resize images to; None for no resizing.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Annotated[str, Field(max_length=200)]
     options: dict[str, Any] = {}

@@ -68,7 +68,7 @@ def classifier(
     if mean and (len(ours) != 3 or len(mean) != ours[0]):
         raise InputError(f"--mean and --std have {len(mean)} values, but {path} takes images {ours}: one per channel")
     arranged: dict[str, list[nn.Module]] = {"nchw": [], "nhwc": [ChannelsLast()], "flat": [Reshaped(theirs)]}
-    name = f"onnx:{Path(path).stem}"
+    name = f"onnx:{Path(path).stem[:150]}"
     spec = ModelSpec(name=name, classes=classes, shape=ours, mean=tuple(mean), std=tuple(std))
     return Checkpoint(Classifier(spec, nn.Sequential(*arranged[layout], network)).eval())
 

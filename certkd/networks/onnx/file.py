@@ -1,5 +1,6 @@
 """Read ONNX files; a file that is not a classifier of float32 images is rejected in one line."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,9 @@ from typing import Any
 import numpy as np
 
 from certkd.files import sniff
-from verifiers.core.errors import InputError, one_line
+from certkd.networks.builders.build import MOST_PIXELS
+from certkd.networks.onnx.checks import check_model
+from verifiers.core.errors import InputError, one_line, quoted
 
 INSTALL = "ONNX needs packages that are not installed: pip install 'certkd[onnx]'"
 #: The oldest opset whose operators broadcast like today's.
@@ -65,11 +68,12 @@ def read(path: Path) -> OnnxFile:
     onnx, _ = packages()
     model = _parse(path)
     graph, opset = model.graph, _opset(model, path)
+    check_model(model, path)
     constants = {weight.name: onnx.numpy_helper.to_array(weight) for weight in graph.initializer}
     inputs = [value for value in graph.input if value.name not in constants]  # old files list weights among them
     for what, values in (("input", inputs), ("output", graph.output)):
         if len(values) != 1:
-            names = ", ".join(repr(value.name) for value in values) or "none"
+            names = ", ".join(quoted(value.name) for value in values[:9]) or "none"
             raise InputError(f"{path} has {len(values)} {what}s ({names}): only networks with one image in, logits out")
     shape, batch = _image(inputs[0], path)
     return OnnxFile(path, model, opset, inputs[0].name, graph.output[0].name, shape, batch, constants)
@@ -81,17 +85,11 @@ def _parse(path: Path) -> Any:
 
     sniff(path, "ONNX file")
     try:
-        model = onnx.load_model(path, load_external_data=False)
+        model = onnx.ModelProto.FromString(path.read_bytes())
     except (DecodeError, RuntimeError, ValueError) as error:
         raise InputError(f"{path} is damaged, truncated or not an ONNX file: {one_line(error)}") from None
     if not model.graph.node:
         raise InputError(f"{path} is not an ONNX file, or truncated: it holds no network")
-    try:
-        onnx.load_external_data_for_model(model, str(path.parent))
-    except (OSError, ValueError, RuntimeError, onnx.checker.ValidationError) as error:
-        raise InputError(
-            f"{path} keeps its weights in another file, which must be in the same folder: {one_line(error)}"
-        ) from None
     return model
 
 
@@ -114,17 +112,21 @@ def _image(value: Any, path: Path) -> tuple[tuple[int, ...], bool]:
 
     tensor = value.type.tensor_type
     if tensor.elem_type != onnx.TensorProto.FLOAT:
-        kind = onnx.TensorProto.DataType.Name(tensor.elem_type).lower()
+        kinds = {number: name.lower() for name, number in onnx.TensorProto.DataType.items()}
+        kind = kinds.get(tensor.elem_type, f"unknown ({tensor.elem_type})")
         raise InputError(f"{path} takes {kind} images: only float32 networks are read, convert it first")
     sides = [side.dim_value if side.HasField("dim_value") else side.dim_param or "?" for side in tensor.shape.dim]
     if len(sides) < 2 or any(not isinstance(side, int) or side < 1 for side in sides[1:]):
         raise InputError(
-            f"{path} takes an input of shape {sides}: only the first axis, the batch, may be open or be left to the "
-            "file; fix the others when exporting"
+            f"{path} takes an input of shape {quoted(sides)}: only the first axis, the batch, may be open or be left "
+            "to the file; fix the others when exporting"
         )
     if isinstance(sides[0], int) and sides[0] > 1:
         raise InputError(f"{path} takes exactly {sides[0]} images at a time: export it for one, or any number of them")
-    return tuple(int(side) for side in sides[1:]), sides[0] != 1
+    shape = tuple(int(side) for side in sides[1:])
+    if len(shape) > 5 or math.prod(shape) > MOST_PIXELS:
+        raise InputError(f"{path} takes images of shape {quoted(shape)}: at most {MOST_PIXELS} numbers are supported")
+    return shape, sides[0] != 1
 
 
 class Reference:
@@ -137,7 +139,8 @@ class Reference:
         options.log_severity_level, options.intra_op_num_threads = 4, 1
         self._file = file
         try:
-            self._session = onnxruntime.InferenceSession(file.path, options, providers=["CPUExecutionProvider"])
+            content = file.model.SerializeToString()  # as it was checked; its other parts are not used
+            self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # noqa: BLE001 - onnxruntime's errors have no other common class
             why = one_line(Exception(str(error).replace(str(file.path), "the file")))
             raise InputError(f"{file.path} is not a network that onnxruntime runs: {why}") from None

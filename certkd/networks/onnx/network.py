@@ -19,14 +19,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from certkd.networks.cost import check_cost
 from certkd.networks.onnx.call import Call, Value
 from certkd.networks.onnx.file import DOMAINS, OnnxFile, Reference, packages, read
 from certkd.networks.onnx.operators import OPERATORS
 from certkd.networks.onnx.patterns import Operation, simplified
-from verifiers.core.errors import InputError, one_line
+from certkd.networks.onnx.sizes import SIZES
+from verifiers.core.errors import InputError, loading, one_line, quoted
 
 #: Largest difference to onnxruntime's logits, relative to the largest of them (at least 1).
 TOLERANCE = 1e-4
+#: Operations for one image up to which a network is compared on six images, and not on two.
+FEW_OPERATIONS = 10**9
+#: Most numbers that follow from shapes and constants, beyond those of the weights.
+LARGEST_NUMBERS = 1 << 22
 #: Operators whose float inputs are weights, however small.
 WEIGHTED = frozenset("Conv Gemm MatMul BatchNormalization InstanceNormalization LayerNormalization PRelu".split())
 
@@ -55,10 +61,18 @@ class Known:
 
     operation: Operation
     evaluator: Any
+    most: int
 
     def __call__(self, *inputs: Value) -> list[np.ndarray]:
+        """Compute the values.
+
+        Raises:
+            ValueError: they would have more than ``most`` entries.
+        """
         if self.operation.kind in ("Shape", "Size"):
             return self._of_shape(inputs[0])
+        if SIZES[self.operation.kind](inputs, self.operation.attributes) > self.most:
+            raise ValueError(f"it would compute more than {self.most} constant numbers")
         given = {name: value for name, value in zip(self.operation.inputs, inputs, strict=True) if name}
         return self.evaluator.run(None, given)
 
@@ -85,13 +99,19 @@ class OnnxNetwork(nn.Module):
         self._names: dict[str, str] = {}
         _Translation(file, self).run()
 
-    def forward(self, x: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch classes"]:
+    def forward(self, x: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch *logits"]:
         values: dict[str, Value] = {**self._constants, self.image: x}
         values |= {name: getattr(self.weights, key) for name, key in self._names.items()}
+        room = LARGEST_NUMBERS
         for operation, how in self._plan:
             inputs = [values[name] if name else None for name in operation.inputs]
             found = how(*inputs) if isinstance(how, Known) else self.steps[how](*inputs)
             several = found if isinstance(found, tuple | list) else (found,)
+            room -= sum(value.size for value in several if isinstance(value, np.ndarray))
+            if room < 0:
+                raise InputError(
+                    f"node {quoted(operation.name)}: more than {LARGEST_NUMBERS} numbers follow from shapes"
+                )
             values.update(zip(operation.outputs, several, strict=False))
         return values[self.logits]
 
@@ -107,6 +127,7 @@ class _Translation:
         self.constants = dict(file.constants)
         self.numbers: set[str] = set()  # known from shapes
         self.varying = {file.image}
+        self.room = 4 * sum(value.size for value in file.constants.values()) + LARGEST_NUMBERS
 
     def run(self) -> None:
         operations = [self._operation(node, i) for i, node in enumerate(self.file.model.graph.node)]
@@ -128,25 +149,26 @@ class _Translation:
         )
 
     def _where(self, operation: Operation) -> str:
-        return f"{self.file.path}: node {operation.name!r} ({operation.kind}, opset {self.file.opset})"
+        return f"{self.file.path}: node {quoted(operation.name)} ({operation.kind[:60]}, opset {self.file.opset})"
 
     def _folded(self, operation: Operation) -> bool:
         """Compute an operation that is constant; return whether it is."""
         if not all(name in self.constants for name in operation.inputs if name):
             return False
-        evaluate = Known(operation, self._evaluator(operation))
+        evaluate = Known(operation, self._evaluator(operation), self.room)
         try:
             found = evaluate(*(self.constants[name] if name else None for name in operation.inputs))
-        except Exception as error:  # noqa: BLE001 - any error of numpy and onnx about a broken constant
-            raise InputError(
-                f"{self._where(operation)}: cannot be computed: {' '.join(str(error).split())[:150]}"
-            ) from None
+        except Exception as error:  # any error of numpy and onnx about a broken constant
+            raise InputError(f"{self._where(operation)}: cannot be computed: {one_line(error)}") from error
+        self.room -= sum(np.size(value) for value in found)
         self.constants.update(zip(operation.outputs, map(np.asarray, found), strict=False))
         return True
 
     def _evaluator(self, operation: Operation) -> Any:
         if operation.kind in ("Shape", "Size"):
             return None
+        if operation.kind not in SIZES:
+            raise InputError(f"{self._where(operation)}: is an operator without translation for constants")
         from onnx import helper
         from onnx.reference import ReferenceEvaluator
 
@@ -158,8 +180,8 @@ class _Translation:
         try:
             opset = [helper.make_opsetid("", self.file.opset)]
             return ReferenceEvaluator(helper.make_model(graph, opset_imports=opset))
-        except Exception as error:  # noqa: BLE001 - unknown operators raise errors of many classes
-            raise InputError(f"{self._where(operation)}: {' '.join(str(error).split())[:150]}") from None
+        except Exception as error:  # unknown operators raise errors of many classes
+            raise InputError(f"{self._where(operation)}: {one_line(error)}") from error
 
     def _is_number(self, name: str) -> bool:
         value = self.constants.get(name)
@@ -167,7 +189,7 @@ class _Translation:
 
     def _know(self, operation: Operation) -> None:
         self.network._constants |= {name: self.constants[name] for name in operation.inputs if name in self.constants}
-        self.network._plan.append((operation, Known(operation, self._evaluator(operation))))
+        self.network._plan.append((operation, Known(operation, self._evaluator(operation), LARGEST_NUMBERS)))
         self.numbers.update(operation.outputs)
 
     def _translate(self, operation: Operation) -> None:
@@ -176,7 +198,7 @@ class _Translation:
         self._check(call, operation)
         statistics = operation.inputs[3:] if operation.kind == "BatchNormalization" else ()
         for name in filter(self.constants.__contains__, operation.inputs):
-            self._keep(name, call, weighted=operation.kind in WEIGHTED, statistic=name in statistics)
+            self._keep(name, call, operation.kind, statistic=name in statistics)
         key = _unique(re.sub(r"\W+", "_", operation.name).strip("_") or operation.kind, self.network.steps)
         self.network.steps[key] = Step(call, operation)
         self.network._plan.append((operation, key))
@@ -196,10 +218,10 @@ class _Translation:
         except TypeError as error:
             raise call.refuse(f"has unknown inputs or attributes: {error}") from None
 
-    def _keep(self, name: str, call: Call, *, weighted: bool, statistic: bool) -> None:
+    def _keep(self, name: str, call: Call, kind: str, *, statistic: bool) -> None:
         """Store a constant: as a parameter of the module, as a buffer where torch needs one, or as plain numbers."""
-        value, network = self.constants[name], self.network
-        if value.dtype.kind not in "f" or (value.size == 1 and not weighted):
+        value, network, weighted = self.constants[name], self.network, kind in WEIGHTED
+        if value.dtype.kind not in "f" or (value.size == 1 and not weighted) or kind == "Resize":
             network._constants[name] = value
         elif value.dtype != np.float32:
             raise call.refuse(f"has {value.dtype} weights: only float32 networks are read, convert it first")
@@ -236,13 +258,20 @@ def load(path: str | Path) -> tuple[OnnxNetwork, tuple[int, ...], int]:
         InputError: as for ``read``, or an operator or its form has no translation, or the logits differ from
             onnxruntime's.
     """
-    file = read(Path(path))
-    generator = np.random.default_rng(0)
-    images = generator.random((6, *file.shape), dtype=np.float32)
-    images[3:] = 4 * images[3:] - 2
-    expected = Reference(file)(images)
+    path = Path(path)
+    with loading(path, "an ONNX file that can be read"):
+        return _load(path)
+
+
+def _load(path: Path) -> tuple[OnnxNetwork, tuple[int, ...], int]:
+    file = read(path)
     network = OnnxNetwork(file).eval()
+    work = check_cost(network, file.shape, str(path), strict=True)
+    count = 3 if work < FEW_OPERATIONS else 1
+    images = np.random.default_rng(0).random((2 * count, *file.shape), dtype=np.float32)
+    images[count:] = 4 * images[count:] - 2
     found = _run(network, images, file)
+    expected = Reference(file)(images)
     sizes = np.abs(expected).max(1, keepdims=True).clip(min=1.0)  # per image: large ones hide nothing elsewhere
     differences = [np.abs((one - expected) / sizes).max() for one in found if one.shape == expected.shape]
     if len(differences) < len(found) or not max(differences) <= TOLERANCE:
@@ -259,6 +288,6 @@ def _run(network: OnnxNetwork, images: np.ndarray, file: OnnxFile) -> list[np.nd
             return [torch.cat([network(image) for image in x.split(1)]).numpy(), network(x).numpy()]
     except InputError:
         raise
-    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, StopIteration) as error:
+    except Exception as error:  # whatever torch raises is about the file
         why = one_line(error)
-        raise InputError(f"{file.path} cannot be run as a torch network: {type(error).__name__}: {why}") from None
+        raise InputError(f"{file.path} cannot be run as a torch network: {type(error).__name__}: {why}") from error

@@ -133,7 +133,10 @@ BROKEN: dict[str, tuple[Callable[[Path], Path], str]] = {
     "training": (training, "eval mode"),
     "unknown": (operators(node("Softsign", ["x"], ["h"], name="odd")), "node 'odd' (Softsign, opset 13)"),
     "foreign": (operators(node("Relu", ["x"], ["h"], domain="com.acme")), "com.acme"),
-    "wrong shape": (lambda path: save(path / "net.onnx", RELU, {**WEIGHTS, "W": random(4, 9)}), "onnxruntime"),
+    "wrong shape": (
+        lambda path: save(path / "net.onnx", RELU, {**WEIGHTS, "W": random(4, 9)}),
+        "cannot be run as a torch network",
+    ),
 }
 
 
