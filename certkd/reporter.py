@@ -15,5 +15,8 @@ class TrainingReporter:
     def epoch(self, record: dict[str, Any]) -> None:
         """Report that an epoch ended, with the record that is logged."""
 
+    def inform(self, text: str) -> None:
+        """Something about the data; one line."""
+
     def warn(self, text: str) -> None:
         """Report one line that the user should know."""

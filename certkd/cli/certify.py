@@ -1,13 +1,12 @@
 """``certkd certify``."""
 
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from certkd.cli.networks import network
+from certkd.cli.networks import loader, named_data, network
 from certkd.cli.options import Assignment, EpsilonType, Value, data_options, network_options
 from verifiers.core.errors import InputError
 from verifiers.core.quantities import Epsilon
@@ -75,7 +74,6 @@ def certify(model: str, teacher: str | None, eps: Epsilon | None, **options: Any
     radius, and reports how many instances were decided.
     """
     from certkd.cli.question import certify_config
-    from certkd.data import sources as data
     from certkd.networks import resolve as networks
     from certkd.report import tables
     from certkd.report.console import display, stderr
@@ -86,7 +84,7 @@ def certify(model: str, teacher: str | None, eps: Epsilon | None, **options: Any
     reuse_memory()
     config = certify_config(eps or Epsilon.parse("1"), options)
     requirements = _requirements(options, config)
-    load = cache(data.load)  # one data set for all networks of the command
+    load = loader()  # one data set for all networks of the command
     options["kinds"] = {name.endswith(".onnx") for name in (model, teacher) if name is not None}
     student = network(model, options, load)
     reference = None if teacher is None else networks.adapted_to(network(teacher, options, load), student)
@@ -158,7 +156,7 @@ class _Question:
         from verifiers.runtime.device import choose_device
 
         options, split, reporter = self.options, self.options["split"], CertifyProgress(name)
-        source = networks.data_of(known, options["data"], options["data_root"], options["download"])
+        source = networks.data_of(known, named_data(options))
         samples = self.load(source)
         remark = numbering(samples, split, self.selection)
         if remark is not None:
@@ -206,7 +204,7 @@ def _questions(
         return [(eps, chosen(options["indices"], options["indices_file"], options["limit"]))]
     path = Path(options["instances"])
     listed = read(path, Path(model).stem)
-    data = load(networks.data_of(known, options["data"], options["data_root"], options["download"]))
+    data = load(networks.data_of(known, named_data(options)))
     labels = split_of(data, options["split"]).labels.tolist()
     return by_eps(listed, path, labels, f"the {options['split']} split of {data.name}")
 

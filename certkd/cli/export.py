@@ -1,12 +1,11 @@
 """``certkd export``."""
 
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from certkd.cli.networks import network
+from certkd.cli.networks import loader, named_data, network
 from certkd.cli.options import EpsilonType, data_places, network_options
 from verifiers.core.errors import InputError
 from verifiers.core.quantities import Epsilon
@@ -51,7 +50,7 @@ def export(file: str | None, model: str | None, out: str, eps: Epsilon | None, *
 
 
 _ABOUT_PROPERTIES = ("eps", "limit", "indices", "indices_file", "split", "timeout")
-_ABOUT_NETWORKS = ("arch", "mean", "std", "layout", "data", "data_root", "download")
+_ABOUT_NETWORKS = ("arch", "mean", "std", "layout", "data", "data_root", "image_size", "download")
 
 
 def _refuse(options: dict[str, Any], names: tuple[str, ...], why: str) -> None:
@@ -79,20 +78,18 @@ def _rows(file: str, model: str | None, out: str, options: dict[str, Any]) -> in
 
 
 def _counterexamples(file: str, model: str, out: str, options: dict[str, Any]) -> list[str]:
-    from certkd.data import sources as data
     from certkd.exchange.counterexamples import export_counterexamples
 
     options["kinds"] = {model.endswith(".onnx")}
-    return export_counterexamples(Path(file), Path(out), network(model, options, cache(data.load)).model)
+    return export_counterexamples(Path(file), Path(out), network(model, options, loader()).model)
 
 
 def _network(model: str, out: str, eps: Epsilon | None, options: dict[str, Any]) -> int:
-    from certkd.data import sources as data
     from certkd.networks.onnx.export import export as export_network
     from certkd.networks.resolve import is_path
     from certkd.report.console import stderr, stdout
 
-    options["kinds"], load = {model.endswith(".onnx")}, cache(data.load)
+    options["kinds"], load = {model.endswith(".onnx")}, loader()
     known = network(model, options, load)
     file = Path(out) / f"{Path(model).stem if is_path(model) else model.replace(':', '-')}.onnx"
     if is_path(model) and file.exists() and file.samefile(model):
@@ -116,7 +113,7 @@ def _samples(known: "Checkpoint", options: dict[str, Any], load: Any) -> tuple[A
     from certkd.data.selection import chosen
     from certkd.networks import resolve as networks
 
-    config = networks.data_of(known, options["data"], options["data_root"], options["download"])
+    config = networks.data_of(known, named_data(options))
     selection = chosen(options["indices"], options["indices_file"], options["limit"])
     split = options["split"] or "test"
     return chosen_samples(known, load(config), split, selection), f"{Path(config.name).stem}_{split}"

@@ -1,9 +1,13 @@
 """Load the networks that commands name."""
 
 from collections.abc import Callable
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from certkd.cli.options import numbers
+from verifiers.core.errors import InputError
 
 if TYPE_CHECKING:
     from certkd.config.settings import DataConfig
@@ -11,6 +15,38 @@ if TYPE_CHECKING:
     from certkd.networks.checkpoint import Checkpoint
 
     Load = Callable[[DataConfig], DataSet]
+
+
+def loader() -> "Load":
+    """Load each data set once for all networks of a command, and print how it was read where that could surprise."""
+    from certkd.data.sources import load
+    from certkd.report.console import stderr
+
+    @cache
+    def read(config: "DataConfig") -> "DataSet":
+        data = load(config)
+        for remark in data.remarks:
+            stderr().print(f"{Path(data.name).name}: {remark}", soft_wrap=True)
+        return data
+
+    return read
+
+
+def named_data(options: dict[str, Any]) -> "DataConfig":
+    """The settings of data that a command was given.
+
+    Raises:
+        InputError: one of them is not a setting.
+    """
+    from certkd.config.settings import DataConfig
+
+    given = {
+        "name": options["data"],
+        "root": options["data_root"],
+        "download": options["download"] or None,
+        "image_size": options["image_size"],
+    }
+    return DataConfig(**{name: value for name, value in given.items() if value is not None})
 
 
 def network(name: str, options: dict[str, Any], load: "Load") -> "Checkpoint":
@@ -21,21 +57,24 @@ def network(name: str, options: dict[str, Any], load: "Load") -> "Checkpoint":
     Raises:
         InputError: as ``resolve.load``.
     """
-    from certkd.config.settings import DataConfig
     from certkd.networks import resolve as networks
-    from verifiers.core.errors import InputError
 
     if networks.is_fetched(name) and not options["download"]:
         raise InputError(f"{name} is described and fetched from a network: add --download to allow that")
-    data, onnx = options["data"], name.endswith(".onnx")
-    wanted = DataConfig(name=data, root=options["data_root"], download=options["download"]) if data else None
+    onnx = name.endswith(".onnx")
+    wanted = named_data(options) if options["data"] else None
     mixed = len(options["kinds"]) > 1
     normalised = not mixed or onnx or options["arch"] is not None
-    return networks.load(
-        name,
-        architecture=None if mixed and onnx else options["arch"],
-        data=None if wanted is None else load(wanted),
-        mean=numbers(options["mean"], "--mean") if normalised else (),
-        std=numbers(options["std"], "--std") if normalised else (),
-        layout=None if mixed and not onnx else options["layout"],
-    )
+    settings: dict[str, Any] = {
+        "architecture": None if mixed and onnx else options["arch"],
+        "mean": numbers(options["mean"], "--mean") if normalised else (),
+        "std": numbers(options["std"], "--std") if normalised else (),
+        "layout": None if mixed and not onnx else options["layout"],
+    }
+    networks.check_units(settings["mean"], settings["std"])  # before data are loaded
+    if wanted is not None and wanted.in_folders and options["image_size"] is None and settings["architecture"] is None:
+        with suppress(InputError):  # the images can have any size: the network decides, if it can
+            known = networks.load(name, **settings)
+            if len(known.model.spec.shape) == 3:
+                return known
+    return networks.load(name, data=None if wanted is None else load(wanted), **settings)

@@ -104,15 +104,17 @@ def data_places(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options for data sets."""
     for option in (
         click.option("--download", is_flag=True, help="Let torchvision download a missing data set."),
+        click.option(
+            "--image-size", metavar="H,W", help="Of images in folders, or as-is.  [default: the network's, or 224]"
+        ),
         click.option("--data-root", metavar="FOLDER", help="Folder of the data sets.  [default: $CERTKD_DATA]"),
     ):
         command = option(command)
     return command
 
 
-def with_data_options(overrides: tuple[str, ...], root: str | None, download: bool, device: str | None) -> list[str]:
+def with_data_options(overrides: tuple[str, ...], options: dict[str, Any]) -> list[str]:
     """Write the data options as overrides of a configuration."""
-    extra = [f"data.root={json.dumps(root)}"] if root else []  # quoted: a path is not YAML
-    extra += ["data.download=true"] if download else []
-    extra += [f"device={json.dumps(device)}"] if device else []
-    return [*overrides, *extra]
+    given = {"data.root": "data_root", "data.image_size": "image_size", "device": "device"}
+    extra = [f"{key}={json.dumps(options[name])}" for key, name in given.items() if options[name]]  # quoted: not YAML
+    return [*overrides, *extra, *(["data.download=true"] if options["download"] else [])]

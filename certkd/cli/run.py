@@ -1,5 +1,7 @@
 """``certkd run``."""
 
+from typing import Any
+
 import click
 
 from certkd.cli.options import data_options, overrides, with_data_options
@@ -10,14 +12,7 @@ from certkd.cli.options import data_options, overrides, with_data_options
 @overrides
 @data_options
 @click.option("--overwrite", is_flag=True, help="Delete the experiment in the output folder first.")
-def run(
-    config: str,
-    overrides: tuple[str, ...],
-    data_root: str | None,
-    download: bool,
-    device: str | None,
-    overwrite: bool,
-) -> int:
+def run(config: str, overrides: tuple[str, ...], overwrite: bool, **options: Any) -> int:
     """Train, certify and compare the networks of an experiment.
 
     CONFIG describes a teacher, its students and the certificates. To resume an interrupted experiment, run the same
@@ -31,7 +26,7 @@ def run(
     from verifiers.runtime.modes import reuse_memory
 
     reuse_memory()
-    settings = read(config, ExperimentConfig, with_data_options(overrides, data_root, download, device))
+    settings = read(config, ExperimentConfig, with_data_options(overrides, options))
     done = run_experiment(settings, overwrite=overwrite, training_reporter=TrainProgress, reporter=CertifyProgress)
     display(*tables.experiment(done.networks, done.comparisons), tables.EXPLANATION)
     for name, result in done.comparisons.items():

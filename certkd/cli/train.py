@@ -33,9 +33,7 @@ def train(config: str | None, teacher: str | None, out: str | None, data: str | 
 
     given = {"teacher": teacher, "out": out, "data.name": data if config is not None else None}
     extra = [f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None]  # quoted: not YAML
-    extra = with_data_options(
-        (*options["overrides"], *extra), options["data_root"], options["download"], options["device"]
-    )
+    extra = with_data_options((*options["overrides"], *extra), options)
     settings = _default_student(teacher, out, data, extra) if config is None else _from_file(config, extra)
     kind = settings.objective.kind
     result = run_training(
@@ -59,9 +57,9 @@ def _default_student(teacher: str | None, out: str | None, data: str | None, ove
     if teacher is None or out is None:
         raise InputError("nothing to train: give --config FILE, or --teacher CHECKPOINT and --out DIR")
     from certkd.config.reading import read
-    from certkd.config.settings import TrainJob
+    from certkd.config.settings import DataConfig, TrainJob
     from certkd.networks import resolve as networks
 
-    known = networks.data_of(networks.load(teacher), data, None, False)
+    known = networks.data_of(networks.load(teacher), DataConfig() if data is None else DataConfig(name=data))
     defaults = {"data": known.model_dump(mode="json", exclude_none=True), "objective": {"kind": "kdiga"}}
     return read(None, TrainJob, overrides, defaults=defaults)

@@ -1,11 +1,10 @@
 """``certkd verify``."""
 
-from functools import cache
 from typing import Any
 
 import click
 
-from certkd.cli.networks import network
+from certkd.cli.networks import loader, named_data, network
 from certkd.cli.options import Value, data_options, network_options
 from verifiers.core.errors import InputError
 
@@ -30,7 +29,6 @@ def verify(file: str, model: str, **options: Any) -> int:
     run again. Any contradiction is printed, and the exit code is 1.
     """
     from certkd.certification import rows_of
-    from certkd.data import sources as data
     from certkd.networks import resolve as networks
     from certkd.report import tables
     from certkd.report.console import CertifyProgress, display, stderr
@@ -41,13 +39,13 @@ def verify(file: str, model: str, **options: Any) -> int:
     from verifiers.runtime.samples import Data
 
     settings = VerifyConfig.parse({name: options[name] for name in ("sample", "seed", "time_limit")}, source="verify")
-    certificates, load = read(file), cache(data.load)
+    certificates, load = read(file), loader()
     about = certificates.attributes
     if not (about.get("data") and about.get("split")):
         raise InputError(f"{file} does not say what data it is about: it was not written by certkd certify")
     options |= {"data": str(about["data"]), "kinds": {model.endswith(".onnx")}}
     known = network(model, options, load)
-    config = networks.data_of(known, options["data"], options["data_root"], options["download"])
+    config = networks.data_of(known, named_data(options))
     seed = int(about.get("data_seed", config.seed))
     samples = rows_of(certificates, load(config.model_copy(update={"seed": seed})))
     network_ = known.model.to(choose_device(options["device"] or "auto"))

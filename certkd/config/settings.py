@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
@@ -23,15 +24,45 @@ def _milestone(value: Any) -> Any:
 Milestone = Annotated[Positive, BeforeValidator(_milestone)]
 
 
+def _image_size(value: Any) -> Any:
+    sides = value if isinstance(value, list | tuple) else str(value).replace(" ", "").split(",")
+    if value == "as-is":
+        return value
+    try:
+        whole = [int(str(side)) for side in sides]
+    except ValueError:
+        whole = []
+    if isinstance(value, bool) or len(whole) not in (1, 2) or not all(1 <= side <= 10**5 for side in whole):
+        raise ValueError(f"an image size is a side, H,W or as-is, like 224 or 32,48, got {quoted(value)}")
+    return whole[0] if whole[0] == whole[-1] else f"{whole[0]},{whole[1]}"
+
+
 class DataConfig(Strict):
-    """Name of a data set, its folder, the seed of its splits, and the number of training images to use."""
+    """A data set.
+
+    Attributes:
+        name: of a known data set, or the path of arrays (.npz, .npy) or of a folder of images.
+        root: the folder below which it lies.
+        download: whether torchvision may download it.
+        seed: of the splits that are cut from others.
+        image_size: of images in folders: a side, "H,W", or "as-is". Images of exactly this size keep their pixels,
+            others are resized and cropped.
+        channels: of images in folders; those of the images when absent.
+        limit: the number of training images to use.
+    """
 
     name: str = "digits"
     root: str | None = None
     download: bool = False
     seed: Seed = 0
-    image_size: Count = 224
+    image_size: Annotated[int | str, BeforeValidator(_image_size)] = 224
+    channels: Literal[1, 3] | None = None
     limit: Count | None = None
+
+    @property
+    def in_folders(self) -> bool:
+        """True if the data are images in folders, which have the size that is asked for."""
+        return self.name in ("folder", "imagenet") or Path(self.name).is_dir()
 
 
 class ModelConfig(Strict):

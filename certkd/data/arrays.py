@@ -1,4 +1,4 @@
-"""Read ``.npz`` archives that may come from anybody: no pickles, and sizes are known before anything is unpacked."""
+"""Read ``.npz`` and ``.npy`` files that may come from anybody: no pickles, and sizes are known before unpacking."""
 
 import math
 import zipfile
@@ -17,6 +17,31 @@ SMALL, FACTOR = 2**28, 50
 LONGEST_HEADER = 20_000
 
 
+def names_in(path: Path) -> list[str]:
+    """Return the names of an archive's entries.
+
+    Raises:
+        InputError: not a plain archive.
+    """
+    with loading(path, "a plain .npz file of numbers"):
+        check_regular(path)
+        with zipfile.ZipFile(path) as archive:
+            return [name.removesuffix(".npy") for name in archive.namelist()]
+
+
+def read_array(path: Path) -> np.ndarray:
+    """Map a ``.npy`` file of numbers into memory.
+
+    Raises:
+        InputError: not a plain array, or of another size than its header says.
+    """
+    with loading(path, "a plain .npy file of numbers"):
+        check_regular(path)
+        with open(path, "rb") as file:
+            _check_header(file, path.stat().st_size, path, path.name)
+        return np.load(path, allow_pickle=False, mmap_mode="r")
+
+
 def read_arrays(path: Path, wanted: Sequence[str]) -> dict[str, np.ndarray]:
     """Read arrays of numbers from an archive; others in it are not looked at.
 
@@ -24,7 +49,7 @@ def read_arrays(path: Path, wanted: Sequence[str]) -> dict[str, np.ndarray]:
         InputError: not a plain archive, one of the arrays is missing, holds objects, has another size than its header
             says, or unpacks to many times the file's size.
     """
-    with loading(path, "a plain .npz archive"):
+    with loading(path, "a plain .npz file of numbers"):
         check_regular(path)
         with zipfile.ZipFile(path) as archive:
             there = [name.removesuffix(".npy") for name in archive.namelist()]
@@ -40,16 +65,19 @@ def read_arrays(path: Path, wanted: Sequence[str]) -> dict[str, np.ndarray]:
 
 def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path) -> np.ndarray:
     with archive.open(entry) as file:
-        shape, _, dtype = _header(file)
-        start = file.tell()
-        size = math.prod(shape) * dtype.itemsize
-        if dtype.kind not in "biuf" or any(length < 0 for length in shape) or start + size != entry.file_size:
-            raise InputError(
-                f"{path} is not a plain .npz archive: {quoted(entry.filename)} has {entry.file_size - start} bytes for "
-                f"the shape {quoted(shape)} of {dtype}"
-            )
+        _check_header(file, entry.file_size, path, entry.filename)
     with archive.open(entry) as file:
         return np.lib.format.read_array(file, allow_pickle=False)
+
+
+def _check_header(file: Any, size: int, path: Path, name: str) -> None:
+    """Refuse an array of anything but numbers, and one of another size than its header says."""
+    shape, _, dtype = _header(file)
+    content, refused = size - file.tell(), f"{path} is not a plain {path.suffix} file of numbers: {quoted(name)}"
+    if dtype.kind in "US":
+        raise InputError(f"{refused} holds text: number the classes 0, 1, 2, ...")
+    if dtype.kind not in "biuf" or any(length < 0 for length in shape) or math.prod(shape) * dtype.itemsize != content:
+        raise InputError(f"{refused} has {content} bytes for the shape {quoted(shape)} of {dtype}")
 
 
 def _header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype]:

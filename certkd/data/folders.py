@@ -1,92 +1,289 @@
-"""Images in folders that may come from anybody: one folder a class, each image opened as what it is and no larger."""
+"""Read folders of images: a folder per class, or a list of labels beside the images.
 
-import os
-import stat
-from collections.abc import Callable, Iterator
+``ROOT/train/CLASS/...`` and ``ROOT/val/CLASS/...`` (or test) as torchvision's ImageFolder has them; ``ROOT/CLASS/...``
+for a test split alone; ``ROOT/val/...`` with a list of labels (Tiny-ImageNet's ``val_annotations.txt``, or
+``labels.csv``).
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import torch
+from jaxtyping import Float
 from torch import Tensor
 
-from verifiers.core.errors import InputError, loading, quoted
-from verifiers.core.files import check_regular
+from certkd.data.images import SUFFIXES, images_below, images_in, opened
+from verifiers.core.errors import InputError, quoted
+from verifiers.core.files import read_text
+from verifiers.runtime.pictures import is_grey, picture, readable
 
-#: How the names of images end, and what they may hold. PIL has formats that start other programs.
-SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
-#: The most pixels of an image, which is decoded as a whole, and the longest side of one, in shorter sides.
-MOST_PIXELS, LONGEST = 2**26, 100
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+#: What the folders of the splits are called.
+PLACES = {
+    "train": ("train", "training"),
+    "test": ("test", "testing"),
+    "validation": ("val", "valid", "validation"),
+}
+#: Files that list the labels of images without class folders: a name and a class in each line.
+LISTS = ("val_annotations.txt", "labels.csv", "labels.txt", "annotations.csv")
+#: Images whose size and colours are looked at before any is used.
+LOOKED_AT = 64
+AS_IS = "as-is"
+#: The largest list of labels, in bytes.
+LARGEST_LIST = 2 * 10**8
 
 
-class ImageFolder:
-    """The images below a folder with one folder per class, in the order of torchvision's ``ImageFolder``.
+@dataclass(frozen=True)
+class Listing:
+    """Images of one split, and their classes by name, or by number where a list gives numbers."""
 
-    Links to images and folders are followed, each folder once. Pipes and devices are refused.
+    paths: list[Path]
+    classes: list[str]
+    numbered: bool = False
 
-    Attributes:
-        classes: names of the class folders.
-        samples: paths of the images with their classes.
+
+@dataclass(frozen=True)
+class Folders:
+    """The splits of a folder, the names of its classes in their order, and lines about how it was read."""
+
+    splits: dict[str, Listing]
+    names: list[str]
+    remarks: tuple[str, ...]
+
+    def labels(self, split: str) -> Tensor:
+        """Return the class numbers of a split."""
+        number = {name: i for i, name in enumerate(self.names)}
+        return torch.tensor([number[name] for name in self.splits[split].classes])
+
+
+def find(root: Path) -> Folders:
+    """Find the splits and classes below a folder.
 
     Raises:
-        InputError: no class folders, a class without images, or an image that is no regular file.
+        InputError: there are no images with classes, or the splits have other classes.
+    """
+    places, remarks = _places(root), []
+    found: dict[str, Listing] = {}
+    for split, place in places.items():
+        listing = _listing(place)
+        if listing is not None:
+            found[split] = listing
+        elif split == "test" and "validation" in places:
+            used = places["validation"].name
+            remarks.append(f"{place.name} has no class folders and no list of labels: {used} is used")
+        else:
+            raise InputError(
+                f"{place} has no class folders: put its images into one folder per class, "
+                f"or list their labels in {place / 'labels.csv'}, a line like name.png,class for each"
+            )
+    if "test" not in found:
+        found["test"] = found.pop("validation")
+    first = found.get("train", found["test"])
+    names = ordered(sorted(set(first.classes)))
+    if first.numbered:
+        names = [str(number) for number in range(int(names[-1]) + 1)]
+    for split, listing in found.items():
+        strange = sorted(set(listing.classes) - set(names))
+        if strange:
+            raise InputError(
+                f"{root}: train and {split} have different class folders: {quoted(strange[0])} is not in train"
+            )
+    return Folders(found, names, (*remarks, *_numbering(names)))
+
+
+def _places(root: Path) -> dict[str, Path]:
+    """The folder of each split; the root itself, if it holds class folders, for a test split alone."""
+    there = {path.name.lower(): path for path in sorted(root.iterdir()) if path.is_dir()}
+    places = {
+        split: next(there[name] for name in names if name in there)
+        for split, names in PLACES.items()
+        if set(names) & set(there)
+    }
+    if not places and (_listing(root) is not None or images_in(root)):
+        return {"test": root}
+    if not {"test", "validation"} & set(places):
+        raise InputError(f"{root} must hold folders train and val (or test) with one folder per class")
+    return places
+
+
+def _listing(place: Path) -> Listing | None:
+    """The images of a split with their classes, from class folders or a list of labels; None if there is neither."""
+    listed = next((place / name for name in LISTS if (place / name).is_file()), None)
+    if listed is not None:
+        return _from_list(listed)
+    paths, classes = [], []
+    folders = [path for path in place.iterdir() if path.is_dir() and not path.name.startswith((".", "__"))]
+    for folder in sorted(folders, key=lambda path: path.name):
+        images = images_below(folder)
+        paths += images
+        classes += [folder.name] * len(images)
+    if folders and not paths:
+        raise InputError(f"cannot read images below {place}: its folders hold no {', '.join(SUFFIXES)}")
+    only = len(set(classes)) == 1 and classes[0].lower() in ("images", "imgs")  # a folder, not a class
+    return None if only or not paths else Listing(paths, classes)
+
+
+def _from_list(path: Path) -> Listing:
+    """Read a list of labels: in each line the name of an image and its class, after a header or not."""
+    places = [folder for folder in (path.parent, path.parent / "images") if folder.is_dir()]
+    files = {file.name: file for folder in places for file in images_in(folder)}
+    text = read_text(path, "a list of labels", LARGEST_LIST, "utf-8-sig")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    listed: dict[str, str] = {}
+    for number, line in enumerate(lines, start=1):
+        separator = next((mark for mark in "\t,;" if mark in line), None)  # else blanks
+        cells = [cell.strip() for cell in line.split(separator)]
+        name = Path(cells[0]).name
+        if name not in files and number == 1:
+            continue  # a header
+        if name not in files or len(cells) < 2 or name in listed:
+            what = "is listed twice" if name in listed else "is not there" if name not in files else "has no class"
+            raise InputError(f"{path} line {number}: the image {quoted(name)} {what}")
+        listed[name] = cells[1]
+    without = sorted(set(files) - set(listed))
+    if without:
+        raise InputError(f"{path} lists {len(listed)} of {len(files)} images: {quoted(without[0])} has no label")
+    if not listed:
+        raise InputError(f"{path} lists no image")
+    numbered = all(name.isascii() and name.isdigit() and len(name) < 7 for name in listed.values())
+    classes = [str(int(listed[name])) if numbered else listed[name] for name in sorted(listed)]
+    return Listing([files[name] for name in sorted(listed)], classes, numbered)
+
+
+def ordered(names: Sequence[str]) -> list[str]:
+    """Order class folders: by number if all are whole numbers, else by name, as ImageFolder does."""
+    if all(name.isascii() and name.isdigit() for name in names):
+        return sorted(names, key=lambda name: (int(name), name))
+    return sorted(names)
+
+
+def _numbering(names: Sequence[str]) -> tuple[str, ...]:
+    """Say how classes are numbered, where that could be misread."""
+    if all(name.isascii() and name.isdigit() for name in names):
+        moved = next((i for i, name in enumerate(names) if int(name) != i), None)
+        if moved is not None:
+            return (
+                f"class folders are numbered from 0 in the order of their numbers: {names[moved]!r} is class {moved}",
+            )
+        if names != sorted(names):
+            return ("class folders are in the order of their numbers, not of their names as ImageFolder has them",)
+        return ()
+
+    def natural(name: str) -> list[tuple[int, str]]:
+        return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+    moved = next((i for i, (a, b) in enumerate(zip(names, sorted(names, key=natural), strict=True)) if a != b), None)
+    return (
+        () if moved is None else (f"class folders are in the order of their names: {names[moved]!r} is class {moved}",)
+    )
+
+
+@dataclass(frozen=True)
+class View:
+    """How an image becomes pixels.
+
+    Attributes:
+        size: height and width; an image of exactly this size keeps its pixels.
+        channels: 1 or 3.
+        resample: whether images of other sizes are resized and cropped, or refused.
     """
 
-    def __init__(self, root: Path, transform: Callable[[object], Tensor]) -> None:
-        self._transform = transform
-        with loading(root, "a folder of images"):
-            self.classes = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
-            if not self.classes:
-                raise InputError(f"cannot read images below {root}: it has no folders, one for each class")
-            self.samples = [
-                (path, number) for number, name in enumerate(self.classes) for path in _images(root / name, root)
-            ]
+    size: tuple[int, int]
+    channels: int
+    resample: bool
 
-    @property
-    def targets(self) -> list[int]:
-        """The class of each image."""
-        return [number for _, number in self.samples]
+    def __call__(self, path: Path) -> Float[Tensor, "channels height width"]:
+        """Read an image.
 
-    def __len__(self) -> int:
-        return len(self.samples)
+        Raises:
+            InputError: it is damaged, or does not have the size or the colours of the others.
+        """
+        with opened(path) as image:
+            try:
+                whole = readable(image, self.channels)
+            except InputError as error:
+                raise InputError(f"{path}: {error}") from None
+        return picture(self._fitted(path, whole), self.channels)
 
-    def __getitem__(self, number: int) -> tuple[Tensor, int]:
-        path, target = self.samples[number]
-        return self._transform(_decoded(path)), target
-
-
-def _images(folder: Path, root: Path) -> list[Path]:
-    found = sorted(_below(folder, set()))
-    if not found:
-        raise InputError(f"cannot read images below {root}: the class {quoted(folder.name)} has none")
-    for path in found:
-        mode = path.stat().st_mode
-        if not stat.S_ISREG(mode):
-            raise InputError(f"cannot read the image {path}: it is a device, a pipe or a folder")
-    return found
+    def _fitted(self, path: Path, image: "Image") -> "Image":
+        height, width = self.size
+        if image.size == (width, height):
+            return image
+        if not self.resample:
+            found = f"{image.size[1]}x{image.size[0]}"
+            raise InputError(f"{path} has {found} pixels, the first image {height}x{width}: give an image size H,W")
+        return _resampled(image, self.size)
 
 
-def _below(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
-    about = folder.stat()
-    if (about.st_dev, about.st_ino) in seen:  # a link to a folder above
-        return
-    seen.add((about.st_dev, about.st_ino))
-    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-        if entry.is_dir():
-            yield from _below(Path(entry.path), seen)
-        elif entry.name.lower().endswith(SUFFIXES):
-            yield Path(entry.path)
+def _resampled(image: Any, size: tuple[int, int]) -> Any:
+    """Resize an image to cover 256/224 of the size, and crop the centre: the usual ImageNet evaluation."""
+    from torchvision.transforms import functional
+
+    height, width = (round(side * 256 / 224) for side in size)
+    if height == width:  # the shorter side, rounded as torchvision does
+        return functional.center_crop(functional.resize(image, [height]), list(size))
+    scale = max(height / image.size[1], width / image.size[0])
+    whole = [max(side, round(scale * own)) for side, own in zip(size, image.size[::-1], strict=True)]
+    return functional.center_crop(functional.resize(image, whole), list(size))
 
 
-def _decoded(path: Path) -> object:
-    """Decode an image to RGB."""
-    from PIL import Image
+def view_of(listings: dict[str, Listing], size: str | int, channels: int | None) -> tuple[View, tuple[str, ...]]:
+    """Decide how the images of a data set are read, from the first of them and some more.
 
-    with loading(path, "an image"):
-        check_regular(path)
-        with open(path, "rb") as file, Image.open(file, formats=FORMATS) as image:
-            short, long = sorted(image.size)
-            if short * long > MOST_PIXELS or long > LONGEST * short:
-                raise InputError(
-                    f"cannot read the image {path}: it has {image.width} x {image.height} pixels, the most are "
-                    f"{MOST_PIXELS}, one side {LONGEST} times the other"
-                )
-            return image.convert("RGB")
+    Args:
+        listings: its splits.
+        size: "as-is", a side, or "H,W".
+        channels: 1 or 3; None for those of the images.
+
+    Raises:
+        InputError: no image can be read, or they have several sizes and are to be taken as they are.
+    """
+    seen = _looked_at(listings)
+    channels = channels or (1 if all(grey for _, grey, _, _ in seen) else 3)
+    sizes = list(dict.fromkeys(own for own, _, _, _ in seen))
+    modes = {mode for _, _, mode, _ in seen}
+    remarks = ["images with transparency are read without it"] if modes & {"RGBA", "LA", "PA"} else []
+    if any(mode.startswith("I;16") for mode in modes):
+        remarks.append("images of 16 bits: divided by 65535")
+    if size == AS_IS:
+        if len(sizes) > 1:
+            other = next(path for own, _, _, path in seen if own != sizes[0])
+            raise InputError(
+                f"images have several sizes ({_text(sizes[0])}, {_text(sizes[1])} in {other}): give an image size H,W"
+            )
+        return View(sizes[0], channels, resample=False), tuple(remarks)
+    height, _, width = str(size).partition(",")
+    wanted = (int(height), int(width or height))
+    others = [own for own in sizes if own != wanted]
+    if others:
+        covering = tuple(round(side * 256 / 224) for side in wanted)
+        remarks.append(
+            f"images of other sizes than {_text(wanted)}, like {_text(others[0])}, are resized to cover "
+            f"{_text(covering)} and cropped"
+        )
+    return View(wanted, channels, resample=True), tuple(remarks)
+
+
+def _looked_at(listings: dict[str, Listing]) -> list[tuple[tuple[int, int], bool, str, Path]]:
+    """Size, greyness and mode of some images of each split; one that cannot be read matters when it is used."""
+    seen, refused = [], None
+    for listing in listings.values():
+        step = max(1, len(listing.paths) // LOOKED_AT)
+        for path in listing.paths[::step][:LOOKED_AT]:
+            try:
+                with opened(path) as image:
+                    seen.append(((image.height, image.width), is_grey(image), image.mode, path))
+            except InputError as error:
+                refused = error
+    if not seen and refused is not None:
+        raise refused
+    return seen
+
+
+def _text(size: tuple[int, ...]) -> str:
+    return f"{size[0]}x{size[1]}"

@@ -1,12 +1,12 @@
 """Load data sets by name, with train, validation and test splits fixed by a seed.
 
 ``digits`` ships with scikit-learn; ``mnist``, ``fashion-mnist``, ``cifar10``, ``cifar100``, ``imagenet`` and ``folder``
-(torchvision's ImageFolder) are read from ``root`` or ``$CERTKD_DATA``; a path that ends in ``.npz`` holds arrays.
+(images in folders) are read from ``root`` or ``$CERTKD_DATA``. A path names arrays (``.npz``, ``.npy``) or a folder.
 """
 
 import gzip
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from importlib.util import find_spec
@@ -18,37 +18,35 @@ import torch
 from torch import Tensor
 
 from certkd.config.settings import DataConfig
-from certkd.data.arrays import read_arrays
-from certkd.data.folders import ImageFolder
+from certkd.data import folders
+from certkd.data.named_arrays import Part, archive, array_folder, single
 from certkd.data.splits import SPLITS, DataSet, FileImages, Split, TensorImages
-from verifiers.core.errors import InputError, did_you_mean, one_line
+from verifiers.core.errors import InputError, did_you_mean, loading, one_line, quoted
+from verifiers.runtime.arrays import class_numbers
 from verifiers.runtime.samples import Images
 
-#: More classes than any data set has.
-MOST_CLASSES = 100_000
 NAMES = ("digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "imagenet", "folder")
 
 
 def load(config: DataConfig) -> DataSet:
     """Load a data set and cut its splits.
 
-    The official test (for ImageNet, validation) images are the test split. The validation split is cut from the
-    training images by a permutation that depends on ``config.seed`` alone; for ``digits``, so is the test split. Of the
-    remaining training images, the first ``config.limit`` are used, or all if it is None or larger.
+    The official test images are the test split, or the validation images where there are no others (ImageNet). Else the
+    official validation images are the validation split; where there are none it is cut from the training images by a
+    permutation that depends on ``config.seed`` alone; for ``digits``, so is the test split. Of the remaining training
+    images, the first ``config.limit`` are used, or all if it is None or larger. A test split alone can be certified.
 
     Raises:
         InputError: the name is unknown, files are missing, or arrays are not images and labels.
     """
     data = _load(config)
-    if config.limit is None or config.limit >= len(data.splits["train"]):
+    if config.limit is None or "train" not in data.splits or config.limit >= len(data.splits["train"]):
         return data
     few = data.splits["train"].take(torch.arange(config.limit))
     return replace(data, splits={**data.splits, "train": few})
 
 
 def _load(config: DataConfig) -> DataSet:
-    if config.name.endswith(".npz"):
-        return _npz(config)
     loaders: dict[str, Callable[[DataConfig], DataSet]] = {
         "digits": _digits,
         "mnist": _torchvision,
@@ -58,9 +56,24 @@ def _load(config: DataConfig) -> DataSet:
         "imagenet": _folders,
         "folder": _folders,
     }
-    if config.name not in loaders:
-        raise InputError(f"unknown data set {config.name!r}.{did_you_mean(config.name, list(NAMES))}")
-    return loaders[config.name](config)
+    if config.name in loaders:
+        return loaders[config.name](config)
+    path = _path(config)
+    if ".npy" in config.name:
+        return _arrays(config, single(str(path)))
+    if config.name.endswith(".npz"):
+        return _arrays(config, archive(path))
+    if path.is_dir():
+        return _arrays(config, array_folder(path)) if any(path.glob("*.npy")) else _folders(config, path)
+    there = " It is a file: images and labels are read from .npz and .npy files and from folders." * path.is_file()
+    raise InputError(f"unknown data set {quoted(config.name)}.{there or did_you_mean(config.name, list(NAMES))}")
+
+
+def _path(config: DataConfig) -> Path:
+    """The path that a name is, here or below the root."""
+    path = Path(config.name).expanduser()
+    there = Path(config.name.rpartition(":")[0] or config.name).exists()
+    return path if there or config.root is None else Path(config.root) / config.name
 
 
 def _digits(config: DataConfig) -> DataSet:
@@ -87,8 +100,7 @@ def _torchvision(config: DataConfig) -> DataSet:
         "cifar10": datasets.CIFAR10,
         "cifar100": datasets.CIFAR100,
     }
-    root = _root(config)
-    known = config.name
+    root, known = _root(config), config.name
     try:
         parts = [kinds[known](root, train=train, download=config.download) for train in (True, False)]
     except (RuntimeError, OSError) as error:
@@ -97,8 +109,12 @@ def _torchvision(config: DataConfig) -> DataSet:
         ) from None
     except Exception as error:
         raise InputError(f"{known} in {root} is damaged ({one_line(error)}): copy or download it again") from error
-    (train, train_labels), (test, test_labels) = ((_bytes(part.data), _labels(part.targets)) for part in parts)
-    return _assemble(config, TensorImages(train), train_labels, TensorImages(test), test_labels)
+    splits, classes = {}, 0
+    for name, part in zip(("train", "test"), parts, strict=True):
+        images = _bytes(part.data)
+        labels, shown = class_numbers(part.targets, len(images), f"the {name} labels of {known} in {root}")
+        splits[name], classes = _whole(TensorImages(images), labels), max(classes, shown)
+    return DataSet(known, classes, tuple(images.shape[1:]), _cut(config, splits))
 
 
 def _bytes(data: Any) -> Tensor:
@@ -107,94 +123,54 @@ def _bytes(data: Any) -> Tensor:
     return images[:, None] if images.dim() == 3 else images.permute(0, 3, 1, 2).contiguous()
 
 
-def _labels(targets: Any) -> Tensor:
-    return torch.as_tensor(targets).long()
-
-
-def _folders(config: DataConfig) -> DataSet:
-    """Load ROOT/train and ROOT/val (or validation, test) with a folder per class, as in ImageNet and ImageFolder."""
-    root = _root(config)
+def _folders(config: DataConfig, path: Path | None = None) -> DataSet:
+    """Load images in folders; see ``certkd.data.folders``."""
+    root = path or _root(config)
     if config.name == "imagenet" and (root / "imagenet").is_dir():
         root = root / "imagenet"
-    test = next((name for name in ("test", "val", "validation") if (root / name).is_dir()), None)
-    if test is None or not (root / "train").is_dir():
-        raise InputError(f"{root} must hold folders train and val (or test) with one folder per class")
-    parts = [ImageFolder(root / name, _image_transform(config.image_size)) for name in ("train", test)]
-    if parts[0].classes != parts[1].classes:
-        raise InputError(f"{root}: train and {test} have different class folders")
+    with loading(root, "a folder of images"):
+        found = folders.find(root)
+        view, remarks = folders.view_of(found.splits, config.image_size, config.channels)
     pool = ThreadPoolExecutor(os.cpu_count())
-    images = [FileImages(part, torch.arange(len(part)), pool) for part in parts]
-    return _assemble(config, images[0], _labels(parts[0].targets), images[1], _labels(parts[1].targets))
-
-
-def _image_transform(size: int) -> Callable[[Any], Tensor]:
-    """Build the usual ImageNet evaluation pipeline: shorter side to 256/224 of ``size``, centre crop, [0, 1]."""
-    from torchvision import transforms
-
-    return transforms.Compose(
-        [transforms.Resize(round(size * 256 / 224)), transforms.CenterCrop(size), transforms.ToTensor()]
-    )
-
-
-def _npz(config: DataConfig) -> DataSet:
-    path = Path(config.name)
-    if not path.is_file() and config.root is not None:
-        path = Path(config.root) / config.name
-    arrays = read_arrays(path, ("x_train", "y_train", "x_test", "y_test"))
-    parts = [_array_images(path, name, arrays[f"x_{name}"]) for name in ("train", "test")]
-    labels = [_array_labels(path, name, arrays[f"y_{name}"], len(parts[i])) for i, name in enumerate(("train", "test"))]
-    return _assemble(config, parts[0], labels[0], parts[1], labels[1])
-
-
-def _array_images(path: Path, name: str, array: np.ndarray) -> TensorImages:
-    if array.ndim < 2 or not array.size:
-        raise InputError(f"{path}: x_{name} must hold images, one per row; got shape {array.shape}")
-    if array.dtype != np.uint8:
-        if not np.issubdtype(array.dtype, np.floating):
-            raise InputError(f"{path}: x_{name} must be bytes, or floats in [0, 1]; got {array.dtype}")
-        if not (array.min() >= 0 and array.max() <= 1):
-            found = f"{array.min():g} to {array.max():g}"
-            raise InputError(f"{path}: x_{name} must be bytes, or floats in [0, 1]; got values from {found}")
-        array = array.astype(np.float32)
-    images = torch.from_numpy(array)
-    return TensorImages(images[:, None] if images.dim() == 3 else images)
-
-
-def _array_labels(path: Path, name: str, array: np.ndarray, count: int) -> Tensor:
-    if array.shape != (count,) or not np.issubdtype(array.dtype, np.integer) or (count and array.min() < 0):
-        raise InputError(f"{path}: y_{name} must be {count} class numbers, one per image")
-    return torch.from_numpy(array.astype(np.int64))
-
-
-def _assemble(config: DataConfig, train: Images, train_labels: Tensor, test: Images, test_labels: Tensor) -> DataSet:
-    """Cut the validation split (a tenth, at most 5000) from the training images by the seed."""
-    if len(train_labels) < 2 or not len(test_labels):
-        raise InputError(
-            f"{config.name} has {len(train_labels)} training and {len(test_labels)} test images: two and one at least"
-        )
-    for images, labels in ((train, train_labels), (test, test_labels)):
-        _check_labels(config.name, len(images), labels)
-    order = torch.from_numpy(np.random.default_rng(config.seed).permutation(len(train_labels)))
-    held_out = min(max(1, len(order) // 10), 5000)
-    whole = Split(train, train_labels, torch.arange(len(train_labels)))
     splits = {
-        "train": whole.take(order[held_out:]),
-        "validation": whole.take(order[:held_out]),
-        "test": Split(test, test_labels, torch.arange(len(test_labels))),
+        name: _whole(FileImages(listing.paths, view, pool), found.labels(name))
+        for name, listing in found.splits.items()
     }
-    classes = int(max(train_labels.max(), test_labels.max())) + 1
-    shapes = [tuple(images[torch.zeros(1, dtype=torch.long)].shape[1:]) for images in (train, test)]
-    if shapes[0] != shapes[1]:
-        raise InputError(f"{config.name}: training images have shape {shapes[0]}, test images {shapes[1]}")
-    return DataSet(config.name, classes, shapes[1], splits)
+    shape = (view.channels, *view.size)
+    return DataSet(config.name, len(found.names), shape, _cut(config, splits), (*found.remarks, *remarks))
 
 
-def _check_labels(name: str, images: int, labels: Tensor) -> None:
-    if labels.shape != (images,):
-        raise InputError(f"{name} has {images} images and labels of shape {tuple(labels.shape)}: one class per image")
-    low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= MOST_CLASSES:
-        raise InputError(f"{name} has classes from {low} to {high}: they are numbered from 0, up to {MOST_CLASSES}")
+def _arrays(config: DataConfig, parts: Mapping[str, Part]) -> DataSet:
+    """Make a data set of arrays; its classes are those that the labels tell of."""
+    shapes = {name: tuple(part.images.tensor.shape[1:]) for name, part in parts.items()}
+    other = next((name for name in shapes if shapes[name] != shapes["test"]), None)
+    if other is not None:
+        names = {"train": "training", "validation": "validation"}
+        raise InputError(
+            f"{config.name}: {names[other]} images have shape {shapes[other]}, test images {shapes['test']}"
+        )
+    splits = {name: Split(part.images, part.labels, part.indices) for name, part in parts.items()}
+    classes = max(part.classes for part in parts.values())
+    remarks = tuple(dict.fromkeys(remark for part in parts.values() for remark in part.remarks))
+    return DataSet(config.name, classes, shapes["test"], _cut(config, splits), remarks)
+
+
+def _whole(images: Images, labels: Tensor) -> Split:
+    return Split(images, labels, torch.arange(len(labels)))
+
+
+def _cut(config: DataConfig, splits: Mapping[str, Split]) -> dict[str, Split]:
+    """Cut the validation split (a tenth, at most 5000) from the training images by the seed, where there is none."""
+    if "train" not in splits or "validation" in splits:
+        return dict(splits)
+    train = splits["train"]
+    if len(train) < 2:
+        raise InputError(
+            f"{config.name} has {len(train)} training and {len(splits['test'])} test images: two and one at least"
+        )
+    order = torch.from_numpy(np.random.default_rng(config.seed).permutation(len(train)))
+    held_out = min(max(1, len(order) // 10), 5000)
+    return {"train": train.take(order[held_out:]), "validation": train.take(order[:held_out]), "test": splits["test"]}
 
 
 def _root(config: DataConfig) -> Path:

@@ -1,14 +1,14 @@
 """Data sets and their splits: images in [0, 1], labels, and each sample's index in its source."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from certkd.data.folders import ImageFolder
 from verifiers.runtime.samples import Images
 
 SPLITS = ("train", "validation", "test")
@@ -40,18 +40,15 @@ class TensorImages:
 class FileImages:
     """Images on disk, decoded by a pool of threads on use."""
 
-    folder: ImageFolder
-    order: Int[Tensor, " samples"]
+    paths: Sequence[Path]
+    read: Callable[[Path], Tensor]
     pool: ThreadPoolExecutor
 
     def __len__(self) -> int:
-        return len(self.order)
+        return len(self.paths)
 
     def __getitem__(self, rows: Int[Tensor, " batch"]) -> Float[Tensor, "batch channels height width"]:
-        return torch.stack(list(self.pool.map(self._image, self.order[rows].tolist())))
-
-    def _image(self, number: int) -> Float[Tensor, "channels height width"]:
-        return self.folder[number][0]
+        return torch.stack(list(self.pool.map(self.read, [self.paths[row] for row in rows.tolist()])))
 
 
 @dataclass(frozen=True)
@@ -90,12 +87,13 @@ class Subset:
 
 @dataclass(frozen=True)
 class DataSet:
-    """A named data set with its three splits."""
+    """A named data set with its splits; ``remarks`` are lines about how it was read, where that could surprise."""
 
     name: str
     classes: int
     shape: tuple[int, ...]
     splits: Mapping[str, Split]
+    remarks: tuple[str, ...] = ()
 
     @property
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -25,6 +25,8 @@ from certkd.networks.checkpoint import Checkpoint
 from certkd.networks.onnx.classifier import classifier
 from verifiers.core.errors import InputError, did_you_mean
 
+#: The largest mean or deviation of pixels in [0, 1] that is taken for one.
+LARGEST = 1.5
 SUFFIXES = (".pt", ".pth", ".safetensors", ".bin", ".ckpt", ".onnx")
 
 
@@ -159,6 +161,7 @@ def load(
         raise InputError(
             f"--mean and --std belong together and to --arch or an .onnx file, --std is positive: got {mean} and {std}"
         )
+    check_units(mean, std)
     if layout is not None and not onnx:
         raise InputError(f"--layout {layout} is for .onnx files: {name} describes its own images")
     if onnx and architecture is not None:
@@ -174,6 +177,24 @@ def load(
     if data is None:
         raise InputError(f"{name} needs --data, which says how many classes and what shape")
     return Checkpoint(build(parse_architecture(name, data.classes, data.shape), pretrained=True).eval())
+
+
+def check_units(mean: Sequence[float], std: Sequence[float]) -> None:
+    """Check that a normalisation is for pixels in [0, 1].
+
+    Raises:
+        InputError: it is for pixels of 0 to 255.
+    """
+    if max([*map(abs, mean), *std], default=0) <= LARGEST:
+        return
+    raise InputError(
+        f"--mean {_listed(mean)} --std {_listed(std)} are for pixels of 0 to 255, here they are in [0, 1]: "
+        f"did you mean --mean {_listed(mean, '/255')} --std {_listed(std, '/255')}?"
+    )
+
+
+def _listed(values: Sequence[float], unit: str = "") -> str:
+    return ",".join(f"{value:g}{unit}" for value in values)
 
 
 def _bare(
@@ -218,15 +239,27 @@ def parse_architecture(text: str, classes: int, shape: tuple[int, ...]) -> Model
     return ModelSpec(name=name, options=options, classes=classes, shape=shape)
 
 
-def data_of(known: Checkpoint, name: str | None, root: str | None, download: bool) -> DataConfig:
+def data_of(known: Checkpoint, named: DataConfig) -> DataConfig:
     """Choose the data set for certification: the named one, or the checkpoint's own.
+
+    Images in folders get the size and the channels that the network takes, unless a size is given.
+
+    Args:
+        known: the network.
+        named: the settings that were given; only those count.
 
     Raises:
         InputError: no data set was named, and the checkpoint has none.
     """
-    stored = dict(known.data)
-    if name is not None and name != stored.get("name"):
-        stored = {"name": name}
-    if not stored:
+    given, stored, shape = named.model_dump(exclude_unset=True), dict(known.data), known.model.spec.shape
+    if given.get("name", stored.get("name")) != stored.get("name"):
+        stored = {}
+    if not stored and "name" not in given:
         raise InputError("the checkpoint does not name its data set: name it with --data")
-    return DataConfig(**{**stored, "root": root, "download": download})
+    config = DataConfig(**{**stored, "root": None, "download": False, **given})
+    if not config.in_folders or len(shape) != 3 or shape[0] not in (1, 3):
+        return config
+    own: dict[str, int | str] = {"channels": shape[0] if config.channels is None else config.channels}
+    if "image_size" not in {*stored, *given}:
+        own["image_size"] = f"{shape[1]},{shape[2]}"
+    return DataConfig(**{**config.model_dump(), **own})

@@ -152,3 +152,6 @@ class TrainProgress(TrainingReporter):
 
     def warn(self, text: str) -> None:
         self._console.print(f"{self._name}: warning: {text}")
+
+    def inform(self, text: str) -> None:
+        self._console.print(f"{self._name}: {text}")

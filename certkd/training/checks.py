@@ -1,5 +1,7 @@
 """Reject data, networks and settings that do not fit, before a training begins."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -7,29 +9,30 @@ from certkd.config.settings import TrainConfig
 from certkd.data.splits import Split, TensorImages
 from certkd.training.run import Teachers
 from verifiers.core.errors import InputError, one_line
+from verifiers.runtime.arrays import channels_last
+from verifiers.runtime.classes import disagreement, out_of_range
+from verifiers.runtime.given import labelled
 from verifiers.runtime.modes import eval_mode
 from verifiers.runtime.samples import check_dtype, check_pixels, device_of
 
 #: Only the first images of a split are checked: they need not all be in memory.
 FIRST = 64
+#: Images on which a teacher's accuracy is measured, and how many at a time.
+MEASURED, BATCH = 1000, 250
 
 
-def as_split(data: Split | tuple[Tensor, Tensor]) -> Split:
-    """Make a split of two tensors; a split is returned unchanged.
+def as_split(data: Any) -> Split:
+    """Make a split of a pair of images and labels, a torch data set or a loader; a split is returned unchanged.
 
     Raises:
         InputError: there are no images, the numbers of images and labels differ, or their types are wrong.
     """
     if isinstance(data, Split):
         return data
-    images, labels = data
-    if len(images) != len(labels) or len(labels) == 0:
-        raise InputError(f"need as many images as labels and at least one: got {len(images)} and {len(labels)}")
-    if labels.dim() != 1 or labels.is_floating_point():
-        raise InputError(f"labels must be one integer per image, got {labels.dtype} of shape {tuple(labels.shape)}")
-    if images.dtype != torch.uint8:
+    images, labels = labelled(data, random=True)
+    if isinstance(images, Tensor):
         check_pixels(images)
-    return Split(TensorImages(images), labels.long(), torch.arange(len(labels)))
+    return Split(TensorImages(images) if isinstance(images, Tensor) else images, labels, torch.arange(len(labels)))
 
 
 def check_student(student: nn.Module, splits: tuple[Split, Split], place: torch.device) -> int:
@@ -46,9 +49,9 @@ def check_student(student: nn.Module, splits: tuple[Split, Split], place: torch.
         x, _ = split.batch(torch.arange(min(len(split), FIRST)), place)
         check_pixels(x)
         classes = _logits(student, x[:1], "student").shape[1]
-        low, high = int(split.labels.min()), int(split.labels.max())
-        if low < 0 or high >= classes:
-            raise InputError(f"labels run from {low} to {high}, the student has {classes} classes")
+        stray = out_of_range(int(split.labels.min()), int(split.labels.max()), classes, "the student")
+        if stray is not None:
+            raise InputError(stray)
     return classes
 
 
@@ -67,12 +70,24 @@ def check_teacher(student: nn.Module, teacher: nn.Module, name: str, classes: in
     return bool((logits >= 0).all()) and torch.allclose(logits.sum(1), torch.ones_like(logits[:, 0]), atol=1e-4)
 
 
+def teacher_disagrees(teacher: nn.Module, classes: int, held_out: Split, place: torch.device) -> str | None:
+    """Say it, and the likely reason, if a teacher is no better than chance on the first images of a split."""
+    predicted = []
+    for rows in torch.arange(min(len(held_out), MEASURED)).split(BATCH):
+        with torch.no_grad(), eval_mode(teacher):
+            predicted.append(teacher(held_out.batch(rows, place)[0]).argmax(1).cpu())
+    theirs, labels = torch.cat(predicted), held_out.labels[:MEASURED].cpu()
+    return disagreement(theirs, labels, classes, int((theirs == labels).sum()))
+
+
 def _logits(model: nn.Module, x: Tensor, name: str) -> Tensor:
     try:
         with torch.no_grad(), eval_mode(model):
             logits = model(x)
     except (RuntimeError, ValueError, AssertionError) as error:
-        raise InputError(f"the {name} does not take images of shape {tuple(x.shape[1:])}: {one_line(error)}") from None
+        shape = tuple(x.shape[1:])
+        hint = "; they look like channels last: give images.permute(0, 3, 1, 2)" if channels_last(shape) else ""
+        raise InputError(f"the {name} does not take images of shape {shape}: {one_line(error)}{hint}") from None
     if logits.dim() != 2 or logits.shape[1] < 2 or len(logits) != len(x):
         raise InputError(f"the {name} must give one row of logits per image, got shape {tuple(logits.shape)}")
     return logits

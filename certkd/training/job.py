@@ -39,6 +39,8 @@ def run_training(
     known = {role: networks.load(name) for role, name in names.items() if name is not None}
     folder = _folder(job, known, resume, overwrite)
     data = sources.load(job.data)
+    for remark in data.remarks:
+        reporter.inform(remark)
     student = networks.for_training(job.model, data, job.seed, reporter.warn)
     aligned = getattr(job.objective, "lambda_iga", 0) > 0
     fitted = {
@@ -103,7 +105,7 @@ def _about(job: TrainJob, teachers: Mapping[str, Checkpoint]) -> dict[str, Any]:
     hashes = {role: known.sha256 for role, known in teachers.items()}
     settings = job.model_dump(mode="json", exclude=_FREE)
     settings["natural_teacher"] = hashes.get("natural teacher")
-    kept = ("name", "seed", "image_size", "limit")
+    kept = ("name", "seed", "image_size", "channels", "limit")
     settings["data"] = {key: settings["data"][key] for key in kept if settings["data"][key] is not None}
     return {"data": settings["data"], "teacher_sha256": hashes.get("teacher", ""), "training": settings}
 

@@ -70,7 +70,8 @@ def train(
     Args:
         student: maps images in [0, 1] to logits.
         data: training images and labels, of which a tenth is held out for selecting the best epoch; or the splits
-            "train" and "validation" by name.
+            "train" and "validation" by name. Each is a pair of tensors, arrays or lists, a torch ``Dataset`` or a
+            ``DataLoader``; pixels are bytes or in [0, 1].
         config: objective, optimiser, epochs, selection, seed, device.
         teacher: a network with the same classes, for objectives that need one; ``Teachers`` for those that need two.
         out: folder for ``best.pt``, ``last.pt``, ``log.jsonl`` and the resume state; nothing is written when None.

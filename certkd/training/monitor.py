@@ -58,7 +58,7 @@ def diagnostics(
     The metrics depend on the arguments; without teacher and threat there are none.
 
     * With a teacher: ``gradient_gap`` and ``gradient_cosine``, the mean distance and cosine of both networks' input
-      gradients of the cross-entropy.
+      gradients of the cross-entropy, and ``teacher_clean``, the teacher's accuracy on these images.
     * With a threat: ``margin_excess``, the share of images that an attack on the margin fools, less that of an attack
       on the cross-entropy; and for linf ``local_linearity``, the rise of the cross-entropy above its linearisation
       within the ball, in nats (Shao et al.'s measure).
@@ -70,6 +70,8 @@ def diagnostics(
     if teacher is not None:
         gradients = gradient_agreement(model, teacher, x, y, Norm.L2)
         metrics |= {"gradient_gap": float(gradients.gap.mean()), "gradient_cosine": float(gradients.cosine.mean())}
+        with torch.no_grad(), eval_mode(teacher):
+            metrics["teacher_clean"] = float((teacher(x).argmax(1) == y).double().mean())
     if threat is None:
         return metrics
     x, y, eps, norm = x[:ATTACKED], y[:ATTACKED], threat.eps, threat.norm

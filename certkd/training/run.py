@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
 
 from certkd.config.settings import SelectionConfig, Threat, TrainConfig
 from certkd.data.splits import Split
@@ -13,8 +15,8 @@ from certkd.reporter import TrainingReporter
 from certkd.training.average import Average
 from verifiers.runtime.optimizer import Optimizer
 
-#: Images, in [0, 1] or as bytes, and labels.
-Labelled = Split | tuple[Tensor, Tensor]
+#: Images, in [0, 1] or as bytes, and labels: a pair of tensors, arrays or lists, a torch data set or a loader.
+Labelled = Split | tuple[Any, Any] | Dataset[Any] | DataLoader[Any]
 #: Training images alone, or the splits "train" and "validation".
 TrainingData = Labelled | Mapping[str, Labelled]
 

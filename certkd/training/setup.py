@@ -11,7 +11,7 @@ from certkd.data.splits import Split
 from certkd.objectives import Objective
 from certkd.reporter import TrainingReporter
 from certkd.training.average import Average
-from certkd.training.checks import as_split, check_settings, check_student, check_teacher
+from certkd.training.checks import as_split, check_settings, check_student, check_teacher, teacher_disagrees
 from certkd.training.evaluation import keyed_generator
 from certkd.training.monitor import threat_of
 from certkd.training.run import Run, Teachers, TrainingData
@@ -39,6 +39,9 @@ def prepare(
             probabilities = check_teacher(student, teacher.to(place), role, classes, fit)
             if probabilities:
                 reporter.warn(f"the {role} gives probabilities rather than logits: leave out its softmax")
+            chance = teacher_disagrees(teacher, classes, held_out, place)
+            if chance is not None:
+                reporter.warn(f"the {role}'s clean accuracy {chance}")
     return Run(
         student=student,
         forward=forward_of(student, config),

@@ -6,11 +6,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 from verifiers.certify.batches import Asked, Run
 from verifiers.certify.config import CertifyConfig
 from verifiers.certify.identity import check_predictions, facts_of, identity_of
 from verifiers.core.errors import InputError
+from verifiers.core.quantities import beyond_images
 from verifiers.core.question import Question
 from verifiers.core.reporter import Reporter
 from verifiers.core.status import About
@@ -24,7 +26,7 @@ from verifiers.runtime.samples import CLEAN_BATCH, Data, Samples, first_images, 
 
 def certify(
     network: nn.Module,
-    data: Data | tuple[Tensor, Tensor],
+    data: Data | tuple[Any, Any] | Dataset[Any] | DataLoader[Any],
     config: CertifyConfig,
     *,
     teacher: nn.Module | None = None,
@@ -35,7 +37,8 @@ def certify(
 
     Args:
         network: maps images in [0, 1] to logits, with normalisation inside. It is in eval mode during the call.
-        data: images ``(samples, *shape)`` in [0, 1] and true classes ``(samples,)``, as a pair of tensors or ``Data``.
+        data: images ``(samples, *shape)`` in [0, 1] or as bytes, and true classes ``(samples,)``: a pair of tensors,
+            arrays or lists, a torch ``Dataset`` or ``DataLoader``, or ``Data``.
         config: the ball, the methods and their settings.
         teacher: the second network of methods about a pair, from the same images to the same classes.
         out: certificate file; the same call resumes an unfinished file. In memory when None.
@@ -67,6 +70,9 @@ def certify(
         stack.enter_context(trusted_arithmetic())
         samples = validate(network, data, reporter)
         first = first_images(samples, network)
+        beyond = beyond_images(config.ball, config.norm, first[0].numel())
+        if beyond is not None:
+            reporter.warn(beyond)
         if teacher is not None and any(method.about is About.SMOOTHED for method in config.methods):
             _check_teacher(teacher, first, samples.classes)
         stack.enter_context(suitable_threads(network, first[:1], CLEAN_BATCH))

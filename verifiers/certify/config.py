@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import SerializeAsAny, model_validator
 
 from verifiers.core.errors import InputError, did_you_mean
-from verifiers.core.quantities import Epsilon, Norm
+from verifiers.core.quantities import Epsilon, Norm, beyond_images
 from verifiers.core.settings import Count, EpsilonText, Seed, Strict
 from verifiers.core.status import About, Guarantee
 from verifiers.methods.base import Method
@@ -82,12 +82,6 @@ class CertifyConfig(Strict):
             raise ValueError(f"each method once, got {', '.join(kinds)}")
         return self
 
-    @model_validator(mode="after")
-    def _inside_the_images(self) -> "CertifyConfig":
-        if self.norm is Norm.LINF and self.ball.value > 1:
-            raise InputError(f"eps {self.eps} covers the whole image box [0, 1]: write it like 8/255 or 0.03")
-        return self
-
     @property
     def ball(self) -> Epsilon:
         """The radius, exact and as a float."""
@@ -114,7 +108,14 @@ class CertifyConfig(Strict):
         return self.model_copy(update={"methods": methods}) if methods else None
 
     def at(self, eps: Epsilon) -> "CertifyConfig":
-        """Replace the radius."""
+        """Replace the radius.
+
+        Raises:
+            InputError: the ball holds every image.
+        """
+        beyond = beyond_images(eps, self.norm)
+        if beyond is not None:
+            raise InputError(beyond)
         return self.model_copy(update={"eps": eps.text})
 
 

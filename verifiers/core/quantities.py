@@ -80,3 +80,22 @@ def parse_norm(given: str | Norm) -> Norm:
 def whole_box(norm: Norm, pixels: int) -> float:
     """Return the radius at which a ball around any image contains the whole image box."""
     return {Norm.LINF: 1.0, Norm.L2: sqrt(pixels), Norm.L1: float(pixels)}[norm]
+
+
+def beyond_images(eps: Epsilon, norm: Norm, entries: int | None = None) -> str | None:
+    """Say that a ball holds every image, or that its radius is probably in bytes; None if it is a usual one.
+
+    Args:
+        eps: the radius, in pixel units.
+        norm: of the ball.
+        entries: pixels times channels of an image; None if unknown, and then linf alone is judged.
+    """
+    hint = "write it like 8/255 or 0.03"
+    if eps.value <= 255 and eps.text.replace(".", "", 1).isdigit():
+        hint = f"did you mean {eps.value:g}/255?"
+    known = norm is Norm.LINF or entries is not None
+    if known and eps.value > whole_box(norm, entries or 1):
+        return f"eps {eps} covers the whole image box [0, 1]: {hint}"
+    if norm is Norm.L2 and entries is not None and eps.value >= 16 and eps.value == int(eps.value):
+        return f"eps {eps} is large for pixels in [0, 1]: {hint}"
+    return None

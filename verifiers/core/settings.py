@@ -4,11 +4,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from verifiers.core.errors import InputError, quoted
 from verifiers.core.problems import first_problem
-from verifiers.core.quantities import Epsilon, parse_number
+from verifiers.core.quantities import Epsilon, Norm, beyond_images, parse_number
 
 
 def _number(value: Any) -> float:
@@ -83,6 +83,17 @@ class Strict(BaseModel):
                 super().__init__(**values)
 
         __init__.__pydantic_base_init__ = True  # settings inside settings are built without it
+
+    @model_validator(mode="after")
+    def _ball_inside_the_images(self: Own) -> Own:
+        """Refuse an eps in bytes in the norm linf, which is meant where no norm is named and nothing is smoothed."""
+        default = None if hasattr(self, "sigma") else Norm.LINF
+        eps, norm = getattr(self, "eps", None), getattr(self, "attack_norm", getattr(self, "norm", default))
+        if eps is not None and norm is Norm.LINF:
+            beyond = beyond_images(Epsilon.parse(eps), norm)
+            if beyond is not None:
+                raise InputError(beyond)
+        return self
 
     @classmethod
     def parse(cls: type[Own], values: Mapping[str, Any], *, source: str = "") -> Own:

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from verifiers.core.errors import InputError, one_line
 from verifiers.core.reporter import Reporter
-from verifiers.core.statistics import chance_limit
+from verifiers.runtime.arrays import PIXEL_TOLERANCE, channels_last
+from verifiers.runtime.classes import disagreement, out_of_range
 from verifiers.runtime.fingerprint import DataFingerprint
+from verifiers.runtime.given import labelled
+from verifiers.runtime.oom import out_of_memory
 
-#: Pixels up to this far outside [0, 1] are rounding of an image pipeline, and are clamped.
-PIXEL_TOLERANCE = 1e-5
 CLEAN_BATCH = 256
 
 
@@ -68,7 +69,7 @@ class Samples:
         return self.images[torch.as_tensor(rows)].to(device).float().clamp(0.0, 1.0)
 
 
-def validate(network: nn.Module, data: Data | tuple[Tensor, Tensor], reporter: Reporter) -> Samples:
+def validate(network: nn.Module, data: Any, reporter: Reporter) -> Samples:
     """Check ranges, shapes and classes, and that the network is one fixed function; predict every sample.
 
     Raises:
@@ -95,10 +96,9 @@ def validate(network: nn.Module, data: Data | tuple[Tensor, Tensor], reporter: R
         classes = logits.shape[1]
         predictions.append(logits.argmax(1).cpu())
         finite.append(torch.isfinite(logits).all(1).cpu())
-    if int(labels.min()) < 0 or int(labels.max()) >= classes:
-        raise InputError(
-            f"labels run from {int(labels.min())} to {int(labels.max())}, the network has {classes} classes"
-        )
+    stray = out_of_range(int(labels.min()), int(labels.max()), classes, "the network")
+    if stray is not None:
+        raise InputError(stray)
     samples = Samples(
         images,
         labels,
@@ -111,28 +111,19 @@ def validate(network: nn.Module, data: Data | tuple[Tensor, Tensor], reporter: R
     )
     accuracy = float(samples.correct.double().mean())
     reporter.clean(accuracy, len(labels))
-    if accuracy <= chance_limit(classes, len(labels)) and len(labels) >= 20:
-        reporter.warn(
-            f"clean accuracy {accuracy:.1%} is near chance for {classes} classes: are these the right weights?"
-        )
+    chance = disagreement(samples.predicted, labels, classes, int(samples.correct.sum()))
+    if chance is not None:
+        reporter.warn(f"clean accuracy {chance}")
     return samples
 
 
 def as_data(data: Any) -> Data:
-    """Images and labels as tensors; numpy arrays and lists become some.
+    """Images and labels as tensors, whatever a person gave; see ``labelled``.
 
     Raises:
-        InputError: neither ``Data`` nor a pair.
+        InputError: no images and labels can be read.
     """
-    if isinstance(data, Data):
-        return data
-    if not isinstance(data, tuple | list) or len(data) != 2:
-        raise InputError(f"data must be a pair of images and labels, got {type(data).__name__}: give (images, labels)")
-    try:
-        images, labels = (torch.as_tensor(part) for part in data)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"images and labels must be tensors or arrays of numbers: {one_line(error)}") from None
-    return Data(images, labels)
+    return data if isinstance(data, Data) else Data(*labelled(data))
 
 
 def check_dtype(model: nn.Module, name: str = "the network", verb: str = "certify") -> None:
@@ -155,8 +146,15 @@ def check_pixels(batch: Tensor) -> None:
 
 
 def _logits(model: nn.Module, batch: Tensor) -> Tensor:
-    with torch.no_grad():
-        logits = model(batch.to(device_of(model)).float().clamp(0.0, 1.0))
+    try:
+        with torch.no_grad():
+            logits = model(batch.to(device_of(model)).float().clamp(0.0, 1.0))
+    except (RuntimeError, ValueError, IndexError) as error:
+        if out_of_memory(error):
+            raise
+        shape = tuple(batch.shape[1:])
+        hint = ": they look like channels last, give images.permute(0, 3, 1, 2)" if channels_last(shape) else ""
+        raise InputError(f"the network does not take images of shape {shape} ({one_line(error)}){hint}") from error
     if logits.dim() != 2 or logits.shape[1] < 2 or len(logits) != len(batch):
         raise InputError(f"the network must give one row of logits per image, got shape {tuple(logits.shape)}")
     return logits

@@ -121,7 +121,7 @@ def test_an_unknown_key_of_a_student_whatever_its_name(name: str) -> None:
 
 def test_an_unknown_key_far_from_all_lists_the_known_ones() -> None:
     message = refusal({**TRAINING, "data": {"zzz": 1}})
-    assert "Known: download, image_size, limit, name, root, seed." in message, message
+    assert "Known: channels, download, image_size, limit, name, root, seed." in message, message
 
 
 def test_further_problems_are_counted() -> None:

@@ -172,14 +172,14 @@ def test_an_npz_is_found_below_the_root(tmp_path: Path) -> None:
 
 
 WRONG: dict[str, tuple[dict[str, np.ndarray | None], str]] = {
-    "an array is missing": ({"y_test": None}, "must hold x_train, y_train, x_test and y_test; it has x_train"),
+    "an array is missing": ({"y_test": None}, "must hold x_test and y_test, and x_train and y_train to train with; it"),
     "signed integers": ({"x_train": np.zeros((20, 1, 6, 6), np.int64)}, "x_train must be bytes, or floats"),
-    "pixels above one": ({"x_test": np.full((8, 1, 6, 6), 2.0)}, "got values from 2 to 2"),
-    "pixels below zero": ({"x_test": np.full((8, 1, 6, 6), -0.1)}, "got values from -0.1"),
+    "pixels above one": ({"x_test": np.full((8, 1, 6, 6), 2.0)}, "got float64 from 2 to 2: divide by 255"),
+    "pixels below zero": ({"x_test": np.full((8, 1, 6, 6), -0.1)}, "got float64 from -0.1"),
     "not a number": ({"x_test": np.full((8, 1, 6, 6), np.nan)}, "x_test must be bytes, or floats"),
     "too few labels": ({"y_test": np.zeros(7, int)}, "y_test must be 8 class numbers"),
-    "labels as floats": ({"y_test": np.zeros(8)}, "y_test must be 8 class numbers"),
-    "one-hot labels": ({"y_test": np.zeros((8, 3), int)}, "y_test must be 8 class numbers"),
+    "labels as shares": ({"y_test": np.full(8, 0.5)}, "y_test must be 8 class numbers, one per image; got 0.5"),
+    "no class at all": ({"y_test": np.zeros((8, 3), int)}, "y_test must be 8 class numbers"),
     "negative labels": ({"y_test": np.full(8, -1)}, "y_test must be 8 class numbers"),
     "other test shape": ({"x_test": np.zeros((8, 1, 5, 5))}, "training images have shape (1, 6, 6), test images (1, 5"),
     "no images": ({"x_test": np.zeros((0, 1, 6, 6)), "y_test": np.zeros(0, int)}, "x_test must hold images"),
@@ -207,7 +207,7 @@ def test_pickled_objects_in_an_npz_are_refused_and_not_run(tmp_path: Path) -> No
     evil[:] = [Evil() for _ in range(20)]
     path = tmp_path / "mine.npz"
     np.savez(path, allow_pickle=True, **arrays(y_train=evil))
-    assert "not a plain .npz archive" in refusal(DataConfig(name=str(path)))
+    assert "not a plain .npz file" in refusal(DataConfig(name=str(path)))
     assert not trace.exists(), "reading the archive ran its code"
 
 
@@ -215,7 +215,7 @@ def test_pickled_objects_in_an_npz_are_refused_and_not_run(tmp_path: Path) -> No
 def test_a_file_that_is_no_npz_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "mine.npz"
     path.write_bytes(content)
-    assert "not a plain .npz archive" in refusal(DataConfig(name=str(path)))
+    assert "not a plain .npz file" in refusal(DataConfig(name=str(path)))
 
 
 def test_a_single_array_a_cut_archive_and_no_file_are_refused(tmp_path: Path) -> None:
@@ -225,7 +225,7 @@ def test_a_single_array_a_cut_archive_and_no_file_are_refused(tmp_path: Path) ->
     assert "File is not a zip file" in refusal(DataConfig(name=str(path)))
     saved(tmp_path, arrays())
     path.write_bytes(path.read_bytes()[:-200])
-    assert "not a plain .npz archive" in refusal(DataConfig(name=str(path)))
+    assert "not a plain .npz file" in refusal(DataConfig(name=str(path)))
     assert "no such file" in refusal(DataConfig(name=str(tmp_path / "none.npz")))
 
 

@@ -16,9 +16,10 @@ import torch
 from PIL import Image
 
 from certkd.config.settings import DataConfig
-from certkd.data import arrays, folders
-from certkd.data.arrays import read_arrays
-from certkd.data.folders import ImageFolder
+from certkd.data import arrays
+from certkd.data import images as opening
+from certkd.data.arrays import read_array, read_arrays
+from certkd.data.folders import View, find
 from certkd.data.selection import chosen
 from certkd.data.sources import load
 from verifiers.core.errors import InputError
@@ -80,9 +81,27 @@ def test_an_entry_that_is_no_array_of_its_size_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, entry: bytes
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match=r"e\.npz is not a plain \.npz archive"):
+    with pytest.raises(InputError, match=r"e\.npz is not a plain \.npz file"):
         read_arrays(archive(tmp_path / "e.npz", entry), ["x"])
     assert os.listdir(tmp_path) == ["e.npz"]
+
+
+def test_a_single_array_has_the_size_that_its_header_says(tmp_path: Path) -> None:
+    (tmp_path / "x.npy").write_bytes(npy(np.arange(3.0)))
+    assert read_array(tmp_path / "x.npy").tolist() == [0, 1, 2]
+    for content in (
+        described("(4,)") + bytes(12),
+        described("(2**40, 2**40)"),
+        b"",
+        b"\x93NUMPY",
+        npy(np.array(["a"])),
+    ):
+        (tmp_path / "x.npy").write_bytes(content)
+        with pytest.raises(InputError, match=r"x\.npy is not a plain \.npy file"):
+            read_array(tmp_path / "x.npy")
+    os.mkfifo(tmp_path / "pipe.npy")
+    with pytest.raises(InputError, match="it is a device or a pipe"):
+        read_array(tmp_path / "pipe.npy")
 
 
 def test_an_archive_that_unpacks_to_many_times_its_size_is_refused(
@@ -106,7 +125,7 @@ def test_an_entry_that_unpacks_to_more_than_it_says_is_refused(tmp_path: Path) -
         content[place : place + 4] = struct.pack("<L", 128 + 40)
         place = content.find(size, place)
     path.write_bytes(content)
-    with pytest.raises(InputError, match=r"is not a plain \.npz archive"):
+    with pytest.raises(InputError, match=r"is not a plain \.npz file"):
         read_arrays(path, ["x"])
 
 
@@ -159,7 +178,7 @@ def test_fewer_labels_than_images_are_refused(tmp_path: Path) -> None:
     for part in ("train", "t10k"):
         (raw / f"{part}-images-idx3-ubyte").write_bytes(struct.pack(">4l", 0x803, 5, 2, 2) + bytes(20))
         (raw / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">2l", 0x801, 3) + bytes(3))
-    with pytest.raises(InputError, match=r"mnist has 5 images and labels of shape \(3,\)"):
+    with pytest.raises(InputError, match=r"labels of mnist in .* must be 5 class numbers.*got shape \(3,\)"):
         load(DataConfig(name="mnist", root=str(tmp_path)))
 
 
@@ -176,8 +195,18 @@ def images(tmp_path: Path) -> Path:
     return tmp_path / "images"
 
 
-def tensor(image: object) -> torch.Tensor:
-    return torch.from_numpy(np.asarray(image).copy())
+class Found:
+    """The images of a test split alone, at one size."""
+
+    def __init__(self, root: Path) -> None:
+        found = find(root)
+        self.classes, self.paths, self.targets = found.names, found.splits["test"].paths, found.labels("test").tolist()
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, number: int) -> torch.Tensor:
+        return View((4, 6), 3, resample=True)(self.paths[number])
 
 
 def test_the_order_is_that_of_torchvision(images: Path) -> None:
@@ -185,25 +214,26 @@ def test_the_order_is_that_of_torchvision(images: Path) -> None:
 
     (images / "cat" / "below" / "deep").mkdir(parents=True)
     Image.new("L", (4, 4)).save(images / "cat" / "below" / "deep" / "5.JPG", "JPEG")
+    Image.new("L", (4, 4)).save(images / "cat" / "z.png")
     (images / "cat" / "notes.txt").write_text("no image")
-    ours, theirs = ImageFolder(images, tensor), datasets.ImageFolder(str(images))
+    ours, theirs = Found(images), datasets.ImageFolder(str(images))
     assert ours.classes == theirs.classes and ours.targets == theirs.targets
-    assert [str(path) for path, _ in ours.samples] == [path for path, _ in theirs.samples]
-    assert len(ours) == 5 and ours[3][1] == 1 and ours[0][0].shape == (4, 6, 3)
+    assert [str(path) for path in ours.paths] == [path for path, _ in theirs.samples]
+    assert len(ours) == 6 and ours[0].shape == (3, 4, 6)
 
 
 def test_links_that_turn_in_circles_end(images: Path) -> None:
     for name in ("a", "b", "c"):
         (images / "cat" / name).symlink_to(images)
         (images / "dog" / name).symlink_to("..")
-    assert len(ImageFolder(images, tensor).samples) == 8, "each folder is entered once a class"
+    assert len(Found(images)) == 8, "each folder is entered once a class"
 
 
 def test_links_to_images_and_folders_are_followed(images: Path, tmp_path: Path) -> None:
     (images / "cow").symlink_to(images / "dog")
     (images / "cat" / "9.png").symlink_to(images / "dog" / "0.png")
-    assert [path.name for path, _ in ImageFolder(images, tensor).samples].count("9.png") == 1
-    assert ImageFolder(images, tensor).classes == ["cat", "cow", "dog"]
+    assert [path.name for path in Found(images).paths].count("9.png") == 1
+    assert Found(images).classes == ["cat", "cow", "dog"]
 
 
 def fifo(path: Path) -> None:
@@ -246,7 +276,7 @@ def test_a_strange_image_is_named(
     monkeypatch.setattr(subprocess, "Popen", None)
     make(images / "dog" / "7.png")
     with pytest.raises(InputError, match=words) as refusal:
-        found = ImageFolder(images, tensor)
+        found = Found(images)
         for number in range(len(found)):
             found[number]
     assert "7.png" in str(refusal.value) or words in ("no such file", "Too many levels"), refusal.value
@@ -254,14 +284,14 @@ def test_a_strange_image_is_named(
 
 
 def test_an_image_that_goes_while_running_is_named(images: Path) -> None:
-    found = ImageFolder(images, tensor)
+    found = Found(images)
     (images / "dog" / "1.png").unlink()
     with pytest.raises(InputError, match=r"no such file: .*dog/1\.png"):
         found[3]
 
 
 def test_no_format_of_an_image_starts_a_program() -> None:
-    assert "EPS" not in folders.FORMATS and "WMF" not in folders.FORMATS
+    assert "EPS" not in opening.FORMATS and "WMF" not in opening.FORMATS
 
 
 # lists

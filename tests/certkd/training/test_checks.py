@@ -35,8 +35,8 @@ REFUSED = {
     "labels below 0": ({"data": (X, Y - 1)}, "labels run from -1 to 2, the student has 4 classes"),
     "validation labels": ({"validation": (X, Y + 9)}, "labels run from 9 to 12"),
     "labels that are shares": (
-        {"data": (X, F.one_hot(Y).float())},
-        r"one integer per image, got torch.float32",
+        {"data": (X, F.one_hot(Y, 5).float() / 2)},
+        r"labels must be 40 class numbers, one per image; got shape \(40, 5\) with rows that are not one-hot",
     ),
     "images of another size": (
         {"data": (X[..., :3], Y)},

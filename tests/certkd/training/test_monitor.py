@@ -40,10 +40,10 @@ def test_agreement_with_another_network_against_a_literal_loop() -> None:
         gaps.append(float((slopes[0] - slopes[1]).norm()))
     found = diagnostics(student, teacher, held_out(), None, CPU)
     assert found["gradient_gap"] == pytest.approx(sum(gaps) / 80, rel=1e-5)
-    assert set(found) == {"gradient_gap", "gradient_cosine"}, "an attack was run that nobody asked for"
+    assert set(found) == {"gradient_gap", "gradient_cosine", "teacher_clean"}, "an attack was run that nobody asked for"
 
 
-TEACHERS = {"gradient_gap", "gradient_cosine", "teacher_entropy"}
+TEACHERS = {"gradient_gap", "gradient_cosine", "teacher_clean", "teacher_entropy"}
 OWN = {"margin_excess", "local_linearity"}
 
 
@@ -55,7 +55,7 @@ def logged(objective: Objective | None = None, **settings: Any) -> set[str]:
 
 def test_what_a_training_logs_with_and_without_a_teacher_and_a_threat() -> None:
     assert logged(Kd(), teacher=plain(1), selection=SELECTION) >= TEACHERS | OWN
-    assert logged(Kd(), teacher=plain(1)) & (TEACHERS | OWN) == {"gradient_gap", "gradient_cosine"}
+    assert logged(Kd(), teacher=plain(1)) & (TEACHERS | OWN) == {"gradient_gap", "gradient_cosine", "teacher_clean"}
     assert logged(selection=SELECTION) & (TEACHERS | OWN) == OWN
     assert logged(Adversarial(eps=0.1, steps=1)) & (TEACHERS | OWN) == OWN, "the objective has an eps"
     assert logged(Kd(), teacher=plain(1), threat=Threat(eps=0.1)) >= TEACHERS | OWN
