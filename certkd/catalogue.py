@@ -19,7 +19,7 @@ _PACKAGE, _BASE = "certkd.objectives", "Objective"
 
 @dataclass(frozen=True)
 class Setting:
-    """One setting of an objective: its default (None when it must be given), and the words it may be."""
+    """One setting of an objective: its default (None if it must be given), and the allowed words."""
 
     name: str
     default: str | None
@@ -86,7 +86,7 @@ def _default(line: ast.AnnAssign) -> str | None:
 
 
 def _lineage(module: str, name: str) -> Iterator[tuple[str, ast.ClassDef]]:
-    """A class and those that it extends, without the base of all objectives; each with its module."""
+    """Yield a class and its bases, except the base of all objectives, each with its module."""
     while name != _BASE:
         module, definition = _definition(module, name)
         assert isinstance(definition, ast.ClassDef)
@@ -96,7 +96,7 @@ def _lineage(module: str, name: str) -> Iterator[tuple[str, ast.ClassDef]]:
 
 @cache
 def _names(module: str) -> dict[str, ast.AST]:
-    """What a module defines and imports, by name."""
+    """Map the names that a module defines and imports to their nodes."""
     path = _ROOT.joinpath(*module.split("."))
     source = (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text(encoding="utf-8")
     names: dict[str, ast.AST] = {}
@@ -112,7 +112,7 @@ def _names(module: str) -> dict[str, ast.AST]:
 
 
 def _definition(module: str, name: str) -> tuple[str, ast.AST | None]:
-    """The module that defines a name, and the definition: imports are followed inside the two packages."""
+    """Find the module that defines a name, and the definition; imports are followed inside the two packages."""
     found = _names(module).get(name)
     if not isinstance(found, ast.ImportFrom):
         return module, found
@@ -123,7 +123,7 @@ def _definition(module: str, name: str) -> tuple[str, ast.AST | None]:
 
 
 def _choices(module: str, annotation: ast.AST) -> Iterator[str]:
-    """The words that a setting may be; nothing for numbers and for a single word."""
+    """Yield the words that a setting may be; none for numbers and for a single word."""
     if isinstance(annotation, ast.BinOp):  # X | None
         yield from _choices(module, annotation.left)
     elif isinstance(annotation, ast.Subscript) and ast.unparse(annotation.value) == "Literal":
@@ -139,7 +139,7 @@ def _choices(module: str, annotation: ast.AST) -> Iterator[str]:
 
 
 def _value(node: ast.AST | None) -> Any:
-    """A constant, a quotient of two, or a member of an enumeration."""
+    """Evaluate a constant, a quotient of two, or a member of an enumeration."""
     if isinstance(node, ast.Constant):
         return node.value
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):

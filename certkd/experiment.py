@@ -100,7 +100,7 @@ def _student(config: ExperimentConfig, name: str) -> RoleConfig:
 
 
 def _training(config: ExperimentConfig, name: str, role: RoleConfig, teacher: str | None) -> TrainJob:
-    """One network's training; students without need of a teacher still record it, for the comparison."""
+    """Configure one network's training; a student that needs no teacher still records it, for the comparison."""
     folder = Path(config.out) / (name if teacher is None else f"students/{name}")
     return TrainJob(
         **dict(role),

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from verifiers.core.errors import InputError
+from verifiers.core.errors import InputError, one_line
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
@@ -21,7 +21,9 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         write(temporary)
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
-        raise InputError(f"cannot write {path}: {' '.join(str(error).split())[:200]}") from None
+        known = error.strerror if isinstance(error, OSError) else None
+        why = "its folder is a file" if isinstance(error, FileExistsError) else known or one_line(error)
+        raise InputError(f"cannot write {path}: {why}; choose another place") from None
     finally:
         with suppress(OSError):  # where it cannot be removed it could not be made
             temporary.unlink()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from certkd.cli.networks import loader, named_data, network
-from certkd.cli.options import Assignment, EpsilonType, Value, data_options, network_options
+from certkd.cli.options import Assignment, EpsilonType, Value, Whole, data_options, network_options
 from verifiers.core.errors import InputError
 from verifiers.core.quantities import Epsilon
 
@@ -35,15 +35,15 @@ if TYPE_CHECKING:
 )
 @click.option("--data", metavar="NAME", help="Data set.  [default: the checkpoint's own]")
 @click.option("--split", default="test", show_default=True, help="train, validation or test.")
-@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N samples.")
+@click.option("--limit", type=Whole(1), help="Only the first N samples.")
 @click.option("--indices", metavar="I,J-K,...", help="Only these samples of the split, like 3,17,40-99.")
 @click.option("--indices-file", metavar="FILE", help="Only the samples that a file lists, an index or range a line.")
 @click.option("--instances", metavar="FILE.csv", help="A benchmark's list instead of --eps: image_index, label, eps.")
 @click.option("--out", metavar="FILE", help="Certificate file.  [default: next to the checkpoint]")
 @click.option("--teacher-out", metavar="FILE", help="The teacher's certificate file.  [default: next to the teacher]")
 @network_options
-@click.option("--seed", default=0, show_default=True, help="Seed of all randomness.")
-@click.option("--batch-size", type=click.IntRange(min=1), help="Samples at a time.  [default: the method's own]")
+@click.option("--seed", type=Whole(0), default=0, show_default=True, help="Seed of all randomness.")
+@click.option("--batch-size", type=Whole(1), help="Samples at a time.  [default: the method's own]")
 @click.option(
     "--sigma", type=Value(), metavar="NUMBER", help="Smoothing: standard deviation of the noise, pixel units."
 )

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from certkd.cli.networks import loader, named_data, network
-from certkd.cli.options import EpsilonType, data_places, network_options
+from certkd.cli.options import EpsilonType, Whole, data_places, network_options
 from verifiers.core.errors import InputError
 from verifiers.core.quantities import Epsilon
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 @click.option("--eps", type=EpsilonType(), help="Write properties for linf balls of this radius too, like 2/255.")
 @click.option("--data", metavar="NAME", help="Data set.  [default: the checkpoint's own]")
 @click.option("--split", help="train, validation or test.  [default: test]")
-@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N samples.")
+@click.option("--limit", type=Whole(1), help="Only the first N samples.")
 @click.option("--indices", metavar="I,J-K,...", help="Only these samples of the split, like 3,17,40-99.")
 @click.option("--indices-file", metavar="FILE", help="Only the samples that a file lists, an index or range a line.")
-@click.option("--timeout", type=click.IntRange(min=1), help="Seconds per property.  [default: 300]")
+@click.option("--timeout", type=Whole(1), help="Seconds per property.  [default: 300]")
 @network_options
 @data_places
 def export(file: str | None, model: str | None, out: str, eps: Epsilon | None, **options: Any) -> int:

@@ -5,17 +5,17 @@ from typing import Any
 
 import click
 
-from certkd.cli.options import EpsilonType, Number
+from certkd.cli.options import EpsilonType, Number, Whole
 from verifiers.core.errors import InputError
 from verifiers.core.quantities import Epsilon
 
 
 @click.command("import-log")
 @click.argument("file")
-@click.option("--n", required=True, type=click.IntRange(1, 10**9), help="Noisy copies of a sample.")
+@click.option("--n", required=True, type=Whole(1, 10**9), help="Noisy copies of a sample.")
 @click.option("--alpha", required=True, type=Number(), help="Error probability of a sample, one-sided.")
 @click.option("--sigma", required=True, type=Number(), help="Standard deviation of the noise, pixel units.")
-@click.option("--n0", default=100, show_default=True, help="Copies that selected the class.")
+@click.option("--n0", type=Whole(1), default=100, show_default=True, help="Copies that selected the class.")
 @click.option("--noise", default="gaussian", show_default=True, help="gaussian (l2 radii) or uniform (l1 radii).")
 @click.option("--eps", default="0.5", show_default=True, type=EpsilonType(), help="Radius of the certified accuracy.")
 @click.option("--out", metavar="FILE.h5", help="Certificate file.  [default: in the folder of the log]")

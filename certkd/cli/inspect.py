@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from certkd.cli.options import EpsilonType
+from certkd.cli.options import EpsilonType, Whole
 from verifiers.core.errors import InputError
 from verifiers.core.quantities import Epsilon
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @click.option("--eps", default="1/255", show_default=True, type=EpsilonType(), help="Radius of the estimates.")
 @click.option("--norm", default="linf", show_default=True, help="linf, l2 or l1.")
 @click.option("--shape", default="3,224,224", show_default=True, help="Image shape of a network without a checkpoint.")
-@click.option("--classes", default=1000, show_default=True, help="Classes of a network without a checkpoint.")
+@click.option("--classes", type=Whole(2), default=1000, show_default=True, help="Its number of classes.")
 def inspect(network: str, eps: Epsilon, norm: str, shape: str, classes: int) -> int:
     """Report which methods take a network, and their cost.
 
@@ -49,6 +49,6 @@ def _model(network: str, shape: str, classes: int) -> "Classifier":
         sizes = tuple(int(part) for part in shape.split(","))
     except ValueError:
         raise InputError(f"--shape {shape!r} must be whole numbers like 3,224,224") from None
-    if min(sizes) < 1 or classes < 2:
-        raise InputError(f"--shape must be positive and --classes at least 2, got {shape} and {classes}")
+    if min(sizes) < 1:
+        raise InputError(f"--shape {shape!r} must be positive numbers like 3,224,224")
     return networks.randomly_initialised(network, classes, sizes)

@@ -32,7 +32,7 @@ def methods(kind: str | None) -> None:
 
 
 def _described(method: "type[Method]") -> Iterator[str]:
-    """A method's description, then its settings and columns."""
+    """Yield a method's description, its settings and its columns."""
     yield f"{method.model_fields['kind'].default} ({method.guarantee.value}; about {_ABOUT[method.about]})"
     yield f"  claim: {method.claim}"
     yield f"  norms: {', '.join(method.norms)}"

@@ -35,7 +35,7 @@ def _listed(description: "Description") -> Iterator[str]:
 
 
 def _described(description: "Description") -> Iterator[str]:
-    """The docstrings of an objective and of what it extends, then its settings."""
+    """Yield the docstrings of an objective and its bases, then its settings."""
     for text in description.texts:
         yield f"{text}\n"
     if description.paper:

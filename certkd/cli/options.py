@@ -29,6 +29,23 @@ class Number(click.ParamType):
         return _float(value, param.opts[0] if param else "")
 
 
+class Whole(click.ParamType):
+    """A whole number in a range."""
+
+    name = "N"
+
+    def __init__(self, least: int, most: int = 2**63 - 1) -> None:
+        self.least, self.most = least, most
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        name = param.opts[0] if param else ""
+        number = parse_number(value, name=name)
+        if number.denominator != 1 or not self.least <= number <= self.most:
+            top = f" and at most {self.most}" if self.most < 2**63 - 1 else ""
+            raise InputError(f"{name} must be a whole number of at least {self.least}{top}, got {value!r}")
+        return int(number)
+
+
 class Value(click.ParamType):
     """A method's setting, read as in a YAML file; the method judges it."""
 

@@ -5,7 +5,7 @@ from typing import Any
 import click
 
 from certkd.cli.certify import certify
-from certkd.cli.options import EpsilonType, data_options
+from certkd.cli.options import EpsilonType, Whole, data_options
 from verifiers.core.errors import InputError
 
 
@@ -16,7 +16,7 @@ from verifiers.core.errors import InputError
 @click.option("--norm", default="linf", show_default=True, help="linf, l2 or l1.")
 @click.option("--data", metavar="NAME", help="Data set.  [default: the student's own]")
 @click.option("--split", default="test", show_default=True, help="train, validation or test.")
-@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N samples.")
+@click.option("--limit", type=Whole(1), help="Only the first N samples.")
 @click.option("--out", metavar="FILE", help="The student's certificate file.  [default: next to the checkpoint]")
 @click.option("--teacher-out", metavar="FILE", help="The teacher's certificate file.  [default: next to the teacher]")
 @click.option("--require", "conditions", multiple=True, metavar="CONDITION", help="Like 'kept>=0.9': exit 1 if not.")

@@ -5,20 +5,18 @@ from typing import Any
 import click
 
 from certkd.cli.networks import loader, named_data, network
-from certkd.cli.options import Value, data_options, network_options
+from certkd.cli.options import Value, Whole, data_options, network_options
 from verifiers.core.errors import InputError
 
 
 @click.command()
 @click.argument("file", metavar="FILE.h5")
 @click.option("--model", required=True, metavar="NETWORK", help="The network that the file is about.")
-@click.option(
-    "--sample", type=click.IntRange(min=0), default=50, show_default=True, help="Number of certificates to prove again."
-)
+@click.option("--sample", type=Whole(0), default=50, show_default=True, help="Number of certificates to prove again.")
 @click.option(
     "--time-limit", type=Value(), metavar="SECONDS", default=30, show_default=True, help="Limit for each certificate."
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the choice.")
+@click.option("--seed", type=Whole(0), default=0, show_default=True, help="Seed of the choice.")
 @network_options
 @data_options
 def verify(file: str, model: str, **options: Any) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from certkd.comparison import methods
-from certkd.comparison.methods import check_known, check_same, common_methods, same_teacher, settings_of
+from certkd.comparison.methods import check_known, check_same, check_types, common_methods, same_teacher, settings_of
 from certkd.comparison.statistics import AtRadius, Difference, Outcomes, Side, at_radius, differences, radii_shown
 from certkd.comparison.verdict import VERDICT_METRICS, Verdict, reach_verdict
 from verifiers.core.statistics import Proportion, mcnemar, wilson
@@ -104,6 +104,7 @@ def compare(teacher: Certificates, student: Certificates, *, method: str = "best
     Raises:
         InputError: unfinished or failed rows; other data, norm, eps or settings; no such method in both.
     """
+    check_types(teacher, student)
     check_same(teacher, student)
     names = common_methods(teacher, student, method)
     ours, theirs = _outcomes(student, names), _outcomes(teacher, names)

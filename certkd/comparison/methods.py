@@ -40,6 +40,17 @@ def _rows(certificates: Certificates, guarantee: Guarantee, about: About, column
             yield rows
 
 
+def check_types(*given: object) -> None:
+    """Refuse what is no Certificates, such as the path of a file.
+
+    Raises:
+        InputError: it names the type.
+    """
+    wrong = next((type(one).__name__ for one in given if not isinstance(one, Certificates)), None)
+    if wrong is not None:
+        raise InputError(f"compare takes certificates, got {wrong}: certkd.read_certificates(path) reads a file")
+
+
 def check_known(certificates: Certificates) -> None:
     """Refuse rows of a method that this certkd does not have: a guarantee is never read from a file.
 

@@ -21,6 +21,25 @@ FIRST = 64
 MEASURED, BATCH = 1000, 250
 
 
+def check_types(student: object, config: object, teachers: Teachers) -> None:
+    """Refuse what is no network and no configuration.
+
+    Raises:
+        InputError: it names the argument and its type.
+    """
+    networks = {"student": student, "teacher": teachers.robust, "natural teacher": teachers.natural}
+    for name, given in networks.items():
+        if not isinstance(given, nn.Module) and not (given is None and name != "student"):
+            raise InputError(
+                f"the {name} must be a torch.nn.Module, got {type(given).__name__}: "
+                "certkd.load_checkpoint(path).model is the network of a file"
+            )
+    if not isinstance(config, TrainConfig):
+        raise InputError(
+            f"config must be a TrainConfig, got {type(config).__name__}: write TrainConfig(objective=certkd.Kdiga())"
+        )
+
+
 def as_split(data: Any) -> Split:
     """Make a split of a pair of images and labels, a torch data set or a loader; a split is returned unchanged.
 

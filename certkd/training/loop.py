@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from certkd.config.settings import TrainConfig
 from certkd.objectives.base import Terms
 from certkd.reporter import TrainingReporter
+from certkd.training.checks import check_types
 from certkd.training.evaluation import evaluate, has_collapsed, key, keyed_generator
 from certkd.training.log import RunLog
 from certkd.training.monitor import alarms, diagnostics, warnings
@@ -88,6 +89,7 @@ def train(
     if folder is not None:
         folder.check()
     teachers = teacher if isinstance(teacher, Teachers) else Teachers(teacher)
+    check_types(student, config, teachers)
     run = prepare(student, data, config, teachers, reporter)
     progress = load_progress(folder, run)
     with ready(run):

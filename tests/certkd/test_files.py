@@ -47,7 +47,7 @@ def test_other_errors_of_a_writer_are_not_hidden(tmp_path: Path) -> None:
 
 def test_a_file_in_the_place_of_a_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("")
-    with pytest.raises(InputError, match=r"cannot write .*a/b\.txt"):
+    with pytest.raises(InputError, match=r"cannot write .*a/b\.txt: its folder is a file; choose another place$"):
         write_whole(tmp_path / "a" / "b.txt", lambda temporary: temporary.write_text(""))
 
 

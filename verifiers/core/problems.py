@@ -57,7 +57,7 @@ def _described(problem: Any, kind: type[BaseModel], given: Mapping[str, Any]) ->
 
 
 def _own(message: str, value: Any, where: str, last: str) -> str:
-    """A refusal of a validator of ours: it names the setting and repeats the value unless it does so itself."""
+    """Complete the message of one of our own validators: name the setting and repeat the value."""
     if not isinstance(value, Mapping) and quoted(value) not in message:
         message = f"{message}, got {quoted(value)}"
     if where and message.startswith(f"{last} "):
@@ -71,7 +71,7 @@ def _example(models: Sequence[type[BaseModel]], name: str) -> str:
 
 
 def _kind_hint(models: Sequence[type[BaseModel]], value: Any) -> str:
-    """An example of settings that are chosen by their kind, with the kind that the value names, if it does."""
+    """Write an example of settings with a kind: the kind that the value names, or the first one."""
     tags = [tag for model in models if (tag := _tag(model))]
     return f", like {{kind: {value if value in tags else tags[0]}}}" if tags else ""
 
@@ -81,7 +81,7 @@ def _plain(limit: Any) -> Any:
 
 
 def _written(location: Sequence[Any], tree: Any) -> list[str]:
-    """The keys of a problem's place as they were given: without the tags that pydantic adds at a union."""
+    """List the keys of a problem's place as they were given, without the tags that pydantic adds at a union."""
     keys = []
     for number, part in enumerate(location):
         inside = isinstance(tree, Mapping) and part in tree
@@ -94,7 +94,7 @@ def _written(location: Sequence[Any], tree: Any) -> list[str]:
 
 
 def _models_at(kind: type[BaseModel], location: Sequence[Any]) -> list[type[BaseModel]]:
-    """The settings that may stand at a place; at a union, the tagged member."""
+    """List the settings that a place may hold; at a union, the tagged member."""
     models: list[type[BaseModel]] = [kind]
     for number, part in enumerate(location):
         found: list[type[BaseModel]] = []

@@ -78,11 +78,17 @@ class Strict(BaseModel):
 
     if not TYPE_CHECKING:  # type checkers derive the arguments from the fields
 
-        def __init__(self, /, **values: Any) -> None:
-            with _refused_in_one_line(type(self), values):
+        def __init__(self, /, *unnamed: Any, **values: Any) -> None:
+            kind = type(self)
+            if unnamed:
+                raise TypeError(f"{kind.__name__} takes settings by name: {', '.join(kind.model_fields)}")
+            with _refused_in_one_line(kind, values):
                 super().__init__(**values)
 
         __init__.__pydantic_base_init__ = True  # settings inside settings are built without it
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            raise InputError(f"{name} cannot change: build a new {type(self).__name__}")
 
     @model_validator(mode="after")
     def _ball_inside_the_images(self: Own) -> Own:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from verifiers.core.errors import InputError
+from verifiers.core.errors import InputError, did_you_mean
 from verifiers.core.status import FAILURES, Status
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ class MethodRows:
     columns: Mapping[str, np.ndarray]
 
     def __getitem__(self, column: str) -> np.ndarray:
+        if column not in self.columns:
+            raise KeyError(f"no column {column!r}.{did_you_mean(str(column), list(self.columns))}")
         return self.columns[column]
 
     def __getattr__(self, column: str) -> np.ndarray:
@@ -108,6 +110,8 @@ class Certificates:
     path: str = ""
 
     def __getitem__(self, method: str) -> MethodRows:
+        if method not in self.methods:
+            raise KeyError(f"no method {method!r}.{did_you_mean(str(method), list(self.methods))}")
         return self.methods[method]
 
     def __getattr__(self, method: str) -> MethodRows:

@@ -14,6 +14,7 @@ from torch import nn
 
 import certkd
 from certkd.comparison.compare import Comparison, compare, figures, radii
+from certkd.comparison.methods import check_types
 from certkd.comparison.requirement import Requirement
 from certkd.comparison.statistics import QUANTILES, paired
 from tests.certificate_files import Content, write_file
@@ -127,6 +128,11 @@ def test_everything_equals_literal_loops(tmp_path: Path, seed: int, method: str)
         radius = np.array([v[number] for v in expected["figures"]["radius"]])
         assert side.quantiles == pytest.approx(tuple(np.quantile(radius, QUANTILES)))
     assert (result.method, result.norm, result.eps, result.samples) == (method, "linf", "0.1", 60)
+
+
+def test_paths_are_not_compared() -> None:
+    with pytest.raises(InputError, match=r"^compare takes certificates, got str: certkd\.read_certificates\("):
+        check_types("teacher.h5", "student.h5")
 
 
 def test_misclassified_samples_stay_in_the_denominator(tmp_path: Path) -> None:

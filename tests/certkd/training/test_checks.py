@@ -6,8 +6,10 @@ import pytest
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from certkd.config.settings import Recipe
-from certkd.objectives import Kd, Standard
+from certkd.config.settings import Recipe, TrainConfig
+from certkd.objectives import Kd, Kdiga, Standard
+from certkd.training.checks import check_types, pair_of
+from certkd.training.run import Teachers
 from tests.certkd.training.test_training import Listener, fit, plain, samples
 from tests.training import train
 from verifiers.core.errors import InputError
@@ -25,6 +27,7 @@ class Probable(nn.Module):
 
 
 X, Y = samples(40)
+CONFIG = TrainConfig(objective=Standard())
 REFUSED = {
     "images of 0 to 255": ({"data": (255 * X, Y)}, r"images must be in \[0, 1\], got values from .* to 2\d\d"),
     "normalised ones": ({"data": (X - 0.5, Y)}, r"images must be in \[0, 1\], got values from -0.\d+"),
@@ -66,6 +69,38 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(name: str, tmp_
     with pytest.raises(InputError, match=message):
         train(student, arguments.pop("data"), Kd(), recipe=Recipe(epochs=1), device="cpu", **arguments)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "data", [X, ("x.npy", "y.npy"), (X, Y, Y), None, "digits"], ids=lambda data: type(data).__name__
+)
+def test_data_are_a_pair_of_tensors(data: object) -> None:
+    images, labels = pair_of([X, Y])
+    assert images is X and labels is Y
+    with pytest.raises(InputError, match=r"^data must be a pair of images and labels, got \w+: give \(images, "):
+        pair_of(data)
+
+
+@pytest.mark.parametrize(
+    ("student", "config", "teachers", "line"),
+    [
+        ("net.pt", CONFIG, Teachers(), "the student must be a torch.nn.Module, got str: certkd.load_checkpoint"),
+        (None, CONFIG, Teachers(), "the student must be a torch.nn.Module, got NoneType: "),
+        (plain(), Kdiga(), Teachers(), r"config must be a TrainConfig, got Kdiga: write TrainConfig\(objective="),
+        (plain(), "kd.yaml", Teachers(), "config must be a TrainConfig, got str: "),
+    ],
+)
+def test_other_types_are_named(student: object, config: object, teachers: Teachers, line: str) -> None:
+    check_types(plain(), CONFIG, Teachers(plain(), None))
+    with pytest.raises(InputError, match=f"^{line}"):
+        check_types(student, config, teachers)
+
+
+def test_a_path_is_no_teacher() -> None:
+    teachers = object.__new__(Teachers)
+    vars(teachers).update(robust="teacher.pt", natural=None)
+    with pytest.raises(InputError, match=r"^the teacher must be a torch.nn.Module, got str: "):
+        check_types(plain(), CONFIG, teachers)
 
 
 def test_bytes_are_taken_as_pixels() -> None:

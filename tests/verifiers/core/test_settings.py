@@ -3,7 +3,7 @@
 from typing import Annotated, Any
 
 import pytest
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from verifiers.core.errors import InputError, did_you_mean, one_line
 from verifiers.core.settings import Count, CountOrZero, EpsilonText, Number, Positive, Seed, Share, Strict
@@ -106,10 +106,15 @@ def test_a_constructor_and_plain_values_are_refused_with_the_same_words(name: st
 
 def test_settings_cannot_change_and_compare_by_value() -> None:
     settings = Example.parse({"count": "5"})
-    with pytest.raises(ValidationError, match="frozen"):
+    with pytest.raises(InputError, match=r"^count cannot change: build a new Example$"):
         settings.count = 6  # type: ignore[misc]
     assert settings == Example(count=5) != Example()
     assert Example.model_validate_json(settings.model_dump_json()) == settings, "settings do not survive their file"
+
+
+def test_settings_are_given_by_name() -> None:
+    with pytest.raises(TypeError, match=r"^Needed takes settings by name: steps, name, place$"):
+        Needed(3)
 
 
 def test_a_setting_without_effect_is_refused() -> None:
