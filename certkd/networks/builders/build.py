@@ -131,7 +131,7 @@ def build(spec: ModelSpec, *, pretrained: bool = False, budget: Budget | None = 
     """
     source, _, name = spec.name.partition(":")
     builders = {"certkd": _own, "torchvision": _torchvision, "timm": _timm}
-    if not name or source not in builders:
+    if not name or source not in builders or (source == "certkd" and name not in OWN):
         raise InputError(f"unknown network {quoted(spec.name)}.{_suggest(spec.name)}")
     if spec.resize is not None and len(spec.shape) != 3:
         raise InputError(f"resize needs images of shape (channels, height, width), got {spec.shape}: drop resize")
@@ -201,8 +201,6 @@ def _suggest(name: str) -> str:
 
 
 def _own(name: str, spec: ModelSpec, pretrained: bool) -> Classifier:
-    if name not in OWN:
-        raise InputError(f"unknown network {quoted(spec.name)}.{_suggest(spec.name)}")
     if pretrained:
         raise InputError(f"{spec.name} has no pre-trained weights: give a checkpoint's path instead")
     if name != "mlp" and len(spec.shape) != 3:

@@ -15,6 +15,7 @@ from tests.certificate_files import write_file
 from tests.cli import refused
 from tests.paths import ROOT
 from verifiers.core.status import Status
+from verifiers.results.hdf5 import FORMAT_VERSION
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,8 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     save(Checkpoint(build(spec).eval(), data={"name": "digits", "seed": 0, "image_size": 224}), folder / "net.pt")
     (folder / "certificates").mkdir()
     file = folder / "certificates" / "student.h5"
-    write_file(file, {"ibp": {"status": np.full(3, Status.NOT_CERTIFIED.value, "uint8")}}, eps=0.1)
+    rows = {"status": np.full(3, Status.NOT_CERTIFIED.value, "uint8"), "radius": np.zeros(3)}
+    write_file(file, {"ibp": rows}, eps=0.1)
     old = shutil.copy(file, folder / "old.h5")
     with h5py.File(old, "r+") as opened:
         opened.attrs["format_version"] = 1
@@ -84,7 +86,7 @@ MISTAKES: list[tuple[str, str]] = [
     ("CERTIFY --mean 0.5 --std 0", "--std"),
     ("CERTIFY --out text.txt", "text.txt: the name of a certificate file ends"),
     ("CERTIFY --out FOLDER", "the name of a certificate file ends in .h5 or"),
-    ("CERTIFY --out OLD", "reads 2: choose another output file, or delete"),
+    ("CERTIFY --out OLD", f"reads {FORMAT_VERSION}: certify again; choose another output file, or delete this one"),
     ("CERTIFY --out TEXT", "TEXT is not a certificate file: "),
     ("CERTIFY --out /dev/null/c.h5", "choose an output folder that can be"),
     ("CERTIFY --teacher-out t.h5", "add --teacher"),
@@ -103,7 +105,7 @@ MISTAKES: list[tuple[str, str]] = [
     ("show none.h5", "no certificate file at none.h5"),
     ("show FOLDER", "FOLDER is a folder: give a certificate file in it, like GOOD"),
     ("show EMPTY", "EMPTY is a folder: give a certificate file\n"),
-    ("show OLD", "OLD has format version 1, this certkd reads 2: certify again"),
+    ("show OLD", f"OLD has format version 1, this certkd reads {FORMAT_VERSION}: certify again\n"),
     ("cite FOLDER", "FOLDER is a folder: give a certificate file"),
     ("export FOLDER --out rows.csv", "FOLDER is a folder: give a certificate file"),
     ("export GOOD --out rows.txt", "name a file that ends in .csv, .json, .npz, or a folder"),
