@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from certkd.config.settings import Recipe, TrainConfig
 from certkd.objectives import Kd, Kdiga, Standard
-from certkd.training.checks import check_types, pair_of
+from certkd.training.checks import check_types
 from certkd.training.run import Teachers
 from tests.certkd.training.test_training import Listener, fit, plain, samples
 from tests.training import train
@@ -69,16 +69,6 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(name: str, tmp_
     with pytest.raises(InputError, match=message):
         train(student, arguments.pop("data"), Kd(), recipe=Recipe(epochs=1), device="cpu", **arguments)
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
-    "data", [X, ("x.npy", "y.npy"), (X, Y, Y), None, "digits"], ids=lambda data: type(data).__name__
-)
-def test_data_are_a_pair_of_tensors(data: object) -> None:
-    images, labels = pair_of([X, Y])
-    assert images is X and labels is Y
-    with pytest.raises(InputError, match=r"^data must be a pair of images and labels, got \w+: give \(images, "):
-        pair_of(data)
 
 
 @pytest.mark.parametrize(
