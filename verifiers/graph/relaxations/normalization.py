@@ -1,7 +1,7 @@
 """Relax normalisation over the last axis, without scale and shift: the core of layer and group normalisation."""
 
 from collections.abc import Callable, Sequence
-from math import log
+from math import log2
 
 import torch
 from torch import Tensor
@@ -57,36 +57,51 @@ class Normalization:
         return [boxes[0].high > boxes[0].low]
 
     def rounding(self, boxes: Sequence[Interval], after: Interval) -> Tensor:
-        """Bound the error for the usual ways to compute mean and variance: two passes, E[x^2] - mean^2, Welford's
-        updates one by one, and Chan's merges of parts.
-
-        Let A be the mean of |x| and Q that of x^2. The mean is off by at most gamma(n + 3 log n + 8) A: an update of
-        Welford's is a difference, a quotient and a sum, so j times the error after j entries grows by at most
-        u (j |mean_j| + 3 |x_j| + 3 |mean_(j-1)|). The variance is off by at most gamma(16 (n + 8)) Q. Two passes:
-        gamma(n + 4) of the variance, and the square of the mean's error. E[x^2] - mean^2: gamma(3 n + 6) (Q + A^2).
-        Updates: the mean's error, at most 7 u sqrt(j n Q) after j entries, times the deviations from the means before
-        and after, whose squares add up to at most 4 n and n times the variance; by Cauchy-Schwarz that is 15 n u Q.
-        The sum of the updates adds n + 4.
+        """Bound the error for the usual ways to compute mean and variance, see ``_moments``.
 
         Deviations are a difference or x t - mean t, at most 8 roundings of |x| + |mean| with the scale and shift that
-        may be merged into them, and 1 / sqrt is off by 10. If the variance may be nothing but rounding, 1 / sqrt is at
-        most 1 / sqrt(eps).
+        may be merged into them, and t = 1 / sqrt(variance + eps) is off by 10 and by what the variance is off by. If
+        the variance may be nothing but rounding, t is at most 1 / sqrt(eps).
         """
         n, box = self.count, boxes[0]
         span, scale = self._ranges(box)
         size, limit = magnitude(box), magnitude(span)
-        mean, square = size.mean(-1, keepdim=True), size.square().mean(-1, keepdim=True)
-        off_mean = gamma(n + 3 * log(n) + 8) * mean + n * TINY
-        off_variance = gamma(16 * (n + 8)) * square + n * TINY
+        off_mean, off_variance = self._moments(box, scale.low)
         share = off_variance * scale.high**2 + 2 * UNIT
         stretch = (1 - share.clamp_max(0.75)).rsqrt() * (1 + gamma(10)) - 1
-        off_deviation = off_mean + gamma(8) * (size + mean) + TINY
+        moved = size + size.mean(-1, keepdim=True)
+        off_deviation = off_mean + gamma(8) * moved + TINY
         error = scale.high * (1 + stretch) * off_deviation + limit * (stretch + gamma(4))
         steepest = self.eps**-0.5 * (1 + gamma(10)) if self.eps >= NORMAL else torch.inf
-        deviation = torch.minimum(limit / scale.low, size + mean)
-        worst = (deviation + off_deviation) * steepest + limit
+        worst = (torch.minimum(limit / scale.low, moved) + off_deviation) * steepest + limit
         error = UP * torch.where(share <= 0.75, torch.minimum(error, worst), worst) + TINY
-        return torch.where((n * square <= LARGEST) & (error <= LARGEST), error, torch.inf)
+        overflows = n * size.square().mean(-1, keepdim=True) > LARGEST
+        return torch.where(~overflows & (error <= LARGEST), error, torch.inf)
+
+    def _moments(self, box: Interval, least: Tensor) -> tuple[Tensor, Tensor]:
+        """Bound the errors of mean and variance in float32: by two passes, as E[x^2] - mean^2, and by updates.
+
+        Let A be the mean of |x|, Q that of x^2, V the variance, M the mean; ``least`` is 1 / sqrt(V + eps) or less.
+        The first two ways are sums: the mean is off by gamma(n + 1) A, two passes by gamma(n + 4) V and that squared,
+        and the difference by gamma(n + 8) (Q + 2 M A) and that squared.
+        Updates merge two parts of n_a >= n_b entries (n_b = 1: Welford; in general: Chan): with d the difference of
+        their means, the mean is mean_a + d n_b / n, and d^2 n_a n_b / n is added to the sum of squares. All these add
+        up to n V. So the rounding of d n_b / n, at most 4 u each, adds up to 4 u n sqrt(V log2 n), as the n_b add up to
+        n log2(n) / 2; the rounding of the sums adds u depth A. A part's mean is thus off by u (depth + g) sqrt(Q) with
+        g = 4 sqrt(log2 n) + 1, Q its own mean of squares. By Cauchy-Schwarz the sum of squares is off by at most
+        2 sqrt(n V) times the root of the sum of 2 (e_a^2 + e_b^2) n_b, which is at most u^2 n Q (4 n^2 + 8 g^2 n), as
+        the n_a n_b add up to less than n^2 / 2. Its own roundings add n + 8 of V.
+        """
+        n, size = self.count, magnitude(box)
+        mean, square = size.mean(-1, keepdim=True), size.square().mean(-1, keepdim=True)
+        middle = box.center.mean(-1, keepdim=True).abs() + box.half_width.mean(-1, keepdim=True)
+        variance = torch.minimum(square, 1 / least.square() - self.eps * (1 - 1e-12)).clamp_min(0) * UP
+        g = 4 * log2(n + 1) ** 0.5 + 1
+        by_updates = gamma(2 * (4 * n * n + 8 * g * g * n) ** 0.5 + n + 8)
+        off_mean = gamma(n + 8) * mean + gamma(g) * square.sqrt() + n * TINY
+        sums = gamma(n + 8) * (square + 2 * middle * mean) + off_mean.square()
+        updates = by_updates * (square * variance).sqrt() + by_updates.square() * square
+        return off_mean * UP, torch.maximum(sums, updates) * UP + n * TINY
 
     def relax(self, boxes: Sequence[Interval], alpha: Alpha | None = None) -> MeanValue:
         box, n = boxes[0], self.count
