@@ -29,14 +29,14 @@ def widened(operator: Operator, inputs: Sequence[Interval]) -> Interval:
     return Interval(after.low - error, after.high + error)
 
 
-def deployed(graph: Graph, low: Tensor, high: Tensor) -> Interval:
-    """The logits that any machine computes for images in a box, by intervals."""
+def deployed(graph: Graph, low: Tensor, high: Tensor, node: int = -1) -> Interval:
+    """The logits that any machine computes for images in a box, or the values of another node, by intervals."""
     shape = (len(low), *graph.nodes[0].shape)
     boxes = [Interval(low.double().reshape(shape), high.double().reshape(shape))]
-    for node in graph.nodes[1:]:
-        assert node.operator is not None
-        boxes.append(widened(node.operator, [boxes[i] for i in node.inputs]))
-    return Interval(*(end.flatten(1) for end in boxes[-1]))
+    for each in graph.nodes[1:]:
+        assert each.operator is not None
+        boxes.append(widened(each.operator, [boxes[i] for i in each.inputs]))
+    return Interval(*(end.flatten(1) for end in boxes[node]))
 
 
 def outside(box: Interval, value: Tensor) -> float:
