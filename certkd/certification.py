@@ -12,6 +12,7 @@ from certkd.objectives import OBJECTIVES
 from verifiers.certify.verify import indices_of
 from verifiers.core.errors import InputError, did_you_mean
 from verifiers.results.rows import Certificates
+from verifiers.runtime.classes import FROM_ONE
 from verifiers.runtime.samples import Data
 
 
@@ -34,9 +35,10 @@ def chosen_samples(known: Checkpoint, data: DataSet, split: str, selection: Sele
     """
     whole, spec = split_of(data, split), known.model.spec
     if spec.shape != data.shape or spec.classes < data.classes:
+        counted = data.classes == spec.classes + 1 and int(whole.labels.min()) == 1
         raise InputError(
             f"the network takes images {spec.shape} of {spec.classes} classes, "
-            f"{data.name} has {data.shape} of {data.classes}"
+            f"{data.name} has {data.shape} of {data.classes}{FROM_ONE if counted else ''}"
         )
     return whole.take(torch.tensor(selection.rows(len(whole), f"the {split} split of {data.name}")))
 

@@ -8,6 +8,8 @@ from verifiers.core.statistics import chance_limit
 
 #: Fewer samples show nothing about chance.
 FEWEST = 20
+#: The likely reason for one class too many, and no label 0.
+FROM_ONE = ": do the labels count from 1? Subtract 1"
 
 
 def disagreement(
@@ -53,5 +55,5 @@ def out_of_range(low: int, high: int, classes: int, name: str) -> str | None:
     """Say that labels do not fit the classes of a network, and the likely reason; None if they fit."""
     if low >= 0 and high < classes:
         return None
-    hint = ": do they count from 1? Subtract 1" if (low, high) == (1, classes) else ""
-    return f"labels run from {low} to {high}, {name} has {classes} classes{hint}"
+    counted = (low, high) == (1, classes)
+    return f"labels run from {low} to {high}, {name} has {classes} classes{FROM_ONE if counted else ''}"

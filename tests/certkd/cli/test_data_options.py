@@ -54,6 +54,15 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
         place.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image[..., 0]).save(place / f"{k // 3}.png")
     np.savez(folder / "last.npz", x_test=images, y_test=np.arange(12)[:, None] % 3)
+    first = images.transpose(0, 3, 1, 2)
+    np.savez(folder / "from1.npz", x_test=first, y_test=np.arange(12) % 3 + 1)
+    np.savez(folder / "floats.npz", x_test=first.astype(np.float32), y_test=np.arange(12) % 3)
+    np.savez(folder / "shares.npz", x_test=first, y_test=np.full((12, 3), 1 / 3))
+    np.savez(folder / "names.npz", pictures=first, answers=np.arange(12) % 3)
+    np.save(folder / "fog.npy", images)
+    Image.fromarray(images[0]).save(folder / "flat.png")
+    (folder / "flat").mkdir()
+    (folder / "flat.png").rename(folder / "flat" / "0.png")
     return folder
 
 
@@ -152,6 +161,32 @@ BYTES: dict[str, tuple[str, str]] = {
         "did you mean --mean 123.7/255,116.8/255,103.9/255 --std 58.4/255,57.1/255,57.4/255?",
     ),
 }
+
+
+MISTAKES: list[tuple[str, str]] = [
+    ("from1.npz", "of 4: do the labels count from 1? Subtract 1"),
+    (
+        "floats.npz",
+        "x_test must be bytes, or floats in [0, 1]; got float32 from 0 to 255: divide by 255, or save them as",
+    ),
+    ("shares.npz", "y_test must be 12 class numbers, one per image; got shape (12, 3) with rows that are not one-hot"),
+    ("names.npz", "must hold x_test and y_test, and x_train and y_train to train with; it has pictures, answers"),
+    ("fog.npy", "fog.npy has images, and their labels are missing: save them in"),
+    ("fog.npy:9", "their labels are missing"),
+    ("flat", "has no class folders: put its images into one folder per class, or list their labels in"),
+    ("images --image-size 7,7,7", "an image size is a side, H,W or as-is, like 224 or 32,48, got '7,7,7'"),
+    ("images --image-size 5", "the network takes images (3, 6, 4) of 3 classes, "),
+    ("none", "unknown data set"),
+    ("last.npz --split train", "unknown split 'train'"),
+]
+
+
+@pytest.mark.parametrize(("words", "expected"), MISTAKES)
+def test_data_that_do_not_fit_are_one_line(words: str, expected: str, places: Path) -> None:
+    name, *others = words.split()
+    result = certkd("certify", "--model", places / "net.pt", "--eps", "1/255", "--data", places / name, *others)
+    lines = [line for line in result.err.splitlines() if not line.startswith(name.split(":")[0])]
+    assert result.code == 2 and len(lines) == 1 and expected in lines[0], result.err
 
 
 @pytest.mark.parametrize("case", BYTES)

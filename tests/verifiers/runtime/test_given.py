@@ -209,7 +209,9 @@ def test_certify_takes_a_data_set_a_loader_and_arrays_alike() -> None:
 def test_channels_last_and_labels_from_one_are_named_as_the_likely_mistake() -> None:
     with pytest.raises(InputError, match=r"\(5, 4, 3\).*channels last, give images.permute\(0, 3, 1, 2\)"):
         validate(nn.Conv2d(3, 2, 3), (X.permute(0, 2, 3, 1), Y), Reporter())
-    with pytest.raises(InputError, match="labels run from 1 to 4, the network has 4 classes: do they count from 1"):
+    with pytest.raises(
+        InputError, match="labels run from 1 to 4, the network has 4 classes: do the labels count from 1"
+    ):
         validate(Linear4(), (X, Y + 1), Reporter())
     assert out_of_range(0, 3, 4, "it") is None and out_of_range(0, 4, 4, "it") == (
         "labels run from 0 to 4, it has 4 classes"
