@@ -364,7 +364,7 @@ MISTAKES: dict[str, tuple[Callable[[Path], object], str]] = {
     "a list of some": (listed("0.png,a\n"), "lists 1 of 2 images: '1.png' has no label"),
     "no text": (
         lambda root: listed("")(root) or (root / "val/labels.csv").write_bytes(b"\xff\xfe\x00"),
-        "not a list of",
+        "it is not UTF-8 text",
     ),
     "several sizes": (two_sizes, "images have several sizes (8x6, 7x6 in "),
     "no such data": (lambda root: None, "must hold folders train and val"),
