@@ -1,5 +1,6 @@
 """The command line: one file a command; torch is imported only inside one."""
 
+import io
 import os
 import sys
 
@@ -19,7 +20,7 @@ from certkd.cli.train import train
 from certkd.cli.transfer import transfer
 from certkd.cli.verify import verify
 from verifiers import __version__
-from verifiers.core.errors import InputError, one_line
+from verifiers.core.errors import LONGEST_MESSAGE, InputError, one_line, printable, shortened
 
 _HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
@@ -44,6 +45,8 @@ def main() -> None:
     """Run the command line; every error is one line on stderr."""
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal without the characters of a name
     try:
         code = cli.main(arguments or ["--help"], prog_name="certkd", standalone_mode=False)
         sys.stdout.flush()
@@ -65,5 +68,5 @@ def main() -> None:
 def _fail(message: str, code: int, debug: bool) -> int:
     if debug:
         raise  # the error that is being handled
-    click.echo(f"certkd: {' '.join(message.split())}", err=True)
+    click.echo(f"certkd: {shortened(printable(' '.join(message.split())), LONGEST_MESSAGE)}", err=True)
     return code

@@ -2,6 +2,8 @@
 
 import click
 
+from verifiers.core.errors import loading
+
 
 @click.command()
 @click.argument("file")
@@ -12,6 +14,9 @@ def cite(file: str) -> None:
     objective if the file names it.
     """
     from certkd.report.citations import citations
-    from verifiers.results.reader import read
+    from certkd.report.console import lines
+    from verifiers.results.reader import KIND, read
 
-    click.echo("\n\n".join(citations(read(file))))
+    with loading(file, KIND):
+        found = "\n\n".join(citations(read(file)))
+    click.echo(lines(found))

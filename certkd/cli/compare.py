@@ -5,6 +5,8 @@ from pathlib import Path
 
 import click
 
+from verifiers.core.errors import loading
+
 
 @click.command()
 @click.argument("teacher")
@@ -31,19 +33,21 @@ def compare(
     from certkd.comparison.requirement import Requirement
     from certkd.report import plots, tables
     from certkd.report.console import display, stderr
-    from verifiers.results.reader import read
+    from verifiers.results.reader import KIND, read
 
     requirements = [Requirement.parse(text) for text in conditions]
     if plot is not None:
         plots.check_name(Path(plot))
     files = {"teacher": read(teacher), "student": read(student)}
-    result = compare_files(files["teacher"], files["student"], method=method)
-    missed = [requirement for requirement in requirements if not requirement.holds(result)]
+    with loading(f"{teacher} or {student}", KIND):
+        result = compare_files(files["teacher"], files["student"], method=method)
+        missed = [requirement for requirement in requirements if not requirement.holds(result)]
+        pairs = [] if as_json else tables.pair_summaries(files["teacher"], files["student"])
     if as_json:
         click.echo(json.dumps(result.to_dict(), indent=1))
     else:
         display(*tables.comparison(result, "teacher", "student"))
-        display(*tables.pair_summaries(files["teacher"], files["student"]))
+        display(*pairs)
     if plot is not None:
         curves = {name: radii(certificates, result.methods) for name, certificates in files.items()}
         eps = files["teacher"].eps

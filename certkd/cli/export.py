@@ -7,7 +7,7 @@ import click
 
 from certkd.cli.networks import loader, named_data, network
 from certkd.cli.options import EpsilonType, Whole, data_places, network_options
-from verifiers.core.errors import InputError
+from verifiers.core.errors import InputError, loading
 from verifiers.core.quantities import Epsilon
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ def _refuse(options: dict[str, Any], names: tuple[str, ...], why: str) -> None:
 def _rows(file: str, model: str | None, out: str, options: dict[str, Any]) -> int:
     from certkd.exchange.rows import export_rows, is_folder
     from certkd.report.console import display
+    from verifiers.results.reader import KIND
 
     folder = is_folder(out)
     if model is not None and not folder:
@@ -73,7 +74,12 @@ def _rows(file: str, model: str | None, out: str, options: dict[str, Any]) -> in
             f"{out} would be a folder of counterexamples with logits, which needs the network (--model); rows go to a "
             "name that ends in .csv, .json or .npz"
         )
-    display(*(export_rows(Path(file), Path(out)) if model is None else _counterexamples(file, model, out, options)))
+    if model is not None:
+        display(*_counterexamples(file, model, out, options))
+        return 0
+    with loading(file, KIND):
+        written = export_rows(Path(file), Path(out))
+    display(*written)
     return 0
 
 

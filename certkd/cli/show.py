@@ -5,7 +5,7 @@ import sys
 
 import click
 
-from verifiers.core.errors import InputError, did_you_mean
+from verifiers.core.errors import InputError, did_you_mean, loading
 
 
 @click.command()
@@ -15,11 +15,13 @@ def show(file: str, method: str | None) -> None:
     """Print a certificate file, finished or still being written."""
     from certkd.report import tables
     from certkd.report.console import display
-    from verifiers.results.reader import read
+    from verifiers.results.reader import KIND, read
 
     certificates = read(file)
     if method is None:
-        display(*tables.contents(certificates), *tables.summaries(certificates), *tables.facts(certificates))
+        with loading(file, KIND):
+            parts = [*tables.contents(certificates), *tables.summaries(certificates), *tables.facts(certificates)]
+        display(*parts)
         return
     if method not in certificates.methods:
         raise InputError(f"{file} has no method {method!r}.{did_you_mean(method, list(certificates.methods))}")

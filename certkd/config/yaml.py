@@ -99,8 +99,8 @@ def _children(node: Node) -> list[Node]:
         return list(node.value)
     assert isinstance(node, MappingNode)
     for key, _ in node.value:
-        if not isinstance(key, ScalarNode):
-            raise _refusal(key, "a key must be a word, not a list or a section")
+        if not isinstance(key, ScalarNode) or not str(key.tag).endswith((":str", ":merge")):
+            raise _refusal(key, "a key must be a word, not a number, a list or a section")
     return [part for pair in node.value for part in pair]
 
 

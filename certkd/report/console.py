@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import rich.table
 from rich.console import Console
+from rich.text import Text
 
 from certkd.reporter import TrainingReporter
+from verifiers.core.errors import printable
 from verifiers.core.reporter import Reporter
 from verifiers.core.table import Part, Table, counted
 
@@ -21,15 +23,27 @@ NARROWEST = 80
 _NUMBER = re.compile(r"(([<>]= )?[-+]?[\d.,]+(e[-+]?\d+)?( ?%| GiB| s| min| h| days)?|[-+]?(nan|inf)|-|)")
 
 
+class _Console(Console):
+    """A console that shows control characters instead of obeying them: names and values can come from any file."""
+
+    def render_str(self, text: str, **more: Any) -> Text:
+        return super().render_str(lines(text), **more)
+
+
+def lines(text: str) -> str:
+    """Escape the control characters of a text, except the ends of its lines."""
+    return "\n".join(printable(line) for line in text.split("\n"))
+
+
 def stdout() -> Console:
     """Open the console for results. A pipe gets lines of any width; a terminal its own."""
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 10_000
-    return Console(markup=False, emoji=False, highlight=False, width=max(width, NARROWEST))
+    return _Console(markup=False, emoji=False, highlight=False, width=max(width, NARROWEST))
 
 
 def stderr() -> Console:
     """Open the console for progress and warnings."""
-    return Console(stderr=True, markup=False, emoji=False, highlight=False, soft_wrap=True)
+    return _Console(stderr=True, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 def display(*parts: Part, console: Console | None = None) -> None:
@@ -98,7 +112,9 @@ class CertifyProgress(Reporter):
             return
         self._bar = _progress(self._console)
         self._bar.start()
-        self._task = self._bar.add_task(f"{Path(self._name).name}: {method}", total=total, completed=done, note="")
+        self._task = self._bar.add_task(
+            printable(f"{Path(self._name).name}: {method}"), total=total, completed=done, note=""
+        )
 
     def advance(self, rows: int) -> None:
         if self._bar is not None:
@@ -132,7 +148,9 @@ class TrainProgress(TrainingReporter):
             self._bar = _progress(self._console)
             self._bar.start()
             total, completed = epochs * steps, done * steps
-            self._task = self._bar.add_task(f"{self._name}: training", total=total, completed=completed, note="")
+            self._task = self._bar.add_task(
+                printable(f"{self._name}: training"), total=total, completed=completed, note=""
+            )
 
     def step(self) -> None:
         if self._bar is not None:

@@ -14,6 +14,7 @@ from verifiers.results.hdf5 import check_format
 from verifiers.results.rows import Certificates, MethodRows
 from verifiers.results.schema import TABLES, attributes_of, check, check_rows, notes_of
 
+#: What a file must be, in messages about one that is not.
 KIND = "a certificate file"
 
 

@@ -29,6 +29,8 @@ NOTES_BYTES, NOTE_LENGTH = 8192, 1000
 TEXT_BYTES = 60_000
 #: The most members of a group, attributes of a member, and bytes of a file's columns of scalars.
 MEMBERS, ATTRIBUTES, TABLE_BYTES = 64, 200, 2**30
+#: The longest name of a member, in characters.
+LONGEST_NAME = 64
 #: The most pixels of an image where a file does not say how many it has.
 PIXELS = 10**8
 #: What columns hold.
@@ -254,6 +256,8 @@ def _members(group: h5py.Group, kind: int, word: str, where: object) -> list[str
         raise InputError(f"{where} has {len(group)} members, more than {MEMBERS}")
     names = list(group)
     for name in names:
+        if not name.isprintable() or len(name) > LONGEST_NAME:
+            raise InputError(f"{where}: {quoted(name)} is no name of a {word}")
         link = group.id.links.get_info(name.encode()).type
         if link != h5py.h5l.TYPE_HARD or h5py.h5o.get_info(group.id, name.encode()).type != kind:
             raise InputError(f"{where}: {quoted(name)} is not a {word} of the file itself")

@@ -49,6 +49,7 @@ HOSTILE = {
     "python": (GOOD.replace("epochs: 1", "epochs: !!python/name:os.system"), "is not YAML"),
     "own-tag": (GOOD.replace("epochs: 1", "epochs: !run x"), "is not YAML"),
     "set": (GOOD.replace("[8]", "!!set {a, b}"), "hidden"),
+    "number-as-key": (GOOD.replace("standard", "standard, 0: 1"), "line 5: a key must be a word, not a number"),
     "control": (GOOD + "\x07", "is not YAML"),
     "escape": (GOOD.replace("standard", '"\\e[2J"'), r"'\x1b[2J'"),
     "right-to-left": (GOOD + 'k\u202e: "\\u202e"\n', r"\u202e"),
