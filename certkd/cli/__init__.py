@@ -1,8 +1,10 @@
 """The command line: one file a command; torch is imported only inside one."""
 
+import errno
 import io
 import os
 import sys
+from contextlib import suppress
 
 import click
 
@@ -22,6 +24,7 @@ from certkd.cli.verify import verify
 from verifiers import __version__
 from verifiers.core.errors import LONGEST_MESSAGE, InputError, one_line, printable, shortened
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 _HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 
@@ -57,16 +60,27 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt):
         code = _fail("interrupted; finished rows are kept: to resume, run the same command again", 130, False)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         code = 0
     except Exception as error:  # noqa: BLE001 - the last line of defence says what happened
         text = one_line(error)
-        code = _fail(f"this is a bug in certkd ({type(error).__name__}: {text}); --debug shows where", 70, debug)
+        if isinstance(error, OSError) and error.errno in _FULL and error.filename is None:  # of the output itself
+            _discard_output()
+            code = _fail(f"cannot write the output: {text}; free some space, then run the same command again", 2, debug)
+        else:
+            code = _fail(f"this is a bug in certkd ({type(error).__name__}: {text}); --debug shows where", 70, debug)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _discard_output() -> None:
+    """Have nothing written any more, also when Python ends."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(message: str, code: int, debug: bool) -> int:
     if debug:
         raise  # the error that is being handled
-    click.echo(f"certkd: {shortened(printable(' '.join(message.split())), LONGEST_MESSAGE)}", err=True)
+    with suppress(OSError):  # stderr may be what is full
+        click.echo(f"certkd: {shortened(printable(' '.join(message.split())), LONGEST_MESSAGE)}", err=True)
     return code

@@ -144,6 +144,8 @@ class CertificateFile:
         except (OSError, RuntimeError) as problem:
             if error is None:
                 raise InputError(cannot_write(self.path, problem)) from None
+        if error is None and self._lock is not None and not self.path.exists():
+            raise InputError(f"{self.path} was removed while it was written: run the same command again")
 
     def _check_identity(self) -> None:
         there = json.loads(self._file.attrs["identity"])

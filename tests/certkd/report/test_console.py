@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from certkd.report.console import display
+from certkd.report.console import CertifyProgress, TrainProgress, display, lines, stderr
 from verifiers.core.table import Part, Table, figure, percent
 
 
@@ -42,3 +42,18 @@ def test_a_sentence_is_one_line_and_nothing_is_markup() -> None:
 def test_what_is_not_a_number_is_a_dash() -> None:
     assert (percent(float("nan")), percent(0.1234)) == ("-", "12.3%")
     assert (figure(float("nan")), figure(0.12345)) == ("-", "0.123")
+
+
+def test_control_characters_are_shown_and_not_obeyed(capsys: pytest.CaptureFixture[str]) -> None:
+    evil = "a\x1b[2J\x9b1mb\u202ec\rd\x07[bold]"
+    display(evil, Table(evil, ["name", evil], [[evil, "1"]]))
+    stderr().print(evil)
+    CertifyProgress(evil).warn(evil)
+    TrainProgress(evil).warn(evil)
+    shown = "".join(capsys.readouterr())
+    assert r"a\x1b[2J\x9b1mb\u202ec\rd\x07[bold]" in shown
+    assert not {c for c in shown if not c.isprintable()} - {"\n"}, shown
+
+
+def test_lines_keep_their_ends() -> None:
+    assert lines("a\n\x1bb\n") == "a\n\\x1bb\n"

@@ -37,6 +37,7 @@ from certkd.reporter import TrainingReporter
 from certkd.training import loop as training
 from certkd.training.evaluation import evaluate
 from certkd.training.job import run_training
+from certkd.training.log import RunLog
 from certkd.training.loop import TrainingResult
 from certkd.training.resume import RESUME
 from tests.marks import thin
@@ -853,9 +854,8 @@ def test_absent_cuda_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("interrupt", [None, 1], ids=["to the end", "interrupted"])
 def test_tensorboard_has_every_term(tmp_path: Path, interrupt: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    writer = pytest.importorskip("torch.utils.tensorboard").SummaryWriter
-    close, closed = writer.close, list[bool]()
-    monkeypatch.setattr(writer, "close", lambda self: (closed.append(True), close(self)))
+    close, closed = RunLog.close, list[bool]()
+    monkeypatch.setattr(RunLog, "close", lambda self: (closed.append(True), close(self)))
     try:
         fit(plain(), Kd(), teacher=plain(1), out=tmp_path, reporter=Listener(after_epoch=interrupt))
     except Interrupted:
@@ -870,7 +870,7 @@ def test_tensorboard_has_every_term(tmp_path: Path, interrupt: int | None, monke
 
 
 def test_training_works_without_tensorboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    monkeypatch.setitem(sys.modules, "tensorboard.compat.proto.event_pb2", None)
     fit(plain(), out=tmp_path)
     assert len(log_of(tmp_path)) == 3 and not (tmp_path / "tensorboard").exists()
 

@@ -632,3 +632,12 @@ def equal_but_seconds(one: Certificates, two: Certificates, methods: Sequence[st
         for name in one[method].columns.keys() - {"seconds"}:
             same = np.array_equal(one[method][name], two[method][name], equal_nan=one[method][name].dtype.kind == "f")
             assert same, f"{method}: column {name} differs"
+
+
+def test_a_file_that_is_removed_while_it_is_written_is_missed(tmp_path: Path) -> None:
+    with (
+        pytest.raises(InputError, match=r"a\.h5 was removed while it was written"),
+        open_file(tmp_path / "a.h5") as file,
+    ):
+        (tmp_path / "a.h5").unlink()
+        write_pending(file, 20)
