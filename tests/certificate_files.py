@@ -54,5 +54,6 @@ def write_file(
     ) as written:
         for name, values in content.items():
             done = values["status"] != Status.PENDING
-            written.write(name, np.flatnonzero(done), {column: value[done] for column, value in values.items()})
+            whole = {"radius": np.zeros(count), **values}
+            written.write(name, np.flatnonzero(done), {column: value[done] for column, value in whole.items()})
     return read(path)
