@@ -95,8 +95,8 @@ def certify(model: str, teacher: str | None, eps: Epsilon | None, **options: Any
         outs = {name: options[name] and Path(options[name]) for name in ("out", "teacher_out")}
         if len(questions) > 1:
             outs = {name: _at(options[name], radius) for name in outs}
-        question = _Question(options, config.at(radius), selection, load, outs)
-        answers.append(question.certify_both(model, student, teacher, reference))
+        certification = _Certification(options, config.at(radius), selection, load, outs)
+        answers.append(certification.certify_both(model, student, teacher, reference))
         failed += _report(answers[-1], requirements)
     if options["instances"] is not None:
         for role in answers[0]:
@@ -121,7 +121,7 @@ def _requirements(options: dict[str, Any], config: "CertifyConfig") -> "list[Req
 
 
 @dataclass(frozen=True)
-class _Question:
+class _Certification:
     """One radius of a command: the configuration, the samples, and the files."""
 
     options: dict[str, Any]
