@@ -10,6 +10,7 @@ import torch
 
 from certkd.config.reading import value_of
 from certkd.config.settings import DataConfig, ModelConfig
+from certkd.data.sources import NAMES
 from certkd.data.splits import DataSet
 from certkd.networks import checkpoint
 from certkd.networks.builders import (
@@ -23,7 +24,7 @@ from certkd.networks.builders import (
 )
 from certkd.networks.checkpoint import Checkpoint
 from certkd.networks.onnx.classifier import classifier
-from verifiers.core.errors import InputError, did_you_mean
+from verifiers.core.errors import InputError, did_you_mean, quoted
 
 #: The largest mean or deviation of pixels in [0, 1] that is taken for one.
 LARGEST = 1.5
@@ -249,13 +250,15 @@ def data_of(known: Checkpoint, named: DataConfig) -> DataConfig:
         named: the settings that were given; only those count.
 
     Raises:
-        InputError: no data set was named, and the checkpoint has none.
+        InputError: no data set was named, and the checkpoint has none or a file outside of the current folder.
     """
     given, stored, shape = named.model_dump(exclude_unset=True), dict(known.data), known.model.spec.shape
     if given.get("name", stored.get("name")) != stored.get("name"):
         stored = {}
     if not stored and "name" not in given:
         raise InputError("the checkpoint does not name its data set: name it with --data")
+    if "name" not in given:
+        _check_inside(str(stored.get("name", "digits")), named.root)
     config = DataConfig(**{**stored, "root": None, "download": False, **given})
     if not config.in_folders or len(shape) != 3 or shape[0] not in (1, 3):
         return config
@@ -263,3 +266,17 @@ def data_of(known: Checkpoint, named: DataConfig) -> DataConfig:
     if "image_size" not in {*stored, *given}:
         own["image_size"] = f"{shape[1]},{shape[2]}"
     return DataConfig(**{**config.model_dump(), **own})
+
+
+def _check_inside(name: str, root: str | None) -> None:
+    """Check that a checkpoint's data lie in the current folder or in the one that is given.
+
+    Raises:
+        InputError: they lie elsewhere: nobody asked for that file.
+    """
+    places = [Path.cwd(), *([Path(root)] if root is not None else [])]
+    path = Path(name).expanduser()
+    if name not in NAMES and not any((place / path).resolve().is_relative_to(place.resolve()) for place in places):
+        raise InputError(
+            f"the checkpoint names its data set {quoted(name)}, which lies outside of this folder: name it with --data"
+        )

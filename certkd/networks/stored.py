@@ -52,8 +52,8 @@ def read(path: Path) -> tuple[dict[str, Stored], dict[str, Any]]:
     Raises:
         InputError: the file is missing, empty or damaged, a web page, a pickle with code, or has no weights.
     """
-    _sniff(path)
     with loading(path, "a complete checkpoint", ": copy or download it again"):
+        _sniff(path)
         return _safetensors(path) if path.suffix == ".safetensors" else _torch(path)
 
 

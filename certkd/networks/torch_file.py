@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from certkd.networks.pickled import BYTES, Code, Storage, Unpickler, View
+from certkd.networks.pickled import BYTES, Code, Odd, Storage, Unpickler, View
 from verifiers.core.errors import InputError
 
 _MAGIC = 0x1950A86A20F9469CFC6C
@@ -61,6 +61,23 @@ class TorchFile:
             place, storage = self._places[key]
             self._loaded[key] = self._numbers(place, storage)
         return self._loaded[key].as_strided(view.shape, view.stride, view.offset)
+
+    def whole(self) -> Any:
+        """Read everything: the content with a tensor in the place of each description.
+
+        Raises:
+            Exception: the file is damaged, or holds tensors of a kind that is not read.
+        """
+        return self._filled(self.content)
+
+    def _filled(self, value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: self._filled(inner) for key, inner in value.items()}
+        if isinstance(value, list | tuple):
+            return type(value)(self._filled(inner) for inner in value)
+        if isinstance(value, Odd):
+            raise ValueError(f"it holds {value.kind}")
+        return self.tensor(value) if isinstance(value, View) else value
 
     def _numbers(self, place: str | int, storage: Storage) -> Tensor:
         assert storage.dtype is not None

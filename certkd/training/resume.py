@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from certkd import files
 from certkd.networks import checkpoint
 from certkd.networks.builders import Classifier
+from certkd.networks.torch_file import TorchFile
 from certkd.training.run import Run
 from verifiers.core.errors import InputError, one_line
 
@@ -104,7 +105,7 @@ def resume_state(folder: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        state = dict(torch.load(path, map_location="cpu", weights_only=True))
+        state = dict(TorchFile(path).whole())
         return {part: state[part] for part in ("progress", "student", "optimizer", "average", "about")}
     except Exception as error:
         raise InputError(f"{path} is damaged ({type(error).__name__}): delete it to start again") from error

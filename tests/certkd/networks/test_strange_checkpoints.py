@@ -14,9 +14,11 @@ from typing import Any
 import pytest
 import torch
 
+from certkd.config.settings import DataConfig
 from certkd.networks import pickled as pickled_files
 from certkd.networks.builders import ModelSpec, build
 from certkd.networks.checkpoint import Checkpoint, load, save
+from certkd.networks.resolve import data_of
 from tests.fuzz.trial import WATCH
 from verifiers.core.errors import InputError
 
@@ -204,6 +206,23 @@ def test_a_changed_checkpoint_is_refused(good: Path, what: str) -> None:
     torch.save(content, good)
     message = refusal(good)
     assert words in message, message
+
+
+@pytest.mark.parametrize(
+    "name", ["../outside/d.npz", "/etc/d.npz", "~/pictures", "/dev/zero", "x/../../images.npy:labels.npy"]
+)
+def test_data_outside_of_the_folder_are_not_opened(good: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(good.parent)
+    content = torch.load(good, weights_only=True)
+    content["data"] = {"name": name}
+    torch.save(content, good)
+    known = load(good)
+    with pytest.raises(InputError, match=r"outside of this folder: name it with --data"):
+        data_of(known, DataConfig())
+    assert data_of(known, DataConfig(name=name)).name == name, "a data set that is named is used"
+    content["data"] = {"name": "d.npz"}
+    torch.save(content, good)
+    assert data_of(load(good), DataConfig()).name == "d.npz"
 
 
 # pickles
