@@ -31,7 +31,7 @@ from verifiers.lipschitz.chains import eclipse_fast, lipsdp
 from verifiers.lipschitz.global_bounds import chain_form, liplt_pairs, over_pairs, pair_rows, product
 from verifiers.lipschitz.jacobians import jacobian
 from verifiers.lipschitz.layers import written_out
-from verifiers.lipschitz.local_bounds import local_constants, slope_ranges
+from verifiers.lipschitz.local_bounds import bounds_on, local_constants, slope_ranges
 
 FOLDER = "artifacts/reference/digits"
 
@@ -88,7 +88,7 @@ def local_table(name: str, model: nn.Module, x: Tensor, runs: int) -> None:
 
     def constants(part: Tensor) -> Tensor:
         limits = torch.full((len(part),), 0.2, dtype=torch.float64)
-        ranges = slope_ranges(native, layers, part, limits, Norm.L2)
+        ranges = slope_ranges(bounds_on(native, part, limits, Norm.L2), layers)
         return local_constants(ranges, rows.expand(len(part), -1, -1), Norm.L2)
 
     whole, single = constants(x), torch.cat([constants(one) for one in x.split(1)])

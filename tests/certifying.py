@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from verifiers.bound_propagation import careful_allowance
 from verifiers.certify.certify import certify as certify_network
 from verifiers.certify.config import DEFAULT_METHODS, CertifyConfig
 from verifiers.core.quantities import Epsilon, Norm
@@ -17,7 +16,7 @@ from verifiers.graph.program import Program
 from verifiers.methods.base import Method
 from verifiers.methods.registry import BY_KIND
 from verifiers.results.rows import Certificates
-from verifiers.runtime.certifier import Batch, Certifier, Clean
+from verifiers.runtime.certifier import Batch, Certifier
 from verifiers.runtime.samples import Data
 
 #: Arguments of ``certify`` that are no settings.
@@ -37,6 +36,7 @@ def certify(
     about: Mapping[str, Any] | None = None,
     seed: int = 0,
     batch_size: int | None = None,
+    arithmetic: str = "float32",
     **more: Any,
 ) -> Certificates:
     """``certify`` without a second opinion, unless ``cross_check`` is given; other settings stand in ``options``."""
@@ -47,14 +47,14 @@ def certify(
         settings.setdefault("cross_check", 0)
     eps = eps.text if isinstance(eps, Epsilon) else eps
     values = {"eps": eps, "norm": norm, "methods": tuple(methods), "options": settings, "seed": seed}
-    config = CertifyConfig.parse({**values, "batch_size": batch_size})
+    config = CertifyConfig.parse({**values, "batch_size": batch_size, "arithmetic": arithmetic})
     return certify_network(model, Data(images, labels, indices, about or {}), config, **others)
 
 
 def prepared(
     method: Method, model: nn.Module, x: Tensor, *, eps: Any = 0.01, norm: Norm = Norm.LINF, seed: int = 0
 ) -> Certifier:
-    """A method made ready, tried on the first two images."""
+    """A method made ready in float32, tried on the first two images."""
     return method.prepare(Program(model), x[:2], Question(Epsilon.parse(eps), norm, seed))
 
 
@@ -64,20 +64,14 @@ def answers(
     x: Tensor,
     predicted: Tensor | None = None,
     *,
-    eps: Any = 0.01,
     indices: Tensor | None = None,
 ) -> dict[str, np.ndarray]:
     """The columns of one batch; the network's own predictions where none are given."""
     with torch.no_grad():
         logits = model(x)
     own = logits.argmax(1) if predicted is None else predicted
-    value, program = Epsilon.parse(eps).value, Program(model)
-
-    def clean() -> Clean:
-        return Clean(margins(logits, own).double(), careful_allowance(model, program.exact, x, logits, value))
-
     order = torch.arange(len(x)) if indices is None else indices
-    parts = list(certifier(Batch(x, own, order, logits.shape[1], clean)))
+    parts = list(certifier(Batch(x, own, order, logits.shape[1], lambda: margins(logits, own).double())))
     rows = np.concatenate([part.rows for part in parts])
     order_of_rows = np.argsort(rows)
     return {name: np.concatenate([part.columns[name] for part in parts])[order_of_rows] for name in parts[0].columns}

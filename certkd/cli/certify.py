@@ -33,6 +33,12 @@ if TYPE_CHECKING:
 @click.option(
     "--cross-check", type=Value(), metavar="N", help="Samples whose bounds the other engine checks.  [default: 2]"
 )
+@click.option(
+    "--arithmetic",
+    default="float32",
+    show_default=True,
+    help="float32 proves the network as it runs, with its rounding; real the network over the real numbers.",
+)
 @click.option("--data", metavar="NAME", help="Data set.  [default: the checkpoint's own]")
 @click.option("--split", default="test", show_default=True, help="train, validation or test.")
 @click.option("--limit", type=Whole(1), help="Only the first N samples.")

@@ -26,6 +26,7 @@ def certify_config(eps: Epsilon, options: dict[str, Any]) -> CertifyConfig:
         "options": _settings(options),
         "seed": options["seed"],
         "batch_size": options["batch_size"],
+        "arithmetic": options["arithmetic"],
     }
     config = CertifyConfig.parse(values)
     if config.pairs and (options["teacher"] is None or config.alone() is None):

@@ -13,7 +13,7 @@ from verifiers.methods.registry import certifies, find, proves
 from verifiers.results.rows import Certificates, MethodRows
 
 #: Attributes that two files must share; the value of eps is checked too.
-SHARED = ("data_sha256", "indices_sha256", "norm")
+SHARED = ("data_sha256", "indices_sha256", "norm", "arithmetic")
 #: Settings that may differ: the precision in which a network votes is a property of the network.
 OWN = ("dtype",)
 

@@ -27,11 +27,10 @@ if TYPE_CHECKING:
         robust_cross_entropy,
     )
     from verifiers.bound_propagation.radius import Evaluation, MarginBound, RadiusSearch, Search
-    from verifiers.bound_propagation.rounding import ARITHMETIC, careful_allowance, rounding_allowance
+    from verifiers.bound_propagation.rounding import deviation
 
 #: The module of each name; after a colon, the name there if it differs.
 _WHERE = {
-    "ARITHMETIC": "rounding",
     "Bounds": "native.bounds",
     "Box": "native.training",
     "Complete": "complete",
@@ -56,20 +55,18 @@ _WHERE = {
     "ball": "native.training",
     "block_of": "native.backward",
     "build": "engines",
-    "careful_allowance": "rounding",
     "check_sandwich": "checks",
     "deficits": "native.training",
+    "deviation": "rounding",
     "engine_of": "engines",
     "RadiusSearch": "radius",
     "lower_margins": "native.training",
     "names_of": "engines",
     "native_engine": "engines",
     "robust_cross_entropy": "native.training",
-    "rounding_allowance": "rounding",
 }
 
 __all__ = [
-    "ARITHMETIC",
     "ENGINES",
     "ITERATIONS",
     "METHODS",
@@ -95,15 +92,14 @@ __all__ = [
     "ball",
     "block_of",
     "build",
-    "careful_allowance",
     "check_sandwich",
     "deficits",
+    "deviation",
     "engine_of",
     "lower_margins",
     "names_of",
     "native_engine",
     "robust_cross_entropy",
-    "rounding_allowance",
 ]
 
 

@@ -13,7 +13,6 @@ from torch import Tensor
 from verifiers.bound_propagation.engine import ITERATIONS, Engine, Memory, Planes
 from verifiers.bound_propagation.engines import build
 from verifiers.bound_propagation.radius import Evaluation, RadiusSearch, Search
-from verifiers.bound_propagation.rounding import ARITHMETIC
 from verifiers.bound_propagation.second_opinion import SecondOpinion
 from verifiers.core.columns import Columns
 from verifiers.core.question import Question
@@ -61,9 +60,7 @@ class MarginCertifier:
             Unsupported: no engine supports the network; the message names the layer that each rejects.
             Contradiction: a point of the ball breaks a bound.
         """
-        engine, reasons = build(
-            program, samples, settings.engine, question.eps.value, norm=question.norm, method=settings.kind
-        )
+        engine, reasons = build(program, samples, settings.engine, question, method=settings.kind)
         given = (program, samples, engine, question, settings.kind, settings.cross_check)
         opinion = SecondOpinion.prepare(*given) if settings.cross_check else None
         return cls(engine, settings, question, "; ".join(reasons), opinion)
@@ -75,8 +72,8 @@ class MarginCertifier:
 
     @property
     def notes(self) -> dict[str, str]:
-        """The engine, its arithmetic, and the second opinion."""
-        notes = {"engine": self.engine.name, "arithmetic": ARITHMETIC}
+        """The engine, and the second opinion."""
+        notes = {"engine": self.engine.name}
         if self.passed_over:
             notes["passed_over"] = self.passed_over
         return notes if self.opinion is None else {**notes, "cross_check": self.opinion.note}
@@ -112,20 +109,21 @@ class MarginCertifier:
         def bound(chosen: Tensor, eps: Tensor) -> Evaluation:
             balls = Balls(batch.x[chosen], eps, self.question.norm)
             planes = self.engine.ask(balls, rows[chosen], method, iterations=iterations, memory=memory.of(chosen))
-            return _evaluation(planes, batch.allowance[chosen], eps)
+            return _evaluation(planes, eps)
 
         return bound
 
 
-def _evaluation(planes: Planes, allowance: Float[Tensor, " batch"], eps: Float[Tensor, " batch"]) -> Evaluation:
-    """Compute the margin's bound less the allowance, and the radius at which the lowest plane meets the allowance."""
-    radius = ((planes.value - allowance[:, None]) / planes.steepness).amin(1)
-    return Evaluation(planes.bound.amin(1) - allowance, torch.minimum(radius, eps))
+def _evaluation(planes: Planes, eps: Float[Tensor, " batch"]) -> Evaluation:
+    """Compute the margin's bound, and the radius at which the lowest plane meets zero."""
+    margin, least = planes.bound.min(1)
+    radius = (planes.value / planes.steepness).amin(1)
+    return Evaluation(margin, torch.minimum(radius, eps), planes.rounding.gather(1, least[:, None])[:, 0])
 
 
 def radius_columns(found: Search, eps: float) -> Columns:
-    """Build status, radius and margin; stored radii are rounded down, except eps, which itself was proved."""
+    """Build the columns of a search; stored radii are rounded down, except eps, which itself was proved."""
     radius = torch.where(found.margin > 0, found.radius.clamp_min(eps), found.radius)
     nothing = torch.where(found.finished, Status.NOT_CERTIFIED.value, Status.TIMEOUT.value)
     status = torch.where(radius > 0, Status.CERTIFIED.value, nothing)
-    return as_columns(status, {"radius": radius, "margin": found.margin})
+    return as_columns(status, {"radius": radius, "margin": found.margin, "rounding": found.rounding})

@@ -21,7 +21,6 @@ from verifiers.bound_propagation.engines import build, native_engine
 from verifiers.bound_propagation.native import alpha
 from verifiers.bound_propagation.native.branch_and_bound import BranchAndBound
 from verifiers.bound_propagation.native.engine import Native
-from verifiers.bound_propagation.rounding import ARITHMETIC
 from verifiers.core.columns import Columns
 from verifiers.core.quantities import Epsilon
 from verifiers.core.question import Question
@@ -69,6 +68,7 @@ class _Answers:
                 "status": np.full(rows, Status.PENDING.value, "uint8"),
                 "radius": np.zeros(rows),
                 "margin": np.full(rows, np.nan),
+                "rounding": np.full(rows, np.nan),
                 "stage": np.zeros(rows, "uint8"),
                 "domains": np.zeros(rows, "int64"),
                 "distance": np.full(rows, np.nan),
@@ -121,17 +121,16 @@ class Complete:
             Contradiction: a point of the ball breaks a bound.
         """
         name = "native" if settings.engine == "auto" else settings.engine
-        eps, norm = question.eps.value, question.norm
-        screen, _ = build(program, samples, name, eps, norm=norm, method="crown")
-        native = screen if isinstance(screen, Native) else native_engine(program, samples)
+        screen, _ = build(program, samples, name, question, method="crown")
+        native = screen if isinstance(screen, Native) else native_engine(program, samples, question.arithmetic)
         if native is not screen:
-            attack_bounds(native, samples, eps, norm=norm, method="crown")
+            attack_bounds(native, samples, question.eps.value, norm=question.norm, method="crown")
         return cls(program, screen, native, settings, question)
 
     @property
     def notes(self) -> Mapping[str, str]:
-        """The engine of the cheap bounds, and the arithmetic."""
-        return {"engine": self.screen.name, "arithmetic": ARITHMETIC}
+        """The engine of the cheap bounds."""
+        return {"engine": self.screen.name}
 
     def at(self, eps: Epsilon) -> "Complete":
         """Return the same certifier for another radius."""
@@ -163,11 +162,12 @@ class Complete:
             if not len(left):
                 break
             started = time.perf_counter()
-            least = self._margins(batch.take(left), stage)
+            least, rounding = self._margins(batch.take(left), stage)
             answers.spend(left, stage, started)
             for row in (least > 0).nonzero().flatten().tolist():
                 answers.decide(int(left[row]), stage, Status.CERTIFIED, self.question.eps.value, float(least[row]))
             answers.columns["margin"][left.cpu().numpy()] = least.cpu().numpy()
+            answers.columns["rounding"][left.cpu().numpy()] = rounding.cpu().numpy()
             left = left[~(least > 0)]
         return left
 
@@ -175,27 +175,34 @@ class Complete:
         question, settings = self.question, self.settings
         return Attack(question.eps.value, question.norm, question.seed, settings.steps, settings.restarts)
 
-    def _margins(self, batch: Batch, stage: Stage) -> Float[Tensor, " batch"]:
-        """Bound the least margin over the ball by a method, less the allowance."""
+    def _margins(self, batch: Batch, stage: Stage) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
+        """Bound the least margin over the ball by a method; return the bound and the rounding that it covers."""
         balls = Balls.around(batch.x, self.question.eps.value, self.question.norm)
         rows = margin_specification(batch.predicted, batch.classes, torch.float64)
-        return self.screen.ask(balls, rows, stage.title).bound.amin(1) - batch.allowance
+        planes = self.screen.ask(balls, rows, stage.title)
+        margin, least = planes.bound.min(1)
+        return margin, planes.rounding.gather(1, least[:, None])[:, 0]
 
     def _finish(self, answers: _Answers, row: int, batch: Batch) -> None:
         """Run alpha-CROWN, then branch and bound, within the rest of the sample's time."""
         one, eps, started = batch.take(torch.tensor([row])), self.question.eps.value, time.monotonic()
         left = self.settings.time_limit - float(answers.seconds[row].sum())
-        specification, goal = margin_specification(one.predicted, one.classes, torch.float64), float(one.allowance)
+        specification = margin_specification(one.predicted, one.classes, torch.float64)
         bounds = self.native.bounds(Balls.around(one.x.double(), eps, self.question.norm))
-        proved = alpha.optimized(bounds, specification, self.settings.iterations, started + ALPHA_SHARE * left).bound[0]
+        planes = alpha.optimized(bounds, specification, self.settings.iterations, started + ALPHA_SHARE * left)
+        proved = planes.bound[0]
         answers.seconds[row, Stage.ALPHA_CROWN - 1] = time.monotonic() - started
-        least = float(proved.amin()) - goal
+        least = float(proved.amin())
+        answers.columns["rounding"][row] = float(planes.rounding[0, proved.argmin()])
+        if bounds.overflows:  # no splitting helps
+            answers.decide(row, Stage.ALPHA_CROWN, Status.NOT_CERTIFIED, eps, least)
+            return
         if least > 0:
             answers.decide(row, Stage.ALPHA_CROWN, Status.CERTIFIED, eps, least)
             return
         begun = time.monotonic()
         end = BranchAndBound(
-            bounds, specification, proved, goal, deadline=started + left, broken=lambda z: self._broken(z, one)
+            bounds, specification, proved, 0.0, deadline=started + left, broken=lambda z: self._broken(z, one)
         ).run()
         answers.seconds[row, Stage.BRANCH_AND_BOUND - 1] = time.monotonic() - begun
         answers.columns["domains"][row] = end.domains
@@ -204,7 +211,7 @@ class Complete:
             return
         ends = {Status.CERTIFIED: end.finished, Status.OUT_OF_MEMORY: end.full, Status.TIMEOUT: end.late}
         status = next((status for status, true in ends.items() if true), Status.NOT_CERTIFIED)
-        answers.decide(row, Stage.BRANCH_AND_BOUND, status, eps, end.bound - goal)
+        answers.decide(row, Stage.BRANCH_AND_BOUND, status, eps, end.bound)
 
     def _keep(self, answers: _Answers, row: int, one: Batch, point: Tensor) -> None:
         """Store a counterexample from branch and bound."""

@@ -22,12 +22,14 @@ class Planes:
 
     Each function is below its row on the whole ball. ``value`` is its value at the centre and ``steepness`` its dual
     norm, so value - r * steepness bounds the row on the concentric ball of any smaller radius r. Both are nan if an
-    engine does not provide them.
+    engine does not provide them. ``rounding`` is the amount by which bound and value were lowered for the rounding of
+    the deployed network; inf if its values may overflow.
     """
 
     bound: Float[Tensor, "*rows"]
     value: Float[Tensor, "*rows"]
     steepness: Float[Tensor, "*rows"]
+    rounding: Float[Tensor, "*rows"]
 
     def reshape(self, shape: Sequence[int]) -> "Planes":
         """Reshape all fields."""

@@ -9,8 +9,10 @@ from verifiers.bound_propagation.auto_lirpa.adapter import AutoLirpa
 from verifiers.bound_propagation.checks import attack_bounds
 from verifiers.bound_propagation.engine import Engine
 from verifiers.bound_propagation.native.engine import Native
+from verifiers.bound_propagation.rounded import Rounded
 from verifiers.core.errors import InputError, Unsupported, did_you_mean
-from verifiers.core.quantities import Norm
+from verifiers.core.quantities import Arithmetic
+from verifiers.core.question import Question
 from verifiers.graph.program import Program
 from verifiers.runtime.oom import MEMORY_ERRORS, out_of_memory
 
@@ -29,33 +31,48 @@ def names_of(engine: str) -> tuple[str, ...]:
     return tuple(ENGINES) if engine == "auto" else (engine,)
 
 
-def engine_of(name: str, network: nn.Module | Program, samples: Float[Tensor, "batch *shape"]) -> Engine:
-    """Build an engine, once per program.
+def engine_of(
+    name: str,
+    network: nn.Module | Program,
+    samples: Float[Tensor, "batch *shape"],
+    arithmetic: Arithmetic = Arithmetic.REAL,
+) -> Engine:
+    """Build an engine for the network in an arithmetic, once per program.
+
+    In float32 the native engine supplies the rounding that is subtracted from another engine's bounds.
 
     Raises:
         Unsupported: the engine does not support the network.
         Contradiction: its graph is not the network.
     """
     program = Program.of(network)
-    return program.once(("engine", name), lambda: ENGINES[name](program, samples))
+    if name == Native.name:
+        return native_engine(program, samples, arithmetic)
+    exact = program.once(("engine", name), lambda: ENGINES[name](program, samples))
+    if arithmetic is Arithmetic.REAL:
+        return exact
+    return Rounded(exact, native_engine(program, samples, arithmetic))
 
 
-def native_engine(network: nn.Module | Program, samples: Float[Tensor, "batch *shape"]) -> Native:
-    """Build the native engine, once per program; raises the errors of ``engine_of``."""
+def native_engine(
+    network: nn.Module | Program, samples: Float[Tensor, "batch *shape"], arithmetic: Arithmetic
+) -> Native:
+    """Build the native engine, once per program and arithmetic; raises the errors of ``engine_of``."""
     program = Program.of(network)
-    return program.once(("engine", Native.name), lambda: Native(program, samples))
+    return program.once(("engine", arithmetic), lambda: Native(program, samples, arithmetic=arithmetic))
 
 
 def build(
     network: nn.Module | Program,
     samples: Float[Tensor, "batch *shape"],
     engine: str,
-    eps: float,
+    question: Question,
     *,
-    norm: Norm,
     method: str,
 ) -> tuple[Engine, list[str]]:
     """Build the first engine that supports the network and the method, and list why earlier ones do not.
+
+    Its bounds are for the question's arithmetic.
 
     Raises:
         Unsupported: no engine supports it; the message has every engine's reason.
@@ -66,8 +83,8 @@ def build(
     failure: type[Exception] = Unsupported
     for name in names_of(engine):
         try:
-            built = engine_of(name, program, samples)
-            attack_bounds(built, samples, eps, norm=norm, method=method)
+            built = engine_of(name, program, samples, question.arithmetic)
+            attack_bounds(built, samples, question.eps.value, norm=question.norm, method=method)
             return built, reasons
         except Unsupported as error:
             reasons.append(str(error))

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from verifiers.bound_propagation.checks import attack_bounds
 from verifiers.bound_propagation.engine import ITERATIONS, Memory, Planes, better
 from verifiers.bound_propagation.native.engine import Native
-from verifiers.bound_propagation.rounding import careful_allowance
 from verifiers.core.errors import Unsupported
+from verifiers.core.quantities import Arithmetic
 from verifiers.core.question import Question
 from verifiers.geometry.balls import Balls
 from verifiers.geometry.margins import margin_specification
@@ -43,12 +43,14 @@ class PairBounds(NamedTuple):
         deficit: upper bound of teacher margin - student margin; negative if the student's is always larger.
         agreement: if positive, both networks predict the class everywhere on the ball.
         radius: a radius, at most eps, at which that holds even if ``agreement`` is not positive.
+        rounding: the largest amount by which rounding lowered a bound.
     """
 
     gap: Float[Tensor, " batch"]
     deficit: Float[Tensor, " batch"]
     agreement: Float[Tensor, " batch"]
     radius: Float[Tensor, " batch"]
+    rounding: Float[Tensor, " batch"]
 
 
 class JointEngine:
@@ -57,6 +59,7 @@ class JointEngine:
     Args:
         student, teacher: map the same images in [0, 1] to the same classes, in eval mode; modules or programs.
         x: two or more sample images.
+        arithmetic: the arithmetic of both networks; their rounding is independent.
 
     Raises:
         Unsupported: a network cannot be captured, or the classes differ.
@@ -66,18 +69,23 @@ class JointEngine:
     name = "native"
 
     def __init__(
-        self, student: nn.Module | Program, teacher: nn.Module | Program, x: Float[Tensor, "batch *shape"]
+        self,
+        student: nn.Module | Program,
+        teacher: nn.Module | Program,
+        x: Float[Tensor, "batch *shape"],
+        arithmetic: Arithmetic = Arithmetic.REAL,
     ) -> None:
         programs = Program.of(student), Program.of(teacher)
         self.pair = Pair(*(program.module for program in programs))
         pair = Program(self.pair)
-        self.engines, self.model = [Native(pair, x)], pair.exact
+        self.engines, self.model = [Native(pair, x, arithmetic=arithmetic)], pair.exact
         graphs = [program.graph(x) for program in programs]
         if graphs[0].nodes[-1].shape != graphs[1].nodes[-1].shape:
             raise Unsupported(f"student and teacher differ in their logits: {[g.nodes[-1].shape for g in graphs]}")
         if same_structure(*graphs):
             with suppress(Unsupported):  # the joint graph is enough
-                self.engines.append(Native(pair, x, graph=differential(*graphs)))
+                graph = differential(*graphs, rounded=arithmetic is Arithmetic.FLOAT32)
+                self.engines.append(Native(pair, x, graph=graph, arithmetic=arithmetic))
         self.batch_size = min(engine.batch_size for engine in self.engines)
 
     @classmethod
@@ -91,17 +99,10 @@ class JointEngine:
         teacher = question.teacher
         if teacher is None:
             raise Unsupported("joint bounds compare with a teacher: give one")
-        engine = program.once(("joint", teacher), lambda: cls(program, teacher, samples))
+        arithmetic = question.arithmetic
+        engine = program.once(("joint", teacher, arithmetic), lambda: cls(program, teacher, samples, arithmetic))
         attack_bounds(engine, samples, question.eps.value, norm=question.norm, method="crown")
         return engine
-
-    def allowed(
-        self, x: Float[Tensor, "batch *shape"], eps: float
-    ) -> tuple[Float[Tensor, "batch classes"], Float[Tensor, " batch"]]:
-        """Compute both networks' logits, and the allowance of a difference of two margins, the sum of each one's."""
-        with torch.no_grad():
-            logits = self.pair(x)
-        return logits, 2 * careful_allowance(self.pair, self.model, x, logits, eps)
 
     @cached_property
     def copies(self) -> bool:
@@ -121,12 +122,7 @@ class JointEngine:
         return reduce(better, [e.ask(balls, rows, method, iterations=iterations, memory=memory) for e in self.engines])
 
     def pair_bounds(
-        self,
-        balls: Balls,
-        predicted: Int[Tensor, " batch"],
-        allowance: Float[Tensor, " batch"],
-        *,
-        memory: Memory | None = None,
+        self, balls: Balls, predicted: Int[Tensor, " batch"], *, memory: Memory | None = None
     ) -> PairBounds:
         """Bound both margins towards every other class, and their difference, over each sample's ball, by CROWN.
 
@@ -137,12 +133,12 @@ class JointEngine:
         none = torch.zeros_like(rows)
         student, teacher = torch.cat([rows, none], 2), torch.cat([none, rows], 2)
         asked = torch.cat([student, teacher, student - teacher, teacher - student], 1)
-        return _pair_bounds(self.ask(balls, asked, "crown", memory=memory), balls.eps, allowance[:, None])
+        return _pair_bounds(self.ask(balls, asked, "crown", memory=memory), balls.eps)
 
 
-def _pair_bounds(planes: Planes, eps: Tensor, slack: Tensor) -> PairBounds:
-    s, t, more, less = (planes.bound - slack).chunk(4, 1)
-    free = ((planes.value - slack) / planes.steepness).chunk(4, 1)
+def _pair_bounds(planes: Planes, eps: Tensor) -> PairBounds:
+    s, t, more, less = planes.bound.chunk(4, 1)
+    free = (planes.value / planes.steepness).chunk(4, 1)
     held = torch.minimum(t, torch.maximum(s, t + more)).amin(1)
     radius = torch.minimum(free[0].amin(1), free[1].amin(1))
     return PairBounds(
@@ -150,4 +146,5 @@ def _pair_bounds(planes: Planes, eps: Tensor, slack: Tensor) -> PairBounds:
         deficit=(-more).amax(1),
         agreement=held,
         radius=torch.minimum(radius, eps),
+        rounding=planes.rounding.amax(1),
     )

@@ -53,25 +53,26 @@ class JointCertifier:
         """Bound both margins and their difference at eps, then search for the largest radius."""
         question, memory = self.question, Memory(len(batch))
         balls = Balls.around(batch.x, question.eps.value, question.norm)
-        logits, allowance = self.engine.allowed(batch.x, question.eps.value)
-        at_eps = self.engine.pair_bounds(balls, batch.predicted, allowance, memory=memory)
+        at_eps = self.engine.pair_bounds(balls, batch.predicted, memory=memory)
 
         def bound(rows: Tensor, radius: Tensor) -> Evaluation:
             if torch.equal(radius, balls.eps[rows]):
-                return Evaluation(at_eps.agreement[rows], at_eps.radius[rows])
+                return Evaluation(at_eps.agreement[rows], at_eps.radius[rows], at_eps.rounding[rows])
             chosen = Balls(batch.x[rows], radius, question.norm)
-            found = self.engine.pair_bounds(chosen, batch.predicted[rows], allowance[rows], memory=memory.of(rows))
-            return Evaluation(found.agreement, found.radius)
+            found = self.engine.pair_bounds(chosen, batch.predicted[rows], memory=memory.of(rows))
+            return Evaluation(found.agreement, found.radius, found.rounding)
 
         search = RadiusSearch.of(self.settings, question, batch)
         columns = {
-            **radius_columns(search(bound, self._margin(logits, batch.predicted)), question.eps.value),
+            **radius_columns(search(bound, self._margin(batch)), question.eps.value),
             "margin": at_eps.agreement.cpu().numpy(),
             "gap": at_eps.gap.cpu().numpy(),
             "deficit": at_eps.deficit.cpu().numpy(),
         }
         yield Answer(batch.rows, columns)
 
-    def _margin(self, logits: Tensor, predicted: Tensor) -> Float[Tensor, " batch"]:
+    def _margin(self, batch: Batch) -> Float[Tensor, " batch"]:
         """Compute the smaller margin of the two networks at the images."""
-        return torch.minimum(*(margins(part, predicted) for part in logits.double().chunk(2, 1)))
+        with torch.no_grad():
+            logits = self.engine.pair(batch.x).double()
+        return torch.minimum(*(margins(part, batch.predicted) for part in logits.chunk(2, 1)))

@@ -24,13 +24,15 @@ class Evaluation(NamedTuple):
     """The result of one evaluation of rows, each at its own eps.
 
     Attributes:
-        margin: lower bound of the margin on the ball of radius eps, less the rounding allowance.
+        margin: lower bound of the margin on the ball of radius eps.
         radius: a radius, at most eps, that the evaluation certifies even if the margin is negative (0 if none): planes
             that are proved on the large ball hold on every smaller one.
+        rounding: the amount by which rounding lowered the margin's bound; None counts as 0.
     """
 
     margin: Float[Tensor, " rows"]
     radius: Float[Tensor, " rows"]
+    rounding: Float[Tensor, " rows"] | None = None
 
 
 #: Evaluates the given rows, each at its own eps.
@@ -44,11 +46,13 @@ class Search(NamedTuple):
         radius: the largest proved radius, rounded down by one unit in the last place; 0 if nothing was proved.
         margin: the bound at eps.
         finished: the search converged before the limits of time and of evaluations.
+        rounding: the amount by which rounding lowered the bound at eps; nan where there was none.
     """
 
     radius: Float[Tensor, " batch"]
     margin: Float[Tensor, " batch"]
     finished: Bool[Tensor, " batch"]
+    rounding: Float[Tensor, " batch"]
 
 
 class _State:
@@ -181,7 +185,7 @@ class RadiusSearch:
             spent: seconds already spent.
         """
         state = _State(margin, self)
-        started, margins_at_eps = time.perf_counter(), torch.full_like(margin, float("nan"))
+        started, margins_at_eps, rounding = time.perf_counter(), *torch.full((2, len(margin)), float("nan")).to(margin)
         for step in range(self.max_steps):
             rows = state.active.nonzero().squeeze(1)
             if not len(rows) or (step and time.perf_counter() - started > self.seconds - spent):
@@ -196,6 +200,7 @@ class RadiusSearch:
             lowest = lowest.where(lowest < float("inf"), float("nan"))
             if step == 0:
                 margins_at_eps[rows] = lowest
+                rounding[rows] = torch.zeros_like(lowest) if found.rounding is None else found.rounding.to(lowest)
             state.record(rows, lowest, found.radius.to(margin.dtype))
             if step == 0 and known is not None:
                 state.raise_to(known.to(margin))
@@ -203,4 +208,4 @@ class RadiusSearch:
         radius = torch.nextafter(state.proved, torch.zeros_like(state.proved))
         if known is not None:  # already rounded down
             radius = torch.where(state.proved == known, state.proved, radius)
-        return Search(radius, margins_at_eps, ~state.active)
+        return Search(radius, margins_at_eps, ~state.active, rounding)

@@ -75,7 +75,7 @@ class SecondOpinion:
                 continue
             one = slice(i, i + 1)
             balls = Balls.around(batch.x[one], self.question.eps.value, self.question.norm)
-            if fits(partial(self.check, balls, batch.predicted[one], batch.allowance[one], self.method)):
+            if fits(partial(self.check, balls, batch.predicted[one], self.method)):
                 self.checked.add(index)
             else:
                 unfit = True

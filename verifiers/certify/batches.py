@@ -9,7 +9,6 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from verifiers.bound_propagation import careful_allowance
 from verifiers.core.columns import COMMON_COLUMNS, Columns
 from verifiers.core.errors import Contradiction, Unsupported, one_line
 from verifiers.core.question import Question
@@ -19,7 +18,7 @@ from verifiers.geometry.margins import margins
 from verifiers.graph.program import Program
 from verifiers.methods.base import Method
 from verifiers.results.writer import CertificateFile
-from verifiers.runtime.certifier import Answer, Batch, Certifier, Clean
+from verifiers.runtime.certifier import Answer, Batch, Certifier
 from verifiers.runtime.oom import MEMORY_ERRORS, out_of_memory
 from verifiers.runtime.samples import CLEAN_BATCH, Samples, first_images
 
@@ -48,33 +47,27 @@ def _same(status: Status, rows: int) -> Columns:
 
 
 class Asked:
-    """The samples of a run in batches for certifiers; margins and allowances are computed once, for all methods."""
+    """The samples of a run in batches for certifiers; margins are computed once, for all methods."""
 
-    def __init__(self, program: Program, samples: Samples, eps: float) -> None:
-        self._program, self._samples, self._eps = program, samples, eps
-        self._margin, self._allowance = (np.full(len(samples.labels), np.nan) for _ in range(2))
+    def __init__(self, program: Program, samples: Samples) -> None:
+        self._program, self._samples = program, samples
+        self._margin = np.full(len(samples.labels), np.nan)
 
     def batch(self, rows: Rows) -> Batch:
         """Build the batch of some rows."""
         samples, device = self._samples, self._program.device
         x = samples.batch(rows, device)
         predicted = samples.predicted[rows].to(device)
+        return Batch(x, predicted, samples.indices[rows], samples.classes, lambda: self._clean(rows, x, predicted))
 
-        def clean() -> Clean:
-            return self._clean(rows, x, predicted)
-
-        return Batch(x, predicted, samples.indices[rows], samples.classes, clean)
-
-    def _clean(self, rows: Rows, x: Tensor, predicted: Tensor) -> Clean:
-        new = np.isnan(self._allowance[rows])
+    def _clean(self, rows: Rows, x: Tensor, predicted: Tensor) -> Tensor:
+        new = np.isnan(self._margin[rows])
         if new.any():
             chosen = torch.as_tensor(new, device=x.device)
             with torch.no_grad():
                 logits = self._program.module(x[chosen])
-            allowance = careful_allowance(self._program.module, self._program.exact, x[chosen], logits, self._eps)
             self._margin[rows[new]] = margins(logits, predicted[chosen]).double().cpu().numpy()
-            self._allowance[rows[new]] = allowance.cpu().numpy()
-        return Clean(*(torch.as_tensor(values[rows], device=x.device) for values in (self._margin, self._allowance)))
+        return torch.as_tensor(self._margin[rows], device=x.device)
 
 
 @dataclass

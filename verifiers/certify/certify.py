@@ -18,6 +18,7 @@ from verifiers.core.reporter import Reporter
 from verifiers.core.status import About
 from verifiers.graph.program import Program
 from verifiers.methods.base import Method
+from verifiers.methods.registry import proves
 from verifiers.results.rows import Certificates
 from verifiers.results.writer import CertificateFile, MethodTable, check_output
 from verifiers.runtime.modes import eval_mode, suitable_threads, trusted_arithmetic
@@ -61,7 +62,7 @@ def certify(
         check_output(out)
     reporter = reporter or Reporter()
     program, reference = Program(network), None if teacher is None else Program(teacher)
-    question = Question(config.ball, config.norm, config.seed, reference)
+    question = Question(config.ball, config.norm, config.seed, reference, config.arithmetic)
     for method in config.methods:
         method.check(question)
     with ExitStack() as stack:
@@ -78,7 +79,7 @@ def certify(
         stack.enter_context(suitable_threads(network, first[:1], CLEAN_BATCH))
         file = stack.enter_context(_file(program, reference, samples, first.shape[1:], config, out))
         check_predictions(config, samples, file)
-        asked = Asked(program, samples, config.ball.value)
+        asked = Asked(program, samples)
         for method in config.in_order:
             Run(method, program, question, samples, asked, file, reporter).finish(config.batch_size)
         return file.read()
@@ -110,6 +111,8 @@ def table_of(method: Method, config: CertifyConfig) -> MethodTable:
         "claim": method.claim,
         "paper": method.paper,
     }
+    if proves(method.kind):
+        facts["arithmetic"] = str(config.arithmetic)
     return MethodTable(method.kind, method.columns, {**facts, **ball, "seed": config.seed, **method.options})
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import SerializeAsAny, model_validator
 
 from verifiers.core.errors import InputError, did_you_mean
-from verifiers.core.quantities import Epsilon, Norm, beyond_images
+from verifiers.core.quantities import Arithmetic, Epsilon, Norm, beyond_images
 from verifiers.core.settings import Count, EpsilonText, Seed, Strict
 from verifiers.core.status import About, Guarantee
 from verifiers.methods.base import Method
@@ -29,6 +29,8 @@ class CertifyConfig(Strict):
         methods: each at most once; attacks run first, in any order given.
         seed: keys all randomness, together with the sample index.
         batch_size: samples per batch; each method's own when None. Halved when memory runs out.
+        arithmetic: float32 proves radii for the deployed network with its rounding, real for the network over the real
+            numbers, as publications do.
 
     Example:
         >>> config = CertifyConfig(eps="2/255", methods=("pgd", "crown"), options={"steps": 50})
@@ -41,6 +43,7 @@ class CertifyConfig(Strict):
     methods: tuple[SerializeAsAny[Method], ...] = ()
     seed: Seed = 0
     batch_size: Count | None = None
+    arithmetic: Arithmetic = Arithmetic.FLOAT32
 
     if TYPE_CHECKING:  # the accepted types; pydantic's own signature has the stored ones
 
@@ -53,6 +56,7 @@ class CertifyConfig(Strict):
             options: Mapping[str, Any] | None = None,
             seed: int = 0,
             batch_size: int | None = None,
+            arithmetic: str | Arithmetic = Arithmetic.FLOAT32,
         ) -> None: ...
 
     @model_validator(mode="before")

@@ -29,6 +29,7 @@ def identity_of(program: Program, teacher: Program | None, samples: Samples, con
         "samples": len(samples.labels),
         "norm": str(config.norm),
         "eps_text": config.eps,
+        "arithmetic": str(config.arithmetic),
         "seed": config.seed,
         "joint_teacher_sha256": "" if teacher is None else weights_sha256(teacher.module),
         "joint_teacher_structure_sha256": "" if teacher is None else structure_sha256(teacher.module),

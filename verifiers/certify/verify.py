@@ -16,7 +16,7 @@ from torch import nn
 from verifiers.bound_propagation import Complete as Prover
 from verifiers.certify.batches import Asked
 from verifiers.core.errors import Contradiction, InputError, Unsupported
-from verifiers.core.quantities import Epsilon, Norm
+from verifiers.core.quantities import Arithmetic, Epsilon, Norm
 from verifiers.core.question import Question
 from verifiers.core.reporter import Reporter
 from verifiers.core.settings import CountOrZero, Positive, Seed, Strict
@@ -29,7 +29,6 @@ from verifiers.methods.registry import certifies, find, proves
 from verifiers.results.reader import opened, read, read_images
 from verifiers.results.rows import Certificates, MethodRows
 from verifiers.results.summaries.complete import Stage
-from verifiers.runtime.certifier import Clean
 from verifiers.runtime.fingerprint import structure_sha256, weights_sha256
 from verifiers.runtime.modes import eval_mode, trusted_arithmetic
 from verifiers.runtime.samples import Data, Samples, device_of, first_images, validate
@@ -41,8 +40,6 @@ ROUNDING = 1e-3
 #: Largest error of a counterexample's margin on another machine or in another batch, as a share of its largest logit.
 #: Attacks stop so near the decision boundary that this can change its sign.
 LOGIT_ROUNDING = 1e-5
-#: At its largest radius a bound equals the allowance, and another engine's float64 sums end this share of it lower.
-ENGINE_ROUNDING = 1e-9
 
 
 @dataclass
@@ -285,7 +282,8 @@ def _prover(program: Program, rows: MethodRows, samples: Samples, time_limit: fl
     others: tuple[Literal["native", "auto-lirpa"], ...] = (
         ("native",) if written_by == "auto-lirpa" else ("auto-lirpa", "native")
     )
-    question = Question(Epsilon.parse(float(rows.eps)), Norm(rows.attributes["norm"]), seed=1)
+    arithmetic = Arithmetic(rows.attributes["arithmetic"])
+    question = Question(Epsilon.parse(float(rows.eps)), Norm(rows.attributes["norm"]), seed=1, arithmetic=arithmetic)
     first = first_images(samples, program.module)
     reasons = []
     for engine in others:
@@ -300,10 +298,7 @@ def _prover(program: Program, rows: MethodRows, samples: Samples, time_limit: fl
 def _answer(prover: Prover, samples: Samples, row: int, radius: float) -> dict[str, Any]:
     """Verify one sample at a radius."""
     eps = Epsilon.parse(radius)
-    batch = Asked(prover.program, samples, eps.value).batch(np.array([row]))
-    clean = batch.clean()
-    slack = Clean(clean.margin, clean.allowance * (1 - ENGINE_ROUNDING))
-    (answer,) = prover.at(eps)(replace(batch, clean=lambda: slack))
+    (answer,) = prover.at(eps)(Asked(prover.program, samples).batch(np.array([row])))
     return {name: values[0] for name, values in answer.columns.items()}
 
 

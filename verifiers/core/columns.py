@@ -45,12 +45,20 @@ COMMON_COLUMNS = (
         "margin",
         "float64",
         "logits",
-        "smallest margin at eps: found by an attack, or bounded from below less the rounding allowance",
+        "smallest margin at eps: found by an attack, or bounded from below for the file's arithmetic",
     ),
     Column("certified", "uint8", "", "1 when correct and radius >= eps"),
     Column("seconds", "float64", "seconds", "time spent on the row: its batch's time over the batch's rows"),
     Column("status", "uint8", "", "; ".join(f"{s.value} {s.name}" for s in Status)),
 )
 
+#: The rounding term of methods that prove their radii.
+ROUNDING = Column(
+    "rounding",
+    "float64",
+    "logits",
+    "amount by which the smallest margin's bound at eps was lowered for rounding in float32; inf where values may "
+    "overflow; 0 in real arithmetic",
+)
 
 Columns = dict[str, np.ndarray]

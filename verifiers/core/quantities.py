@@ -64,6 +64,33 @@ class Norm(StrEnum):
     L1 = "l1"
 
 
+class Arithmetic(StrEnum):
+    """The arithmetic of the network that a proof is about."""
+
+    FLOAT32 = "float32"
+    REAL = "real"
+
+    @property
+    def meaning(self) -> str:
+        """The network that proofs hold for, in words."""
+        if self is Arithmetic.REAL:
+            return "proofs hold for the network over the real numbers, not for its rounding in float32"
+        return "proofs hold for the network in float32, with sums in any order, with or without fused multiply-add"
+
+
+def parse_arithmetic(given: str | Arithmetic) -> Arithmetic:
+    """Return the arithmetic of that name.
+
+    Raises:
+        InputError: the name is unknown; the message suggests the nearest known one.
+    """
+    try:
+        return Arithmetic(given)
+    except ValueError:
+        known = [arithmetic.value for arithmetic in Arithmetic]
+        raise InputError(f"unknown arithmetic {given!r}.{did_you_mean(str(given), known)}") from None
+
+
 def parse_norm(given: str | Norm) -> Norm:
     """Return the norm of that name.
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from verifiers.core.quantities import Epsilon, Norm
+from verifiers.core.quantities import Arithmetic, Epsilon, Norm
 
 if TYPE_CHECKING:
     from verifiers.graph.program import Program
@@ -18,9 +18,11 @@ class Question:
         norm: norm of the ball.
         seed: run seed; it keys all randomness together with the sample index.
         teacher: the network that methods about a pair compare with.
+        arithmetic: the arithmetic of the networks that proofs are about.
     """
 
     eps: Epsilon
     norm: Norm = Norm.LINF
     seed: int = 0
     teacher: "Program | None" = None
+    arithmetic: Arithmetic = Arithmetic.FLOAT32

@@ -26,7 +26,7 @@ FAILURES = (Status.UNSUPPORTED, Status.OUT_OF_MEMORY, Status.TIMEOUT, Status.ERR
 class Guarantee(StrEnum):
     """The strength of a method's answer."""
 
-    DETERMINISTIC = "deterministic"  # a proof, up to the stated rounding allowance
+    DETERMINISTIC = "deterministic"  # a proof, in the file's arithmetic
     PROBABILISTIC = "probabilistic"  # confidence 1 - alpha per sample
     ESTIMATE = "estimate"  # no proof; never feeds a radius
 

@@ -18,15 +18,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from verifiers.bound_propagation import Bounds
+from verifiers.bound_propagation import Bounds, deviation
 from verifiers.core.errors import Unsupported
-from verifiers.core.quantities import Norm
+from verifiers.core.quantities import Arithmetic, Norm
 from verifiers.geometry.balls import DUAL, Balls
 from verifiers.graph.operators import Interval
+from verifiers.graph.relaxations.slopes import curvature
 from verifiers.lipschitz.jacobians import INFLATION, Linearised, SlopeRanges, interval_jacobian
 from verifiers.lipschitz.layers import Network
 from verifiers.lipschitz.operator_norms import dense_norm
-from verifiers.lipschitz.slopes import curvature
 
 #: phi(1), the largest slope of the standard normal density.
 PHI_1 = math.exp(-0.5) / math.sqrt(2 * math.pi)
@@ -101,6 +101,7 @@ class Linearity:
         gamma: upper bounds by the best technique.
         techniques: upper bounds of the larger side by name; a technique that does not apply is absent.
         low, high: CROWN bounds of the rows' values.
+        rounding: the amount by which rounding lowered ``low``; 0 in real arithmetic.
     """
 
     linear: Linearised
@@ -108,6 +109,7 @@ class Linearity:
     techniques: dict[str, Tensor]
     low: Tensor
     high: Tensor
+    rounding: Tensor
 
     def lowest(self, eps: float, norm: Norm) -> Float[Tensor, "batch rows"]:
         """Bound the rows from below by their linearisations."""
@@ -115,24 +117,29 @@ class Linearity:
 
 
 def measure(network: Network, x: Float[Tensor, "batch *shape"], rows: Tensor, eps: float, norm: Norm) -> Linearity:
-    """Bound rows, and their distance from their linearisations, on the balls; x is in float64."""
+    """Bound rows, and their distance from their linearisations, on the balls; x is in float64.
+
+    The linearisations are the exact network's. In float32 arithmetic the distances and values are the deployed one's:
+    linear relaxation contains the rounding, and techniques of the exact network add it.
+    """
     native, linear = network.native, Linearised.at(network.native.model, x, rows)
     bounds = native.bounds(Balls.around(x, eps, norm))
     with torch.no_grad():
         bounds.propagate(refine=True)
-        low, negated = bounds.by_rows(rows).bound, bounds.by_rows(-rows).bound
+        low, negated = bounds.by_rows(rows), bounds.by_rows(-rows)
         gamma = by_relaxation(bounds, linear)
         techniques = {"relaxation": gamma.both}
         if network.layers is not None:
             with suppress(Unsupported):  # a slope may be unbounded on a box, and a kink has no curvature
                 boxes = network.layers.boxes(bounds)
                 ranges = SlopeRanges.over(network.layers, boxes)
-                techniques["interval"] = by_interval_jacobian(ranges, linear, eps, norm)
+                rounding = deviation(bounds, rows) if native.arithmetic is Arithmetic.FLOAT32 else 0.0
+                techniques["interval"] = by_interval_jacobian(ranges, linear, eps, norm) + rounding
                 if norm is not Norm.LINF:
-                    techniques["curvature"] = by_curvature(ranges, boxes, rows, eps)
+                    techniques["curvature"] = by_curvature(ranges, boxes, rows, eps) + rounding
     for other in techniques.values():
         gamma = gamma.or_better(other)
-    return Linearity(linear, gamma, techniques, low, -negated)
+    return Linearity(linear, gamma, techniques, low.bound, -negated.bound, low.rounding)
 
 
 def smoothed_gamma(eps: float, sigma: float) -> float:

@@ -45,7 +45,7 @@ class LinearityCertifier:
             Unsupported: the native engine does not support the network.
             Contradiction: a point of the ball breaks a bound.
         """
-        network = Network.prepare(program, samples)
+        network = Network.prepare(program, samples, question.arithmetic)
         attack_bounds(network.native, samples, question.eps.value, norm=question.norm, method="crown")
         return cls(network, settings, question)
 
@@ -60,17 +60,18 @@ class LinearityCertifier:
     def __call__(self, batch: Batch) -> Iterator[Answer]:
         """Bound the distance from the linearisations, derive a radius, and attack the distance."""
         eps, norm, exact = self.question.eps.value, self.question.norm, self.network.native.model
-        x, allowance = batch.x.double(), batch.allowance
+        x = batch.x.double()
         rows = margin_specification(batch.predicted, batch.classes, torch.float64)
         found = measure(self.network, x, rows, eps, norm)
-        free = found.linear.values - found.gamma.minus - allowance[:, None]
+        free = found.linear.values - found.gamma.minus
         radius = (free / found.linear.steepness(norm)).amin(1).clamp(0.0, eps)
         radius = torch.where((free > 0).all(1) & radius.isfinite(), radius, 0.0)
         loss = of_cross_entropy(found, eps, norm)
         guesses = attacked(exact, x, batch.predicted, eps, norm, self.settings.steps)
         values = {
             "radius": radius,
-            "margin": (found.lowest(eps, norm) - allowance[:, None]).amin(1),
+            "margin": found.lowest(eps, norm).amin(1),
+            "rounding": found.rounding.amax(1),
             "gradient": found.linear.steepness(norm).amax(1),
             "gamma_minus": found.gamma.minus.amax(1),
             "gamma_plus": found.gamma.plus.amax(1),

@@ -35,6 +35,8 @@ from verifiers.runtime.certifier import Answer, Batch, as_columns
 
 #: The most classes, besides the predicted one, that the attack on the shortfall covers.
 ATTACKED_CLASSES = 20
+#: A cross-entropy below this gives the class more than half of the probability; less the rounding of float64.
+HALF = math.log(2.0) * (1 - 1e-9)
 
 
 @dataclass
@@ -59,7 +61,8 @@ class TransferCertifier:
         if question.teacher is None:
             raise Unsupported("transfer bounds compare with a teacher: give one")
         joint = JointEngine.prepare(program, samples, question)
-        networks = (Network.prepare(program, samples), Network.prepare(question.teacher, samples))
+        ours, theirs = (Network.prepare(each, samples, question.arithmetic) for each in (program, question.teacher))
+        networks = (ours, theirs)
         for network in networks:
             attack_bounds(network.native, samples, question.eps.value, norm=question.norm, method="crown")
         return cls(networks, joint, settings, question)
@@ -78,33 +81,31 @@ class TransferCertifier:
     def __call__(self, batch: Batch) -> Iterator[Answer]:
         """Evaluate all theorems at eps; a sample is certified if one of them keeps the class."""
         eps, norm, x = self.question.eps.value, self.question.norm, batch.x
-        _, allowance = self.joint.allowed(x, eps)
         rows = margin_specification(batch.predicted, batch.classes, torch.float64)
         student, teacher = (measure(network, x.double(), rows, eps, norm) for network in self.networks)
         terms = margin_terms(student, teacher, norm)
         by_student, by_teacher = (of_cross_entropy(found, eps, norm) for found in (student, teacher))
         losses = loss_terms(by_student, by_teacher, norm)
-        slack = allowance[:, None]
         bounds = {
-            "direct": student.low - slack,
-            "theorem_a": theorem_a(terms, eps) - slack,
-            "theorem_b": theorem_b(terms, eps) - slack,
-            "joint": teacher.low + self._difference(x.double(), rows) - slack,
+            "direct": student.low,
+            "theorem_a": theorem_a(terms, eps),
+            "theorem_b": theorem_b(terms, eps),
+            "joint": teacher.low + self._difference(x.double(), rows),
         }
         least = {name: bound.amin(1) for name, bound in bounds.items()}
-        half = math.log(2.0) - allowance
         ce = {"theorem_c1": theorem_c1(losses, eps), "theorem_c2": theorem_c2(losses, eps)}
         through = torch.stack([bounds[name] for name in ("theorem_a", "theorem_b", "joint")]).nan_to_num(nan=-math.inf)
         margin = through.amax(0).amin(1)
-        holds = (margin > 0) | torch.stack([(half - bound) > 0 for bound in ce.values()]).any(0)
-        holds &= (teacher.low - slack > 0).all(1)  # there must be a certificate to carry over
+        holds = (margin > 0) | torch.stack([bound < HALF for bound in ce.values()]).any(0)
+        holds &= (teacher.low > 0).all(1)  # there must be a certificate to carry over
         block = torch.where(holds | (least["direct"] > 0), Blocker.NONE.value, blockers(terms, eps))
         values = {
             "radius": torch.full_like(margin, eps) * holds,
             "margin": margin,
             **least,
             **ce,
-            "teacher": (teacher.low - slack).amin(1),
+            "rounding": torch.maximum(student.rounding, teacher.rounding).amax(1),
+            "teacher": teacher.low.amin(1),
             "deficit": terms.deficit.amax(1),
             "gradient_gap": terms.gap.amax(1),
             "gamma_student": terms.student_gamma.amax(1),

@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from verifiers.bound_propagation import deviation
 from verifiers.core.errors import Contradiction, Unsupported
-from verifiers.core.quantities import Norm, whole_box
+from verifiers.core.quantities import Arithmetic, Norm, whole_box
 from verifiers.core.question import Question
 from verifiers.core.status import Status
 from verifiers.geometry.balls import random_start
@@ -18,7 +19,7 @@ from verifiers.graph.program import Program
 from verifiers.lipschitz.global_bounds import GlobalBounds, global_bounds
 from verifiers.lipschitz.jacobians import Linearised
 from verifiers.lipschitz.layers import Network
-from verifiers.lipschitz.local_bounds import integrate, local_constants, slope_ranges
+from verifiers.lipschitz.local_bounds import OnBall, bounds_on, integrate, local_constants, slope_ranges
 from verifiers.runtime.certifier import Answer, Batch, as_columns
 
 #: A radius below this, in pixel units, is useless.
@@ -57,7 +58,7 @@ class LipschitzCertifier:
             Unsupported: no bound supports the network; the message names the layer.
             Contradiction: a gradient exceeds a bound.
         """
-        network = Network.prepare(program, samples)
+        network = Network.prepare(program, samples, question.arithmetic)
         notes = {"local": f"no bounds on balls: {network.reason}"} if network.reason else {}
         known = None
         if question.norm is Norm.L2:
@@ -83,16 +84,13 @@ class LipschitzCertifier:
         eps, x = self.question.eps.value, batch.x
         rows = margin_specification(batch.predicted, batch.classes, torch.float64)
         linear = Linearised.at(self.network.native.model, x.double(), rows)
-        margins = linear.values - batch.allowance[:, None]
-        anywhere = self._anywhere(batch.predicted, rows)
+        margins, anywhere = linear.values, self._anywhere(batch.predicted, rows)
 
-        def constants(chosen: Tensor, radius: Tensor) -> Tensor:
-            return self._constants(x[chosen].double(), radius, rows[chosen], anywhere[chosen])
+        def on_balls(chosen: Tensor, radius: Tensor) -> OnBall:
+            return self._on_balls(x[chosen].double(), radius, rows[chosen], anywhere[chosen])
 
         with torch.no_grad():
-            found = integrate(
-                constants, margins, eps, whole_box(self.question.norm, x[0].numel()), self.settings.shells
-            )
+            found = integrate(on_balls, margins, eps, whole_box(self.question.norm, x[0].numel()), self.settings.shells)
         radius = found.radius * (1 - 1e-12)
         radius = torch.where(found.margin > 0, radius.clamp_min(eps), radius)  # eps itself was proved
         useful = (found.radius >= USELESS) & torch.isfinite(found.radius)
@@ -101,7 +99,8 @@ class LipschitzCertifier:
         values = {
             "radius": torch.where(useful, radius, 0.0),
             "margin": found.margin,
-            "constant": found.constants.amax(1),
+            "rounding": found.at_eps.rounding.amax(1),
+            "constant": found.at_eps.constants.amax(1),
             "global_constant": anywhere.amax(1),
             "gradient": linear.steepness(self.question.norm).amax(1),
         }
@@ -114,11 +113,17 @@ class LipschitzCertifier:
         others = (rows == -1).double().argmax(2)
         return self.known.best.to(rows.device)[predicted[:, None], others]
 
-    def _constants(self, x: Tensor, radius: Tensor, rows: Tensor, anywhere: Tensor) -> Tensor:
-        if self.network.layers is None:
-            return anywhere
-        ranges = slope_ranges(self.network.native, self.network.layers, x, radius, self.question.norm)
-        return torch.minimum(local_constants(ranges, rows, self.question.norm), anywhere)
+    def _on_balls(self, x: Tensor, radius: Tensor, rows: Tensor, anywhere: Tensor) -> OnBall:
+        """Bound the constants of rows and the rounding on balls."""
+        layers, native, exact = self.network.layers, self.network.native, torch.zeros_like(anywhere)
+        if layers is None and native.arithmetic is Arithmetic.REAL:
+            return OnBall(anywhere, exact)
+        bounds = bounds_on(native, x, radius, self.question.norm)
+        rounding = exact if native.arithmetic is Arithmetic.REAL else deviation(bounds, rows)
+        if layers is None:
+            return OnBall(anywhere, rounding)
+        local = local_constants(slope_ranges(bounds, layers), rows, self.question.norm)
+        return OnBall(torch.minimum(local, anywhere), rounding)
 
     def attack_constants(self, samples: Tensor) -> None:
         """Check that gradients at random points of the ball stay below the constants.
@@ -131,7 +136,7 @@ class LipschitzCertifier:
             predicted = self.network.native.model(x).argmax(1)
         rows = margin_specification(predicted, self.network.native.graph.classes, torch.float64)
         eps = torch.full((len(x),), self.question.eps.value, dtype=torch.float64, device=x.device)
-        bound = self._constants(x, eps, rows, self._anywhere(predicted, rows))
+        bound = self._on_balls(x, eps, rows, self._anywhere(predicted, rows)).constants
         for _ in range(8):
             point = (x + random_start(x, eps, self.question.norm, generator)).clamp(0.0, 1.0)
             steep = Linearised.at(self.network.native.model, point, rows).steepness(self.question.norm)

@@ -20,13 +20,13 @@ from verifiers.graph.graph import Graph, Node
 from verifiers.graph.operators import Elementwise
 from verifiers.graph.relaxations.max_pool import MaxPool
 from verifiers.graph.relaxations.normalization import Normalization
+from verifiers.graph.relaxations.slopes import slopes
 from verifiers.graph.relaxations.softmax import Softmax
 from verifiers.graph.rows import Rows, shape_size
 from verifiers.lipschitz.chains import eclipse_fast, lipsdp
 from verifiers.lipschitz.jacobians import SlopeRanges, liplt
 from verifiers.lipschitz.layers import Layers, refusal
 from verifiers.lipschitz.operator_norms import affine_norm, max_pool_constant
-from verifiers.lipschitz.slopes import slopes
 
 #: Covers the rounding of a constant in double precision.
 INFLATION = 1 + 1e-6

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from verifiers.core.quantities import Norm
 from verifiers.geometry.balls import DUAL
 from verifiers.graph.operators import Interval
+from verifiers.graph.relaxations.slopes import slopes
 from verifiers.lipschitz.layers import Layers
 from verifiers.lipschitz.operator_norms import dense_norm
-from verifiers.lipschitz.slopes import slopes
 
 #: Covers the rounding of sums in float64.
 INFLATION = 1 + 1e-9

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from verifiers.bound_propagation import Bounds, Native, native_engine
 from verifiers.core.errors import Unsupported
+from verifiers.core.quantities import Arithmetic
 from verifiers.graph.affine import Affine
 from verifiers.graph.graph import Graph, Node
 from verifiers.graph.operators import Elementwise, Interval
@@ -104,14 +105,19 @@ class Network:
     reason: str = ""
 
     @classmethod
-    def prepare(cls, network: nn.Module | Program, samples: Float[Tensor, "batch *shape"]) -> "Network":
-        """Build the engine and the matrices, once per program.
+    def prepare(
+        cls,
+        network: nn.Module | Program,
+        samples: Float[Tensor, "batch *shape"],
+        arithmetic: Arithmetic = Arithmetic.REAL,
+    ) -> "Network":
+        """Build the engine and the matrices, once per program and arithmetic.
 
         Raises:
             Unsupported: the native engine does not support the network.
         """
         program = Program.of(network)
-        return program.once("layers", lambda: cls._made(native_engine(program, samples)))
+        return program.once(("layers", arithmetic), lambda: cls._made(native_engine(program, samples, arithmetic)))
 
     @classmethod
     def _made(cls, engine: Native) -> "Network":

@@ -7,33 +7,50 @@ segment from x, a function changes at a rate of at most its steepest gradient.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from verifiers.bound_propagation import Native
+from verifiers.bound_propagation import Bounds, Native
 from verifiers.core.quantities import Norm
 from verifiers.geometry.balls import DUAL, Balls
 from verifiers.lipschitz.jacobians import SlopeRanges, interval_jacobian, largest_dual_norm, liplt
 from verifiers.lipschitz.layers import Layers
 
-#: Maps rows of the batch and their radii to the constants of the rows on those balls, ``(batch, rows)``.
-Constants = Callable[[Tensor, Tensor], Tensor]
+
+class OnBall(NamedTuple):
+    """What is known about rows on balls, ``(batch, rows)``.
+
+    Attributes:
+        constants: Lipschitz constants of the exact network.
+        rounding: the most by which the deployed network falls below the exact one.
+    """
+
+    constants: Float[Tensor, "batch rows"]
+    rounding: Float[Tensor, "batch rows"]
+
+
+#: Bounds rows of the batch on balls of the given radii.
+OnBalls = Callable[[Tensor, Tensor], OnBall]
 #: Growth of the shells beyond eps.
 GROWTH = 1.15
 #: The most shells in one pass.
 MOST = 60
 
 
-def slope_ranges(
-    native: Native, layers: Layers, x: Float[Tensor, "batch *shape"], eps: Float[Tensor, " batch"], norm: Norm
-) -> SlopeRanges:
-    """Bound all slopes on the balls, from CROWN bounds of the pre-activations."""
+def bounds_on(native: Native, x: Float[Tensor, "batch *shape"], eps: Float[Tensor, " batch"], norm: Norm) -> Bounds:
+    """Compute CROWN bounds of all layers on balls."""
     bounds = native.bounds(Balls(x, eps, norm))
     with torch.no_grad():
         bounds.propagate(refine=True)
-        return SlopeRanges.over(layers, layers.boxes(bounds))
+    return bounds
+
+
+def slope_ranges(bounds: Bounds, layers: Layers) -> SlopeRanges:
+    """Bound all slopes on balls, from bounds of the layers."""
+    return SlopeRanges.over(layers, layers.boxes(bounds))
 
 
 def local_constants(
@@ -56,16 +73,16 @@ class Shells:
     Attributes:
         radius: the largest radius at which all margins are positive.
         margin: a lower bound of the smallest margin at eps.
-        constants: the constants on the ball of radius eps.
+        at_eps: the constants and the rounding on the ball of radius eps.
     """
 
     radius: Float[Tensor, " batch"]
     margin: Float[Tensor, " batch"]
-    constants: Float[Tensor, "batch rows"]
+    at_eps: OnBall
 
 
 def integrate(
-    constants: Constants,
+    on: OnBalls,
     margins: Float[Tensor, "batch rows"],
     eps: float,
     limit: float,
@@ -73,21 +90,24 @@ def integrate(
 ) -> Shells:
     """Compute radius and margin from the shell integral m_j - sum_s (e_s - e_(s-1)) K_j(e_s), linear within a shell.
 
+    A margin of the exact network proves the deployed one on a ball if it exceeds the rounding there, which grows with
+    the ball. Within a shell the rounding on its outer ball counts.
+
     The first pass takes shells up to eps, then growing ones until every margin is spent. The second pass takes
     ``shells`` shells up to slightly beyond the radius of the first.
     """
-    first, steps = _Walk(constants, margins), max(1, shells // 2)
+    first, steps = _Walk(on, margins), max(1, shells // 2)
     everyone = torch.arange(len(margins), device=margins.device)
     for s in range(1, steps + 1):
         at_eps = first.shell(everyone, eps * ((s - 1) / steps), eps * (s / steps))
-    margin, before = first.left.amin(1), eps
+    margin, before = (first.left - at_eps.rounding).amin(1), eps
     for _ in range(MOST):
         rows, after = first.open(), min(before * GROWTH, limit)
         if not len(rows) or before >= limit:
             break
         first.shell(rows, before, after)
         before = after
-    again, ends = _Walk(constants, margins), (1.2 * first.radius).clamp_max(limit)
+    again, ends = _Walk(on, margins), (1.2 * first.radius).clamp_max(limit)
     for s in range(1, shells + 1):
         rows = again.open()
         if not len(rows):
@@ -100,29 +120,30 @@ class _Walk:
     """Walk outward from the images, shell by shell.
 
     Attributes:
-        left: the remainder of each margin.
+        left: the remainder of each margin of the exact network.
         radius: the radius up to which no margin was spent.
     """
 
-    def __init__(self, constants: Constants, margins: Float[Tensor, "batch rows"]) -> None:
-        self._constants, self.left = constants, margins.clone()
+    def __init__(self, on: OnBalls, margins: Float[Tensor, "batch rows"]) -> None:
+        self._on, self.left = on, margins.clone()
         self.radius, self._spent = margins.new_zeros(len(margins)), ~(margins.amin(1) > 0)
 
     def open(self) -> Tensor:
         """Return the samples with no margin spent."""
         return (~self._spent).nonzero().flatten()
 
-    def shell(self, rows: Tensor, before: Tensor | float, after: Tensor | float) -> Tensor:
-        """Add a shell for some samples; return the constants on its outer ball."""
+    def shell(self, rows: Tensor, before: Tensor | float, after: Tensor | float) -> OnBall:
+        """Add a shell for some samples; return the constants and the rounding on its outer ball."""
         inner, outer = (
             torch.as_tensor(end, dtype=self.left.dtype, device=self.left.device).expand(len(rows))
             for end in (before, after)
         )
-        steep, left = self._constants(rows, outer), self.left[rows]
-        reach = (inner[:, None] + left / steep).nan_to_num(nan=0.0).amin(1)
+        found_on, left = self._on(rows, outer), self.left[rows]
+        steep, rounding = found_on
+        reach = (inner[:, None] + (left - rounding) / steep).nan_to_num(nan=0.0).amin(1)
         self.left[rows] = left - (outer - inner)[:, None] * steep
-        now = ~(self.left[rows].amin(1) > 0)
+        now = ~((self.left[rows] - rounding).amin(1) > 0)
         found = torch.maximum(self.radius[rows], torch.where(now, torch.minimum(reach, outer), outer))
         self.radius[rows] = torch.where(self._spent[rows], self.radius[rows], found)
         self._spent[rows] |= now
-        return steep
+        return found_on

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from verifiers.core.columns import Column
+from verifiers.core.columns import ROUNDING, Column
 from verifiers.core.question import Question
 from verifiers.core.settings import Count, Positive
 from verifiers.core.status import Guarantee
@@ -40,6 +40,7 @@ class Complete(Method):
     )
     summary: ClassVar[Summary | None] = complete.summary
     columns: ClassVar[tuple[Column, ...]] = (
+        ROUNDING,
         Column("stage", "uint8", "", "which stage decided: " + "; ".join(f"{s.value} {s.title}" for s in Stage)),
         *(Column(stage.column, "float64", "seconds", f"time in the stage {stage.title}") for stage in Stage),
         Column(

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from verifiers.core.columns import ROUNDING, Column
 from verifiers.core.question import Question
 from verifiers.core.settings import Count, CountOrZero, Positive
 from verifiers.core.status import Guarantee
@@ -28,6 +29,7 @@ class _MarginBound(Method):
     engine: Literal["auto", "native", "auto-lirpa"] = "auto"
     cross_check: CountOrZero = 2
     guarantee: ClassVar[Guarantee] = Guarantee.DETERMINISTIC
+    columns: ClassVar[tuple[Column, ...]] = (ROUNDING,)
 
     def prepare(self, program: "Program", samples: "Tensor", question: Question) -> "Certifier":
         from verifiers.bound_propagation import MarginCertifier

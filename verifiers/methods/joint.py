@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from verifiers.core.columns import Column
+from verifiers.core.columns import ROUNDING, Column
 from verifiers.core.question import Question
 from verifiers.core.settings import Positive
 from verifiers.core.status import About, Guarantee
@@ -33,6 +33,7 @@ class Joint(Method):
     cost: ClassVar[str] = "CROWN of both networks per radius tried, twice for copies"
     summary: ClassVar[Summary | None] = joint.summary
     columns: ClassVar[tuple[Column, ...]] = (
+        ROUNDING,
         Column("gap", "float64", "logits", "upper bound of |student margin - teacher margin| on the ball at eps"),
         Column("deficit", "float64", "logits", "upper bound of teacher margin - student margin on the ball at eps"),
     )

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from verifiers.core.columns import Column
+from verifiers.core.columns import ROUNDING, Column
 from verifiers.core.question import Question
 from verifiers.core.settings import Count
 from verifiers.core.status import Guarantee
@@ -30,6 +30,7 @@ class Lipschitz(Method):
     paper: ClassVar[str] = "Fazlyab et al., arXiv 1906.04893 and 2310.00116; Xu and Sivaranjani, arXiv 2404.04375"
     cost: ClassVar[str] = "30 to 80 CROWN passes of the hidden layers; for l2 the norms of the layers between them"
     columns: ClassVar[tuple[Column, ...]] = (
+        ROUNDING,
         Column(
             "constant", "float64", "logits per pixel", "Lipschitz constant of the steepest margin on the ball at eps"
         ),

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from verifiers.core.columns import Column
+from verifiers.core.columns import ROUNDING, Column
 from verifiers.core.question import Question
 from verifiers.core.settings import Count
 from verifiers.core.status import Guarantee
@@ -36,6 +36,7 @@ class LocalLinearity(Method):
     )
     cost: ClassVar[str] = "CROWN at one radius with two more rows per class, and a short attack"
     columns: ClassVar[tuple[Column, ...]] = (
+        ROUNDING,
         Column("gradient", "float64", "logits per pixel", "largest dual norm of a margin's gradient at the image"),
         _gamma("gamma_minus", "bound: how far any margin falls below its linearisation on the ball at eps"),
         _gamma("gamma_plus", "bound: how far any margin rises above its linearisation on the ball at eps"),

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from verifiers.core.columns import Column
+from verifiers.core.columns import ROUNDING, Column
 from verifiers.core.question import Question
 from verifiers.core.settings import Count
 from verifiers.core.status import About, Guarantee
@@ -40,6 +40,7 @@ class Transfer(Method):
     cost: ClassVar[str] = "CROWN of student, teacher and both together at one radius, with two more rows per class"
     summary: ClassVar[Summary | None] = transfer.summary
     columns: ClassVar[tuple[Column, ...]] = (
+        ROUNDING,
         _bound("direct", "the student's own least margin on the ball at eps, by CROWN"),
         _bound("teacher", "the teacher's least margin towards the student's class, by CROWN"),
         _bound("theorem_a", "the student's least margin, from the teacher's least ones"),

@@ -11,18 +11,6 @@ from torch import Tensor
 from verifiers.core.columns import Columns
 
 
-class Clean(NamedTuple):
-    """The network's margins at the images themselves, one value per sample, in logits.
-
-    Attributes:
-        margin: the smallest margin of the predicted class.
-        allowance: the rounding allowance; a margin's lower bound above it holds for the network in float32.
-    """
-
-    margin: Float[Tensor, " batch"]
-    allowance: Float[Tensor, " batch"]
-
-
 @dataclass(frozen=True)
 class Batch:
     """Samples that a certifier answers together.
@@ -32,27 +20,22 @@ class Batch:
         predicted: the network's predictions on them.
         indices: their indices in the data set split, on the CPU.
         classes: number of classes.
-        clean: returns margins and allowances, which are computed once per run, when a method first needs them.
+        clean: returns the smallest margins at the images, which are computed once per run, on first use.
     """
 
     x: Float[Tensor, "batch *shape"]
     predicted: Int[Tensor, " batch"]
     indices: Int[Tensor, " batch"]
     classes: int
-    clean: Callable[[], Clean]
+    clean: Callable[[], Float[Tensor, " batch"]]
 
     def __len__(self) -> int:
         return len(self.x)
 
     @property
     def margin(self) -> Float[Tensor, " batch"]:
-        """The smallest margins at the images."""
-        return self.clean().margin
-
-    @property
-    def allowance(self) -> Float[Tensor, " batch"]:
-        """The rounding allowances, which margins must exceed."""
-        return self.clean().allowance
+        """The smallest margins at the images, in logits."""
+        return self.clean()
 
     @property
     def rows(self) -> Int[np.ndarray, " batch"]:
@@ -62,11 +45,8 @@ class Batch:
     def take(self, rows: Int[Tensor, " some"]) -> "Batch":
         """Select some of the samples."""
         here = rows.to(self.x.device)
-
-        def clean() -> Clean:
-            return Clean(self.margin[here], self.allowance[here])
-
-        return Batch(self.x[here], self.predicted[here], self.indices[rows.cpu()], self.classes, clean)
+        indices = self.indices[rows.cpu()]
+        return Batch(self.x[here], self.predicted[here], indices, self.classes, lambda: self.margin[here])
 
 
 class Answer(NamedTuple):

@@ -8,6 +8,7 @@ import numpy as np
 
 from certkd.comparison.methods import check_known, same_teacher
 from certkd.comparison.outcomes import at_eps, outcomes
+from verifiers.core.quantities import parse_arithmetic
 from verifiers.core.status import About, Status
 from verifiers.core.table import Part, Table, counted
 from verifiers.methods.registry import find
@@ -72,9 +73,18 @@ def facts(certificates: Certificates) -> list[str]:
     lines = [
         *_origin(attributes),
         f"data       {attributes.get('data') or 'given as arrays'}  sha256 {attributes['data_sha256']}",
+        *_arithmetic(attributes),
         f"settings   {'; '.join(f'{m} {_settings(s)}' for m, s in settings.items())}  seed {attributes['seed']}",
     ]
     return lines + [line for rows in certificates for line in _notes(rows)]
+
+
+def _arithmetic(attributes: Mapping[str, Any]) -> list[str]:
+    """State the arithmetic of the proofs; imported rows have none."""
+    if "arithmetic" not in attributes:
+        return []
+    arithmetic = parse_arithmetic(str(attributes["arithmetic"]))
+    return [f"arithmetic {arithmetic}: {arithmetic.meaning}"]
 
 
 def _settings(settings: Mapping[str, Any]) -> str:

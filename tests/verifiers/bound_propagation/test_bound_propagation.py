@@ -15,7 +15,6 @@ from tests.marks import thin
 from tests.zoo import BY_NAME, ZOO, Kind, images, mlp, normalize, planted
 from verifiers.bound_propagation.auto_lirpa import compat
 from verifiers.bound_propagation.auto_lirpa.adapter import AutoLirpa
-from verifiers.bound_propagation.rounding import rounding_allowance
 from verifiers.core.quantities import Norm, whole_box
 from verifiers.core.status import Status
 from verifiers.geometry.ascent import ascend
@@ -55,7 +54,7 @@ def same_eps(value: float, count: int) -> Tensor:
 
 
 def certify(method: Method, network: nn.Module, x: Tensor, norm: Norm, eps: float | str = 0.01) -> dict:
-    return answers(prepared(method, network, x, eps=eps, norm=norm), network, x, eps=eps)
+    return answers(prepared(method, network, x, eps=eps, norm=norm), network, x)
 
 
 def radii(method: Method, network: nn.Module, x: Tensor, norm: Norm, eps: float | str = 0.01) -> Tensor:
@@ -253,10 +252,7 @@ def test_radius_of_a_linear_classifier(norm: Norm, method: Method) -> None:
     found = radii(method, network, x, norm).numpy()
     assert (found <= exact).all(), f"a radius above the exact one: {found - exact}"
     if method is CROWN or norm is Norm.LINF:
-        with torch.no_grad():
-            logits = network(x)
-        allowance = (rounding_allowance(logits) / margins(logits, logits.argmax(1))).numpy()
-        assert (found >= exact * (1 - TOLERANCE - allowance) - 1e-12).all(), f"{found / exact} of the exact radius"
+        assert (found >= exact * (1 - TOLERANCE) - 1e-5).all(), f"{found / exact} of the exact radius"
     else:
         assert (found > 0.3 * exact).all(), "far below the exact radius"
 

@@ -19,7 +19,8 @@ from verifiers.bound_propagation.engine import Planes
 from verifiers.bound_propagation.engines import ENGINES, build
 from verifiers.bound_propagation.native.engine import Native
 from verifiers.core.errors import Contradiction, Unsupported
-from verifiers.core.quantities import Norm
+from verifiers.core.quantities import Epsilon, Norm
+from verifiers.core.question import Question
 from verifiers.core.status import Status
 from verifiers.geometry.balls import Balls
 from verifiers.results.rows import MethodRows
@@ -36,7 +37,7 @@ def checked(kind: Kind, engine: str, norm: Norm, method: str, count: int = 2) ->
     with torch.no_grad():
         predicted = network(x).argmax(1)
     check = CrossCheck(network, x[:2], ENGINES[engine](network, x[:2]))
-    check(Balls.around(x, RADII[norm], norm), predicted, torch.full((count,), 1e-6), method)
+    check(Balls.around(x, RADII[norm], norm), predicted, method)
     return check
 
 
@@ -125,7 +126,7 @@ def test_a_lie_of_either_engine_is_found(lie: str, liar: str, engine: str, lying
     check = CrossCheck(network, kind.images(2), ENGINES[engine](network, kind.images(2)))
     lying(liar, LIES[lie])
     with pytest.raises(Contradiction, match="engine") as caught:
-        check(Balls.around(x, 0.05, Norm.LINF), network(x).argmax(1), torch.full((1,), 1e-6), "crown")
+        check(Balls.around(x, 0.05, Norm.LINF), network(x).argmax(1), "crown")
     assert all(name in str(caught.value) for name in ENGINE_NAMES), f"not both engines are named: {caught.value}"
 
 
@@ -136,7 +137,7 @@ def test_a_great_lie_is_found_in_other_norms(norm: Norm, lying: Callable[[str, L
     check = CrossCheck(network, kind.images(2), Native(network, kind.images(2)))
     lying("native", lambda bound: bound + 1.0)
     with pytest.raises(Contradiction):
-        check(Balls.around(x, RADII[norm], norm), network(x).argmax(1), torch.full((1,), 1e-6), "crown")
+        check(Balls.around(x, RADII[norm], norm), network(x).argmax(1), "crown")
 
 
 # Through certify
@@ -298,7 +299,7 @@ def test_a_network_that_no_engine_takes_has_both_reasons() -> None:
     reason = str(found.attributes["reason"])
     assert "\n" not in reason and "native" in reason and reason.count("; ") >= 1, f"reason: {reason}"
     with pytest.raises(Unsupported, match="native"):
-        build(network, x, "native", 0.1, norm=Norm.LINF, method="crown")
+        build(network, x, "native", Question(Epsilon.parse(0.1)), method="crown")
 
 
 def test_the_engine_in_use_is_noted() -> None:

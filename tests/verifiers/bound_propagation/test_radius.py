@@ -44,7 +44,7 @@ def search(
 ) -> tuple[Tensor, Tensor, Recorder]:
     recorder = Recorder(margin)
     start = torch.tensor(list(clean), dtype=torch.float64)
-    radius, at_eps, _ = RadiusSearch(eps, limit, tolerance, max_steps=max_steps)(recorder, start)
+    radius, at_eps, *_ = RadiusSearch(eps, limit, tolerance, max_steps=max_steps)(recorder, start)
     return radius, at_eps, recorder
 
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from tests.zoo import BY_NAME
 from verifiers.bound_propagation import engines
 from verifiers.core.errors import Unsupported
-from verifiers.core.quantities import Norm
+from verifiers.core.quantities import Arithmetic, Epsilon
+from verifiers.core.question import Question
 from verifiers.graph import program as programs
 from verifiers.graph.program import Program
 from verifiers.lipschitz.layers import Network
@@ -31,8 +32,9 @@ def captures(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
 def test_methods_share_one_graph_and_one_engine(captures: Counter[str]) -> None:
     program, x = Program(BY_NAME["mlp"].network()), BY_NAME["mlp"].images(2)
+    question = Question(Epsilon.parse(0.01), arithmetic=Arithmetic.REAL)
     built = {
-        method: engines.build(program, x, "auto", 0.01, norm=Norm.LINF, method=method)[0]
+        method: engines.build(program, x, "auto", question, method=method)[0]
         for method in ("ibp", "crown-ibp", "crown")
     }
     layers = Network.prepare(program, x)

@@ -20,7 +20,7 @@ from verifiers.graph.capture import capture
 from verifiers.graph.operators import Interval
 from verifiers.lipschitz.jacobians import SlopeRanges, interval_jacobian, jacobian, largest_dual_norm, liplt
 from verifiers.lipschitz.layers import written_out
-from verifiers.lipschitz.local_bounds import integrate, local_constants, slope_ranges
+from verifiers.lipschitz.local_bounds import OnBall, bounds_on, integrate, local_constants, slope_ranges
 
 SMOOTH = {
     "hard sigmoid": nn.Hardsigmoid,
@@ -69,7 +69,7 @@ def test_no_gradient_on_the_ball_exceeds_the_local_constant(kind: str, norm: Nor
     native, rows = Native(model, x), pair_rows(model, x)
     layers = written_out(native.graph)
     for eps in RADII[norm]:
-        ranges = slope_ranges(native, layers, x, torch.full((len(x),), eps, dtype=x.dtype), norm)
+        ranges = slope_ranges(bounds_on(native, x, torch.full((len(x),), eps, dtype=x.dtype), norm), layers)
         seen = steepest_seen(model, x, eps, norm, rows)
         bound = local_constants(ranges, rows, norm)
         assert (bound >= seen).all(), f"{kind} {norm} {eps}: {float((seen - bound).max())} above the constant"
@@ -107,7 +107,7 @@ def test_constants_grow_with_the_ball_up_to_the_global_ones(kind: str) -> None:
     anywhere, before = both(SlopeRanges.anywhere(layers)), torch.zeros(rows.shape[:2], dtype=x.dtype)
     for eps in (1e-4, 0.01, 0.1, 1.0, 10.0):
         limits = torch.full((len(x),), eps, dtype=x.dtype)
-        interval, through = both(slope_ranges(native, layers, x, limits, Norm.L2))
+        interval, through = both(slope_ranges(bounds_on(native, x, limits, Norm.L2), layers))
         assert (before * (1 - 1e-9) <= interval).all() and (interval <= anywhere[0] * (1 + 1e-9)).all()
         assert eps > 0.01 or (through < 0.9 * anywhere[1]).all(), "a small ball gains nothing"
         before = interval
@@ -118,7 +118,7 @@ def test_layer_norms_bound_the_jacobians_of_the_layers() -> None:
     native = Native(model, x)
     layers = written_out(native.graph)
     limits = torch.full((len(x),), 0.2, dtype=x.dtype)
-    bounds = slope_ranges(native, layers, x, limits, Norm.L2).layer_norms
+    bounds = slope_ranges(bounds_on(native, x, limits, Norm.L2), layers).layer_norms
     generator = torch.Generator().manual_seed(0)
     for k, layer in enumerate(layers.hidden):
         for _ in range(30):
@@ -195,8 +195,8 @@ def test_the_shell_integral_is_that_of_a_known_constant() -> None:
     """K(e) = e grows along the way: m - e^2 / 2 is zero at sqrt(2 m); one shell alone would give sqrt(m)."""
     margin = torch.tensor([[0.5], [2.0]], dtype=torch.float64)
 
-    def constants(rows: Tensor, radius: Tensor) -> Tensor:
-        return radius[:, None]
+    def constants(rows: Tensor, radius: Tensor) -> OnBall:
+        return OnBall(radius[:, None], torch.zeros(len(rows), 1))
 
     exact = (2 * margin).sqrt()[:, 0]
     for shells, share in ((15, 0.95), (200, 0.995)):
@@ -205,10 +205,30 @@ def test_the_shell_integral_is_that_of_a_known_constant() -> None:
     assert (found.margin <= margin[:, 0] - 0.125).all() and (found.margin >= margin[:, 0] - 0.13).all()
 
 
+@pytest.mark.parametrize("rounding", [0.0, 0.1, 1.0, math.inf, math.nan])
+def test_rounding_that_grows_with_the_ball_shortens_the_radius(rounding: float) -> None:
+    """K = 1 and a rounding of r e: m - e - r e is zero at m / (1 + r)."""
+    margin = torch.tensor([[0.5], [2.0]], dtype=torch.float64)
+
+    def on_balls(rows: Tensor, radius: Tensor) -> OnBall:
+        return OnBall(torch.ones_like(radius)[:, None], rounding * radius[:, None])
+
+    found, exact = integrate(on_balls, margin, 0.25, 100.0, 100), (margin / (1 + rounding))[:, 0].nan_to_num(0.0)
+    assert (found.radius <= exact * (1 + 1e-12)).all() and (found.radius >= 0.98 * exact).all()
+    expected = margin[:, 0] - 0.25 - rounding * 0.25
+    torch.testing.assert_close(found.margin, expected, equal_nan=True)
+
+
 def test_radius_without_margin_or_with_an_infinite_constant_is_zero() -> None:
     margin = torch.tensor([[-0.5], [0.0], [1.0], [float("nan")]], dtype=torch.float64)
     for value in (1.0, math.inf, math.nan):
-        found = integrate(lambda rows, e, v=value: torch.full((len(rows), 1), v, dtype=e.dtype), margin, 0.1, 9.0, 5)
+        found = integrate(
+            lambda rows, e, v=value: OnBall(torch.full((len(rows), 1), v, dtype=e.dtype), torch.zeros(len(rows), 1)),
+            margin,
+            0.1,
+            9.0,
+            5,
+        )
         assert (found.radius[[0, 1, 3]] == 0).all()
         assert found.radius[2] == (pytest.approx(1.0) if value == 1.0 else 0)
 

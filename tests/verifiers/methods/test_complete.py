@@ -60,7 +60,7 @@ def prepared(network: nn.Module, x: Tensor, norm: Norm = Norm.LINF, **options: A
 
 def answer(method: complete.Complete, x: Tensor, eps: float) -> dict[str, np.ndarray]:
     """The one row of an image."""
-    columns = answers(method.at(Epsilon.parse(eps)), method.program.module, x, eps=eps)
+    columns = answers(method.at(Epsilon.parse(eps)), method.program.module, x)
     return {name: values[0] for name, values in columns.items()}
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from verifiers.core.errors import InputError
 from verifiers.core.reporter import Reporter
 from verifiers.core.status import Status
-from verifiers.runtime.certifier import Answering, Batch, Certifier, Clean, as_columns
+from verifiers.runtime.certifier import Answering, Batch, Certifier, as_columns
 from verifiers.runtime.samples import PIXEL_TOLERANCE, Data, as_data, check_pixels, device_of, first_images, validate
 
 
@@ -101,16 +101,16 @@ def test_the_first_images_are_repeated_where_there_is_one() -> None:
 def test_a_part_of_a_batch_has_its_own_rows() -> None:
     asked: list[int] = []
 
-    def clean() -> Clean:
+    def clean() -> Tensor:
         asked.append(1)
-        return Clean(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.1, 0.2, 0.3]))
+        return torch.tensor([1.0, 2.0, 3.0])
 
     batch = Batch(torch.arange(6.0).reshape(3, 2), torch.tensor([0, 1, 0]), torch.tensor([7, 8, 9]), 2, clean)
     part = batch.take(torch.tensor([2, 0]))
     assert not asked, "margins are computed before anybody asks"
     assert len(part) == 2 and part.rows.tolist() == [0, 1] and part.indices.tolist() == [9, 7]
     assert part.x.tolist() == [[4.0, 5.0], [0.0, 1.0]] and part.predicted.tolist() == [0, 0]
-    assert part.margin.tolist() == [3.0, 1.0] and part.allowance.tolist() == pytest.approx([0.3, 0.1])
+    assert part.margin.tolist() == [3.0, 1.0]
 
 
 def test_a_function_that_answers_a_batch_is_a_certifier() -> None:
@@ -119,9 +119,7 @@ def test_a_function_that_answers_a_batch_is_a_certifier() -> None:
 
     certifier = Answering(answer, batch_size=4)
     assert isinstance(certifier, Certifier) and certifier.notes == {}
-    batch = Batch(
-        torch.rand(2, 3), torch.tensor([1, 0]), torch.arange(2), 2, lambda: Clean(torch.ones(2), torch.ones(2))
-    )
+    batch = Batch(torch.rand(2, 3), torch.tensor([1, 0]), torch.arange(2), 2, lambda: torch.ones(2))
     (found,) = certifier(batch)
     assert found.rows.tolist() == [0, 1] and found.columns["status"].dtype == np.uint8
     assert found.columns["radius"].tolist() == [1.0, 0.0]

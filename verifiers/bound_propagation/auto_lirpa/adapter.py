@@ -148,7 +148,7 @@ class AutoLirpa:
         check_rows(balls, rows)
         bound = self._bounds(balls.to(torch.float64), rows.double(), method, iterations)
         untold = torch.full_like(bound, float("nan"))
-        return Planes(bound, untold, untold)
+        return Planes(bound, untold, untold, torch.zeros_like(bound))
 
     def _bounds(self, balls: Balls, rows: Tensor, method: str, iterations: int) -> Float[Tensor, "batch rows"]:
         try:

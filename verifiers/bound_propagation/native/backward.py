@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from verifiers.bound_propagation.engine import Planes, joined
+from verifiers.bound_propagation.native.noise import Noise
 from verifiers.core.quantities import Norm
 from verifiers.geometry.balls import DUAL, Balls
 from verifiers.graph.graph import Graph
@@ -36,11 +37,24 @@ class BackwardRows:
         pending: their coefficients, by node.
         constant: their constants so far.
         samples: the sample of each row.
+        rounding: the part of the constants that is due to rounding, with its sign changed.
     """
 
     pending: dict[int, Rows]
     constant: Float[Tensor, " rows"]
     samples: Int[Tensor, " rows"]
+    rounding: Float[Tensor, " rows"]
+
+    @classmethod
+    def begin(
+        cls, position: int, rows: Rows, samples: Int[Tensor, " rows"], noise: Noise | None = None
+    ) -> "BackwardRows":
+        """Start rows at a node."""
+        zero = rows.values.new_zeros(len(samples))
+        if noise is None:
+            return cls({position: rows}, zero, samples, zero)
+        rounding = zero.masked_fill(noise.overflow[samples], float("inf"))
+        return cls({position: rows}, -rounding, samples, rounding)
 
     def add(self, position: int, rows: Rows, shape: Shape) -> None:
         """Add coefficients of a node."""
@@ -49,7 +63,11 @@ class BackwardRows:
     def keep(self, chosen: Bool[Tensor, " rows"]) -> "BackwardRows":
         """Select some of the rows."""
         pending = {position: rows.keep(chosen) for position, rows in self.pending.items()}
-        return BackwardRows(pending, self.constant[chosen], self.samples[chosen])
+        return BackwardRows(pending, self.constant[chosen], self.samples[chosen], self.rounding[chosen])
+
+    def lose(self, error: Float[Tensor, " rows"]) -> None:
+        """Lower the constants by the rounding of a node."""
+        self.constant, self.rounding = self.constant - error, self.rounding + error
 
 
 @dataclass
@@ -62,6 +80,7 @@ class BackwardPass:
         alphas: the free lines of relaxations, if not the default ones.
         intervals: the intervals of every node.
         relaxations: filled by ``push``.
+        noise: the rounding of the deployed network; None bounds the network over the real numbers.
     """
 
     graph: Graph
@@ -69,6 +88,12 @@ class BackwardPass:
     alphas: Alphas = field(default_factory=dict)
     intervals: list[Interval] = field(default_factory=list)
     relaxations: dict[tuple[int, int, int], Relaxation] = field(default_factory=dict)
+    noise: Noise | None = None
+
+    @property
+    def overflows(self) -> bool:
+        """True if a value of the deployed network may overflow on a ball: nothing is proved there."""
+        return self.noise is not None and bool(self.noise.overflow.any())
 
     def push(
         self,
@@ -86,7 +111,7 @@ class BackwardPass:
         those of their negations, which have separate lines. ``image`` holds additional coefficients of the image for
         each row.
         """
-        back = BackwardRows({start: rows}, self.balls.x.new_zeros(len(samples)), samples)
+        back = BackwardRows.begin(start, rows, samples, self.noise)
         if image is not None:
             back.add(0, Rows(image), self.graph.nodes[0].shape)
         for position in range(start, 0, -1):
@@ -132,10 +157,12 @@ class BackwardPass:
     def step(
         self, back: BackwardRows, position: int, start: tuple[int, int] = (-1, -1), ids: Tensor | None = None
     ) -> bool:
-        """Push the rows at a node to its inputs; False if there are none."""
+        """Push the rows at a node to its inputs, and lower them by the node's rounding; False if there are none."""
         if (here := back.pending.pop(position, None)) is None:
             return False
         node, samples = self.graph.nodes[position], back.samples
+        if self.noise is not None and (error := self.noise.on(position, here, samples)) is not None:
+            back.lose(error)
         relaxation, per_row = self._relaxation(position, start, samples, ids)
         pushed = relaxation.push(here, torch.arange(len(samples), device=samples.device) if per_row else samples)
         if pushed.constant is not None:
@@ -165,16 +192,16 @@ class BackwardPass:
         """Minimise rows at the image over each row's ball."""
         rows, constant, samples = back.pending.get(0), back.constant, back.samples
         if rows is None:
-            return Planes(constant, constant, torch.zeros_like(constant))
+            return Planes(constant, constant, torch.zeros_like(constant), back.rounding)
         shape, linf = self.graph.nodes[0].shape, self.balls.norm is Norm.LINF
         by_box = self.over_boxes(back)
         if linf and not with_planes:
-            return Planes(by_box, by_box, by_box)
+            return Planes(by_box, by_box, by_box, back.rounding)
         value = constant + rows.dot(self.balls.x.reshape(len(self.balls.x), *shape), samples)
         inside = rows.masked(shape).values.flatten(1)
         steepness = torch.linalg.vector_norm(inside, DUAL[self.balls.norm], dim=1)
         by_ball = value - self.balls.eps[samples] * steepness
-        return Planes(by_box if linf else torch.maximum(by_box, by_ball), value, steepness)
+        return Planes(by_box if linf else torch.maximum(by_box, by_ball), value, steepness, back.rounding)
 
     def over_boxes(self, back: BackwardRows) -> Float[Tensor, " rows"]:
         """Minimise rows at their current nodes, over the boxes of those nodes."""

@@ -14,9 +14,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from verifiers.bound_propagation.engine import Planes, joined
-from verifiers.bound_propagation.native.backward import BackwardPass
+from verifiers.bound_propagation.native.backward import BackwardPass, BackwardRows
+from verifiers.bound_propagation.native.noise import Noise
 from verifiers.bound_propagation.native.signs import until_signs
-from verifiers.core.quantities import Norm
+from verifiers.core.quantities import Arithmetic, Norm
 from verifiers.geometry.balls import Balls, per_sample
 from verifiers.graph.graph import Graph
 from verifiers.graph.operators import Interval
@@ -32,12 +33,14 @@ class Bounds(BackwardPass):
         intersect: intersect tightened intervals with the plain ones.
         known: intervals of nodes already known to hold on these balls.
         refined: the nodes bounded by rows.
+        arithmetic: the arithmetic of the network; bounds in float32 hold for the network over the real numbers too.
     """
 
     dual_norms: Mapping[int, Tensor] = field(default_factory=dict)
     intersect: bool = True
     known: Mapping[int, Interval] = field(default_factory=dict)
     refined: list[int] = field(default_factory=list)
+    arithmetic: Arithmetic = Arithmetic.REAL
 
     def propagate(self, *, refine: bool) -> None:
         """Bound every node by intervals; with ``refine``, also by rows where tighter bounds tighten a relaxation."""
@@ -46,6 +49,8 @@ class Bounds(BackwardPass):
         shape = (len(self.balls.x), *nodes[0].shape)
         self.intervals = [Interval(box.low.reshape(shape), box.high.reshape(shape))]
         self.refined = []
+        if self.arithmetic is Arithmetic.FLOAT32:
+            self.noise = Noise(torch.zeros(len(self.balls.x), dtype=torch.bool, device=self.balls.x.device))
         for position, node in enumerate(nodes[1:], start=1):
             assert node.operator is not None
             if refine:
@@ -53,7 +58,10 @@ class Bounds(BackwardPass):
                     if i not in self.refined:
                         self._refine(i, mask)
                         self.refined.append(i)
-            interval = node.operator.interval(*(self.intervals[i] for i in node.inputs))
+            boxes = [self.intervals[i] for i in node.inputs]
+            interval = node.operator.interval(*boxes)
+            if self.noise is not None:
+                interval = self.noise.widened(node, position, boxes, interval)
             if position in self.dual_norms:
                 interval = self._exactly(position, interval)
             if position in self.known:
@@ -79,6 +87,8 @@ class Bounds(BackwardPass):
     def _exactly(self, position: int, interval: Interval) -> Interval:
         value = self._values[position]
         half = per_sample(self.balls.eps, value) * self.dual_norms[position]
+        if self.noise is not None:
+            half = half + self.noise.since_image(self.graph, position)
         ball = Interval(value - half, value + half)
         return common(interval, ball) if self.intersect else ball
 
@@ -116,18 +126,15 @@ class Bounds(BackwardPass):
     def by_intervals(self, specification: Float[Tensor, "batch rows classes"]) -> Planes:
         """Bound the specification, merged with the last affine operator, by intervals; the planes are constant."""
         start, samples = self.merged(specification)
-        last, affine = self.graph.nodes[self.graph.output], self.graph.affine_operator(self.graph.output)
-        low = torch.zeros(len(samples), dtype=specification.dtype, device=samples.device)
-        parts = [(self.graph.output, start)]
-        if affine and last.operator is not None:
-            pushed = last.operator.relax([]).push(start, samples)
-            low = low if pushed.constant is None else low + pushed.constant
-            parts = [(i, part) for i, part in zip(last.inputs, pushed.inputs, strict=True) if part is not None]
-        for position, part in parts:
+        back = BackwardRows.begin(self.graph.output, start, samples, self.noise)
+        if self.graph.affine_operator(self.graph.output):
+            self.step(back, self.graph.output)
+        low = back.constant
+        for position, part in back.pending.items():
             values, box = part.dense(self.graph.nodes[position].shape).values, self.intervals[position]
             ends = values.clamp_min(0) * box.low[samples] + values.clamp_max(0) * box.high[samples]
             low = low + ends.flatten(1).sum(1)
-        return Planes(low, low, torch.zeros_like(low)).reshape(specification.shape[:2])
+        return Planes(low, low, torch.zeros_like(low), back.rounding).reshape(specification.shape[:2])
 
 
 def common(one: Interval, other: Interval) -> Interval:

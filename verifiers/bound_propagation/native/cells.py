@@ -12,6 +12,7 @@ from verifiers.bound_propagation.engine import Planes
 from verifiers.bound_propagation.native.backward import BackwardPass, BackwardRows
 from verifiers.bound_propagation.native.bounds import Bounds
 from verifiers.bound_propagation.native.domains import Domains, UnstableReLUs, by_node
+from verifiers.bound_propagation.native.noise import Noise
 from verifiers.geometry.balls import Balls
 from verifiers.graph.operators import Interval
 from verifiers.graph.rows import Rows, one_hot
@@ -89,11 +90,20 @@ class DomainBounds:
                 low = torch.where(signs[position] > 0, low.clamp_min(0.0), low)
                 high = torch.where(signs[position] < 0, high.clamp_max(0.0), high)
             if node.operator is not None:
-                forward = node.operator.interval(*(cells[i] for i in node.inputs))
+                forward = self._forward(position, [cells[i] for i in node.inputs])
                 low, high = torch.fmax(low, forward.low), torch.fmin(high, forward.high)
             empty |= (low - high > CROSSED * (1 + low.abs())).flatten(1).any(1)
             cells.append(Interval(torch.minimum(low, high), torch.maximum(low, high)))
         return cells, empty
+
+    def _forward(self, position: int, boxes: list[Interval]) -> Interval:
+        """Bound a node from its inputs; its error on the whole ball covers every domain."""
+        operator, noise = self.graph.nodes[position].operator, self.root.noise
+        assert operator is not None
+        after = operator.interval(*boxes)
+        if noise is None or position not in noise.errors:
+            return after
+        return Interval(after.low - noise.errors[position], after.high + noise.errors[position])
 
     def cell(self, domains: Domains, cells: list[Interval]) -> Cell:
         """Build the backward pass of domains with their parameters."""
@@ -107,7 +117,13 @@ class DomainBounds:
             intervals=cells,
             multipliers=by_node(beta),
             watched=frozenset(reader for reader, _ in self.relus.readers),
+            noise=self.noise(count),
         )
+
+    def noise(self, domains: int) -> Noise | None:
+        """Return the errors on the whole ball, for a number of domains."""
+        noise = self.root.noise
+        return noise and Noise(noise.overflow.expand(domains), noise.errors)
 
     def glance(self, domains: Domains) -> Float[Tensor, " domains"]:
         """Bound domains with their current parameters."""
@@ -139,7 +155,7 @@ class DomainBounds:
             signs = leaf.signs[0, start : start + len(entries)]
             chosen = signs.nonzero().flatten()
             if len(chosen):
-                cell = Cell(self.graph, self.root.balls, intervals=cells)
+                cell = Cell(self.graph, self.root.balls, intervals=cells, noise=self.root.noise)
                 rows = one_hot(self.shapes[node], entries[chosen], signs[chosen].to(self.x))
                 value = cell.push(node, rows, torch.zeros_like(chosen), torch.arange(len(chosen))).value
                 assert cell.slopes is not None

@@ -11,8 +11,9 @@ from verifiers.bound_propagation.engine import ITERATIONS, METHODS, Memory, Plan
 from verifiers.bound_propagation.native.alpha import optimized
 from verifiers.bound_propagation.native.bounds import Bounds, dual_norms
 from verifiers.bound_propagation.native.memory import KnownIntervals
+from verifiers.bound_propagation.rounding import deviation
 from verifiers.core.errors import Unsupported
-from verifiers.core.quantities import Norm
+from verifiers.core.quantities import Arithmetic, Norm
 from verifiers.geometry.balls import Balls
 from verifiers.graph.capture import capture
 from verifiers.graph.graph import Graph
@@ -33,6 +34,7 @@ class Native:
         intersect: intersect tightened intervals with the plain ones. Without it bounds are CROWN's as published, and
             comparable to those of another engine.
         graph: the network's graph, if already known.
+        arithmetic: the arithmetic of the network.
 
     Raises:
         Unsupported: the network cannot be captured, or an operator has no bounds here.
@@ -49,9 +51,10 @@ class Native:
         dtype: torch.dtype = torch.float64,
         intersect: bool = True,
         graph: Graph | None = None,
+        arithmetic: Arithmetic = Arithmetic.REAL,
     ) -> None:
         program = Program.of(network)
-        self.intersect, self.dtype = intersect, dtype
+        self.intersect, self.dtype, self.arithmetic = intersect, dtype, arithmetic
         if dtype == torch.float64:
             self.model, self.graph = program.exact, graph or program.graph(x)
         else:
@@ -92,7 +95,33 @@ class Native:
 
     def bounds(self, balls: Balls) -> Bounds:
         """Prepare bounds over balls; nothing is propagated yet."""
-        return Bounds(self.graph, balls, dual_norms=self.dual_norms(balls.norm), intersect=self.intersect)
+        return Bounds(
+            self.graph,
+            balls,
+            dual_norms=self.dual_norms(balls.norm),
+            intersect=self.intersect,
+            arithmetic=self.arithmetic,
+        )
+
+    def deviation(
+        self, balls: Balls, rows: Float[Tensor, "batch rows classes"], *, refine: bool = True
+    ) -> Float[Tensor, "batch rows"]:
+        """Bound |rows @ (deployed logits - exact logits)| over the balls, with ``refine`` from CROWN's intervals.
+
+        It is 0 in real arithmetic.
+
+        Raises:
+            Unsupported: an operator's rounding cannot be followed; the message names it.
+        """
+        if self.arithmetic is Arithmetic.REAL:
+            return rows.new_zeros(rows.shape[:2])
+        found, balls, rows = [], balls.to(self.dtype), rows.to(self.dtype)
+        for part, asked in zip(balls.split(self.batch_size), rows.split(self.batch_size), strict=True):
+            bounds = self.bounds(part)
+            with torch.no_grad():
+                bounds.propagate(refine=refine)
+            found.append(deviation(bounds, asked))
+        return torch.cat(found)
 
     def _planes(self, bounds: Bounds, specification: Tensor, method: str, iterations: int) -> Planes:
         if method == "alpha-crown":

@@ -27,7 +27,7 @@ def _block(run: BackwardPass, start: int, samples: Tensor, entries: Tensor) -> F
     found = run.balls.x.new_full((2, len(samples)), float("nan"))
     signs = torch.ones_like(found[0])
     rows = one_hot(run.graph.nodes[start].shape, entries.repeat(2), torch.cat([signs, -signs]))
-    back = BackwardRows({start: rows}, signs.new_zeros(2 * len(left)), samples.repeat(2))
+    back = BackwardRows.begin(start, rows, samples.repeat(2), run.noise)
     nearest = True  # its boxes repeat the interval of the start node
     for position in range(start, 0, -1):
         if not run.step(back, position) or run.graph.affine_operator(position):

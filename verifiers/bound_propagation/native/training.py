@@ -42,8 +42,7 @@ def lower_margins(
 
     With ``minus``, f is the difference of both networks, bounded as one graph: equal parts cancel where bounds are
     linear. ``minus`` is a constant. Batch normalisation uses its running statistics, and dropout is left out. These
-    bounds are for training and certify nothing: they are in the network's own precision, without an allowance for
-    rounding.
+    bounds are for training and certify nothing: they are in the network's own precision, and leave out rounding.
 
     Raises:
         InputError: the network cannot be captured, or an operator has no bounds.
@@ -101,7 +100,7 @@ def _bounds(
     start = replace(start, each=rows.shape[1])
     if method == "crown-ibp":
         return bounds.push(graph.output, start, samples).bound.reshape(rows.shape[:2])
-    back = BackwardRows({graph.output: start}, low.new_zeros(len(samples)), samples)
+    back = BackwardRows.begin(graph.output, start, samples)
     if graph.affine_operator(graph.output):
         bounds.step(back, graph.output)
     return bounds.over_boxes(back).reshape(rows.shape[:2])

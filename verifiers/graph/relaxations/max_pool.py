@@ -43,13 +43,13 @@ class MaxPool:
     def interval(self, *boxes: Interval) -> Interval:
         return Interval(self.forward(boxes[0].low), self.forward(boxes[0].high))
 
-    def _windowed(self, x: Tensor, padding: float = -float("inf")) -> Tensor:
+    def windowed(self, x: Tensor, padding: float = -float("inf")) -> Tensor:
         """Return the entries of each window, ``(batch, maps, outputs, kernel)``."""
         flat = x.reshape(len(x), -1, self.before[-2] * self.before[-1])
         return torch.where(self.real, flat[:, :, self.index.clamp_min(0)], padding)
 
     def inputs_to_tighten(self, boxes: Sequence[Interval]) -> list[Tensor]:
-        low, high = (self._windowed(end) for end in boxes[0])
+        low, high = (self.windowed(end) for end in boxes[0])
         rivals = high > low.amax(-1, keepdim=True)
         open_entries = (rivals & (rivals.sum(-1, keepdim=True) > 1)).flatten(2)
         found = torch.zeros(boxes[0].low.reshape(len(low), low.shape[1], -1).shape, device=low.device)
@@ -62,7 +62,7 @@ class MaxPool:
         return None
 
     def relax(self, boxes: Sequence[Interval], alpha: Alpha | None = None) -> "_Chosen":
-        low, high = (self._windowed(end) for end in boxes[0])
+        low, high = (self.windowed(end) for end in boxes[0])
         below = (low + high).argmax(-1, keepdim=True)
         largest, above = high.max(-1, keepdim=True)
         ordered = high.topk(min(2, high.shape[-1]), -1).values

@@ -32,9 +32,9 @@ class Normalization:
         return deviation / (deviation.square().mean(-1, keepdim=True) + self.eps).sqrt()
 
     def interval(self, *boxes: Interval) -> Interval:
-        return self._ranges(boxes[0])[0]
+        return self.ranges(boxes[0])[0]
 
-    def _ranges(self, box: Interval) -> tuple[Interval, Interval]:
+    def ranges(self, box: Interval) -> tuple[Interval, Interval]:
         """Compute ranges of z and of t."""
         n, center, half = self.count, box.center, box.half_width
         deviation = center - center.mean(-1, keepdim=True)
@@ -64,7 +64,7 @@ class Normalization:
         the variance may be nothing but rounding, t is at most 1 / sqrt(eps).
         """
         n, box = self.count, boxes[0]
-        span, scale = self._ranges(box)
+        span, scale = self.ranges(box)
         size, limit = magnitude(box), magnitude(span)
         off_mean, off_variance = self._moments(box, scale.low)
         share = off_variance * scale.high**2 + 2 * UNIT
@@ -105,7 +105,7 @@ class Normalization:
 
     def relax(self, boxes: Sequence[Interval], alpha: Alpha | None = None) -> MeanValue:
         box, n = boxes[0], self.count
-        span, scale = self._ranges(box)
+        span, scale = self.ranges(box)
         center, half = box.center, box.half_width
         m, w, t, tr = span.center, span.half_width, scale.center, scale.half_width
         size = m.abs()

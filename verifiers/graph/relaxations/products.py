@@ -32,7 +32,7 @@ class Product:
         self.function, self.left, self.right, self.after, self.scale = function, left, right, after, scale
 
     def forward(self, *values: Tensor) -> Tensor:
-        return self.function(*self._aligned(*values))
+        return self.function(*self.aligned(*values))
 
     def interval(self, *boxes: Interval) -> Interval:
         if self.function is torch.mul:
@@ -61,7 +61,7 @@ class Product:
     def relax(self, boxes: Sequence[Interval], alpha: Alpha | None = None) -> "_Planes":
         return _Planes(self, boxes)
 
-    def _aligned(self, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    def aligned(self, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
         """Insert axes after the batch axis; broadcasting aligns last axes, and the batch axis must stay apart."""
         axes = max(len(self.left), len(self.right))
         return tuple(  # type: ignore[return-value]
@@ -72,7 +72,7 @@ class Product:
 class _Planes:
     def __init__(self, product: Product, boxes: Sequence[Interval]) -> None:
         self.product = product
-        self.centers = product._aligned(boxes[0].center, boxes[1].center)
+        self.centers = product.aligned(boxes[0].center, boxes[1].center)
         self.offset = product.forward(boxes[0].center, boxes[1].center)
         self.error = product.forward(boxes[0].half_width, boxes[1].half_width)
 
@@ -86,12 +86,12 @@ class _Planes:
         else:
             to_left, to_right = values @ right.mT, left.mT @ values
         return Pushed(
-            [Rows(_sum_to(to_left, self.product.left)), Rows(_sum_to(to_right, self.product.right))],
+            [Rows(sum_to(to_left, self.product.left)), Rows(sum_to(to_right, self.product.right))],
             constant.flatten(1).sum(1),
         )
 
 
-def _sum_to(values: Tensor, shape: Shape) -> Tensor:
+def sum_to(values: Tensor, shape: Shape) -> Tensor:
     """Sum over the axes that broadcasting added or stretched; the first axis is that of the rows."""
     while values.ndim > len(shape) + 1:
         values = values.sum(1)

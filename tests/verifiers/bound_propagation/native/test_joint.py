@@ -16,7 +16,7 @@ from tests.zoo import BY_NAME, mlp, planted
 from verifiers.bound_propagation.joint import JointEngine, Pair, PairBounds
 from verifiers.bound_propagation.native.engine import Native
 from verifiers.core.errors import InputError, Unsupported
-from verifiers.core.quantities import Norm
+from verifiers.core.quantities import Arithmetic, Norm
 from verifiers.core.status import Status
 from verifiers.geometry.ascent import ascend
 from verifiers.geometry.balls import Balls, project, random_start
@@ -138,7 +138,7 @@ def test_no_point_breaks_a_bound(name: str) -> None:
     pair, predicted = classes_of(networks, x)
     for norm in Norm:
         eps = torch.tensor([*RADII[norm], RADII[norm][0] / 10], dtype=torch.float64)
-        found = engine.pair_bounds(Balls(x, eps, norm), predicted, torch.zeros(4, dtype=torch.float64))
+        found = engine.pair_bounds(Balls(x, eps, norm), predicted)
         assert_holds(found, pair, x, eps, predicted, norm)
 
 
@@ -146,27 +146,29 @@ def test_samples_are_bounded_as_they_are_alone() -> None:
     networks, x = copies("mlp"), BY_NAME["mlp"].images(4).double()
     engine = JointEngine(*networks, x.float())
     _, predicted = classes_of(networks, x)
-    eps, slack = torch.tensor([0.01, 0.3, 0.05, 0.1]).double(), torch.tensor([0.0, 1e-3, 0.0, 0.1]).double()
-    whole = engine.pair_bounds(Balls(x, eps, Norm.LINF), predicted, slack)
+    eps = torch.tensor([0.01, 0.3, 0.05, 0.1]).double()
+    whole = engine.pair_bounds(Balls(x, eps, Norm.LINF), predicted)
     for i in range(4):
         at = slice(i, i + 1)
-        alone = engine.pair_bounds(Balls(x, eps, Norm.LINF).take(at), predicted[at], slack[at])
+        alone = engine.pair_bounds(Balls(x, eps, Norm.LINF).take(at), predicted[at])
         for field, one, other in zip(PairBounds._fields, whole, alone, strict=True):
             assert float(one[i]) == pytest.approx(float(other[0]), rel=1e-9, abs=1e-12), f"{field} of sample {i}"
 
 
-def test_the_allowance_makes_every_bound_more_careful() -> None:
-    networks, x = copies("mlp"), BY_NAME["mlp"].images(4).double()
-    engine = JointEngine(*networks, x.float())
+@pytest.mark.parametrize("name", only(("copies, residual", "mlp and tanh"), PAIRS))
+def test_rounding_makes_every_bound_slightly_more_careful(name: str) -> None:
+    kind, build = PAIRS[name]
+    networks, x = build(), BY_NAME[kind].images(4).double()
     _, predicted = classes_of(networks, x)
-    eps = torch.full((4,), 0.05, dtype=torch.float64)
-    free, careful = (
-        engine.pair_bounds(Balls(x, eps, Norm.LINF), predicted, torch.full((4,), slack, dtype=torch.float64))
-        for slack in (0.0, 0.01)
+    eps = torch.full((4,), 0.01, dtype=torch.float64)
+    exact, rounded = (
+        JointEngine(*networks, x.float(), arithmetic).pair_bounds(Balls(x, eps, Norm.LINF), predicted)
+        for arithmetic in (Arithmetic.REAL, Arithmetic.FLOAT32)
     )
-    assert torch.allclose(careful.gap, free.gap + 0.01) and torch.allclose(careful.deficit, free.deficit + 0.01)
-    assert bool((careful.agreement <= free.agreement - 0.01 + 1e-12).all()), "the allowance is not taken off"
-    assert bool((careful.radius <= free.radius).all()), "an allowance makes a radius larger"
+    assert not exact.rounding.any() and bool((rounded.rounding > 1e-8).all()), "rounding is not counted"
+    assert bool((rounded.gap > exact.gap).all()) and bool((rounded.deficit > exact.deficit).all())
+    assert bool((rounded.agreement < exact.agreement).all()) and bool((rounded.radius <= exact.radius).all())
+    assert float((rounded.gap - exact.gap).max()) < 1e-3, "rounding is far from small"
 
 
 @pytest.mark.parametrize("name", ["mlp and tanh", "grouped and average pool"])
@@ -201,7 +203,7 @@ def test_a_graph_that_gives_no_number_does_not_count(monkeypatch: pytest.MonkeyP
 
     for broken in (0, 1):
         other = engine.engines[1 - broken].ask(Balls(x, eps, Norm.LINF), rows, "crown")
-        nothing = type(other)(*(torch.full_like(part, torch.nan) for part in (other.bound, other.value, other.value)))
+        nothing = type(other)(*[torch.full_like(other.bound, torch.nan)] * 4)
         with monkeypatch.context() as patch:
             patch.setattr(engine.engines[broken], "ask", lambda *args, n=nothing, **more: n)
             assert torch.equal(asked(), other.bound), f"graph {broken} is nan, and the bound is not the other's"
@@ -211,8 +213,8 @@ def test_a_student_beside_itself() -> None:
     network, x = BY_NAME["mlp"].network(), BY_NAME["mlp"].images(3)
     engine = JointEngine(network, network, x)
     predicted = network(x).argmax(1)
-    eps, none = torch.tensor([0.01, 0.1, 1.0]).double(), torch.zeros(3, dtype=torch.float64)
-    found = engine.pair_bounds(Balls(x.double(), eps, Norm.LINF), predicted, none)
+    eps = torch.tensor([0.01, 0.1, 1.0]).double()
+    found = engine.pair_bounds(Balls(x.double(), eps, Norm.LINF), predicted)
     assert float(found.gap.abs().max()) < 1e-12, f"a network differs from itself by {found.gap.tolist()}"
     rows = margin_specification(predicted, 3, torch.float64)
     alone = Native(network, x).ask(Balls(x, eps, Norm.LINF), rows, "crown").bound
@@ -253,9 +255,8 @@ def test_certified_radii_and_gaps_withstand_attacks(norm: Norm) -> None:
     assert asked.all() and np.isfinite(rows["gap"]).all() and np.isfinite(rows["deficit"]).all(), "gaps are missing"
     assert (rows["gap"] >= rows["deficit"]).all() and (rows["gap"] >= 0).all(), "a gap below the deficit"
     radius = torch.from_numpy(rows["radius"])
-    found = PairBounds(
-        *(torch.from_numpy(rows[name]) for name in ("gap", "deficit", "margin")), torch.zeros_like(radius)
-    )
+    zero = torch.zeros_like(radius)
+    found = PairBounds(*(torch.from_numpy(rows[name]) for name in ("gap", "deficit", "margin")), zero, zero)
     assert_holds(found, pair, x, torch.full_like(radius, eps), predicted, norm)
     goals = [lambda z, i=i: both(z, predicted)[i] for i in (0, 1)]
     for logits in tried(pair, x, radius, norm, goals):

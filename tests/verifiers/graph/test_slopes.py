@@ -9,12 +9,12 @@ import torch
 from scipy.optimize import brentq
 
 from verifiers.core.errors import Unsupported
+from verifiers.graph.relaxations import slopes as module
 from verifiers.graph.relaxations.convex import Elu, Exp, Log, Reciprocal, Rsqrt, Softplus, Sqrt, Square
 from verifiers.graph.relaxations.gelu import Gelu, Mish, Silu
 from verifiers.graph.relaxations.piecewise import Abs, Clamp, HardSigmoid, HardSwish, LeakyRelu, Relu
 from verifiers.graph.relaxations.sigmoidal import Sigmoid, Tanh
-from verifiers.lipschitz import slopes as module
-from verifiers.lipschitz.slopes import curvature, jump, slopes
+from verifiers.graph.relaxations.slopes import curvature, jump, slopes
 
 STEEP = math.erf(1) / 2 + math.exp(-1) / sqrt(math.pi)
 #: Activations with their slopes over all numbers.

@@ -1,0 +1,72 @@
+"""The rounding of the deployed network: each of its nodes is the exact function of its inputs, plus a bounded error.
+
+A float32 machine that evaluates a node from float32 inputs is off by at most e, a bound that holds for every order of
+summation. The deployed network is therefore the exact one with a noise of at most e at each node. Intervals and rows
+bound all networks with such noise, and the exact network is one of them. Intervals widen by e, and rows that stand at a
+node's output lose the sum of |coefficient| e. Comparing two logits is exact, so the specification adds nothing.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from verifiers.graph.affine import Affine
+from verifiers.graph.graph import Graph, Node
+from verifiers.graph.operators import Interval
+from verifiers.graph.rows import Rows
+
+#: The largest float32 number.
+LARGEST = torch.finfo(torch.float32).max
+#: Errors grow by this factor, which covers the engine's own sums. An error is at least 2^-24 times the terms of its
+#: node, so the factor adds 2^-34 of them; sums of up to 2^19 terms in float64 lose less.
+ENGINE = 1 + 2.0**-10
+
+
+@dataclass
+class Noise:
+    """The errors of all nodes on one batch of balls.
+
+    Attributes:
+        overflow: samples on whose ball a value may leave float32's range: nothing is proved about them.
+        errors: by node, an error for every entry, for each sample or for all; nodes without one are exact.
+        drift: by node that is an affine function of the image, the error since the image.
+    """
+
+    overflow: Bool[Tensor, " batch"]
+    errors: dict[int, Float[Tensor, "..."]] = field(default_factory=dict)
+    drift: dict[int, Float[Tensor, "..."]] = field(default_factory=dict)
+
+    def widened(self, node: Node, position: int, boxes: Sequence[Interval], after: Interval) -> Interval:
+        """Compute the error of a node, and widen its interval by it."""
+        assert node.operator is not None
+        with torch.no_grad():
+            error = node.operator.rounding([Interval(*(end.detach() for end in box)) for box in boxes], after)
+            if error is None:
+                return after
+            error = error * ENGINE
+            largest = torch.maximum(after.low.abs(), after.high.abs()) + error
+            over = ~(largest <= LARGEST).flatten(1).all(1)
+            self.overflow = self.overflow | over
+            error = error.where(error <= LARGEST, 0.0)  # nothing is proved about these samples
+            self.errors[position] = error
+        return Interval(after.low - error, after.high + error)
+
+    def on(self, position: int, rows: Rows, samples: Int[Tensor, " rows"]) -> Float[Tensor, " rows"] | None:
+        """Bound the error of a node in rows of its output; None if it is exact."""
+        if (error := self.errors.get(position)) is None:
+            return None
+        return rows.take(rows.values.abs()).dot(error, samples)
+
+    def since_image(self, graph: Graph, position: int) -> Float[Tensor, "batch *shape"]:
+        """Bound the error since the image of a node that is an affine function of the image."""
+        if position not in self.drift:
+            node = graph.nodes[position]
+            if isinstance(node.operator, Affine):
+                found = node.operator.half_width(*(self.since_image(graph, i) for i in node.inputs)) * ENGINE
+            else:
+                found = graph.like.new_zeros((len(self.overflow), *node.shape))
+            self.drift[position] = found + self.errors[position] if position in self.errors else found
+        return self.drift[position]
