@@ -73,13 +73,13 @@ def _is_dataset(data: Any) -> bool:
 
 
 def _pair(images: Any, labels: Any) -> tuple[Tensor, Int[Tensor, " samples"]]:
-    x = images if isinstance(images, Tensor) else as_tensor(as_array(images, "images"))
+    x = images if isinstance(images, Tensor) else _pixels(as_array(images, "images"))
     if x.is_floating_point() and isinstance(images, list | tuple):
         x = x.float()
     if x.dim() == 0:
         raise InputError("images must be one per row, got a number")
     if x.dtype in (torch.uint8, torch.bool):
-        x = _floats(pixels(x.cpu().numpy(), "images")[0])
+        x = _pixels(x.cpu().numpy())
     y = as_array(labels, "labels")
     if y.ndim == 0 or len(y) != len(x) or not len(y):
         count = len(y) if y.ndim else 1
@@ -87,6 +87,12 @@ def _pair(images: Any, labels: Any) -> tuple[Tensor, Int[Tensor, " samples"]]:
     if y.dtype.kind in "iu" and y.ndim == 1:
         return x, as_tensor(y).long()  # the network tells how many classes there are
     return x, class_numbers(y, len(x), "labels")[0]
+
+
+def _pixels(array: np.ndarray) -> Tensor:
+    """Read bytes, bools and 16-bit pixels as floats in [0, 1]; other arrays stay as they are, and are checked later."""
+    exact = array.dtype in (np.uint8, np.bool_, np.uint16) and array.ndim > 0
+    return _floats(pixels(array, "images")[0]) if exact else as_tensor(array)
 
 
 def _floats(images: Tensor) -> Tensor:
@@ -137,7 +143,12 @@ def _dataset(dataset: Any, rows: Sequence[int], random: bool) -> tuple[Any, Int[
         labels.append(label)
         if keep:
             images.append(image)
-    return (_stacked(images) if keep else source), _labels(labels)
+    if not keep:
+        return source, _labels(labels)
+    whole = _stacked(images)
+    if 0 < float(whole.max()) < 1.5 / 255:
+        raise InputError("the brightest pixel of the data set is 1/255: give bytes from 0 to 255, or floats in [0, 1]")
+    return whole, _labels(labels)
 
 
 @dataclass(frozen=True)

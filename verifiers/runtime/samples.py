@@ -139,10 +139,9 @@ def check_pixels(batch: Tensor) -> None:
         raise InputError(f"images must be floating point in [0, 1], got {batch.dtype}: divide bytes by 255")
     low, high = float(batch.min()), float(batch.max())
     if not (low >= -PIXEL_TOLERANCE and high <= 1 + PIXEL_TOLERANCE):
-        raise InputError(
-            f"images must be in [0, 1], got values from {low:.3g} to {high:.3g}: "
-            "undo the normalisation and make it the network's first layer"
-        )
+        bytes_ = low >= 0 and 16 <= high <= 255
+        advice = "divide by 255" if bytes_ else "undo the normalisation and make it the network's first layer"
+        raise InputError(f"images must be in [0, 1], got values from {low:.3g} to {high:.3g}: {advice}")
 
 
 def _logits(model: nn.Module, batch: Tensor) -> Tensor:

@@ -86,6 +86,7 @@ FORMS: dict[str, Any] = {
     "one-hot labels": (X, nn.functional.one_hot(Y)),
     "one-hot floats": (X, nn.functional.one_hot(Y).double()),
     "arrays with turned axes": (LAST.transpose(0, 3, 1, 2), Y.numpy()),
+    "16-bit arrays": (BYTES.numpy().astype(np.uint16) * 257, Y),
     "TensorDataset": TensorDataset(X, Y),
     "TensorDataset of bytes": TensorDataset(BYTES, Y),
     "Dataset of tensors": pairs(X),
@@ -118,7 +119,9 @@ def test_every_form_gives_the_same_images_and_classes(form: str) -> None:
     before = torch.get_rng_state()
     images, labels = labelled(FORMS[form])
     assert torch.equal(torch.get_rng_state(), before), "torch's random numbers must not depend on how data are given"
-    assert images.dtype == torch.float32 and torch.equal(images, X), form
+    assert images.dtype == torch.float32 and torch.allclose(
+        images, X, rtol=0, atol=1e-7 if form.startswith("16-bit") else 0
+    ), form
     assert labels.dtype == torch.int64 and torch.equal(labels, Y), form
 
 
@@ -170,6 +173,12 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "a failing data set": (Broken([0, 0, 0]), "item 0 of the data set cannot be read: 'lost'"),
     "no items": (Listed([]), "at least one: got 0 and 0"),
     "fewer labels": ((X, Y[:3]), "as many images as labels and at least one: got 12 and 3"),
+    "bytes of 0 and 1": ((torch.eye(COUNT, dtype=torch.uint8), Y), "bytes that are 0 or 1 alone: save it as bool"),
+    "items of bytes of 0 and 1": (
+        Listed([(row, 0) for row in np.eye(COUNT, dtype=np.uint8)[:, None]]),
+        "the brightest pixel of the data set is 1/255",
+    ),
+    "12 bits": ((BYTES.numpy().astype(np.uint16) * 16, Y), "uint16 from 0 to 40..: divide by the largest possible"),
     "shares": ((X, torch.full((COUNT, 4), 0.25)), "rows that are not one-hot"),
     "a number": ((3, 4), "images must be one per row"),
     "an empty stream": (DataLoader(Listed([]), batch_size=2, collate_fn=halves), "gives no images with labels"),

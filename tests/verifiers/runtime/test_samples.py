@@ -73,6 +73,7 @@ def test_logits_that_are_not_numbers_predict_nothing() -> None:
         (torch.rand(0, 4), torch.zeros(0).long(), "got 0 and 0"),
         (torch.zeros(2, 4).long(), torch.zeros(2).long(), "got torch.int64: divide bytes by 255"),
         (torch.full((2, 4), 1.5), torch.zeros(2).long(), "got values from 1.5 to 1.5: undo the normalisation"),
+        (torch.full((2, 4), 200.0), torch.zeros(2).long(), "got values from 200 to 200: divide by 255"),
         (torch.full((2, 4), float("nan")), torch.zeros(2).long(), "images must be in"),
         (torch.rand(2, 4), torch.tensor([0, 2]), "labels run from 0 to 2, the network has 2 classes"),
         (torch.rand(2, 4), torch.tensor([-1, 0]), "labels run from -1 to 0"),
