@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from certkd.config.settings import DataConfig
-from certkd.data.folders import ImageFolder
+from certkd.data.arrays import read_array
+from certkd.data.images import opened
 from certkd.data.selection import chosen
 from certkd.data.sources import load
 from certkd.exchange import instance_list
@@ -24,10 +24,17 @@ from verifiers.smoothing.logs import Vote, import_log
 def archives() -> list[bytes]:
     made = []
     for write, kind in ((np.savez, "f4"), (np.savez_compressed, "u1")):
-        content, x, y = io.BytesIO(), np.ones((12, 1, 3, 3), kind), np.arange(12) % 3
+        content, y = io.BytesIO(), np.arange(12) % 3
+        x = (np.arange(12 * 9).reshape(12, 1, 3, 3) / (1 if kind == "u1" else 108)).astype(kind)
         write(content, x_train=x, y_train=y, x_test=x, y_test=y)
         made.append(content.getvalue())
     return made
+
+
+def single_array() -> bytes:
+    content = io.BytesIO()
+    np.save(content, np.ones((5, 2, 2), "f4"))
+    return content.getvalue()
 
 
 def header_text(content: bytes, other: bytes, chance: random.Random) -> bytes:
@@ -65,10 +72,8 @@ def use_archive(path: Path) -> None:
 
 
 def use_image(path: Path) -> None:
-    folder = Path("images") / "cat"
-    folder.mkdir(parents=True, exist_ok=True)
-    path.replace(folder / "1.png")
-    ImageFolder(Path("images"), lambda image: torch.from_numpy(np.array(image)))[0]
+    with opened(path) as image:
+        assert np.asarray(image.convert("RGB")).ndim == 3
 
 
 def use_log(path: Path) -> None:
@@ -79,6 +84,7 @@ def use_log(path: Path) -> None:
 Kind = tuple[Sequence[bytes], Sequence[Mutation], Callable[[Path], object], str]
 KINDS: dict[str, Kind] = {
     "archive": (archives(), (header_text,), use_archive, "a.npz"),
+    "array": ([single_array()], (header_text,), lambda path: read_array(path).sum(), "a.npy"),
     "image": (images(), (), use_image, "a.png"),
     "list": (LISTS, TEXT, lambda path: chosen(None, path, None).rows(100, "the split"), "a.txt"),
     "instances": (INSTANCES, TEXT, lambda path: instance_list.read(path, "a"), "a.csv"),
