@@ -12,6 +12,7 @@ import numpy as np
 from certkd.files import sniff
 from certkd.networks.builders.build import MOST_PIXELS
 from certkd.networks.onnx.checks import check_model
+from certkd.networks.onnx.wire import check_parts
 from verifiers.core.errors import InputError, one_line, quoted
 
 INSTALL = "ONNX needs packages that are not installed: pip install 'certkd[onnx]'"
@@ -85,8 +86,12 @@ def _parse(path: Path) -> Any:
 
     sniff(path, "ONNX file")
     try:
-        model = onnx.ModelProto.FromString(path.read_bytes())
-    except (DecodeError, RuntimeError, ValueError) as error:
+        content = path.read_bytes()
+        check_parts(content, path)
+        model = onnx.ModelProto.FromString(content)
+    except InputError:
+        raise
+    except (DecodeError, RuntimeError, ValueError, IndexError) as error:
         raise InputError(f"{path} is damaged, truncated or not an ONNX file: {one_line(error)}") from None
     if not model.graph.node:
         raise InputError(f"{path} is not an ONNX file, or truncated: it holds no network")

@@ -14,11 +14,13 @@ from typing import Any
 import pytest
 import torch
 
-from certkd.config.settings import DataConfig
+from certkd.config.settings import DataConfig, ModelConfig
+from certkd.data.sources import load as load_data
 from certkd.networks import pickled as pickled_files
 from certkd.networks.builders import ModelSpec, build
 from certkd.networks.checkpoint import Checkpoint, load, save
-from certkd.networks.resolve import data_of
+from certkd.networks.resolve import data_of, for_training
+from tests.cli import refused
 from tests.fuzz.trial import WATCH
 from verifiers.core.errors import InputError
 
@@ -538,3 +540,12 @@ def test_metadata_of_safetensors_is_held_to_the_same(tmp_path: Path, good: Path,
     save_file(state, tmp_path / "s.safetensors", metadata={"certkd": metadata})
     if what not in ("metrics hold a tensor", "a key that is a number"):  # text in JSON
         refusal(tmp_path / "s.safetensors")
+
+
+def test_a_hub_is_asked_only_with_leave(monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = "timm:hf-hub:attacker/model"
+    message = refused("certify", "--model", hub, "--data", "digits", "--eps", "0.1", "--methods", "pgd")
+    assert "add --download" in message, message
+    for changes in ({"name": hub}, {"name": hub, "pretrained": True}):
+        with pytest.raises(InputError, match="described by a network's page"):
+            for_training(ModelConfig(**changes), load_data(DataConfig()), 0)

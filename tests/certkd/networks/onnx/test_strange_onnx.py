@@ -13,6 +13,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from certkd.networks.onnx import network as onnx_network
+from certkd.networks.onnx import wire
 from certkd.networks.onnx.classifier import classifier
 from certkd.networks.onnx.file import Reference
 from tests.certkd.exchange.models import head, random, save
@@ -398,6 +399,31 @@ def test_a_strange_file_is_refused(what: str, tmp_path: Path, monkeypatch: pytes
     build, words = STRANGE[what]
     message = refusal(build(tmp_path), monkeypatch)
     assert words in message, message
+
+
+def length(size: int) -> bytes:
+    """A number as a file writes it."""
+    return bytes([size & 127 | 128, size >> 7 & 127 | 128, size >> 14 & 127 | 128, size >> 21 & 127])
+
+
+@pytest.mark.parametrize("part", [b"\x0a\x00", b"\x2a\x00", b"\x6a\x00", b"\x0a\x02\x0a\x00", b"\x0a\x02\x2a\x00"])
+def test_a_million_empty_parts_are_counted(part: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nodes, weights, value infos, inputs and attributes: two bytes in the file, eighty and more in memory."""
+    monkeypatch.setattr(wire, "PARTS", 10_000)
+    monkeypatch.setattr(wire, "SMALL", 100)
+    body = part * 20_000
+    (tmp_path / "n.onnx").write_bytes(b"\x3a" + length(len(body)) + body)
+    assert "more than 10000 parts" in refusal(tmp_path / "n.onnx", monkeypatch)
+
+
+def test_parts_of_usual_files_are_few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save(tmp_path / "n.onnx", RELU, {**WEIGHTS, "big": random(1000, 1000)})
+    monkeypatch.setattr(wire, "PARTS", 300)
+    assert onnx_network.load(path)[2] == 4
+    content = path.read_bytes()
+    for size in (len(content) - 1, len(content) // 2):
+        path.write_bytes(content[:size])
+        assert "damaged, truncated or not an ONNX file" in refusal(path, monkeypatch)
 
 
 def test_weights_beside_the_file_are_read(tmp_path: Path) -> None:
