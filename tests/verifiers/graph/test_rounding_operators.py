@@ -270,6 +270,13 @@ def row(kind: str, *args: Any, shape: tuple[int, ...], ways: Any = in_any_order,
     return Row(lambda: lowered(kind, [shape], *args, **more), [shape], ways, kind, **options)
 
 
+def _masked_inputs() -> Iterator[list[Tensor]]:
+    """Scores of attention, some of which a mask of large negative numbers removes."""
+    for seed in range(12):
+        scores = 3.0 * seeded(3, 40, seed=seed, spread=0.3)
+        yield [(scores - 1e9 * (seeded(3, 40, seed=seed + 50) > (1.0, 0.0, -1.0)[seed % 3])).float().double()]
+
+
 def _normal_inputs(size: float, shape: tuple[int, ...]) -> Callable[[], Iterator[list[Tensor]]]:
     def inputs() -> Iterator[list[Tensor]]:
         for seed in range(24):
@@ -364,6 +371,9 @@ ROWS: dict[str, Row] = {
     "softmax of attention": Row(
         lambda: Softmax(-1, (3, 40), fused=True), [(3, 40)], softmaxed, "softmax", 500.0, _normal_inputs(2.0, (3, 40))
     ),
+    "softmax of masked attention": Row(
+        lambda: Softmax(-1, (3, 40), fused=True), [(3, 40)], softmaxed, "softmax", 1000.0, _masked_inputs
+    ),
     "layer_norm": Row(
         lambda: Normalization(1e-5, (2, 16)), [(2, 16)], normalised, "layer_norm", 200.0, _normal_inputs(1.0, (2, 16))
     ),
@@ -413,6 +423,7 @@ def test_float32_is_within_the_bound(name: str) -> None:
             continue
         assert error is not None and error.shape == exact.shape
         if not error.isfinite().all():
+            assert max(float(value.abs().max()) for value in values) > 1e9, "a bound of ordinary numbers is infinite"
             continue
         for how, found in given.ways(operator, values):
             distance = np.abs(found.astype(np.float64) - exact.numpy().ravel())

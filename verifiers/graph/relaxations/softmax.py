@@ -57,18 +57,21 @@ class Softmax:
         entropy of p is. Each exp may underflow to 0.
 
         Fused attention takes blocks of ``BLOCK`` keys or more, with the largest score so far: each new block rescales
-        what was summed by an exp of a difference of maxima. Its exponents are differences of products with log2(e),
-        so they are off by 8 roundings of the largest |x|, and by 4 more for every block.
+        what was summed by an exp of a difference of maxima. Its exponents are differences of products with log2(e), so
+        they are off by 8 roundings of |m| + D_j, and by 4 more for every block.
         """
         low, high = boxes[0]
         n, size, axis = self.shape[self.axis], magnitude(after), self.axis
-        largest = magnitude(boxes[0]).amax(axis, keepdim=True)
         spread = high.amax(axis, keepdim=True) - low.amin(axis, keepdim=True)
         blocks = -(-n // BLOCK)
-        steps = n + 2 * EXP + 4 + spread.clamp_max(log(n))
+        exponents = 8 + 4 * blocks if self.fused else 0
+        steps = n + 2 * EXP + 4 + (1 + exponents) * spread.clamp_max(log(n))
         if self.fused:
-            steps = steps + blocks * (EXP + 4) + (8 + 4 * blocks) * largest
-        error = accumulated(size, steps, tiny=(n + 2) * NORMAL / TINY) + UNIT * (spread * size).clamp_max(0.37)
+            top = magnitude((low.amax(axis, keepdim=True), high.amax(axis, keepdim=True)))
+            steps = steps + blocks * (EXP + 4) + exponents * top
+        error = accumulated(size, steps, tiny=(n + 2) * NORMAL / TINY)
+        error = error + UNIT * (1 + exponents) * (spread * size).clamp_max(0.37)
+        largest = magnitude(boxes[0]).amax(axis, keepdim=True)
         return torch.where(2 * largest <= LARGEST, error, torch.inf)
 
     def relax(self, boxes: Sequence[Interval], alpha: Alpha | None = None) -> MeanValue:
