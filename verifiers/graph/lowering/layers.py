@@ -129,16 +129,18 @@ def layer_norm(
 def group_norm(
     builder: Builder, x: Ref, groups: int, weight: Value = None, bias: Value = None, eps: float = 1e-5, *_: Any
 ) -> Ref:
-    normal = _normalized(builder, x, (x.shape[0], groups, math.prod(x.shape[1:]) // groups), eps)
+    folded = (x.shape[0], groups, math.prod(x.shape[1:]) // groups)
+    normal = _normalized(builder, x, folded, eps, squares=True)
     return _channels(builder, normal, weight, bias)
 
 
-def _normalized(builder: Builder, x: Ref, folded: Shape, eps: float) -> Ref:
+def _normalized(builder: Builder, x: Ref, folded: Shape, eps: float, *, squares: bool = False) -> Ref:
+    made = Normalization(eps, folded, squares=squares)
     if folded != x.shape:
         inner = builder.add(Reshape(x.shape, folded), [x], folded)
-        normal = builder.add(Normalization(eps, folded), [inner], folded)
+        normal = builder.add(made, [inner], folded)
         return builder.add(Reshape(folded, x.shape), [normal], x.shape)
-    return builder.add(Normalization(eps, folded), [x], folded)
+    return builder.add(made, [x], folded)
 
 
 def max_pool2d(

@@ -159,6 +159,8 @@ def joined(join: Callable[..., Tensor]) -> Callable[..., Ref]:
     return lower
 
 
-def pad(builder: Builder, x: Ref, sides: Sequence[int], mode: str = "constant", value: float | None = None) -> Ref:
+def pad(
+    builder: Builder, x: Ref, sides: Sequence[int], mode: str = "constant", value: int | float | None = None
+) -> Ref:
     steps = 0 if value is None or representable(value) else 1
     return general(builder, lambda image: torch.nn.functional.pad(image, list(sides), mode, value), [x], steps=steps)

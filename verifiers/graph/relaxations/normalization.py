@@ -22,10 +22,16 @@ class Normalization:
     Relaxation: mean-value form. J_ij = t (delta_ij - 1/n - z_i z_j / n) with t = 1 / sqrt(variance + eps). If t is
     within t0 -+ tr and z within m -+ w, the entries are within t0 K_ij -+ (tr |K_ij| + (t0 + tr) E_ij) for
     K_ij = delta_ij - (1 + m_i m_j) / n and E_ij = (|m_i| w_j + w_i |m_j| + w_i w_j) / n.
+
+    Args:
+        eps: is added to the variance.
+        shape: the node's shape.
+        squares: float32 may compute the variance as E[x^2] - mean^2, as torch's group normalisation does on CPUs for
+            maps with channels last.
     """
 
-    def __init__(self, eps: float, shape: Shape) -> None:
-        self.eps, self.shape, self.count = eps, shape, shape[-1]
+    def __init__(self, eps: float, shape: Shape, *, squares: bool = False) -> None:
+        self.eps, self.shape, self.count, self.squares = eps, shape, shape[-1], squares
 
     def forward(self, *values: Tensor) -> Tensor:
         deviation = values[0] - values[0].mean(-1, keepdim=True)
@@ -66,8 +72,7 @@ class Normalization:
         n, box = self.count, boxes[0]
         span, scale = self.ranges(box)
         size, limit = magnitude(box), magnitude(span)
-        off_mean, off_variance = self._moments(box, scale.low)
-        share = off_variance * scale.high**2 + 2 * UNIT
+        off_mean, share = self._moments(box, scale)
         stretch = (1 - share.clamp_max(0.75)).rsqrt() * (1 + gamma(10)) - 1
         moved = size + size.mean(-1, keepdim=True)
         off_deviation = off_mean + gamma(8) * moved + TINY
@@ -78,30 +83,35 @@ class Normalization:
         overflows = n * size.square().mean(-1, keepdim=True) > LARGEST
         return torch.where(~overflows & (error <= LARGEST), error, torch.inf)
 
-    def _moments(self, box: Interval, least: Tensor) -> tuple[Tensor, Tensor]:
-        """Bound the errors of mean and variance in float32: by two passes, as E[x^2] - mean^2, and by updates.
+    def _moments(self, box: Interval, scale: Interval) -> tuple[Tensor, Tensor]:
+        """Bound the error of the mean in float32, and the share of variance + eps that the variance is off by: in two
+        passes, by updates, and with ``squares`` as E[x^2] - mean^2; eps and its sum with the variance are rounded too.
 
-        Let A be the mean of |x|, Q that of x^2, V the variance, M the mean; ``least`` is 1 / sqrt(V + eps) or less.
-        The first two ways are sums: the mean is off by gamma(n + 1) A, two passes by gamma(n + 4) V and that squared,
-        and the difference by gamma(n + 8) (Q + 2 M A) and that squared.
+        Let A be the mean of |x|, Q that of x^2, V the variance and M the mean. The mean as a sum is off by
+        gamma(n + 1) A, two passes by gamma(n + 4) V and the square of that, and the difference by
+        gamma(n + 8) (Q + 2 M A) and that square.
         Updates merge two parts of n_a >= n_b entries (n_b = 1: Welford; in general: Chan): with d the difference of
         their means, the mean is mean_a + d n_b / n, and d^2 n_a n_b / n is added to the sum of squares. All these add
         up to n V. So the rounding of d n_b / n, at most 4 u each, adds up to 4 u n sqrt(V log2 n), as the n_b add up to
         n log2(n) / 2; the rounding of the sums adds u depth A. A part's mean is thus off by u (depth + g) sqrt(Q) with
         g = 4 sqrt(log2 n) + 1, Q its own mean of squares. By Cauchy-Schwarz the sum of squares is off by at most
         2 sqrt(n V) times the root of the sum of 2 (e_a^2 + e_b^2) n_b, which is at most u^2 n Q (4 n^2 + 8 g^2 n), as
-        the n_a n_b add up to less than n^2 / 2. Its own roundings add n + 8 of V.
+        the n_a n_b add up to less than n^2 / 2. Its own roundings add n + 8 of V. Relative to V + eps that is largest
+        where V is nearest to eps.
         """
         n, size = self.count, magnitude(box)
         mean, square = size.mean(-1, keepdim=True), size.square().mean(-1, keepdim=True)
         middle = box.center.mean(-1, keepdim=True).abs() + box.half_width.mean(-1, keepdim=True)
-        variance = torch.minimum(square, 1 / least.square() - self.eps * (1 - 1e-12)).clamp_min(0) * UP
+        least, most = (((1 / t.square()) - self.eps).clamp_min(0) for t in (scale.high, scale.low))
+        steepest = most.minimum(least.clamp_min(self.eps)) * UP
         g = 4 * log2(n + 1) ** 0.5 + 1
         by_updates = gamma(2 * (4 * n * n + 8 * g * g * n) ** 0.5 + n + 8)
         off_mean = gamma(n + 8) * mean + gamma(g) * square.sqrt() + n * TINY
-        sums = gamma(n + 8) * (square + 2 * middle * mean) + off_mean.square()
-        updates = by_updates * (square * variance).sqrt() + by_updates.square() * square
-        return off_mean * UP, torch.maximum(sums, updates) * UP + n * TINY
+        share = by_updates * (square * steepest).sqrt() / (steepest + self.eps) + gamma(n + 8) + 4 * UNIT
+        lost = by_updates.square() * square + off_mean.square() + n * TINY
+        if self.squares:
+            lost = lost + gamma(n + 8) * (square + 2 * middle * mean)
+        return off_mean * UP, (share + lost * scale.high.square()) * UP
 
     def relax(self, boxes: Sequence[Interval], alpha: Alpha | None = None) -> MeanValue:
         box, n = boxes[0], self.count
