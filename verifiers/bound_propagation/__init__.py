@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from verifiers.bound_propagation.cross_check import CrossCheck
     from verifiers.bound_propagation.engine import ITERATIONS, METHODS, Engine, Memory, Planes
     from verifiers.bound_propagation.engines import ENGINES, build, engine_of, names_of, native_engine
-    from verifiers.bound_propagation.joint import JointEngine, Pair, PairBounds
+    from verifiers.bound_propagation.joint import JointEngine, PairBounds
     from verifiers.bound_propagation.joint_certifier import JointCertifier
     from verifiers.bound_propagation.native.backward import block_of
     from verifiers.bound_propagation.native.bounds import Bounds
@@ -46,7 +46,6 @@ _WHERE = {
     "MarginCertifier": "certifier",
     "Memory": "engine",
     "Native": "native.engine",
-    "Pair": "joint",
     "PairBounds": "joint",
     "Planes": "engine",
     "Search": "radius",
@@ -82,7 +81,6 @@ __all__ = [
     "MarginCertifier",
     "Memory",
     "Native",
-    "Pair",
     "PairBounds",
     "Planes",
     "RadiusSearch",

@@ -80,6 +80,7 @@ def build(
         Contradiction: a point of a ball breaks a bound, or a graph is not the network.
     """
     program, reasons = Program.of(network), list[str]()
+    program.capture(samples)
     failure: type[Exception] = Unsupported
     for name in names_of(engine):
         try:

@@ -21,18 +21,7 @@ from verifiers.core.question import Question
 from verifiers.geometry.balls import Balls
 from verifiers.geometry.margins import margin_specification
 from verifiers.graph.difference import differential, same_structure
-from verifiers.graph.program import Program
-
-
-class Pair(nn.Module):
-    """Concatenate the student's logits and the teacher's."""
-
-    def __init__(self, student: nn.Module, teacher: nn.Module) -> None:
-        super().__init__()
-        self.student, self.teacher = student, teacher
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([self.student(x), self.teacher(x)], 1)
+from verifiers.graph.program import PairProgram, Program
 
 
 class PairBounds(NamedTuple):
@@ -76,9 +65,9 @@ class JointEngine:
         arithmetic: Arithmetic = Arithmetic.REAL,
     ) -> None:
         programs = Program.of(student), Program.of(teacher)
-        self.pair = Pair(*(program.module for program in programs))
-        pair = Program(self.pair)
+        pair = PairProgram(*programs)
         self.engines, self.model = [Native(pair, x, arithmetic=arithmetic)], pair.exact
+        self.pair = pair.module
         graphs = [program.graph(x) for program in programs]
         if graphs[0].nodes[-1].shape != graphs[1].nodes[-1].shape:
             raise Unsupported(f"student and teacher differ in their logits: {[g.nodes[-1].shape for g in graphs]}")

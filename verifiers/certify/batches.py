@@ -110,7 +110,7 @@ class Run:
             reason = f"{self.kind} does not handle the norm {self.question.norm}"
             return self._refused(Status.UNSUPPORTED, reason)
         try:
-            first = first_images(self.samples, self.program.module)
+            first = first_images(self.samples, self.program.given)
             certifier = self.method.prepare(self.program, first, self.question)
             self.file.note(self.kind, "reason", None)  # the reason of an earlier, failed run
             self._note(certifier)

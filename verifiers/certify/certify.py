@@ -1,6 +1,7 @@
 """Certify a network sample by sample: one loop for every method."""
 
 from contextlib import ExitStack
+from functools import partial
 from os import PathLike
 from typing import Any
 
@@ -69,7 +70,9 @@ def certify(
         for context in (torch.inference_mode(False), eval_mode(network), eval_mode(teacher or network)):
             stack.enter_context(context)
         stack.enter_context(trusted_arithmetic())
-        samples = validate(network, data, reporter)
+        samples = validate(network, data, reporter, partial(_hold, program, reference))
+        if program.refusal is not None:
+            reporter.warn(f"nothing can be proved: {program.refusal}")
         first = first_images(samples, network)
         beyond = beyond_images(config.ball, config.norm, first[0].numel())
         if beyond is not None:
@@ -128,6 +131,16 @@ def check_types(network: Any, config: Any, teacher: Any) -> None:
         raise InputError(
             f"config must be a CertifyConfig, got {type(config).__name__}: write CertifyConfig(eps='8/255')"
         )
+
+
+def _hold(program: Program, teacher: Program | None, first: Tensor) -> nn.Module:
+    """Capture both networks and compare them with their programs; return the module that predicts."""
+    if teacher is not None:
+        try:
+            teacher.hold(first)
+        except InputError as error:
+            raise InputError(f"the teacher: {error}") from error
+    return program.hold(first)
 
 
 def _check_teacher(teacher: nn.Module, first: Tensor, classes: int) -> None:

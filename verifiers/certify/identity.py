@@ -21,9 +21,10 @@ from verifiers.runtime.samples import Samples
 def identity_of(program: Program, teacher: Program | None, samples: Samples, config: CertifyConfig) -> dict[str, Any]:
     """List everything the rows depend on; a file is resumed only when every entry matches."""
     return {
-        "model_sha256": weights_sha256(program.module),
-        "structure_sha256": structure_sha256(program.module),
-        "architecture": type(program.module).__name__,
+        "model_sha256": weights_sha256(program.given),
+        "structure_sha256": structure_sha256(program.given),
+        "program_sha256": program.sha256,
+        "architecture": type(program.given).__name__,
         "data_sha256": samples.data_sha256,
         "indices_sha256": indices_sha256(samples.indices.numpy()),
         "samples": len(samples.labels),
@@ -31,8 +32,9 @@ def identity_of(program: Program, teacher: Program | None, samples: Samples, con
         "eps_text": config.eps,
         "arithmetic": str(config.arithmetic),
         "seed": config.seed,
-        "joint_teacher_sha256": "" if teacher is None else weights_sha256(teacher.module),
-        "joint_teacher_structure_sha256": "" if teacher is None else structure_sha256(teacher.module),
+        "joint_teacher_sha256": "" if teacher is None else weights_sha256(teacher.given),
+        "joint_teacher_program_sha256": "" if teacher is None else teacher.sha256,
+        "joint_teacher_structure_sha256": "" if teacher is None else structure_sha256(teacher.given),
         "settings": {method.kind: method.options for method in config.in_order},
         **samples.about,
     }
@@ -42,7 +44,7 @@ def facts_of(program: Program) -> dict[str, Any]:
     """List the facts that may differ between two runs of the same certification."""
     from verifiers import __version__
 
-    weights = next(iter(program.module.parameters()), None)
+    weights = next(iter(program.given.parameters()), None)
     return {
         "certkd_version": __version__,
         "torch_version": str(torch.__version__),

@@ -108,7 +108,8 @@ def verify(
     with torch.inference_mode(False), eval_mode(model), trusted_arithmetic():
         _check_origin(certificates, "network", "model_sha256", weights_sha256(model))
         _check_origin(certificates, "structure", "structure_sha256", structure_sha256(model))
-        samples = validate(model, replace(data, indices=torch.as_tensor(indices)), reporter)
+        program = Program(model)
+        samples = validate(model, replace(data, indices=torch.as_tensor(indices)), reporter, program.hold)
         _check_origin(certificates, "set of samples", "data_sha256", samples.data_sha256)
         chosen = _chosen(certificates, config.sample, np.random.default_rng(config.seed))
         reporter.start("verify", sum(map(len, chosen.values())), 0)
@@ -116,9 +117,9 @@ def verify(
         for name, rows in certificates.methods.items():
             findings.append(_plain_columns(rows, samples))
             if "counterexample" in _columns(path, name):
-                findings.append(_counterexamples(model, path, rows, samples))
+                findings.append(_counterexamples(program.module, path, rows, samples))
             if certifies(name):
-                findings.append(_proofs(model, rows, samples, chosen.get(name), config.time_limit, reporter))
+                findings.append(_proofs(program, rows, samples, chosen.get(name), config.time_limit, reporter))
         reporter.finish("verify")
     return [finding for finding in findings if finding.claims]
 
@@ -238,7 +239,7 @@ def _blocks(rows: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _proofs(
-    model: nn.Module,
+    program: Program,
     rows: MethodRows,
     samples: Samples,
     chosen: np.ndarray | None,
@@ -251,7 +252,7 @@ def _proofs(
         return found
     stages: list[Stage] = []
     try:
-        prover = _prover(Program(model), rows, samples, time_limit)
+        prover = _prover(program, rows, samples, time_limit)
         for row in chosen:
             answer = _answer(prover, samples, int(row), float(rows["radius"][row]))
             found.asked += 1
@@ -284,7 +285,7 @@ def _prover(program: Program, rows: MethodRows, samples: Samples, time_limit: fl
     )
     arithmetic = Arithmetic(rows.attributes["arithmetic"])
     question = Question(Epsilon.parse(float(rows.eps)), Norm(rows.attributes["norm"]), seed=1, arithmetic=arithmetic)
-    first = first_images(samples, program.module)
+    first = first_images(samples, program.given)
     reasons = []
     for engine in others:
         settings = Complete(time_limit=time_limit, restarts=4, engine=engine)

@@ -1,7 +1,8 @@
-"""Capture a network as a graph of operators with torch.export; plain sequences are translated directly.
+"""Capture a network as a program with torch.export; plain sequences are translated directly.
 
-The graph is captured for a batch of one, and every operator treats a batch sample by sample. Nothing in the network
-can therefore mix the samples of a batch. Unsupported operators are rejected by name, with their module.
+A program is captured in the network's own precision, for a batch of one, and every operator treats a batch sample by
+sample. Nothing in the program can therefore mix the samples of a batch. The graph that is bounded is made from the
+program. Unsupported operators are rejected by name, with their module.
 """
 
 import copy
@@ -10,43 +11,77 @@ import io
 import logging
 import operator
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from functools import cache
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from verifiers.core.errors import Unsupported, one_line
-from verifiers.graph.exported import Exported
+from verifiers.graph.executable import converted, unlifted, without_writes
+from verifiers.graph.exported import Exported, kind_of, path_of
 from verifiers.graph.graph import Builder, Graph, Ref
 from verifiers.graph.lowering import LOWERINGS
 from verifiers.graph.lowering.constants import fold, perturb
 from verifiers.graph.lowering.shapes import note_rounded
 from verifiers.graph.sequence import written
+from verifiers.graph.watch import Replay, Watched, answers_of_deployment, blame, watch
+
+
+class Hidden(Unsupported):
+    """The network's Python code does what no graph shows."""
 
 
 def capture(model: nn.Module, x: Float[Tensor, "1 *shape"], dtype: torch.dtype = torch.float64) -> Graph:
-    """Capture the graph of a network in eval mode, in the given dtype, for images like ``x``.
+    """Capture the graph of a network in eval mode, for images like ``x``; its constants are in the given dtype.
 
     Raises:
         Unsupported: the network cannot be exported, or an operator is not known.
     """
-    like = x[:1].detach().to(dtype)
-    exported = export(copy.deepcopy(model).to(dtype), like)
-    builder = Builder(like)
-    output = lower(exported, exported.state, builder)
+    return graph_of([program_of(model, x)], x, dtype)
+
+
+def program_of(model: nn.Module, x: Float[Tensor, "1 *shape"]) -> fx.GraphModule:
+    """Capture a network in its own precision, as a module for one image.
+
+    Raises:
+        Unsupported: the network cannot be exported.
+    """
+    return unlifted(export(copy.deepcopy(model), x[:1].detach().to(precision_of(model, x))))
+
+
+def precision_of(model: nn.Module, x: Float[Tensor, "batch *shape"]) -> torch.dtype:
+    """Return the dtype of a network's weights; of the images if it has none."""
+    weights = (weight.dtype for weight in (*model.parameters(), *model.buffers()) if weight.is_floating_point())
+    return next(weights, x.dtype)
+
+
+def graph_of(programs: Sequence[fx.GraphModule], x: Float[Tensor, "1 *shape"], dtype: torch.dtype) -> Graph:
+    """Make the graph of a program, with its constants in the given dtype; of several, with all their logits in a row.
+
+    Raises:
+        Unsupported: an operator is not known.
+    """
+    builder, outputs = Builder(x[:1].detach().to(dtype)), []
+    for program in programs:
+        twin = converted(program, dtype)
+        state = {**dict(twin.named_parameters()), **dict(twin.named_buffers())}
+        images = frozenset(node.name for node in twin.graph.nodes if node.op == "placeholder")
+        weights = {name: value.detach() for name, value in state.items()}
+        outputs.append(lower(Exported(list(twin.graph.nodes), {}, {}, images, weights), weights, builder))
+    output = outputs[0] if len(outputs) == 1 else LOWERINGS["cat"](builder, outputs, 1)
     # Other operators may read the output too; nodes after it do not matter.
-    return Graph(builder.nodes[: output.node + 1], like)
+    return Graph(builder.nodes[: output.node + 1], builder.like)
 
 
 def export(model: nn.Module, x: Float[Tensor, "1 *shape"]) -> Exported:
     """Put a network into eval mode, freeze it, and export it for one image.
 
     Raises:
-        Unsupported: the network cannot be exported, or changes a buffer.
+        Unsupported: the network cannot be exported, its code reads values of the image, or it changes a buffer.
     """
     model = model.eval().requires_grad_(False)
     plain = written(model)
@@ -56,7 +91,7 @@ def export(model: nn.Module, x: Float[Tensor, "1 *shape"]) -> Exported:
     signature = exported.graph_signature
     if signature.buffers_to_mutate:
         raise Unsupported(
-            f"native: the network changes its buffer {next(iter(signature.buffers_to_mutate.values()))!r}"
+            f"the network changes its buffer {next(iter(signature.buffers_to_mutate.values()))!r} when it runs"
         )
     return Exported(
         nodes=list(exported.graph.nodes),
@@ -67,6 +102,7 @@ def export(model: nn.Module, x: Float[Tensor, "1 *shape"]) -> Exported:
         },
         images=frozenset(signature.user_inputs),
         state={name: value.detach() for name, value in {**exported.constants, **exported.state_dict}.items()},
+        buffers=frozenset(signature.inputs_to_buffers.values()),
     )
 
 
@@ -82,37 +118,62 @@ def lower(exported: Exported, weights: Mapping[str, Tensor], builder: Builder) -
     for node in exported.nodes:
         if node.op == "placeholder":
             if node.name not in known and node.name not in exported.images:
-                raise Unsupported(f"native: the network holds {node.name!r}, neither a tensor nor its input")
+                raise Unsupported(f"the network holds {node.name!r}, neither a tensor nor its input")
             known.setdefault(node.name, Ref(0, tuple(builder.like.shape)))
+        elif node.op == "get_attr":
+            known[node.name] = weights[node.target]
+            note_rounded(builder, known[node.name])
         elif node.op == "call_function":
-            builder.path, builder.kind = _path(node), _kind(node.target)
+            builder.path, builder.kind = path_of(node), kind_of(node.target)
             args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), lambda n: known[n.name])
             known[node.name] = _lower(builder, node.target, args, kwargs, LOWERINGS)
         elif node.op == "output":
             outputs = torch.fx.node.map_arg(node.args, lambda n: known[n.name])[0]
+            outputs = outputs if isinstance(outputs, tuple | list) else (outputs,)
             if len(outputs) != 1 or not isinstance(outputs[0], Ref):
-                raise Unsupported("native: the network's output must be one tensor that depends on the image")
+                raise Unsupported("the network's output must be one tensor that depends on the image")
             return outputs[0]
     raise AssertionError("a graph without an output")
 
 
 def _export(model: nn.Module, x: Tensor) -> Any:
+    """Export a network to a graph in which nothing is written in place."""
+    watched = _watched(model, x)
+    if watched.hidden:
+        raise Hidden(f"the network cannot be captured: {watched.hidden}")
     try:
-        with warnings.catch_warnings(), _quiet(), torch.no_grad():
+        with warnings.catch_warnings(), _quiet(), torch.no_grad(), answers_of_deployment():
             warnings.simplefilter("ignore")
-            exported = torch.export.export(model, (x,), strict=False)
-            known = all(_known_as_it_is(node) for node in exported.graph.nodes)
-            return exported if known else exported.run_decompositions({})  # slow; rewrites operators in place
+            with Replay(watched.constants):
+                exported = torch.export.export(model, (x,), strict=False)
+            trial = copy.deepcopy(exported.graph)  # with other names
+            if without_writes(trial) and all(_known(node) for node in trial.nodes):
+                without_writes(exported.graph)
+            else:
+                exported = exported.run_decompositions({})  # slow; rewrites operators that write in place
+            return exported
     except Exception as error:  # torch.export passes on any error of the network's own code
-        text = one_line(error)
-        raise Unsupported(f"native: torch.export cannot capture the network: {type(error).__name__}: {text}") from error
+        raise Unsupported(
+            f"torch.export cannot capture the network{blame(error)}: {type(error).__name__}: {one_line(error)}"
+        ) from error
 
 
-def _known_as_it_is(node: Any) -> bool:
-    """Return whether a node of an exported graph has a lowering and changes nothing in place."""
+def _watched(model: nn.Module, x: Tensor) -> Watched:
+    try:
+        return watch(model, x)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # of the network's own code
+        raise Unsupported(
+            f"the network fails on one image{blame(error)}: {type(error).__name__}: {one_line(error)}"
+        ) from error
+
+
+def _known(node: Any) -> bool:
+    """Return whether a node of an exported graph has a lowering."""
     if node.op != "call_function" or node.target is operator.getitem:
         return True
-    return hasattr(node.target, "_schema") and not node.target._schema.is_mutable and _kind(node.target) in LOWERINGS
+    return hasattr(node.target, "_schema") and kind_of(node.target) in LOWERINGS
 
 
 @contextmanager
@@ -151,15 +212,3 @@ def _lower(builder: Builder, target: Any, args: Any, kwargs: Any, table: dict[st
 
 #: Signatures of lowerings; reading one takes longer than a small lowering.
 _signature = cache(inspect.signature)
-
-
-@cache
-def _kind(target: Any) -> str:
-    """Return the operator's name: aten.conv2d.default -> conv2d."""
-    return str(target.name()).removeprefix("aten::").split(".")[0] if hasattr(target, "name") else str(target)
-
-
-def _path(node: Any) -> str:
-    stack = node.meta.get("nn_module_stack") or {}
-    paths = [path for path, _ in stack.values()]
-    return str(paths[-1]).removeprefix("L['self'].") if paths else ""

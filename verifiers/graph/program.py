@@ -1,33 +1,134 @@
-"""A network prepared for certification: its module, its float64 copy and its graph, each made once."""
+"""A network prepared for certification: the program that is attacked, bounded, exported and hashed."""
 
 import copy
+import hashlib
+import operator
 from collections.abc import Callable, Hashable
+from contextlib import suppress
 from functools import cached_property
 from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
-from verifiers.core.errors import Contradiction, Unsupported
-from verifiers.graph.capture import capture
+from verifiers.core.errors import Contradiction, Unsupported, one_line
+from verifiers.graph.capture import Hidden, graph_of, precision_of, program_of
+from verifiers.graph.executable import Images, OneByOne, converted
 from verifiers.graph.graph import Graph
+from verifiers.graph.sequence import written
+from verifiers.graph.watch import blame
+from verifiers.runtime.alone import Rounding, check_alone, differing, probes
 from verifiers.runtime.samples import device_of
 
 T = TypeVar("T")
 
 
-class Program:
-    """Hold a network whose graph is captured once and shared by every method.
-
-    Do not change the weights while a program is in use.
+class Captured:
+    """A network captured once, for images of one shape.
 
     Args:
-        module: maps images in [0, 1] to logits, in eval mode.
+        given: the network as its user wrote it.
+        x: one image.
+
+    Raises:
+        Unsupported: the network cannot be captured; the message names the line of its code if there is one.
     """
 
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
+    def __init__(self, given: nn.Module, x: Float[Tensor, "1 *shape"]) -> None:
+        self.plain = written(given) is not None
+        self.single: fx.GraphModule = program_of(given, x)
+        self._like = x[:1].detach()
+        self.module = given if self.plain else Images(self.single)
+
+    @cached_property
+    def exact_single(self) -> nn.Module:
+        """The program in float64, for one image."""
+        made = copy.deepcopy(self.module).double() if self.plain else converted(self.single, torch.float64)
+        return made.eval().requires_grad_(False)
+
+    @cached_property
+    def exact(self) -> nn.Module:
+        """The program in float64."""
+        return self.twin(torch.float64)
+
+    def twin(self, dtype: torch.dtype) -> nn.Module:
+        """Make a frozen copy of the program in another precision."""
+        made = copy.deepcopy(self.module).to(dtype) if self.plain else Images(self.single, dtype=dtype)
+        return made.eval().requires_grad_(False)
+
+    @cached_property
+    def graph(self) -> Graph:
+        """The graph that is bounded, in float64."""
+        return self.lowered(torch.float64)
+
+    def lowered(self, dtype: torch.dtype) -> Graph:
+        """Make the graph in another precision.
+
+        Raises:
+            Unsupported: an operator is not known.
+        """
+        return graph_of([self.single], self._like, dtype)
+
+    @cached_property
+    def sha256(self) -> str:
+        """The hash of the program: its operators with their arguments, and the bytes of its constants."""
+        digest, numbers = hashlib.sha256(), dict[fx.Node, int]()
+        for node in self.single.graph.nodes:
+            args = fx.node.map_arg((node.args, node.kwargs), lambda given: f"%{numbers[given]}")
+            numbers[node] = len(numbers)
+            if node.op == "get_attr":
+                value = operator.attrgetter(node.target)(self.single).detach()
+                digest.update(f"constant {value.dtype} {tuple(value.shape)}".encode())
+                digest.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+            else:
+                name = node.op if node.op != "call_function" else str(node.target)
+                digest.update(f"{name} {args}\n".encode())
+        return digest.hexdigest()
+
+
+def check_program(program: nn.Module, images: Tensor, expected: Tensor, rounding: Rounding) -> None:
+    """Compare a program with the logits that the network gave to each image alone.
+
+    Raises:
+        Contradiction: they differ by more than rounding.
+    """
+    with torch.no_grad():
+        found = program(images)
+    wrong = differing(found, expected, images, rounding)
+    if wrong is not None:
+        raise Contradiction(
+            f"the captured program is another function than the network: logits differ by {wrong[1]:.3g}; its code may "
+            "depend on the mode in which it runs"
+        )
+
+
+def _alone(network: nn.Module, images: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch classes"]:
+    """Compute each image's logits alone.
+
+    Raises:
+        Contradiction: together they are others.
+    """
+    with torch.no_grad():
+        alone, together = torch.cat([network(image) for image in images.split(1)]), network(images)
+    wrong = differing(together, alone, images, lambda x: None)
+    if wrong is not None:
+        raise Contradiction(f"the network mixes the images of a batch: logits differ by {wrong[1]:.3g}")
+    return alone
+
+
+class Program:
+    """Hold a network that is captured once, for every method.
+
+    A network that cannot be captured is run on one image at a time: it can be attacked and smoothed, and nothing can be
+    proved about it. Do not change the weights while a program is in use.
+
+    Args:
+        given: maps images in [0, 1] to logits, in eval mode.
+    """
+
+    def __init__(self, given: nn.Module) -> None:
+        self.given = given
         self._made: dict[Hashable, Any] = {}
 
     @classmethod
@@ -35,23 +136,115 @@ class Program:
         """Wrap a module; a program is returned unchanged."""
         return network if isinstance(network, Program) else cls(network)
 
-    @cached_property
+    def capture(self, x: Float[Tensor, "batch *shape"]) -> Captured:
+        """Capture the network for images like ``x``, and compare the program with it there.
+
+        Raises:
+            Unsupported: the network cannot be captured.
+            Contradiction: the program is another function than the network.
+        """
+
+        def make() -> Captured:
+            found = Captured(self.given, x[:1])
+            if not found.plain:
+                noise = torch.rand(x[:2].shape, generator=torch.Generator().manual_seed(0)).to(x)
+                images = torch.cat([x[:2], noise]).to(precision_of(self.given, x))
+                check_program(found.module, images, _alone(self.given, images), self._rounding)
+            return found
+
+        return self.once("captured", make)
+
+    def hold(self, first: Float[Tensor, "batch *shape"]) -> nn.Module:
+        """Compare the network with itself, image by image, and with its program; return the module that runs from now.
+
+        Raises:
+            InputError: the network keeps state, or mixes the images of a batch.
+        """
+        with suppress(Unsupported, Contradiction):
+            self.capture(first)
+        images, found = probes(self.given, first), self._made["captured"]
+        expected = check_alone(self.module if isinstance(found, Hidden) else self.given, images, self._rounding)
+        if isinstance(found, Captured) and not found.plain:
+            try:
+                check_program(found.module, images, expected, self._rounding)
+            except Contradiction as error:
+                self._made["captured"] = error
+        return self.module
+
+    @property
+    def module(self) -> nn.Module:
+        """The program in its own precision, for any number of images.
+
+        Before it is captured it is the network itself, and if it cannot be, the network on one image at a time.
+        """
+        if self.captured is not None:
+            return self.captured.module
+        return self.given if self.refusal is None else self.once("one by one", lambda: OneByOne(self.given))
+
+    @property
+    def captured(self) -> Captured | None:
+        """What was captured; None before, or if the network cannot be captured."""
+        found = self._made.get("captured")
+        return found if isinstance(found, Captured) else None
+
+    @property
+    def refusal(self) -> str | None:
+        """The reason why the network cannot be captured; None if it can be, or was not tried."""
+        found = self._made.get("captured")
+        return str(found) if isinstance(found, Unsupported | Contradiction) else None
+
+    @property
     def exact(self) -> nn.Module:
-        """A frozen copy in float64."""
-        return copy.deepcopy(self.module).double().eval().requires_grad_(False)
+        """The program in float64, frozen."""
+        if self.captured is None:
+            raise RuntimeError("a program has a float64 copy after it was captured")
+        return self.captured.exact
 
     @property
     def device(self) -> torch.device:
         """The device of the weights."""
-        return device_of(self.module)
+        return device_of(self.given)
+
+    @property
+    def sha256(self) -> str:
+        """The hash of the program; empty if the network cannot be captured."""
+        return "" if self.captured is None else self.captured.sha256
 
     def graph(self, x: Float[Tensor, "batch *shape"]) -> Graph:
-        """Capture the float64 graph for images like ``x``.
+        """Return the float64 graph for images like ``x``.
 
         Raises:
-            Unsupported: the network cannot be exported, or an operator is not known.
+            Unsupported: the network cannot be captured, or an operator is not known.
+            Contradiction: the program is another function than the network.
         """
-        return self.once(("graph", x.shape[1:]), lambda: capture(self.exact, x[:1]))
+        captured = self.capture(x)
+        return self.once("graph", lambda: captured.graph)
+
+    def check_gradient(self, x: Float[Tensor, "batch *shape"]) -> None:
+        """Check that a network without a program can be differentiated, as attacks need.
+
+        Raises:
+            Unsupported: it cannot.
+        """
+        if self.captured is not None:
+            return
+        try:
+            with torch.enable_grad():
+                image = x[:1].detach().clone().requires_grad_(True)
+                torch.autograd.grad(self.module(image).sum(), image)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # of the network's own code
+            raise Unsupported(
+                f"the network has no gradient to attack by{blame(error)}: {type(error).__name__}: {one_line(error)}"
+            ) from error
+
+    def _rounding(self, x: Float[Tensor, "batch *shape"]) -> Float[Tensor, " batch"] | None:
+        """Measure the float32 error of the program's logits; None without a program."""
+        if self.captured is None:
+            return None
+        with torch.no_grad():
+            return (self.captured.module(x).double() - self.captured.exact(x.double())).abs().amax(1)
 
     def once(self, key: Hashable, make: Callable[[], T]) -> T:
         """Call ``make`` once per key and return its stored result afterwards.
@@ -67,3 +260,43 @@ class Program:
         if isinstance(found, Unsupported | Contradiction):
             raise found.with_traceback(None)
         return found
+
+
+class Pair(nn.Module):
+    """Concatenate the student's logits and the teacher's."""
+
+    def __init__(self, student: nn.Module, teacher: nn.Module) -> None:
+        super().__init__()
+        self.student, self.teacher = student, teacher
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.student(x), self.teacher(x)], 1)
+
+
+class CapturedPair(Captured):
+    """Two captured networks as one, whose graph has both logits over one image."""
+
+    def __init__(self, parts: tuple[Captured, Captured], x: Float[Tensor, "1 *shape"]) -> None:
+        self.parts, self._like, self.plain = parts, x[:1].detach(), True
+        self.module = Pair(*(part.module for part in parts))
+
+    def lowered(self, dtype: torch.dtype) -> Graph:
+        """Make the graph of both in another precision."""
+        return graph_of([part.single for part in self.parts], self._like, dtype)
+
+    def twin(self, dtype: torch.dtype) -> nn.Module:
+        """Make a copy of both in another precision."""
+        return Pair(*(part.twin(dtype) for part in self.parts))
+
+
+class PairProgram(Program):
+    """Hold two programs as one network with the logits of both."""
+
+    def __init__(self, student: Program, teacher: Program) -> None:
+        super().__init__(Pair(student.given, teacher.given))
+        self._parts = student, teacher
+
+    def capture(self, x: Float[Tensor, "batch *shape"]) -> Captured:
+        """Capture both networks."""
+        student, teacher = self._parts
+        return self.once("captured", lambda: CapturedPair((student.capture(x), teacher.capture(x)), x[:1]))

@@ -51,6 +51,8 @@ class DiagnosticsCertifier:
         """
         if question.teacher is None:
             raise Unsupported("diagnostics compare with a teacher: give one")
+        program.check_gradient(samples)
+        question.teacher.check_gradient(samples)
         model, teacher = program.module, question.teacher.module
         with torch.no_grad():
             logits, theirs = model(samples), teacher(samples)

@@ -36,6 +36,7 @@ class Pgd(Method):
         from verifiers.geometry.attack import Attack
         from verifiers.runtime.certifier import Answering, as_columns
 
+        program.check_gradient(samples)
         attack = Attack(question.eps.value, question.norm, question.seed, self.steps, self.restarts)
 
         def answer(batch: "Batch") -> Columns:

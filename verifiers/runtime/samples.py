@@ -1,16 +1,17 @@
 """Check the samples of a certification, before any method runs."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from verifiers.core.errors import InputError, one_line
 from verifiers.core.reporter import Reporter
+from verifiers.runtime.alone import check_alone, probes
 from verifiers.runtime.arrays import PIXEL_TOLERANCE, channels_last
 from verifiers.runtime.classes import disagreement, out_of_range
 from verifiers.runtime.fingerprint import DataFingerprint
@@ -69,20 +70,29 @@ class Samples:
         return self.images[torch.as_tensor(rows)].to(device).float().clamp(0.0, 1.0)
 
 
-def validate(network: nn.Module, data: Any, reporter: Reporter) -> Samples:
+def alone(network: nn.Module, first: Float[Tensor, "batch *shape"]) -> nn.Module:
+    """Check that a network is one fixed function of each image; return it."""
+    check_alone(network, probes(network, first))
+    return network
+
+
+def validate(
+    network: nn.Module, data: Any, reporter: Reporter, hold: Callable[[Tensor], nn.Module] | None = None
+) -> Samples:
     """Check ranges, shapes and classes, and that the network is one fixed function; predict every sample.
+
+    Args:
+        network: maps images in [0, 1] to logits, in eval mode.
+        data: images and their true classes.
+        reporter: receives the accuracy and warnings.
+        hold: checks the network on the first images and returns the module that predicts; ``alone`` when None.
 
     Raises:
         InputError: a check fails; the message is one line about the first one.
     """
     given = as_data(data)
-    model, images, labels, indices = network, given.images, given.labels, given.indices
-    if len(images) != len(labels) or len(labels) == 0:
-        raise InputError(f"need as many images as labels and at least one: got {len(images)} and {len(labels)}")
-    order = torch.arange(len(labels)) if indices is None else indices.cpu().long()
-    if len(order) != len(labels) or int(order.min()) < 0:
-        raise InputError(f"need one index of 0 or more per label: got {len(order)} for {len(labels)} labels")
-    check_dtype(model)
+    images, labels, order, model = given.images, given.labels, _order(given), network
+    check_dtype(network)
     labels = labels.cpu().long()
     fingerprint, predictions, finite, classes = DataFingerprint(), [], [], 0
     for start in range(0, len(labels), CLEAN_BATCH):
@@ -90,9 +100,11 @@ def validate(network: nn.Module, data: Any, reporter: Reporter) -> Samples:
         batch = images[rows]
         check_pixels(batch)
         fingerprint.update(batch, labels[rows])
-        logits = _logits(model, batch)
         if start == 0:
-            _check_fixed_function(model, batch, logits)
+            _logits(network, batch)
+            first = batch.to(device_of(network)).float().clamp(0.0, 1.0)
+            model = alone(network, first) if hold is None else hold(first)
+        logits = _logits(model, batch)
         classes = logits.shape[1]
         predictions.append(logits.argmax(1).cpu())
         finite.append(torch.isfinite(logits).all(1).cpu())
@@ -115,6 +127,17 @@ def validate(network: nn.Module, data: Any, reporter: Reporter) -> Samples:
     if chance is not None:
         reporter.warn(f"clean accuracy {chance}")
     return samples
+
+
+def _order(given: Data) -> Int[Tensor, " samples"]:
+    """Return the samples' indices; there must be one of each for every image."""
+    labels, indices = given.labels, given.indices
+    if len(given.images) != len(labels) or len(labels) == 0:
+        raise InputError(f"need as many images as labels and at least one: got {len(given.images)} and {len(labels)}")
+    order = torch.arange(len(labels)) if indices is None else indices.cpu().long()
+    if len(order) != len(labels) or int(order.min()) < 0:
+        raise InputError(f"need one index of 0 or more per label: got {len(order)} for {len(labels)} labels")
+    return order
 
 
 def as_data(data: Any) -> Data:
@@ -157,20 +180,6 @@ def _logits(model: nn.Module, batch: Tensor) -> Tensor:
     if logits.dim() != 2 or logits.shape[1] < 2 or len(logits) != len(batch):
         raise InputError(f"the network must give one row of logits per image, got shape {tuple(logits.shape)}")
     return logits
-
-
-def _check_fixed_function(model: nn.Module, batch: Tensor, logits: Tensor) -> None:
-    """Check that two passes agree exactly, and that a sample gives the same alone and in a batch, up to rounding."""
-    again, alone = _logits(model, batch), _logits(model, batch[:1])
-    if not torch.equal(again.nan_to_num(), logits.nan_to_num()):
-        difference = float((again - logits).abs().max())
-        raise InputError(f"the network is not one fixed function: two passes differ by {difference:.3g} in eval mode")
-    gap = float((alone - logits[:1]).abs().max())
-    if gap > 1e-3 * max(1.0, float(logits[:1].abs().max())):
-        raise InputError(
-            f"the network mixes the samples of a batch, or float32 is too coarse for it: alone, the first one's logits "
-            f"differ by {gap:.3g}"
-        )
 
 
 def first_images(samples: Samples, model: nn.Module, count: int = 2) -> Tensor:

@@ -118,7 +118,7 @@ FUNCTIONS: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "dilated convolution": (lambda z: F.conv2d(z, torch.ones(4, 4, 3, 3, dtype=z.dtype), dilation=2), "dilation"),
     "gelu": (F.gelu, "auto-LiRPA"),
     "softmax": (lambda z: torch.softmax(z, 1), "Softmax|Div"),
-    "dropout that is always on": (lambda z: F.dropout(z, 0.5, training=True), r"cannot build .* \(dropout\.py\)"),
+    "dropout that is always on": (lambda z: F.dropout(z, 0.5, training=True), "draws random numbers"),
     "falling leaky": (lambda z: F.leaky_relu(z, -0.5), "LeakyRelu.*negative_slope"),
     "steep leaky": (lambda z: F.leaky_relu(z, 2.0), "LeakyRelu.*negative_slope"),
     "maximum over channels": (lambda z: z.amax(1), "ReduceMax"),
@@ -151,7 +151,7 @@ def test_a_network_whose_matrices_would_not_fit_is_left_to_the_native_engine() -
 def test_the_layer_before_a_refused_operator_is_named() -> None:
     network, x = custom(FUNCTIONS["square root"][0])
     nested = nn.Sequential(nn.Sequential(nn.Conv2d(2, 2, 1), network)).eval()
-    with pytest.raises(Unsupported, match=r"operator Sqrt at '/\d+' \(after layer '0\.1\.conv'\)"):
+    with pytest.raises(Unsupported, match=r"operator Sqrt at '/[^']+' \(after layer '0\.1\.conv'\)"):
         AutoLirpa(nested, x)
     dilated = nn.Sequential(nn.Conv2d(2, 2, 1), Dilated()).eval()
     with pytest.raises(Unsupported, match=r"operator Conv at '/\S+' \(layer '1'\): dilation"):
@@ -172,7 +172,7 @@ class Dilated(nn.Module):
 @pytest.mark.parametrize("function", [lambda z: z - z.mean(0, keepdim=True)], ids=["batch mean"])
 def test_a_network_that_depends_on_its_batch_is_a_contradiction(function: Callable[[Tensor], Tensor]) -> None:
     network, x = custom(function)
-    with pytest.raises(Contradiction, match="another network"):
+    with pytest.raises(Contradiction, match="mixes the images of a batch"):
         AutoLirpa(network, x)
 
 

@@ -722,7 +722,7 @@ class Scaled(nn.Module):
     ("change", "key"),
     [
         ({"model": network(1)}, "model_sha256"),
-        ({"model": tanh_network()}, "structure_sha256"),
+        ({"model": tanh_network()}, "program_sha256"),
         ({"eps": "1/21"}, "eps"),
         ({"norm": "l2"}, "norm"),
         ({"seed": 1}, "seed"),
@@ -743,7 +743,7 @@ def test_another_certification_on_the_same_file_is_refused(tmp_path: Path, chang
 
 def test_a_normalisation_that_is_not_saved_is_part_of_the_network(tmp_path: Path) -> None:
     run("pgd", model=Scaled(1.0), out=tmp_path / "a.h5", options=QUICK)
-    with pytest.raises(InputError, match="made with another structure_sha256"):
+    with pytest.raises(InputError, match="made with another program_sha256"):
         run("pgd", model=Scaled(0.5), out=tmp_path / "a.h5", options=QUICK)
 
 

@@ -14,7 +14,6 @@ from tests.marks import thin
 from tests.verifiers.bound_propagation.native.test_joint import exports_once  # noqa: F401
 from tests.verifiers.graph.nets import CASES, Fn
 from tests.zoo import BY_NAME, Kind, mlp
-from verifiers.bound_propagation.joint import Pair
 from verifiers.bound_propagation.native.engine import Native
 from verifiers.core.errors import Contradiction, Unsupported
 from verifiers.core.quantities import Norm
@@ -22,6 +21,7 @@ from verifiers.geometry.balls import Balls, project, random_start
 from verifiers.graph.capture import capture
 from verifiers.graph.difference import differential, same_structure
 from verifiers.graph.operators import Interval
+from verifiers.graph.program import Pair
 from verifiers.graph.relaxations.relu_difference import ReluDifference
 from verifiers.graph.rows import Rows
 

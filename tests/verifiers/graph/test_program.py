@@ -20,13 +20,13 @@ from verifiers.lipschitz.layers import Network
 @pytest.fixture
 def captures(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     count: Counter[str] = Counter()
-    honest = programs.capture
+    honest = programs.graph_of
 
     def counted(*given: Any) -> Any:
         count["graph"] += 1
         return honest(*given)
 
-    monkeypatch.setattr(programs, "capture", counted)
+    monkeypatch.setattr(programs, "graph_of", counted)
     return count
 
 
@@ -76,6 +76,9 @@ def test_the_exact_copy_is_frozen_and_in_float64() -> None:
     network = BY_NAME["cnn"].network()
     program = Program(network)
     assert Program.of(program) is program and Program.of(network).module is network
+    with pytest.raises(RuntimeError, match="after it was captured"):
+        _ = program.exact
+    program.capture(BY_NAME["cnn"].images(2))
     assert all(p.dtype == torch.float64 and not p.requires_grad for p in program.exact.parameters())
     assert all(p.dtype == torch.float32 for p in network.parameters()), "the module itself was changed"
     assert program.device == torch.device("cpu")

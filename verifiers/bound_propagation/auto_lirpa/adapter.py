@@ -1,6 +1,5 @@
 """Use auto-LiRPA as an engine: float64, one graph per network, one eps per sample."""
 
-import copy
 import logging
 import traceback
 import warnings
@@ -49,8 +48,8 @@ FAILURES = (
 class AutoLirpa:
     """Bound a network by auto-LiRPA.
 
-    The network is copied to float64; dropout, the identity in eval mode, is dropped from the copy (auto-LiRPA would
-    switch the network to train mode for it).
+    The graph is traced from the program in float64, never from the network's own code, whose branches tracing would
+    fix.
 
     Args:
         network: maps images in [0, 1] to logits, in eval mode; a module or a program.
@@ -68,8 +67,10 @@ class AutoLirpa:
             self._lirpa = compat.load()
         except compat.AutoLirpaMissing as missing:
             raise Unsupported(str(missing)) from None
-        self.model = without_dropout(copy.deepcopy(Program.of(network).module)).double().eval().requires_grad_(False)
-        guard.check_modules(self.model)
+        program = Program.of(network)
+        found = program.capture(x)
+        guard.check_modules(program.given)
+        self.model, self._network = found.exact, found.exact_single
         x = x[:2].double()
         self._graph = self._build(x)
         self._classes: int = self._graph.final_shape[1]
@@ -81,7 +82,7 @@ class AutoLirpa:
         guard.check_operators(iter(self._graph._modules.items()))
         guard.check_size(self._graph._modules.values())
         check_forward(self.model, self._graph, x, "auto-LiRPA")
-        convolutional = any(isinstance(module, nn.Conv2d) for module in self.model.modules())
+        convolutional = any(isinstance(module, nn.Conv2d) for module in program.given.modules())
         # Intermediate bounds of conv nets are computed for the union of unstable neurons over the batch: keep it small.
         self.batch_size = CONVOLUTIONAL_BATCH if convolutional else 128
         self._limit_batch()
@@ -89,7 +90,7 @@ class AutoLirpa:
     def _build(self, x: Tensor, **options: Any) -> Any:
         try:
             with quiet(torch.float64):
-                graph = self._lirpa.BoundedModule(self.model, x[:1], bound_opts={"conv_mode": "matrix", **options})
+                graph = self._lirpa.BoundedModule(self._network, x[:1], bound_opts={"conv_mode": "matrix", **options})
                 graph(self._ball(x[:1], torch.zeros(1, dtype=torch.float64, device=x.device), Norm.LINF))
                 return graph.requires_grad_(False)
         except FAILURES as error:

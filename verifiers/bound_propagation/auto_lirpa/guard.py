@@ -114,8 +114,8 @@ def check_modules(model: nn.Module) -> None:
         Unsupported: a module is not allowed; the message names its path, its type and the attribute.
     """
     for path, module in model.named_modules():
-        if next(module.children(), None) is not None:
-            continue
+        if next(module.children(), None) is not None or isinstance(module, nn.modules.dropout._DropoutNd):
+            continue  # dropout is no part of the program
         check = MODULES.get(type(module))
         known_type = type(module).__module__.startswith("torch.nn")
         if check is None and not known_type:

@@ -1,7 +1,5 @@
 """The engine ``native``: bound networks by certkd's own graphs."""
 
-import copy
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -15,7 +13,6 @@ from verifiers.bound_propagation.rounding import deviation
 from verifiers.core.errors import Unsupported
 from verifiers.core.quantities import Arithmetic, Norm
 from verifiers.geometry.balls import Balls
-from verifiers.graph.capture import capture
 from verifiers.graph.graph import Graph
 from verifiers.graph.program import Program
 from verifiers.graph.rows import shape_size
@@ -55,11 +52,11 @@ class Native:
     ) -> None:
         program = Program.of(network)
         self.intersect, self.dtype, self.arithmetic = intersect, dtype, arithmetic
+        found = program.capture(x)
         if dtype == torch.float64:
-            self.model, self.graph = program.exact, graph or program.graph(x)
+            self.model, self.graph = found.exact, graph or program.graph(x)
         else:
-            self.model = copy.deepcopy(program.module).to(dtype).eval().requires_grad_(False)
-            self.graph = graph or capture(self.model, x[:1], dtype)
+            self.model, self.graph = found.twin(dtype), graph or found.lowered(dtype)
         self._dual_norms: dict[Norm, dict[int, Tensor]] = {}
         check_forward(self.model, self.graph, x[:2].to(dtype), "the native engine")
         entries = sum(shape_size(node.shape) for node in self.graph.nodes)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tests.certifying import certify
 from tests.marks import only
 from tests.zoo import BY_NAME, mlp, planted
-from verifiers.bound_propagation.joint import JointEngine, Pair, PairBounds
+from verifiers.bound_propagation.joint import JointEngine, PairBounds
 from verifiers.bound_propagation.native.engine import Native
 from verifiers.core.errors import InputError, Unsupported
 from verifiers.core.quantities import Arithmetic, Norm
@@ -22,6 +22,7 @@ from verifiers.geometry.ascent import ascend
 from verifiers.geometry.balls import Balls, project, random_start
 from verifiers.geometry.margins import margin_specification, margins
 from verifiers.graph import capture as graph
+from verifiers.graph.program import Pair
 from verifiers.results.rows import Certificates
 from verifiers.runtime.fingerprint import structure_sha256, weights_sha256
 
