@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 from tests.marks import only, thin
 from tests.verifiers.graph.float32 import deployed, outside
@@ -191,6 +192,17 @@ def test_computed_constants_are_as_wrong_as_float32_makes_them(name: str) -> Non
     half = float(box.half_width.max())
     limit = 50.0 if name.endswith("cancels") else 1e-4 * float(exact.abs().max().clamp_min(1.0))
     assert half < limit, f"{name}: {half:.3g}"
+
+
+@pytest.mark.parametrize("norm", thin([weight_norm, spectral_norm], every=1), ids=lambda norm: norm.__name__)
+def test_normalised_weights_have_a_bound(norm: Callable[[nn.Module], nn.Module]) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(norm(nn.Linear(6, 5)), nn.ReLU(), norm(nn.Linear(5, 3))).eval()
+    x = torch.rand(4, 6, generator=torch.Generator().manual_seed(1))
+    box = deployed(capture(network, x[:1]), x, x)
+    for how, logits in evaluations(network, x):
+        assert outside(box, logits) <= 1, f"{how}: outside by {outside(box, logits):.3g} half-widths"
+    assert float(box.half_width.max()) < 1e-4
 
 
 def test_constants_without_a_bound_have_none() -> None:

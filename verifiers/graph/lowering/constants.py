@@ -17,7 +17,7 @@ from verifiers.graph.graph import Builder, Node, Ref
 from verifiers.graph.lowering.arithmetic import mul
 from verifiers.graph.lowering.shapes import note_rounded
 from verifiers.graph.operators import Interval
-from verifiers.graph.rounding import UP
+from verifiers.graph.rounding import LIBRARY, UP, accumulated
 
 #: Operators that only move entries, make constants, or give integers.
 MOVES = frozenset(
@@ -28,6 +28,12 @@ MOVES = frozenset(
 )
 #: Operators that are linear in their constants.
 LINEAR = frozenset("linear conv1d conv2d conv3d conv_transpose2d add add_ sub rsub mul matmul mm bmm cat stack".split())
+
+
+#: Operators that are linear in each of two constants, sums of as many products as the first one's last axis has.
+BILINEAR = frozenset("mv dot vdot linalg_vecdot matmul mm bmm".split())
+#: Norms, which are roots of sums of squares, and a weight times a gain over its norm: relatively accurate.
+NORMS = frozenset("norm linalg_vector_norm _weight_norm _weight_norm_interface".split())
 
 
 def floating(value: Any) -> list[Tensor]:
@@ -55,10 +61,43 @@ def fold(builder: Builder, target: Callable[..., Any], args: Any, kwargs: Any, l
         return value
     if not given and all(bool((part == part.round()).all()) for part in found):  # arange
         return value
+    exact = all(builder.error(part) is None for part in given)
     for part in found:
-        bound = _bounded(builder, lower, args, kwargs, part) if len(found) == 1 else None
+        bound: Tensor | None
+        if builder.kind in NORMS and exact and _usual(builder.kind, args, kwargs):
+            weighted = builder.kind == "_weight_norm"
+            norms = torch.norm_except_dim(given[0], 2, *args[2:]) if weighted else found[-1]
+            bound = _of_norms(part, norms, given[0])
+        elif builder.kind in BILINEAR and len(given) == 2:
+            bound = _of_products(builder, target, given)
+        else:
+            bound = _bounded(builder, lower, args, kwargs, part) if len(found) == 1 else None
         builder.note(part, torch.full_like(part, torch.inf) if bound is None else bound)
     return value
+
+
+def _usual(kind: str, args: Any, kwargs: Any) -> bool:
+    """Return whether a norm is the sum of magnitudes or the root of a sum of squares."""
+    if kind.startswith("_weight"):
+        return True
+    given = [*args[1:2], *(kwargs[name] for name in ("p", "ord") if name in kwargs)]
+    return all(order in (None, 1, 2) for order in given)
+
+
+def _of_norms(value: Tensor, norms: Tensor, constant: Tensor) -> Tensor:
+    """Bound the error of norms, or of weights that are divided by them; squares must not underflow or overflow."""
+    count = constant.numel() // max(1, norms.numel())
+    usable = bool((norms > 2.0**-50).all()) and bool((norms < 2.0**60).all())
+    return accumulated(value.abs()[None], count + 2 * LIBRARY if usable else torch.inf)[0]
+
+
+def _of_products(builder: Builder, target: Callable[..., Any], given: list[Tensor]) -> Tensor:
+    """Bound the error of sums of products of two constants: gamma(n) |a| |b|, and the effect of their own errors."""
+    a, b = (constant.abs() for constant in given)
+    more_a, more_b = (_or_zero(builder, constant) for constant in given)
+    size = target(a + more_a, b + more_b)
+    rounding = accumulated(size[None], a.shape[-1], tiny=float(a.shape[-1]))[0]
+    return rounding + (target(more_a, b + more_b) + target(a, more_b)) * UP
 
 
 def _or_zero(builder: Builder, constant: Tensor) -> Tensor:
