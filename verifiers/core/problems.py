@@ -16,6 +16,7 @@ _RULES = {
     "literal_error": "must be {expected}",
     "enum": "must be {expected}",
     "string_type": "must be text",
+    "string_pattern_mismatch": "must match {pattern}",
     **dict.fromkeys(("int_type", "int_parsing", "int_from_float", "int_parsing_size"), "must be a whole number"),
     **dict.fromkeys(("float_type", "float_parsing", "finite_number"), "must be a finite number"),
     **dict.fromkeys(("bool_type", "bool_parsing"), "must be true or false"),
@@ -51,7 +52,8 @@ def _described(problem: Any, kind: type[BaseModel], given: Mapping[str, Any]) ->
     if sort == "value_error":
         return _own(str(problem["ctx"]["error"]), value, where, last)
     limits = {name: _plain(limit) for name, limit in problem.get("ctx", {}).items()}
-    rule = _RULES.get(sort, problem["msg"].replace("Input should be", "must be")).format(**limits)
+    known = _RULES.get(sort)
+    rule = known.format(**limits) if known else problem["msg"].replace("Input should be", "must be")
     hint = _kind_hint(_models_at(kind, place), value) if "settings by name" in rule else ""
     return f"{where} {rule}{hint}, got {quoted(value)}".lstrip()
 

@@ -40,6 +40,7 @@ class House(Strict):
     size: float = 1.0
     eps: EpsilonText = "8/255"
     room: Room = Room()
+    key: Annotated[str, Field(pattern="^[0-9a-f]{0,64}$")] = ""
     shape: Annotated[Square | Circle, Field(discriminator="kind")] = Square()
     rooms: dict[str, Room] = {}
     shapes: dict[str, Annotated[Square | Circle, Field(discriminator="kind")]] = {}
@@ -70,6 +71,7 @@ LINES: list[tuple[dict[str, Any], str]] = [
     ({"room": {"steps": 0.5}}, "room.steps must be a list, got 0.5"),
     ({"room": {"steps": [1, 0]}}, "room.steps.1 must be greater than 0, got 0"),
     ({"eps": "0"}, "eps must be positive and finite, got '0': write it like 8/255 or 0.03"),
+    ({"key": "x"}, "key must match ^[0-9a-f]{0,64}$, got 'x'"),
     ({"doors": 1, "seed": "x"}, "seed must be a whole number, got 'x' (and 1 more)"),
 ]
 
