@@ -51,7 +51,12 @@ def engine_of(
     exact = program.once(("engine", name), lambda: ENGINES[name](program, samples))
     if arithmetic is Arithmetic.REAL:
         return exact
-    return Rounded(exact, native_engine(program, samples, arithmetic))
+    try:
+        return Rounded(exact, native_engine(program, samples, arithmetic))
+    except Unsupported as error:
+        raise Unsupported(
+            f"{name}: no bound of the rounding in float32 ({error}); arithmetic real leaves it out"
+        ) from error
 
 
 def native_engine(

@@ -16,7 +16,7 @@ from torch import nn
 from verifiers.bound_propagation import Complete as Prover
 from verifiers.certify.batches import Asked
 from verifiers.core.errors import Contradiction, InputError, Unsupported
-from verifiers.core.quantities import Arithmetic, Epsilon, Norm
+from verifiers.core.quantities import Epsilon, Norm, parse_arithmetic
 from verifiers.core.question import Question
 from verifiers.core.reporter import Reporter
 from verifiers.core.settings import CountOrZero, Positive, Seed, Strict
@@ -283,7 +283,7 @@ def _prover(program: Program, rows: MethodRows, samples: Samples, time_limit: fl
     others: tuple[Literal["native", "auto-lirpa"], ...] = (
         ("native",) if written_by == "auto-lirpa" else ("auto-lirpa", "native")
     )
-    arithmetic = Arithmetic(rows.attributes["arithmetic"])
+    arithmetic = parse_arithmetic(str(rows.attributes.get("arithmetic")))
     question = Question(Epsilon.parse(float(rows.eps)), Norm(rows.attributes["norm"]), seed=1, arithmetic=arithmetic)
     first = first_images(samples, program.given)
     reasons = []

@@ -14,7 +14,7 @@ from verifiers.geometry.balls import DUAL, Balls
 from verifiers.graph.graph import Graph
 from verifiers.graph.operators import Interval, Relaxation
 from verifiers.graph.relaxations.lines import Alpha
-from verifiers.graph.rows import Rows, Shape, add, shape_size
+from verifiers.graph.rows import Rows, Shape, add, one_hot, shape_size
 
 #: The most coefficients of one block of rows at a node.
 BLOCK = 2**22
@@ -38,12 +38,14 @@ class BackwardRows:
         constant: their constants so far.
         samples: the sample of each row.
         rounding: the part of the constants that is due to rounding, with its sign changed.
+        counted: the node where the rows start, if its rounding is already in the constants; else -1.
     """
 
     pending: dict[int, Rows]
     constant: Float[Tensor, " rows"]
     samples: Int[Tensor, " rows"]
     rounding: Float[Tensor, " rows"]
+    counted: int = -1
 
     @classmethod
     def begin(
@@ -56,6 +58,23 @@ class BackwardRows:
         rounding = zero.masked_fill(noise.overflow[samples], float("inf"))
         return cls({position: rows}, -rounding, samples, rounding)
 
+    @classmethod
+    def at_entries(
+        cls,
+        position: int,
+        shape: Shape,
+        samples: Int[Tensor, " rows"],
+        entries: Int[Tensor, " rows"],
+        signs: Float[Tensor, " rows"],
+        noise: Noise | None = None,
+    ) -> "BackwardRows":
+        """Start rows ``sign * node[entry]``, whose rounding is that of the entry."""
+        back = cls.begin(position, one_hot(shape, entries, signs), samples, noise)
+        if noise is not None and (error := noise.errors.get(position)) is not None:
+            back.lose(error.expand(len(noise.overflow), *error.shape[1:]).flatten(1)[samples, entries])
+            back.counted = position
+        return back
+
     def add(self, position: int, rows: Rows, shape: Shape) -> None:
         """Add coefficients of a node."""
         self.pending[position] = add(self.pending[position], rows, shape) if position in self.pending else rows
@@ -63,7 +82,8 @@ class BackwardRows:
     def keep(self, chosen: Bool[Tensor, " rows"]) -> "BackwardRows":
         """Select some of the rows."""
         pending = {position: rows.keep(chosen) for position, rows in self.pending.items()}
-        return BackwardRows(pending, self.constant[chosen], self.samples[chosen], self.rounding[chosen])
+        constant, samples, rounding = (each[chosen] for each in (self.constant, self.samples, self.rounding))
+        return BackwardRows(pending, constant, samples, rounding, self.counted)
 
     def lose(self, error: Float[Tensor, " rows"]) -> None:
         """Lower the constants by the rounding of a node."""
@@ -114,6 +134,10 @@ class BackwardPass:
         back = BackwardRows.begin(start, rows, samples, self.noise)
         if image is not None:
             back.add(0, Rows(image), self.graph.nodes[0].shape)
+        return self.finish(back, start, side, ids)
+
+    def finish(self, back: BackwardRows, start: int, side: int = 0, ids: Int[Tensor, " rows"] | None = None) -> Planes:
+        """Push rows of a node back to the image, as ``push``."""
         for position in range(start, 0, -1):
             self.step(back, position, (start, side), ids)
         return self.minimum(back, with_planes=ids is not None)
@@ -161,7 +185,8 @@ class BackwardPass:
         if (here := back.pending.pop(position, None)) is None:
             return False
         node, samples = self.graph.nodes[position], back.samples
-        if self.noise is not None and (error := self.noise.on(position, here, samples)) is not None:
+        error = None if self.noise is None or position == back.counted else self.noise.on(position, here, samples)
+        if error is not None:
             back.lose(error)
         relaxation, per_row = self._relaxation(position, start, samples, ids)
         pushed = relaxation.push(here, torch.arange(len(samples), device=samples.device) if per_row else samples)

@@ -21,7 +21,7 @@ from verifiers.core.quantities import Arithmetic, Norm
 from verifiers.geometry.balls import Balls, per_sample
 from verifiers.graph.graph import Graph
 from verifiers.graph.operators import Interval
-from verifiers.graph.rows import one_hot, shape_size
+from verifiers.graph.rows import shape_size
 
 
 @dataclass
@@ -119,8 +119,9 @@ class Bounds(BackwardPass):
         """Bound ``sign * node[entry]`` from below, block by block."""
         parts = []
         for chunk in self.blocks(start, len(samples)):
-            rows = one_hot(self.graph.nodes[start].shape, entries[chunk], self.balls.x.new_full((len(chunk),), sign))
-            parts.append(self.push(start, rows, samples[chunk], side=0 if sign > 0 else 1))
+            signs, shape = self.balls.x.new_full((len(chunk),), sign), self.graph.nodes[start].shape
+            back = BackwardRows.at_entries(start, shape, samples[chunk], entries[chunk], signs, self.noise)
+            parts.append(self.finish(back, start, side=0 if sign > 0 else 1))
         return joined(parts)
 
     def by_intervals(self, specification: Float[Tensor, "batch rows classes"]) -> Planes:

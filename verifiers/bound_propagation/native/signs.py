@@ -5,7 +5,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from verifiers.bound_propagation.native.backward import BackwardPass, BackwardRows
-from verifiers.graph.rows import one_hot
 
 
 def until_signs(
@@ -26,8 +25,8 @@ def _block(run: BackwardPass, start: int, samples: Tensor, entries: Tensor) -> F
     left = torch.arange(len(samples), device=samples.device)
     found = run.balls.x.new_full((2, len(samples)), float("nan"))
     signs = torch.ones_like(found[0])
-    rows = one_hot(run.graph.nodes[start].shape, entries.repeat(2), torch.cat([signs, -signs]))
-    back = BackwardRows.begin(start, rows, samples.repeat(2), run.noise)
+    twice, shape = (samples.repeat(2), entries.repeat(2)), run.graph.nodes[start].shape
+    back = BackwardRows.at_entries(start, shape, *twice, torch.cat([signs, -signs]), run.noise)
     nearest = True  # its boxes repeat the interval of the start node
     for position in range(start, 0, -1):
         if not run.step(back, position) or run.graph.affine_operator(position):
