@@ -47,7 +47,8 @@ def _geometry(operator: Operator | None) -> tuple[Any, ...]:
 def differential(student: Graph, teacher: Graph, *, rounded: bool = True) -> Graph:
     """Build the graph whose output is the student's logits followed by the teacher's.
 
-    With ``rounded``, equal layers of both networks may round differently; without, they have no difference.
+    With ``rounded``, equal layers of both networks may round differently; without, they have no difference. A tiny
+    difference stays tiny through affine layers and ReLU; other operators are bounded at t + d and at t, which loses it.
 
     Raises:
         Unsupported: an operator is not defined everywhere, and the two differ in its input.
