@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from verifiers.certify.attacked import refuted
 from verifiers.core.columns import COMMON_COLUMNS, Columns
 from verifiers.core.errors import Contradiction, Unsupported, one_line
 from verifiers.core.question import Question
@@ -230,17 +231,36 @@ class Run:
             "correct": correct.astype("uint8"),
         }
 
+    def _attack(self, rows: Rows, columns: Columns, contradicted: np.ndarray) -> None:
+        """Attack the claimed radii on the program that is deployed, and mark the rows of those that are broken."""
+        claimed = np.flatnonzero((columns["radius"] > 0) & ~contradicted)
+        if not len(claimed) or self.program.captured is None:
+            return
+        samples, device = self.samples, self.program.device
+        chosen = rows[claimed]
+        contradicted[claimed] = (
+            refuted(
+                self.program,
+                self.question,
+                samples.batch(chosen, device),
+                samples.predicted[chosen].to(device),
+                torch.as_tensor(columns["radius"][claimed], device=device),
+                samples.indices[chosen],
+            )
+            .cpu()
+            .numpy()
+        )
+
     def _check_against_attack(self, rows: Rows, columns: Columns) -> None:
-        """Turn a row whose radius contains a stored counterexample into an ERROR: that is a contradiction."""
+        """Turn a row whose radius contains a counterexample into an ERROR: that is a contradiction."""
         contradicted = np.zeros(len(rows), bool)
         if self.method.guarantee is Guarantee.DETERMINISTIC:
             distance = self.file.attack_distance(rows)
             contradicted = (columns["radius"] > 0) & (columns["radius"] >= distance)  # nan compares false
+            self._attack(rows, columns, contradicted)
         if contradicted.any():
             columns["status"][contradicted] = Status.ERROR
             columns["radius"][contradicted] = 0.0
-            self._refused(
-                Status.ERROR, f"{int(contradicted.sum())} rows claim a radius that contains a stored counterexample"
-            )
+            self._refused(Status.ERROR, f"{int(contradicted.sum())} rows claim a radius that contains a counterexample")
         reached = columns["correct"].astype(bool) & (columns["radius"] >= self.question.eps.value)
         columns["certified"] = reached.astype("uint8")

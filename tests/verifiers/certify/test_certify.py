@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from tests.certifying import certify
 from tests.verifiers.results.test_store import equal_but_seconds
 from verifiers.bound_propagation.auto_lirpa import compat
-from verifiers.certify import identity
+from verifiers.certify import batches, identity
+from verifiers.certify.attacked import refuted
 from verifiers.certify.certify import check_types
 from verifiers.certify.config import CertifyConfig
 from verifiers.core.columns import Columns
@@ -112,7 +113,8 @@ Install = Callable[..., Fake]
 
 @pytest.fixture
 def install(monkeypatch: pytest.MonkeyPatch) -> Install:
-    """Adds a method named "fake" to the methods."""
+    """Adds a method named "fake" to the methods; no attack holds its claims against the network."""
+    monkeypatch.setattr(batches, "refuted", lambda *given: torch.zeros(len(given[2]), dtype=torch.bool))
 
     def add(given: Reply, worth: Guarantee = Guarantee.DETERMINISTIC, prepared: Any = None) -> Fake:
         fake = Fake(given)
@@ -383,7 +385,7 @@ def test_a_lying_method_is_caught_by_a_counterexample(install: Install, tmp_path
     assert (rows["status"][attacked] == Status.ERROR).all(), "a radius beyond a counterexample stands"
     assert (rows["certified"][attacked] == 0).all()
     assert (rows["status"][~attacked][WRONG:] == Status.CERTIFIED).all(), "rows without a contradiction suffer"
-    assert "contains a stored counterexample" in rows.attributes["reason"]
+    assert "contains a counterexample" in rows.attributes["reason"]
     assert any("fake: ERROR" in text for text in recorder.warnings)
 
 
@@ -886,3 +888,11 @@ def test_what_is_no_network_and_no_configuration_is_refused() -> None:
     ):
         with pytest.raises(InputError, match=words):
             check_types(*arguments)
+
+
+def test_a_lying_method_is_caught_on_the_program_itself(monkeypatch: pytest.MonkeyPatch, install: Install) -> None:
+    install(answer(Status.CERTIFIED, 0.9))
+    monkeypatch.setattr(batches, "refuted", refuted)
+    rows = run("fake")["fake"]
+    assert (rows["status"] == Status.ERROR).any() and (rows["radius"][rows["status"] == Status.ERROR] == 0).all()
+    assert "contains a counterexample" in rows.attributes["reason"]
