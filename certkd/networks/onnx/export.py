@@ -12,19 +12,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from certkd.files import write_whole
 from certkd.networks.builders import Classifier
 from certkd.networks.onnx.file import Reference, packages, read
 from certkd.networks.onnx.network import TOLERANCE, load
-from verifiers.core.errors import InputError, one_line
+from verifiers.core.errors import Contradiction, InputError, Unsupported, one_line
+from verifiers.graph.program import Program
 
 #: The first opset with layer normalisation as one operator; it has attention too.
 OPSET = 17
 
 
 def export(model: Classifier, path: Path) -> str | None:
-    """Write a network's ONNX file and compare it with the network.
+    """Write the program that is certified as ONNX and compare the file with it.
 
     The file's logits are compared with the network's on random images: in onnxruntime, one by one and in a batch, and
     in certkd's own reader.
@@ -43,11 +45,12 @@ def export(model: Classifier, path: Path) -> str | None:
     """
     packages()
     images = np.random.default_rng(1).random((4, *model.spec.shape), dtype=np.float32)
+    program = _program(model, torch.from_numpy(images))
     with torch.no_grad():
-        expected = model(torch.from_numpy(images)).numpy()
+        expected = program(torch.from_numpy(images)).numpy()
 
     def write(temporary: Path) -> None:
-        _write(model, temporary)
+        _write(model, program, temporary)
         _compare(model, Reference(read(temporary))(images), expected)
 
     write_whole(path, write)
@@ -66,12 +69,26 @@ def _compare(model: Classifier, found: np.ndarray, expected: np.ndarray) -> None
         raise InputError(f"{model.spec.name} cannot be written as ONNX: the file's logits differ by {difference:.3g}")
 
 
-def _write(model: Classifier, path: Path) -> None:
+def _program(model: Classifier, images: torch.Tensor) -> nn.Module:
+    """Capture the program that is certified; the network itself if its program does not run on a batch as it is.
+
+    Raises:
+        InputError: the network cannot be captured, so tracing it would write one branch of it.
+    """
+    try:
+        found = Program(model).capture(images).module
+    except (Unsupported, Contradiction) as error:
+        raise InputError(f"{model.spec.name} cannot be written as ONNX: {error}") from None
+    together = getattr(found, "together", model)
+    return model if together is None else together
+
+
+def _write(model: Classifier, program: nn.Module, path: Path) -> None:
     content = io.BytesIO()
     try:
         with _quiet(), torch.no_grad():
             torch.onnx.export(
-                model,
+                program,
                 (torch.zeros(1, *model.spec.shape),),
                 content,  # type: ignore[arg-type] # a file's name or a stream
                 dynamo=False,  # needs no package besides onnx
