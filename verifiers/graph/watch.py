@@ -42,6 +42,7 @@ _OTHERS = (
     *(str(Path(str(package.__file__)).parent) for package in (torch, jaxtyping)),
     str(Path(__file__).parent),
     "<eval_with_key>",
+    "<@beartype",
     "<frozen",
 )
 
@@ -84,7 +85,7 @@ def watch(model: nn.Module, x: Tensor) -> Watched:
 def _generators() -> tuple[Any, ...]:
     """Return the states of the random number generators that everybody shares."""
     numpy = np.random.get_state(legacy=False)
-    return random.getstate(), repr(numpy), torch.get_rng_state().numpy().tobytes()
+    return repr(numpy), torch.get_rng_state().numpy().tobytes()
 
 
 class _Functions(TorchFunctionMode):
@@ -206,19 +207,32 @@ def answers_of_deployment() -> Iterator[None]:
             setattr(torch.compiler, name, known)
 
 
+#: The generator behind the functions of ``random``.
+_RANDOM = getattr(random.random, "__self__", None)
+
+
+def _drawing(frame: FrameType) -> bool:
+    """Return whether a function of the module ``random`` runs for the network's code."""
+    return frame.f_code.co_filename == random.__file__ and frame.f_back is not None and not _of_torch(frame.f_back)
+
+
 @contextmanager
 def _questions(found: Watched) -> Iterator[None]:
     """Notice that the network's code asks in which mode it runs, what time it is, or for a random number."""
     import time
 
     clock = [getattr(time, name) for name in ("time", "time_ns", "perf_counter", "monotonic", "process_time")]
-    builtin = {id(function) for function in (*_asked(*_MODES), *clock, random.random)}
+    builtin = {id(function) for function in (*_asked(*_MODES), *clock)}
     python = (*_asked(*_MODES, "_utils.is_compiling"), *_COMPILER.values())
     codes = {function.__code__ for function in python if hasattr(function, "__code__")}
 
     def see(frame: FrameType, event: str, given: Any) -> None:
         if event == "c_call" and id(given) in builtin and not _of_torch(frame):
             found.hide(f"its code asks {getattr(given, '__name__', given)}()", frame)
+        elif event == "c_call" and getattr(given, "__self__", None) is _RANDOM and not _of_torch(frame):
+            found.hide("the network draws random numbers", frame)
+        elif event == "call" and _drawing(frame):
+            found.hide("the network draws random numbers", frame.f_back)
         elif event == "call" and frame.f_code in codes and frame.f_back is not None and not _of_torch(frame.f_back):
             found.hide(f"its code asks {frame.f_code.co_name}()", frame.f_back)
 

@@ -271,6 +271,7 @@ MODES: dict[str, Forward] = {
     "is_exporting, bound early": lambda n, x: turned(n, x, not bound_early()),
     "private is_compiling": lambda n, x: turned(n, x, torch._utils.is_compiling()),
     "random": lambda n, x: turned(n, x, random.random() < 1e-9),
+    "randint": lambda n, x: turned(n, x, random.randint(1, 10**9) == 7),
     "numpy random": lambda n, x: turned(n, x, np.random.rand() < 1e-9),
     "torch.rand": lambda n, x: turned(n, x, False) + 0 * torch.rand(1),
     "dropout": lambda n, x: F.dropout(n.inner(x), 1e-9, training=True),
