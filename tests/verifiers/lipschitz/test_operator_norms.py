@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from verifiers.graph.affine import Affine, Convolution, Dense, General, Reshape, Scale, Sum
+from verifiers.graph.batch_norm import BatchNorm
 from verifiers.graph.graph import Builder, Ref
 from verifiers.graph.lowering import LOWERINGS
 from verifiers.lipschitz import operator_norms
@@ -336,7 +337,15 @@ def mixture():
 def test_operators_are_written_out_and_bounded(name, monkeypatch):
     if name == "mixture":
         operators = mixture()
-        assert {type(operator) for operator, _ in operators} == {Convolution, Dense, General, Reshape, Scale, Sum}
+        assert {type(operator) for operator, _ in operators} == {
+            BatchNorm,
+            Convolution,
+            Dense,
+            General,
+            Reshape,
+            Scale,
+            Sum,
+        }
     else:
         shape = (1, 3, 5, 5)
         after = tuple(PICKS[name](LIKE.new_zeros(shape)).shape)
