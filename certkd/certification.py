@@ -9,7 +9,7 @@ from certkd.data.selection import EVERYTHING, Selection
 from certkd.data.splits import DataSet, Split
 from certkd.networks.checkpoint import Checkpoint
 from certkd.objectives import OBJECTIVES
-from verifiers.certify.verify import indices_of
+from verifiers.certify.audit.meaning import indices_of
 from verifiers.core.errors import InputError, did_you_mean
 from verifiers.results.rows import Certificates
 from verifiers.runtime.classes import FROM_ONE
@@ -66,23 +66,21 @@ def data_for(
     Raises:
         InputError: another input shape or too few classes, an unknown split, or samples that it does not have.
     """
-    spec, samples = known.model.spec, chosen_samples(known, data, split, selection)
-    about = {
-        "architecture": f"{spec.name} {json.dumps(spec.options)}" if spec.options else spec.name,
-        "data": config.name,
-        "data_seed": config.seed,
-        "split": split,
-        "teacher_sha256": known.teacher_sha256,
-        **_training_of(known),
-    }
+    samples = chosen_samples(known, data, split, selection)
+    about = {**about_of(known), "data": config.name, "data_seed": config.seed, "split": split}
     return Data(samples.images, samples.labels, samples.indices, about)
 
 
-def _training_of(known: Checkpoint) -> dict[str, str]:
-    """Return the objective that a network was trained with, and its paper, if the checkpoint names it."""
-    kind = str((known.training.get("objective") or {}).get("kind", ""))
+def about_of(known: Checkpoint) -> dict[str, str]:
+    """State a network's architecture, its teacher and its objective with the paper, where the checkpoint says so."""
+    spec, kind = known.model.spec, str((known.training.get("objective") or {}).get("kind", ""))
     papers = {str(objective.model_fields["kind"].default): objective.paper for objective in OBJECTIVES}
-    return {"objective": kind, "objective_paper": papers.get(kind, "")}
+    return {
+        "architecture": f"{spec.name} {json.dumps(spec.options)}" if spec.options else spec.name,
+        "teacher_sha256": known.teacher_sha256,
+        "objective": kind,
+        "objective_paper": papers.get(kind, ""),
+    }
 
 
 def numbering(data: DataSet, split: str, selection: Selection) -> str | None:

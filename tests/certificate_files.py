@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from verifiers.core.columns import indices_sha256
 from verifiers.core.quantities import Epsilon
 from verifiers.core.status import Status
 from verifiers.methods.registry import find, settings_of
@@ -42,7 +43,9 @@ def write_file(
     """
     radius, count = Epsilon.parse(eps), len(next(iter(content.values()))["status"])
     used = {name: {**defaults(name), **(settings or {}).get(name, {})} for name in content}
-    about = {"data_sha256": "data", "indices_sha256": "indices", "norm": norm, "eps_text": radius.text}
+    about = {"data_sha256": "data", "norm": norm, "eps_text": radius.text}
+    index = next(iter(content.values()))["index"]
+    about |= {"indices_sha256": indices_sha256(index)}
     ball = {"eps": radius.value, "eps_text": radius.text, "norm": norm}
     with CertificateFile(
         path,

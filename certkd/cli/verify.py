@@ -12,25 +12,28 @@ from verifiers.core.errors import InputError
 @click.command()
 @click.argument("file", metavar="FILE.h5")
 @click.option("--model", required=True, metavar="NETWORK", help="The network that the file is about.")
-@click.option("--sample", type=Whole(0), default=50, show_default=True, help="Number of certificates to prove again.")
+@click.option("--teacher", metavar="NETWORK", help="The teacher, if the file compares with one.")
+@click.option("--sample", type=Whole(0), default=50, show_default=True, help="Rows to run and prove again.")
 @click.option(
-    "--time-limit", type=Value(), metavar="SECONDS", default=30, show_default=True, help="Limit for each certificate."
+    "--time-limit", type=Value(), metavar="SECONDS", default=30, show_default=True, help="Limit for each proof."
 )
-@click.option("--seed", type=Whole(0), default=0, show_default=True, help="Seed of the choice.")
+@click.option("--seed", type=Whole(0), help="Draws the rows.  [default: a new one each time]")
 @network_options
 @data_options
-def verify(file: str, model: str, **options: Any) -> int:
-    """Check a certificate file against the network that it is about.
+def verify(file: str, model: str, teacher: str | None, **options: Any) -> int:
+    """Audit a certificate file against the network that it is about.
 
-    The hashes of weights, layers and images must be those in the file. Randomly chosen certificates are attacked and
-    proved again, by the other engine if it takes the network and by branch and bound; all stored counterexamples are
-    run again. Any contradiction is printed, and the exit code is 1.
+    The hashes of weights, layers and images must be those in the file. Everything that follows from other columns is
+    computed again, every radius is attacked, and every stored counterexample runs once more. Rows drawn at random are
+    run again by their own method, and their radii are proved again by the other engine where it takes the network and
+    by branch and bound. The exit code is 0 only if every claim was looked at and holds; otherwise it is 1, and lines
+    name the contradictions, or the claims that nothing looked at.
     """
-    from certkd.certification import rows_of
+    from certkd.certification import about_of, rows_of
     from certkd.networks import resolve as networks
     from certkd.report import tables
     from certkd.report.console import CertifyProgress, display, stderr
-    from verifiers.certify.verify import VerifyConfig, contradictions
+    from verifiers.certify.verify import VerifyConfig
     from verifiers.certify.verify import verify as verify_file
     from verifiers.results.reader import read
     from verifiers.runtime.device import choose_device
@@ -41,16 +44,22 @@ def verify(file: str, model: str, **options: Any) -> int:
     about = certificates.attributes
     if not (about.get("data") and about.get("split")):
         raise InputError(f"{file} does not say what data it is about: it was not written by certkd certify")
-    options |= {"data": str(about["data"]), "kinds": {model.endswith(".onnx")}}
-    known = network(model, options, load)
+    kinds = {name.endswith(".onnx") for name in (model, teacher) if name}
+    options |= {"data": str(about["data"]), "kinds": kinds}
+    known, reference = network(model, options, load), None if teacher is None else network(teacher, options, load)
     config = networks.data_of(known, named_data(options))
     seed = int(about.get("data_seed", config.seed))
     samples = rows_of(certificates, load(config.model_copy(update={"seed": seed})))
-    network_ = known.model.to(choose_device(options["device"] or "auto"))
-    given = Data(samples.images, samples.labels)
-    findings = verify_file(network_, file, given, settings, CertifyProgress(model))
-    display(*tables.verification(findings))
-    failed = contradictions(findings)
-    for line in failed:
+    device = choose_device(options["device"] or "auto")
+    audit = verify_file(
+        known.model.to(device),
+        file,
+        Data(samples.images, samples.labels, about=about_of(known)),
+        settings,
+        teacher=None if reference is None else reference.model.to(device),
+        reporter=CertifyProgress(model),
+    )
+    display(*tables.verification(audit))
+    for line in audit.contradictions:
         stderr().print(f"contradiction: {line}", soft_wrap=True)
-    return 1 if failed else 0
+    return 0 if audit.holds else 1

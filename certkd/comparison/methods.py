@@ -5,8 +5,13 @@ Methods are known by their properties (guarantee, what they are about, columns),
 
 import json
 from collections.abc import Iterator, Sequence
+from os.path import samefile
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from verifiers.certify.audit.meaning import disagreements, identity_of, mixed_rows, refuse_absurd
 from verifiers.core.errors import InputError, did_you_mean
 from verifiers.core.status import FAILURES, About, Guarantee, Status
 from verifiers.methods.registry import certifies, find, proves
@@ -71,7 +76,7 @@ def check_same(teacher: Certificates, student: Certificates) -> None:
         InputError: it names both files and the first difference.
     """
     for certificates in (teacher, student):
-        check_known(certificates)
+        refuse_absurd(certificates)
         if certificates.pending:
             raise InputError(
                 f"{certificates.path} is not finished ({certificates.pending} rows are pending): "
@@ -89,6 +94,29 @@ def check_same(teacher: Certificates, student: Certificates) -> None:
             raise InputError(f"{both}: they differ in {name} ({_short(ours)} and {_short(theirs)})")
     if student.eps != teacher.eps:
         raise InputError(f"{both}: eps is {student.eps_text} and {teacher.eps_text}")
+    for certificates in (teacher, student):
+        for line in (*disagreements(certificates), *mixed_rows(certificates)):
+            raise InputError(f"{certificates.path} contradicts itself: {line}; certify it again")
+    _check_pair(teacher, student, both)
+
+
+def _check_pair(teacher: Certificates, student: Certificates, both: str) -> None:
+    """Refuse a file and itself, rows that do not belong together, and a student in the place of its teacher.
+
+    Raises:
+        InputError: it names both files.
+    """
+    first, second = identity_of(student), identity_of(teacher)
+    same_place = Path(student.path).exists() and Path(teacher.path).exists() and samefile(student.path, teacher.path)
+    if same_place or (first.get("model_sha256") and first == second):
+        raise InputError(f"{both}: they are one file; give those of two networks")
+    ours, theirs = next(iter(student)), next(iter(teacher))
+    for name in ("index", "label"):
+        if not np.array_equal(ours[name], theirs[name]):
+            raise InputError(f"{both}: their rows differ in {name}, so they are about other samples")
+    known = teacher.attributes.get("teacher_sha256")
+    if known and known == student.attributes.get("model_sha256") != teacher.attributes.get("model_sha256"):
+        raise InputError(f"{teacher.path} is about a student of the network of {student.path}: give the teacher first")
 
 
 def same_teacher(teacher: Certificates, student: Certificates) -> bool:

@@ -70,7 +70,7 @@ def certify(
         for context in (torch.inference_mode(False), eval_mode(network), eval_mode(teacher or network)):
             stack.enter_context(context)
         stack.enter_context(trusted_arithmetic())
-        samples = validate(network, data, reporter, partial(_hold, program, reference))
+        samples = validate(network, data, reporter, partial(hold_both, program, reference))
         if program.refusal is not None:
             reporter.warn(f"nothing can be proved: {program.refusal}")
         first = first_images(samples, network)
@@ -133,7 +133,7 @@ def check_types(network: Any, config: Any, teacher: Any) -> None:
         )
 
 
-def _hold(program: Program, teacher: Program | None, first: Tensor) -> nn.Module:
+def hold_both(program: Program, teacher: Program | None, first: Tensor) -> nn.Module:
     """Capture both networks and compare them with their programs; return the module that predicts."""
     if teacher is not None:
         try:

@@ -10,11 +10,12 @@ import torch
 
 from verifiers.bound_propagation import auto_lirpa_version
 from verifiers.certify.config import CertifyConfig
+from verifiers.core.columns import indices_sha256
 from verifiers.core.errors import InputError
 from verifiers.core.status import About
 from verifiers.graph.program import Program
 from verifiers.results.writer import CertificateFile
-from verifiers.runtime.fingerprint import indices_sha256, structure_sha256, weights_sha256
+from verifiers.runtime.fingerprint import structure_sha256, weights_sha256
 from verifiers.runtime.samples import Samples
 
 

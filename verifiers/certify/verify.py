@@ -1,84 +1,58 @@
-"""Prove a certificate file's claims again, by other means than those of their author.
+"""Audit a certificate file: check what it says by other means than those of its author.
 
-A claim is one row's "no point within radius r changes the prediction". It is attacked at r, then proved by the other
-engine if that supports the network, and by branch and bound in float64. The method behind the claim does not matter.
-Stored counterexamples run through the network again. A result that excludes a stored claim is a contradiction.
+A claim is one row's "no point within radius r changes the prediction", a counterexample, an attack that found none, or
+a vote. Nothing in the file is trusted: what a method's rows are worth is known from the method, and what follows from
+other columns is computed again. Every radius is attacked, and every counterexample runs through the network again.
+Rows drawn at random are computed again by their own method, and their radii are proved by the other engine or by branch
+and bound. A result that excludes a stored claim is a contradiction.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+import secrets
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
 from torch import nn
 
-from verifiers.bound_propagation import Complete as Prover
-from verifiers.certify.batches import Asked
-from verifiers.core.errors import Contradiction, InputError, Unsupported
-from verifiers.core.quantities import Epsilon, Norm, parse_arithmetic
-from verifiers.core.question import Question
+from verifiers.certify.audit.again import run_again
+from verifiers.certify.audit.claims import attack_claims
+from verifiers.certify.audit.columns import check_columns
+from verifiers.certify.audit.counterexamples import check_counterexamples
+from verifiers.certify.audit.findings import Audit, Finding, of_rows
+from verifiers.certify.audit.meaning import disagreements, indices_of, refuse_absurd
+from verifiers.certify.audit.proofs import prove
+from verifiers.certify.audit.subject import Subject
+from verifiers.certify.audit.votes import recount
+from verifiers.certify.certify import hold_both
+from verifiers.core.errors import InputError
 from verifiers.core.reporter import Reporter
 from verifiers.core.settings import CountOrZero, Positive, Seed, Strict
-from verifiers.core.status import About, Status
-from verifiers.geometry.balls import norms
-from verifiers.geometry.margins import margins
+from verifiers.core.status import FAILURES, About, Status
+from verifiers.core.table import counted
 from verifiers.graph.program import Program
-from verifiers.methods.complete import Complete
-from verifiers.methods.registry import certifies, find, proves
-from verifiers.results.reader import opened, read, read_images
+from verifiers.methods.registry import certifies, find
+from verifiers.results.reader import read
 from verifiers.results.rows import Certificates, MethodRows
-from verifiers.results.summaries.complete import Stage
 from verifiers.runtime.fingerprint import structure_sha256, weights_sha256
 from verifiers.runtime.modes import eval_mode, trusted_arithmetic
-from verifiers.runtime.samples import Data, Samples, device_of, first_images, validate
+from verifiers.runtime.samples import Data, Samples, validate
 
-#: Images per block of reading and running.
-BLOCK = 256
-#: Largest relative error of a stored distance when it is computed again.
-ROUNDING = 1e-3
-#: Largest error of a counterexample's margin on another machine or in another batch, as a share of its largest logit.
-#: Attacks stop so near the decision boundary that this can change its sign.
-LOGIT_ROUNDING = 1e-5
-
-
-@dataclass
-class Finding:
-    """The result for one method's claims.
-
-    Attributes:
-        method: the method's name.
-        claims: number of certified rows or counterexamples.
-        asked: number of claims that were checked.
-        again: number of claims that hold: proved again, or misclassified again.
-        contradictions: a line for each claim that does not hold.
-        remark: the means of proof, or why claims were not checked.
-    """
-
-    method: str
-    claims: int
-    asked: int = 0
-    again: int = 0
-    contradictions: list[str] = field(default_factory=list)
-    remark: str = ""
-
-    @property
-    def open(self) -> int:
-        """The number of claims that were neither proved again nor contradicted."""
-        return self.asked - self.again - len(self.contradictions)
+#: What no audit looks at.
+UNCHECKED = "seconds, notes, versions, device, command line and start of the run are as the file says"
 
 
 class VerifyConfig(Strict):
-    """The settings of a verification.
+    """The settings of an audit.
 
     Attributes:
-        sample: number of certificates to prove again, over all methods.
-        seed: seed of their random choice.
-        time_limit: seconds per certificate.
+        sample: number of rows, drawn at random, that every method computes again, and whose radii are proved again.
+        seed: seed of the choice and of fresh noise; drawn when None, so that no file can be made to suit it.
+        time_limit: seconds per proof.
     """
 
     sample: CountOrZero = 50
-    seed: Seed = 0
+    seed: Seed | None = None
     time_limit: Positive = 30.0
 
 
@@ -87,64 +61,70 @@ def verify(
     path: str,
     data: Data,
     config: VerifyConfig,
+    *,
+    teacher: nn.Module | None = None,
     reporter: Reporter | None = None,
-) -> list[Finding]:
-    """Check randomly chosen certificates of a file, and all its counterexamples.
+) -> Audit:
+    """Audit a certificate file.
 
     Args:
         network: the network of the file.
         path: the certificate file.
-        data: images in [0, 1] and true classes of the file's rows, in their order.
+        data: images in [0, 1] and true classes of the file's rows, in their order. What ``about`` says of the network
+            is compared with the file.
         config: the settings.
+        teacher: the network that rows about a pair compare with; without it they are attacked alone.
         reporter: receives progress.
 
     Raises:
-        InputError: the path is not a certificate file, the network or the samples are not the file's own, or the file
-            has no rows yet.
+        InputError: the path is not a certificate file, the network, teacher or samples are not the file's own, the file
+            has no rows yet, or it has values that no method writes.
     """
-    model = network
     certificates, reporter = read(path), reporter or Reporter()
-    indices = indices_of(certificates)
-    with torch.inference_mode(False), eval_mode(model), trusted_arithmetic():
-        _check_origin(certificates, "network", "model_sha256", weights_sha256(model))
-        _check_origin(certificates, "structure", "structure_sha256", structure_sha256(model))
-        program = Program(model)
-        samples = validate(model, replace(data, indices=torch.as_tensor(indices)), reporter, program.hold)
+    refuse_absurd(certificates)
+    indices = torch.as_tensor(indices_of(certificates))
+    with torch.inference_mode(False), eval_mode(network), eval_mode(teacher or network), trusted_arithmetic():
+        _check_networks(certificates, network, teacher)
+        program, reference = Program(network), None if teacher is None else Program(teacher)
+        samples = validate(network, replace(data, indices=indices), reporter, partial(hold_both, program, reference))
         _check_origin(certificates, "set of samples", "data_sha256", samples.data_sha256)
-        chosen = _chosen(certificates, config.sample, np.random.default_rng(config.seed))
-        reporter.start("verify", sum(map(len, chosen.values())), 0)
-        findings = []
-        for name, rows in certificates.methods.items():
-            findings.append(_plain_columns(rows, samples))
-            if "counterexample" in _columns(path, name):
-                findings.append(_counterexamples(program.module, path, rows, samples))
-            if certifies(name):
-                findings.append(_proofs(program, rows, samples, chosen.get(name), config.time_limit, reporter))
-        reporter.finish("verify")
-    return [finding for finding in findings if finding.claims]
+        subject = _subject(certificates, (program, reference), samples, config, reporter)
+        findings = _checked(subject, _facts(subject))
+    order = ["file", *certificates.methods]
+    findings = sorted((finding for finding in findings if finding.claims), key=lambda one: order.index(one.method))
+    return Audit(findings, _missing(subject), _limits(subject, findings), subject.seed)
 
 
-def indices_of(certificates: Certificates) -> np.ndarray:
-    """Return the index of each row's sample, from the first method that has finished the row.
+def _subject(
+    certificates: Certificates,
+    networks: tuple[Program, Program | None],
+    samples: Samples,
+    config: VerifyConfig,
+    reporter: Reporter,
+) -> Subject:
+    """Draw the rows."""
+    seed = secrets.randbits(63) if config.seed is None else config.seed
+    chosen = np.random.default_rng(seed).permutation(len(samples.labels))[: config.sample]
+    return Subject(
+        certificates,
+        *networks,
+        samples,
+        np.sort(chosen),
+        seed,
+        config.time_limit,
+        reporter,
+    )
 
-    Raises:
-        InputError: no method has an answer for some row.
-    """
-    methods = list(certificates.methods.values())
-    done = [rows["status"] != Status.PENDING for rows in methods]
-    indices: np.ndarray = np.select(done, [rows["index"] for rows in methods], -1)
-    missing = int((indices < 0).sum())
-    if missing:
-        raise InputError(
-            f"{certificates.path} is not finished: no method has an answer for {missing} of {len(indices)} samples; "
-            "run the same command again to finish it"
-        )
-    return indices
 
-
-def _columns(path: str, method: str) -> set[str]:
-    with opened(path) as file:
-        return set(file[method])
+def _check_networks(certificates: Certificates, network: nn.Module, teacher: nn.Module | None) -> None:
+    """Check that networks are those of the file."""
+    _check_origin(certificates, "network", "model_sha256", weights_sha256(network))
+    _check_origin(certificates, "structure", "structure_sha256", structure_sha256(network))
+    if teacher is not None:
+        if not any(find(rows.name).about is About.PAIR for rows in certificates):
+            raise InputError(f"{certificates.path} has no rows about a teacher: give none")
+        _check_origin(certificates, "teacher", "joint_teacher_sha256", weights_sha256(teacher))
+        _check_origin(certificates, "teacher", "joint_teacher_structure_sha256", structure_sha256(teacher))
 
 
 def _check_origin(certificates: Certificates, what: str, attribute: str, found: str) -> None:
@@ -157,152 +137,73 @@ def _check_origin(certificates: Certificates, what: str, attribute: str, found: 
         )
 
 
-def _chosen(certificates: Certificates, sample: int, random: np.random.Generator) -> dict[str, np.ndarray]:
-    """Choose certified rows that can be proved again, ``sample`` in total over all methods."""
-    claims = [
-        (name, row)
-        for name, rows in certificates.methods.items()
-        if _refusal(rows) is None
-        for row in np.flatnonzero((rows["status"] == Status.CERTIFIED) & _has_radius(rows))
+def _facts(subject: Subject) -> Finding:
+    """Check what the file says of itself, of its methods and of its network."""
+    certificates, programs = subject.certificates, {"program_sha256": subject.program.sha256}
+    if subject.teacher is not None:
+        programs["joint_teacher_program_sha256"] = subject.teacher.sha256
+    lines = list(disagreements(certificates))
+    for name, value in {**subject.samples.about, **programs}.items():
+        stored = certificates.attributes.get(name, "")
+        if value not in ("", stored):
+            lines.append(f"its {name} is {stored or 'not given'}, the network's is {value}")
+    asked = 1 + len(certificates.methods)
+    return Finding("file", asked, asked, max(0, asked - len(lines)), lines, "hashes, identity, settings, guarantees")
+
+
+def _checked(subject: Subject, facts: Finding) -> list[Finding]:
+    """Run all checks, the cheap ones first."""
+    findings = [facts]
+    for rows in subject.certificates:
+        findings.append(check_columns(subject, rows))
+        if any(column.name == "counterexample" for column in find(rows.name).columns):
+            findings.append(check_counterexamples(subject, rows))
+    findings += attack_claims(subject)
+    for check in (recount, run_again, _proved_again):  # from cheap to dear; the dear ones cannot help a wrong file
+        if not any(finding.contradictions for finding in findings):
+            findings += check(subject)
+    return findings
+
+
+def _proved_again(subject: Subject) -> list[Finding]:
+    proved = [rows for rows in subject.certificates if _provable(rows)]
+    subject.reporter.start("prove", sum(int((rows["radius"][subject.chosen] > 0).sum()) for rows in proved), 0)
+    findings = [prove(subject, rows) for rows in proved]
+    subject.reporter.finish("prove")
+    return findings
+
+
+def _provable(rows: MethodRows) -> bool:
+    return certifies(rows.name) and find(rows.name).about is not About.SMOOTHED
+
+
+def _missing(subject: Subject) -> list[str]:
+    """Name the claims that nothing looked at."""
+    lines = [
+        f"{rows.name} compares with a teacher that was not given: give the teacher"
+        for rows in subject.certificates
+        if subject.missing_teacher(rows.name) and (rows["status"] != Status.PENDING).any()
     ]
-    few = sorted(random.permutation(len(claims))[:sample])
-    return {name: np.array([claims[i][1] for i in few if claims[i][0] == name], int) for name in certificates.methods}
+    pending = subject.certificates.pending
+    return [*lines, *([f"the file is not finished: {counted(pending, 'row')} without an answer"] if pending else [])]
 
 
-def _refusal(rows: MethodRows) -> str | None:
-    """Return the reason why a method's claims cannot be proved here, or None."""
-    if not proves(rows.name):
-        return "its claims are about the smoothed network, by votes of its own random copies"
-    if find(rows.name).about is About.PAIR:
-        return "its claims are about two networks"
-    return None
-
-
-def _has_radius(rows: MethodRows) -> np.ndarray:
-    radius = rows["radius"]
-    return (radius > 0) & (radius < np.inf)
-
-
-def _plain_columns(rows: MethodRows, samples: Samples) -> Finding:
-    """Check the columns that follow from the network, the labels and the other columns of a finished row."""
-    name = "base" if "base" in rows.columns else "predicted"
-    done, labels, status = rows["status"] != Status.PENDING, samples.labels.numpy(), rows["status"]
-    correct = (rows["predicted"] == labels) & (samples.finite.numpy() | (name == "base"))
-    certified = (rows["correct"] == 1) & (rows["radius"] >= rows.eps)
-    problems = {
-        "it is another sample": rows["index"] != samples.indices.numpy(),
-        "the network predicts another class": rows[name] != samples.predicted.numpy(),
-        "its true class is another": rows["label"] != labels,
-        "it is not correct where the prediction is right, or the reverse": (rows["correct"] == 1) != correct,
-        "it is certified and misclassified": (status == Status.CERTIFIED) & ~correct,
-        "it has no radius and is certified, or the reverse": np.where(
-            status == Status.CERTIFIED, ~_has_radius(rows), rows["radius"] != 0
-        ),
-        "certified at eps is not what its radius says": (rows["certified"] == 1) != certified,
-    }
-    found = Finding(rows.name, int(done.sum()), int(done.sum()), remark="predictions and what follows from columns")
-    wrong = done & np.any(list(problems.values()), axis=0)
-    for i in np.flatnonzero(wrong):
-        what = next(problem for problem, broken in problems.items() if broken[i])
-        found.contradictions.append(f"{rows.name}, sample {samples.indices[i]}: {what}")
-    found.again = found.asked - int(wrong.sum())
-    return found
-
-
-def _counterexamples(model: nn.Module, path: str, rows: MethodRows, samples: Samples) -> Finding:
-    """Check that every stored counterexample is in the ball and the image box, and gets another class."""
-    found = Finding(rows.name, rows.count(Status.FALSIFIED), remark="counterexamples")
-    for block in _blocks(np.flatnonzero(rows["status"] == Status.FALSIFIED)):
-        stored = torch.from_numpy(read_images(path, rows.name, "counterexample", block)).to(device_of(model))
-        x = samples.batch(block, device_of(model))
-        distance = norms(stored.double() - x.double(), Norm(rows.attributes["norm"])).cpu().numpy()
-        with torch.no_grad():
-            logits = model(stored)
-        margin = margins(logits, samples.predicted[block].to(stored.device)).cpu().numpy()
-        slack = LOGIT_ROUNDING * logits.abs().amax(1).clamp_min(1.0).cpu().numpy()
-        problems = {
-            "is outside the ball": ~(distance <= rows.eps),
-            "is outside the image box": ~((stored >= 0) & (stored <= 1)).flatten(1).all(1).cpu().numpy(),
-            "is classified right": ~(margin < slack),
-            "is at another distance": ~np.isclose(distance, rows["distance"][block], rtol=ROUNDING),
-        }
-        bad = np.any(list(problems.values()), axis=0)
-        for i in np.flatnonzero(bad):
-            what = next(name for name, broken in problems.items() if broken[i])
-            found.contradictions.append(f"{rows.name}, sample {rows['index'][block[i]]}: its counterexample {what}")
-        found.asked, found.again = found.asked + len(block), found.again + int((~bad & (margin < 0)).sum())
-    return found
-
-
-def _blocks(rows: np.ndarray) -> Iterator[np.ndarray]:
-    return (rows[start : start + BLOCK] for start in range(0, len(rows), BLOCK))
-
-
-def _proofs(
-    program: Program,
-    rows: MethodRows,
-    samples: Samples,
-    chosen: np.ndarray | None,
-    time_limit: float,
-    reporter: Reporter,
-) -> Finding:
-    """Attack certificates and prove them again, each at its own radius."""
-    found = Finding(rows.name, rows.count(Status.CERTIFIED), remark=_refusal(rows) or "certificates")
-    if chosen is None or not len(chosen):
-        return found
-    stages: list[Stage] = []
-    try:
-        prover = _prover(program, rows, samples, time_limit)
-        for row in chosen:
-            answer = _answer(prover, samples, int(row), float(rows["radius"][row]))
-            found.asked += 1
-            if answer["status"] == Status.CERTIFIED:
-                found.again += 1
-                stages.append(Stage(int(answer["stage"])))
-            if answer["status"] == Status.FALSIFIED:
-                found.contradictions.append(
-                    f"{rows.name}, sample {rows['index'][row]}: a point at distance {answer['distance']:.6g} changes "
-                    f"the prediction, its certified radius is {rows['radius'][row]:.6g}"
-                )
-            reporter.advance(1)
-    except Contradiction as error:  # known facts about the network exclude each other: no answer about it counts
-        found.asked, found.again, found.remark = found.asked + 1, 0, str(error)
-        found.contradictions.append(f"{rows.name}: {error}")
-        return found
-    except Unsupported as error:
-        found.remark = str(error)
-        return found
-    counts = ", ".join(f"{stages.count(stage)} by {stage.title}" for stage in Stage if stage in stages)
-    found.remark = f"certificates: {counts}; IBP and CROWN by {prover.screen.name}" if counts else found.remark
-    return found
-
-
-def _prover(program: Program, rows: MethodRows, samples: Samples, time_limit: float) -> Prover:
-    """Prepare complete verification, preferring the engine that did not write the rows."""
-    written_by = str(rows.attributes.get("engine", ""))
-    others: tuple[Literal["native", "auto-lirpa"], ...] = (
-        ("native",) if written_by == "auto-lirpa" else ("auto-lirpa", "native")
-    )
-    arithmetic = parse_arithmetic(str(rows.attributes.get("arithmetic")))
-    question = Question(Epsilon.parse(float(rows.eps)), Norm(rows.attributes["norm"]), seed=1, arithmetic=arithmetic)
-    first = first_images(samples, program.given)
-    reasons = []
-    for engine in others:
-        settings = Complete(time_limit=time_limit, restarts=4, engine=engine)
-        try:
-            return Prover.prepare(program, first, question, settings)
-        except Unsupported as error:
-            reasons.append(str(error))
-    raise Unsupported("; ".join(reasons))
-
-
-def _answer(prover: Prover, samples: Samples, row: int, radius: float) -> dict[str, Any]:
-    """Verify one sample at a radius."""
-    eps = Epsilon.parse(radius)
-    (answer,) = prover.at(eps)(Asked(prover.program, samples).batch(np.array([row])))
-    return {name: values[0] for name, values in answer.columns.items()}
-
-
-def contradictions(findings: Sequence[Finding]) -> list[str]:
-    """Return all contradictions, a line each."""
-    return [line for finding in findings for line in finding.contradictions]
+def _limits(subject: Subject, findings: list[Finding]) -> list[str]:
+    """Name what was looked at in part only."""
+    lines, total, few = [], len(subject.samples.labels), len(subject.chosen)
+    if any(finding.contradictions for finding in findings):
+        lines.append("a file that is wrong is not looked at any further")
+    if few < total:
+        lines.append(
+            f"{of_rows(few, total)} were run again and proved again; the other radii were attacked, or computed from "
+            "their votes"
+        )
+    for words, what in (("proofs", "did not end in time"), ("run again", "could not be decided again")):
+        left = {f.method: f.open for f in findings if f.remark.startswith(words) and f.open}
+        lines += [f"{counted(count, 'row')} of {name} {what}" for name, count in left.items()]
+    lines += [
+        f"{f.method}: no proof again: {f.remark[8:]}" for f in findings if f.remark[:8] == "proofs: " and not f.asked
+    ]
+    failed = {rows.name: int(np.isin(rows["status"], FAILURES).sum()) for rows in subject.certificates}
+    lines += [f"{counted(count, 'row')} of {name} failed, and claim nothing" for name, count in failed.items() if count]
+    return [*lines, UNCHECKED]

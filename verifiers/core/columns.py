@@ -1,5 +1,6 @@
 """The per-sample columns of a certificate file."""
 
+import hashlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,5 +61,11 @@ ROUNDING = Column(
     "amount by which the smallest margin's bound at eps was lowered for rounding in float32; inf where values may "
     "overflow; 0 in real arithmetic",
 )
+
+
+def indices_sha256(indices: np.ndarray) -> str:
+    """Compute the SHA-256 of sample indices, in their order."""
+    return hashlib.sha256(indices.astype(np.int64).tobytes()).hexdigest()
+
 
 Columns = dict[str, np.ndarray]

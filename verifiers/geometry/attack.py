@@ -1,6 +1,6 @@
 """Attack the predicted class by PGD, and move a counterexample as near to the image as possible."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from verifiers.core.quantities import Norm
-from verifiers.geometry.ascent import ascend
+from verifiers.geometry.ascent import PerSampleLoss, ascend
 from verifiers.geometry.balls import Balls, keyed_start, norms, per_sample, reachable
 from verifiers.geometry.margins import margins
 
@@ -34,6 +34,12 @@ class Found(NamedTuple):
 class Attack:
     """PGD on margin and cross-entropy in turn, within eps, from the image and from random starts keyed by sample index.
 
+    Attributes:
+        eps, norm: the ball.
+        seed: keys the random starts.
+        steps, restarts: steps and restarts.
+        targets: further restarts, each towards the next most likely class.
+
     Sources: Madry et al., arXiv 1706.06083; margin loss: Carlini and Wagner, arXiv 1608.04644.
     """
 
@@ -42,6 +48,7 @@ class Attack:
     seed: int = 0
     steps: int = 30
     restarts: int = 4
+    targets: int = 0
 
     def __call__(
         self,
@@ -50,49 +57,72 @@ class Attack:
         predicted: Int[Tensor, " batch"],
         indices: Sequence[int],
     ) -> Found:
-        """Attack every sample; all images stay in [0, 1]."""
-        point, margin = self._weakest(model, x, predicted, indices)
+        """Attack every sample within eps; all images stay in [0, 1]."""
+        return self.within(model, Balls.around(x, self.eps, self.norm), predicted, indices)
+
+    def within(self, model: nn.Module, balls: Balls, predicted: Int[Tensor, " batch"], indices: Sequence[int]) -> Found:
+        """Attack every sample within its own ball instead."""
+        x = balls.x
+        point, margin = self._weakest(model, balls, predicted, indices)
         broken = margin < 0
         distance = torch.full(x.shape[:1], float("nan"), dtype=torch.float64, device=x.device)
         if bool(broken.any()):
-            point[broken] = self._shorten(model, x[broken], point[broken], predicted[broken])
-            distance[broken] = norms(point[broken].double() - x[broken].double(), self.norm)
+            point[broken] = _shorten(model, balls.take(broken), point[broken], predicted[broken])
+            distance[broken] = norms(point[broken].double() - x[broken].double(), balls.norm)
             with torch.no_grad():
                 margin[broken] = margins(model(point[broken]), predicted[broken])
         point[~broken] = float("nan")
         return Found(broken, margin, point, distance)
 
-    def _weakest(self, model: nn.Module, x: Tensor, predicted: Tensor, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Find the point of smallest margin over all restarts and both losses, and that margin."""
-        limit = reachable(self.eps, self.norm, x)
-        eps = torch.full(x.shape[:1], limit, dtype=x.dtype, device=x.device)
+    def _weakest(
+        self, model: nn.Module, balls: Balls, predicted: Tensor, indices: Sequence[int]
+    ) -> tuple[Tensor, Tensor]:
+        """Find the point of smallest margin over all restarts and losses, and that margin."""
+        x, norm = balls.x, balls.norm
+        eps = torch.stack([balls.eps.new_tensor(reachable(float(r), norm, x)) for r in balls.eps]).to(x.dtype)
         with torch.no_grad():
-            best, worst_margin = x.clone(), margins(model(x), predicted)
-        losses: tuple[Callable[[Tensor], Tensor], ...] = (
-            lambda z: -margins(model(z), predicted),
-            lambda z: nn.functional.cross_entropy(model(z), predicted, reduction="none"),
-        )
-        for restart in range(self.restarts):
-            start = keyed_start(x, eps, self.norm, self.seed, indices, restart) if restart else None
-            adversarial = ascend(losses[restart % 2], Balls(x, eps, self.norm), steps=self.steps, start=start)
+            logits = model(x)
+            best, worst_margin = x.clone(), margins(logits, predicted)
+        for restart, loss in enumerate(self._losses(model, logits, predicted)):
+            start = keyed_start(x, eps, norm, self.seed, indices, restart) if restart else None
+            adversarial = ascend(loss, Balls(x, eps, norm), steps=self.steps, start=start)
             with torch.no_grad():
                 margin = margins(model(adversarial), predicted)
-            better = (margin < worst_margin) & self._inside(x, adversarial)
+            better = (margin < worst_margin) & _inside(balls, adversarial)
             best[better], worst_margin[better] = adversarial[better], margin[better]
         return best, worst_margin
 
-    def _inside(self, x: Tensor, point: Tensor) -> Tensor:
-        return norms(point.double() - x.double(), self.norm) <= self.eps
+    def _losses(self, model: nn.Module, logits: Tensor, predicted: Tensor) -> Iterator[PerSampleLoss]:
+        """Yield the loss of each restart: margin and cross-entropy in turn, then the gap to the most likely classes."""
+        for restart in range(self.restarts):
+            if restart % 2:
+                yield lambda z: nn.functional.cross_entropy(model(z), predicted, reduction="none")
+            else:
+                yield lambda z: -margins(model(z), predicted)
+        others = logits.scatter(1, predicted[:, None], -float("inf")).argsort(1, descending=True)
+        for target in others[:, : min(self.targets, logits.shape[1] - 1)].unbind(1):
+            yield lambda z, goal=target: _gap(model(z), goal, predicted)  # type: ignore[misc]
 
-    def _shorten(self, model: nn.Module, x: Tensor, adversarial: Tensor, predicted: Tensor, steps: int = 12) -> Tensor:
-        """Find the counterexample nearest to x on the segment between them, by bisection; each end is evaluated."""
-        low, high = torch.zeros(len(x), device=x.device), torch.ones(len(x), device=x.device)
-        nearest = adversarial.clone()
-        for _ in range(steps):
-            middle = (low + high) / 2
-            point = (x + per_sample(middle.to(x.dtype), x) * (adversarial - x)).clamp(0.0, 1.0)
-            with torch.no_grad():
-                fooled = (margins(model(point), predicted) < 0) & self._inside(x, point)
-            nearest[fooled] = point[fooled]
-            high, low = torch.where(fooled, middle, high), torch.where(fooled, low, middle)
-        return nearest
+
+def _gap(logits: Tensor, goal: Tensor, predicted: Tensor) -> Tensor:
+    """Compute how far the goal's logit is above the predicted class's."""
+    return (logits.gather(1, goal[:, None]) - logits.gather(1, predicted[:, None]))[:, 0]
+
+
+def _inside(balls: Balls, point: Tensor) -> Tensor:
+    return norms(point.double() - balls.x.double(), balls.norm) <= balls.eps
+
+
+def _shorten(model: nn.Module, balls: Balls, adversarial: Tensor, predicted: Tensor, steps: int = 12) -> Tensor:
+    """Find the counterexample nearest to x on the segment between them, by bisection; each end is evaluated."""
+    x = balls.x
+    low, high = torch.zeros(len(x), device=x.device), torch.ones(len(x), device=x.device)
+    nearest = adversarial.clone()
+    for _ in range(steps):
+        middle = (low + high) / 2
+        point = (x + per_sample(middle.to(x.dtype), x) * (adversarial - x)).clamp(0.0, 1.0)
+        with torch.no_grad():
+            fooled = (margins(model(point), predicted) < 0) & _inside(balls, point)
+        nearest[fooled] = point[fooled]
+        high, low = torch.where(fooled, middle, high), torch.where(fooled, low, middle)
+    return nearest

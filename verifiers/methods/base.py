@@ -5,14 +5,16 @@ Its module imports torch only inside ``prepare``, so that listing methods and re
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
 
 from verifiers.core.columns import Column
 from verifiers.core.quantities import Norm
 from verifiers.core.question import Question
 from verifiers.core.settings import Strict
-from verifiers.core.status import About, Guarantee
+from verifiers.core.status import About, Guarantee, Status
 from verifiers.core.table import Part
 from verifiers.results.rows import Certificates, MethodRows
 
@@ -27,7 +29,31 @@ if TYPE_CHECKING:
 
 #: Summarises a method's rows for display.
 Summary = Callable[[MethodRows, Certificates], list[Part]]
+#: Marks the rows of each problem, which is put into words.
+Problems = Mapping[str, np.ndarray]
+#: Largest relative difference of a value when its row is computed again, on another machine or in another batch.
+REPEATS = 1e-3
+#: Differences below this are rounding.
+ROUNDING = 1e-6
+#: The same as REPEATS, for the result of an attack, which follows gradients and so amplifies rounding.
+ATTACKED = 0.05
 ALL_NORMS = (Norm.LINF, Norm.L2, Norm.L1)
+
+
+def at_eps_by_margin(rows: MethodRows) -> Problems:
+    """Mark rows whose radius is at least eps and whose bound of the margin at eps says otherwise, or the reverse."""
+    return {
+        "its radius is at least eps and its margin at eps is not positive": (rows["radius"] >= rows.eps)
+        & (rows["margin"] < -ROUNDING),
+        **proved_at_eps(rows),
+    }
+
+
+def proved_at_eps(rows: MethodRows) -> Problems:
+    """Mark rows whose bound of the margin at eps is positive and whose radius is smaller."""
+    answered = np.isin(rows["status"], [Status.CERTIFIED, Status.NOT_CERTIFIED])
+    less = answered & (rows["radius"] < rows.eps * (1 - ROUNDING)) & (rows["margin"] > ROUNDING)
+    return {"its margin at eps is positive and its radius is less than eps": less}
 
 
 class Method(Strict):
@@ -42,6 +68,9 @@ class Method(Strict):
         columns: its own columns, after the common ones.
         about: the subject of the certificate: the network, a pair of networks, or the smoothed network. A smoothed
             network has its own prediction, in a column ``predicted``; its column ``base`` holds the network's.
+        both: True if a certified row of a pair is about both networks, and not about the student alone.
+        runs_again: True if a row can be computed again alone, and then has the same values (``spreads``); False if the
+            certifier looks at stored rows in its own way (``verifiers.runtime.certifier.Recounts``).
         summary: summarises its rows after the common table; None for no summary.
     """
 
@@ -53,6 +82,8 @@ class Method(Strict):
     cost: ClassVar[str]
     columns: ClassVar[tuple[Column, ...]] = ()
     about: ClassVar[About] = About.NETWORK
+    both: ClassVar[bool] = False
+    runs_again: ClassVar[bool] = True
     summary: ClassVar[Summary | None] = None
 
     @property
@@ -70,6 +101,28 @@ class Method(Strict):
     def preview(self, certifier: "Certifier", samples: "Samples", device: "torch.device") -> Iterable[str]:
         """Return lines to show before the run."""
         return ()
+
+    def spreads(self) -> Mapping[str, float]:
+        """Return how far values may be from the stored ones when a row is computed again.
+
+        A relative difference for numbers, a share of the rows for counts and flags; inf where a value does not repeat.
+        Columns left out have ``REPEATS`` and 0, estimates ``ATTACKED`` for both.
+        """
+        return {}
+
+    def again(self, time_limit: float) -> "Method":
+        """Return the settings for computing rows again, with at most ``time_limit`` seconds each if that is enough."""
+        return self
+
+    def problems(self, rows: MethodRows, path: str, pixels: int | None) -> Problems:
+        """Mark finished rows whose own columns contradict each other or do not follow from one another.
+
+        Args:
+            rows: stored rows with these settings.
+            path: their file; "" or a missing file if there is none.
+            pixels: values of an image; None if unknown.
+        """
+        return {}
 
     @abstractmethod
     def prepare(self, program: "Program", samples: "Float[Tensor, 'two *shape']", question: Question) -> "Certifier":

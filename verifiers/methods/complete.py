@@ -1,12 +1,17 @@
 """The method ``complete``: decide every sample at eps by attack, bounds, and branch and bound."""
 
+import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar, Literal
+
+import numpy as np
 
 from verifiers.core.columns import ROUNDING, Column
 from verifiers.core.question import Question
 from verifiers.core.settings import Count, Positive
-from verifiers.core.status import Guarantee
-from verifiers.methods.base import Method, Summary
+from verifiers.core.status import Guarantee, Status
+from verifiers.methods.base import Method, Problems, Summary
+from verifiers.results.rows import MethodRows
 from verifiers.results.summaries import complete
 from verifiers.results.summaries.complete import Stage
 
@@ -49,6 +54,28 @@ class Complete(Method):
         Column("distance", "float64", "pixels", "length of the shortest counterexample found; nan when none"),
         Column("counterexample", "float32", "pixels", "the misclassified image, inside the ball", axes=("image",)),
     )
+
+    def spreads(self) -> Mapping[str, float]:
+        columns = ("margin", "distance", "stage", "domains")  # of the stage that decides first
+        return dict.fromkeys(columns, math.inf)
+
+    def again(self, time_limit: float) -> Method:
+        return self.model_copy(update={"time_limit": min(self.time_limit, time_limit)})
+
+    def problems(self, rows: MethodRows, path: str, pixels: int | None) -> Problems:
+        status, stage, margin = rows["status"], rows["stage"], rows["margin"]
+        certified, falsified = status == Status.CERTIFIED, status == Status.FALSIFIED
+        tried = (status == Status.NOT_CERTIFIED) | (status == Status.TIMEOUT)
+        proving, refuting = [s for s in Stage if s is not Stage.ATTACK], [Stage.ATTACK, Stage.BRANCH_AND_BOUND]
+        return {
+            "it is certified at another radius than eps": certified & (rows["radius"] != rows.eps),
+            "it is certified and its margin is not positive": certified & ~(margin > 0),
+            "it is falsified and its margin is not negative": falsified & ~(margin < 0),
+            "it is open and a bound proves it": tried & (margin > 0),
+            "it has a counterexample's distance and none is stored": ~falsified & ~np.isnan(rows["distance"]),
+            "no such stage decides it": (certified & ~np.isin(stage, proving))
+            | (falsified & ~np.isin(stage, refuting)),
+        }
 
     def prepare(self, program: "Program", samples: "Tensor", question: Question) -> "Certifier":
         from verifiers.bound_propagation import Complete as Prepared

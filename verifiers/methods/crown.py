@@ -1,12 +1,14 @@
 """The bound-propagation methods: bound margins over the ball, and find the largest radius that this proves."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from verifiers.core.columns import ROUNDING, Column
 from verifiers.core.question import Question
 from verifiers.core.settings import Count, CountOrZero, Positive
 from verifiers.core.status import Guarantee
-from verifiers.methods.base import Method
+from verifiers.methods.base import Method, Problems, at_eps_by_margin
+from verifiers.results.rows import MethodRows
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,6 +32,15 @@ class _MarginBound(Method):
     cross_check: CountOrZero = 2
     guarantee: ClassVar[Guarantee] = Guarantee.DETERMINISTIC
     columns: ClassVar[tuple[Column, ...]] = (ROUNDING,)
+
+    def spreads(self) -> Mapping[str, float]:
+        return {"radius": 2 * self.tolerance}
+
+    def again(self, time_limit: float) -> Method:
+        return self.model_copy(update={"cross_check": 0})
+
+    def problems(self, rows: MethodRows, path: str, pixels: int | None) -> Problems:
+        return at_eps_by_margin(rows)
 
     def prepare(self, program: "Program", samples: "Tensor", question: Question) -> "Certifier":
         from verifiers.bound_propagation import MarginCertifier

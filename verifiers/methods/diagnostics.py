@@ -1,12 +1,17 @@
 """The method ``diagnostics``: compare the input gradients of student and teacher, and attack the student."""
 
+import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar, Literal
+
+import numpy as np
 
 from verifiers.core.columns import Column
 from verifiers.core.question import Question
 from verifiers.core.settings import Count
-from verifiers.core.status import About, Guarantee
-from verifiers.methods.base import Method, Summary
+from verifiers.core.status import About, Guarantee, Status
+from verifiers.methods.base import REPEATS, Method, Problems, Summary
+from verifiers.results.rows import MethodRows
 from verifiers.results.summaries import diagnostics
 
 if TYPE_CHECKING:
@@ -67,6 +72,29 @@ class Diagnostics(Method):
             "ce_llm", "float64", "nats", "found: local linearity of the student, signed, by 50 sign steps of 0.1; linf"
         ),
     )
+
+    def spreads(self) -> Mapping[str, float]:
+        return {"teacher_entropy": math.inf}  # at one of several points of nearly the same margin
+
+    def problems(self, rows: MethodRows, path: str, pixels: int | None) -> Problems:
+        flags = ("ce_attack", "margin_attack", "transfers", "teacher_right", "teacher_right_attacked")
+        tried = rows["status"] == Status.NOT_CERTIFIED
+        fooled = (rows["ce_attack"] == 1) | (rows["margin_attack"] == 1)
+        lost = fooled & (rows["teacher_right_attacked"] == 0)
+        return {
+            "a flag is none of -1, 0 and 1": np.any([~np.isin(rows[name], (-1, 0, 1)) for name in flags], axis=0),
+            "an attack succeeds and the margin is not negative, or the reverse": tried
+            & (fooled != (rows["margin"] < 0)),
+            "it transfers and the teacher is right there, or the reverse": tried
+            & fooled
+            & (lost != (rows["transfers"] == 1)),
+            "it transfers and no attack succeeds": tried & ~fooled & (rows["transfers"] != -1),
+            "its cosine is outside [-1, 1]": np.abs(rows["gradient_cosine"]) > 1 + REPEATS,
+            "an entropy or a length is negative": np.any(
+                [rows[name] < 0 for name in ("teacher_entropy", "gradient_gap", "gradient_gap_dual", "gradient_norm")],
+                axis=0,
+            ),
+        }
 
     def prepare(self, program: "Program", samples: "Tensor", question: Question) -> "Certifier":
         from verifiers.linearity.diagnostics_certifier import DiagnosticsCertifier

@@ -1,12 +1,14 @@
 """The method ``joint``: certify that student and teacher predict the same class everywhere on the ball."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from verifiers.core.columns import ROUNDING, Column
 from verifiers.core.question import Question
 from verifiers.core.settings import Positive
 from verifiers.core.status import About, Guarantee
-from verifiers.methods.base import Method, Summary
+from verifiers.methods.base import Method, Problems, Summary, at_eps_by_margin
+from verifiers.results.rows import MethodRows
 from verifiers.results.summaries import joint
 
 if TYPE_CHECKING:
@@ -31,12 +33,23 @@ class Joint(Method):
     claim: ClassVar[str] = "student and teacher both predict this class everywhere on the ball"
     paper: ClassVar[str] = "CROWN on the joint graph; for copies ReluDiff, arXiv 2001.03662"
     cost: ClassVar[str] = "CROWN of both networks per radius tried, twice for copies"
+    both: ClassVar[bool] = True
     summary: ClassVar[Summary | None] = joint.summary
     columns: ClassVar[tuple[Column, ...]] = (
         ROUNDING,
         Column("gap", "float64", "logits", "upper bound of |student margin - teacher margin| on the ball at eps"),
         Column("deficit", "float64", "logits", "upper bound of teacher margin - student margin on the ball at eps"),
     )
+
+    def spreads(self) -> Mapping[str, float]:
+        return {"radius": 2 * self.tolerance}
+
+    def problems(self, rows: MethodRows, path: str, pixels: int | None) -> Problems:
+        return {
+            **at_eps_by_margin(rows),
+            "its gap is smaller than its deficit": rows["gap"] < rows["deficit"],
+            "its gap is negative": rows["gap"] < 0,
+        }
 
     def prepare(self, program: "Program", samples: "Tensor", question: Question) -> "Certifier":
         from verifiers.bound_propagation import JointCertifier

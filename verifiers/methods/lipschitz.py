@@ -6,7 +6,8 @@ from verifiers.core.columns import ROUNDING, Column
 from verifiers.core.question import Question
 from verifiers.core.settings import Count
 from verifiers.core.status import Guarantee
-from verifiers.methods.base import Method
+from verifiers.methods.base import REPEATS, Method, Problems, proved_at_eps
+from verifiers.results.rows import MethodRows
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,6 +38,14 @@ class Lipschitz(Method):
         Column("global_constant", "float64", "logits per pixel", "the same over all images; for l2"),
         Column("gradient", "float64", "logits per pixel", "largest dual norm of a margin's gradient at the image"),
     )
+
+    def problems(self, rows: MethodRows, path: str, pixels: int | None) -> Problems:
+        constant, everywhere = rows["constant"] * (1 + REPEATS), rows["global_constant"] * (1 + REPEATS)
+        return {
+            **proved_at_eps(rows),
+            "its constant is below the gradient at the image": constant < rows["gradient"],
+            "its constant is above the global one": rows["constant"] > everywhere,
+        }
 
     def prepare(self, program: "Program", samples: "Tensor", question: Question) -> "Certifier":
         from verifiers.lipschitz.certifier import LipschitzCertifier

@@ -2,11 +2,14 @@
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+import numpy as np
+
 from verifiers.core.columns import ROUNDING, Column
 from verifiers.core.question import Question
 from verifiers.core.settings import Count
 from verifiers.core.status import Guarantee
-from verifiers.methods.base import Method
+from verifiers.methods.base import REPEATS, Method, Problems, at_eps_by_margin
+from verifiers.results.rows import MethodRows
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,6 +52,16 @@ class LocalLinearity(Method):
         _gamma("ce_gamma_attack", "found: of the cross-entropy, the larger side", Guarantee.ESTIMATE),
         _gamma("ce_llm", "found: of the cross-entropy, signed, by 50 sign steps of 0.1; linf", Guarantee.ESTIMATE),
     )
+
+    def problems(self, rows: MethodRows, path: str, pixels: int | None) -> Problems:
+        most = np.fmax(rows["gamma_minus"], rows["gamma_plus"]) * (1 + REPEATS) + REPEATS
+        loss = np.fmax(rows["ce_gamma_minus"], rows["ce_gamma_plus"]) * (1 + REPEATS) + REPEATS
+        return {
+            **at_eps_by_margin(rows),
+            "its radius is above eps": rows["radius"] > rows.eps,
+            "an attack breaks its bound of gamma": rows["gamma_attack"] > most,
+            "an attack breaks its bound of the cross-entropy's gamma": rows["ce_gamma_attack"] > loss,
+        }
 
     def prepare(self, program: "Program", samples: "Tensor", question: Question) -> "Certifier":
         from verifiers.linearity.certifier import LinearityCertifier

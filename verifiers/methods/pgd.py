@@ -1,12 +1,17 @@
 """The method ``pgd``: search the ball for a counterexample."""
 
+import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar, Literal
+
+import numpy as np
 
 from verifiers.core.columns import Column, Columns
 from verifiers.core.question import Question
 from verifiers.core.settings import Count
 from verifiers.core.status import Guarantee, Status
-from verifiers.methods.base import Method
+from verifiers.methods.base import Method, Problems
+from verifiers.results.rows import MethodRows
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,6 +34,17 @@ class Pgd(Method):
         Column("distance", "float64", "pixels", "length of the shortest counterexample found; nan when none"),
         Column("counterexample", "float32", "pixels", "the misclassified image, inside the ball", axes=("image",)),
     )
+
+    def spreads(self) -> Mapping[str, float]:
+        return {"distance": math.inf}  # of a counterexample, which runs through the network again
+
+    def problems(self, rows: MethodRows, path: str, pixels: int | None) -> Problems:
+        falsified, tried = rows["status"] == Status.FALSIFIED, rows["status"] == Status.NOT_CERTIFIED
+        return {
+            "it is falsified and its margin is not negative": falsified & ~(rows["margin"] < 0),
+            "no counterexample is stored and its margin is negative": tried & ~(rows["margin"] >= 0),
+            "it has a counterexample's distance and none is stored": ~falsified & ~np.isnan(rows["distance"]),
+        }
 
     def prepare(self, program: "Program", samples: "Tensor", question: Question) -> "Certifier":
         import torch

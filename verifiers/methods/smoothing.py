@@ -1,8 +1,10 @@
 """The method ``smoothing``: randomized smoothing, which certifies the smoothed classifier."""
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
+import numpy as np
 from pydantic import Field, model_validator
 
 from verifiers.core.columns import Column
@@ -12,7 +14,9 @@ from verifiers.core.quantities import Norm
 from verifiers.core.question import Question
 from verifiers.core.settings import Count, Positive
 from verifiers.core.status import About, Guarantee
-from verifiers.methods.base import Method, Summary
+from verifiers.methods.base import Method, Problems, Summary
+from verifiers.results.reader import read_images
+from verifiers.results.rows import MethodRows
 from verifiers.results.summaries import smoothing
 from verifiers.smoothing.table import CLAIM, COLUMNS, PAPER
 
@@ -23,6 +27,8 @@ if TYPE_CHECKING:
     from verifiers.graph.program import Program
     from verifiers.runtime.certifier import Certifier
     from verifiers.runtime.samples import Samples
+
+_VOTES = ("votes", "teacher_votes", "same_votes")
 
 
 class Smoothing(Method):
@@ -50,6 +56,7 @@ class Smoothing(Method):
     guarantee: ClassVar[Guarantee] = Guarantee.PROBABILISTIC
     norms: ClassVar[tuple[Norm, ...]] = (Norm.L2, Norm.L1, Norm.LINF)
     about: ClassVar[About] = About.SMOOTHED
+    runs_again: ClassVar[bool] = False
     claim: ClassVar[str] = CLAIM
     paper: ClassVar[str] = PAPER
     cost: ClassVar[str] = "n forward passes; a hundredth to a tenth of that for one radius"
@@ -61,6 +68,22 @@ class Smoothing(Method):
         if self.n < self.n0:
             raise ValueError(f"n must be at least n0, got n={self.n} and n0={self.n0}")
         return self
+
+    def problems(self, rows: MethodRows, path: str, pixels: int | None) -> Problems:
+        from verifiers.smoothing.recompute import Recomputed, shared_problems
+        from verifiers.smoothing.statistics import Law, Schedule
+
+        plan = Schedule.single if self.question == "full" else Schedule.staged
+        law = Law(self.noise, self.sigma, Norm(rows.norm), pixels or 1)
+        recomputed = Recomputed(law, plan(self.n, self.alpha))
+        if not Path(path).exists():
+            return recomputed.problems(rows, None)
+        every = np.arange(len(rows))
+        votes, teacher, same = (read_images(path, self.kind, name, every).astype(np.int64) for name in _VOTES)
+        if not votes.any():  # of an imported log
+            return {**recomputed.problems(rows, None), **recomputed.counted(rows)}
+        shared = shared_problems(votes[:, -1], teacher, same, rows["used"])
+        return {**recomputed.problems(rows, votes), **shared}
 
     def check(self, question: Question) -> None:
         if not self.noise.certifies(question.norm):

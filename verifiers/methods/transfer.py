@@ -1,12 +1,17 @@
 """The method ``transfer``: find which of the teacher's certificates carry over to the student."""
 
+import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar, Literal
+
+import numpy as np
 
 from verifiers.core.columns import ROUNDING, Column
 from verifiers.core.question import Question
 from verifiers.core.settings import Count
-from verifiers.core.status import About, Guarantee
-from verifiers.methods.base import Method, Summary
+from verifiers.core.status import About, Guarantee, Status
+from verifiers.methods.base import ATTACKED, REPEATS, Method, Problems, Summary
+from verifiers.results.rows import MethodRows
 from verifiers.results.summaries import transfer
 from verifiers.results.summaries.transfer import Blocker
 
@@ -59,6 +64,21 @@ class Transfer(Method):
         ),
         Column("blocker", "int64", "", "; ".join(f"{b.value} {b.name}" for b in Blocker)),
     )
+
+    def spreads(self) -> Mapping[str, float]:
+        return {"shortfall": ATTACKED}
+
+    def problems(self, rows: MethodRows, path: str, pixels: int | None) -> Problems:
+        certified, tried = rows["status"] == Status.CERTIFIED, rows["status"] == Status.NOT_CERTIFIED
+        teacher, margin, half = rows["teacher"] > 0, rows["margin"] > 0, math.log(2.0)
+        bounds = margin | (rows["theorem_c1"] < half) | (rows["theorem_c2"] < half)
+        least = np.fmax.reduce([rows[name] for name in ("theorem_a", "theorem_b", "joint")])
+        return {
+            "it is certified at another radius than eps": certified & (rows["radius"] != rows.eps),
+            "none of its bounds carries the teacher's certificate over": certified & ~(bounds & teacher),
+            "its bounds carry the teacher's certificate over": tried & margin & teacher,
+            "its margin is below one of its bounds": rows["margin"] < least - REPEATS * np.abs(least),
+        }
 
     def prepare(self, program: "Program", samples: "Tensor", question: Question) -> "Certifier":
         from verifiers.linearity.transfer_certifier import TransferCertifier

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -73,6 +74,14 @@ def contents(file: h5py.File, path: Path) -> Certificates:
         check_rows(facts, attributes, columns, f"{path}: {name}")
         methods[name] = MethodRows(name, attributes, columns)
     return Certificates(facts, methods, str(path))
+
+
+def own_attributes(path: str | os.PathLike[str], method: str) -> dict[str, Any]:
+    """Read the attributes of a method without its notes, which rows show instead; none if there is no file."""
+    if not Path(path).is_file():
+        return {}
+    with opened(path) as file:
+        return attributes_of(file[method], f"{path}: {method}")
 
 
 def read_images(path: str | os.PathLike[str], method: str, column: str, rows: Sequence[int] | np.ndarray) -> np.ndarray:

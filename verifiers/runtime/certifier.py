@@ -79,6 +79,24 @@ class Certifier(Protocol):
     def __call__(self, batch: Batch) -> Iterator[Answer]: ...
 
 
+@runtime_checkable
+class Recounts(Protocol):
+    """A certifier whose rows are not computed again: it says itself how stored ones are looked at."""
+
+    def recount(
+        self, batch: Batch, stored: Mapping[str, np.ndarray], seed: int, tests: int
+    ) -> Mapping[str, np.ndarray]:
+        """Mark stored rows that do not hold, by problem.
+
+        Args:
+            batch: the samples.
+            stored: their columns.
+            seed: seed of fresh random numbers.
+            tests: rows that are tested in the whole file, which share one level.
+        """
+        ...
+
+
 @dataclass
 class Answering:
     """Make a certifier from a function that answers a whole batch."""

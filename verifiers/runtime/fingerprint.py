@@ -3,9 +3,7 @@
 import hashlib
 from collections.abc import Mapping
 
-import numpy as np
 import torch
-from jaxtyping import Int
 from torch import Tensor, nn
 
 
@@ -32,11 +30,6 @@ def structure_sha256(model: nn.Module) -> str:
     saved = model.state_dict().keys()
     unsaved = {name: buffer for name, buffer in model.named_buffers() if name not in saved}
     return hashlib.sha256(f"{model!r}|{weights_sha256(unsaved)}".encode()).hexdigest()
-
-
-def indices_sha256(indices: Int[np.ndarray, " samples"]) -> str:
-    """Compute the SHA-256 of sample indices, in their order."""
-    return hashlib.sha256(indices.astype(np.int64).tobytes()).hexdigest()
 
 
 class DataFingerprint:

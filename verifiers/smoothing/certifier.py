@@ -6,7 +6,7 @@ certificate is for the smoothed classifier, not for the base network, and holds 
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Protocol, runtime_checkable
@@ -25,6 +25,7 @@ from verifiers.core.status import Status
 from verifiers.graph.program import Program
 from verifiers.runtime.certifier import Answer, Batch
 from verifiers.runtime.samples import Samples
+from verifiers.smoothing.recount import Recount
 from verifiers.smoothing.sampling import GENERATOR, Draw, Purpose, Voter
 from verifiers.smoothing.statistics import Law, Schedule, attainable, notes_of, upper
 
@@ -155,6 +156,13 @@ class Smoother:
         if len(votes[-1]) > 1:
             columns |= {"teacher_votes": votes[-1, 1], "same_votes": votes[-1, 2]}
         return columns
+
+    def recount(
+        self, batch: Batch, stored: Mapping[str, np.ndarray], seed: int, tests: int
+    ) -> Mapping[str, np.ndarray]:
+        """Count stored votes again: on the same copies, and on fresh ones; see ``recount``."""
+        again = Recount(self.voter, self.schedule.counts, self.settings.n0)
+        return again(batch, stored, seed, tests)
 
     def preview(self, samples: Samples, device: torch.device) -> Iterator[str]:
         """Report before the run: the attainable radius, the accuracy under noise, the copies and the time."""

@@ -14,13 +14,12 @@ from os import PathLike
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from verifiers.core.columns import Columns
+from verifiers.core.columns import Columns, indices_sha256
 from verifiers.core.errors import InputError, did_you_mean
 from verifiers.core.quantities import Epsilon, Norm
 from verifiers.core.status import Guarantee, Status
 from verifiers.results.rows import Certificates
 from verifiers.results.writer import CertificateFile, MethodTable, check_output
-from verifiers.runtime.fingerprint import indices_sha256
 from verifiers.smoothing import table
 from verifiers.smoothing.log_file import Log, read_log
 from verifiers.smoothing.statistics import Law, Noise, Schedule, attainable, lower, notes_of

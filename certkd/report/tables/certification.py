@@ -1,23 +1,30 @@
 """Inspection before a certification, and verification after it, as tables."""
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from verifiers.core.table import Part, Table
+from verifiers.core.table import Part, Table, counted
 
 if TYPE_CHECKING:
+    from verifiers.certify.audit.findings import Audit
     from verifiers.certify.inspect import Preflight
-    from verifiers.certify.verify import Finding
 
 
-def verification(findings: "Sequence[Finding]") -> list[Part]:
-    """Tabulate a file's claims that were checked again, and by what."""
+def verification(audit: "Audit") -> list[Part]:
+    """Tabulate a file's claims that were checked again, and by what; say what nothing looked at."""
     rows = [
         [one.method, *map(str, (one.claims, one.asked, one.again, one.open, len(one.contradictions))), one.remark]
-        for one in findings
+        for one in audit.findings
     ]
     columns = ["method", "claims", "checked", "hold", "open", "contradicted", "what, and by what"]
-    return [Table("Claims checked again", columns, rows)]
+    lines = [f"not looked at: {line}" for line in audit.missing]
+    if audit.contradictions:
+        verdict = f"The file is wrong: {counted(len(audit.contradictions), 'contradiction')}."
+    elif audit.missing:
+        verdict = "Nothing contradicts the file, but not every claim was looked at."
+    else:
+        verdict = "Every claim was looked at, and nothing contradicts the file."
+    limits = f"Looked at in part, or not at all: {'; '.join(audit.limits)}. Rows were drawn with --seed {audit.seed}."
+    return [Table("Claims checked again", columns, rows), *lines, limits, verdict]
 
 
 def inspection(found: "Preflight", eps: str, norm: str) -> list[Part]:

@@ -62,19 +62,20 @@ def test_a_true_file_is_exit_code_0(net: Path, rows: Path) -> None:
     result = certkd("verify", rows, "--model", net, "--sample", "6", "--seed", "3")
     assert result.code == 0 and "contradiction" not in result.err, result.err
     certificates = read(rows)
-    asked = 0
     for name, method in certificates.methods.items():
         facts, *others = lines(result.out, name)
         assert facts[1:6] == [str(COUNT), str(COUNT), str(COUNT), "0", "0"]
-        assert len(others) == 1
         if name == "pgd":
-            found = str(method.count(Status.FALSIFIED))
+            found, again = str(method.count(Status.FALSIFIED)), str(COUNT)
             assert others[0][1:] == [found, found, found, "0", "0", "counterexamples"] and found != "0"
+            assert others[1][1:4] == [again, again, again], "an attack is run again on all rows"
         else:
-            assert others[0][1] == str(method.count(Status.CERTIFIED)) and others[0][2] == others[0][3]
-            asked += int(others[0][2])
-    assert asked == 6, "--sample is the number over all methods"
-    assert "…" not in result.out
+            attacked, again, proved = others
+            assert attacked[1:4] == [str(method.count(Status.CERTIFIED))] * 3 and "attacks" in attacked[6]
+            assert again[1:4] == [str(COUNT), "6", "6"] and proved[2] == proved[3] and int(proved[2]) <= 6
+    assert "…" not in result.out and "Rows were drawn with --seed 3." in result.out
+    assert f"6 of {COUNT} rows were run again and proved again" in result.out
+    assert result.out.rstrip().endswith("Every claim was looked at, and nothing contradicts the file.")
 
 
 def test_a_lie_is_exit_code_1_and_a_line(net: Path, rows: Path, tmp_path: Path) -> None:
@@ -83,11 +84,6 @@ def test_a_lie_is_exit_code_1_and_a_line(net: Path, rows: Path, tmp_path: Path) 
     found = int(np.flatnonzero(read(rows)["pgd"]["status"] == Status.FALSIFIED)[0])
     with h5py.File(lie, "r+") as file:
         file["crown/status"][found], file["crown/radius"][found], file["crown/certified"][found] = 1, 0.1, 1
-        others = np.arange(COUNT) != found
-        for name in ("ibp", "crown"):  # fewer claims, so that the one is asked
-            drop = others if name == "crown" else np.ones(COUNT, bool)
-            for column, value in (("status", Status.NOT_CERTIFIED), ("radius", 0.0), ("certified", 0)):
-                file[name][column][:] = np.where(drop, value, file[name][column][:])
         file["pgd/predicted"][0] = 99
         file["pgd/correct"][0] = 0
     result = certkd("verify", lie, "--model", net)
@@ -95,10 +91,24 @@ def test_a_lie_is_exit_code_1_and_a_line(net: Path, rows: Path, tmp_path: Path) 
     index = read(rows)["pgd"]["index"]
     told = [line for line in result.err.splitlines() if line.startswith("contradiction: ")]
     assert told[0] == f"contradiction: pgd, sample {index[0]}: the network predicts another class"
-    assert told[1].startswith(f"contradiction: crown, sample {index[found]}: a point at distance 0.")
-    assert told[1].endswith("changes the prediction, its certified radius is 0.1") and len(told) == 2
-    assert [line[5] for line in lines(result.out, "crown")] == ["0", "1"]
+    assert told[1] == f"contradiction: crown, sample {index[found]}: its radius contains a counterexample of the file"
+    assert told[2].startswith(f"contradiction: crown, sample {index[found]}: a point at distance 0.")
+    assert told[2].endswith("changes the prediction, its certified radius is 0.1") and len(told) == 3
+    assert [line[5] for line in lines(result.out, "crown")] == ["1", "1"]
     assert [line[5] for line in lines(result.out, "pgd")] == ["1", "0"]
+    assert result.out.rstrip().endswith("The file is wrong: 3 contradictions.")
+
+
+def test_rows_about_a_teacher_need_it(net: Path, tmp_path: Path) -> None:
+    out = tmp_path / "joint.h5"
+    given = ("--teacher", REFERENCE / "standard.pt", "--eps", "1/255", "--limit", "3", "--methods", "pgd,ibp,joint")
+    succeeds("certify", "--model", net, *given, "--out", out, "--teacher-out", tmp_path / "t.h5")
+    alone = certkd("verify", out, "--model", net, "--sample", "0")
+    assert alone.code == 1 and "contradiction" not in alone.err
+    assert "not looked at: joint compares with a teacher that was not given: give the teacher" in alone.out
+    succeeds("verify", out, "--model", net, "--teacher", REFERENCE / "standard.pt", "--sample", "1")
+    message = refused_after_clean("verify", out, "--model", net, "--teacher", REFERENCE / "kd.pt")
+    assert "is about another teacher (joint_teacher_sha256" in message
 
 
 def test_verify_refuses_in_one_line(net: Path, rows: Path, tmp_path: Path) -> None:
@@ -145,7 +155,7 @@ def test_an_onnx_network_is_verified(net: Path, tmp_path: Path) -> None:
     onnx, out = tmp_path / "kdiga.onnx", tmp_path / "o.h5"
     given = ("--data", "digits", "--eps", "0.1", "--limit", "6", "--methods", "pgd,crown", "--out", out)
     succeeds("certify", "--model", onnx, *given)
-    (_, proofs) = lines(succeeds("verify", out, "--model", onnx), "crown")
+    proofs = lines(succeeds("verify", out, "--model", onnx), "crown")[-1]
     assert proofs[1:6] == ["6", "6", "6", "0", "0"]
     assert "is about another" in refused("verify", out, "--model", net), "the file is about the .onnx file's network"
 
@@ -176,7 +186,8 @@ def test_complete_decides_every_sample(net: Path, complete: tuple[Path, Result])
     check_stages(result.out, method)
     assert lines(result.out, Stage.BRANCH_AND_BOUND.title)[0][4] == "0", "samples are left"
     again = certkd("verify", path, "--model", net, "--sample", "4")
-    assert again.code == 0 and lines(again.out, "complete")[2][2:6] == ["4", "4", "0", "0"], again.out
+    proofs = lines(again.out, "complete")[-1]
+    assert again.code == 0 and proofs[2] == proofs[3] != "0", again.out
 
 
 @pytest.mark.slow

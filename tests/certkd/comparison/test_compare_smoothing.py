@@ -186,7 +186,6 @@ def test_votes_of_two_networks() -> None:
     result = compare(teacher, student)
     assert result.retention.cases == int(teacher["smoothing"]["certified"].sum())
     assert result.student.clean == student["smoothing"]["correct"].mean()
-    assert compare(teacher, teacher).mcnemar == 1
 
 
 # what is refused

@@ -9,8 +9,8 @@ import pytest
 from certkd.comparison.verdict import Verdict
 from certkd.report.tables.certification import inspection, verification
 from certkd.report.tables.comparison import kept
+from verifiers.certify.audit.findings import Audit, Finding
 from verifiers.certify.inspect import Cost, Preflight
-from verifiers.certify.verify import Finding
 from verifiers.core.table import Part, Table
 
 VERDICT = Verdict(
@@ -93,9 +93,20 @@ def test_claims_are_counted_as_they_were_checked() -> None:
         Finding("crown", claims=10, asked=8, again=5, contradictions=["row 3", "row 4"], remark="by native"),
         Finding("pgd", claims=4, remark="not asked"),
     ]
-    (table,) = verification(findings)
+    table, limits, verdict = verification(Audit(findings, [], ["versions are not checked"], 7))
+    assert limits == "Looked at in part, or not at all: versions are not checked. Rows were drawn with --seed 7."
+    assert verdict == "The file is wrong: 2 contradictions."
     assert isinstance(table, Table) and table.columns[1:6] == ["claims", "checked", "hold", "open", "contradicted"]
     assert [list(row) for row in table.rows] == [
         ["crown", "10", "8", "5", "1", "2", "by native"],
         ["pgd", "4", "0", "0", "0", "0", "not asked"],
     ]
+
+
+def test_an_audit_ends_with_its_verdict() -> None:
+    findings = [Finding("crown", claims=10, asked=10, again=10)]
+    partly = Audit(findings, ["joint compares with a teacher"], ["x"], 0)
+    assert verification(partly)[1] == "not looked at: joint compares with a teacher" and not partly.holds
+    assert verification(partly)[-1] == "Nothing contradicts the file, but not every claim was looked at."
+    whole = Audit(findings, [], ["x"], 0)
+    assert whole.holds and verification(whole)[-1].startswith("Every claim was looked at")

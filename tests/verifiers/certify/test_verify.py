@@ -16,7 +16,11 @@ from tests.verifiers.methods.test_complete import network_of
 from tests.zoo import images, planted
 from verifiers.bound_propagation.complete import Complete
 from verifiers.certify import verify as module
-from verifiers.certify.verify import LOGIT_ROUNDING, Finding, VerifyConfig, contradictions, verify
+from verifiers.certify.audit import proofs
+from verifiers.certify.audit import subject as subjects
+from verifiers.certify.audit.counterexamples import LOGIT_ROUNDING
+from verifiers.certify.audit.findings import Audit, Finding
+from verifiers.certify.verify import VerifyConfig, verify
 from verifiers.core.errors import Contradiction, InputError, Unsupported
 from verifiers.core.quantities import Norm
 from verifiers.core.reporter import Reporter
@@ -58,11 +62,23 @@ def honest(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {norm: written(folder / f"{norm}.h5", norm) for norm in EPS}
 
 
-def look(path: Path, subject: tuple[nn.Module, Tensor, Tensor] = subject(), **asked: Any) -> list[Finding]:
-    """All claims of a file about the subject, unless told otherwise."""
+def audit(
+    path: Path, subject: tuple[nn.Module, Tensor, Tensor] = subject(), teacher: nn.Module | None = None, **asked: Any
+) -> Audit:
+    """The audit of a file about the subject."""
     network, x, labels = subject
-    config = VerifyConfig.parse({"sample": 1000, "time_limit": 5.0, **asked})
-    return verify(network, str(path), Data(x, labels), config)
+    config = VerifyConfig.parse({"sample": 1000, "time_limit": 5.0, "seed": 0, **asked})
+    return verify(network, str(path), Data(x, labels), config, teacher=teacher)
+
+
+def look(path: Path, subject: tuple[nn.Module, Tensor, Tensor] = subject(), **asked: Any) -> list[Finding]:
+    """The findings of an audit."""
+    return list(audit(path, subject, **asked).findings)
+
+
+def contradictions(findings: list[Finding]) -> list[str]:
+    """All contradictions."""
+    return [line for finding in findings for line in finding.contradictions]
 
 
 def of(findings: list[Finding], method: str, what: str) -> Finding:
@@ -74,14 +90,10 @@ def of(findings: list[Finding], method: str, what: str) -> Finding:
 Edit = Callable[[h5py.Group, int], None]
 
 
-def forged(honest: Path, place: Path, method: str, row: int, edit: Edit, alone: bool = False) -> Path:
-    """A copy with one row of a method edited; alone among claims, so that no time is spent on the others."""
+def forged(honest: Path, place: Path, method: str, row: int, edit: Edit) -> Path:
+    """A copy with one row of a method edited."""
     place.write_bytes(honest.read_bytes())
     with h5py.File(place, "r+") as file:
-        for group in file.values() if alone else ():
-            true = group["status"][:] == Status.CERTIFIED
-            group["status"][:] = np.where(true, Status.NOT_CERTIFIED, group["status"][:])
-            group["radius"][:], group["certified"][:] = 0.0, 0
         edit(file[method], row)
     return place
 
@@ -102,11 +114,12 @@ def row_of(path: Path, method: str, status: Status, place: int = -1) -> int:
 
 
 def only(findings: list[Finding]) -> str:
-    """The one contradiction there is; it counts as neither open nor as what holds."""
-    (line,) = contradictions(findings)
-    (liar,) = (one for one in findings if one.contradictions)
-    assert liar.asked == liar.again + liar.open + 1 and "\n" not in line
-    return line
+    """The first contradiction; all of them are about one row of one method."""
+    lines = contradictions(findings)
+    assert lines and len({line.split(": ")[0] for line in lines}) == 1, lines
+    assert all(one.asked == one.again + one.open + len(one.contradictions) for one in findings)
+    assert all("\n" not in line for line in lines)
+    return lines[0]
 
 
 # ------------------------------------------------------------------------------------------------------------- truth
@@ -123,7 +136,7 @@ def test_an_honest_file_holds(honest: dict[str, Path], norm: str) -> None:
             stored = of(findings, name, "counterexamples")
             assert stored.claims == stored.asked == stored.again == rows.count(Status.FALSIFIED) > 0
         if name != "pgd":
-            proofs = of(findings, name, "certificates")
+            proofs = of(findings, name, "proofs")
             assert proofs.claims == proofs.asked == proofs.again == rows.count(Status.CERTIFIED) > 0
             assert proofs.open == 0 and "IBP and CROWN by" in proofs.remark
     assert certificates["complete"].count(Status.MISCLASSIFIED) == 2
@@ -133,7 +146,7 @@ def test_an_honest_file_holds(honest: dict[str, Path], norm: str) -> None:
 @pytest.mark.parametrize(("wrote", "proves"), [("auto-lirpa", "native"), ("native", "auto-lirpa")])
 def test_the_other_engine_proves(tmp_path: Path, wrote: str, proves: str) -> None:
     path = written(tmp_path / "a.h5", methods=("crown",), engine=wrote)
-    proofs = of(look(path, sample=3), "crown", "certificates")
+    proofs = of(look(path, sample=3), "crown", "proofs")
     # Where the network is linear in the whole ball, rounding may leave the largest radius itself open.
     assert proofs.again >= 2 and proofs.asked == 3 and not proofs.contradictions
     assert proofs.remark.endswith(f"; IBP and CROWN by {proves}")
@@ -156,18 +169,19 @@ def test_a_radius_beyond_a_counterexample_is_found(
     )
     radius = 1.1 * float(complete["distance"][row])
     lie = to(status=Status.CERTIFIED, radius=radius, certified=int(radius >= complete.eps))
-    findings = look(forged(honest[norm], tmp_path / "lie.h5", method, row, lie, alone=True))
-    line = only(findings)
+    findings = look(forged(honest[norm], tmp_path / "lie.h5", method, row, lie))
+    assert only(findings) == f"{method}, sample {row}: its radius contains a counterexample of the file"
+    (line,) = of(findings, method, "attacks").contradictions
     assert line.startswith(f"{method}, sample {row}: a point at distance 0.") and f"{radius:.6g}" in line
     assert float(line.split("distance ")[1].split()[0]) <= radius
-    assert of(findings, method, "certificates").open == 0
 
 
 def test_a_falsifiable_sample_is_not_certified(honest: dict[str, Path], tmp_path: Path) -> None:
     row = row_of(honest["linf"], "complete", Status.FALSIFIED)
     lie = to(status=Status.CERTIFIED, radius=0.08, certified=1)
-    findings = look(forged(honest["linf"], tmp_path / "lie.h5", "complete", row, lie, alone=True))
-    assert only(findings).startswith(f"complete, sample {row}: a point at distance 0.0")
+    findings = look(forged(honest["linf"], tmp_path / "lie.h5", "complete", row, lie))
+    (line,) = of(findings, "complete", "attacks").contradictions
+    assert line.startswith(f"complete, sample {row}: a point at distance 0.0")
 
 
 @pytest.mark.slow
@@ -180,12 +194,11 @@ def test_a_counterexample_that_attacks_miss_is_found(tmp_path: Path) -> None:
     assert rows["crown"]["status"][0] == Status.CERTIFIED
     attack = certify(network, x, labels, eps="0.101", methods=("pgd",))["pgd"]
     assert attack["status"][0] == Status.NOT_CERTIFIED, "the attack finds it: nothing was tested"
-    true = of(look(path, (network, x, labels)), "crown", "certificates")
+    true = of(look(path, (network, x, labels)), "crown", "proofs")
     assert true.again == true.claims == 1
     lie = forged(path, tmp_path / "lie.h5", "crown", 0, to(radius=0.101))
     findings = look(lie, (network, x, labels), time_limit=120.0)
-    assert "crown, sample 0: a point at distance 0.1" in only(findings)
-    assert of(findings, "crown", "certificates").again == 0
+    assert only(findings).startswith("crown, sample 0: radius is 0.101 in the file, 0.0")
 
 
 def _further(group: h5py.Group, row: int) -> None:
@@ -211,6 +224,7 @@ COUNTEREXAMPLES: list[tuple[Edit, str]] = [
     (_clean, "is classified right"),
     (to(distance=0.01), "is at another distance"),
     (to(distance=np.nan), "is at another distance"),
+    (to(margin=-9.0), "has another margin"),
 ]
 
 
@@ -219,10 +233,10 @@ COUNTEREXAMPLES: list[tuple[Edit, str]] = [
 def test_a_counterexample_that_does_not_hold_is_found(
     honest: dict[str, Path], tmp_path: Path, method: str, edit: Edit, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "BLOCK", 2)  # so that it lies in a later block
+    monkeypatch.setattr(subjects, "BLOCK", 2)  # so that it lies in a later block
     row = row_of(honest["linf"], method, Status.FALSIFIED)
     findings = look(forged(honest["linf"], tmp_path / "lie.h5", method, row, edit), sample=0)
-    assert only(findings) == f"{method}, sample {row}: its counterexample {words}"
+    assert f"{method}, sample {row}: its counterexample {words}" in contradictions(findings)
     found = of(findings, method, "counterexamples")
     assert found.asked == found.claims == found.again + 1 and found.open == 0
 
@@ -231,7 +245,7 @@ def test_an_invented_counterexample_is_found(honest: dict[str, Path], tmp_path: 
     """A row said to be falsified, with no image stored."""
     row = row_of(honest["linf"], "pgd", Status.NOT_CERTIFIED)
     lie = forged(honest["linf"], tmp_path / "lie.h5", "pgd", row, to(status=Status.FALSIFIED, distance=0.05))
-    assert only(look(lie, sample=0)).startswith(f"pgd, sample {row}: its counterexample is ")
+    assert [line for line in contradictions(look(lie, sample=0)) if line.startswith(f"pgd, sample {row}: its count")]
 
 
 def test_a_counterexample_on_the_boundary_is_open(honest: dict[str, Path], tmp_path: Path) -> None:
@@ -250,6 +264,7 @@ def test_a_counterexample_on_the_boundary_is_open(honest: dict[str, Path], tmp_p
     def edit(group: h5py.Group, row: int) -> None:
         group["counterexample"][row] = low[0].float().numpy()
         group["distance"][row] = float((low.float() - x[row]).abs().max())
+        group["margin"][row] = -1e-7
 
     findings = look(forged(honest["linf"], tmp_path / "near.h5", "pgd", row, edit), sample=0)
     assert contradictions(findings) == []
@@ -264,6 +279,9 @@ COLUMNS: list[tuple[str, Status, Edit, str]] = [
     ("ibp", Status.CERTIFIED, to(index=99), "it is another sample"),
     ("ibp", Status.MISCLASSIFIED, to(status=Status.CERTIFIED, radius=1e-4), "it is certified and misclassified"),
     ("pgd", Status.NOT_CERTIFIED, to(radius=0.2, certified=1), "it has no radius and is certified, or the reverse"),
+    ("pgd", Status.NOT_CERTIFIED, to(margin=-1.0), "no counterexample is stored and its margin is negative"),
+    ("ibp", Status.CERTIFIED, to(margin=-1.0), "its radius is at least eps and its margin at eps is not positive"),
+    ("ibp", Status.MISCLASSIFIED, to(status=Status.NOT_CERTIFIED), "it is wrong and has an answer"),
     ("pgd", Status.NOT_CERTIFIED, to(certified=1), "certified at eps is not what its radius says"),
     ("ibp", Status.CERTIFIED, to(radius=0.0), "it has no radius and is certified, or the reverse"),
 ]
@@ -289,7 +307,12 @@ def test_a_column_that_does_not_follow_is_found(
 def test_a_radius_that_no_certificate_has_is_refused(ibp: Path, tmp_path: Path, radius: float) -> None:
     row = row_of(ibp, "ibp", Status.CERTIFIED)
     with pytest.raises(InputError, match=f"row {row} has the radius {radius}, which no certificate has"):
-        look(forged(ibp, tmp_path / "lie.h5", "ibp", row, to(radius=radius, certified=1), alone=True))
+        look(forged(ibp, tmp_path / "lie.h5", "ibp", row, to(radius=radius, certified=1)))
+
+
+def test_a_status_that_does_not_exist_is_refused(ibp: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="has the status 99"):
+        look(forged(ibp, tmp_path / "lie.h5", "ibp", 0, to(status=99)))
 
 
 # ------------------------------------------------------------------------------------------------ other things, refused
@@ -336,22 +359,32 @@ def test_a_time_limit_that_is_none_is_refused(honest: dict[str, Path], limit: fl
         look(honest["linf"], time_limit=limit)
 
 
-def test_claims_about_two_networks_are_not_asked(tmp_path: Path) -> None:
+def test_claims_about_two_networks_need_both(tmp_path: Path) -> None:
     teacher = network_of((5, 6, 3), 1)
     path = written(tmp_path / "a.h5", methods=("crown", "joint"), eps="0.001", teacher=teacher)
-    findings = look(path)
-    (joint,) = (one for one in findings if one.method == "joint" and one.remark.startswith("its claims"))
-    assert joint.claims > 0 and joint.asked == 0 and joint.remark == "its claims are about two networks"
-    assert of(findings, "crown", "certificates").again > 0 and not contradictions(findings)
+    alone, both = audit(path, sample=2), audit(path, teacher=teacher, sample=2)
+    assert not alone.contradictions and not both.contradictions
+    assert list(alone.missing) == ["joint compares with a teacher that was not given: give the teacher"]
+    assert not alone.holds and both.holds and not both.missing
+    assert of(list(both.findings), "joint", "run again").asked == 2
+    assert (
+        of(list(both.findings), "joint", "attacks on the teacher's").asked
+        == read(path)["joint"].count(Status.CERTIFIED)
+        > 0
+    )
+    assert of(list(alone.findings), "joint", "attacks on the prediction").asked > 0
+    with pytest.raises(InputError, match="is about another teacher"):
+        audit(path, teacher=network_of((5, 6, 3), 2))
+    with pytest.raises(InputError, match="has no rows about a teacher"):
+        audit(written(tmp_path / "b.h5", methods=("ibp",), eps="0.001"), teacher=teacher)
 
 
-def test_claims_about_the_smoothed_network_are_not_asked(tmp_path: Path) -> None:
+def test_votes_are_counted_again(tmp_path: Path) -> None:
     options = {"sigma": 0.1, "n": 200, "n0": 20}
     path = written(tmp_path / "a.h5", "l2", ("smoothing",), options=options, eps="0.01")
     findings = look(path)
-    (votes,) = (one for one in findings if one.remark.startswith("its claims"))
-    assert votes.claims == read(path)["smoothing"].count(Status.CERTIFIED) > 0 and votes.asked == 0
-    assert "by votes of its own random copies" in votes.remark and not contradictions(findings)
+    votes = of(findings, "smoothing", "votes counted again")
+    assert votes.asked == votes.again == len(CHOSEN) and not contradictions(findings)
     row = row_of(path, "smoothing", Status.CERTIFIED)
     lie = forged(path, tmp_path / "lie.h5", "smoothing", row, to(base=(subject()[2][row] + 1) % 3))
     assert only(look(lie)) == f"smoothing, sample {row}: the network predicts another class"
@@ -363,9 +396,11 @@ def test_a_network_that_no_engine_takes_says_why(honest: dict[str, Path], monkey
 
     monkeypatch.setattr(Complete, "prepare", refuse)
     findings = look(honest["linf"])
-    assert not contradictions(findings)
-    (crown,) = (one for one in findings if one.method == "crown" and one.remark.startswith("no engine takes Fold"))
-    assert crown.claims > 0 and crown.asked == crown.again == crown.open == 0
+    assert not [line for line in contradictions(findings) if not line.startswith("complete, ")]
+    report = audit(written(honest["linf"].parent / "ibp.h5", methods=("ibp",), eps="0.001"))
+    ibp = of(list(report.findings), "ibp", "proofs: no engine takes Fold")
+    assert ibp.claims > 0 and ibp.asked == ibp.again == ibp.open == 0 and report.holds
+    assert "ibp: no proof again: no engine takes Fold; no engine takes Fold" in report.limits
 
 
 @pytest.mark.parametrize("when", ["prepared", "asked"])
@@ -378,7 +413,7 @@ def test_bounds_that_exclude_each_other_are_a_contradiction(
     if when == "prepared":
         monkeypatch.setattr(Complete, "prepare", broken)
     else:
-        monkeypatch.setattr(module, "_answer", broken)
+        monkeypatch.setattr(proofs, "_answer", broken)
     findings = look(honest["linf"])
     assert contradictions(findings) == [f"{name}: a bound is broken" for name in ("ibp", "crown", "complete")]
     assert all(one.again == one.open == 0 for one in findings if one.remark == "a bound is broken")
@@ -387,36 +422,34 @@ def test_bounds_that_exclude_each_other_are_a_contradiction(
 # ---------------------------------------------------------------------------------------------- which ones, unfinished
 
 
-def test_the_seed_chooses_that_many(honest: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[int, float]] = []
+def test_the_seed_chooses_that_many_rows(ibp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = read(ibp)["ibp"]
+    certified = set(np.flatnonzero(rows["status"] == Status.CERTIFIED).tolist())
+    asked: list[int] = []
 
     def note(prover: Any, samples: Any, row: int, radius: float) -> dict[str, Any]:
-        asked.append((row, radius))
+        assert radius == rows["radius"][row]
+        asked.append(row)
         return {"status": Status.TIMEOUT}
 
-    monkeypatch.setattr(module, "_prover", lambda *_: None)
-    monkeypatch.setattr(module, "_answer", note)
-    certificates = read(honest["linf"])
-    claims = {
-        (int(row), float(rows["radius"][row]))
-        for rows in certificates.methods.values()
-        for row in np.flatnonzero(rows["status"] == Status.CERTIFIED)
-    }
-    total = sum(rows.count(Status.CERTIFIED) for rows in certificates.methods.values())
+    monkeypatch.setattr(proofs, "_prover", lambda *_: None)
+    monkeypatch.setattr(proofs, "_answer", note)
+    monkeypatch.setattr(module, "run_again", lambda subject: [])
 
-    def chosen(sample: int, seed: int) -> list[tuple[int, float]]:
+    def chosen(sample: int, seed: int | None) -> list[int]:
         asked.clear()
-        findings = look(honest["linf"], sample=sample, seed=seed)
-        proofs = [one for one in findings if one.remark == "certificates"]
-        assert sum(one.asked for one in proofs) == sum(one.open for one in proofs) == min(sample, total)
-        assert sum(one.claims for one in proofs) == total and not contradictions(findings)
+        report = audit(ibp, sample=sample, seed=seed)
+        found = of(list(report.findings), "ibp", "proofs")
+        assert found.asked == found.open == len(asked) and found.claims == len(certified)
+        assert report.holds == (not report.contradictions), "an attacked claim is looked at"
+        assert seed in (None, report.seed)
         return list(asked)
 
-    few = chosen(7, 0)
-    assert len(few) == 7 and set(few) <= claims and chosen(7, 0) == few
-    assert any(chosen(7, seed) != few for seed in (1, 2)), "the seed chooses nothing"
-    assert len(chosen(total + 5, 0)) == total and set(asked) == claims
-    assert chosen(0, 0) == []
+    few = chosen(3, 0)
+    assert len(few) <= 3 and set(few) <= certified and chosen(3, 0) == few
+    assert any(chosen(3, seed) != few for seed in (1, 2, 3)), "the seed chooses nothing"
+    assert set(chosen(100, 0)) == certified and chosen(0, 0) == []
+    assert len({audit(ibp, sample=0, seed=None).seed for _ in range(2)}) == 2, "a file could be made to suit the seed"
 
 
 class Stop(Exception):
@@ -440,10 +473,12 @@ def test_an_unfinished_file_is_looked_at_as_far_as_it_goes(tmp_path: Path) -> No
     with pytest.raises(Stop):
         written(path, methods=("pgd", "crown"), batch_size=4, reporter=Impatient(8 + 4))
     assert read(path)["crown"].count(Status.PENDING) == 4
-    findings = look(path)
-    assert not contradictions(findings)
-    assert of(findings, "crown", "predictions").asked == 4
-    proofs = of(findings, "crown", "certificates")
+    report = audit(path)
+    findings = list(report.findings)
+    assert not report.contradictions and not report.holds
+    assert list(report.missing) == ["the file is not finished: 4 rows without an answer"]
+    assert of(findings, "crown", "predictions").asked == of(findings, "crown", "run again").asked == 4
+    proofs = of(findings, "crown", "proofs")
     assert proofs.asked == proofs.again == read(path)["crown"].count(Status.CERTIFIED) > 0
 
 

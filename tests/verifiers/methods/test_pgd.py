@@ -150,7 +150,7 @@ def test_large_images_are_not_attacked_from_outside_the_ball(eps: str) -> None:
         attack = Attack(limit.value, norm, seed=0, steps=Pgd().steps, restarts=Pgd().restarts)
         with torch.no_grad():
             predicted = network(x).argmax(1)
-        best, _ = attack._weakest(network, x, predicted, list(range(16)))
+        best, _ = attack._weakest(network, Balls.around(x, limit.value, norm), predicted, list(range(16)))
         length = norms(best.double() - x.double(), norm)
         assert bool((length <= limit.value).all()), f"{norm}: outside by {float(length.max()) - limit.value:.3g}"
         assert bool((length > 0.5 * limit.value).all()), f"{norm}: the attack does not use its ball"

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from verifiers.runtime.fingerprint import DataFingerprint, indices_sha256, structure_sha256, weights_sha256
+from verifiers.core.columns import indices_sha256
+from verifiers.runtime.fingerprint import DataFingerprint, structure_sha256, weights_sha256
 
 
 def network() -> nn.Module:

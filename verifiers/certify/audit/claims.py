@@ -1,0 +1,78 @@
+"""Attack every radius that a file claims, at that radius."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+from verifiers.certify.audit.findings import Finding
+from verifiers.certify.audit.subject import Subject, blocks
+from verifiers.core.status import About
+from verifiers.geometry.attack import Attack, Found
+from verifiers.geometry.balls import Balls
+from verifiers.methods.registry import certifies, find
+from verifiers.results.rows import MethodRows
+
+#: The attack on every claim: steps, restarts, and further restarts towards single classes.
+STEPS, RESTARTS, TARGETS = 25, 4, 3
+
+
+def attack_claims(subject: Subject) -> list[Finding]:
+    """Attack the claims of all methods about the network, and those about the teacher too if it is given.
+
+    The largest claim of a row is attacked; its ball contains those of the others. A counterexample that excludes it
+    leaves the smaller claims, which are attacked next.
+    """
+    claims = [
+        rows
+        for rows in subject.certificates
+        if certifies(rows.name) and find(rows.name).about is not About.SMOOTHED and (rows["radius"] > 0).any()
+    ]
+    both = [rows for rows in claims if find(rows.name).both]
+    findings = _attacked(subject, claims, subject.program.module, "the prediction")
+    if subject.teacher is not None:
+        findings += _attacked(subject, both, subject.teacher.module, "the teacher's prediction")
+    return findings
+
+
+def _attacked(subject: Subject, claims: Sequence[MethodRows], network: nn.Module, what: str) -> list[Finding]:
+    if not claims:
+        return []
+    radii = np.stack([rows["radius"] for rows in claims])
+    nearest = np.full(radii.shape[1], np.inf)
+    largest = radii.max(0)
+    subject.reporter.start("attack", int((largest > 0).sum()), 0)
+    while (left := np.flatnonzero(largest > 0)).size:
+        hit = np.zeros(len(nearest), bool)
+        for block in blocks(left):
+            found = _attack(subject, network, block, largest[block])
+            broken = block[found.broken.cpu().numpy()]
+            hit[broken] = True
+            nearest[broken] = found.distance[found.broken].cpu().numpy()
+            subject.reporter.advance(len(block))
+        largest = np.where(hit, np.where(radii < nearest, radii, 0.0).max(0), 0.0)
+    subject.reporter.finish("attack")
+    return [_finding(rows, nearest, what) for rows in claims]
+
+
+def _attack(subject: Subject, network: nn.Module, block: np.ndarray, radius: np.ndarray) -> Found:
+    """Attack some rows, each at its own radius."""
+    samples, device = subject.samples, subject.program.device
+    x = samples.batch(block, device)
+    balls = Balls(x, torch.as_tensor(radius, dtype=torch.float64, device=device), subject.norm)
+    attack = Attack(float(radius.max()), subject.norm, subject.seed, STEPS, RESTARTS, TARGETS)
+    return attack.within(network, balls, samples.predicted[block].to(device), samples.indices[block].tolist())
+
+
+def _finding(rows: MethodRows, nearest: np.ndarray, what: str) -> Finding:
+    claimed = rows["radius"] > 0
+    broken = np.flatnonzero(claimed & (nearest <= rows["radius"]))
+    count = int(claimed.sum())
+    found = Finding(rows.name, count, count, count - len(broken), remark=f"attacks on {what} within each radius")
+    found.contradictions += [
+        f"{rows.name}, sample {rows['index'][row]}: a point at distance {nearest[row]:.6g} changes {what}, "
+        f"its certified radius is {rows['radius'][row]:.6g}"
+        for row in broken
+    ]
+    return found
