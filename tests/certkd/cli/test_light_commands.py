@@ -53,7 +53,8 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list]:
     facts |= {name: "x" for name in ("auto_lirpa_version", "started", "command")}
     files = [folder / f"{name}.h5" for name in ("teacher", "student")]
     for file, radius in zip(files, (0.2, 0.15), strict=True):
-        write_file(file, {"crown": rows(radius), "ibp": rows(0.05)}, eps=0.1, **facts)
+        own = {**facts, "model_sha256": file.stem}
+        write_file(file, {"crown": rows(radius), "ibp": rows(0.05)}, eps=0.1, **own)
     commands = [
         ["--help"],
         ["show", files[0]],
