@@ -202,7 +202,8 @@ def test_bounds_and_estimates_are_told_apart_in_the_file(tmp_path: "object") -> 
     import h5py
 
     with h5py.File(path) as file:
-        worth = {name: data.attrs.get("guarantee") for name, data in file["local-linearity"].items()}
+        stored = {name: data.attrs.get("guarantee", b"") for name, data in file["local-linearity"].items()}
+    worth = {name: bytes(value).decode() for name, value in stored.items()}
     assert worth["gamma_minus"] == worth["ce_gamma_plus"] == Guarantee.DETERMINISTIC
     assert worth["gamma_attack"] == worth["ce_gamma_attack"] == worth["ce_llm"] == Guarantee.ESTIMATE
     assert {c.name for c in LocalLinearity.columns if c.guarantee} <= set(worth)
