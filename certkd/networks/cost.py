@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import flop_registry
 
 from verifiers.core.errors import InputError, one_line
+from verifiers.runtime.dispatch import DispatchMode
 
 #: Most entries of one value, entries of all values, and multiplications and additions for one image.
 ONE_VALUE, ALL_VALUES, OPERATIONS = 1 << 26, 1 << 27, 2 * 10**11
@@ -94,7 +94,7 @@ def _span(args: Sequence[Any]) -> int:
     return int(abs(bounds[1] - bounds[0]) / (abs(bounds[2]) if len(bounds) > 2 and bounds[2] else 1))
 
 
-class Cost(TorchDispatchMode):
+class Cost(DispatchMode):
     """Count what a network computes, on tensors without numbers.
 
     Attributes:

@@ -22,10 +22,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from verifiers.core.errors import one_line
+from verifiers.runtime.dispatch import DispatchMode
 
 #: Methods that hand out values without an operator that torch would see.
 READS = frozenset(
@@ -110,7 +110,7 @@ class _Functions(TorchFunctionMode):
         return result
 
 
-class _Operators(TorchDispatchMode):
+class _Operators(DispatchMode):
     """Follow the image through all operators, by the storage of their results."""
 
     def __init__(self, found: Watched) -> None:

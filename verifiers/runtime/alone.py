@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from verifiers.core.errors import InputError, one_line
+from verifiers.runtime.dispatch import DispatchMode
 
 #: Images of the first batch, and made images, at most.
 MOST = 256
@@ -223,7 +223,7 @@ def _near(one: Tensor, other: Tensor) -> bool:
 # Size
 
 
-class _Counter(TorchDispatchMode):
+class _Counter(DispatchMode):
     """Count the operations of matrix products and convolutions, and the entries of all other results."""
 
     def __init__(self) -> None:
