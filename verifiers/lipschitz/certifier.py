@@ -13,7 +13,7 @@ from verifiers.core.errors import Contradiction, Unsupported
 from verifiers.core.quantities import Arithmetic, Norm, whole_box
 from verifiers.core.question import Question
 from verifiers.core.status import Status
-from verifiers.geometry.balls import random_start
+from verifiers.geometry.balls import off_the_faces, random_start
 from verifiers.geometry.margins import margin_specification
 from verifiers.graph.program import Program
 from verifiers.lipschitz.global_bounds import GlobalBounds, global_bounds
@@ -83,7 +83,7 @@ class LipschitzCertifier:
         """Integrate the constants on concentric balls until a margin may reach zero."""
         eps, x = self.question.eps.value, batch.x
         rows = margin_specification(batch.predicted, batch.classes, torch.float64)
-        linear = Linearised.at(self.network.native.model, x.double(), rows)
+        linear = Linearised.at(self.network.native.model, x.double(), rows, off_the_faces(x.double(), eps))
         margins, anywhere = linear.values, self._anywhere(batch.predicted, rows)
 
         def on_balls(chosen: Tensor, radius: Tensor) -> OnBall:
@@ -137,8 +137,9 @@ class LipschitzCertifier:
         rows = margin_specification(predicted, self.network.native.graph.classes, torch.float64)
         eps = torch.full((len(x),), self.question.eps.value, dtype=torch.float64, device=x.device)
         bound = self._on_balls(x, eps, rows, self._anywhere(predicted, rows)).constants
+        inner = off_the_faces(x, self.question.eps.value)
         for _ in range(8):
-            point = (x + random_start(x, eps, self.question.norm, generator)).clamp(0.0, 1.0)
+            point = (x + random_start(x, eps, self.question.norm, generator)).clamp(0.0, 1.0).lerp(inner, 0.01)
             steep = Linearised.at(self.network.native.model, point, rows).steepness(self.question.norm)
             if bool((steep > bound * (1 + 1e-9) + 1e-12).any()):
                 raise Contradiction(f"a gradient of dual norm {float((steep - bound).max()):.3g} above its bound")

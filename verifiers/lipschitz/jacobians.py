@@ -218,11 +218,12 @@ class Linearised:
     gradients: Float[Tensor, "batch rows *shape"]
 
     @classmethod
-    def at(cls, model: nn.Module, x: Tensor, rows: Tensor) -> "Linearised":
-        """Linearise the rows of a float64 network at x."""
+    def at(cls, model: nn.Module, x: Tensor, rows: Tensor, beside: Tensor | None = None) -> "Linearised":
+        """Linearise the rows of a float64 network at x; with the gradients at a point beside it if one is given."""
         with torch.no_grad():
             values = torch.einsum("brc,bc->br", rows, model(x))
-        return cls(x, rows, values, torch.einsum("brc,bc...->br...", rows, jacobian(model, x)))
+        slopes = jacobian(model, x if beside is None else beside)
+        return cls(x, rows, values, torch.einsum("brc,bc...->br...", rows, slopes))
 
     def steepness(self, norm: Norm) -> Float[Tensor, "batch rows"]:
         """Return the dual norms of the gradients."""

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from verifiers.core.quantities import Norm
-from verifiers.geometry.balls import Balls
+from verifiers.geometry.balls import Balls, norms, off_the_faces
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (6, 1), (6, 1, 1, 1), (2, 6, 6)], ids=str)
@@ -31,3 +31,11 @@ def test_the_bounding_box_lies_in_the_image_box_and_holds_the_image() -> None:
     low, high = Balls.around(x, 0.3, Norm.L2).box()
     assert torch.allclose(low, torch.tensor([[0.0, 0.2, 0.7], [0.0, 0.9, -0.1]]).double())
     assert torch.allclose(high, torch.tensor([[0.3, 0.8, 1.0], [0.5, 1.2, 0.2]]).double())
+
+
+@pytest.mark.parametrize("eps", [1e-12, 0.01, 10.0])
+def test_images_move_off_the_faces_of_the_image_box_by_far_less_than_eps(eps: float) -> None:
+    x = torch.tensor([[0.0, 1.0, 0.5, 0.25]], dtype=torch.float64)
+    moved = off_the_faces(x, eps)
+    assert ((moved > 0) & (moved < 1)).all() and moved[0, 2] == 0.5
+    assert all(norms(moved - x, norm) <= 1e-3 * eps for norm in Norm)

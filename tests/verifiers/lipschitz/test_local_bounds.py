@@ -188,7 +188,9 @@ def test_a_ball_that_holds_all_images_can_be_certified(norm: str, whole: float) 
         model[1].bias.copy_(torch.tensor([3.0, 0.0]))
     for eps in (0.5, whole) if norm == "linf" else (0.5, whole, 3 * whole):  # linf radii above 1 are refused
         rows = certify(model, x, torch.zeros(3).long(), eps=eps, norm=norm, methods=["lipschitz"])["lipschitz"]
-        assert (rows["certified"] == 1).all() and (rows["margin"] > 0).all()
+        assert (rows["status"] == Status.CERTIFIED).all() and (rows["margin"] > 0).all()
+        assert (rows["radius"] >= min(eps, whole)).all(), "no image is further away than the whole box"
+        assert (rows["certified"] == (eps <= whole)).all()
 
 
 def test_the_shell_integral_is_that_of_a_known_constant() -> None:
@@ -269,3 +271,20 @@ def test_a_bound_that_is_useless_is_called_vacuous() -> None:
     rows = certify(model, x, model(x).argmax(1), eps=0.01, norm="l2", methods=["lipschitz"])["lipschitz"]
     assert (rows["status"] == Status.VACUOUS).any()
     assert (rows["radius"][rows["status"] == Status.VACUOUS] == 0).all()
+
+
+@pytest.mark.parametrize("norm", Norm)
+@pytest.mark.parametrize("arithmetic", ["real", "float32"])
+def test_a_kink_at_a_black_or_white_pixel_contradicts_no_constant(norm: Norm, arithmetic: str) -> None:
+    """relu(x1) - relu(x1 + 1) and relu(1 - x1) have fixed slopes on all images; torch gives others at the kinks."""
+    model = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 2))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[1.0, 0.0], [1.0, 0.0], [-1.0, 0.0], [0.0, 1.0]]))
+        model[0].bias.copy_(torch.tensor([0.0, 1.0, 1.0, 0.0]))
+        model[2].weight.copy_(torch.tensor([[8.0, -4.0, 4.0, 1.0], [0.0, 0.0, 0.0, 0.0]]))
+        model[2].bias.copy_(torch.tensor([0.5, 0.0]))
+    x = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.5, 0.5]])
+    found = certify(model, x, model(x).argmax(1), eps="0.01", norm=norm, methods=["lipschitz"], arithmetic=arithmetic)
+    rows = found["lipschitz"]
+    assert rows.count(Status.ERROR) == 0, rows.attributes.get("reason")
+    assert (rows["gradient"] <= rows["constant"] * (1 + 1e-9)).all() and (rows["gradient"] < 1.5).all()
