@@ -222,11 +222,12 @@ def check_rows(
 
     Raises:
         InputError: an unknown status, a class or an index below -1, a truth value that is none, or a radius that is no
-            number, negative, or larger than the box of all images.
+            number, negative, or larger than both eps and the box of all images.
     """
     status = columns["status"]
     done = status != Status.PENDING
-    radius, most = columns["radius"], whole_box(Norm(attributes["norm"]), facts.get("pixels", PIXELS))
+    radius = columns["radius"]
+    most = max(attributes["eps"], whole_box(Norm(attributes["norm"]), facts.get("pixels", PIXELS)))
     problems = {
         "status": status > max(Status),
         **{name: columns[name] < -1 for name in ("index", "label", "predicted")},

@@ -196,9 +196,9 @@ class CertificateFile:
         return float(self._file[method].attrs["eps"])
 
     def largest_radius(self, method: str) -> float:
-        """The radius of a ball that holds every image: no larger one is written."""
+        """The radius of a ball that holds every image, or eps if that is larger: no larger one is written."""
         facts, norm = self._file.attrs, attributes_of(self._file[method], method)["norm"]
-        return whole_box(Norm(norm), int(facts.get("pixels", PIXELS)))
+        return max(self.eps(method), whole_box(Norm(norm), int(facts.get("pixels", PIXELS))))
 
     def attack_distance(self, rows: np.ndarray) -> np.ndarray:
         """Length of the shortest counterexample stored for each row; nan when there is none."""
