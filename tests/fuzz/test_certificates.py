@@ -149,7 +149,7 @@ def use(path: Path, other: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("seed", "count"), [(0, 60), *(pytest.param(seed, 500, marks=pytest.mark.slow) for seed in range(1, 7))]
+    ("seed", "count"), [(0, 60), *(pytest.param(seed, 500, marks=pytest.mark.slow) for seed in (1, 2))]
 )
 def test_damaged_certificate_files(sandbox: Sandbox, valid: list[bytes], seed: int, count: int) -> None:
     path, other = Path("a.h5"), Path("other.h5")
@@ -163,7 +163,7 @@ def test_damaged_certificate_files(sandbox: Sandbox, valid: list[bytes], seed: i
 
 
 @pytest.mark.parametrize(
-    ("seed", "count"), [(10, 14), *(pytest.param(seed, 200, marks=pytest.mark.slow) for seed in range(11, 14))]
+    ("seed", "count"), [(10, 14), *(pytest.param(seed, 100, marks=pytest.mark.slow) for seed in (11,))]
 )
 def test_damaged_certificate_files_by_command(sandbox: Sandbox, valid: list[bytes], seed: int, count: int) -> None:
     Path("other.h5").write_bytes(valid[0])

@@ -207,6 +207,7 @@ def test_the_default_file_lies_beside_the_checkpoint(network: Path) -> None:
     assert "eps 2/255" in succeeds("show", out)
 
 
+@pytest.mark.slow
 def test_an_interrupted_certification_goes_on(network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def arguments(name: str) -> list[str | Path]:
         given = ["--eps", "0.02", "--methods", "ibp,crown", "--limit", "40", "--batch-size", "8"]
@@ -297,6 +298,7 @@ def stamps(folder: Path) -> dict[str, int]:
     return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in sorted(folder.rglob("*.pt"))}
 
 
+@pytest.mark.slow
 def test_a_run_prints_the_table_and_writes_everything(ran: Ran) -> None:
     assert ran.result.code == 0, ran.result.err
     for word in ("teacher", "plain", "kdiga", "retention", "certified", "PGD", str(ran.folder / "report")):

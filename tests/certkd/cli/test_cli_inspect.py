@@ -107,6 +107,7 @@ def test_the_file_says_which_engine_ran(pair: tuple[Path, Path], tmp_path: Path)
         assert read(tmp_path / f"{engine}.h5")["crown"].attributes["engine"] == ran
 
 
+@pytest.mark.slow
 def test_a_teacher_brings_joint_bounds_and_files_of_its_own(pair: tuple[Path, Path]) -> None:
     certify(pair)
     said = certify(pair, "--teacher", str(pair[1]))

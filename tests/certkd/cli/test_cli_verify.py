@@ -99,6 +99,7 @@ def test_a_lie_is_exit_code_1_and_a_line(net: Path, rows: Path, tmp_path: Path) 
     assert result.out.rstrip().endswith("The file is wrong: 3 contradictions.")
 
 
+@pytest.mark.slow
 def test_rows_about_a_teacher_need_it(net: Path, tmp_path: Path) -> None:
     out = tmp_path / "joint.h5"
     given = ("--teacher", REFERENCE / "standard.pt", "--eps", "1/255", "--limit", "3", "--methods", "pgd,ibp,joint")
@@ -174,6 +175,7 @@ def check_stages(printed: str, method: MethodRows) -> None:
         assert float(line[5]) == pytest.approx(method[one.column][stage >= one].sum(), abs=0.051)
 
 
+@pytest.mark.slow
 def test_complete_decides_every_sample(net: Path, complete: tuple[Path, Result]) -> None:
     path, result = complete
     assert result.code == 0, result.err

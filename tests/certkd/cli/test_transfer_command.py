@@ -36,6 +36,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {**paths, "printed": folder / "printed"}
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_verdict(files: dict[str, Path]) -> None:
     printed = files["printed"].read_text()
     assert "Including what carries over from the teacher, it keeps" in printed
@@ -69,6 +70,7 @@ def test_compare_repeats_the_verdict_and_can_require_it(files: dict[str, Path]) 
     assert refused.code == 1 and "not met: kept>=1.01" in refused.err
 
 
+@pytest.mark.slow
 def test_another_teacher_gives_no_verdict(files: dict[str, Path], tmp_path: Path) -> None:
     other = tmp_path / "kd.h5"
     arguments = ("--eps", "0.05", "--limit", "40", "--methods", "pgd,crown", "--out", other)

@@ -300,6 +300,7 @@ def published(eps: str) -> Comparison:
 
 
 @needs_golden
+@pytest.mark.slow
 def test_a_published_pair() -> None:
     """Published at r = 0.5: 628 and 338, retention 87.6 %. What prints as 0.5 starts at 0.4995."""
     result = published("0.4995")
@@ -315,6 +316,7 @@ def test_a_published_pair() -> None:
 
 
 @needs_golden
+@pytest.mark.slow
 def test_what_a_published_pair_certifies_at_a_half() -> None:
     """Two radii of the teacher print as 0.5 and may be as small as 0.4995: they are not certified at 0.5."""
     result = published("0.5")

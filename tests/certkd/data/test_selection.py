@@ -167,6 +167,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {path.stem: path for path in folder.glob("*.h5")}
 
 
+@pytest.mark.slow
 def test_rows_stand_in_the_order_given_under_the_index_of_the_data_set(files: dict[str, Path]) -> None:
     split = load(DataConfig(name="digits")).splits["test"]
     rows = read(files["attacked"])["crown"]
@@ -191,6 +192,7 @@ def test_a_chosen_sample_sees_the_noise_that_it_sees_among_all(files: dict[str, 
     assert len(np.unique(votes, axis=0)) > 1
 
 
+@pytest.mark.slow
 def test_the_same_selection_goes_on_with_an_unfinished_file(files: dict[str, Path], tmp_path: Path) -> None:
     place = tmp_path / "c.h5"
     place.write_bytes(files["attacked"].read_bytes())

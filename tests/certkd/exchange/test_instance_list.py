@@ -119,6 +119,7 @@ def listed(tmp_path: Path) -> Path:
     return written(tmp_path, "\n".join(["net,image_index,label,eps", *lines, "other,0,99,-1"]) + "\n")
 
 
+@pytest.mark.slow
 def test_each_image_meets_its_own_radius(network: Path, listed: Path) -> None:
     printed = succeeds("certify", "--model", network, "--instances", listed, *QUICK)
     files = {text: reader.read(network.with_name(f"net-linf-{text}-list.h5")) for text in ("0.02", "1_8")}
@@ -137,11 +138,13 @@ def test_each_image_meets_its_own_radius(network: Path, listed: Path) -> None:
     assert before == {path: path.read_bytes() for path in network.parent.glob("*.h5")}, "finished files were changed"
 
 
+@pytest.mark.slow
 def test_a_name_for_the_files_of_all_radii(network: Path, listed: Path, tmp_path: Path) -> None:
     succeeds("certify", "--model", network, "--instances", listed, "--methods", "ibp", "--out", tmp_path / "x" / "c.h5")
     assert sorted(path.name for path in (tmp_path / "x").iterdir()) == ["c-0.02.h5", "c-1_8.h5"]
 
 
+@pytest.mark.slow
 def test_a_teacher_is_certified_on_the_same_list(network: Path, tmp_path: Path) -> None:
     labels = DIGITS.labels.tolist()
     listed = written(tmp_path, f"index,label,eps\n0,{labels[0]},0.02\n1,{labels[1]},0.04\n")

@@ -456,6 +456,7 @@ def test_compiled_forward_passes_train_the_same_network(tmp_path: Path, monkeypa
     assert_same_state(saved, state_of(students[1]), "best.pt has the names of the network that was given")
 
 
+@pytest.mark.slow
 def test_a_compiled_network_has_no_second_derivatives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     eager(monkeypatch)
     message = refused(tmp_path, plain(), Kdiga(), compile=True)

@@ -460,6 +460,7 @@ CHANGES: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 def test_other_settings_are_refused_on_resume_by_name(tmp_path: Path) -> None:
     with pytest.raises(Interrupted):
         run_training(configured(tmp_path), reporter=Listener(after_epoch=0))

@@ -93,6 +93,7 @@ def honest(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize("kind", FILES)
+@pytest.mark.slow
 def test_an_honest_file_passes(honest: dict[str, Path], kind: str) -> None:
     audit = SUBJECT.audit(honest[kind])
     assert audit.holds, [*audit.contradictions, *audit.missing]

@@ -190,7 +190,8 @@ def _certify(path: Path, samples: int, connection: Connection) -> None:
     _run(path, samples)
 
 
-@pytest.mark.parametrize("samples", [80, pytest.param(150, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("samples", [80, 150])
 def test_a_killed_certification_goes_on_to_the_same_result(samples: int, tmp_path: Path) -> None:
     straight = _run(tmp_path / "straight.h5", samples)
     statuses = {Status(s) for s in straight["pgd"]["status"]}

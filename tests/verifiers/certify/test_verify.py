@@ -338,6 +338,7 @@ def test_other_networks_and_images_are_refused(honest: dict[str, Path]) -> None:
     assert "is about another network" in refusal(network_of((7, 4, 3), 6), x, labels), "it was run before it was known"
 
 
+@pytest.mark.slow
 def test_a_network_in_training_mode_is_left_as_it_was(honest: dict[str, Path]) -> None:
     network, x, labels = subject()
     network.train()
@@ -359,6 +360,7 @@ def test_a_time_limit_that_is_none_is_refused(honest: dict[str, Path], limit: fl
         look(honest["linf"], time_limit=limit)
 
 
+@pytest.mark.slow
 def test_claims_about_two_networks_need_both(tmp_path: Path) -> None:
     teacher = network_of((5, 6, 3), 1)
     path = written(tmp_path / "a.h5", methods=("crown", "joint"), eps="0.001", teacher=teacher)
@@ -404,6 +406,7 @@ def test_a_network_that_no_engine_takes_says_why(honest: dict[str, Path], monkey
 
 
 @pytest.mark.parametrize("when", ["prepared", "asked"])
+@pytest.mark.slow
 def test_bounds_that_exclude_each_other_are_a_contradiction(
     honest: dict[str, Path], monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
@@ -490,6 +493,7 @@ def test_a_file_whose_samples_are_not_known_yet_is_refused(tmp_path: Path) -> No
         look(path)
 
 
+@pytest.mark.slow
 def test_samples_are_known_from_any_method(honest: dict[str, Path], tmp_path: Path) -> None:
     """The first method's rows are wanted again, as after a failure; the others have all of them."""
 

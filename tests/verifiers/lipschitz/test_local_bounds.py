@@ -172,6 +172,7 @@ def test_no_attack_succeeds_inside_a_radius(kind: str, norm: Norm) -> None:
     assert (model(beyond).argmax(1) != y).any(), "an attack that never succeeds tells nothing"
 
 
+@pytest.mark.slow
 def test_a_planted_counterexample_is_never_inside_a_radius() -> None:
     for seed in range(2):
         model, x, hidden = planted(4, 0.1, seed)

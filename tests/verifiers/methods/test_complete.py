@@ -381,6 +381,7 @@ def whole() -> MethodRows:
     return run()
 
 
+@pytest.mark.slow
 def test_every_sample_is_decided_by_the_first_stage_that_can() -> None:
     rows = whole()
     status, stage = rows["status"], rows["stage"]
@@ -404,6 +405,7 @@ class Stop(Exception):
     pass
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_gives_the_same_answers(tmp_path: Path) -> None:
     class Impatient(Reporter):
         left = 7

@@ -153,6 +153,7 @@ def transfer(student: nn.Module, teacher: nn.Module, x: Tensor, y: int, eps: flo
     )
 
 
+@pytest.mark.slow
 def test_all_that_the_paper_trains_for_can_be_zero_and_the_student_not_robust() -> None:
     """Teacher logits (0, -m, -m), student (0, -m - v d, -m + v d), d = x - 1/2: value, KL, CE-gradient all agree."""
     m, v = 2.0, 50.0

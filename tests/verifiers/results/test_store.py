@@ -499,6 +499,7 @@ def _at_the_limit(path: Path, answer: Connection) -> None:
     answer.send(_until_full(path))
 
 
+@pytest.mark.slow
 def test_a_quota_on_the_size_of_a_file(tmp_path: Path) -> None:
     """Like a full disk, where nothing can be mounted: Python ignores the signal, the write fails with EFBIG."""
     message = in_process(_at_the_limit, tmp_path / "a.h5")

@@ -205,6 +205,7 @@ class Linear4(nn.Module):
         return self.last(x.flatten(1))
 
 
+@pytest.mark.slow
 def test_certify_takes_a_data_set_a_loader_and_arrays_alike() -> None:
     network = Linear4()
     question = CertifyConfig(eps="1/255", methods=("ibp",))
