@@ -32,7 +32,7 @@ def write_file(
     settings: Mapping[str, Mapping[str, Any]] | None = None,
     **changes: Any,
 ) -> Certificates:
-    """A certificate file with these rows; those PENDING stay without an answer.
+    """A certificate file with these rows, numbered from 0 unless they say; those PENDING stay without an answer.
 
     Args:
         path: where.
@@ -44,7 +44,7 @@ def write_file(
     radius, count = Epsilon.parse(eps), len(next(iter(content.values()))["status"])
     used = {name: {**defaults(name), **(settings or {}).get(name, {})} for name in content}
     about = {"data_sha256": "data", "norm": norm, "eps_text": radius.text}
-    index = next(iter(content.values()))["index"]
+    index = next(iter(content.values())).get("index", np.arange(count))
     about |= {"indices_sha256": indices_sha256(index)}
     ball = {"eps": radius.value, "eps_text": radius.text, "norm": norm}
     with CertificateFile(
@@ -57,6 +57,6 @@ def write_file(
     ) as written:
         for name, values in content.items():
             done = values["status"] != Status.PENDING
-            whole = {"radius": np.zeros(count), **values}
+            whole = {"index": index, "radius": np.zeros(count), **values}
             written.write(name, np.flatnonzero(done), {column: value[done] for column, value in whole.items()})
     return read(path)

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -24,6 +26,7 @@ from tests.cli import Interrupted, Result, certkd, process, refused, refused_aft
 from tests.paths import ROOT
 from verifiers.core.status import Status
 from verifiers.results.reader import read
+from verifiers.results.schema import attributes_of, put_attributes
 
 HEAVY = ("torch", "torchvision", "timm", "scipy", "matplotlib", "h5py", "pandas", "sklearn", "auto_LiRPA")
 
@@ -366,6 +369,15 @@ def test_show_as_csv_is_the_rows(ran: Ran) -> None:
     assert "Did you mean 'crown'?" in refused("show", path, "--csv", "crwn")
 
 
+def renamed(file: Path, copy: Path) -> Path:
+    """A copy of a certificate file that is about another network with the same rows."""
+    shutil.copy(file, copy)
+    with h5py.File(copy, "r+") as opened:
+        identity = {**json.loads(attributes_of(opened, copy)["identity"]), "model_sha256": "another"}
+        put_attributes(opened, {"identity": identity, "model_sha256": "another"})
+    return copy
+
+
 def test_compare_as_tables_and_as_json(ran: Ran, tmp_path: Path) -> None:
     files = [ran.folder / "certificates" / f"{name}.h5" for name in ("teacher", "kdiga")]
     out = succeeds("compare", *files, "--plot", tmp_path / "p [x].png")
@@ -376,12 +388,14 @@ def test_compare_as_tables_and_as_json(ran: Ran, tmp_path: Path) -> None:
     assert content["samples"] == 20 and content["eps"] == "2/255"
     assert content["metrics"]["retention"] == content["retention"]["value"]
     assert content["metrics"]["gains"] == len(content["gains"])
-    itself = json.loads(succeeds("compare", files[0], files[0], "--json"))
-    assert itself["metrics"]["retention"] == 1 and not itself["losses"]
+    same = json.loads(succeeds("compare", files[0], renamed(files[0], tmp_path / "same.h5"), "--json"))
+    assert same["metrics"]["retention"] == 1 and not same["losses"]
+    assert "they are one file; give those of two networks" in refused("compare", files[0], files[0])
 
 
-def test_require_decides_the_exit_code(ran: Ran) -> None:
-    files = [ran.folder / "certificates" / f"{name}.h5" for name in ("teacher", "teacher")]
+def test_require_decides_the_exit_code(ran: Ran, tmp_path: Path) -> None:
+    teacher = ran.folder / "certificates" / "teacher.h5"
+    files = [teacher, renamed(teacher, tmp_path / "same.h5")]
     succeeds("compare", *files, "--require", "retention>=1", "--require", "losses<=0")
     result = certkd("compare", *files, "--require", "retention>=0.5", "--require", "gains>=1")
     assert result.code == 1, "a requirement that is not met is exit code 1"

@@ -960,7 +960,8 @@ def command(*words: str | Path) -> int:
     return result.return_value
 
 
-def test_a_teacher_is_enough_to_train_the_default_student(tmp_path: Path) -> None:
+def test_a_teacher_is_enough_to_train_the_default_student(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # where the teacher's data lie
     whole = run_training(configured(tmp_path, "teacher", epochs=1, model=ModelConfig(), objective=Standard()))
     teacher, out = tmp_path / "teacher" / "best.pt", tmp_path / "student"
     assert len(whole.history) == 1
