@@ -1,6 +1,7 @@
 """Check that a network is one fixed function of each image, whatever other images are in the batch or came before."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,13 +11,14 @@ from torch.utils._pytree import tree_leaves
 
 from verifiers.core.errors import InputError, one_line
 from verifiers.runtime.dispatch import DispatchMode
+from verifiers.runtime.oom import fits, out_of_memory
 
 #: Images of the first batch, and made images, at most.
 MOST = 256
 #: Floating-point operations of all comparisons together, from which the number of images follows: never from the clock.
 WORK = 2e10
 #: Evaluations of each image.
-PASSES = 7
+PASSES = 8
 #: Logits of one image in two batches may differ by this share of the largest one: kernels sum in other orders.
 TOLERANCE = 1e-4
 #: The same for a network without a program, whose float32 error cannot be measured.
@@ -32,7 +34,7 @@ Rounding = Callable[[Tensor], Tensor | None]
 def probes(network: nn.Module, first: Float[Tensor, "batch *shape"]) -> Float[Tensor, "images *shape"]:
     """Choose the images of the comparison: the first of a batch, noisy copies of them, random images and corners.
 
-    The number depends on the size of the network alone.
+    The number depends on the size of the network alone, and is halved until one pass fits into memory.
     """
     with torch.no_grad():
         each = operations(network, first[:2]) / min(2, len(first))
@@ -44,7 +46,10 @@ def probes(network: nn.Module, first: Float[Tensor, "batch *shape"]) -> Float[Te
     copies = given.cpu().float()[torch.arange(count) // 8 % len(given)]
     copies = copies + SIGMA * torch.randn(shape, generator=generator)
     parts = torch.cat([copies[: -(-count // 4)], corners[: -(-count // 4)], random])[:count]
-    return torch.cat([given.float(), parts.clamp(0.0, 1.0).to(first.device)])
+    images = torch.cat([given.float(), parts.clamp(0.0, 1.0).to(first.device)])
+    while len(images) > 2 and not fits(partial(logits_of, network, images)):
+        images = images[::2]
+    return images
 
 
 def check_alone(
@@ -126,9 +131,9 @@ def logits_of(network: nn.Module, images: Float[Tensor, "batch *shape"], others:
     try:
         with torch.no_grad():
             logits = network(images)
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:  # of the network's own code
+        if out_of_memory(error):
+            raise
         said = f"{type(error).__name__}: {one_line(error)}"
         if others > 1:
             raise InputError(

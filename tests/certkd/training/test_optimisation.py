@@ -377,7 +377,7 @@ def refused(tmp_path: Path, student: nn.Module, objective: Objective, **recipe: 
     out.mkdir()
     with pytest.raises(InputError) as caught:
         fit(student, objective, teacher=plain(1), out=out, recipe=Recipe(epochs=1, **recipe), reporter=listener)
-    assert not list(out.iterdir()) and listener.calls == [], "something was begun before the refusal"
+    assert not list(out.iterdir()) and set(listener.calls) <= {"warn"}, "something was begun before the refusal"
     assert_same_state(student.state_dict(), before, "the refused student")
     assert "\n" not in str(caught.value)
     return str(caught.value)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from verifiers.core.errors import InputError
 from verifiers.core.reporter import Reporter
 from verifiers.core.status import Status
+from verifiers.runtime.alone import probes
 from verifiers.runtime.certifier import Answering, Batch, Certifier, as_columns
 from verifiers.runtime.samples import PIXEL_TOLERANCE, Data, as_data, check_pixels, device_of, first_images, validate
 
@@ -142,3 +143,25 @@ def test_data_that_is_no_pair_is_refused(data: object) -> None:
 def test_images_that_are_no_numbers_are_refused() -> None:
     with pytest.raises(InputError, match="must be tensors or arrays of numbers"):
         as_data((["a", "b"], [0, 1]))
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
+def test_a_network_that_runs_on_few_images_is_compared_on_few(error: Exception) -> None:
+    class Tight(Fixed):
+        def forward(self, x: Tensor) -> Tensor:
+            if len(x) > 20:
+                raise error
+            return super().forward(x)
+
+    class Mixing(Tight):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) - x.mean()
+
+    x, y = pictures(4)
+    images = probes(Tight(), x)
+    assert 2 <= len(images) <= 20 and torch.equal(images[0], x[0])
+    assert len(validate(Tight(), Data(x, y), Reporter()).predicted) == 4
+    with pytest.raises(InputError, match="mixes the images of a batch"):
+        validate(Mixing(), Data(x, y), Reporter())

@@ -293,8 +293,27 @@ def test_a_file_of_another_function_with_the_same_weights_is_refused(tmp_path: P
 
     x, labels = torch.rand(6, 1, 3, 3), torch.zeros(6, dtype=torch.int64)
     _asked(Turned(1), x, labels, out=tmp_path / "a.h5")
-    with pytest.raises(InputError, match="predicts otherwise"):
+    with pytest.raises(InputError, match="made with another program_sha256"):
         _asked(Turned(-1), x, labels, out=tmp_path / "a.h5")
+
+
+def test_a_file_of_another_function_without_a_program_is_refused(tmp_path: Path) -> None:
+    class Read(nn.Module):
+        """Reads a value of the image in Python, so that no program is captured."""
+
+        def __init__(self, sign: int) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.last, self.function = nn.Linear(9, 3), [sign]
+
+        def forward(self, x: Tensor) -> Tensor:
+            float(x.sum())
+            return self.function[0] * self.last(x.flatten(1))
+
+    x, labels = torch.rand(6, 1, 3, 3), torch.zeros(6, dtype=torch.int64)
+    _asked(Read(1), x, labels, out=tmp_path / "a.h5", options={"n": 200})
+    with pytest.raises(InputError, match="predicts otherwise"):
+        _asked(Read(-1), x, labels, out=tmp_path / "a.h5", options={"n": 200})
 
 
 def test_a_teacher_with_other_classes_is_refused() -> None:
@@ -303,21 +322,16 @@ def test_a_teacher_with_other_classes_is_refused() -> None:
 
 
 def test_a_pass_that_does_not_fit_is_halved() -> None:
-    class Tight(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner = _mlp()
+    def refuse(module: nn.Module, given: tuple[Tensor]) -> None:
+        if len(given[0]) > 20:
+            raise torch.OutOfMemoryError
 
-        def forward(self, x: Tensor) -> Tensor:
-            if len(x) > 20:
-                raise torch.OutOfMemoryError
-            found: Tensor = self.inner(x)
-            return found
-
-    x = torch.rand(4, 1, 3, 3)
-    tight = _asked(Tight(), x)
+    x, whole = torch.rand(4, 1, 3, 3), _mlp()
+    labels = whole(x).argmax(1)
+    with nn.modules.module.register_module_forward_pre_hook(refuse):  # of every module, a captured program too
+        tight = _asked(whole, x, labels)
     assert tight.attributes["pass"] == "16 copies"
-    assert np.array_equal(tight["radius"], _asked(_mlp(), x, torch.from_numpy(tight["label"]))["radius"])
+    assert np.array_equal(tight["radius"], _asked(whole, x, labels)["radius"])
 
 
 def test_weights_with_five_axes_run() -> None:
