@@ -6,8 +6,12 @@ Anything else (a custom ``forward``, a hook, a parametrisation, a subclass) is l
 """
 
 from collections.abc import Callable
+from pathlib import Path
+from types import BuiltinFunctionType, MethodDescriptorType
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import fx, nn
 from torch.nn.modules import module as hooks
 
@@ -55,7 +59,7 @@ LAYERS: dict[type[nn.Module], Writer] = {
 def written(model: nn.Module) -> Exported | None:
     """Translate a network; None if it is not a sequence of known layers."""
     layers = _flat(model, "")
-    if layers is None:
+    if layers is None or not _untouched():
         return None
     graph, state, names = fx.Graph(), {}, {}
     inputs: dict[str, dict[str, fx.Node]] = {}
@@ -107,3 +111,24 @@ def _overridden(model: nn.Module) -> bool:
     return hasattr(model, "parametrizations") or any(
         name in vars(model) for name in ("_conv_forward", "_call_impl", "__call__")
     )
+
+
+#: What the known layers call, in Python and in C.
+_METHODS = ("forward", "__call__", "__iter__", "_call_impl", "_wrapped_call_impl", "_conv_forward")
+_HOME = str(Path(torch.__file__).parent)
+
+
+def _untouched() -> bool:
+    """Return whether torch's layers and functions are its own: others may replace them, or put a mode around them."""
+    layers = (*(layer for layer in LAYERS if layer.__module__.startswith("torch.")), nn.Sequential)
+    python: list[Any] = [getattr(layer, name) for layer in layers for name in _METHODS if hasattr(layer, name)]
+    builtin: list[Any] = [F.linear, F.conv2d, torch.conv2d, torch.relu, torch.relu_, torch.Tensor.flatten]
+    return (
+        all(str(getattr(_code(each), "co_filename", "")).startswith(_HOME) for each in (*python, F.relu))
+        and all(isinstance(each, BuiltinFunctionType | MethodDescriptorType) for each in builtin)
+        and not torch._C._len_torch_function_stack()
+    )
+
+
+def _code(function: Any) -> Any:
+    return getattr(function, "__code__", None)

@@ -29,7 +29,7 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def trusted_arithmetic() -> Iterator[None]:
-    """Turn TF32 off and deterministic algorithms on, and restore both afterwards.
+    """Turn TF32 and autocast off and deterministic algorithms on, and restore them afterwards.
 
     TF32 convolutions, the default on NVIDIA GPUs, have errors of 1e-3: enough to void a bound.
     """
@@ -39,7 +39,8 @@ def trusted_arithmetic() -> Iterator[None]:
     cudnn.allow_tf32 = False
     torch.set_deterministic_debug_mode("warn")  # use_deterministic_algorithms imports the compiler, which takes seconds
     try:
-        yield
+        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+            yield
     finally:
         torch.set_float32_matmul_precision(before[0])
         cudnn.allow_tf32 = before[1]

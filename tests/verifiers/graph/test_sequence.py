@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrizations
+from torch.overrides import TorchFunctionMode
 
 from certkd.networks.builders.build import Normalize
 from verifiers.graph import capture
@@ -118,3 +119,40 @@ def test_a_hook_on_every_module_is_seen() -> None:
     finally:
         handle.remove()
     assert written(SEQUENCES["mlp"]()) is not None
+
+
+def doubled(self: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    return 2 * x
+
+
+class Doubling(TorchFunctionMode):
+    """Doubles what every function of torch gives."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return 2 * func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [
+        (nn.Linear, "forward"),
+        (nn.ReLU, "forward"),
+        (nn.Conv2d, "_conv_forward"),
+        (nn.Module, "__call__"),
+        (nn.Linear, "_call_impl"),
+        (nn.Sequential, "forward"),
+        (torch.nn.functional, "linear"),
+        (torch.nn.functional, "relu"),
+        (torch, "relu"),
+    ],
+    ids=lambda part: getattr(part, "__name__", part),
+)
+def test_layers_that_a_package_replaced_are_not_torchs(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> None:
+    model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2))
+    assert written(model) is not None
+    monkeypatch.setattr(owner, name, doubled)
+    assert written(model) is None, "torch.export sees what runs"
+    monkeypatch.undo()
+    with Doubling():
+        assert written(model) is None
+    assert written(model) is not None

@@ -116,3 +116,12 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
     assert not out_of_memory(ValueError("memory")) and fits(lambda: None)
     with pytest.raises(RuntimeError, match="shapes"):
         fits(fail)
+
+
+def test_a_callers_autocast_does_not_reach_the_network() -> None:
+    layer, x = torch.nn.Linear(4, 2), torch.rand(1, 4)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert layer(x).dtype == torch.bfloat16
+        with trusted_arithmetic():
+            assert layer(x).dtype == torch.float32
+        assert layer(x).dtype == torch.bfloat16
