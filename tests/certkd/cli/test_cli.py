@@ -319,6 +319,7 @@ def test_a_run_prints_the_table_and_writes_everything(ran: Ran) -> None:
     }
 
 
+@pytest.mark.slow
 def test_the_plots_are_images(ran: Ran) -> None:
     names = ("radius", "training", "plain-against-teacher", "kdiga-against-teacher")
     for name in names:
@@ -329,6 +330,7 @@ def test_the_plots_are_images(ran: Ran) -> None:
         assert 5_000 < path.stat().st_size < 500_000, f"{name} has {path.stat().st_size} bytes"
 
 
+@pytest.mark.slow
 def test_the_same_run_again_does_nothing_new(ran: Ran) -> None:
     before = stamps(ran.folder)
     rows = {name: read(ran.folder / "certificates" / f"{name}.h5").to_dict() for name in ("teacher", "kdiga")}
@@ -343,6 +345,7 @@ def test_the_same_run_again_does_nothing_new(ran: Ran) -> None:
                 assert np.array_equal(values, there[method][column], equal_nan=True), f"{name} {method} {column}"
 
 
+@pytest.mark.slow
 def test_a_run_with_other_settings_is_refused(ran: Ran) -> None:
     before = stamps(ran.folder)
     result = certkd(*ran.arguments, "--set", "teacher.epochs=4")
@@ -352,6 +355,7 @@ def test_a_run_with_other_settings_is_refused(ran: Ran) -> None:
     assert stamps(ran.folder) == before
 
 
+@pytest.mark.slow
 def test_show_prints_the_methods_and_where_they_come_from(ran: Ran) -> None:
     out = succeeds("show", ran.folder / "certificates" / "kdiga.h5")
     for word in ("pgd", "ibp", "crown", "deterministic", "estimate", "eps 2/255", "20 samples", "digits", "sha256"):
@@ -359,6 +363,7 @@ def test_show_prints_the_methods_and_where_they_come_from(ran: Ran) -> None:
     assert "…" not in out
 
 
+@pytest.mark.slow
 def test_show_as_csv_is_the_rows(ran: Ran) -> None:
     path = ran.folder / "certificates" / "teacher.h5"
     rows = list(csv.DictReader(io.StringIO(succeeds("show", path, "--csv", "crown"))))
@@ -378,6 +383,7 @@ def renamed(file: Path, copy: Path) -> Path:
     return copy
 
 
+@pytest.mark.slow
 def test_compare_as_tables_and_as_json(ran: Ran, tmp_path: Path) -> None:
     files = [ran.folder / "certificates" / f"{name}.h5" for name in ("teacher", "kdiga")]
     out = succeeds("compare", *files, "--plot", tmp_path / "p [x].png")
@@ -393,6 +399,7 @@ def test_compare_as_tables_and_as_json(ran: Ran, tmp_path: Path) -> None:
     assert "they are one file; give those of two networks" in refused("compare", files[0], files[0])
 
 
+@pytest.mark.slow
 def test_require_decides_the_exit_code(ran: Ran, tmp_path: Path) -> None:
     teacher = ran.folder / "certificates" / "teacher.h5"
     files = [teacher, renamed(teacher, tmp_path / "same.h5")]
@@ -405,6 +412,7 @@ def test_require_decides_the_exit_code(ran: Ran, tmp_path: Path) -> None:
     assert "cannot write" in certkd("compare", *files, "--plot", "/dev/null/x.png").err
 
 
+@pytest.mark.slow
 def test_certify_with_a_teacher_prints_the_comparison(ran: Ran, tmp_path: Path) -> None:
     arguments = ["--eps", "2/255", "--methods", "ibp", "--limit", "10", "--out", tmp_path / "s.h5"]
     student, teacher = ran.folder / "students" / "kdiga" / "best.pt", ran.folder / "teacher" / "best.pt"
@@ -415,6 +423,7 @@ def test_certify_with_a_teacher_prints_the_comparison(ran: Ran, tmp_path: Path) 
     assert read(tmp_path / "s.h5").attributes["teacher_sha256"] == read(tmp_path / "t.h5").attributes["model_sha256"]
 
 
+@pytest.mark.slow
 def test_train_refuses_to_repeat_and_goes_on_when_asked(ran: Ran, tmp_path: Path) -> None:
     role = {**EXPERIMENT["students"], "objective": {"kind": "kd"}, "epochs": 2, "batch_size": 32}
     del role["objectives"]

@@ -53,6 +53,7 @@ class Waves(nn.Module):
         return self.body(x)
 
 
+@pytest.mark.slow
 def test_methods_that_an_engine_lacks_are_said() -> None:
     torch.manual_seed(0)
     found = preflight(Waves().eval(), torch.rand(2, 3, 4, 4), 0.01)

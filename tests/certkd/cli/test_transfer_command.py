@@ -20,6 +20,9 @@ from verifiers.results.reader import read
 from verifiers.results.rows import Certificates
 from verifiers.results.summaries.transfer import REASONS, Blocker
 
+pytestmark = pytest.mark.slow
+
+
 TEACHER, STUDENT = (REFERENCE / f"{name}.pt" for name in ("teacher", "kdiga"))
 
 
@@ -36,7 +39,6 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {**paths, "printed": folder / "printed"}
 
 
-@pytest.mark.slow
 def test_the_command_prints_a_verdict(files: dict[str, Path]) -> None:
     printed = files["printed"].read_text()
     assert "Including what carries over from the teacher, it keeps" in printed
@@ -70,7 +72,6 @@ def test_compare_repeats_the_verdict_and_can_require_it(files: dict[str, Path]) 
     assert refused.code == 1 and "not met: kept>=1.01" in refused.err
 
 
-@pytest.mark.slow
 def test_another_teacher_gives_no_verdict(files: dict[str, Path], tmp_path: Path) -> None:
     other = tmp_path / "kd.h5"
     arguments = ("--eps", "0.05", "--limit", "40", "--methods", "pgd,crown", "--out", other)
@@ -136,7 +137,6 @@ def test_a_lost_sample_is_counted_under_what_blocks_it(student: nn.Module, block
     assert "0 of 1 by its own certificates" in text and f"1 {REASONS[blocker]}" in text
 
 
-@pytest.mark.slow
 def test_kept_samples_and_samples_that_the_student_gets_wrong() -> None:
     kept = compare(*pair(fixed(1.0), fixed(1.0))).verdict
     assert kept is not None and (kept.direct, kept.through, kept.blocked) == (1, 0, {})
@@ -154,7 +154,6 @@ def test_kept_samples_and_samples_that_the_student_gets_wrong() -> None:
     assert missed == "not met: kept>=0.5 (it is not defined here)"
 
 
-@pytest.mark.slow
 def test_run_passes_the_teacher_to_methods_about_both(tmp_path: Path) -> None:
     config = tmp_path / "run.yaml"
     config.write_text(

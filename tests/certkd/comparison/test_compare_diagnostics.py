@@ -25,6 +25,9 @@ from verifiers.results.reader import read
 from verifiers.results.rows import Certificates
 from verifiers.results.summaries.diagnostics import Diagnosis, diagnose
 
+pytestmark = pytest.mark.slow
+
+
 TEACHER, STUDENT = (REFERENCE / f"{name}.pt" for name in ("teacher", "kdiga"))
 SETTINGS = ("--option", "steps=5", "--option", "restarts=2")
 
@@ -57,7 +60,6 @@ def printed(parts: Sequence[Part]) -> str:
     return seen.get()
 
 
-@pytest.mark.slow
 def test_certify_prints_the_figures_of_the_rows(files: dict[str, Path]) -> None:
     rows, shown = read(files["student"])["diagnostics"], files["printed"].read_text()
     asked = rows["status"] == Status.NOT_CERTIFIED
@@ -91,7 +93,6 @@ def test_compare_repeats_them_and_json_holds_them(files: dict[str, Path]) -> Non
         assert value == (list(wanted) if isinstance(wanted, tuple) else pytest.approx(wanted)), name
 
 
-@pytest.mark.slow
 def test_other_files_have_no_diagnosis(files: dict[str, Path], tmp_path: Path) -> None:
     student = read(files["student"])
     other = tmp_path / "kd.h5"
@@ -111,7 +112,6 @@ def test_it_is_no_default_and_needs_a_teacher() -> None:
     assert done.code == 2 and "diagnostics needs --teacher" in done.err
 
 
-@pytest.mark.slow
 def test_warnings_are_printed() -> None:
     honest = network(1, 16, 30, 2)
     right = honest(images((1, 4, 4), 60)).argmax(1)
@@ -127,7 +127,6 @@ def test_warnings_are_printed() -> None:
     assert tables.pair_summaries(fair[1], fair[1]) == [], "the rows are about another teacher"
 
 
-@pytest.mark.slow
 def test_students_stand_side_by_side() -> None:
     honest = network(1, 16, 30, 2)
     right = honest(images((1, 4, 4), 60)).argmax(1)
@@ -141,7 +140,6 @@ def test_students_stand_side_by_side() -> None:
     assert "GC: cosine" not in printed(tables.experiment({"teacher": networks["teacher"]}, {}))
 
 
-@pytest.mark.slow
 def test_run_prints_them_and_its_summary_holds_them(tmp_path: Path) -> None:
     changes = {
         "teacher.epochs": 1,

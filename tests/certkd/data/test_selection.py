@@ -175,6 +175,7 @@ def test_rows_stand_in_the_order_given_under_the_index_of_the_data_set(files: di
     assert rows["label"].tolist() == split.labels[ROWS].tolist()
 
 
+@pytest.mark.slow
 def test_a_chosen_sample_has_the_certificate_that_it_has_among_all(files: dict[str, Path]) -> None:
     few, whole = read(files["attacked"]), read(files["attacked-all"])
     np.testing.assert_allclose(few["crown"]["radius"], whole["crown"]["radius"][ROWS], rtol=1e-6)

@@ -159,6 +159,7 @@ def test_export_writes_instances_of_what_is_classified_right(student: Path, tmp_
         assert {y for _, y in unsafe} == {label}
 
 
+@pytest.mark.slow
 def test_an_exported_network_is_certified_as_the_network(student: Path, tmp_path: Path) -> None:
     from verifiers.results.reader import read
 

@@ -133,6 +133,7 @@ def test_no_point_of_the_box_breaks_a_bound_that_is_tight_at_a_point(name: str) 
 
 
 @pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.slow
 def test_no_point_of_the_box_breaks_a_deficit_that_is_tight_at_a_point(name: str) -> None:
     student, teacher, (x, y) = made(name), frozen(name), samples()
     for method in METHODS:
@@ -253,6 +254,7 @@ def test_weights_may_be_frozen_and_thawed_between_steps() -> None:
 
 
 @pytest.mark.parametrize("joint", [False, True], ids=["alone", "less teacher"])
+@pytest.mark.slow
 def test_the_graph_dies_with_its_networks(joint: bool) -> None:
     student, teacher, (x, y) = made("batch norm"), frozen("batch norm"), samples()
     lower_margins(student, ball(x, 0.1), y, "crown-ibp", minus=teacher if joint else None).sum().backward()
@@ -348,6 +350,7 @@ def test_layers_that_only_our_graph_takes_have_sound_bounds_with_gradients(name:
 
 @pytest.mark.skipif(compat.version() is None, reason="auto-LiRPA is not installed")
 @pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.slow
 def test_bounds_and_gradients_are_those_of_auto_lirpa(name: str) -> None:
     model, teacher, (x, y) = made(name), frozen(name), samples()
     for method, minus in itertools.product(METHODS, (None, teacher)):

@@ -97,6 +97,7 @@ def test_allowed_functions_stand_up_to_attack_or_are_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize(("activation", "scale"), thin([(nn.Tanh, 3e3), (nn.SiLU, 30.0)]))
+@pytest.mark.slow
 def test_saturated_activations(activation: type[nn.Module], scale: float) -> None:
     kind = Kind("", lambda: mlp((6, 8, 8, 3), activation), (6,))
     network, x = kind.network(), kind.images(4)

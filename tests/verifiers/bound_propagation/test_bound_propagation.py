@@ -179,6 +179,7 @@ def test_a_sample_does_not_notice_its_batch(kind: Kind) -> None:
 
 
 @pytest.mark.parametrize("name", ["mlp", "residual"])
+@pytest.mark.slow
 def test_an_evaluation_leaves_nothing_behind_for_the_next(name: str) -> None:
     kind = BY_NAME[name]
     x = kind.images(2)

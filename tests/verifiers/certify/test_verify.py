@@ -392,6 +392,7 @@ def test_votes_are_counted_again(tmp_path: Path) -> None:
     assert only(look(lie)) == f"smoothing, sample {row}: the network predicts another class"
 
 
+@pytest.mark.slow
 def test_a_network_that_no_engine_takes_says_why(honest: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> None:
         raise Unsupported("no engine takes Fold")

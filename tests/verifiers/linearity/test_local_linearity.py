@@ -136,6 +136,7 @@ def test_within_one_linear_piece_gamma_is_zero_and_at_its_edge_it_is_not() -> No
     assert 0.2 <= float(beyond.plus) <= 0.75 and float(beyond.minus) >= 0
 
 
+@pytest.mark.slow
 def test_curvature_bounds_smooth_networks_alone() -> None:
     x = torch.rand(2, 2, dtype=torch.float64)
     for activation, known in (("tanh", True), ("relu", False), ("leaky", False)):

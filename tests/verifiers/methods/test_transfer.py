@@ -175,6 +175,7 @@ def test_all_that_the_paper_trains_for_can_be_zero_and_the_student_not_robust() 
     assert rows["deficit"][0] == 0 and rows["theorem_c1"][0] > LOG_2 and rows["theorem_c2"][0] > LOG_2
 
 
+@pytest.mark.slow
 def test_values_and_gradients_can_agree_while_the_student_bends() -> None:
     """m_s = m_t - K max(0, |x_0 - 1/2| - eta): nothing at the image tells, only the student's own linearity."""
     eta, steep = 0.05, 400.0

@@ -109,6 +109,7 @@ def test_uniform_noise_certifies_less_than_the_distance_in_l1() -> None:
     assert (rows["radius"] <= exact).all() and (rows["radius"] > 0).sum() > 15
 
 
+@pytest.mark.slow
 def test_more_copies_certify_more() -> None:
     x = torch.rand(20, 1, 3, 3)
     means = [_asked(_mlp(), x, options={"n": n, "question": "full"})["radius"].mean() for n in (200, 1000, 5000)]
