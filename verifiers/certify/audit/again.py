@@ -17,6 +17,8 @@ from verifiers.results.rows import MethodRows
 _PLAIN = ("index", "label", "predicted", "correct", "certified", "status")
 #: A TIMEOUT is doubted if the row is answered within this share of its time limit.
 SOON = 0.25
+#: Differences up to this are float64's rounding, as in values that are 0 but for it.
+NOTHING = 1e-12
 #: A counterexample at this share of eps or further may be lost by rounding.
 FAR = 0.99
 
@@ -120,7 +122,7 @@ def _column(
         size = np.abs(now[asked & np.isfinite(now)])
         scale = np.abs(now) + (size.mean() if len(size) else 0.0)
         with np.errstate(invalid="ignore"):
-            close = (np.abs(was - now) <= spread * scale) | (was == now) | (np.isnan(was) & np.isnan(now))
+            close = (np.abs(was - now) <= spread * scale + NOTHING) | (was == now) | (np.isnan(was) & np.isnan(now))
         differ = asked & ~close
     if not differ.any():
         return {}
