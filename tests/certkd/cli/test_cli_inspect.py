@@ -102,6 +102,7 @@ def certify(pair: tuple[Path, Path], *more: str) -> str:
     return succeeds("certify", "--model", pair[0], "--eps", "0.01", "--limit", "6", *methods, *more)
 
 
+@pytest.mark.slow
 def test_the_file_says_which_engine_ran(pair: tuple[Path, Path], tmp_path: Path) -> None:
     for engine, ran in (("auto", "native"), ("auto-lirpa", "auto-lirpa")):
         certify(pair, "--engine", engine, "--cross-check", "2", "--out", str(tmp_path / f"{engine}.h5"))

@@ -214,6 +214,7 @@ def test_complete_goes_on_after_an_interruption(
     check_stages(result.out, ours)
 
 
+@pytest.mark.slow
 def test_complete_beside_a_teacher(net: Path, tmp_path: Path) -> None:
     files = {"--out": tmp_path / "s.h5", "--teacher-out": tmp_path / "t.h5"}
     given = ("--teacher", REFERENCE / "standard.pt", "--eps", "2/255", "--limit", "6", "--complete")

@@ -90,6 +90,7 @@ def in_class_order(folder: Path) -> np.ndarray:
     ],
     ids=str,
 )
+@pytest.mark.slow
 def test_folders_have_the_size_of_the_network_and_keep_their_pixels(
     given: tuple[str, ...], name: str, places: Path, tmp_path: Path
 ) -> None:

@@ -229,6 +229,7 @@ ALLOWED: dict[str, Callable[[Tensor], Tensor]] = {
 
 @pytest.mark.parametrize("name", thin(ALLOWED))
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.slow
 def test_allowed_functions_stand_up_to_attack_in_any_batch(name: str) -> None:
     network, _ = custom(ALLOWED[name])
     for count in (1, 4):

@@ -144,6 +144,7 @@ def test_an_honest_file_holds(honest: dict[str, Path], norm: str) -> None:
 
 @pytest.mark.skipif(importlib.util.find_spec("auto_LiRPA") is None, reason="auto-LiRPA is not installed")
 @pytest.mark.parametrize(("wrote", "proves"), [("auto-lirpa", "native"), ("native", "auto-lirpa")])
+@pytest.mark.slow
 def test_the_other_engine_proves(tmp_path: Path, wrote: str, proves: str) -> None:
     path = written(tmp_path / "a.h5", methods=("crown",), engine=wrote)
     proofs = of(look(path, sample=3), "crown", "proofs")
@@ -426,6 +427,7 @@ def test_bounds_that_exclude_each_other_are_a_contradiction(
 # ---------------------------------------------------------------------------------------------- which ones, unfinished
 
 
+@pytest.mark.slow
 def test_the_seed_chooses_that_many_rows(ibp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = read(ibp)["ibp"]
     certified = set(np.flatnonzero(rows["status"] == Status.CERTIFIED).tolist())
@@ -472,6 +474,7 @@ class Impatient(Reporter):
             raise Stop
 
 
+@pytest.mark.slow
 def test_an_unfinished_file_is_looked_at_as_far_as_it_goes(tmp_path: Path) -> None:
     path = tmp_path / "part.h5"
     with pytest.raises(Stop):

@@ -153,6 +153,7 @@ class _Interrupt(Reporter):
             raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_with_the_same_counts(tmp_path: Path) -> None:
     x, model = torch.rand(20, 1, 3, 3), _mlp()
     whole = _asked(model, x, out=tmp_path / "whole.h5")
