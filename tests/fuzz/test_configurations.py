@@ -15,7 +15,7 @@ PLAIN = b"out: o\ndata: &d {name: digits, seed: 1}\nmodel: {name: certkd:mlp, op
 
 
 @pytest.mark.parametrize(
-    ("seed", "count"), [(0, 100), *(pytest.param(seed, 500, marks=pytest.mark.slow) for seed in (1, 2))]
+    ("seed", "count"), [(0, 100), *(pytest.param(seed, 500, marks=pytest.mark.slow) for seed in (1,))]
 )
 def test_damaged_configurations(sandbox: Sandbox, seed: int, count: int) -> None:
     Path("student.yaml").write_bytes(CONFIGS[1].read_bytes())
