@@ -7,6 +7,7 @@ Nothing is run or decompressed, and no tensor is larger than the file. ``torch.l
 import io
 import struct
 import zipfile
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +42,9 @@ class TorchFile:
         self._loaded: dict[str, Tensor] = {}
         try:
             with open(path, "rb") as file:
-                self._zipped = file.read(2) == b"PK"
+                zipped = file.read(2) == b"PK"
                 file.seek(0)
-                self.content = self._archive(file) if self._zipped else self._stream(file)
+                self.content = self._archive(file) if zipped else self._stream(file)
         except Code as code:
             raise InputError(
                 f"{path} is a pickle that holds code ({str(code)[:100]}) and is not run: save plain weights with "
@@ -79,12 +80,17 @@ class TorchFile:
             raise ValueError(f"it holds {value.kind}")
         return self.tensor(value) if isinstance(value, View) else value
 
+    @cached_property
+    def _zip(self) -> zipfile.ZipFile:
+        """The archive; its table of contents is read once for all tensors."""
+        return zipfile.ZipFile(self.path)
+
     def _numbers(self, place: str | int, storage: Storage) -> Tensor:
         assert storage.dtype is not None
         numbers = torch.empty(storage.bytes, dtype=torch.uint8)
         buffer: Any = numbers.numpy()
         if isinstance(place, str):
-            with zipfile.ZipFile(self.path) as archive, archive.open(place) as entry:
+            with self._zip.open(place) as entry:
                 read = int(entry.readinto(buffer))  # type: ignore[attr-defined] # every binary stream has it
                 read += len(entry.read())  # the end, where its checksum is compared
         else:

@@ -387,6 +387,14 @@ def test_a_checksum_that_is_wrong_is_noticed(good: Path) -> None:
     assert "CRC" in refusal(good)
 
 
+def test_the_archive_is_opened_once_for_all_weights(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its table of contents is as long as the network is deep, so reading it for each weight would be quadratic."""
+    original, opened = zipfile.ZipFile, []
+    monkeypatch.setattr(zipfile, "ZipFile", lambda *given: opened.append(given) or original(*given))
+    assert len(load(good).model.state_dict()) == 6
+    assert len(opened) == 2, "once for the descriptions, and once for the numbers"
+
+
 # the older format
 
 
