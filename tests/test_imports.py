@@ -31,6 +31,6 @@ def test_certifying_a_plain_network_does_without_the_compiler(tmp_path: Path) ->
     given = ["certify", "--model", str(REFERENCE / "kdiga.pt"), "--eps", "0.05", "--limit", "2"]
     given += ["--methods", "crown", "--out", str(tmp_path / "a.h5")]
     code = f"import sys, certkd.cli; certkd.cli.cli({given}, standalone_mode=False)"
-    code += "; print('torch._dynamo' in sys.modules)"
+    code += "; print([name for name in ('torch._dynamo', 'triton') if name in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert run.stdout.splitlines()[-1] == "False", run.stderr
+    assert run.stdout.splitlines()[-1] == "[]", run.stderr

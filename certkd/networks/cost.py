@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
-from torch.utils.flop_counter import flop_registry
 
 from verifiers.core.errors import InputError, one_line
 from verifiers.runtime.dispatch import DispatchMode
@@ -102,12 +101,14 @@ class Cost(DispatchMode):
     """
 
     def __init__(self, where: str) -> None:
+        from torch.utils.flop_counter import flop_registry  # it imports triton
+
         super().__init__()
-        self.operations, self._entries, self._where = 0, 0, where
+        self.operations, self._entries, self._where, self._counts = 0, 0, where, flop_registry
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         found = function(*args, **(kwargs or {}))
-        count = flop_registry.get(function._overloadpacket)
+        count = self._counts.get(function._overloadpacket)
         if count is not None:
             self.operations += count(*args, **(kwargs or {}), out_val=found)
         largest = max([value.numel() for value in tree_leaves(found) if isinstance(value, Tensor)], default=0)
