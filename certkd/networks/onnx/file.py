@@ -1,5 +1,6 @@
 """Read ONNX files; a file that is not a classifier of float32 images is rejected in one line."""
 
+import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ class OnnxFile:
 
     Attributes:
         path: path of the file.
+        sha256: of its content.
         model: the parsed file, an ``onnx.ModelProto``.
         opset: version of its operators.
         image, logits: names of the graph's input and output.
@@ -36,6 +38,7 @@ class OnnxFile:
     """
 
     path: Path
+    sha256: str
     model: Any
     opset: int
     image: str
@@ -67,7 +70,7 @@ def read(path: Path) -> OnnxFile:
             is too old or too new, or its input or output is not one batch of float32 images or logits.
     """
     onnx, _ = packages()
-    model = _parse(path)
+    model, sha256 = _parse(path)
     graph, opset = model.graph, _opset(model, path)
     check_model(model, path)
     constants = {weight.name: onnx.numpy_helper.to_array(weight) for weight in graph.initializer}
@@ -77,10 +80,11 @@ def read(path: Path) -> OnnxFile:
             names = ", ".join(quoted(value.name) for value in values[:9]) or "none"
             raise InputError(f"{path} has {len(values)} {what}s ({names}): only networks with one image in, logits out")
     shape, batch = _image(inputs[0], path)
-    return OnnxFile(path, model, opset, inputs[0].name, graph.output[0].name, shape, batch, constants)
+    return OnnxFile(path, sha256, model, opset, inputs[0].name, graph.output[0].name, shape, batch, constants)
 
 
-def _parse(path: Path) -> Any:
+def _parse(path: Path) -> tuple[Any, str]:
+    """Return the parsed file, and the SHA-256 of its content."""
     import onnx
     from google.protobuf.message import DecodeError
 
@@ -95,7 +99,7 @@ def _parse(path: Path) -> Any:
         raise InputError(f"{path} is damaged, truncated or not an ONNX file: {one_line(error)}") from None
     if not model.graph.node:
         raise InputError(f"{path} is not an ONNX file, or truncated: it holds no network")
-    return model
+    return model, hashlib.sha256(content).hexdigest()
 
 
 def _opset(model: Any, path: Path) -> int:

@@ -6,7 +6,6 @@ else becomes plain torch functions, which bound engines support. The module's lo
 before it is used.
 """
 
-import hashlib
 import inspect
 import re
 from collections.abc import Sequence
@@ -91,8 +90,7 @@ class OnnxNetwork(nn.Module):
 
     def __init__(self, file: OnnxFile) -> None:
         super().__init__()
-        self.image, self.logits = file.image, file.logits
-        self.sha256 = hashlib.sha256(file.path.read_bytes()).hexdigest()
+        self.image, self.logits, self.sha256 = file.image, file.logits, file.sha256
         self.weights, self.steps = Weights(), nn.ModuleDict()
         self._plan: list[tuple[Operation, str | Known]] = []
         self._constants: dict[str, np.ndarray] = {}
