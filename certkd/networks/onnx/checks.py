@@ -77,9 +77,7 @@ def _used(graph: Any, given: set[str], path: Path) -> list[Any]:
             state[place] = True
             order.append(place)
             continue
-        if place in state:
-            if not state[place]:
-                raise InputError(f"{path} is damaged: node {quoted(graph.node[place].name)} depends on itself")
+        if place in state:  # another node used it too
             continue
         state[place] = False
         stack.append((place, True))

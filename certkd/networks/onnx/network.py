@@ -207,9 +207,7 @@ class _Translation:
         """Check that there is a function for these inputs and attributes."""
         if operation.kind not in OPERATORS:
             quantised = any(word in operation.kind for word in ("Quantize", "QLinear", "Integer"))
-            control = operation.kind in ("If", "Loop", "Scan")
             advice = ": it computes in integers, give the float network" if quantised else ""
-            advice = ": the network branches, export it for one fixed path" if control else advice
             raise call.refuse(f"is an operator without translation{advice}")
         try:
             inspect.signature(OPERATORS[operation.kind]).bind(call, *operation.inputs, **operation.attributes)
