@@ -93,7 +93,8 @@ def pixels(array: np.ndarray, name: str) -> tuple[Tensor, tuple[str, ...]]:
     Raises:
         InputError: the values are not pixels, or of a range that could mean several things.
     """
-    kind, low, high = array.dtype.kind, _extreme(array.min), _extreme(array.max)
+    kind = array.dtype.kind
+    low, high = (float(array.min()), float(array.max())) if array.size else (0.0, 0.0)
     if array.dtype == np.uint8:
         if high == 1:
             raise InputError(f"{name} holds bytes that are 0 or 1 alone: save it as bool, or as floats in [0, 1]")
@@ -111,10 +112,6 @@ def pixels(array: np.ndarray, name: str) -> tuple[Tensor, tuple[str, ...]]:
     remarks = (f"the brightest pixel of {name} is {high:.2g}: was it divided by 255 twice?",) if high < 1 / 100 else ()
     floats = array.astype(np.float32)
     return torch.from_numpy(floats if low >= 0 and high <= 1 else floats.clip(0, 1)), remarks
-
-
-def _extreme(of: Any) -> float:
-    return float(of()) if of.__self__.size else 0.0
 
 
 def _meaning(array: np.ndarray, low: float, high: float) -> str:
