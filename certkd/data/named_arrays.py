@@ -17,7 +17,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from certkd.data.arrays import names_in, read_array, read_arrays
-from certkd.data.splits import TensorImages
+from certkd.data.splits import SPLITS, TensorImages
 from verifiers.core.errors import InputError
 from verifiers.runtime.arrays import channels_last, class_numbers, pixels
 
@@ -140,7 +140,7 @@ def _chosen(path: Path, keys: Sequence[str]) -> dict[tuple[str, str], str]:
 
 def _splits(path: Path, chosen: Mapping[tuple[str, str], str], arrays: Mapping[str, np.ndarray]) -> dict[str, Part]:
     found = {}
-    for split in ("train", "validation", "test"):
+    for split in SPLITS:
         if (split, "images") in chosen:
             images, labels = chosen[split, "images"], chosen[split, "labels"]
             found[split] = part_of(str(path), arrays[images], images, arrays[labels], labels)
