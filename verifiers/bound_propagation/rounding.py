@@ -25,6 +25,7 @@ from verifiers.graph.relaxations.normalization import Normalization
 from verifiers.graph.relaxations.products import Product, sum_to
 from verifiers.graph.relaxations.slopes import jump, slopes
 from verifiers.graph.relaxations.softmax import Softmax
+from verifiers.graph.rounding import magnitude
 from verifiers.graph.rows import Rows, shape_size
 
 #: Covers the rounding of the sums in float64.
@@ -150,7 +151,7 @@ def _max_pool(operator: MaxPool, here: Coefficients, boxes: list[Interval]) -> l
 
 def _product(operator: Product, here: Coefficients, boxes: list[Interval]) -> list[Coefficients]:
     """A B - a b = (A - a) B + a (B - b): the coefficient of either factor is in the box of the other."""
-    left, right = operator.aligned(*(torch.maximum(box.low.abs(), box.high.abs()) for box in boxes))
+    left, right = operator.aligned(*(magnitude(box) for box in boxes))
     if operator.function is not torch.mul:
         return [_around(here.largest @ right.mT), _around(left.mT @ here.largest)]
     ends = [operator.aligned(a, b) for a, b in zip(*boxes, strict=True)]
@@ -171,7 +172,7 @@ def _softmax(operator: Softmax, here: Coefficients, boxes: list[Interval]) -> li
 def _normalization(operator: Normalization, here: Coefficients, boxes: list[Interval]) -> list[Coefficients]:
     """|J_ij| is at most t (delta_ij + (1 + |z_i z_j|) / n)."""
     span, scale = operator.ranges(boxes[0])
-    size, largest = torch.maximum(span.low.abs(), span.high.abs()), here.largest
+    size, largest = magnitude(span), here.largest
     mixed = largest.sum(-1, keepdim=True) + size * (largest * size).sum(-1, keepdim=True)
     return [_around(scale.high * (largest + mixed / operator.count))]
 

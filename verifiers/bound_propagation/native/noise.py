@@ -16,10 +16,9 @@ from torch import Tensor
 from verifiers.graph.affine import Affine
 from verifiers.graph.graph import Graph, Node
 from verifiers.graph.operators import Interval
+from verifiers.graph.rounding import LARGEST, magnitude
 from verifiers.graph.rows import Rows
 
-#: The largest float32 number.
-LARGEST = torch.finfo(torch.float32).max
 #: Errors grow by this factor, which covers the engine's own sums. An error is at least 2^-24 times the terms of its
 #: node, so the factor adds 2^-34 of them; sums of up to 2^19 terms in float64 lose less.
 ENGINE = 1 + 2.0**-10
@@ -47,8 +46,7 @@ class Noise:
             if error is None:
                 return after
             error = error * ENGINE
-            largest = torch.maximum(after.low.abs(), after.high.abs()) + error
-            over = ~(largest <= LARGEST).flatten(1).all(1)
+            over = ~(magnitude(after) + error <= LARGEST).flatten(1).all(1)
             self.overflow = self.overflow | over
             error = error.where(error <= LARGEST, 0.0)  # nothing is proved about these samples
             self.errors[position] = error
