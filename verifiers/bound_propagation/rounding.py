@@ -16,6 +16,7 @@ from torch import Tensor
 from verifiers.bound_propagation.native.backward import block_of
 from verifiers.bound_propagation.native.bounds import Bounds
 from verifiers.core.errors import Unsupported
+from verifiers.core.quantities import Arithmetic
 from verifiers.graph.affine import Affine
 from verifiers.graph.graph import Node
 from verifiers.graph.operators import Elementwise, Interval
@@ -59,13 +60,17 @@ class Coefficients(NamedTuple):
 def deviation(bounds: Bounds, rows: Float[Tensor, "batch rows classes"]) -> Float[Tensor, "batch rows"]:
     """Bound |rows @ (deployed logits - exact logits)| on each ball; inf where a value may overflow.
 
+    It is 0 in real arithmetic.
+
     Args:
-        bounds: propagated bounds in float32 arithmetic.
+        bounds: propagated bounds.
         rows: linear functions of the logits.
 
     Raises:
         Unsupported: the difference quotients of an operator have no known bound; the message names it.
     """
+    if bounds.arithmetic is Arithmetic.REAL:
+        return rows.new_zeros(rows.shape[:2])
     assert bounds.noise is not None
     start, samples = bounds.merged(rows)
     block = block_of(max(shape_size(node.shape) for node in bounds.graph.nodes))

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from verifiers.bound_propagation import Bounds, deviation
 from verifiers.core.errors import Unsupported
-from verifiers.core.quantities import Arithmetic, Norm
+from verifiers.core.quantities import Norm
 from verifiers.geometry.balls import DUAL, Balls
 from verifiers.graph.operators import Interval
 from verifiers.graph.relaxations.slopes import curvature
@@ -133,7 +133,7 @@ def measure(network: Network, x: Float[Tensor, "batch *shape"], rows: Tensor, ep
             with suppress(Unsupported):  # a slope may be unbounded on a box, and a kink has no curvature
                 boxes = network.layers.boxes(bounds)
                 ranges = SlopeRanges.over(network.layers, boxes)
-                rounding = deviation(bounds, rows) if native.arithmetic is Arithmetic.FLOAT32 else 0.0
+                rounding = deviation(bounds, rows)
                 techniques["interval"] = by_interval_jacobian(ranges, linear, eps, norm) + rounding
                 if norm is not Norm.LINF:
                     techniques["curvature"] = by_curvature(ranges, boxes, rows, eps) + rounding

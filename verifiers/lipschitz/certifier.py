@@ -115,11 +115,11 @@ class LipschitzCertifier:
 
     def _on_balls(self, x: Tensor, radius: Tensor, rows: Tensor, anywhere: Tensor) -> OnBall:
         """Bound the constants of rows and the rounding on balls."""
-        layers, native, exact = self.network.layers, self.network.native, torch.zeros_like(anywhere)
+        layers, native = self.network.layers, self.network.native
         if layers is None and native.arithmetic is Arithmetic.REAL:
-            return OnBall(anywhere, exact)
+            return OnBall(anywhere, torch.zeros_like(anywhere))
         bounds = bounds_on(native, x, radius, self.question.norm)
-        rounding = exact if native.arithmetic is Arithmetic.REAL else deviation(bounds, rows)
+        rounding = deviation(bounds, rows)
         if layers is None:
             return OnBall(anywhere, rounding)
         local = local_constants(slope_ranges(bounds, layers), rows, self.question.norm)
