@@ -223,13 +223,15 @@ _SIZES = frozenset("view _unsafe_view reshape".split())
 
 
 def batched(program: fx.GraphModule) -> fx.GraphModule | None:
-    """Rewrite a program so that its first axis is a batch; None if an operator does not treat each image alone."""
-    made = copy.deepcopy(program)
-    for node in made.graph.nodes:
+    """Rewrite a program so that its first axis is a batch; None if an operator does not treat each image alone.
+
+    The weights are shared.
+    """
+    graph = copy.deepcopy(program.graph)
+    for node in graph.nodes:
         if node.op == "call_function" and node.meta["image"] and not _each_alone(node):
             return None
-    made.recompile()
-    return made
+    return fx.GraphModule(program, graph).eval()
 
 
 def _each_alone(node: fx.Node) -> bool:

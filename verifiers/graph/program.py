@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 
 from verifiers.core.errors import Contradiction, Unsupported, one_line
 from verifiers.graph.capture import Hidden, graph_of, precision_of, program_of
-from verifiers.graph.executable import Images, OneByOne, converted
+from verifiers.graph.executable import Images, OneByOne
 from verifiers.graph.graph import Graph
 from verifiers.graph.sequence import written
 from verifiers.graph.watch import blame
@@ -44,8 +44,7 @@ class Captured:
     @cached_property
     def exact_single(self) -> nn.Module:
         """The program in float64, for one image."""
-        made = copy.deepcopy(self.module).double() if self.plain else converted(self.single, torch.float64)
-        return made.eval().requires_grad_(False)
+        return self.exact.program if isinstance(self.exact, Images) else self.exact
 
     @cached_property
     def exact(self) -> nn.Module:
