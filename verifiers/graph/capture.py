@@ -28,7 +28,7 @@ from verifiers.graph.lowering import LOWERINGS
 from verifiers.graph.lowering.constants import fold, perturb
 from verifiers.graph.lowering.shapes import note_rounded
 from verifiers.graph.sequence import written
-from verifiers.graph.watch import Replay, Watched, answers_of_deployment, blame, watch
+from verifiers.graph.watch import Replay, answers_of_deployment, blame, blamed, watch
 
 
 class Hidden(Unsupported):
@@ -138,7 +138,8 @@ def lower(exported: Exported, weights: Mapping[str, Tensor], builder: Builder) -
 
 def _export(model: nn.Module, x: Tensor) -> Any:
     """Export a network to a graph in which nothing is written in place."""
-    watched = _watched(model, x)
+    with blamed("the network fails on one image"):
+        watched = watch(model, x)
     if watched.hidden:
         raise Hidden(f"the network cannot be captured: {watched.hidden}")
     try:
@@ -155,17 +156,6 @@ def _export(model: nn.Module, x: Tensor) -> Any:
     except Exception as error:  # torch.export passes on any error of the network's own code
         raise Unsupported(
             f"torch.export cannot capture the network{blame(error)}: {type(error).__name__}: {one_line(error)}"
-        ) from error
-
-
-def _watched(model: nn.Module, x: Tensor) -> Watched:
-    try:
-        return watch(model, x)
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:  # of the network's own code
-        raise Unsupported(
-            f"the network fails on one image{blame(error)}: {type(error).__name__}: {one_line(error)}"
         ) from error
 
 

@@ -12,12 +12,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, fx, nn
 
-from verifiers.core.errors import Contradiction, Unsupported, one_line
+from verifiers.core.errors import Contradiction, Unsupported
 from verifiers.graph.capture import Hidden, graph_of, precision_of, program_of
 from verifiers.graph.executable import Images, OneByOne
 from verifiers.graph.graph import Graph
 from verifiers.graph.sequence import written
-from verifiers.graph.watch import blame
+from verifiers.graph.watch import blamed
 from verifiers.runtime.alone import Rounding, check_alone, differing, probes
 from verifiers.runtime.samples import device_of
 
@@ -227,16 +227,9 @@ class Program:
         """
         if self.captured is not None:
             return
-        try:
-            with torch.enable_grad():
-                image = x[:1].detach().clone().requires_grad_(True)
-                torch.autograd.grad(self.module(image).sum(), image)
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:  # of the network's own code
-            raise Unsupported(
-                f"the network has no gradient to attack by{blame(error)}: {type(error).__name__}: {one_line(error)}"
-            ) from error
+        with blamed("the network has no gradient to attack by"), torch.enable_grad():
+            image = x[:1].detach().clone().requires_grad_(True)
+            torch.autograd.grad(self.module(image).sum(), image)
 
     def _rounding(self, x: Float[Tensor, "batch *shape"]) -> Float[Tensor, " batch"] | None:
         """Measure the float32 error of the program's logits; None without a program."""

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from verifiers.core.errors import one_line
+from verifiers.core.errors import Unsupported, one_line
 from verifiers.runtime.dispatch import DispatchMode
 
 #: Methods that hand out values without an operator that torch would see.
@@ -281,6 +281,17 @@ def blame(error: BaseException) -> str:
             found = _line(trace.tb_frame.f_code.co_filename, trace.tb_lineno)
         trace = trace.tb_next
     return found
+
+
+@contextmanager
+def blamed(failure: str) -> Iterator[None]:
+    """Run the network's own code; its errors, but for those of memory, become ``Unsupported`` with its line."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        raise Unsupported(f"{failure}{blame(error)}: {type(error).__name__}: {one_line(error)}") from error
 
 
 def _line(path: str, number: int) -> str:
