@@ -4,7 +4,8 @@ The program is a module. It runs in the network's own precision and, converted, 
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -190,11 +191,23 @@ class Images(nn.Module):
         if len(x) == 1:
             return self.program(x)
         try:
-            return torch.vmap(lambda image: self.program(image[None])[0])(x)
+            with _without_advice():
+                return torch.vmap(lambda image: self.program(image[None])[0])(x)
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, NotImplementedError, ValueError):
             return torch.cat([self.program(image) for image in x.split(1)])
+
+
+@contextmanager
+def _without_advice() -> Iterator[None]:
+    """Let ``torch.vmap`` loop over an operator silently: it warns that a batching rule would be faster."""
+    functorch: Any = torch._C._functorch
+    functorch._set_vmap_fallback_warning_enabled(False)
+    try:
+        yield
+    finally:
+        functorch._set_vmap_fallback_warning_enabled(True)
 
 
 class OneByOne(nn.Module):

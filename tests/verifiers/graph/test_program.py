@@ -1,5 +1,6 @@
 """A program is captured once; what it says about the network is remembered, also a refusal."""
 
+import warnings
 from collections import Counter
 from typing import Any
 
@@ -13,6 +14,7 @@ from verifiers.core.errors import Unsupported
 from verifiers.core.quantities import Arithmetic, Epsilon
 from verifiers.core.question import Question
 from verifiers.graph import program as programs
+from verifiers.graph.executable import Images
 from verifiers.graph.program import Program
 from verifiers.lipschitz.layers import Network
 
@@ -82,3 +84,50 @@ def test_the_exact_copy_is_frozen_and_in_float64() -> None:
     assert all(p.dtype == torch.float64 and not p.requires_grad for p in program.exact.parameters())
     assert all(p.dtype == torch.float32 for p in network.parameters()), "the module itself was changed"
     assert program.device == torch.device("cpu")
+
+
+class Attending(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.scaled_dot_product_attention(x, x, x).sum(2)
+
+
+class Detour(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.from_numpy(x.detach().numpy() * 2)
+
+
+class Halved(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x) / 2
+
+
+def test_advice_of_torch_about_its_own_speed_reaches_nobody() -> None:
+    program, x = Program(Attending().eval()), torch.rand(3, 2, 4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        module = program.capture(x).module
+        torch.testing.assert_close(module(x), Attending()(x))
+    assert isinstance(module, Images) and module.together is None, "it is not mapped over the images"
+
+
+def test_the_forms_of_a_program_share_their_weights() -> None:
+    found = Program(Halved().eval()).capture(torch.rand(2, 2))
+    for module in (found.module, found.exact):
+        assert isinstance(module, Images) and module.together is not None
+        assert [id(weight) for weight in module.together.parameters()] == [
+            id(weight) for weight in module.program.parameters()
+        ]
+    assert found.exact_single is found.exact.program
+    plain = Program(BY_NAME["mlp"].network()).capture(BY_NAME["mlp"].images(2))
+    assert plain.exact_single is plain.exact
+
+
+def test_a_network_without_a_gradient_is_refused_by_attacks() -> None:
+    program, x = Program(Detour().eval()), torch.rand(2, 3)
+    program.hold(x)
+    with pytest.raises(Unsupported, match=r"^the network has no gradient to attack by: RuntimeError: element 0 of"):
+        program.check_gradient(x)
