@@ -116,9 +116,9 @@ class MarginCertifier:
 
 def _evaluation(planes: Planes, eps: Float[Tensor, " batch"]) -> Evaluation:
     """Compute the margin's bound, and the radius at which the lowest plane meets zero."""
-    margin, least = planes.bound.min(1)
+    margin, rounding = planes.least()
     radius = (planes.value / planes.steepness).amin(1)
-    return Evaluation(margin, torch.minimum(radius, eps), planes.rounding.gather(1, least[:, None])[:, 0])
+    return Evaluation(margin, torch.minimum(radius, eps), rounding)
 
 
 def radius_columns(found: Search, eps: float) -> Columns:

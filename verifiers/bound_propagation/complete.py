@@ -179,9 +179,7 @@ class Complete:
         """Bound the least margin over the ball by a method; return the bound and the rounding that it covers."""
         balls = Balls.around(batch.x, self.question.eps.value, self.question.norm)
         rows = margin_specification(batch.predicted, batch.classes, torch.float64)
-        planes = self.screen.ask(balls, rows, stage.title)
-        margin, least = planes.bound.min(1)
-        return margin, planes.rounding.gather(1, least[:, None])[:, 0]
+        return self.screen.ask(balls, rows, stage.title).least()
 
     def _finish(self, answers: _Answers, row: int, batch: Batch) -> None:
         """Run alpha-CROWN, then branch and bound, within the rest of the sample's time."""

@@ -35,6 +35,11 @@ class Planes:
         """Reshape all fields."""
         return Planes(*(getattr(self, each.name).reshape(shape) for each in fields(self)))
 
+    def least(self) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
+        """Return each sample's smallest bound, and the rounding that lowered it."""
+        margin, row = self.bound.min(1)
+        return margin, self.rounding.gather(1, row[:, None])[:, 0]
+
 
 def joined(parts: Sequence[Planes]) -> Planes:
     """Concatenate planes."""
