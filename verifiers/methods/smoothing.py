@@ -73,9 +73,8 @@ class Smoothing(Method):
         from verifiers.smoothing.recompute import Recomputed, shared_problems
         from verifiers.smoothing.statistics import Law, Schedule
 
-        plan = Schedule.single if self.question == "full" else Schedule.staged
         law = Law(self.noise, self.sigma, Norm(rows.norm), pixels or 1)
-        recomputed = Recomputed(law, plan(self.n, self.alpha))
+        recomputed = Recomputed(law, Schedule.of(self.question, self.n, self.alpha))
         if not Path(path).exists():
             return recomputed.problems(rows, None)
         every = np.arange(len(rows))

@@ -27,7 +27,7 @@ from verifiers.runtime.certifier import Answer, Batch
 from verifiers.runtime.samples import Samples
 from verifiers.smoothing.recount import Recount
 from verifiers.smoothing.sampling import GENERATOR, Draw, Purpose, Voter
-from verifiers.smoothing.statistics import Law, Schedule, attainable, notes_of, upper
+from verifiers.smoothing.statistics import Law, Schedule, attainable, leading, notes_of, upper
 
 #: Samples whose noisy copies give the accuracy under noise and the speed before a run.
 PREVIEW = 256
@@ -79,7 +79,6 @@ class Smoother:
             Unsupported: the network does not run in the dtype of the settings.
         """
         law = Law(settings.noise, settings.sigma, question.norm, math.prod(samples.shape[1:]))
-        plan = Schedule.single if settings.question == "full" else Schedule.staged
         teacher = None if question.teacher is None else question.teacher.module
         voter = Voter(program.module, law.noise, law.sigma, question.seed, DTYPES[settings.dtype], teacher)
         try:
@@ -89,7 +88,8 @@ class Smoother:
                 raise
             raise Unsupported(f"the network does not run in {settings.dtype}: {str(error)[:200]}") from error
         images = 4 if program.device.type == "cpu" else max(1, voter.size // 16)
-        return cls(voter, law, plan(settings.n, settings.alpha), settings, question.eps, images)
+        schedule = Schedule.of(settings.question, settings.n, settings.alpha)
+        return cls(voter, law, schedule, settings, question.eps, images)
 
     @property
     def notes(self) -> dict[str, str]:
@@ -106,7 +106,7 @@ class Smoother:
             votes[look] = votes[look - 1]
             votes[look][:, going] += self._count(batch, going, done, n, Purpose.ESTIMATION)
             stage[going] = look + 1
-            own, second = _two(votes[: look + 1, 0][:, going], selected[going])
+            own, second = leading(votes[: look + 1, 0][:, going], selected[going])
             bounds[:, going] = self.schedule.bounds(own, second)
             going = going[~self._settled(bounds[0, going], own[-1], n)]
         yield Answer(batch.rows, self._columns(selected, votes, stage, bounds))
@@ -186,11 +186,3 @@ class Smoother:
         times = [f"{seconds * copies * len(samples.labels):.3g} s" for copies in sorted({least, most})]
         amounts = " to ".join(str(copies) for copies in sorted({least, most}))
         yield f"{amounts} copies a sample: {' to '.join(times)} for {len(samples.labels)} samples"
-
-
-def _two(
-    votes: Int[np.ndarray, "looks rows classes"], selected: Int[np.ndarray, " rows"]
-) -> tuple[Int[np.ndarray, "looks rows"], Int[np.ndarray, "looks rows"]]:
-    """Return the votes for the selected class, and the most votes of any other class."""
-    chosen = np.arange(votes.shape[2]) == selected[:, None]
-    return np.where(chosen, votes, 0).sum(2), np.where(chosen, 0, votes).max(2)

@@ -22,7 +22,7 @@ from verifiers.results.rows import Certificates
 from verifiers.results.writer import CertificateFile, MethodTable, check_output
 from verifiers.smoothing import table
 from verifiers.smoothing.log_file import Log, read_log
-from verifiers.smoothing.statistics import Law, Noise, Schedule, attainable, lower, notes_of
+from verifiers.smoothing.statistics import Law, Noise, Schedule, attainable, lower, notes_of, smallest
 
 #: Usual values of n and alpha; alpha is also tried halved, as in a two-sided interval.
 USUAL_N = (1_000, 10_000, 100_000, 1_000_000)
@@ -118,12 +118,7 @@ def import_log(
 
 def smallest_count(law: Law, n: int, alpha: float, radius: Float[np.ndarray, " rows"]) -> Int[np.ndarray, " rows"]:
     """Find the smallest count from 0 to n that certifies at least this radius; n + 1 if none does."""
-    low, high = np.zeros(len(radius), np.int64), np.full(len(radius), n + 1)
-    for _ in range((n + 1).bit_length()):
-        middle = (low + high) // 2
-        reached = (middle > n) | (_exact(law, n, alpha, np.minimum(middle, n)) >= radius)
-        low, high = np.where(reached, low, middle + 1), np.where(reached, middle, high)
-    return high
+    return smallest(lambda k: _exact(law, n, alpha, np.minimum(k, n)) >= radius, n + 1, len(radius))
 
 
 def counts_of(log: Log, law: Law, n: int, alpha: float) -> Int[np.ndarray, " rows"]:

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Int
 from verifiers.core.noise import LOOKS
 from verifiers.core.status import Status
 from verifiers.results.rows import MethodRows
-from verifiers.smoothing.statistics import Law, Schedule, lower
+from verifiers.smoothing.statistics import Law, Schedule, leading, lower, smallest
 
 #: Largest relative difference of a radius when special functions of another library compute it.
 ROUNDING = 1e-9
@@ -53,12 +53,8 @@ class Recomputed:
         n, level = self.schedule.counts[-1], self.schedule.levels[-1]
         voted = ~np.isnan(rows["p_lower"])
         bound = np.where(voted, rows["p_lower"], 0.5)
-        low, high = np.zeros(len(bound), np.int64), np.full(len(bound), n)
-        for _ in range(n.bit_length() + 1):
-            middle = (low + high) // 2
-            enough = lower(middle, n, level) >= bound * (1 - ROUNDING)
-            low, high = np.where(enough, low, np.minimum(middle + 1, n)), np.where(enough, middle, high)
-        return {"no count of votes gives its bound of the probability": voted & ~near(bound, lower(high, n, level))}
+        count = smallest(lambda k: lower(k, n, level) >= bound * (1 - ROUNDING), n, len(bound))
+        return {"no count of votes gives its bound of the probability": voted & ~near(bound, lower(count, n, level))}
 
     def _by_votes(self, rows: MethodRows, votes: Int[np.ndarray, "rows looks classes"]) -> Marks:
         """Check stages, counts and bounds against the votes of every look."""
@@ -66,13 +62,12 @@ class Recomputed:
         seen, classes = votes[:, :: LOOKS // len(counts)].astype(np.int64), votes.shape[2]
         looked = np.clip(stage, 1, len(counts))
         known = (stage >= 1) & (stage <= len(counts)) & (selected >= 0) & (selected < classes)
-        chosen = np.arange(classes) == np.clip(selected, 0, classes - 1)[:, None, None]
-        own, second = np.where(chosen, seen, 0).sum(2), np.where(chosen, 0, seen).max(2)
+        own, second = leading(seen.swapaxes(0, 1), np.clip(selected, 0, classes - 1))
         bounds, two = np.zeros(len(stage)), np.zeros(len(stage))
         possible = (seen.sum(2) <= counts[np.minimum(np.arange(len(counts))[None], looked[:, None] - 1)]).all(1)
         for last in np.unique(looked):
             here = possible & (looked == last)
-            one, p, q = self.schedule.bounds(own[here, :last].T, second[here, :last].T)
+            one, p, q = self.schedule.bounds(own[:last, here], second[:last, here])
             bounds[here], two[here] = one, self.law.radius(p, q)
         return {
             "no such look or class": ~known,

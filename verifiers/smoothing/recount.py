@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 from verifiers.runtime.certifier import Batch
+from verifiers.smoothing.recompute import Marks
 from verifiers.smoothing.sampling import Draw, Purpose, Voter
 
 #: Copies per sample, at most, of each of the two recounts.
@@ -19,8 +20,6 @@ COPIES = 2000
 LEVEL = 1e-6
 #: Share of votes, and number of them, that ties of logits may move.
 TIES, FEW = 0.002, 2
-
-Marks = dict[str, Bool[np.ndarray, " rows"]]
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,11 @@ Of n noisy copies of an image, k get class A. Clopper-Pearson bounds the probabi
 noise turns the bound into a radius. All levels are one-sided error probabilities.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from verifiers.core.noise import Noise
 from verifiers.core.quantities import Norm
@@ -30,6 +31,32 @@ def lower(k: Int[np.ndarray, "*n"], n: int, level: float) -> Float[np.ndarray, "
 def upper(k: Int[np.ndarray, "*n"], n: int, level: float) -> Float[np.ndarray, "*n"]:
     """Bound the probability from above, as 1 - lower(n - k, n), which keeps its digits near 1."""
     return np.asarray(1.0 - lower(np.asarray(n - k), n, level))
+
+
+def smallest(
+    enough: Callable[[Int[np.ndarray, " rows"]], Bool[np.ndarray, " rows"]], most: int, rows: int
+) -> Int[np.ndarray, " rows"]:
+    """Find for each row, by bisection, the smallest count below ``most`` that is enough; ``most`` if none is.
+
+    Args:
+        enough: decides on one count per row; if a count is enough, all larger ones are.
+        most: the end of the search.
+        rows: number of rows.
+    """
+    low, high = np.zeros(rows, np.int64), np.full(rows, most)
+    for _ in range(most.bit_length()):
+        middle = (low + high) // 2
+        reached = enough(middle)
+        low, high = np.where(reached, low, middle + 1), np.where(reached, middle, high)
+    return high
+
+
+def leading(
+    votes: Int[np.ndarray, "looks rows classes"], selected: Int[np.ndarray, " rows"]
+) -> tuple[Int[np.ndarray, "looks rows"], Int[np.ndarray, "looks rows"]]:
+    """Return the votes for the selected class, and the most votes of any other class."""
+    chosen = np.arange(votes.shape[2]) == selected[:, None]
+    return np.where(chosen, votes, 0).sum(2), np.where(chosen, 0, votes).max(2)
 
 
 @dataclass(frozen=True)
@@ -97,6 +124,11 @@ class Schedule:
     def single(cls, n: int, alpha: float) -> "Schedule":
         """Look once, at all n copies."""
         return cls((n,), (alpha,))
+
+    @classmethod
+    def of(cls, question: str, n: int, alpha: float) -> "Schedule":
+        """Look once if the question is about all copies, else in stages."""
+        return cls.single(n, alpha) if question == "full" else cls.staged(n, alpha)
 
     def bounds(
         self, own: Int[np.ndarray, "stages *n"], second: Int[np.ndarray, "stages *n"]

@@ -8,7 +8,7 @@ import pytest
 from scipy.stats import binom, binomtest
 
 from verifiers.core.quantities import Norm
-from verifiers.smoothing.statistics import Law, Noise, Schedule, attainable, lower, upper
+from verifiers.smoothing.statistics import Law, Noise, Schedule, attainable, leading, lower, smallest, upper
 
 L2 = Law(Noise.GAUSSIAN, 1.0, Norm.L2, 12)
 
@@ -96,6 +96,24 @@ def test_a_schedule_spends_alpha_and_ends_at_n(n: int) -> None:
     schedule = Schedule.staged(n, 0.001)
     assert schedule.counts[-1] == n and math.isclose(sum(schedule.levels), 0.001)
     assert list(schedule.counts) == sorted(set(schedule.counts))
+
+
+def test_only_the_question_about_all_copies_has_one_look() -> None:
+    assert Schedule.of("full", 1000, 0.001) == Schedule((1000,), (0.001,))
+    for question in ("eps", "grid"):
+        assert Schedule.of(question, 1000, 0.001).counts == (10, 30, 100, 300, 1000)
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 4, 7, 8, 100])
+def test_bisection_finds_the_first_count_that_is_enough(most: int) -> None:
+    wanted = np.arange(most + 3)
+    assert smallest(lambda k: k >= wanted, most, len(wanted)).tolist() == np.minimum(wanted, most).tolist()
+
+
+def test_votes_of_the_selected_class_and_of_the_strongest_other() -> None:
+    votes = np.array([[[5, 3, 2], [1, 1, 8]], [[9, 7, 4], [2, 6, 12]]])
+    own, second = leading(votes, np.array([1, 2]))
+    assert own.tolist() == [[3, 8], [7, 12]] and second.tolist() == [[5, 1], [9, 6]]
 
 
 def _simulated(p: list[float], schedule: Schedule, images: int) -> np.ndarray:
