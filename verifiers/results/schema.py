@@ -209,6 +209,16 @@ def _check_places(places: Sequence[_Place], path: Path) -> None:
         raise InputError(f"{path} has more rows than a certificate file takes")
 
 
+def largest_radius(facts: Mapping[str, Any], attributes: Mapping[str, Any]) -> float:
+    """The radius of a ball that holds every image, or eps if that is larger: no larger one is written.
+
+    Args:
+        facts: attributes of the file.
+        attributes: those of the method.
+    """
+    return float(max(attributes["eps"], whole_box(Norm(attributes["norm"]), int(facts.get("pixels", PIXELS)))))
+
+
 def check_rows(
     facts: Mapping[str, Any], attributes: Mapping[str, Any], columns: Mapping[str, np.ndarray], where: str
 ) -> None:
@@ -226,8 +236,7 @@ def check_rows(
     """
     status = columns["status"]
     done = status != Status.PENDING
-    radius = columns["radius"]
-    most = max(attributes["eps"], whole_box(Norm(attributes["norm"]), facts.get("pixels", PIXELS)))
+    radius, most = columns["radius"], largest_radius(facts, attributes)
     problems = {
         "status": status > max(Status),
         **{name: columns[name] < -1 for name in ("index", "label", "predicted")},

@@ -23,7 +23,6 @@ import numpy as np
 
 from verifiers.core.columns import COMMON_COLUMNS, Column, Columns
 from verifiers.core.errors import InputError
-from verifiers.core.quantities import Norm, whole_box
 from verifiers.core.status import FAILURES, Status
 from verifiers.results.hdf5 import cannot_write, clear_errors, has_value, put, writing_access
 from verifiers.results.lock import Lock, busy
@@ -34,9 +33,9 @@ from verifiers.results.schema import (
     FORMAT_VERSION,
     NOTE_LENGTH,
     NOTES_BYTES,
-    PIXELS,
     TABLES,
     attributes_of,
+    largest_radius,
     notes_of,
     put_attributes,
 )
@@ -191,14 +190,9 @@ class CertificateFile:
         group = self._file[method]
         return group[column][:], group["status"][:] != Status.PENDING
 
-    def eps(self, method: str) -> float:
-        """The radius that certified accuracy is reported at."""
-        return float(self._file[method].attrs["eps"])
-
     def largest_radius(self, method: str) -> float:
         """The radius of a ball that holds every image, or eps if that is larger: no larger one is written."""
-        facts, norm = self._file.attrs, attributes_of(self._file[method], method)["norm"]
-        return max(self.eps(method), whole_box(Norm(norm), int(facts.get("pixels", PIXELS))))
+        return largest_radius(self._file.attrs, attributes_of(self._file[method], method))
 
     def attack_distance(self, rows: np.ndarray) -> np.ndarray:
         """Length of the shortest counterexample stored for each row; nan when there is none."""
