@@ -1,5 +1,7 @@
 """Look at stored rows of methods whose rows are not computed again: each says itself how."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from verifiers.certify.audit.findings import Finding, marked
@@ -28,8 +30,7 @@ def _recounted(subject: Subject, rows: MethodRows) -> Finding:
     asked, problems = np.zeros(len(rows), bool), dict[str, np.ndarray]()
     remark = "votes counted again on the same copies, and on fresh ones"
     try:
-        question = subject.question()
-        own = type(question)(question.eps, question.norm, config.seed, None)
+        own = replace(subject.question(), seed=config.seed, teacher=None)
         certifier = method.prepare(subject.program, first_images(subject.samples, subject.program.given), own)
         if not isinstance(certifier, Recounts):
             raise TypeError(f"{rows.name} has rows that do not run again, and no recount")
