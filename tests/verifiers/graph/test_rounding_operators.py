@@ -107,10 +107,6 @@ def _padded(x: Tensor) -> Tensor:
     return F.pad(x, (1, 1), value=0.1)
 
 
-def _with_alpha(x: Tensor) -> Tensor:
-    return x + seeded(8, seed=5).float() * f32(0.3)
-
-
 def quotients(constant: float) -> Callable[[Operator, Sequence[Tensor]], Ways]:
     def ways(operator: Operator, values: Sequence[Tensor]) -> Ways:
         yield "quotient", _joined(values) / f32(constant)
