@@ -201,6 +201,11 @@ def test_bytes_for_pixels_are_refused_with_the_likely_meaning(case: str, places:
 def test_fractions_are_taken_for_means(places: Path, tmp_path: Path) -> None:
     words = ["--arch", "certkd:mlp,hidden=[8]", "--mean", "124/255,117/255,104/255", "--std", "58/255,57/255,57/255"]
     certify(places, tmp_path / "a.h5", "--model", places / "bare.pt", "--data", places / "last.npz", *words)
+    images = torch.from_numpy(np.load(places / "last.npz")["x_test"]).permute(0, 3, 1, 2)
+    mean, std = (torch.tensor(values).reshape(3, 1, 1) for values in ((124.0, 117.0, 104.0), (58.0, 57.0, 57.0)))
+    with torch.no_grad():
+        expected = network().model.network((images - mean) / std).argmax(1)
+    assert read_certificates(tmp_path / "a.h5")["ibp"]["predicted"].tolist() == expected.tolist()
 
 
 def test_a_ball_in_bytes_is_warned_of_in_other_norms(places: Path, tmp_path: Path) -> None:

@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import pytest
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import parameters_to_vector
 
 from certkd.config.settings import Recipe, TrainConfig
 from certkd.objectives import Kd, Kdiga, Standard
@@ -94,8 +96,13 @@ def test_a_path_is_no_teacher() -> None:
 
 
 def test_bytes_are_taken_as_pixels() -> None:
-    recipe = Recipe(epochs=1, batch_size=20)
-    train(plain(), ((255 * X).round().byte(), Y), Standard(), recipe=recipe, device="cpu")
+    recipe, pixels = Recipe(epochs=1, batch_size=20), (255 * X).round()
+    trained = [plain(), plain()]
+    for student, images in zip(trained, (pixels.byte(), pixels / 255), strict=True):
+        train(student, (images, Y), Standard(), recipe=recipe, device="cpu")
+    weights = [parameters_to_vector(student.parameters()) for student in trained]
+    assert torch.equal(*weights), "bytes train another network than the same pixels in [0, 1]"
+    assert not torch.equal(weights[0], parameters_to_vector(plain().parameters()))
 
 
 def test_a_teacher_that_gives_probabilities_is_told_of() -> None:
