@@ -50,7 +50,7 @@ def export(file: str | None, model: str | None, out: str, eps: Epsilon | None, *
 
 
 _ABOUT_PROPERTIES = ("eps", "limit", "indices", "indices_file", "split", "timeout")
-_ABOUT_NETWORKS = ("arch", "mean", "std", "layout", "data", "data_root", "image_size", "download")
+_ABOUT_NETWORKS = ("arch", "mean", "std", "layout", "output", "data", "data_root", "image_size", "download")
 
 
 def _refuse(options: dict[str, Any], names: tuple[str, ...], why: str) -> None:

@@ -70,11 +70,21 @@ def network(name: str, options: dict[str, Any], load: "Load") -> "Checkpoint":
         "mean": numbers(options["mean"], "--mean") if normalised else (),
         "std": numbers(options["std"], "--std") if normalised else (),
         "layout": None if mixed and not onnx else options["layout"],
+        "output": None if mixed and not onnx else options["output"],
     }
     networks.check_units(settings["mean"], settings["std"])  # before data are loaded
     if wanted is not None and wanted.in_folders and options["image_size"] is None and settings["architecture"] is None:
         with suppress(InputError):  # the images can have any size: the network decides, if it can
             known = networks.load(name, **settings)
             if len(known.model.spec.shape) == 3:
-                return known
-    return networks.load(name, data=None if wanted is None else load(wanted), **settings)
+                return _said(known, name)
+    return _said(networks.load(name, data=None if wanted is None else load(wanted), **settings), name)
+
+
+def _said(known: "Checkpoint", name: str) -> "Checkpoint":
+    """Print how a network was read where that could surprise."""
+    from certkd.report.console import stderr
+
+    for remark in known.remarks:
+        stderr().print(f"{Path(name).name}: {remark}", soft_wrap=True)
+    return known

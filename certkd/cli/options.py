@@ -103,6 +103,7 @@ def overrides(command: Callable[..., Any]) -> Callable[..., Any]:
 def network_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that describe a network whose file does not describe it."""
     for option in (
+        click.option("--output", metavar="NAME|INDEX", help="The logits among several outputs of an .onnx file."),
         click.option("--layout", help="How an .onnx file arranges images: nchw, nhwc or flat.  [default: nchw]"),
         click.option("--std", metavar="S,...", help="Normalisation that bare weights or an .onnx file expect."),
         click.option("--mean", metavar="M,...", help="Normalisation that bare weights or an .onnx file expect."),

@@ -38,6 +38,7 @@ class Checkpoint:
         teacher_sha256: SHA-256 of the teacher's weights; "" without a teacher.
         training: the resolved training configuration; {} if unknown.
         metrics: the metrics when it was saved.
+        remarks: what was chosen or converted when the network was read, a line each.
     """
 
     model: Classifier
@@ -45,6 +46,7 @@ class Checkpoint:
     teacher_sha256: str = ""
     training: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
 
     @property
     def sha256(self) -> str:

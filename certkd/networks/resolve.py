@@ -139,6 +139,7 @@ def load(
     mean: Sequence[float] = (),
     std: Sequence[float] = (),
     layout: str | None = None,
+    output: str | int | None = None,
 ) -> Checkpoint:
     """Load a trained network: a checkpoint, bare weights, an ONNX file, or a source's pre-trained network.
 
@@ -152,6 +153,7 @@ def load(
         data: the data set, whose classes and shape are used if there is no checkpoint.
         mean, std: normalisation that bare weights or an ONNX file expect, per channel.
         layout: arrangement of an ONNX file's images; see ``certkd.networks.onnx.classifier``.
+        output: name or place of the logits among an ONNX file's outputs.
 
     Raises:
         InputError: as for ``checkpoint.load``, ``classifier`` and ``build``, or a needed data set is missing.
@@ -165,11 +167,13 @@ def load(
     check_units(mean, std)
     if layout is not None and not onnx:
         raise InputError(f"--layout {layout} is for .onnx files: {name} describes its own images")
+    if output is not None and not onnx:
+        raise InputError(f"--output {output} is for .onnx files: {name} has one output")
     if onnx and architecture is not None:
         raise InputError(f"{name} describes its own network: drop --arch")
     if onnx:
         shape = None if data is None else data.shape
-        return classifier(name, shape=shape, layout=layout or "nchw", mean=mean, std=std)
+        return classifier(name, shape=shape, layout=layout or "nchw", mean=mean, std=std, output=output)
     if ":" not in name and not is_path(name) and not Path(name).exists():
         known = did_you_mean(name, known_models("certkd"))
         raise InputError(f"{name!r} is neither a checkpoint's path nor a network's name like timm:resnet18.{known}")

@@ -225,8 +225,8 @@ class OneByOne(nn.Module):
 _EACH = frozenset(
     "conv1d conv2d conv3d conv_transpose2d linear batch_norm relu relu6 leaky_relu sigmoid tanh silu gelu hardswish "
     "hardsigmoid hardtanh clamp clamp_min clamp_max elu selu celu mish softplus abs exp log sqrt rsqrt reciprocal neg "
-    "square pow max_pool2d avg_pool2d adaptive_avg_pool2d avg_pool1d adaptive_avg_pool1d dropout feature_dropout clone "
-    "contiguous to _to_copy constant_pad_nd pad reflection_pad2d replication_pad2d upsample_nearest2d "
+    "sign square pow max_pool2d avg_pool2d adaptive_avg_pool2d avg_pool1d adaptive_avg_pool1d dropout feature_dropout "
+    "clone contiguous to _to_copy constant_pad_nd pad reflection_pad2d replication_pad2d upsample_nearest2d "
     "upsample_bilinear2d pixel_shuffle pixel_unshuffle layer_norm group_norm prelu".split()
 )
 #: Operators on several tensors, entry by entry.

@@ -39,6 +39,7 @@ class ModelSpec(Strict):
         mean: mean to subtract, per channel; () for none.
         std: standard deviation to divide by, per channel; () for none.
         resize: (height, width) to resize images to; None for no resizing.
+        output: name or place of the logits among several outputs of the network; None if there is one.
     """
 
     name: Annotated[str, Field(max_length=200)]
@@ -48,6 +49,7 @@ class ModelSpec(Strict):
     mean: tuple[FiniteFloat, ...] = ()
     std: tuple[Annotated[FiniteFloat, Field(gt=0)], ...] = ()
     resize: tuple[Side, Side] | None = None
+    output: Annotated[str, Field(max_length=200)] | Annotated[int, Field(ge=0)] | None = None
 
     @model_validator(mode="after")
     def _images_are_of_a_usual_size(self) -> "ModelSpec":

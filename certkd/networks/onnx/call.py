@@ -22,12 +22,16 @@ class Call:
         opset: the file's opset.
         outputs: number of outputs.
         varying: for each input, True if it depends on the images.
+        count: the number of images that the file takes at a time; None for any number.
+        literal: the images are exactly as many, so that constants that hold their number are right as they are.
     """
 
     where: str
     opset: int
     outputs: int
     varying: tuple[bool, ...]
+    count: int | None = None
+    literal: bool = False
 
     def refuse(self, why: str) -> InputError:
         """Build the error that rejects this node."""
@@ -36,7 +40,7 @@ class Call:
 
 def tensor(value: Value, like: Tensor) -> Tensor:
     """Convert an array to a tensor of the network's dtype."""
-    return value if isinstance(value, Tensor) else torch.as_tensor(value, dtype=like.dtype, device=like.device)
+    return value if isinstance(value, Tensor) else torch.tensor(value, dtype=like.dtype, device=like.device)
 
 
 def integers(value: Value) -> list[int]:

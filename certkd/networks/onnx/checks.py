@@ -39,8 +39,6 @@ def check_model(model: Any, path: Path) -> None:
             than it states, or external data lies outside the file's folder.
     """
     graph = model.graph
-    if len(model.functions):
-        raise InputError(f"{path} defines functions of its own ({quoted(model.functions[0].name)}): export it inlined")
     if len(graph.sparse_initializer):
         raise InputError(f"{path} has sparse weights: convert them to dense ones")
     for tensor in graph.initializer:

@@ -44,14 +44,17 @@ def classifier(
     layout: str = "nchw",
     mean: Sequence[float] = (),
     std: Sequence[float] = (),
+    output: str | int | None = None,
 ) -> Checkpoint:
     """Load the network of an ONNX file, for certification or as a teacher.
 
     Args:
         path: path of the file.
-        shape: shape of the images, (channels, height, width); None to derive it from the file and the layout.
+        shape: shape of the images, (channels, height, width), which fixes the sides that the file leaves open; None to
+            derive it from the file and the layout.
         layout: one of ``LAYOUTS``.
         mean, std: the normalisation that the network expects, per channel; () for none.
+        output: name or place of the logits among several outputs.
 
     Raises:
         InputError: as for ``network.load``, or the images have another shape, the layout is unknown, or the
@@ -59,7 +62,8 @@ def classifier(
     """
     if layout not in LAYOUTS:
         raise InputError(f"unknown layout {layout!r}.{did_you_mean(layout, list(LAYOUTS))}")
-    network, theirs, classes = load(path)
+    network, file, classes = load(path, shape=shape and _theirs(shape, layout), output=output)
+    theirs = file.shape
     ours = shape or _channels_first(theirs, layout)
     if layout not in _fitting(ours, theirs):
         fitting = _fitting(ours, theirs)
@@ -69,12 +73,20 @@ def classifier(
         raise InputError(f"--mean and --std have {len(mean)} values, but {path} takes images {ours}: one per channel")
     arranged: dict[str, list[nn.Module]] = {"nchw": [], "nhwc": [ChannelsLast()], "flat": [Reshaped(theirs)]}
     name = f"onnx:{Path(path).stem[:150]}"
-    spec = ModelSpec(name=name, classes=classes, shape=ours, mean=tuple(mean), std=tuple(std))
-    return Checkpoint(Classifier(spec, nn.Sequential(*arranged[layout], network)).eval())
+    spec = ModelSpec(name=name, classes=classes, shape=ours, mean=tuple(mean), std=tuple(std), output=output)
+    model = Classifier(spec, nn.Sequential(*arranged[layout], network)).eval()
+    return Checkpoint(model, remarks=file.remarks)
 
 
 def _channels_first(theirs: tuple[int, ...], layout: str) -> tuple[int, ...]:
     return (theirs[-1], *theirs[:-1]) if layout == "nhwc" else theirs
+
+
+def _theirs(ours: tuple[int, ...], layout: str) -> tuple[int, ...]:
+    """Arrange the shape of an image as a file has it."""
+    if layout == "nhwc" and len(ours) == 3:
+        return (*ours[1:], ours[0])
+    return (math.prod(ours),) if layout == "flat" else ours
 
 
 def _fitting(ours: tuple[int, ...], theirs: tuple[int, ...]) -> list[str]:

@@ -16,8 +16,9 @@ from torch import nn
 
 from certkd.files import write_whole
 from certkd.networks.builders import Classifier
-from certkd.networks.onnx.file import Reference, packages, read
+from certkd.networks.onnx.file import packages, read
 from certkd.networks.onnx.network import TOLERANCE, load
+from certkd.networks.onnx.reference import Reference
 from verifiers.core.errors import Contradiction, InputError, Unsupported, one_line
 from verifiers.graph.program import Program
 

@@ -1,8 +1,8 @@
-"""Read ONNX files; a file that is not a classifier of float32 images is rejected in one line."""
+"""Read ONNX files; a file that is not a classifier of images is rejected in one line."""
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -13,13 +13,15 @@ import numpy as np
 from certkd.files import sniff
 from certkd.networks.builders.build import MOST_PIXELS
 from certkd.networks.onnx.checks import check_model
+from certkd.networks.onnx.inline import inline_functions
+from certkd.networks.onnx.upgrade import FLOAT32, OLDEST, OTHER_FLOATS, to_broadcasting, to_float32
 from certkd.networks.onnx.wire import check_parts
 from verifiers.core.errors import InputError, one_line, quoted
 
 INSTALL = "ONNX needs packages that are not installed: pip install 'certkd[onnx]'"
-#: The oldest opset whose operators broadcast like today's.
-OLDEST_OPSET = 7
 DOMAINS = ("", "ai.onnx")
+#: Most images that a file may take at a time, and most numbers in them.
+MOST_IMAGES, MOST_NUMBERS = 4096, 1 << 26
 
 
 @dataclass(frozen=True)
@@ -29,12 +31,13 @@ class OnnxFile:
     Attributes:
         path: path of the file.
         sha256: of its content.
-        model: the parsed file, an ``onnx.ModelProto``.
+        model: the parsed file, an ``onnx.ModelProto``, in float32.
         opset: version of its operators.
         image, logits: names of the graph's input and output.
         shape: shape of one image, without the batch.
-        batch: True if the first axis may have any length; otherwise it is 1.
+        count: number of images that it takes at a time; None for any number.
         constants: weights and other fixed values by name.
+        remarks: what was converted or chosen, a line each.
     """
 
     path: Path
@@ -44,8 +47,9 @@ class OnnxFile:
     image: str
     logits: str
     shape: tuple[int, ...]
-    batch: bool
+    count: int | None
     constants: Mapping[str, np.ndarray]
+    remarks: tuple[str, ...] = ()
 
 
 def packages() -> tuple[ModuleType, ModuleType]:
@@ -62,25 +66,45 @@ def packages() -> tuple[ModuleType, ModuleType]:
     return onnx, onnxruntime
 
 
-def read(path: Path) -> OnnxFile:
-    """Parse a file and check its opset, input, output and weights.
+def read(path: Path, *, shape: Sequence[int] | None = None, output: str | int | None = None) -> OnnxFile:
+    """Parse a file, check its opset, input, output and weights, and convert it to float32 and to a newer opset.
+
+    Args:
+        path: path of the file.
+        shape: shape of an image, for axes that the file leaves open.
+        output: name or place of the logits among several outputs.
 
     Raises:
         InputError: packages are missing, the file is damaged or not ONNX, its external weights are missing, its opset
-            is too old or too new, or its input or output is not one batch of float32 images or logits.
+            is too old or too new, or its input or output is not one batch of images or logits.
     """
     onnx, _ = packages()
     model, sha256 = _parse(path)
     graph, opset = model.graph, _opset(model, path)
+    chosen, remark = _output(graph, output, path)
+    inline_functions(model, path)
+    graph.ClearField("output")
+    graph.output.append(chosen)
     check_model(model, path)
+    remarks = [remark, to_float32(model, path)]
+    opset = to_broadcasting(model, opset, path)
     constants = {weight.name: onnx.numpy_helper.to_array(weight) for weight in graph.initializer}
     inputs = [value for value in graph.input if value.name not in constants]  # old files list weights among them
-    for what, values in (("input", inputs), ("output", graph.output)):
-        if len(values) != 1:
-            names = ", ".join(quoted(value.name) for value in values[:9]) or "none"
-            raise InputError(f"{path} has {len(values)} {what}s ({names}): only networks with one image in, logits out")
-    shape, batch = _image(inputs[0], path)
-    return OnnxFile(path, sha256, model, opset, inputs[0].name, graph.output[0].name, shape, batch, constants)
+    if len(inputs) != 1:
+        raise InputError(f"{path} has {len(inputs)} inputs ({_named(inputs)}): only networks of one image are read")
+    sides, count = _image(inputs[0], path, shape)
+    return OnnxFile(
+        path=path,
+        sha256=sha256,
+        model=model,
+        opset=opset,
+        image=inputs[0].name,
+        logits=chosen.name,
+        shape=sides,
+        count=count,
+        constants=constants,
+        remarks=tuple(text for text in remarks if text is not None),
+    )
 
 
 def _parse(path: Path) -> tuple[Any, str]:
@@ -109,70 +133,86 @@ def _opset(model: Any, path: Path) -> int:
     if not versions:
         raise InputError(f"{path} is damaged: it does not name its operators' opset")
     newest = onnx.defs.onnx_opset_version()
-    if not OLDEST_OPSET <= versions[0] <= newest:
+    if not OLDEST <= versions[0] <= newest:
         advice = "update onnx and certkd" if versions[0] > newest else "convert it with onnx.version_converter"
-        raise InputError(f"{path} has opset {versions[0]}, not one of {OLDEST_OPSET} to {newest}: {advice}")
+        raise InputError(f"{path} has opset {versions[0]}, not one of {OLDEST} to {newest}: {advice}")
     return int(versions[0])
 
 
-def _image(value: Any, path: Path) -> tuple[tuple[int, ...], bool]:
-    """Return the shape of an image, and whether the batch size is free."""
+def _output(graph: Any, wanted: str | int | None, path: Path) -> tuple[Any, str | None]:
+    """Choose the logits among the outputs; return them, and a remark if nobody named them.
+
+    Raises:
+        InputError: there is no such output, or several may be logits.
+    """
+    outputs = list({value.name: value for value in graph.output}.values())
+    names = _named(outputs)
+    if isinstance(wanted, str):
+        found = [value for value in outputs if value.name == wanted]
+        if not found and wanted.isdecimal():
+            wanted = int(wanted)
+        elif not found:
+            raise InputError(f"{path} has no output {quoted(wanted)}: its outputs are {names}")
+        else:
+            return found[0], None
+    if isinstance(wanted, int):
+        if not 0 <= wanted < len(outputs):
+            raise InputError(f"{path} has no output {wanted}: its {len(outputs)} outputs are {names}, counted from 0")
+        return outputs[wanted], None
+    rows = [value for value in outputs if _may_be_logits(value)]
+    if len(outputs) > 1 and len(rows) == 1:
+        return rows[0], f"of its outputs ({names}) {quoted(rows[0].name)} is read as the logits"
+    if not outputs:
+        raise InputError(f"{path} is damaged: it has no output")
+    if len(outputs) != 1:
+        raise InputError(f"{path} has {len(outputs)} outputs ({names}): name the logits with --output NAME")
+    return outputs[0], None
+
+
+def _may_be_logits(value: Any) -> bool:
+    """Return whether an output is declared as rows of floats; an output without a shape may be anything."""
+    tensor = value.type.tensor_type
+    of_floats = tensor.elem_type == FLOAT32 or tensor.elem_type in OTHER_FLOATS
+    return of_floats and (not tensor.HasField("shape") or len(tensor.shape.dim) == 2)
+
+
+def _named(values: Sequence[Any]) -> str:
+    return ", ".join(quoted(value.name) for value in values[:9]) or "none"
+
+
+def _image(value: Any, path: Path, wanted: Sequence[int] | None) -> tuple[tuple[int, ...], int | None]:
+    """Return the shape of an image, and the number of images at a time, None if it is free.
+
+    Raises:
+        InputError: the input is not a batch of float images, or leaves sides open that ``wanted`` does not fix.
+    """
     import onnx
 
     tensor = value.type.tensor_type
-    if tensor.elem_type != onnx.TensorProto.FLOAT:
+    if tensor.elem_type != FLOAT32:
         kinds = {number: name.lower() for name, number in onnx.TensorProto.DataType.items()}
         kind = kinds.get(tensor.elem_type, f"unknown ({tensor.elem_type})")
-        raise InputError(f"{path} takes {kind} images: only float32 networks are read, convert it first")
+        raise InputError(f"{path} takes {kind} images: only networks of float images are read")
     sides = [side.dim_value if side.HasField("dim_value") else side.dim_param or "?" for side in tensor.shape.dim]
-    if len(sides) < 2 or any(not isinstance(side, int) or side < 1 for side in sides[1:]):
+    if not tensor.HasField("shape") and wanted is not None:
+        sides = ["?", *wanted]
+    first = sides[0] if sides else 0
+    shape = tuple(_fixed(sides, wanted))
+    if len(sides) < 2 or any(side < 1 for side in shape):
+        given = f", and the images have shape {quoted(tuple(wanted))}" if wanted is not None else ""
         raise InputError(
-            f"{path} takes an input of shape {quoted(sides)}: only the first axis, the batch, may be open or be left "
-            "to the file; fix the others when exporting"
+            f"{path} takes an input of shape {quoted(sides)}{given}: sides that it leaves open are those of the data, "
+            "which must be named"
         )
-    if isinstance(sides[0], int) and sides[0] > 1:
-        raise InputError(f"{path} takes exactly {sides[0]} images at a time: export it for one, or any number of them")
-    shape = tuple(int(side) for side in sides[1:])
     if len(shape) > 5 or math.prod(shape) > MOST_PIXELS:
         raise InputError(f"{path} takes images of shape {quoted(shape)}: at most {MOST_PIXELS} numbers are supported")
-    return shape, sides[0] != 1
+    count = first if isinstance(first, int) and first > 0 else None
+    if count is not None and (count > MOST_IMAGES or count * math.prod(shape) > MOST_NUMBERS):
+        raise InputError(f"{path} takes {count} images at a time: at most {MOST_IMAGES} are supported")
+    return shape, count
 
 
-class Reference:
-    """Run a file in onnxruntime."""
-
-    def __init__(self, file: OnnxFile) -> None:
-        """Open the file; raises InputError if onnxruntime does not support it."""
-        _, onnxruntime = packages()
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level, options.intra_op_num_threads = 4, 1
-        self._file = file
-        try:
-            content = file.model.SerializeToString()  # as it was checked; its other parts are not used
-            self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # noqa: BLE001 - onnxruntime's errors have no other common class
-            why = one_line(Exception(str(error).replace(str(file.path), "the file")))
-            raise InputError(f"{file.path} is not a network that onnxruntime runs: {why}") from None
-
-    def __call__(self, images: np.ndarray) -> np.ndarray:
-        """Run each image alone and, if the file allows it, all at once; the outputs must agree.
-
-        Raises:
-            InputError: the output is not one row of two or more logits per image, or depends on the rest of the batch.
-        """
-        rows = [self._run(image[None]) for image in images]
-        if rows[0].ndim != 2 or rows[0].shape[1] < 2 or len(rows[0]) != 1 or rows[0].dtype != np.float32:
-            what = f"{rows[0].dtype} of shape {rows[0].shape}"
-            raise InputError(f"{self._file.path} gives {what} for an image: only one row of two or more float32 logits")
-        alone = np.concatenate(rows)
-        if self._file.batch:
-            together = self._run(images)
-            if together.shape != alone.shape or not np.allclose(together, alone, rtol=1e-4, atol=1e-4):
-                raise InputError(f"{self._file.path} mixes the images of a batch: export it in eval mode")
-        return alone
-
-    def _run(self, images: np.ndarray) -> np.ndarray:
-        try:
-            return self._session.run([self._file.logits], {self._file.image: images})[0]
-        except Exception as error:  # noqa: BLE001 - see above
-            raise InputError(f"{self._file.path} cannot be run on {len(images)} images: {one_line(error)}") from None
+def _fixed(sides: Sequence[int | str], wanted: Sequence[int] | None) -> list[int]:
+    """Replace open sides of an image by those of the images in use; 0 if these are unknown or of another rank."""
+    known = wanted if wanted is not None and len(wanted) == len(sides) - 1 else [0] * (len(sides) - 1)
+    return [given if isinstance(given, int) else side for given, side in zip(sides[1:], known, strict=True)]

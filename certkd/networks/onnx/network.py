@@ -9,7 +9,7 @@ before it is used.
 import inspect
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from certkd.networks.cost import check_cost
-from certkd.networks.onnx.call import Call, Value
-from certkd.networks.onnx.file import DOMAINS, OnnxFile, Reference, packages, read
+from certkd.networks.cost import OPERATIONS, check_cost
+from certkd.networks.onnx.call import Call, Value, tensor
+from certkd.networks.onnx.file import DOMAINS, OnnxFile, packages, read
 from certkd.networks.onnx.operators import OPERATORS
 from certkd.networks.onnx.patterns import Operation, simplified
+from certkd.networks.onnx.reference import OneByOne, Reference
 from certkd.networks.onnx.sizes import SIZES
 from verifiers.core.errors import InputError, loading, one_line, quoted
 
@@ -32,8 +33,17 @@ TOLERANCE = 1e-4
 FEW_OPERATIONS = 10**9
 #: Most numbers that follow from shapes and constants, beyond those of the weights.
 LARGEST_NUMBERS = 1 << 22
-#: Operators whose float inputs are weights, however small.
+#: Entries of a constant that may be a number, and not a weight, among others that follow from shapes.
+FEW = 16
+#: Operators whose float constants are numbers, however many, and those whose float constants are weights, however few.
+NUMBERS = frozenset(("Resize", "Upsample"))
 WEIGHTED = frozenset("Conv Gemm MatMul BatchNormalization InstanceNormalization LayerNormalization PRelu".split())
+
+
+def _is_weight(value: Value, kind: str) -> bool:
+    """Return whether a known value is used as a weight: an array of floats, where a single one may be a number."""
+    several = isinstance(value, np.ndarray) and value.dtype.kind == "f" and kind not in NUMBERS
+    return several and (value.size != 1 or kind in WEIGHTED)
 
 
 class Step(nn.Module):
@@ -44,7 +54,10 @@ class Step(nn.Module):
         self.call, self.operation = call, operation
 
     def forward(self, *inputs: Value) -> Any:
-        return OPERATORS[self.operation.kind](self.call, *inputs, **self.operation.attributes)
+        kind = self.operation.kind
+        like = next(value for value in inputs if isinstance(value, Tensor))
+        given = [tensor(value, like) if _is_weight(value, kind) else value for value in inputs]
+        return OPERATORS[kind](self.call, *given, **self.operation.attributes)
 
     def _get_name(self) -> str:
         return self.operation.kind
@@ -86,18 +99,42 @@ class Known:
 
 
 class OnnxNetwork(nn.Module):
-    """The network of an ONNX file, for batches of any size; see ``load``."""
+    """The network of an ONNX file, for batches of any size; see ``load``.
 
-    def __init__(self, file: OnnxFile) -> None:
+    Args:
+        file: the file.
+        literal: run it on exactly as many images as it takes, each image apart from the others.
+    """
+
+    def __init__(self, file: OnnxFile, *, literal: bool = False) -> None:
         super().__init__()
         self.image, self.logits, self.sha256 = file.image, file.logits, file.sha256
+        self.count = (file.count or 1) if literal else None
         self.weights, self.steps = Weights(), nn.ModuleDict()
         self._plan: list[tuple[Operation, str | Known]] = []
         self._constants: dict[str, np.ndarray] = {}
         self._names: dict[str, str] = {}
         _Translation(file, self).run()
 
-    def forward(self, x: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch *logits"]:
+    def forward(self, x: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch logits"]:
+        if self.count is None:
+            found = self._run(x)
+            return found.flatten(1) if found.dim() > 2 else found
+        return torch.cat([self._alone(image) for image in x.split(1)]) if len(x) > 1 else self._alone(x)
+
+    def _alone(self, image: Float[Tensor, "1 *shape"]) -> Float[Tensor, "1 logits"]:
+        """Run an image as often as the file takes images."""
+        count = self.count or 1
+        if count == 1:
+            return self._run(image).reshape(1, -1)
+        return self._run(image.expand(count, *image.shape[1:]))[:1].flatten(1)
+
+    def _run(self, x: Tensor) -> Tensor:
+        """Run the file's operations.
+
+        Raises:
+            InputError: too many numbers follow from shapes.
+        """
         values: dict[str, Value] = {**self._constants, self.image: x}
         values |= {name: getattr(self.weights, key) for name, key in self._names.items()}
         room = LARGEST_NUMBERS
@@ -183,7 +220,7 @@ class _Translation:
 
     def _is_number(self, name: str) -> bool:
         value = self.constants.get(name)
-        return name in self.numbers or (value is not None and (value.dtype.kind in "iub" or value.size == 1))
+        return name in self.numbers or (value is not None and (value.dtype.kind in "iub" or value.size <= FEW))
 
     def _know(self, operation: Operation) -> None:
         self.network._constants |= {name: self.constants[name] for name in operation.inputs if name in self.constants}
@@ -192,11 +229,12 @@ class _Translation:
 
     def _translate(self, operation: Operation) -> None:
         varying = tuple(name in self.varying for name in operation.inputs)
-        call = Call(self._where(operation), self.file.opset, len(operation.outputs), varying)
+        literal = self.network.count is not None
+        call = Call(self._where(operation), self.file.opset, len(operation.outputs), varying, self.file.count, literal)
         self._check(call, operation)
         statistics = operation.inputs[3:] if operation.kind == "BatchNormalization" else ()
         for name in filter(self.constants.__contains__, operation.inputs):
-            self._keep(name, call, operation.kind, statistic=name in statistics)
+            self._keep(name, operation.kind, statistic=name in statistics)
         key = _unique(re.sub(r"\W+", "_", operation.name).strip("_") or operation.kind, self.network.steps)
         self.network.steps[key] = Step(call, operation)
         self.network._plan.append((operation, key))
@@ -206,24 +244,22 @@ class _Translation:
     def _check(self, call: Call, operation: Operation) -> None:
         """Check that there is a function for these inputs and attributes."""
         if operation.kind not in OPERATORS:
-            quantised = any(word in operation.kind for word in ("Quantize", "QLinear", "Integer"))
-            advice = ": it computes in integers, give the float network" if quantised else ""
-            raise call.refuse(f"is an operator without translation{advice}")
+            if any(word in operation.kind for word in ("Quantize", "QLinear", "Integer")):
+                raise call.refuse("computes in int8: give the float network, before it was quantised")
+            raise call.refuse("is an operator without translation")
         try:
             inspect.signature(OPERATORS[operation.kind]).bind(call, *operation.inputs, **operation.attributes)
         except TypeError as error:
             raise call.refuse(f"has unknown inputs or attributes: {error}") from None
 
-    def _keep(self, name: str, call: Call, kind: str, *, statistic: bool) -> None:
+    def _keep(self, name: str, kind: str, *, statistic: bool) -> None:
         """Store a constant: as a parameter of the module, as a buffer where torch needs one, or as plain numbers."""
-        value, network, weighted = self.constants[name], self.network, kind in WEIGHTED
-        if value.dtype.kind not in "f" or (value.size == 1 and not weighted) or kind == "Resize":
+        value, network = self.constants[name], self.network
+        if not _is_weight(value, kind):
             network._constants[name] = value
-        elif value.dtype != np.float32:
-            raise call.refuse(f"has {value.dtype} weights: only float32 networks are read, convert it first")
         elif name not in network._names:
             key = _unique(re.sub(r"\W+", "_", name).strip("_") or "weight", network.weights)
-            weight = torch.from_numpy(value.copy())
+            weight = torch.from_numpy(value.astype(np.float32))
             if statistic:
                 network.weights.register_buffer(key, weight)
             else:
@@ -244,11 +280,18 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
 
 
-def load(path: str | Path) -> tuple[OnnxNetwork, tuple[int, ...], int]:
-    """Load the network of a file, the shape of its images and its number of classes.
+def load(
+    path: str | Path, *, shape: Sequence[int] | None = None, output: str | int | None = None
+) -> tuple[OnnxNetwork, OnnxFile, int]:
+    """Load the network of a file; return it with the file as it was read and the number of classes.
 
     The logits of random inputs in [0, 1] and in [-2, 2] are checked against onnxruntime's, for single images and for a
-    batch.
+    batch. Where the file gives nan or infinity outside of [0, 1] nothing is compared.
+
+    Args:
+        path: path of the file.
+        shape: shape of an image, for axes that the file leaves open.
+        output: name or place of the logits among several outputs.
 
     Raises:
         InputError: as for ``read``, or an operator or its form has no translation, or the logits differ from
@@ -256,32 +299,55 @@ def load(path: str | Path) -> tuple[OnnxNetwork, tuple[int, ...], int]:
     """
     path = Path(path)
     with loading(path, "an ONNX file that can be read"):
-        return _load(path)
+        file = read(path, shape=shape, output=output)
+        network = OnnxNetwork(file)
+        try:
+            return network, file, _compared(network, file)
+        except OneByOne:
+            file = replace(file, count=1)
+        except InputError:  # perhaps its constants hold the number of images: only as many are right
+            if file.count is None:
+                raise
+        network = OnnxNetwork(file, literal=True)
+        return network, file, _compared(network, file)
 
 
-def _load(path: Path) -> tuple[OnnxNetwork, tuple[int, ...], int]:
-    file = read(path)
-    network = OnnxNetwork(file).eval()
-    work = check_cost(network, file.shape, str(path), strict=True)
+def _compared(network: OnnxNetwork, file: OnnxFile) -> int:
+    """Compare a network's logits with onnxruntime's; return the number of classes.
+
+    Raises:
+        InputError: they differ, or the network or the file cannot be run.
+    """
+    network.eval()
+    work = check_cost(network, file.shape, str(file.path), strict=True) * (file.count or 1)
+    if work > OPERATIONS:
+        raise InputError(f"{file.path} needs more than {OPERATIONS:.0e} operations for its images: it is too large")
     count = 3 if work < FEW_OPERATIONS else 1
     images = np.random.default_rng(0).random((2 * count, *file.shape), dtype=np.float32)
     images[count:] = 4 * images[count:] - 2
-    found = _run(network, images, file)
-    expected = Reference(file)(images)
+    alone = _run(network, images, file, 1)
+    expected = Reference(file)(images)  # it tells a file that mixes images from one that is read incorrectly
+    defined = np.isfinite(expected).all(1)
+    if not defined[:count].all():
+        raise InputError(f"{file.path} gives nan or infinity for pixels in [0, 1]")
+    found = [
+        one[defined] if len(one) == len(defined) else one for one in (alone, _run(network, images, file, len(images)))
+    ]
+    expected = expected[defined]
     sizes = np.abs(expected).max(1, keepdims=True).clip(min=1.0)  # per image: large ones hide nothing elsewhere
     differences = [np.abs((one - expected) / sizes).max() for one in found if one.shape == expected.shape]
     if len(differences) < len(found) or not max(differences) <= TOLERANCE:
         told = f"by {max(differences):.3g} of their size" if len(differences) == len(found) else "in shape"
         raise InputError(f"{file.path} is read incorrectly: logits differ from onnxruntime's {told}")
-    return network, file.shape, expected.shape[1]
+    return expected.shape[1]
 
 
-def _run(network: OnnxNetwork, images: np.ndarray, file: OnnxFile) -> list[np.ndarray]:
-    """Compute logits one by one, and for all images at once."""
+def _run(network: OnnxNetwork, images: np.ndarray, file: OnnxFile, batch: int) -> np.ndarray:
+    """Compute the logits of images in batches."""
     x = torch.from_numpy(images)
     try:
         with torch.no_grad():
-            return [torch.cat([network(image) for image in x.split(1)]).numpy(), network(x).numpy()]
+            return torch.cat([network(part) for part in x.split(batch)]).numpy()
     except InputError:
         raise
     except Exception as error:  # whatever torch raises is about the file

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from certkd.networks.onnx import shaping
-from certkd.networks.onnx.call import Call, Value, axes_of, number, sides_of, tensor
+from certkd.networks.onnx import layers, resizing, shaping
+from certkd.networks.onnx.call import Call, Value, axes_of, number, tensor
 
 
 def elementwise(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -53,6 +53,37 @@ def total(call: Call, *parts: Value) -> Tensor:
     return functools.reduce(torch.add, (tensor(part, like) for part in parts))
 
 
+def mean(call: Call, *parts: Value) -> Tensor:
+    return total(call, *parts) / len(parts)
+
+
+def extreme(function: Callable[[Tensor, Tensor], Tensor], clamp: Callable[[Tensor, float], Tensor]) -> Any:
+    """Translate the largest or least of several values; constant numbers become ends of a clamp."""
+
+    def apply(call: Call, *parts: Value) -> Tensor:
+        like = next(part for part in parts if isinstance(part, Tensor))
+        first, *others = sorted((_operand(part, like) for part in parts), key=lambda given: isinstance(given, float))
+        found: Tensor = first  # a tensor: numbers come last
+        for part in others:
+            found = clamp(found, part) if isinstance(part, float) else function(found, part)
+        return found
+
+    return apply
+
+
+def _clamp_min(x: Tensor, least: float) -> Tensor:
+    return F.relu(x) if least == 0 else torch.clamp(x, min=least)
+
+
+def _clamp_max(x: Tensor, most: float) -> Tensor:
+    return torch.clamp(x, max=most)
+
+
+def einsum(call: Call, *parts: Value, equation: str) -> Tensor:
+    like = next(part for part in parts if isinstance(part, Tensor))
+    return torch.einsum(equation, *(tensor(part, like) for part in parts))
+
+
 def gemm(
     call: Call,
     left: Tensor,
@@ -79,147 +110,6 @@ def matmul(call: Call, left: Value, right: Value) -> Tensor:
     if right.dim() == 2 and not call.varying[1]:
         return F.linear(left, right.t())
     return torch.matmul(left, right)
-
-
-def conv(
-    call: Call,
-    x: Tensor,
-    weight: Tensor,
-    bias: Value = None,
-    *,
-    kernel_shape: Sequence[int] = (),
-    strides: Sequence[int] = (),
-    pads: Sequence[int] = (),
-    dilations: Sequence[int] = (),
-    group: int = 1,
-    auto_pad: str = "NOTSET",
-) -> Tensor:
-    size, step, spread = _window(tuple(weight.shape[2:]), strides, dilations)
-    before, after = _padding(call, x, size, step, spread, pads, auto_pad)
-    if before != after:
-        x, before = F.pad(x, sides_of(before, after)), (0,) * len(size)
-    return _of_rank(call, "conv", size)(x, weight, bias, step, before, spread, group)
-
-
-def max_pool(
-    call: Call,
-    x: Tensor,
-    *,
-    kernel_shape: Sequence[int],
-    strides: Sequence[int] = (),
-    pads: Sequence[int] = (),
-    dilations: Sequence[int] = (),
-    ceil_mode: int = 0,
-    storage_order: int = 0,
-    auto_pad: str = "NOTSET",
-) -> Tensor:
-    if call.outputs > 1:
-        raise call.refuse("also returns the positions of the maxima")
-    size, step, spread = _window(kernel_shape, strides, dilations)
-    before, after = _padding(call, x, size, step, spread, pads, auto_pad)
-    if before != after:
-        x, before = F.pad(x, sides_of(before, after), value=-torch.inf), (0,) * len(size)
-    return _of_rank(call, "max_pool", size)(x, size, step, before, spread, bool(ceil_mode))
-
-
-def average_pool(
-    call: Call,
-    x: Tensor,
-    *,
-    kernel_shape: Sequence[int],
-    strides: Sequence[int] = (),
-    pads: Sequence[int] = (),
-    dilations: Sequence[int] = (),
-    ceil_mode: int = 0,
-    count_include_pad: int = 0,
-    auto_pad: str = "NOTSET",
-) -> Tensor:
-    size, step, spread = _window(kernel_shape, strides, dilations)
-    if max(spread) > 1:
-        raise call.refuse(f"dilations={spread} are not supported")
-    before, after = _padding(call, x, size, step, spread, pads, auto_pad)
-    if before != after:
-        if not count_include_pad:
-            raise call.refuse(f"pads={before + after} with count_include_pad=0 are not supported")
-        x, before = F.pad(x, sides_of(before, after)), (0,) * len(size)
-    return _of_rank(call, "avg_pool", size)(x, size, step, before, bool(ceil_mode), bool(count_include_pad))
-
-
-def _window(
-    size: Sequence[int], strides: Sequence[int], dilations: Sequence[int]
-) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    ones = (1,) * len(size)
-    return tuple(size), tuple(strides) or ones, tuple(dilations) or ones
-
-
-def _padding(
-    call: Call, x: Tensor, size: Sequence[int], step: Sequence[int], spread: Sequence[int], pads: Value, auto: str
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Compute the padding before and after each spatial axis."""
-    rank = len(size)
-    if auto in ("NOTSET", "VALID"):
-        pads = tuple(pads) if auto == "NOTSET" and len(pads) else (0,) * (2 * rank)
-        return pads[:rank], pads[rank:]
-    if auto not in ("SAME_UPPER", "SAME_LOWER"):
-        raise call.refuse(f"auto_pad={auto!r} is not supported")
-    sides = [int(side) for side in x.shape[2:]]
-    reach = [d * (k - 1) + 1 for k, d in zip(size, spread, strict=True)]
-    wanted = [max(0, (-(-n // s) - 1) * s + r - n) for n, s, r in zip(sides, step, reach, strict=True)]
-    less, more = tuple(w // 2 for w in wanted), tuple(w - w // 2 for w in wanted)
-    return (less, more) if auto == "SAME_UPPER" else (more, less)
-
-
-def _of_rank(call: Call, name: str, size: Sequence[int]) -> Callable[..., Tensor]:
-    if not 1 <= len(size) <= 3:
-        raise call.refuse(f"{len(size)} spatial axes are not supported")
-    return getattr(F, f"{name}{len(size)}d")
-
-
-def global_average_pool(call: Call, x: Tensor) -> Tensor:
-    return _of_rank(call, "adaptive_avg_pool", x.shape[2:])(x, 1)
-
-
-def global_max_pool(call: Call, x: Tensor) -> Tensor:
-    size = tuple(int(side) for side in x.shape[2:])
-    return _of_rank(call, "max_pool", size)(x, size)
-
-
-def batch_norm(
-    call: Call,
-    x: Tensor,
-    scale: Tensor,
-    bias: Tensor,
-    mean: Tensor,
-    var: Tensor,
-    *,
-    epsilon: float = 1e-5,
-    momentum: float = 0.9,
-    spatial: int = 1,
-    training_mode: int = 0,
-) -> Tensor:
-    if training_mode or call.outputs > 1 or not spatial:
-        raise call.refuse("is in training mode or not per channel: export the network in eval mode")
-    return F.batch_norm(x, mean, var, scale, bias, False, 0.0, epsilon)
-
-
-def instance_norm(call: Call, x: Tensor, scale: Tensor, bias: Tensor, *, epsilon: float = 1e-5) -> Tensor:
-    return F.group_norm(x, len(scale), scale, bias, epsilon)
-
-
-def layer_norm(
-    call: Call,
-    x: Tensor,
-    scale: Tensor,
-    bias: Value = None,
-    *,
-    axis: int = -1,
-    epsilon: float = 1e-5,
-    stash_type: int = 1,
-) -> Tensor:
-    shape = [int(side) for side in x.shape[axis:]]
-    if call.outputs > 1:
-        raise call.refuse("also returns mean and deviation")
-    return F.layer_norm(x, shape, scale.expand(shape), None if bias is None else bias.expand(shape), epsilon)
 
 
 def softmax(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -272,15 +162,36 @@ def clip(call: Call, x: Tensor, low: Value = None, high: Value = None, **attribu
     unknown = attributes.keys() - {"min", "max"}
     if unknown:
         raise call.refuse(f"attribute {min(unknown)!r} is not known")
-    least = attributes.get("min") if low is None else number(call, low)
-    most = attributes.get("max") if high is None else number(call, high)
+    least = _end(attributes.get("min") if low is None else number(call, low))
+    most = _end(attributes.get("max") if high is None else number(call, high))
     if least is None and most is None:
         return x
-    return F.relu(x) if least == 0 and most in (None, torch.inf) else torch.clamp(x, least, most)
+    return F.relu(x) if least == 0 and most is None else torch.clamp(x, least, most)
+
+
+def _end(value: float | None) -> float | None:
+    """Read an end of an interval; None if it is infinite or the largest number of float32, which is no end."""
+    return None if value is None or abs(value) >= shaping.ENDLESS else value
+
+
+def softsign(call: Call, x: Tensor) -> Tensor:
+    return x / (1 + torch.abs(x))
+
+
+def thresholded_relu(call: Call, x: Tensor, *, alpha: float = 1.0) -> Tensor:
+    return torch.where(x > alpha, x, torch.zeros_like(x))
+
+
+def normalised(call: Call, x: Tensor, *, axis: int = -1, p: int = 2) -> Tensor:
+    """Divide by the norm along an axis."""
+    if p not in (1, 2):
+        raise call.refuse(f"p={p} is not a norm that is supported")
+    size = x.abs().sum(axis, True) if p == 1 else (x * x).sum(axis, True).sqrt()
+    return x / size
 
 
 def reduced(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Translate a mean or sum over axes other than the batch."""
+    """Translate a sum, a mean or another value of all entries along axes."""
 
     def apply(
         call: Call,
@@ -294,8 +205,6 @@ def reduced(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         over = axes_of(call, given, axes, x.dim())
         if not over and noop_with_empty_axes:
             return x
-        if call.varying[0] and (not over or 0 in over):
-            raise call.refuse("mixes the images of a batch: it reduces the first axis")
         return function(x, over or list(range(x.dim())), bool(keepdims))
 
     return apply
@@ -310,35 +219,51 @@ def dropout(call: Call, x: Tensor, ratio: Value = None, training: Value = None, 
 OPERATORS: dict[str, Callable[..., Any]] = {
     "Abs": elementwise(torch.abs),
     "Add": binary(torch.add),
-    "AveragePool": average_pool,
-    "BatchNormalization": batch_norm,
+    "AveragePool": layers.average_pool,
+    "BatchNormalization": layers.batch_norm,
     "Cast": shaping.cast,
+    "Ceil": elementwise(torch.ceil),
     "Celu": celu,
     "Clip": clip,
     "Concat": shaping.concat,
-    "Conv": conv,
+    "Conv": layers.conv,
+    "ConvTranspose": layers.conv_transpose,
+    "Cos": elementwise(torch.cos),
+    "DepthToSpace": shaping.depth_to_space,
     "Div": binary(torch.div),
     "Dropout": dropout,
+    "Einsum": einsum,
     "Elu": elu,
     "Erf": elementwise(torch.erf),
     "Exp": elementwise(torch.exp),
     "Expand": shaping.expand,
     "Flatten": shaping.flatten,
+    "Floor": elementwise(torch.floor),
     "Gather": shaping.gather,
     "Gelu": gelu,
     "Gemm": gemm,
-    "GlobalAveragePool": global_average_pool,
-    "GlobalMaxPool": global_max_pool,
+    "GlobalAveragePool": layers.global_average_pool,
+    "GlobalMaxPool": layers.global_max_pool,
+    "Greater": binary(torch.gt),
+    "GreaterOrEqual": binary(torch.ge),
+    "GroupNormalization": layers.group_norm,
     "HardSigmoid": hard_sigmoid,
     "HardSwish": elementwise(F.hardswish),
     "Identity": elementwise(lambda x: x),
-    "InstanceNormalization": instance_norm,
-    "LayerNormalization": layer_norm,
+    "LRN": layers.local_response,
+    "InstanceNormalization": layers.instance_norm,
+    "LayerNormalization": layers.layer_norm,
     "LeakyRelu": leaky_relu,
+    "Less": binary(torch.lt),
+    "LessOrEqual": binary(torch.le),
     "Log": elementwise(torch.log),
     "LogSoftmax": softmax(F.log_softmax),
+    "LpNormalization": normalised,
     "MatMul": matmul,
-    "MaxPool": max_pool,
+    "Max": extreme(torch.maximum, _clamp_min),
+    "MaxPool": layers.max_pool,
+    "Mean": mean,
+    "Min": extreme(torch.minimum, _clamp_max),
     "Mish": elementwise(F.mish),
     "Mul": binary(torch.mul),
     "Neg": elementwise(torch.neg),
@@ -346,23 +271,37 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "Pad": shaping.pad,
     "Pow": power,
     "Reciprocal": elementwise(torch.reciprocal),
+    "ReduceL1": reduced(lambda x, axes, keep: x.abs().sum(axes, keep)),
+    "ReduceL2": reduced(lambda x, axes, keep: (x * x).sum(axes, keep).sqrt()),
+    "ReduceMax": reduced(torch.amax),
     "ReduceMean": reduced(torch.mean),
+    "ReduceMin": reduced(torch.amin),
     "ReduceSum": reduced(torch.sum),
+    "ReduceSumSquare": reduced(lambda x, axes, keep: (x * x).sum(axes, keep)),
     "Relu": elementwise(F.relu),
-    "Resize": shaping.resize,
+    "Resize": resizing.resize,
     "Reshape": shaping.reshape,
     "Selu": selu,
     "Sigmoid": elementwise(torch.sigmoid),
+    "Sign": elementwise(torch.sign),
     "Silu": elementwise(F.silu),
+    "Sin": elementwise(torch.sin),
     "Slice": shaping.slices,
     "Softmax": softmax(F.softmax),
     "Softplus": elementwise(F.softplus),
+    "Softsign": softsign,
+    "SpaceToDepth": shaping.space_to_depth,
     "Split": shaping.split,
+    "Standardise": layers.standardised,
     "Sqrt": elementwise(torch.sqrt),
     "Squeeze": shaping.squeeze,
     "Sub": binary(torch.sub),
     "Sum": total,
     "Tanh": elementwise(torch.tanh),
+    "ThresholdedRelu": thresholded_relu,
+    "Tile": shaping.tile,
     "Transpose": shaping.transpose,
     "Unsqueeze": shaping.unsqueeze,
+    "Upsample": resizing.upsample,
+    "Where": shaping.where,
 }

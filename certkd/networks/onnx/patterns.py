@@ -25,13 +25,15 @@ class Operation:
 
 
 def simplified(operations: Sequence[Operation], constants: Mapping[str, np.ndarray], logits: str) -> list[Operation]:
-    """Return the same function with GELU, SiLU and hard-swish as one operator each, without unused operations."""
+    """Return the same function without unused operations; GELU, SiLU, hard-swish and normalisation are one operator."""
     graph = _Graph(operations, constants, logits)
     for operation in operations:
         if operation.kind == "Erf":
             graph.join_gelu(operation)
         elif operation.kind in ("Sigmoid", "HardSigmoid"):
             graph.join_gate(operation)
+        elif operation.kind == "Sqrt":
+            graph.join_normalisation(operation)
     return _used(graph.operations(), logits)
 
 
@@ -92,6 +94,39 @@ class _Graph:
         if not hard or usual:
             kind = "HardSwish" if hard else "Silu"
             self._replace([gate, product], Operation(kind, gate.name, (image,), product.outputs))
+
+    def join_normalisation(self, root: Operation) -> None:
+        """Recombine (x - mean) / sqrt(mean of squares + epsilon) over the last axes."""
+        total, quotient = self._maker(root.inputs[0], "Add"), self._only_user(root)
+        increased = None if total is None else self._scaled(total)
+        if total is None or increased is None or quotient is None or quotient.kind != "Div":
+            return
+        variance, difference = self._maker(increased[0], "ReduceMean"), self._maker(quotient.inputs[0], "Sub")
+        square = None if variance is None else self._maker(variance.inputs[0], "Pow", "Mul")
+        mean = None if difference is None else self._maker(difference.inputs[1], "ReduceMean")
+        if variance is None or difference is None or square is None or mean is None:
+            return
+        (image, _), name = difference.inputs, difference.outputs[0]
+        squared = square.inputs == (name, name) if square.kind == "Mul" else self._number(square.inputs[1]) == 2
+        axes = self._last_axes(mean)
+        fits = squared and square.inputs[0] == name and mean.inputs[0] == image and axes == self._last_axes(variance)
+        alone = all(self._uses[each.outputs[0]] == 1 for each in (mean, square, variance, total))
+        if not fits or not alone or axes is None or self._uses[name] != 1 + square.inputs.count(name):
+            return
+        made = {"axes": axes, "epsilon": increased[1]}
+        old = [mean, difference, square, variance, total, root, quotient]
+        self._replace(old, Operation("Standardise", root.name, (image,), quotient.outputs, made))
+
+    def _maker(self, name: str, *kinds: str) -> Operation | None:
+        made = self._operations.get(name)
+        return made if made is not None and made.kind in kinds else None
+
+    def _last_axes(self, mean: Operation) -> int | None:
+        """Return how many of the last axes are averaged and kept; None if it is others."""
+        given = self._constants.get(mean.inputs[1]) if len(mean.inputs) > 1 else mean.attributes.get("axes")
+        axes = sorted(int(axis) for axis in given) if given is not None else []
+        kept = mean.attributes.get("keepdims", 1) == 1
+        return len(axes) if axes and kept and axes == list(range(-len(axes), 0)) else None
 
     def _only_user(self, operation: Operation) -> Operation | None:
         name = operation.outputs[0]

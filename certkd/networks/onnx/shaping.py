@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -12,17 +13,19 @@ from certkd.networks.onnx.call import Call, Value, axes_of, integers, number, si
 
 #: TensorProto.FLOAT
 FLOAT = 1
+#: Magnitude from which an end of an interval, written as the largest float32 number, is no end.
+ENDLESS = 3.4e38
 
 
 def reshape(call: Call, x: Tensor, shape: Value, *, allowzero: int = 0) -> Tensor:
-    """Reshape; a leading 1, in files for single images, and a leading batch size both mean one row per image."""
+    """Reshape; a leading number of the file's images, and a leading batch size both mean one row per image."""
     wanted, sides = integers(shape), [int(side) for side in x.shape]
     if not allowzero:
         wanted = [sides[i] if side == 0 else side for i, side in enumerate(wanted)]
-    if not call.varying[0] or not wanted:
+    if call.literal or not call.varying[0] or not wanted:
         return x.reshape(wanted)
     count, batch = math.prod(sides), sides[0]
-    if wanted[0] == 1 and batch > 1 and (-1 in wanted or math.prod(wanted) != count):
+    if wanted[0] == (call.count or 1) != batch and (-1 in wanted or math.prod(wanted) != count):
         wanted[0] = batch
     if -1 in wanted:
         wanted[wanted.index(-1)] = count // abs(math.prod(wanted))
@@ -32,9 +35,11 @@ def reshape(call: Call, x: Tensor, shape: Value, *, allowzero: int = 0) -> Tenso
 
 
 def flatten(call: Call, x: Tensor, *, axis: int = 1) -> Tensor:
-    if axis % x.dim() != 1:
-        raise call.refuse(f"mixes the images of a batch: axis={axis}")
-    return torch.flatten(x, 1)
+    """Flatten to two axes; in files for one image, everything into one row is one row per image."""
+    axis = axis + x.dim() if axis < 0 else axis
+    if axis == 1 or (axis == 0 and call.count == 1 and not call.literal):
+        return torch.flatten(x, 1)
+    return x.reshape(math.prod(int(side) for side in x.shape[:axis]), -1)
 
 
 def transpose(call: Call, x: Tensor, *, perm: Sequence[int] | None = None) -> Tensor:
@@ -43,7 +48,7 @@ def transpose(call: Call, x: Tensor, *, perm: Sequence[int] | None = None) -> Te
 
 def squeeze(call: Call, x: Tensor, given: Value = None, *, axes: Sequence[int] | None = None) -> Tensor:
     over = axes_of(call, given, axes, x.dim())
-    single = [axis for axis in range(1, x.dim()) if x.shape[axis] == 1]
+    single = [axis for axis in range(0 if call.literal else 1, x.dim()) if x.shape[axis] == 1]
     for axis in sorted(single if over is None else over, reverse=True):
         x = x.squeeze(axis)
     return x
@@ -60,12 +65,16 @@ def expand(call: Call, x: Tensor, shape: Value) -> Tensor:
     return x.expand(np.broadcast_shapes(tuple(int(side) for side in x.shape), tuple(integers(shape))))
 
 
+def tile(call: Call, x: Tensor, repeats: Value) -> Tensor:
+    return x.repeat(integers(repeats))
+
+
 def concat(call: Call, *parts: Value, axis: int) -> Tensor:
     """Concatenate; constant parts, like class tokens, are repeated for every image."""
     varying = [part for part, varies in zip(parts, call.varying, strict=True) if varies]
     like = next(part for part in (*varying, *parts) if isinstance(part, Tensor))
     axis = axis % like.dim()
-    batch = like.shape[0] if varying and axis != 0 else None
+    batch = like.shape[0] if varying and axis != 0 and not call.literal else None
     rows = [
         tensor(part, like) if varies or batch is None else tensor(part, like)[:1].expand(batch, *part.shape[1:])
         for part, varies in zip(parts, call.varying, strict=True)
@@ -82,8 +91,13 @@ def split(
     split: Sequence[int] | None = None,
     num_outputs: int | None = None,
 ) -> tuple[Tensor, ...]:
+    """Split into the given sizes, or into equal parts, of which the last ones may be smaller or empty."""
+    size = int(x.shape[axis])
     sizes = split if given is None else integers(given)
-    return x.split(-(-x.shape[axis] // call.outputs) if sizes is None else list(sizes), axis)
+    if sizes is None:
+        ends = [min(size, i * -(-size // call.outputs)) for i in range(call.outputs + 1)]
+        sizes = [end - start for start, end in pairwise(ends)]
+    return x.split(list(sizes), axis)
 
 
 def slices(
@@ -101,11 +115,13 @@ def slices(
     low, high = (integers(starts if first is None else first), integers(ends if last is None else last))
     over = axes_of(call, given, axes, x.dim()) or list(range(len(low)))
     steps = [1] * len(low) if stride is None else integers(stride)
-    if min(steps) < 1:
-        raise call.refuse(f"steps={steps} backwards are not supported")
     index = [slice(None)] * x.dim()
     for axis, *ends_ in zip(over, low, high, steps, strict=True):
-        index[axis] = slice(*slice(*ends_).indices(int(x.shape[axis])))
+        size = int(x.shape[axis])
+        taken = range(*slice(*ends_).indices(size))
+        if taken.step < 0:
+            x, taken = x.flip(axis), range(size - 1 - taken.start, size - 1 - taken.stop, -taken.step)
+        index[axis] = slice(taken.start, taken.stop, taken.step)
     return x[tuple(index)]
 
 
@@ -146,32 +162,32 @@ def pad(
     return F.pad(x, sides, value=filled) if mode == "constant" else F.pad(x, sides, modes[mode])
 
 
-def cast(call: Call, x: Tensor, *, to: int, saturate: int = 1) -> Tensor:
+def cast(call: Call, x: Tensor, *, to: int, saturate: int = 1, round_mode: str = "up") -> Tensor:
     if to != FLOAT:
-        raise call.refuse("changes the type of a value that depends on the image: only float32 networks are supported")
-    return x
+        raise call.refuse("converts a value that depends on the image to whole numbers or truths: it has no gradient")
+    return x.to(torch.float32) if x.dtype == torch.bool else x
 
 
-def resize(
-    call: Call,
-    x: Tensor,
-    region: Value = None,
-    scales: Value = None,
-    sizes: Value = None,
-    *,
-    mode: str = "nearest",
-    coordinate_transformation_mode: str = "half_pixel",
-    nearest_mode: str = "round_prefer_floor",
-    cubic_coeff_a: float = -0.75,
-) -> Tensor:
-    """Resize images as torch does: bilinear between pixel centres, or nearest with rounding down."""
-    centred = coordinate_transformation_mode in ("half_pixel", "pytorch_half_pixel")
-    before = coordinate_transformation_mode == "asymmetric" and nearest_mode == "floor"
-    if x.dim() != 4 or not ((mode == "linear" and centred) or (mode == "nearest" and before)):
-        how = f"{mode}, {coordinate_transformation_mode}, {nearest_mode}"
-        raise call.refuse(f"resizes in a way that is not supported ({how})")
-    known = sizes is not None and np.size(sizes)
-    wanted = integers(sizes) if known else [int(n * s) for n, s in zip(x.shape, np.asarray(scales), strict=True)]
-    if mode == "nearest":
-        return F.interpolate(x, size=wanted[2:], mode="nearest")
-    return F.interpolate(x, size=wanted[2:], mode="bilinear", align_corners=False)
+def where(call: Call, condition: Value, left: Value, right: Value) -> Tensor:
+    """Choose entries by a constant mask, or by a comparison of values of the image."""
+    like = next(value for value in (left, right) if isinstance(value, Tensor))
+    mask = condition if isinstance(condition, Tensor) else np.array(condition, dtype=bool)
+    chosen = torch.as_tensor(mask, device=like.device)
+    return torch.where(chosen, tensor(left, like), tensor(right, like))
+
+
+def depth_to_space(call: Call, x: Tensor, *, blocksize: int, mode: str = "DCR") -> Tensor:
+    if mode == "CRD":
+        return F.pixel_shuffle(x, blocksize)
+    if mode != "DCR":
+        raise call.refuse(f"mode={mode!r} is not supported")
+    channels, height, width = (int(side) for side in x.shape[1:])
+    blocks = x.reshape(-1, blocksize**2, channels // blocksize**2, height, width)
+    return F.pixel_shuffle(blocks.transpose(1, 2).reshape(-1, channels, height, width), blocksize)
+
+
+def space_to_depth(call: Call, x: Tensor, *, blocksize: int) -> Tensor:
+    channels, height, width = (int(side) for side in x.shape[1:])
+    folded = F.pixel_unshuffle(x, blocksize)  # by channel, then by place in the block
+    height, width = height // blocksize, width // blocksize
+    return folded.reshape(-1, channels, blocksize**2, height, width).transpose(1, 2).flatten(1, 2)

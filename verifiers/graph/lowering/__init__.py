@@ -43,6 +43,7 @@ from verifiers.graph.relaxations.convex import Elu, Exp, Log, Reciprocal, Rsqrt,
 from verifiers.graph.relaxations.gelu import Gelu, Mish, Silu
 from verifiers.graph.relaxations.piecewise import Abs, Clamp, HardSigmoid, HardSwish, LeakyRelu, Relu
 from verifiers.graph.relaxations.sigmoidal import Sigmoid, Tanh
+from verifiers.graph.relaxations.sign import Sign
 
 aten = torch.ops.aten
 
@@ -74,7 +75,9 @@ LOWERINGS: dict[str, Callable[..., Any]] = {
     "conv2d": conv2d,
     "conv1d": convolution(aten.conv1d),
     "conv3d": convolution(aten.conv3d),
+    "conv_transpose1d": convolution(aten.conv_transpose1d, inputs=0),
     "conv_transpose2d": convolution(aten.conv_transpose2d, inputs=0),
+    "conv_transpose3d": convolution(aten.conv_transpose3d, inputs=0),
     "_native_batch_norm_legit_no_training": batch_norm,
     "batch_norm": fixed_batch_norm,
     "layer_norm": layer_norm,
@@ -115,6 +118,7 @@ LOWERINGS: dict[str, Callable[..., Any]] = {
     "hardsigmoid": elementwise(HardSigmoid),
     "hardswish": elementwise(HardSwish),
     "abs": elementwise(Abs),
+    "sign": elementwise(Sign),
     "exp": elementwise(Exp),
     "log": elementwise(Log),
     "sqrt": elementwise(Sqrt),

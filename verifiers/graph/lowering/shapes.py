@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -129,7 +130,8 @@ def reshape(target: Callable[..., Tensor]) -> Callable[..., Ref]:
 
 def split(builder: Builder, x: Ref, size: int | Sequence[int], dim: int = 0) -> list[Ref]:
     parts = torch.split(torch.arange(x.shape[dim]), size if isinstance(size, int) else list(size))
-    return [_slice(builder, x, dim, int(part[0]), int(part[-1]) + 1) for part in parts]
+    ends = [0, *accumulate(len(part) for part in parts)]
+    return [_slice(builder, x, dim, start, end) for start, end in pairwise(ends)]
 
 
 def chunk(builder: Builder, x: Ref, chunks: int, dim: int = 0) -> list[Ref]:

@@ -12,7 +12,8 @@ from certkd.data import sources as data
 from certkd.data.splits import DataSet
 from certkd.networks.builders import Classifier
 from certkd.networks.onnx.classifier import classifier
-from certkd.networks.onnx.file import Reference, read
+from certkd.networks.onnx.file import read
+from certkd.networks.onnx.reference import Reference
 from tests.paths import GOLDEN
 from verifiers.bound_propagation.checks import attack_bounds, check_sandwich
 from verifiers.bound_propagation.native.engine import Native

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from certkd.networks.onnx import network as onnx_network
 from certkd.networks.onnx import wire
 from certkd.networks.onnx.classifier import classifier
-from certkd.networks.onnx.file import Reference
+from certkd.networks.onnx.reference import Reference
 from tests.certkd.exchange.models import head, random, save
 from tests.fuzz.trial import WATCH
 from verifiers.core.errors import InputError
@@ -123,9 +123,26 @@ def grown(times: int) -> Build:
     return nodes(*made, node("Add", ["x", f"v{times}"], ["h"]), constants={"v0": random(1, 2, 6, 6)})
 
 
-def named_function(model: Any) -> None:
-    made = helper.make_function("evil", "f", ["a"], ["b"], [node("Relu", ["a"], ["b"])], [helper.make_opsetid("", 13)])
-    model.functions.append(made)
+def functions(*bodies: tuple[str, list[Any]], domain: str = "own", opset: int = 13) -> Build:
+    """A good file with functions from a to b, the first of which is called instead of ReLU."""
+
+    def change(model: Any) -> None:
+        versions = [helper.make_opsetid("", opset), helper.make_opsetid("own", 1)]
+        for name, body in bodies:
+            model.functions.append(helper.make_function(domain, name, ["a"], ["b"], body, versions))
+        model.graph.node[0].domain, model.graph.node[0].op_type = domain, bodies[0][0]
+        model.opset_import.append(helper.make_opsetid("own", 1))
+
+    return changed(change)
+
+
+def nested(times: int) -> Build:
+    """Functions that call the next one twice."""
+    bodies = [
+        (f"f{i}", [node(f"f{i + 1}", ["a"], ["c"], domain="own"), node(f"f{i + 1}", ["c"], ["b"], domain="own")])
+        for i in range(times)
+    ]
+    return functions(*bodies, (f"f{times}", [node("Relu", ["a"], ["b"])]))
 
 
 def attribute(make: Callable[[Any], object], kind: str = "Relu") -> Build:
@@ -168,9 +185,9 @@ STRANGE: dict[str, tuple[Build, str]] = {
     "a name of a megabyte": (weight(name="W" * 2**20, dims=(1,)), "number of entries"),
     "a weight twice": (changed(lambda m: m.graph.initializer.append(m.graph.initializer[0])), "weight twice"),
     "sparse weights": (changed(lambda m: m.graph.sparse_initializer.add()), "sparse"),
-    "double weights": (
-        changed(lambda m: m.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.zeros((4, 72)), "W"))),
-        "float64 weights",
+    "weights beyond float32": (
+        changed(lambda m: m.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.full((4, 72), 1e39), "W"))),
+        "too large for float32",
     ),
     # other files
     "an absolute path": (external("/etc/passwd"), "outside of the file's folder"),
@@ -190,7 +207,13 @@ STRANGE: dict[str, tuple[Build, str]] = {
     "a length of 2^60": (external("w.bin", "0", str(2**60)), "other than 1152 bytes"),
     "a file too short": (external("w.bin"), "other than 1152 bytes"),
     # the graph
-    "functions": (changed(named_function), "functions of its own"),
+    "functions that double": (nested(25), "more than 10000 nodes"),
+    "functions that are deep": (nested(40), "functions that call themselves"),
+    "a function that calls itself": (functions(("f", [node("f", ["a"], ["b"], domain="own")])), "call themselves"),
+    "a function twice": (functions(("f", [node("Relu", ["a"], ["b"])]), ("f", [])), "a function twice"),
+    "a function for an operator": (functions(("Relu", [node("Tanh", ["a"], ["b"])]), domain=""), "of an operator"),
+    "a function of another opset": (functions(("f", [node("Relu", ["a"], ["b"])]), opset=9), "another opset"),
+    "a function of the graph's values": (functions(("f", [node("Relu", ["x"], ["b"])])), "nothing computes"),
     "a loop": (nodes(node("Loop", ["", "", "x"], ["h"], body=graph_of())), "fixed path"),
     "a scan": (nodes(node("Scan", ["x"], ["h"], body=graph_of(), num_scan_inputs=1)), "fixed path"),
     "a graph in another operator": (nodes(node("Relu", ["x"], ["h"], body=graph_of())), "not a number"),

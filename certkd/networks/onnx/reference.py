@@ -1,0 +1,88 @@
+"""Run ONNX files in onnxruntime, to compare the networks that are read from them."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from certkd.networks.onnx.file import OnnxFile, packages
+from verifiers.core.errors import InputError, one_line
+
+_WANTED = "only one row of two or more float logits for each is supported"
+
+
+class OneByOne(InputError):
+    """A file for any number of images that runs one, and fails on several."""
+
+
+class Reference:
+    """Run a file in onnxruntime."""
+
+    def __init__(self, file: OnnxFile) -> None:
+        """Open the file; raises InputError if onnxruntime does not support it."""
+        _, onnxruntime = packages()
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level, options.intra_op_num_threads = 4, 1
+        self._file = file
+        try:
+            content = file.model.SerializeToString()  # as it was checked; its other parts are not used
+            self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # noqa: BLE001 - onnxruntime's errors have no other common class
+            why = one_line(Exception(str(error).replace(str(file.path), "the file")))
+            raise InputError(f"{file.path} is not a network that onnxruntime runs: {why}") from None
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """Run images alone and in other company; the logits must agree.
+
+        A file for any number of images runs them one by one and all at once; a file for several at a time runs them in
+        two orders, filled up with random images.
+
+        Raises:
+            OneByOne: one image can be run, and several cannot.
+            InputError: the output is not one row of two or more logits per image, or depends on the rest of the batch.
+        """
+        count = self._file.count
+        if count is None or count == 1:
+            alone = np.concatenate([self._run(image[None]) for image in images])
+            together = alone if count else self._together(images)
+        else:
+            alone = self._filled(images, count, seed=0)
+            together = self._filled(images[::-1], count, seed=1)[::-1]
+        close = together.shape == alone.shape and np.allclose(together, alone, rtol=1e-4, atol=1e-4, equal_nan=True)
+        if not close:
+            raise InputError(f"{self._file.path} mixes the images of a batch: export it in eval mode")
+        return alone
+
+    def _together(self, images: np.ndarray) -> np.ndarray:
+        try:
+            return self._run(images)
+        except InputError as error:
+            raise OneByOne(str(error)) from None
+
+    def _filled(self, images: np.ndarray, count: int, seed: int) -> np.ndarray:
+        """Run images in batches of ``count``, the last of which is filled up with random ones."""
+        missing = -len(images) % count
+        filler = np.random.default_rng(seed).random((missing, *images.shape[1:]), dtype=np.float32)
+        batches = np.split(np.concatenate([images, filler]), (len(images) + missing) // count)
+        return np.concatenate([self._run(batch) for batch in batches])[: len(images)]
+
+    def _run(self, images: np.ndarray) -> np.ndarray:
+        try:
+            found = self._session.run([self._file.logits], {self._file.image: images})[0]
+        except Exception as error:  # noqa: BLE001 - see above
+            raise InputError(f"{self._file.path} cannot be run on {len(images)} images: {one_line(error)}") from None
+        rows = _rows(found.shape, len(images)) if isinstance(found, np.ndarray) else None
+        if rows is None or rows[1] < 2 or found.dtype != np.float32:
+            what = f"{found.dtype} of shape {found.shape}" if isinstance(found, np.ndarray) else "no tensor"
+            raise InputError(f"{self._file.path} gives {what} for {len(images)} images: {_WANTED}")
+        return found.reshape(rows)
+
+
+def _rows(shape: Sequence[int], images: int) -> tuple[int, int] | None:
+    """Return the shape of an output as rows of logits: axes of length 1 are left out; None if it is not such rows."""
+    sides = list(shape)
+    if images == 1 and (not sides or sides[0] != 1):
+        sides = [1, *sides]
+    if len(sides) < 2 or sides[0] != images or sum(side != 1 for side in sides[1:]) > 1:
+        return None
+    classes = max(sides[1:])
+    return images, classes

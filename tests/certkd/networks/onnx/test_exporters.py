@@ -1,0 +1,235 @@
+"""Files in the habits of exporters equal onnxruntime; others are refused with the true reason."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+
+from certkd.networks.onnx import network as onnx_network
+from certkd.networks.onnx.classifier import classifier
+from certkd.networks.onnx.file import read
+from certkd.networks.onnx.reference import Reference
+from tests.certkd.exchange.models import random, save
+from tests.certkd.networks.onnx.exporters import BUILDS, IMAGE, Build, head, n
+from tests.cli import refused, succeeds
+from tests.marks import thin
+from verifiers.core.errors import InputError
+
+DTYPES = {"tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(float16)": np.float16}
+
+
+def original(path: Path, images: np.ndarray) -> np.ndarray:
+    """The logits of the file as it is, in its own precision, on as many images at a time as it takes."""
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    given = session.get_inputs()[0]
+    count = given.shape[0] if isinstance(given.shape[0], int) and given.shape[0] > 0 else 1
+    images = images.astype(DTYPES[given.type])
+    batches = [np.repeat(image[None], count, 0) for image in images]
+    rows = [session.run(["y"], {given.name: batch})[0].reshape(-1)[:, None] for batch in batches]
+    return np.concatenate([row.reshape(count, -1)[:1] for row in rows]).astype(np.float32)
+
+
+@pytest.mark.parametrize("name", thin(BUILDS))
+def test_a_file_is_read_as_onnxruntime_reads_it(name: str, tmp_path: Path) -> None:
+    path = BUILDS[name](tmp_path)
+    network, file, classes = onnx_network.load(path)
+    assert file.shape in (IMAGE, (4, 4, 2))
+    images = np.random.default_rng(5).random((3, *file.shape), dtype=np.float32)
+    old = "opset 6" in name or "opset 3" in name  # onnxruntime begins at opset 7
+    expected = Reference(read(path))(images) if old else original(path, images)
+    with torch.no_grad():
+        found = network(torch.from_numpy(images)).numpy()
+    tolerance = 4e-3 if "float16" in name else 1e-4  # half precision rounds by 5e-4
+    np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance)
+    assert found.shape == (3, classes) and np.ptp(expected, axis=0).max() > 1e-3, "it does not depend on the image"
+    assert ("float16" in name or "float64" in name) == any("float32" in remark for remark in file.remarks)
+
+
+def test_there_are_sixty_files() -> None:
+    assert len(BUILDS) >= 60
+
+
+# Outputs
+
+FEATURES = (n("Flatten", "x", "f"), n("MatMul", "f w", "y"), n("Relu", "f", "z"))
+
+
+def several(path: Path, *outputs: Any, nodes: Any = FEATURES) -> Path:
+    """A file with these outputs: a name with a type and a shape."""
+    weights = [numpy_helper.from_array(random(32, 3), "w")]
+    image = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", *IMAGE])
+    made = [helper.make_tensor_value_info(*output) for output in outputs]
+    graph = helper.make_graph(list(nodes), "test", [image], made, weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    path = path / "n.onnx"
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+LOGITS, ROWS = ("y", TensorProto.FLOAT, ["N", 3]), ("z", TensorProto.FLOAT, ["N", 32])
+MAP, LABEL = ("x2", TensorProto.FLOAT, ["N", *IMAGE]), ("label", TensorProto.INT64, ["N"])
+
+
+def test_the_logits_among_several_outputs_are_named(tmp_path: Path) -> None:
+    path = several(tmp_path, LOGITS, ROWS)
+    for output, classes in (("y", 3), (0, 3), ("1", 32), (1, 32), ("z", 32)):
+        found = classifier(path, output=output)
+        assert found.model.spec.classes == classes and found.model.spec.output == output and found.remarks == ()
+    wrong: list[tuple[str | int | None, str]] = [
+        (None, "2 outputs ('y', 'z'): name the logits with --output NAME"),
+        ("w", "no output 'w': its outputs are 'y', 'z'"),
+        (2, "no output 2: its 2 outputs are 'y', 'z', counted from 0"),
+        ("7", "no output 7"),
+    ]
+    for output, told in wrong:
+        with pytest.raises(InputError) as caught:
+            classifier(path, output=output)
+        assert told in str(caught.value)
+
+
+def test_an_output_that_can_only_be_the_logits_is_taken(tmp_path: Path) -> None:
+    """One of the outputs twice, features as a map, or a label: it is said."""
+    assert classifier(several(tmp_path, LOGITS, LOGITS)).remarks == ()
+    more = (*FEATURES, n("Relu", "x", "x2"), n("ArgMax", "y", "label", axis=1, keepdims=0))
+    for other in (MAP, LABEL):
+        found = classifier(several(tmp_path, other, LOGITS, nodes=more))
+        assert found.model.spec.classes == 3
+        assert found.remarks == (f"of its outputs ('{other[0]}', 'y') 'y' is read as the logits",)
+
+
+def test_a_label_is_no_logits(tmp_path: Path) -> None:
+    nodes = (*FEATURES, n("ArgMax", "y", "label", axis=1, keepdims=0))
+    with pytest.raises(InputError, match="ArgMax"):
+        classifier(several(tmp_path, LABEL, nodes=nodes))
+
+
+def test_options_of_the_command_line(tmp_path: Path) -> None:
+    path = several(tmp_path, LOGITS, ROWS)
+    np.savez(
+        tmp_path / "d.npz",
+        x_test=np.random.default_rng(0).random((6, *IMAGE), dtype=np.float32),
+        y_test=np.arange(6) % 3,
+    )
+    given = ("certify", "--model", str(path), "--eps", "0.01", "--data", str(tmp_path / "d.npz"), "--methods", "ibp")
+    assert "name the logits with --output NAME" in refused(*given)
+    out = tmp_path / "c.h5"
+    succeeds(*given, "--output", "y", "--limit", "2", "--out", str(out))
+    assert out.is_file()
+    assert "--output y is for .onnx files" in refused(
+        "certify", "--model", "certkd:mlp", "--data", "digits", "--eps", "0.1", "--output", "y"
+    )
+
+
+# Shapes
+
+
+def test_open_sides_are_those_of_the_images(tmp_path: Path) -> None:
+    nodes = [n("Conv", "x w b", "c", pads=[1] * 4), n("Relu", "c", "r"), n("GlobalAveragePool", "r", "y")]
+    constants = {"w": random(3, 2, 3, 3), "b": random(3)}
+    path = save(tmp_path / "n.onnx", nodes, constants, shape=("N", 2, "H", "W"))
+    for shape in ((2, 4, 6), (2, 5, 3)):
+        assert classifier(path, shape=shape).model.spec.shape == shape
+    last = [n("Transpose", "x", "t", perm=[0, 3, 1, 2]), n("Conv", "t w b", "c"), n("GlobalAveragePool", "c", "y")]
+    path = save(tmp_path / "last.onnx", last, constants, shape=("N", "H", "W", 2))
+    model = classifier(path, shape=(2, 5, 3), layout="nhwc").model
+    assert model(torch.rand(4, 2, 5, 3)).shape == (4, 3)
+    with pytest.raises(
+        InputError, match=r"shape \['N', 'H', 'W', 2\]: sides that it leaves open are those of the data"
+    ):
+        classifier(path, layout="nhwc")
+    with pytest.raises(InputError, match=r"and the images have shape \(6"):
+        classifier(path, shape=(6,))
+
+
+def test_a_function_of_pixels_alone_is_compared_on_pixels(tmp_path: Path) -> None:
+    """A root, a logarithm and a power give nan below 0; a root of x - 1/2 gives nan for pixels."""
+    first = {
+        "root": [n("Sqrt", "x", "h")],
+        "logarithm": [n("Add", "x k", "a"), n("Log", "a", "h")],
+        "power": [n("Pow", "x k", "h")],
+    }
+    last, weights = head(32)
+    for nodes in first.values():
+        path = save(tmp_path / "n.onnx", [*nodes, *last], {**weights, "k": np.float32(0.4545)}, shape=("N", *IMAGE))
+        assert onnx_network.load(path)[2] == 4
+    nodes = [n("Sub", "x k", "a"), n("Sqrt", "a", "h")]
+    path = save(tmp_path / "n.onnx", [*nodes, *last], {**weights, "k": np.float32(0.5)}, shape=("N", *IMAGE))
+    with pytest.raises(InputError, match=r"gives nan or infinity for pixels in \[0, 1\]"):
+        onnx_network.load(path)
+
+
+# Refusals
+
+
+def quantised(*nodes: Any, **constants: np.ndarray) -> Build:
+    last, weights = head(32)
+    return lambda path: save(path / "n.onnx", [*nodes, *last], {**constants, **weights}, shape=("N", *IMAGE))
+
+
+def mixed(count: int | str) -> Build:
+    """A mean over the images of a batch is subtracted."""
+    last, weights = head(32)
+    nodes = [n("ReduceMean", "x", "m", axes=[0]), n("Sub", "x m", "h"), *last]
+    return lambda path: save(path / "n.onnx", nodes, weights, shape=(count, *IMAGE))
+
+
+scales = {"s": np.float32(0.1), "z": np.array(3, np.uint8)}
+REFUSED: dict[str, tuple[Build, str]] = {
+    "static int8": (
+        quantised(n("QuantizeLinear", "x s z", "q"), n("DequantizeLinear", "q s z", "h"), **scales),
+        "(QuantizeLinear, opset 13): computes in int8: give the float network, before it was quantised",
+    ),
+    "dynamic int8": (
+        quantised(
+            n("DynamicQuantizeLinear", "x", "q s z"),
+            n("MatMulInteger", "q w z", "i"),
+            n("Cast", "i", "c", to=1),
+            n("Mul", "c s", "h"),
+            w=np.ones((4, 4), np.uint8),
+        ),
+        "(DynamicQuantizeLinear, opset 13): computes in int8",
+    ),
+    "a batch that is mixed": (mixed("N"), "mixes the images of a batch"),
+    "ten images that are mixed": (mixed(10), "mixes the images of a batch"),
+    "a long short-term memory": (
+        quantised(n("LSTM", "x w r", "h", hidden_size=2), w=random(1, 8, 4), r=random(1, 8, 2)),
+        "(LSTM, opset 13): is an operator without translation",
+    ),
+    "whole numbers of the image": (
+        quantised(n("Cast", "x", "i", to=6), n("Cast", "i", "h", to=1)),
+        "converts a value that depends on the image to whole numbers",
+    ),
+    "indices of the image": (
+        quantised(n("Floor", "x", "f"), n("Gather", "w f", "h"), w=random(4, 2)),
+        "looks up indices that depend on the image",
+    ),
+    "positions of maxima": (
+        quantised(n("MaxPool", "x", "h i", kernel_shape=[1, 1]), n("Cast", "i", "j", to=1)),
+        "also returns the positions of the maxima",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", thin(REFUSED))
+def test_a_refusal_tells_the_true_reason(name: str, tmp_path: Path) -> None:
+    build, told = REFUSED[name]
+    with pytest.raises(InputError) as caught:
+        onnx_network.load(build(tmp_path))
+    assert told in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_old_files_that_do_not_keep_to_their_opset(tmp_path: Path) -> None:
+    last, weights = head(32)
+    wrong = {
+        "axis=-1 of an input that is not a weight": n("Add", "x k", "h", axis=-1, broadcast=1),
+        "'STRING'": n("Cast", "x", "h", to="STRING"),
+    }
+    for told, node in wrong.items():
+        path = save(tmp_path / "n.onnx", [node, *last], {**weights, "k": random(2)}, opset=5, shape=("N", *IMAGE))
+        with pytest.raises(InputError, match="has other attributes than its opset") as caught:
+            onnx_network.load(path)
+        assert told in str(caught.value)
