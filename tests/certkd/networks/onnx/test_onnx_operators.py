@@ -211,6 +211,21 @@ for kind in ("Greater", "GreaterOrEqual", "Less", "LessOrEqual"):
         k=number(0.2),
         n=random(2, 6, 6),
     )
+logic = [node("Greater", ["x", "k"], ["g"]), node("Less", ["x", "l"], ["e"]), node("Not", ["e"], ["n"])]
+case(
+    "Or",
+    13,
+    [*logic, node("Or", ["g", "e"], ["o"]), node("Where", ["o", "x", "k"], ["h"])],
+    k=number(0.3),
+    l=number(-0.3),
+)
+case(
+    "And",
+    13,
+    [*logic, node("And", ["g", "n"], ["o"]), node("Where", ["o", "x", "k"], ["h"])],
+    k=number(-1),
+    l=number(0.3),
+)
 case("Where", 13, [node("Where", ["m", "n", "x"], ["h"])], m=np.eye(6, dtype=bool), n=number(2.0))
 case("Upsample", 7, simple("Upsample", mode="nearest", scales=[1.0, 1.0, 2.0, 1.0]))
 case("Upsample", 9, simple("Upsample", inputs=("s",), mode="linear"), s=np.array([1, 1, 2, 2], np.float32))
