@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from certkd.comparison.compare import compare
     from certkd.config.settings import OptimizerConfig, SelectionConfig, TrainConfig
+    from certkd.networks.builders.build import Normalize
+    from certkd.networks.output import Output
     from certkd.networks.resolve import load as load_checkpoint
     from certkd.objectives import (
         AdaAd,
@@ -62,7 +64,9 @@ __all__ = [
     "KdigaCertified",
     "Mtard",
     "MtlIbp",
+    "Normalize",
     "OptimizerConfig",
+    "Output",
     "Rslad",
     "Sabr",
     "SelectionConfig",
@@ -83,7 +87,9 @@ __all__ = [
 _MODULES = {
     "CertifyConfig": "verifiers.certify.config",
     "InputError": "verifiers.core.errors",
+    "Normalize": "certkd.networks.builders.build",
     "OptimizerConfig": "certkd.config.settings",
+    "Output": "certkd.networks.output",
     "SelectionConfig": "certkd.config.settings",
     "Teachers": "certkd.training.run",
     "TrainConfig": "certkd.config.settings",

@@ -15,7 +15,7 @@ from verifiers.certify.identity import check_predictions, facts_of, identity_of
 from verifiers.core.errors import InputError
 from verifiers.core.quantities import beyond_images
 from verifiers.core.question import Question
-from verifiers.core.reporter import Reporter
+from verifiers.core.reporter import Reporter, Warner
 from verifiers.core.status import About
 from verifiers.graph.program import Program
 from verifiers.methods.base import Method
@@ -23,6 +23,7 @@ from verifiers.methods.registry import proves
 from verifiers.results.rows import Certificates
 from verifiers.results.writer import CertificateFile, MethodTable, check_output
 from verifiers.runtime.modes import eval_mode, suitable_threads, trusted_arithmetic
+from verifiers.runtime.outputs import as_logits, rows_of
 from verifiers.runtime.samples import CLEAN_BATCH, Data, Samples, first_images, validate
 
 
@@ -44,7 +45,7 @@ def certify(
         config: the ball, the methods and their settings.
         teacher: the second network of methods about a pair, from the same images to the same classes.
         out: certificate file; the same call resumes an unfinished file. In memory when None.
-        reporter: receives progress.
+        reporter: receives progress; without one, Python warns of what the user should know.
 
     Returns:
         The finished rows of all methods.
@@ -61,7 +62,7 @@ def certify(
     check_types(network, config, teacher)
     if out is not None:
         check_output(out)
-    reporter = reporter or Reporter()
+    reporter = reporter or Warner()
     program, reference = Program(network), None if teacher is None else Program(teacher)
     question = Question(config.ball, config.norm, config.seed, reference, config.arithmetic)
     for method in config.methods:
@@ -71,8 +72,8 @@ def certify(
             stack.enter_context(context)
         stack.enter_context(trusted_arithmetic())
         samples = validate(network, data, reporter, partial(hold_both, program, reference))
-        if program.refusal is not None:
-            reporter.warn(f"nothing can be proved: {program.refusal}")
+        for line in remarks(program, reference):
+            reporter.warn(line)
         first = first_images(samples, network)
         beyond = beyond_images(config.ball, config.norm, first[0].numel())
         if beyond is not None:
@@ -143,8 +144,17 @@ def hold_both(program: Program, teacher: Program | None, first: Tensor) -> nn.Mo
     return program.hold(first)
 
 
+def remarks(program: Program, teacher: Program | None) -> list[str]:
+    """Say that nothing can be proved, and which last layers are left out."""
+    refused = [] if program.refusal is None else [f"nothing can be proved: {program.refusal}"]
+    held = [("the network", program), *([("the teacher", teacher)] if teacher is not None else [])]
+    found = [(name, one.captured) for name, one in held]
+    said = (each.scores.said.replace("the network", name, 1) for name, each in found if each and each.scores.changed)
+    return [*refused, *said]
+
+
 def _check_teacher(teacher: nn.Module, first: Tensor, classes: int) -> None:
     with torch.no_grad():
-        shape = tuple(teacher(first).shape)
+        shape = tuple(as_logits(rows_of(teacher(first), len(first))).shape)
     if shape != (len(first), classes):
         raise InputError(f"the teacher gives logits of shape {shape}, the network {(len(first), classes)}")

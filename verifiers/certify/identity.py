@@ -36,9 +36,19 @@ def identity_of(program: Program, teacher: Program | None, samples: Samples, con
         "joint_teacher_sha256": "" if teacher is None else weights_sha256(teacher.given),
         "joint_teacher_program_sha256": "" if teacher is None else teacher.sha256,
         "joint_teacher_structure_sha256": "" if teacher is None else structure_sha256(teacher.given),
+        **_last_layers(program, teacher),
         "settings": {method.kind: method.options for method in config.in_order},
         **samples.about,
     }
+
+
+def _last_layers(program: Program, teacher: Program | None) -> dict[str, str]:
+    """Name the last layers that the programs leave out, where they do."""
+    found = {
+        "last_layer": program.last_layer,
+        "joint_teacher_last_layer": "" if teacher is None else teacher.last_layer,
+    }
+    return {name: text for name, text in found.items() if text}
 
 
 def facts_of(program: Program) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from verifiers.certify.audit.subject import Subject
 from verifiers.certify.audit.votes import recount
 from verifiers.certify.certify import hold_both
 from verifiers.core.errors import InputError
-from verifiers.core.reporter import Reporter
+from verifiers.core.reporter import Reporter, Warner
 from verifiers.core.settings import CountOrZero, Positive, Seed, Strict
 from verifiers.core.status import FAILURES, About, Status
 from verifiers.core.table import counted
@@ -80,7 +80,7 @@ def verify(
         InputError: the path is not a certificate file, the network, teacher or samples are not the file's own, the file
             has no rows yet, or it has values that no method writes.
     """
-    certificates, reporter = read(path), reporter or Reporter()
+    certificates, reporter = read(path), reporter or Warner()
     refuse_absurd(certificates)
     indices = torch.as_tensor(indices_of(certificates))
     with torch.inference_mode(False), eval_mode(network), eval_mode(teacher or network), trusted_arithmetic():
@@ -139,13 +139,14 @@ def _check_origin(certificates: Certificates, what: str, attribute: str, found: 
 
 def _facts(subject: Subject) -> Finding:
     """Check what the file says of itself, of its methods and of its network."""
-    certificates, programs = subject.certificates, {"program_sha256": subject.program.sha256}
+    certificates, program = subject.certificates, subject.program
+    programs = {"program_sha256": program.sha256, "last_layer": program.last_layer}
     if subject.teacher is not None:
         programs["joint_teacher_program_sha256"] = subject.teacher.sha256
     lines = list(disagreements(certificates))
     for name, value in {**subject.samples.about, **programs}.items():
         stored = certificates.attributes.get(name, "")
-        if value not in ("", stored):
+        if value != stored and (value or name == "last_layer"):
             lines.append(f"its {name} is {stored or 'not given'}, the network's is {value}")
     asked = 1 + len(certificates.methods)
     return Finding("file", asked, asked, max(0, asked - len(lines)), lines, "hashes, identity, settings, guarantees")

@@ -1,4 +1,7 @@
-"""Progress of a certification: silent by default; the command line shows progress bars."""
+"""Progress of a certification: only warnings by default; the command line shows progress bars."""
+
+import sys
+import warnings
 
 
 class Reporter:
@@ -21,3 +24,16 @@ class Reporter:
 
     def warn(self, text: str) -> None:
         """Report one line that the user should know."""
+
+
+class Warner(Reporter):
+    """Warns by Python's own warnings: for callers that give no reporter."""
+
+    def warn(self, text: str) -> None:
+        """Warn at the line that called the library."""
+        frame, level = sys._getframe(1), 2
+        while frame.f_back is not None and str(frame.f_globals.get("__name__", "")).startswith(
+            ("verifiers.", "certkd.")
+        ):
+            frame, level = frame.f_back, level + 1
+        warnings.warn(text, UserWarning, stacklevel=level)

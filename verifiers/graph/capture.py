@@ -123,8 +123,10 @@ def lower(exported: Exported, weights: Mapping[str, Tensor], builder: Builder) -
         elif node.op == "get_attr":
             known[node.name] = weights[node.target]
             note_rounded(builder, known[node.name])
-        elif node.op == "call_function":
+        elif node.op == "call_function" and (node.users or node.target is not operator.getitem):
             builder.path, builder.kind = path_of(node), kind_of(node.target)
+            builder.trace = node.meta.get("stack_trace")
+            _check_truth(builder, node)
             args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), lambda n: known[n.name])
             known[node.name] = _lower(builder, node.target, args, kwargs, LOWERINGS)
         elif node.op == "output":
@@ -134,6 +136,15 @@ def lower(exported: Exported, weights: Mapping[str, Tensor], builder: Builder) -
                 raise Unsupported("the network's output must be one tensor that depends on the image")
             return outputs[0]
     raise AssertionError("a graph without an output")
+
+
+def _check_truth(builder: Builder, node: fx.Node) -> None:
+    """Refuse sums of truth values, which are truth values again: the graph computes with 0 and 1."""
+    truth = bool(node.meta.get("bool"))
+    if not node.meta.get("image"):
+        return
+    if (truth and builder.kind in ("add", "add_")) or (not truth and builder.kind == "bitwise_not"):
+        raise builder.refuse("a sum of truth values, or a negation of bits")
 
 
 def _export(model: nn.Module, x: Tensor) -> Any:
@@ -183,6 +194,8 @@ def _lower(builder: Builder, target: Any, args: Any, kwargs: Any, table: dict[st
     if not depends and torch.Tag.nondeterministic_seeded in getattr(target, "tags", ()):
         raise builder.refuse("it draws random numbers")
     if target is operator.getitem:
+        if isinstance(args[0], list) and args[1] >= len(args[0]):
+            raise builder.refuse(f"its result {args[1]} has no bounds")
         return target(*args, **kwargs)
     if not depends:
         return fold(builder, target, args, kwargs, table.get(builder.kind))
@@ -195,7 +208,9 @@ def _lower(builder: Builder, target: Any, args: Any, kwargs: Any, table: dict[st
     before, lowering = len(builder.nodes), table[builder.kind]
     try:
         return perturb(builder, before, args, kwargs, lowering, lowering(builder, *args, **kwargs))
-    except (ValueError, IndexError, TypeError, AttributeError, NotImplementedError) as error:
+    except torch.OutOfMemoryError:
+        raise
+    except (ValueError, IndexError, TypeError, AttributeError, NotImplementedError, RuntimeError) as error:
         text = one_line(error)
         raise builder.refuse(f"with these arguments ({type(error).__name__}: {text})") from error
 

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from verifiers.core.errors import Unsupported
 from verifiers.graph.exported import Exported, kind_of
+from verifiers.runtime.outputs import as_logits, rows_of
 
 aten = torch.ops.aten
 #: Operators without effect on values.
@@ -77,6 +78,8 @@ class _Unlifting:
         kind, target = kind_of(node.target), cast(Any, node.target)
         if kind in NOTHING or (kind in ("dropout", "feature_dropout") and not args[2]):
             return cast(fx.Node, args[0])
+        if kind == "rms_norm":
+            args = _with_epsilon(tuple(args), node)
         depends = any(given.meta["image"] for given in tree_leaves((args, kwargs)) if isinstance(given, fx.Node))
         return _noted(self.graph.call_function(target, tuple(args), kwargs), node, image=depends)
 
@@ -88,13 +91,21 @@ class _Unlifting:
         self.graph.output(found[0])
 
 
+def _with_epsilon(args: tuple[Any, ...], node: fx.Node) -> tuple[Any, ...]:
+    """Write down the default epsilon of RMS normalisation, which torch takes from the precision in which it runs."""
+    x, shape, weight, eps = [*args, None, None][:4]
+    return x, shape, weight, torch.finfo(node.meta["val"].dtype).eps if eps is None else eps
+
+
 def _noted(made: fx.Node, node: fx.Node, *, image: bool) -> fx.Node:
-    """Note a node's module, its shape, and whether it depends on the image."""
+    """Note a node's module and line, its shape, whether it holds truth values, and whether it depends on the image."""
     value = node.meta.get("val")
     made.meta = {
         "nn_module_stack": node.meta.get("nn_module_stack"),
         "shape": tuple(value.shape) if isinstance(value, Tensor) else None,
         "image": image,
+        "bool": isinstance(value, Tensor) and value.dtype == torch.bool,
+        "stack_trace": node.meta.get("stack_trace"),
     }
     return made
 
@@ -218,7 +229,7 @@ class OneByOne(nn.Module):
         self.network = network
 
     def forward(self, x: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch classes"]:
-        return torch.cat([self.network(image) for image in x.split(1)])
+        return torch.cat([as_logits(rows_of(self.network(image), 1)) for image in x.split(1)])
 
 
 #: Operators of one image-dependent argument that treat every image alone, whatever their other arguments are.

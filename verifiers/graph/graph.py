@@ -12,6 +12,7 @@ from verifiers.graph.affine import Affine, Reshape, Scale
 from verifiers.graph.operators import Elementwise, Operator
 from verifiers.graph.relaxations.piecewise import LeakyRelu, Relu
 from verifiers.graph.rows import Shape
+from verifiers.graph.watch import line_of
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,7 @@ class Builder:
         self.nodes = [Node(None, (), tuple(like.shape), "", "image")]
         self.like = like
         self.path = self.kind = ""
+        self.trace: str | None = None  # where the operator was called
         self._errors: dict[int, tuple[Tensor, Tensor]] = {}
 
     def add(self, made: Operator, inputs: Sequence[Ref], shape: Sequence[int]) -> Ref:
@@ -121,4 +123,6 @@ class Builder:
 
     def refuse(self, reason: str) -> Unsupported:
         """Return the error that rejects the current operator."""
-        return Unsupported(f"native: operator {self.kind!r} at {self.path or 'the network itself'!r}: {reason}")
+        return Unsupported(
+            f"native: operator {self.kind!r} at {self.path or 'the network itself'!r}{line_of(self.trace)}: {reason}"
+        )

@@ -16,30 +16,43 @@ from verifiers.core.errors import Contradiction, Unsupported
 from verifiers.graph.capture import Hidden, graph_of, precision_of, program_of
 from verifiers.graph.executable import Images, OneByOne
 from verifiers.graph.graph import Graph
+from verifiers.graph.last_layer import scores_of
 from verifiers.graph.sequence import written
 from verifiers.graph.watch import blamed
-from verifiers.runtime.alone import Rounding, check_alone, differing, probes
+from verifiers.runtime.alone import TOLERANCE, Rounding, check_alone, differing, probes
+from verifiers.runtime.outputs import rows_of
 from verifiers.runtime.samples import device_of
 
 T = TypeVar("T")
 
 
 class Captured:
-    """A network captured once, for images of one shape.
+    """A network captured once, for images of one shape; a last layer that keeps the order of its scores is left out.
 
     Args:
         given: the network as its user wrote it.
         x: one image.
+
+    Attributes:
+        scores: the program for one image, with its last layer and without it.
+        module: the program for any number of images.
+        whole: the same with its last layer.
 
     Raises:
         Unsupported: the network cannot be captured; the message names the line of its code if there is one.
     """
 
     def __init__(self, given: nn.Module, x: Float[Tensor, "1 *shape"]) -> None:
-        self.plain = written(given) is not None
-        self.single: fx.GraphModule = program_of(given, x)
+        self.scores = scores_of(program_of(given, x), x[:1].detach().to(precision_of(given, x)))
+        self.plain = written(given) is not None and not self.scores.changed
         self._like = x[:1].detach()
-        self.module = given if self.plain else Images(self.single)
+        self.module: nn.Module = given if self.plain else Images(self.single)
+        self.whole: nn.Module = Images(self.scores.whole) if self.scores.changed else self.module
+
+    @property
+    def single(self) -> fx.GraphModule:
+        """The program for one image."""
+        return self.scores.program
 
     @cached_property
     def exact_single(self) -> nn.Module:
@@ -60,6 +73,11 @@ class Captured:
     def graph(self) -> Graph:
         """The graph that is bounded, in float64."""
         return self.lowered(torch.float64)
+
+    @cached_property
+    def exact_whole(self) -> nn.Module:
+        """The program with its last layer, in float64."""
+        return Images(self.scores.whole, dtype=torch.float64) if self.scores.changed else self.exact
 
     def lowered(self, dtype: torch.dtype) -> Graph:
         """Make the graph in another precision.
@@ -93,13 +111,30 @@ def check_program(program: nn.Module, images: Tensor, expected: Tensor, rounding
         Contradiction: they differ by more than rounding.
     """
     with torch.no_grad():
-        found = program(images)
+        found = rows_of(program(images), len(images))
     wrong = differing(found, expected, images, rounding)
     if wrong is not None:
         raise Contradiction(
             f"the captured program is another function than the network: logits differ by {wrong[1]:.3g}; its code may "
             "depend on the mode in which it runs"
         )
+
+
+def check_order(found: Captured, images: Float[Tensor, "batch *shape"]) -> None:
+    """Check that the last layer, which is left out, keeps the order of the scores; float32 may make two of them equal.
+
+    Raises:
+        Contradiction: it prefers another class.
+    """
+    if not found.scores.left_out or found.scores.one:
+        return
+    with torch.no_grad():
+        scores, last = found.module(images), found.whole(images)
+    best, other = scores.argmax(1, keepdim=True), last.argmax(1, keepdim=True)
+    preferred = last.gather(1, other) > last.gather(1, best)
+    far = scores.gather(1, best) - scores.gather(1, other) > TOLERANCE * scores.abs().amax(1, keepdim=True).clamp_min(1)
+    if bool((preferred & far).any()):
+        raise Contradiction(f"{found.scores.remark}: the network then predicts another class of an image")
 
 
 def _alone(network: nn.Module, images: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch classes"]:
@@ -109,7 +144,8 @@ def _alone(network: nn.Module, images: Float[Tensor, "batch *shape"]) -> Float[T
         Contradiction: together they are others.
     """
     with torch.no_grad():
-        alone, together = torch.cat([network(image) for image in images.split(1)]), network(images)
+        alone = torch.cat([rows_of(network(image), 1) for image in images.split(1)])
+        together = rows_of(network(images), len(images))
     wrong = differing(together, alone, images, lambda x: None)
     if wrong is not None:
         raise Contradiction(f"the network mixes the images of a batch: logits differ by {wrong[1]:.3g}")
@@ -148,7 +184,7 @@ class Program:
             if not found.plain:
                 noise = torch.rand(x[:2].shape, generator=torch.Generator().manual_seed(0)).to(x)
                 images = torch.cat([x[:2], noise]).to(precision_of(self.given, x))
-                check_program(found.module, images, _alone(self.given, images), self._rounding)
+                check_program(found.whole, images, _alone(self.given, images), self._rounding)
             return found
 
         return self.once("captured", make)
@@ -165,7 +201,8 @@ class Program:
         expected = check_alone(self.module if isinstance(found, Hidden) else self.given, images, self._rounding)
         if isinstance(found, Captured) and not found.plain:
             try:
-                check_program(found.module, images, expected, self._rounding)
+                check_program(found.whole, images, expected, self._rounding)
+                check_order(found, images)
             except Contradiction as error:
                 self._made["captured"] = error
         return self.module
@@ -191,6 +228,11 @@ class Program:
         """The reason why the network cannot be captured; None if it can be, or was not tried."""
         found = self._made.get("captured")
         return str(found) if isinstance(found, Unsupported | Contradiction) else None
+
+    @property
+    def last_layer(self) -> str:
+        """The last layer that is left out, in a few words; empty if the program is the whole network."""
+        return "" if self.captured is None else self.captured.scores.remark
 
     @property
     def exact(self) -> nn.Module:
@@ -233,10 +275,11 @@ class Program:
 
     def _rounding(self, x: Float[Tensor, "batch *shape"]) -> Float[Tensor, " batch"] | None:
         """Measure the float32 error of the program's logits; None without a program."""
-        if self.captured is None:
+        found = self.captured
+        if found is None:
             return None
         with torch.no_grad():
-            return (self.captured.module(x).double() - self.captured.exact(x.double())).abs().amax(1)
+            return rows_of((found.whole(x).double() - found.exact_whole(x.double())).abs(), len(x)).amax(1)
 
     def once(self, key: Hashable, make: Callable[[], T]) -> T:
         """Call ``make`` once per key and return its stored result afterwards.
@@ -270,7 +313,7 @@ class CapturedPair(Captured):
 
     def __init__(self, parts: tuple[Captured, Captured], x: Float[Tensor, "1 *shape"]) -> None:
         self.parts, self._like, self.plain = parts, x[:1].detach(), True
-        self.module = Pair(*(part.module for part in parts))
+        self.module = self.whole = Pair(*(part.module for part in parts))
 
     def lowered(self, dtype: torch.dtype) -> Graph:
         """Make the graph of both in another precision."""

@@ -8,6 +8,7 @@ read from a constant (``if (std == 0).any()``) is told from one that is read fro
 
 import linecache
 import random
+import re
 import sys
 import sysconfig
 from collections.abc import Callable, Iterator
@@ -253,7 +254,10 @@ def _name(func: Any) -> str:
 
 
 def _of_torch(frame: FrameType) -> bool:
-    path = frame.f_code.co_filename
+    return _torch_file(frame.f_code.co_filename)
+
+
+def _torch_file(path: str) -> bool:
     return path.startswith(_OTHERS) or (path.startswith(_STANDARD) and "site-packages" not in path)
 
 
@@ -281,6 +285,13 @@ def blame(error: BaseException) -> str:
             found = _line(trace.tb_frame.f_code.co_filename, trace.tb_lineno)
         trace = trace.tb_next
     return found
+
+
+def line_of(trace: str | None) -> str:
+    """Name the innermost line outside torch in the text of a stack trace; empty if there is none."""
+    places = re.findall(r'File "([^"]+)", line (\d+)', trace or "")
+    own = [(path, int(number)) for path, number in places if not _torch_file(path)]
+    return _line(*own[-1]) if own else ""
 
 
 @contextmanager

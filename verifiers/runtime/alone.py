@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 from verifiers.core.errors import InputError, one_line
 from verifiers.runtime.dispatch import DispatchMode
 from verifiers.runtime.oom import fits, out_of_memory
+from verifiers.runtime.outputs import rows_of
 
 #: Images of the first batch, and made images, at most.
 MOST = 256
@@ -118,7 +119,7 @@ def _batches(count: int) -> Iterator[Tensor]:
 
 
 def logits_of(network: nn.Module, images: Float[Tensor, "batch *shape"], others: int = 0) -> Tensor:
-    """Run a network and check the shape of its logits.
+    """Run a network and check the shape of its scores.
 
     Args:
         network: maps images to logits, in eval mode.
@@ -126,7 +127,7 @@ def logits_of(network: nn.Module, images: Float[Tensor, "batch *shape"], others:
         others: the size of a batch on which it ran before.
 
     Raises:
-        InputError: it fails, or does not give one row of logits per image.
+        InputError: it fails, or does not give one row of scores per image.
     """
     try:
         with torch.no_grad():
@@ -140,10 +141,7 @@ def logits_of(network: nn.Module, images: Float[Tensor, "batch *shape"], others:
                 f"the network mixes the images of a batch: it runs on {others} images and not on one alone ({said})"
             ) from error
         raise InputError(f"the network fails on a batch of {len(images)} images ({said})") from error
-    if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[1] < 2 or len(logits) != len(images):
-        shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise InputError(f"the network must give one row of logits per image, got shape {shape}")
-    return logits
+    return rows_of(logits, len(images))
 
 
 # State

@@ -17,6 +17,7 @@ from verifiers.runtime.classes import disagreement, out_of_range
 from verifiers.runtime.fingerprint import DataFingerprint
 from verifiers.runtime.given import labelled
 from verifiers.runtime.oom import out_of_memory
+from verifiers.runtime.outputs import as_logits, rows_of
 
 CLEAN_BATCH = 256
 
@@ -104,7 +105,7 @@ def validate(
             _logits(network, batch)
             first = batch.to(device_of(network)).float().clamp(0.0, 1.0)
             model = alone(network, first) if hold is None else hold(first)
-        logits = _logits(model, batch)
+        logits = as_logits(_logits(model, batch))
         classes = logits.shape[1]
         predictions.append(logits.argmax(1).cpu())
         finite.append(torch.isfinite(logits).all(1).cpu())
@@ -177,9 +178,7 @@ def _logits(model: nn.Module, batch: Tensor) -> Tensor:
         shape = tuple(batch.shape[1:])
         hint = ": they look like channels last, give images.permute(0, 3, 1, 2)" if channels_last(shape) else ""
         raise InputError(f"the network does not take images of shape {shape} ({one_line(error)}){hint}") from error
-    if logits.dim() != 2 or logits.shape[1] < 2 or len(logits) != len(batch):
-        raise InputError(f"the network must give one row of logits per image, got shape {tuple(logits.shape)}")
-    return logits
+    return rows_of(logits, len(batch))
 
 
 def first_images(samples: Samples, model: nn.Module, count: int = 2) -> Tensor:

@@ -419,10 +419,10 @@ class Dropout(nn.Module):
 
 
 class Flat(nn.Module):
-    """Gives one number an image, not one row of logits."""
+    """Gives a table an image, not one row of logits."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.sum(1)
+        return x[:, None]
 
 
 def labels_with(value: int) -> Tensor:
@@ -441,8 +441,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "label low": ({"labels": labels_with(-1)}, "labels run from -1 to [12], the network has 3 classes"),
     "too few labels": ({"labels": labels_with(0)[:20]}, "as many images as labels .* got 24 and 20"),
     "no samples": ({"images": images_of()[:0], "labels": labels_with(0)[:0]}, "at least one: got 0 and 0"),
-    "no logits": ({"model": Flat()}, r"one row of logits per image, got shape \(24,\)"),
-    "one class": ({"model": nn.Linear(4, 1)}, r"one row of logits per image, got shape \(24, 1\)"),
+    "no logits": ({"model": Flat()}, r"one row of logits per image, got shape \(24, 1, 4\)"),
+    "one class": (
+        {"model": nn.Linear(4, 1), "labels": labels_with(2)},
+        "labels run from . to 2, the network has 2 classes",
+    ),
     "dropout": ({"model": Dropout()}, "not one fixed function: two passes differ by .* in eval mode"),
     "float64": ({"model": network().double()}, r"must be float32, got float64: certify model\.float\(\)"),
     "method": ({"methods": ("pgdd",)}, "unknown method 'pgdd'. Did you mean 'pgd'?"),

@@ -13,7 +13,7 @@ from certkd.networks.builders import small
 from tests.marks import only
 from tests.verifiers.graph.nets import Fn, Net
 from verifiers.bound_propagation.native.engine import Native
-from verifiers.core.errors import Contradiction, Unsupported
+from verifiers.core.errors import Contradiction, InputError, Unsupported
 from verifiers.core.quantities import Norm
 from verifiers.geometry.ascent import ascend
 from verifiers.geometry.balls import Balls
@@ -123,7 +123,7 @@ def test_a_network_without_a_graph_is_refused(name: str) -> None:
     ids=["mean", "softmax", "flip", "product"],
 )
 def test_a_network_that_mixes_the_batch_is_refused(function: Callable[[Tensor], Tensor]) -> None:
-    with pytest.raises((Unsupported, Contradiction)):
+    with pytest.raises((Unsupported, Contradiction, InputError)):
         Native(Fn(lambda x: function(x)[:, :3]).eval(), torch.rand(2, 6))
 
 

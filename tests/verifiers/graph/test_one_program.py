@@ -349,7 +349,7 @@ class Constants(nn.Module):
         self.plain = torch.tensor([1.0, 2.0])
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.last(x / self.std) * (2.0 if self.read(self) else 3.0)
+        return self.last(x / self.std * (2.0 if self.read(self) else 3.0))
 
 
 BRANCHES: dict[str, Callable[[Constants], Any]] = {
@@ -388,8 +388,8 @@ def test_normalisation_of_torchvision_is_a_layer() -> None:
 def test_its_hash_tells_functions_with_the_same_weights_apart() -> None:
     codes: list[Forward] = [
         lambda n, x: n.inner(x),
-        lambda n, x: n.inner(x) * 2,
-        lambda n, x: n.inner(x) * 3,
+        lambda n, x: n.inner(x * 2),
+        lambda n, x: n.inner(x * 3),
         lambda n, x: n.inner(x).abs(),
         lambda n, x: n.inner(1 - x),
     ]

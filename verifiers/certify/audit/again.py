@@ -8,6 +8,7 @@ from verifiers.certify.audit.findings import Finding, marked
 from verifiers.certify.audit.subject import Subject
 from verifiers.certify.certify import certify
 from verifiers.core.columns import COMMON_COLUMNS, Column
+from verifiers.core.reporter import Reporter
 from verifiers.core.status import FAILURES, About, Guarantee, Status
 from verifiers.methods.base import ATTACKED, REPEATS, Method
 from verifiers.methods.registry import find
@@ -52,6 +53,7 @@ def _compared(subject: Subject, stored: Sequence[MethodRows], wanted: np.ndarray
         subject.data(wanted),
         subject.config(*methods),
         teacher=subject.teacher.given if pair and subject.teacher is not None else None,
+        reporter=Reporter(),
     )
     subject.reporter.advance(len(wanted) * len(methods))
     subject.reporter.finish("run again")
