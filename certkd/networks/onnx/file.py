@@ -196,6 +196,8 @@ def _image(value: Any, path: Path, wanted: Sequence[int] | None) -> tuple[tuple[
     sides = [side.dim_value if side.HasField("dim_value") else side.dim_param or "?" for side in tensor.shape.dim]
     if not tensor.HasField("shape") and wanted is not None:
         sides = ["?", *wanted]
+    if tensor.HasField("shape") and len(sides) < 2:
+        raise InputError(f"{path} takes an input of shape {quoted(sides)}: only a batch of images is supported")
     first = sides[0] if sides else 0
     shape = tuple(_fixed(sides, wanted))
     if len(sides) < 2 or any(side < 1 for side in shape):

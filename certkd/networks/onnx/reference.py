@@ -6,6 +6,7 @@ import numpy as np
 
 from certkd.networks.onnx.file import OnnxFile, packages
 from verifiers.core.errors import InputError, one_line
+from verifiers.core.table import counted
 
 _WANTED = "only one row of two or more float logits for each is supported"
 
@@ -73,7 +74,7 @@ class Reference:
         rows = _rows(found.shape, len(images)) if isinstance(found, np.ndarray) else None
         if rows is None or rows[1] < 2 or found.dtype != np.float32:
             what = f"{found.dtype} of shape {found.shape}" if isinstance(found, np.ndarray) else "no tensor"
-            raise InputError(f"{self._file.path} gives {what} for {len(images)} images: {_WANTED}")
+            raise InputError(f"{self._file.path} gives {what} for {counted(len(images), 'image')}: {_WANTED}")
         return found.reshape(rows)
 
 

@@ -163,7 +163,7 @@ def _aligned(node: Any, axis: int, names: _Names) -> list[Any]:
 
     left, right = node.input[0], node.input[1]
     if right not in names.sides or axis < 0:
-        raise ValueError(f"axis={axis} of an input that is not a weight")
+        raise ValueError(f"axis={axis} places a value that is no weight")
     sides = names.sides[right]
     shape, after, ones, whole, moved = (names.fresh(f"{node.output[0]}_{part}") for part in ("s", "a", "o", "w", "r"))
     own = names.constant(f"{right}_sides", *sides)

@@ -315,6 +315,10 @@ VALUES: dict[str, tuple[tuple[int, ...], Callable[[], nn.Module]]] = {
         TOKENS,
         lambda: Net(lambda n, x: n.a(x) * n.b(x).mean(1, keepdim=True), a=nn.Linear(6, 4), b=nn.Linear(6, 4)),
     ),
+    "transposed convolution of signals": (
+        FLAT,
+        lambda: nn.Sequential(nn.Unflatten(1, (2, 3)), nn.ConvTranspose1d(2, 2, 2, stride=2), curved(), nn.Flatten()),
+    ),
     "quotient": (FLAT, lambda: Net(lambda n, x: n.a(x) / (n.a(x).abs() + 0.5), a=nn.Linear(6, 4))),
     "matmul": (TOKENS, lambda: Net(lambda n, x: n.a(x) @ n.b(x).mT, a=nn.Linear(6, 3), b=nn.Linear(6, 3))),
     "matmul by constants": (

@@ -314,7 +314,9 @@ ROWS: dict[str, Row] = {
     "conv2d": row("conv2d", *CONV, shape=MAPS),
     "conv1d": row("conv1d", seeded(4, 3, 3), seeded(4, seed=1), shape=LINE),
     "conv3d": row("conv3d", seeded(2, 1, 2, 2, 2), seeded(2, seed=1), shape=(1, 1, 3, 3, 3)),
+    "conv_transpose1d": row("conv_transpose1d", seeded(3, 2, 3), seeded(2, seed=1), (2,), shape=LINE),
     "conv_transpose2d": row("conv_transpose2d", seeded(4, 2, 3, 3), seeded(2, seed=1), (2, 2), shape=MAPS),
+    "conv_transpose3d": row("conv_transpose3d", seeded(1, 2, 2, 2, 2), None, shape=(1, 1, 2, 2, 3)),
     "avg_pool2d": row("avg_pool2d", 3, 2, shape=MAPS, ways=averaged),
     "avg_pool2d ceil": row("avg_pool2d", 3, 2, 0, True, shape=MAPS, ways=averaged),
     "avg_pool1d": row("avg_pool1d", 3, shape=LINE, ways=averaged),
@@ -398,6 +400,7 @@ ROWS: dict[str, Row] = {
         lambda: Normalization(0.5, (2, 9)), [(2, 9)], normalised, "layer_norm", 200.0, _normal_inputs(1e-2, (2, 9))
     ),
     "max_pool2d": row("max_pool2d", 3, 2, 1, shape=MAPS, ways=None),
+    "sign": row("sign", shape=LINE, ways=None),
     "relu of both": Row(ReluDifference, [LINE] * 3, None, "relu"),
     "deviation": Row(_deviation, [(1, 4), (1, 6), (1, 6)], differences, "linear", inputs=_deviations),
 }
@@ -515,7 +518,9 @@ def test_every_operator_has_a_row() -> None:
     from tests.verifiers.graph.test_relaxations import CASES
 
     bases = {"Operator", "Affine", "Activation", "Curved", "SShape", "Elementwise"}
-    rows = {type(given.made()) for given in ROWS.values()} | {type(case.activation) for case in CASES.values()}
+    made = [given.made() for given in ROWS.values()]
+    made += [each.activation for each in made if isinstance(each, Elementwise)]
+    rows = {type(each) for each in (*made, *(case.activation for case in CASES.values()))}
     moving = {"Reshape", "General"}  # MOVES
     missing = {kind.__name__ for kind in _operators() - rows} - bases - moving
     assert not missing, f"operators without a row in this file or test_relaxations: {missing}"

@@ -225,7 +225,7 @@ def test_a_refusal_tells_the_true_reason(name: str, tmp_path: Path) -> None:
 def test_old_files_that_do_not_keep_to_their_opset(tmp_path: Path) -> None:
     last, weights = head(32)
     wrong = {
-        "axis=-1 of an input that is not a weight": n("Add", "x k", "h", axis=-1, broadcast=1),
+        "axis=-1 places a value that is no weight": n("Add", "x k", "h", axis=-1, broadcast=1),
         "'STRING'": n("Cast", "x", "h", to="STRING"),
     }
     for told, node in wrong.items():
