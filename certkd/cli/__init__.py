@@ -18,6 +18,7 @@ from certkd.cli.methods import methods
 from certkd.cli.objectives import objectives
 from certkd.cli.run import run
 from certkd.cli.show import show
+from certkd.cli.solve import solve
 from certkd.cli.train import train
 from certkd.cli.transfer import transfer
 from certkd.cli.verify import verify
@@ -38,7 +39,7 @@ def cli() -> None:
     """
 
 
-_CERTIFICATES = (certify, transfer, import_log, show, compare, cite, export, verify)
+_CERTIFICATES = (certify, transfer, solve, import_log, show, compare, cite, export, verify)
 for command in (train, inspect, *_CERTIFICATES, run, methods, objectives):
     command.context_settings = {**_HELP, **command.context_settings}  # also where it is called without the group
     cli.add_command(command)

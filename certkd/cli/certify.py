@@ -44,7 +44,9 @@ if TYPE_CHECKING:
 @click.option("--limit", type=Whole(1), help="Only the first N samples.")
 @click.option("--indices", metavar="I,J-K,...", help="Only these samples of the split, like 3,17,40-99.")
 @click.option("--indices-file", metavar="FILE", help="Only the samples that a file lists, an index or range a line.")
-@click.option("--instances", metavar="FILE.csv", help="A benchmark's list instead of --eps: image_index, label, eps.")
+@click.option(
+    "--instances", metavar="FILE.csv", help="A list instead of --eps: image_index, label, eps; or what export wrote."
+)
 @click.option("--out", metavar="FILE", help="Certificate file.  [default: next to the checkpoint]")
 @click.option("--teacher-out", metavar="FILE", help="The teacher's certificate file.  [default: next to the teacher]")
 @network_options
@@ -204,15 +206,20 @@ def _questions(
     from certkd.certification import split_of
     from certkd.data.selection import chosen
     from certkd.exchange.instance_list import by_eps, read
+    from certkd.exchange.property_list import is_table, read_properties
     from certkd.networks import resolve as networks
 
     if eps is not None:
         return [(eps, chosen(options["indices"], options["indices_file"], options["limit"]))]
     path = Path(options["instances"])
-    listed = read(path, Path(model).stem)
     data = load(networks.data_of(known, named_data(options)))
-    labels = split_of(data, options["split"]).labels.tolist()
-    return by_eps(listed, path, labels, f"the {options['split']} split of {data.name}")
+    split = split_of(data, options["split"])
+    name = f"the {options['split']} split of {data.name}"
+    if path.is_file() and is_table(path):
+        listed = read_properties(path, Path(model).stem, split, known.model.spec.classes)
+    else:
+        listed = read(path, Path(model).stem)
+    return by_eps(listed, path, split.labels.tolist(), name)
 
 
 def _at(place: str | None, eps: Epsilon) -> Path | None:

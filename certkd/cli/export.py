@@ -11,6 +11,7 @@ from verifiers.core.errors import InputError, loading
 from verifiers.core.quantities import Epsilon
 
 if TYPE_CHECKING:
+    from certkd.exchange.instances import Properties
     from certkd.networks.checkpoint import Checkpoint
 
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 @click.option("--indices", metavar="I,J-K,...", help="Only these samples of the split, like 3,17,40-99.")
 @click.option("--indices-file", metavar="FILE", help="Only the samples that a file lists, an index or range a line.")
 @click.option("--timeout", type=Whole(1), help="Seconds per property.  [default: 300]")
+@click.option("--vnnlib", metavar="VERSION", help="Version of VNN-LIB: 1.0 or 2.0.  [default: 1.0]")
 @network_options
 @data_places
 def export(file: str | None, model: str | None, out: str, eps: Epsilon | None, **options: Any) -> int:
@@ -44,12 +46,14 @@ def export(file: str | None, model: str | None, out: str, eps: Epsilon | None, *
         return _rows(file, model, out, options)
     if model is None:
         raise InputError("nothing to export: give --model NETWORK, or a certificate file: certkd export FILE.h5")
+    if options["vnnlib"] not in (None, "1.0", "2.0"):
+        raise InputError(f"--vnnlib {options['vnnlib']} is not a version of VNN-LIB that is written: 1.0 or 2.0")
     if eps is None:
         _refuse(options, _ABOUT_PROPERTIES, "is about properties: add --eps")
     return _network(model, out, eps, options)
 
 
-_ABOUT_PROPERTIES = ("eps", "limit", "indices", "indices_file", "split", "timeout")
+_ABOUT_PROPERTIES = ("eps", "limit", "indices", "indices_file", "split", "timeout", "vnnlib")
 _ABOUT_NETWORKS = ("arch", "mean", "std", "layout", "output", "data", "data_root", "image_size", "download")
 
 
@@ -91,6 +95,7 @@ def _counterexamples(file: str, model: str, out: str, options: dict[str, Any]) -
 
 
 def _network(model: str, out: str, eps: Epsilon | None, options: dict[str, Any]) -> int:
+    from certkd.exchange.instances import Properties
     from certkd.networks.onnx.export import export as export_network
     from certkd.networks.resolve import is_path
     from certkd.report.console import stderr, stdout
@@ -109,7 +114,9 @@ def _network(model: str, out: str, eps: Epsilon | None, options: dict[str, Any])
     if refusal is not None:
         stderr().print(f"warning: certkd itself does not read it back: {refusal}")
     if eps is not None and properties is not None:
-        _write_properties(known, *properties, file, eps, options["timeout"] or 300)
+        timeout, version = options["timeout"] or 300, options["vnnlib"] or "1.0"
+        wanted = Properties(file.name, properties[1], eps, timeout, version)
+        _write_properties(known, properties[0], file, wanted)
     return 0
 
 
@@ -125,12 +132,14 @@ def _samples(known: "Checkpoint", options: dict[str, Any], load: Any) -> tuple[A
     return chosen_samples(known, load(config), split, selection), f"{Path(config.name).stem}_{split}"
 
 
-def _write_properties(known: "Checkpoint", samples: Any, name: str, file: Path, eps: Epsilon, timeout: int) -> None:
-    from certkd.exchange.instances import Properties, write_instances
+def _write_properties(known: "Checkpoint", samples: Any, file: Path, wanted: "Properties") -> None:
+    from certkd.exchange.instances import write_instances
     from certkd.report.console import stderr, stdout
 
-    made = write_instances(known.model, samples, file.parent, Properties(file.name, name, eps, timeout))
-    stdout().print(f"{file.parent / 'instances.csv'}: {len(made.properties)} properties, eps {eps}", soft_wrap=True)
+    made = write_instances(known.model, samples, file.parent, wanted)
+    stdout().print(
+        f"{file.parent / 'instances.csv'}: {len(made.properties)} properties, eps {wanted.eps}", soft_wrap=True
+    )
     if made.misclassified:
         few = ", ".join(map(str, made.misclassified[:10])) + (", ..." if len(made.misclassified) > 10 else "")
         stderr().print(f"left out, misclassified: {len(made.misclassified)} of {len(samples)} samples ({few})")

@@ -1,12 +1,19 @@
 """``certkd verify``."""
 
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from certkd.cli.networks import loader, named_data, network
 from certkd.cli.options import Value, Whole, data_options, network_options
 from verifiers.core.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from certkd.data.splits import Split
+    from verifiers.results.rows import Certificates
 
 
 @click.command()
@@ -18,6 +25,9 @@ from verifiers.core.errors import InputError
     "--time-limit", type=Value(), metavar="SECONDS", default=30, show_default=True, help="Limit for each proof."
 )
 @click.option("--seed", type=Whole(0), help="Draws the rows.  [default: a new one each time]")
+@click.option(
+    "--adversarial", metavar="FILE", help="Only compare with saved adversarial images: .pt, .pth, .npz, .npy."
+)
 @network_options
 @data_options
 def verify(file: str, model: str, teacher: str | None, **options: Any) -> int:
@@ -28,6 +38,9 @@ def verify(file: str, model: str, teacher: str | None, **options: Any) -> int:
     run again by their own method, and their radii are proved again by the other engine where it takes the network and
     by branch and bound. The exit code is 0 only if every claim was looked at and holds; otherwise it is 1, and lines
     name the contradictions, or the claims that nothing looked at.
+
+    With --adversarial, images that another tool saved for these samples, in their order, are run instead, and compared
+    with the rows: an image that fools the network within a proved radius is a contradiction.
     """
     from certkd.certification import about_of, rows_of
     from certkd.networks import resolve as networks
@@ -51,6 +64,8 @@ def verify(file: str, model: str, teacher: str | None, **options: Any) -> int:
     seed = int(about.get("data_seed", config.seed))
     samples = rows_of(certificates, load(config.model_copy(update={"seed": seed})))
     device = choose_device(options["device"] or "auto")
+    if options["adversarial"] is not None:
+        return _adversarial(certificates, known.model.to(device), samples, options["adversarial"])
     audit = verify_file(
         known.model.to(device),
         file,
@@ -63,3 +78,23 @@ def verify(file: str, model: str, teacher: str | None, **options: Any) -> int:
     for line in audit.contradictions:
         stderr().print(f"contradiction: {line}", soft_wrap=True)
     return 0 if audit.holds else 1
+
+
+def _adversarial(certificates: "Certificates", model: "nn.Module", samples: "Split", file: str) -> int:
+    """Compare a certificate file with adversarial images of another tool."""
+    import torch
+
+    from certkd.exchange.adversarial import compare, read_adversarial
+    from certkd.report.console import display, stderr
+    from verifiers.runtime.fingerprint import weights_sha256
+
+    there, given = str(certificates.attributes.get("model_sha256", "")), weights_sha256(model)
+    if there != given:
+        raise InputError(f"{certificates.path} is about another network (sha256 {there[:16]}, not {given[:16]})")
+    found = read_adversarial(Path(file))
+    images, _ = samples.batch(torch.arange(len(samples)), torch.device("cpu"))
+    result = compare(certificates, model, images, found)
+    display(*result.lines)
+    for line in result.contradictions:
+        stderr().print(f"contradiction: {line}", soft_wrap=True)
+    return 1 if result.contradictions else 0

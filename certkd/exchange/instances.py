@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 
 from certkd.data.splits import Split
-from certkd.exchange.vnnlib import ball, write_property
+from certkd.exchange.property_list import about
+from certkd.exchange.vnnlib import VERSIONS, Style, ball, write_property
 from certkd.files import write_whole
 from certkd.networks.builders import Classifier
 from verifiers.core.quantities import Epsilon
@@ -24,12 +25,14 @@ class Properties:
         name: of the data set and split.
         eps: radius of the linf ball, pixel units.
         timeout: seconds for each instance.
+        version: of VNN-LIB.
     """
 
     network: str
     name: str
     eps: Epsilon
     timeout: int
+    version: str = VERSIONS[0]
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,8 @@ def write_instances(model: Classifier, samples: Split, folder: Path, wanted: Pro
                 misclassified.append(index)
                 continue
             rows.append(f"vnnlib/{wanted.name}_{index}_{eps.text.replace('/', '_')}.vnnlib")
-            write_property(folder / rows[-1], *ball(image.numpy(), eps), label, model.spec.classes)
+            style = Style(wanted.version, about(index, wanted.name, eps))
+            write_property(folder / rows[-1], *ball(image.numpy(), eps), label, model.spec.classes, style)
     write_whole(folder / "instances.csv", lambda temporary: _list(temporary, wanted.network, rows, wanted.timeout))
     return Instances(rows, misclassified)
 

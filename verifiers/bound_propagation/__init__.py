@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from verifiers.bound_propagation.auto_lirpa.compat import version as auto_lirpa_version
+    from verifiers.bound_propagation.box_proofs import InputSplitting, by_neurons
     from verifiers.bound_propagation.certifier import MarginCertifier
     from verifiers.bound_propagation.checks import attack_bounds, check_sandwich
     from verifiers.bound_propagation.complete import Complete
     from verifiers.bound_propagation.cross_check import CrossCheck
     from verifiers.bound_propagation.engine import ITERATIONS, METHODS, Engine, Memory, Planes
     from verifiers.bound_propagation.engines import ENGINES, build, engine_of, names_of, native_engine
+    from verifiers.bound_propagation.half_spaces import Ended, HalfSpaces, lower_values
     from verifiers.bound_propagation.joint import JointEngine, PairBounds
     from verifiers.bound_propagation.joint_certifier import JointCertifier
     from verifiers.bound_propagation.native.backward import block_of
@@ -36,9 +38,12 @@ _WHERE = {
     "Complete": "complete",
     "CrossCheck": "cross_check",
     "ENGINES": "engines",
+    "Ended": "half_spaces",
     "Engine": "engine",
     "Evaluation": "radius",
+    "HalfSpaces": "half_spaces",
     "ITERATIONS": "engine",
+    "InputSplitting": "box_proofs",
     "JointCertifier": "joint_certifier",
     "JointEngine": "joint",
     "METHODS": "engine",
@@ -54,12 +59,14 @@ _WHERE = {
     "ball": "native.training",
     "block_of": "native.backward",
     "build": "engines",
+    "by_neurons": "box_proofs",
     "check_sandwich": "checks",
     "deficits": "native.training",
     "deviation": "rounding",
     "engine_of": "engines",
     "RadiusSearch": "radius",
     "lower_margins": "native.training",
+    "lower_values": "half_spaces",
     "names_of": "engines",
     "native_engine": "engines",
     "robust_cross_entropy": "native.training",
@@ -73,8 +80,11 @@ __all__ = [
     "Box",
     "Complete",
     "CrossCheck",
+    "Ended",
     "Engine",
     "Evaluation",
+    "HalfSpaces",
+    "InputSplitting",
     "JointCertifier",
     "JointEngine",
     "MarginBound",
@@ -90,11 +100,13 @@ __all__ = [
     "ball",
     "block_of",
     "build",
+    "by_neurons",
     "check_sandwich",
     "deficits",
     "deviation",
     "engine_of",
     "lower_margins",
+    "lower_values",
     "names_of",
     "native_engine",
     "robust_cross_entropy",

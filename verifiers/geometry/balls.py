@@ -54,6 +54,16 @@ class Balls:
         low, high = (self.x - radius).clamp_min(0.0), (self.x + radius).clamp_max(1.0)
         return torch.minimum(low, self.x), torch.maximum(high, self.x)
 
+    def lowest(self, slopes: Float[Tensor, "points *shape"]) -> Float[Tensor, "points *shape"]:
+        """Return the point of the only ball, before it is cut at the image box, where each linear function is least."""
+        return self.x - per_sample(self.eps, self.x) * steepest(slopes, self.norm)
+
+    def inside(self, points: Float[Tensor, "points *shape"]) -> Float[Tensor, "points *shape"]:
+        """Move points into the only ball, so far that rounding them to float32 moves none outside."""
+        inner = reachable(float(self.eps), self.norm, self.x.float())
+        moved = project(points - self.x, self.eps.new_full((len(points),), inner), self.norm)
+        return (self.x + moved).clamp(0.0, 1.0)
+
 
 def per_sample(values: Float[Tensor, " batch"], like: Float[Tensor, "batch *shape"]) -> Tensor:
     """Reshape one value per sample so that it broadcasts over the sample's pixels."""

@@ -25,7 +25,6 @@ from verifiers.bound_propagation.native.domains import Domains, is_relu, joined
 from verifiers.bound_propagation.native.leaf import lowest
 from verifiers.core.errors import Contradiction
 from verifiers.core.quantities import Norm
-from verifiers.geometry.balls import per_sample, project, reachable, steepest
 from verifiers.graph.affine import Affine
 from verifiers.graph.rows import shape_size
 from verifiers.runtime.optimizer import Adam
@@ -196,17 +195,13 @@ class BranchAndBound:
     def _descend(self, slopes: Tensor | None) -> None:
         """Try the points where the linear functions that bound the rows are least."""
         if slopes is not None:
-            direction = steepest(slopes.reshape(-1, *self.x.shape[1:]), self.root.balls.norm)
-            self._try(self.x - per_sample(self.root.balls.eps, self.x) * direction)
+            self._try(self.root.balls.lowest(slopes.reshape(-1, *self.x.shape[1:])))
 
     def _try(self, points: Float[Tensor, "points *shape"]) -> None:
         """Keep the first counterexample among points, after moving each into the ball."""
         if self.point is not None:
             return
-        balls = self.root.balls
-        inner = reachable(float(balls.eps), balls.norm, self.x.float())
-        inside = project(points - self.x, balls.eps.new_full((len(points),), inner), balls.norm)
-        points = (self.x + inside).clamp(0.0, 1.0)
+        points = self.root.balls.inside(points)
         hits = self.broken(points)
         if hits.any():
             self.point = points[hits][:1]

@@ -1,0 +1,138 @@
+"""``certkd solve``."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from certkd.cli.options import Number, Whole
+from verifiers.core.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from certkd.exchange.instance_table import Instance, Row
+
+#: Seconds for a property whose limit nobody states.
+TIMEOUT = 300.0
+RESULTS = "results.csv"
+
+
+@click.command()
+@click.argument("network", metavar="NET.onnx|LIST.csv")
+@click.argument("question", metavar="[PROPERTY.vnnlib]", required=False)
+@click.option("--timeout", type=Number(), help="Seconds per property.  [default: the list's, or 300]")
+@click.option("--out", metavar="FOLDER", help="Results and counterexamples.  [default: next to the property or list]")
+@click.option("--against", metavar="RESULTS.csv", help="Compare with another tool's results; exit 1 if they exclude.")
+@click.option("--replay", metavar="FILE", help="Only run this counterexample of the property again.")
+@click.option("--seed", type=Whole(0), default=0, show_default=True, help="Seed of the search.")
+@click.option(
+    "--arithmetic",
+    default="float32",
+    show_default=True,
+    help="float32 proves the network as it runs, with its rounding; real the network over the real numbers.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace results that are in the folder already.")
+def solve(network: str, question: str | None, **options: Any) -> int:
+    """Solve VNN-LIB properties of ONNX networks.
+
+    A property is the unsafe set, as in VNN-COMP: sat means that an input of the box has outputs in it, unsat that none
+    has. The list is VNN-COMP's: rows onnx,vnnlib,timeout with paths relative to the list. Files may be packed by gzip.
+
+    unsat is proved for every float32 machine. sat comes with a counterexample file, whose point satisfies the property
+    exactly, both here and in onnxruntime. All else is unknown, with the reason, or timeout.
+    """
+    from certkd.exchange.instance_table import read_results
+
+    instances = _instances(network, question, options["timeout"])
+    against = None if options["against"] is None else read_results(Path(options["against"]))
+    if options["replay"] is not None:
+        return _replay(instances, question, Path(options["replay"]))
+    folder = Path(options["out"]) if options["out"] else _folder(Path(question or network))
+    if (folder / RESULTS).exists() and not options["overwrite"]:
+        raise InputError(f"{folder / RESULTS} exists: name another folder with --out, or add --overwrite")
+    rows = _solve(instances, folder, options, alone=question is not None)
+    return _report(rows, folder, against, alone=question is not None)
+
+
+def _instances(network: str, question: str | None, timeout: float | None) -> "list[Instance]":
+    from certkd.exchange.instance_table import Instance, packed, read_instances
+
+    if timeout is not None and timeout <= 0:
+        raise InputError(f"--timeout {timeout:g} is not a positive number of seconds")
+    if question is None:
+        if ".onnx" in Path(network).suffixes:
+            raise InputError(f"which property of {network}? Give a file: certkd solve {network} PROPERTY.vnnlib")
+        listed = read_instances(Path(network))
+        if timeout is None:
+            return listed
+        return [Instance(each.network, each.question, timeout, each.folder) for each in listed]
+    for file, what in ((network, "network"), (question, "property")):
+        if not packed(Path(file)).is_file():
+            raise InputError(f"no such {what}: {file}")
+    return [Instance(network, question, timeout or TIMEOUT, Path())]
+
+
+def _folder(path: Path) -> Path:
+    """Name the folder of results next to a file."""
+    return path.with_name(f"{path.name.removesuffix('.gz').rsplit('.', 1)[0]}-solved")
+
+
+def _replay(instances: "Sequence[Instance]", question: str | None, path: Path) -> int:
+    from certkd.exchange.solving import replay
+    from certkd.report.console import display
+
+    if question is None:
+        raise InputError(f"--replay {path} needs its network and property: certkd solve NET.onnx PROPERTY.vnnlib")
+    found = replay(instances[0], path)
+    display(*found.lines, f"{path} {'holds' if found.holds else 'does not hold'}")
+    return 0 if found.holds else 1
+
+
+def _solve(instances: "Sequence[Instance]", folder: Path, options: dict[str, Any], *, alone: bool) -> "list[Row]":
+    from certkd.exchange.instance_table import write_results
+    from certkd.exchange.solving import Settings, solve, solve_all
+    from certkd.files import make_folder
+    from certkd.report.console import stderr
+    from verifiers.core.quantities import parse_arithmetic
+    from verifiers.runtime.modes import reuse_memory
+
+    settings = Settings(folder, options["seed"], parse_arithmetic(options["arithmetic"]))
+    make_folder(folder)
+    reuse_memory()
+    rows: list[Row] = []
+    for row in [solve(instances[0], settings)] if alone else solve_all(instances, settings):
+        rows.append(row)
+        write_results(folder / RESULTS, rows)
+        if not alone:
+            one = row.instance
+            reason = f": {row.reason}" if row.reason else ""
+            stderr().print(
+                f"{len(rows)}/{len(instances)} {row.result} {row.time:.1f} s {one.network} {one.question}{reason}"
+            )
+    return rows
+
+
+def _report(rows: "list[Row]", folder: Path, against: dict[tuple[str, str], str] | None, *, alone: bool) -> int:
+    from certkd.exchange.instance_table import compare
+    from certkd.report.console import display, stderr
+
+    counts = {word: sum(row.result == word for row in rows) for word in ("sat", "unsat", "unknown", "timeout")}
+    if alone:
+        row = rows[0]
+        display(row.result, *([row.reason] if row.reason else []))
+        display(*([f"counterexample written to {folder / row.counterexample}"] if row.counterexample else []))
+    else:
+        said = ", ".join(f"{count} {word}" for word, count in counts.items())
+        display(f"{len(rows)} instances in {sum(row.time for row in rows):.1f} s: {said}")
+        display(f"written to {folder / RESULTS}")
+    if against is None:
+        return 0
+    found = compare(rows, against)
+    display(
+        f"{found.both} of {len(rows)} instances are in the other table: {found.same} decided alike, {found.ours} by "
+        f"certkd alone, {found.theirs} by the other tool alone, {len(found.contradictions)} contradictions"
+    )
+    for line in found.contradictions:
+        stderr().print(f"contradiction: {line}", soft_wrap=True)
+    return 1 if found.contradictions else 0
