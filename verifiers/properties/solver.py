@@ -119,24 +119,29 @@ class Solver:
     ) -> Ended:
         """Refute the cases of one box or find a counterexample; every failure but a lack of time gives a reason.
 
-        Among many boxes most are refuted by the first bounds, so the search comes after them.
+        A short search comes first, except among many boxes, of which CROWN refutes most.
         """
         try:
             spaces = half_spaces(search.cases, question.inputs, question.outputs)
         except Unsupported as error:
             search.tries(search.low / 2 + search.high / 2, None)
             return Ended(False, reason=str(error))
+
+        def late() -> bool:
+            return time.monotonic() > deadline
+
         try:
-            if many and not isinstance(engine, str) and not len(self._left(engine, search, spaces)):
-                return Ended(True, 1)
-            self.descent(search, spaces, lambda: time.monotonic() > deadline)
-            if search.found is not None:
-                return Ended(False)
-            if isinstance(engine, str):
-                return Ended(False, reason=engine)
-            if time.monotonic() > deadline:
-                return Ended(False, late=True)
-            return self._prove(engine, search, spaces, deadline)
+            if not many:
+                self.descent.first(search, spaces)
+            if search.found is None and not isinstance(engine, str):
+                left = self._left(engine, search, spaces)
+                if not len(left):
+                    return Ended(True, 1)
+                spaces = spaces.take(left)
+            self.descent(search, spaces, late)
+            if search.found is not None or isinstance(engine, str):
+                return Ended(False, reason=engine if isinstance(engine, str) else "")
+            return Ended(False, late=True) if late() else self._split(engine, search, spaces, deadline)
         except (Unsupported, Contradiction) as error:
             return Ended(False, reason=str(error))
         except MEMORY_ERRORS as error:
@@ -144,12 +149,9 @@ class Solver:
                 raise
             return Ended(False, reason="a bound does not fit into memory")
 
-    def _prove(self, engine: Native, search: Search, spaces: HalfSpaces, deadline: float) -> Ended:
-        """Refute cases by CROWN, and those that are left by splitting inputs or neurons."""
-        left = self._left(engine, search, spaces)
-        if not len(left):
-            return Ended(True, 1)
-        boxes, spaces = self._boxes(search), spaces.take(left)
+    def _split(self, engine: Native, search: Search, spaces: HalfSpaces, deadline: float) -> Ended:
+        """Refute cases by splitting inputs or neurons."""
+        boxes = self._boxes(search)
 
         def tries(points: Tensor) -> Tensor:
             return search.tries(points, spaces)

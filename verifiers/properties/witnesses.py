@@ -105,8 +105,7 @@ class Descent:
     """Projected gradient descent on the values of cases, within their box.
 
     Attributes:
-        steps, restarts: steps of every restart, and restarts. The first starts at the centre and lowers the nearest
-            case at every step; each of the others is for one case, the nearest first.
+        steps, restarts: steps of every restart, and restarts.
         seed: keys the random starts.
     """
 
@@ -114,35 +113,50 @@ class Descent:
     restarts: int = 8
     seed: int = 0
 
+    def first(self, search: Search, spaces: HalfSpaces) -> None:
+        """Descend from the centre towards the nearest case at every step."""
+        cube, values = _Cube(search, spaces).parts
+        search.tries(self._end(search, cube, lambda z: -values(z).amin(1), None, 2.5 / self.steps), spaces)
+
     def __call__(self, search: Search, spaces: HalfSpaces, late: Callable[[], bool]) -> None:
-        """Descend until a point is found or time is up."""
-        low, high, module = search.low, search.high, search.module
-        cube = Balls.around(torch.full_like(low, 0.5), 0.5, Norm.LINF).to(torch.float32)
+        """Descend from random starts, each towards one case, the nearest first, until a point is found or time is up.
 
-        def values(place: Tensor) -> Tensor:
-            x = low + (high - low) * place
-            return spaces.values(x, module(x).flatten(1))
-
+        Each restart goes on with ever smaller steps, because the unsafe sets of several conditions are thin.
+        """
+        cube, values = _Cube(search, spaces).parts
         with torch.no_grad():
             nearest = values(cube.x)[0].argsort().tolist()
         for restart in range(self.restarts):
-            if late():
-                return
-            goal: PerSampleLoss = lambda z: -values(z).amin(1)  # noqa: E731 - as the others
-            start = None
-            if restart:
-                target = nearest[(restart - 1) % len(nearest)]
-                goal = lambda z, case=target: -values(z)[:, case]  # type: ignore[misc] # noqa: E731
-                generator = torch.Generator().manual_seed(1000 * self.seed + restart)
-                start = random_start(cube.x, cube.eps, cube.norm, generator)
-            for step, share in self._phases():
-                place = ascend(goal, cube, steps=step, start=start, step_size=share)
-                search.tries(low + (high - low) * place, spaces)
-                start = place - cube.x
+            target = nearest[restart % len(nearest)]
+            goal: PerSampleLoss = lambda z, case=target: -values(z)[:, case]  # type: ignore[misc] # noqa: E731
+            generator = torch.Generator().manual_seed(1000 * self.seed + restart)
+            start = random_start(cube.x, cube.eps, cube.norm, generator)
+            for finer in (1, 8, 64):
                 if late() or search.found is not None:
                     return
+                end = self._end(search, cube, goal, start, 2.5 / self.steps / finer)
+                search.tries(end, spaces)
+                start = (end - search.low) / (search.high - search.low).clamp_min(1e-30) - cube.x
 
-    def _phases(self) -> tuple[tuple[int, float], ...]:
-        """Return numbers of steps with their sizes: ever finer, because unsafe sets of several conditions are thin."""
-        first, half = 2.5 / self.steps, max(1, self.steps // 2)
-        return (self.steps, first), (half, first / 8), (half, first / 64)
+    def _end(
+        self, search: Search, cube: Balls, goal: PerSampleLoss, start: Tensor | None, step: float
+    ) -> Float[Tensor, "1 *shape"]:
+        place = ascend(goal, cube, steps=self.steps, start=start, step_size=step)
+        return search.low + (search.high - search.low) * place
+
+
+class _Cube:
+    """The unit cube in the place of a box, with the values of the cases on it."""
+
+    def __init__(self, search: Search, spaces: HalfSpaces) -> None:
+        self.search, self.spaces = search, spaces
+
+    @property
+    def parts(self) -> tuple[Balls, Callable[[Tensor], Tensor]]:
+        """The cube, and the function that gives the largest value of every case at its points."""
+        return Balls.around(torch.full_like(self.search.low, 0.5), 0.5, Norm.LINF).to(torch.float32), self.values
+
+    def values(self, place: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch cases"]:
+        low, high = self.search.low, self.search.high
+        x = low + (high - low) * place
+        return self.spaces.values(x, self.search.module(x).flatten(1))

@@ -1,7 +1,6 @@
 """Load an ONNX file as a function of its own input and output, as properties need it: nothing is left out or added."""
 
 import gzip
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -48,7 +47,7 @@ class Session:
         _, onnxruntime = packages()
         options = onnxruntime.SessionOptions()
         options.log_severity_level, options.intra_op_num_threads = 4, 1
-        self._path, self._names = file.path, (file.logits, file.image)
+        self._file = file
         try:
             content = file.model.SerializeToString()
             self._session: Any = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
@@ -56,66 +55,70 @@ class Session:
             raise InputError(f"{file.path} is not a network that onnxruntime runs: {one_line(error)}") from None
 
     def __call__(self, image: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, " outputs"]:
-        """Run one input.
+        """Run one input, as often as the file takes inputs.
 
         Raises:
-            InputError: onnxruntime fails.
+            InputError: onnxruntime fails, or the output is no float tensor.
         """
-        logits, name = self._names
+        file, count = self._file, self._file.count or 1
         try:
-            found = self._session.run([logits], {name: image[None]})[0]
+            found = self._session.run([file.logits], {file.image: np.repeat(image[None], count, axis=0)})[0]
         except Exception as error:  # noqa: BLE001 - see above
-            raise InputError(f"{self._path} cannot be run on one input: {one_line(error)}") from None
-        return np.asarray(found, np.float32).reshape(-1)
-
-
-class Flat(nn.Module):
-    """Give a network's outputs in one row for each input."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, x: Float[torch.Tensor, "batch *shape"]) -> Float[torch.Tensor, "batch outputs"]:
-        return self.network(x).flatten(1)
+            raise InputError(f"{file.path} cannot be run on one input: {one_line(error)}") from None
+        if not isinstance(found, np.ndarray) or found.dtype != np.float32 or found.size % count:
+            raise InputError(f"{file.path} does not give one float32 tensor for an input")
+        return found.reshape(count, -1)[0]
 
 
 def function(path: Path) -> Function:
     """Load a file, packed by gzip or not, and compare it with onnxruntime on random inputs.
 
     Raises:
-        InputError: as for ``network.load``; one output is enough here.
+        InputError: as for ``network.load``; one output is enough here. Files that would have to be converted are
+            refused: a property is about the network as it is.
     """
     with unpacked(path) as place, loading(place, "an ONNX file that can be read"):
         file = read(place)
-        network = OnnxNetwork(file).eval()
-        check_cost(network, file.shape, str(path), strict=True)
+        if file.remarks:
+            raise InputError(f"{path}: {file.remarks[0]}; a property is about the file as it is: convert it first")
         session = Session(file)
-        rng = np.random.default_rng(0)
-        images = [rng.random(file.shape, dtype=np.float32) * scale for scale in (1, 4)]
-        expected = [session(image) for image in images]
-        module: nn.Module = network
         try:
-            with torch.no_grad():
-                found = [network(torch.from_numpy(image)[None]) for image in images]
-        except InputError:
-            raise
-        except Exception as error:  # whatever torch raises is about the file
-            raise InputError(f"{path} cannot be run as a torch network: {one_line(error)}") from error
-        for one, other in zip(found, expected, strict=True):
-            _compare(path, one.flatten().numpy(), other)
-        if found[0].ndim != 2:
-            module = Flat(network).eval()
-        return Function(module, file.shape, math.prod(found[0].shape), session)
+            network, outputs = _compared(OnnxNetwork(file), file, session)
+        except InputError:  # perhaps its constants hold the number of inputs: only as many are right
+            network, outputs = _compared(OnnxNetwork(file, literal=True), file, session)
+        return Function(network, file.shape, outputs, session)
 
 
-def _compare(path: Path, found: np.ndarray, expected: np.ndarray) -> None:
-    same = found.shape == expected.shape and np.array_equal(np.isfinite(found), np.isfinite(expected))
-    if same:  # values that are not finite in both are left out
-        found, expected = (values[np.isfinite(expected)] for values in (found, expected))
-        same = not (np.abs(found - expected) > TOLERANCE * max(1.0, np.abs(expected).max(initial=0.0))).any()
-    if not same:
-        raise InputError(f"{path} is read incorrectly: its outputs differ from onnxruntime's")
+def _compared(network: OnnxNetwork, file: OnnxFile, session: Session) -> tuple[nn.Module, int]:
+    """Compare a network with onnxruntime; return it with the number of its outputs.
+
+    Raises:
+        InputError: they differ, or the network cannot be run.
+    """
+    network.eval()
+    check_cost(network, file.shape, str(file.path), strict=True)
+    rng = np.random.default_rng(0)
+    images = np.stack([rng.random(file.shape, dtype=np.float32) * scale for scale in (1, 4)])
+    expected = np.stack([session(image) for image in images])
+    try:
+        with torch.no_grad():
+            alone = torch.cat([network(image) for image in torch.from_numpy(images).split(1)]).numpy()
+            together = network(torch.from_numpy(images)).numpy()
+    except InputError:
+        raise
+    except Exception as error:  # whatever torch raises is about the file
+        raise InputError(f"{file.path} cannot be run as a torch network: {one_line(error)}") from error
+    if not _same(alone, expected) or not _same(together, expected):
+        raise InputError(f"{file.path} is read incorrectly: its outputs differ from onnxruntime's")
+    return network, expected.shape[1]
+
+
+def _same(found: np.ndarray, expected: np.ndarray) -> bool:
+    """Return whether outputs are equal to rounding; what is not finite must not be so in both."""
+    if found.shape != expected.shape or not np.array_equal(np.isfinite(found), np.isfinite(expected)):
+        return False
+    found, expected = (values[np.isfinite(expected)] for values in (found, expected))
+    return bool((np.abs(found - expected) <= TOLERANCE * max(1.0, np.abs(expected).max(initial=0.0))).all())
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from verifiers.bound_propagation import box_proofs as box_proofs
 from verifiers.core.quantities import Arithmetic
 from verifiers.geometry.boxes import Boxes
 
-LATER = 60.0
+LATER = 900.0
 BOX = (torch.tensor([[-1.0, -1.0]]).double(), torch.tensor([[1.0, 3.0]]).double())
 
 

@@ -80,7 +80,7 @@ def test_a_box_is_refuted_where_the_least_value_is_positive(way: str, native: Na
     """Shift the constants so that the least of the largest values over many points is just above 0, and just below."""
     boxes, x = Boxes.between(LOW, HIGH), points(20000)
     least = spaces.values(x, native.model(x)).amin(0)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 900
 
     def run(shift: float) -> tuple[bool, int]:
         constant = spaces.constant - least[spaces.case] + shift
@@ -108,6 +108,6 @@ def test_a_small_box_ends_in_a_reason(native: Native) -> None:
     spaces = HalfSpaces(torch.zeros(1, OUTPUTS).double(), None, torch.zeros(1).double(), torch.tensor([0]))
     tiny = Boxes.between(LOW, LOW + 1e-7)
     end = InputSplitting(
-        native, spaces, deadline=time.monotonic() + 60, tries=lambda z: torch.zeros(len(z)).bool()
+        native, spaces, deadline=time.monotonic() + 900, tries=lambda z: torch.zeros(len(z)).bool()
     ).run(tiny)
     assert not end.proved and "too small" in end.reason and not end.late

@@ -26,7 +26,7 @@ def relus(seed: int, inputs: int = INPUTS, outputs: int = OUTPUTS, width: int = 
     return nn.Sequential(*layers).eval()
 
 
-def solve(network: nn.Module, cases: list[Case], seconds: float = 20.0, **settings: object) -> Answer:
+def solve(network: nn.Module, cases: list[Case], seconds: float = 900.0, **settings: object) -> Answer:
     inputs = len(cases[0].box.low)
     with torch.no_grad():
         outputs = network(torch.zeros(1, inputs)).shape[1]

@@ -128,3 +128,10 @@ def test_descent_stops_when_time_is_up() -> None:
     case, network = Case(UNIT, (inequality({0: -1}, 2),)), Product()
     Descent(steps=30, restarts=6)(Search(network, [case], (2,)), half_spaces([case], 2, 2), lambda: True)
     assert network.runs <= 1
+
+
+def test_the_first_descent_takes_the_nearest_case() -> None:
+    cases = [Case(UNIT, (inequality({1: 1}, 0.001),)), Case(UNIT, (inequality({0: -1}, 0.5),))]
+    search = Search(Product(), cases, (2,))
+    Descent(steps=20).first(search, half_spaces(cases, 2, 2))
+    assert search.found is not None and search.found.image.tolist() == [1.0, 1.0]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from onnx import helper
+from onnx import TensorProto, helper
 
 from certkd.networks.onnx import function as module
 from certkd.networks.onnx.function import Function, function, unpacked
@@ -99,3 +99,19 @@ def test_files_are_unpacked_for_a_while(tmp_path: Path, monkeypatch: pytest.Monk
         pass
     with pytest.raises(InputError, match="no such file"), unpacked(tmp_path / "b.onnx.gz"):
         pass
+
+
+def test_a_network_of_other_floats_is_not_converted(tmp_path: Path) -> None:
+    nodes = [helper.make_node("Gemm", ["x", "w", "b"], ["y"], transB=1)]
+    constants = {"w": random(3, 4).astype(np.float64), "b": random(3).astype(np.float64)}
+    path = save(tmp_path / "net.onnx", nodes, constants, shape=("N", 4), kind=TensorProto.DOUBLE)
+    with pytest.raises(InputError, match=r"float64 network.*convert it first"):
+        function(path)
+
+
+def test_a_file_for_several_inputs_at_a_time(tmp_path: Path) -> None:
+    found = made(tmp_path / "net.onnx", [helper.make_node("Relu", ["h"], ["y"])], shape=(3, 4))
+    image = random(4, seed=3)
+    with torch.no_grad():
+        rows = found.module(torch.from_numpy(image)[None].repeat(5, 1)).numpy()
+    np.testing.assert_allclose(rows, np.tile(found.reference(image), (5, 1)), rtol=1e-5, atol=1e-6)
