@@ -73,6 +73,7 @@ def classifier(
         raise InputError(f"--mean and --std have {len(mean)} values, but {path} takes images {ours}: one per channel")
     arranged: dict[str, list[nn.Module]] = {"nchw": [], "nhwc": [ChannelsLast()], "flat": [Reshaped(theirs)]}
     name = f"onnx:{Path(path).stem[:150]}"
+    classes = max(classes, 2)  # one score z is read as the logits (0, z)
     spec = ModelSpec(name=name, classes=classes, shape=ours, mean=tuple(mean), std=tuple(std), output=output)
     model = Classifier(spec, nn.Sequential(*arranged[layout], network)).eval()
     return Checkpoint(model, remarks=file.remarks)

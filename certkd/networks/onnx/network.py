@@ -119,7 +119,7 @@ class OnnxNetwork(nn.Module):
     def forward(self, x: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch logits"]:
         if self.count is None:
             found = self._run(x)
-            return found.flatten(1) if found.dim() > 2 else found
+            return found[:, None] if found.dim() == 1 else found.flatten(1) if found.dim() > 2 else found
         return torch.cat([self._alone(image) for image in x.split(1)]) if len(x) > 1 else self._alone(x)
 
     def _alone(self, image: Float[Tensor, "1 *shape"]) -> Float[Tensor, "1 logits"]:

@@ -8,7 +8,7 @@ from certkd.networks.onnx.file import OnnxFile, packages
 from verifiers.core.errors import InputError, one_line
 from verifiers.core.table import counted
 
-_WANTED = "only one row of two or more float logits for each is supported"
+_WANTED = "only one row of float logits for each is supported"
 
 
 class OneByOne(InputError):
@@ -39,7 +39,7 @@ class Reference:
 
         Raises:
             OneByOne: one image can be run, and several cannot.
-            InputError: the output is not one row of two or more logits per image, or depends on the rest of the batch.
+            InputError: the output is not one row of logits per image, or depends on the rest of the batch.
         """
         count = self._file.count
         if count is None or count == 1:
@@ -72,18 +72,17 @@ class Reference:
         except Exception as error:  # noqa: BLE001 - see above
             raise InputError(f"{self._file.path} cannot be run on {len(images)} images: {one_line(error)}") from None
         rows = _rows(found.shape, len(images)) if isinstance(found, np.ndarray) else None
-        if rows is None or rows[1] < 2 or found.dtype != np.float32:
+        if rows is None or found.dtype != np.float32:
             what = f"{found.dtype} of shape {found.shape}" if isinstance(found, np.ndarray) else "no tensor"
             raise InputError(f"{self._file.path} gives {what} for {counted(len(images), 'image')}: {_WANTED}")
         return found.reshape(rows)
 
 
 def _rows(shape: Sequence[int], images: int) -> tuple[int, int] | None:
-    """Return the shape of an output as rows of logits: axes of length 1 are left out; None if it is not such rows."""
+    """Return the shape of an output as rows of logits without axes of length 1; None if it is not such rows."""
     sides = list(shape)
     if images == 1 and (not sides or sides[0] != 1):
         sides = [1, *sides]
-    if len(sides) < 2 or sides[0] != images or sum(side != 1 for side in sides[1:]) > 1:
+    if not sides or sides[0] != images or sum(side != 1 for side in sides[1:]) > 1:
         return None
-    classes = max(sides[1:])
-    return images, classes
+    return images, max(sides[1:], default=1)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+import certkd
 from certkd.networks.onnx import network as onnx_network
 from certkd.networks.onnx.classifier import classifier
 from certkd.networks.onnx.file import read
@@ -122,6 +123,23 @@ def test_options_of_the_command_line(tmp_path: Path) -> None:
     assert "--output y is for .onnx files" in refused(
         "certify", "--model", "certkd:mlp", "--data", "digits", "--eps", "0.1", "--output", "y"
     )
+
+
+def test_one_score_is_two_classes(tmp_path: Path) -> None:
+    """2 x1 - 1, with a sigmoid or without, on rows or without an axis: at (0.8, 0.5) the radius is 0.3."""
+    constants = {"w": np.array([[2], [0]], np.float32), "b": np.float32(-1)}
+    dense = (n("MatMul", "x w", "p"), n("Add", "p b", "z"))
+    ends = {"z": (), "sigmoid": (n("Sigmoid", "z", "y"),), "flat": (n("Reshape", "z k", "y"),)}
+    for end, more in ends.items():
+        nodes = [*dense, *more] if more else [dense[0], n("Add", "p b", "y")]
+        path = save(tmp_path / f"{end}.onnx", nodes, {**constants, "k": np.array([-1])}, shape=("N", 2))
+        model = classifier(path).model
+        assert model.spec.classes == 2
+        x = torch.tensor([[0.8, 0.5], [0.1, 0.5]])
+        question = certkd.CertifyConfig(eps="0.1", methods=["crown"])
+        with pytest.warns(UserWarning, match="one score"):
+            found = certkd.certify(model, (x, torch.tensor([1, 0])), question)["crown"]
+        np.testing.assert_allclose(np.asarray(found["radius"]), [0.3, 0.4], atol=2e-3)
 
 
 # Shapes
