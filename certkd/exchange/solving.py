@@ -37,7 +37,7 @@ class Networks:
         if path not in self._kept:
             made = function(path)
             self._kept = dict(list(self._kept.items())[1 - KEPT :])
-            self._kept[path] = made, Program(made.module)
+            self._kept[path] = made, Program(made.module, entire=True)
         return self._kept[path]
 
 

@@ -222,14 +222,15 @@ def _without_advice() -> Iterator[None]:
 
 
 class OneByOne(nn.Module):
-    """Run a network of Python code on each image alone."""
+    """Run a network of Python code on each image alone; one score is two logits, unless outputs are kept ``entire``."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, *, entire: bool = False) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.entire = network, entire
 
     def forward(self, x: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch classes"]:
-        return torch.cat([as_logits(rows_of(self.network(image), 1)) for image in x.split(1)])
+        rows = torch.cat([rows_of(self.network(image), 1) for image in x.split(1)])
+        return rows if self.entire else as_logits(rows)
 
 
 #: Operators of one image-dependent argument that treat every image alone, whatever their other arguments are.

@@ -16,7 +16,7 @@ from verifiers.core.errors import Contradiction, Unsupported
 from verifiers.graph.capture import Hidden, graph_of, precision_of, program_of
 from verifiers.graph.executable import Images, OneByOne
 from verifiers.graph.graph import Graph
-from verifiers.graph.last_layer import scores_of
+from verifiers.graph.last_layer import Scores, scores_of
 from verifiers.graph.sequence import written
 from verifiers.graph.watch import blamed
 from verifiers.runtime.alone import TOLERANCE, Rounding, check_alone, differing, probes
@@ -32,6 +32,7 @@ class Captured:
     Args:
         given: the network as its user wrote it.
         x: one image.
+        entire: keep the last layer, and a single score as it is.
 
     Attributes:
         scores: the program for one image, with its last layer and without it.
@@ -42,8 +43,10 @@ class Captured:
         Unsupported: the network cannot be captured; the message names the line of its code if there is one.
     """
 
-    def __init__(self, given: nn.Module, x: Float[Tensor, "1 *shape"]) -> None:
-        self.scores = scores_of(program_of(given, x), x[:1].detach().to(precision_of(given, x)))
+    def __init__(self, given: nn.Module, x: Float[Tensor, "1 *shape"], *, entire: bool = False) -> None:
+        made = program_of(given, x)
+        image = x[:1].detach().to(precision_of(given, x))
+        self.scores = Scores(made, made) if entire else scores_of(made, image)
         self.plain = written(given) is not None and not self.scores.changed
         self._like = x[:1].detach()
         self.module: nn.Module = given if self.plain else Images(self.single)
@@ -160,10 +163,11 @@ class Program:
 
     Args:
         given: maps images in [0, 1] to logits, in eval mode.
+        entire: keep the network's last layer, and a single output as it is: for questions about the outputs themselves.
     """
 
-    def __init__(self, given: nn.Module) -> None:
-        self.given = given
+    def __init__(self, given: nn.Module, *, entire: bool = False) -> None:
+        self.given, self.entire = given, entire
         self._made: dict[Hashable, Any] = {}
 
     @classmethod
@@ -180,7 +184,7 @@ class Program:
         """
 
         def make() -> Captured:
-            found = Captured(self.given, x[:1])
+            found = Captured(self.given, x[:1], entire=self.entire)
             if not found.plain:
                 noise = torch.rand(x[:2].shape, generator=torch.Generator().manual_seed(0)).to(x)
                 images = torch.cat([x[:2], noise]).to(precision_of(self.given, x))
@@ -215,7 +219,10 @@ class Program:
         """
         if self.captured is not None:
             return self.captured.module
-        return self.given if self.refusal is None else self.once("one by one", lambda: OneByOne(self.given))
+        return self.given if self.refusal is None else self.once("one by one", self._one_by_one)
+
+    def _one_by_one(self) -> nn.Module:
+        return OneByOne(self.given, entire=self.entire)
 
     @property
     def captured(self) -> Captured | None:

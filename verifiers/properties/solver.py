@@ -65,7 +65,7 @@ class Solver:
     """Decide properties of one network.
 
     Attributes:
-        program: the network.
+        program: the network, entire: a property is about its outputs, not about the scores before a last layer.
         shape: shape of one input.
         reference: another implementation of the network; a counterexample must satisfy the property in both.
         arithmetic: what a proof is about.
@@ -81,7 +81,13 @@ class Solver:
     iterations: int = ITERATIONS
 
     def __call__(self, question: Property, deadline: float) -> Answer:
-        """Decide a property; ``deadline`` is on ``time.monotonic``."""
+        """Decide a property; ``deadline`` is on ``time.monotonic``.
+
+        Raises:
+            ValueError: the program leaves out a last layer.
+        """
+        if not self.program.entire:
+            raise ValueError("a property is about the entire network: Program(network, entire=True)")
         with eval_mode(self.program.given), trusted_arithmetic():
             return self._decide(question, deadline)
 

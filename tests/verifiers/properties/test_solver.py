@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tests.verifiers.properties.milp import box, inequality, least
 from verifiers.graph.program import Program
 from verifiers.properties import solver as solving
-from verifiers.properties.property import Case, Property
+from verifiers.properties.property import Case, Inequality, Property
 from verifiers.properties.solver import Answer, Descent, Solver, Verdict
 from verifiers.properties.witnesses import holds
 
@@ -30,7 +30,7 @@ def solve(network: nn.Module, cases: list[Case], seconds: float = 900.0, **setti
     inputs = len(cases[0].box.low)
     with torch.no_grad():
         outputs = network(torch.zeros(1, inputs)).shape[1]
-    solver = Solver(Program(network), (inputs,), **{"descent": Descent(steps=10, restarts=3), **settings})  # type: ignore[arg-type]
+    solver = Solver(Program(network, entire=True), (inputs,), **{"descent": Descent(steps=10, restarts=3), **settings})  # type: ignore[arg-type]
     return solver(Property(inputs, outputs, tuple(cases)), time.monotonic() + seconds)
 
 
@@ -174,7 +174,7 @@ def test_no_time_is_a_timeout() -> None:
 
 
 def test_no_case_is_unsatisfiable() -> None:
-    answer = Solver(Program(Sum()), (2,))(Property(2, 2, ()), time.monotonic() + 9)
+    answer = Solver(Program(Sum(), entire=True), (2,))(Property(2, 2, ()), time.monotonic() + 9)
     assert answer.verdict == Verdict.UNSAT
 
 
@@ -189,3 +189,37 @@ def test_splitting_stops_at_the_deadline() -> None:
     started = time.monotonic()
     answer = solve(Zero(), [case], seconds=3.0)
     assert answer.verdict in (Verdict.TIMEOUT, Verdict.UNKNOWN) and time.monotonic() - started < 60
+
+
+@pytest.mark.parametrize(
+    ("last", "case", "verdict"),
+    [
+        (nn.Softmax(1), inequality({0: -1}, 0.9), "unsat"),  # y0 - y1 = 2 x1, so it is at most 1 / (1 + exp(-2)) = 0.88
+        (nn.Softmax(1), inequality({0: -1}, 0.875), "sat"),
+        (nn.Softmax(1), inequality({0: 1}, 0), "unsat"),
+        (nn.Softmax(1), inequality({0: 1, 1: 1}, -0.999), "unsat"),
+    ],
+)
+def test_properties_are_about_the_outputs_with_the_last_layer(last: nn.Module, case: Inequality, verdict: str) -> None:
+    answer = solve(nn.Sequential(Sum(), last).eval(), [Case(UNIT, (case,))])
+    assert answer.verdict == verdict, answer
+
+
+@pytest.mark.parametrize(
+    ("last", "below", "above"),
+    [(nn.Identity(), -0.1, -0.01), (nn.Sigmoid(), 0.4, 0.49), (nn.Tanh(), -0.1, -0.01)],
+)
+def test_a_single_output_is_itself(last: nn.Module, below: float, above: float) -> None:
+    """y = last(x0 + x1) is at least last(0) on the unit box."""
+    linear = nn.Linear(2, 1)
+    with torch.no_grad():
+        linear.weight.fill_(1.0)
+        linear.bias.fill_(-0.0625)  # the least value is last(-0.0625)
+    network = nn.Sequential(linear, last).eval()
+    assert solve(network, [Case(UNIT, (inequality({0: 1}, -below),))]).verdict == Verdict.UNSAT
+    assert solve(network, [Case(UNIT, (inequality({0: 1}, -above),))]).verdict == Verdict.SAT
+
+
+def test_a_program_without_its_last_layer_is_refused() -> None:
+    with pytest.raises(ValueError, match="entire network"):
+        Solver(Program(Sum()), (2,))(Property(2, 2, ()), time.monotonic() + 9)
