@@ -1,9 +1,13 @@
 """What of a family of cases is in the default suite."""
 
+import os
 from collections.abc import Iterable
 from typing import Any
 
 import pytest
+
+#: Random networks of the slow suite; ``CERTKD_NETWORKS=500`` before a release.
+MANY = int(os.environ.get("CERTKD_NETWORKS", "60"))
 
 
 def thin(cases: Iterable[Any], every: int = 3) -> list[Any]:

@@ -36,7 +36,9 @@ PLACES = ("epochs: {}", "extends: {}", "objective: {}", "model: {{name: {}}}", "
 )
 def test_every_token_as_a_value_and_as_a_file_to_extend(sandbox: Sandbox, kind: type, longest: int) -> None:
     for token in TOKENS:
-        for place in PLACES if len(token) <= longest else ():
+        if len(token) > longest:
+            continue
+        for place in PLACES if len(token) < 1000 else PLACES[:2]:
             Path("a.yaml").write_bytes(f"out: o\n{place.format(token)}\n".encode("utf-8", "surrogatepass"))
             name = f"{place} {token[:40]!r}"
             assert sandbox.call(name, lambda: read("a.yaml", kind)) is not None, f"{name} is taken"

@@ -58,6 +58,6 @@ def test_a_damaged_file_is_read_or_refused(kind: str, seed: int, count: int, san
 def test_a_command_takes_little_time_and_memory(kind: str, sandbox: Sandbox) -> None:
     suffix, valid, mutations = KINDS[kind]
     path = sandbox.folder / f"net{suffix}"
-    for name, content in mutants(valid(sandbox.folder), 5, 9, mutations):
+    for name, content in mutants(valid(sandbox.folder), 2, 9, mutations):
         path.write_bytes(content)
         sandbox.process(name, "inspect", path)

@@ -2,7 +2,6 @@
 
 import importlib.util
 import itertools
-import os
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.certifying import certify
-from tests.marks import only
+from tests.marks import MANY, only
 from verifiers.core.errors import InputError
 from verifiers.core.quantities import Norm
 from verifiers.core.status import About, Guarantee, Status
@@ -264,10 +263,6 @@ def test_no_float32_machine_breaks_a_radius(name: str, norm: Norm) -> None:
     network, x = NETWORKS[name]()
     count = check(network, None, x, norm)
     assert count or not name.startswith("odd"), "nothing was proved"
-
-
-#: Random networks of the slow suite; ``CERTKD_NETWORKS=500`` before a release.
-MANY = int(os.environ.get("CERTKD_NETWORKS", "60"))
 
 
 @pytest.mark.slow
