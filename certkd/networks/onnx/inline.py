@@ -5,8 +5,8 @@ from typing import Any
 
 from verifiers.core.errors import InputError, quoted
 
-#: Most nodes after inlining, and most functions around a node.
-NODES, DEPTH = 10_000, 30
+#: Most nodes after inlining, most functions around a node, and bytes beyond those of the file.
+NODES, DEPTH, SPARE = 10_000, 30, 1 << 24
 
 
 def inline_functions(model: Any, path: Any) -> None:
@@ -25,10 +25,10 @@ def inline_functions(model: Any, path: Any) -> None:
 
 
 class _Inliner:
-    """The functions of a file, and the number of nodes that may still be made."""
+    """The functions of a file, and the numbers of nodes and of bytes that may still be made."""
 
     def __init__(self, model: Any, path: Any) -> None:
-        self.path, self.room, self.calls = path, NODES, 0
+        self.path, self.room, self.bytes, self.calls = path, NODES, model.ByteSize() + SPARE, 0
         self.functions = {(each.domain, each.name, getattr(each, "overload", "")): each for each in model.functions}
         if len(self.functions) < len(model.functions) or any(key[0] in ("", "ai.onnx") for key in self.functions):
             raise InputError(f"{path} is damaged: it has a function twice, or one in the place of an operator")
@@ -49,8 +49,9 @@ class _Inliner:
         """
         for node in nodes:
             self.room -= 1
-            if self.room < 0 or depth > DEPTH:
-                raise InputError(f"{self.path} has more than {NODES} nodes, or functions that call themselves")
+            self.bytes -= node.ByteSize()
+            if min(self.room, self.bytes) < 0 or depth > DEPTH:
+                raise InputError(f"{self.path} has more than {NODES} nodes, or functions that call themselves or grow")
             copy = type(node).FromString(node.SerializeToString())
             for field in (copy.input, copy.output):
                 changed = [names.get(name, inside + name) if name else "" for name in field]

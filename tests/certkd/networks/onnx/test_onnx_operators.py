@@ -302,6 +302,20 @@ def gelu(*tail: Any, root: float = 2**0.5, one: float = 1.0, **numbers: float) -
     return gated(*start, *tail, **{name: number(value) for name, value in numbers.items()})
 
 
+def normalised(tail: Any = None, axes: int = -1, square: Any = None, **options: Any) -> Callable[[Path], Path]:
+    """(x - mean) / sqrt(mean of squares + epsilon), and what follows."""
+    start = [
+        node("ReduceMean", ["x"], ["m"], axes=[-1]),
+        node("Sub", ["x", "m"], ["d"]),
+        square or node("Pow", ["d", "two"], ["p"]),
+        node("ReduceMean", ["p"], ["q"], axes=[axes], **options),
+        node("Add", ["q", "eps"], ["v"]),
+        node("Sqrt", ["v"], ["t"]),
+        tail or node("Div", ["d", "t"], ["h"]),
+    ]
+    return gated(*start, two=number(2.0), eps=number(1e-3))
+
+
 usual = (node("Mul", ["x", "g"], ["m"]), node("Mul", ["m", "half"], ["h"]))
 sigmoid, hard = node("Sigmoid", ["x"], ["s"]), node("HardSigmoid", ["x"], ["s"])
 sixth = node("HardSigmoid", ["x"], ["s"], alpha=1 / 6)
@@ -312,6 +326,8 @@ JOINED = {
     "divided": ("Gelu", gelu(node("Mul", ["g", "x"], ["m"]), node("Div", ["m", "two"], ["h"]), two=2.0)),
     "SiLU": ("Silu", gated(sigmoid, node("Mul", ["x", "s"], ["h"]))),
     "hard-swish": ("HardSwish", gated(sixth, node("Mul", ["s", "x"], ["h"]))),
+    "normalisation": ("Standardise", normalised()),
+    "normalisation by a product": ("Standardise", normalised(square=node("Mul", ["d", "d"], ["p"]))),
 }
 APART = {
     "another root": gelu(*usual, root=1.4),
@@ -322,6 +338,9 @@ APART = {
     "x twice": gelu(usual[0], node("Mul", ["m", "x"], ["n"]), node("Mul", ["n", "half"], ["h"])),
     "gate of another": gated(sigmoid, node("Exp", ["x"], ["z"]), node("Mul", ["z", "s"], ["h"])),
     "another slope": gated(hard, node("Mul", ["s", "x"], ["h"])),
+    "another axis": normalised(axes=-2),
+    "root over difference": normalised(node("Div", ["t", "d"], ["h"])),
+    "difference of another": normalised(square=node("Pow", ["x", "two"], ["p"])),
 }
 
 
@@ -338,4 +357,4 @@ def test_what_exporters_write_out_is_one_operator(name: str, tmp_path: Path) -> 
 def test_what_only_looks_like_it_stays_apart(name: str, tmp_path: Path) -> None:
     network, _, _ = onnx_network.load(APART[name](tmp_path))
     kinds = {step.operation.kind for step in network.steps.values()}
-    assert kinds.isdisjoint({"Gelu", "Silu", "HardSwish"}), kinds
+    assert kinds.isdisjoint({"Gelu", "Silu", "HardSwish", "Standardise"}), kinds

@@ -136,6 +136,14 @@ def functions(*bodies: tuple[str, list[Any]], domain: str = "own", opset: int = 
     return changed(change)
 
 
+def large_function(path: Path) -> Path:
+    """A constant of 80,000 bytes that is in the file once, and after inlining a thousand times."""
+    constant = node("Constant", [], ["k"], value=numpy_helper.from_array(random(20_000)))
+    body = [constant, node("ReduceSum", ["k"], ["s"], keepdims=0), node("Add", ["a", "s"], ["b"])]
+    calls = [node("f", [f"v{i}" if i else "a"], [f"v{i + 1}"], domain="own") for i in range(1000)]
+    return functions(("g", [*calls, node("Relu", ["v1000"], ["b"])]), ("f", body))(path)
+
+
 def nested(times: int) -> Build:
     """Functions that call the next one twice."""
     bodies = [
@@ -210,6 +218,7 @@ STRANGE: dict[str, tuple[Build, str]] = {
     "functions that double": (nested(25), "more than 10000 nodes"),
     "functions that are deep": (nested(40), "functions that call themselves"),
     "a function that calls itself": (functions(("f", [node("f", ["a"], ["b"], domain="own")])), "call themselves"),
+    "a function with a large constant": (large_function, "that call themselves or grow"),
     "a function twice": (functions(("f", [node("Relu", ["a"], ["b"])]), ("f", [])), "a function twice"),
     "a function for an operator": (functions(("Relu", [node("Tanh", ["a"], ["b"])]), domain=""), "of an operator"),
     "a function of another opset": (functions(("f", [node("Relu", ["a"], ["b"])]), opset=9), "another opset"),
@@ -393,6 +402,10 @@ STRANGE: dict[str, tuple[Build, str]] = {
             constants={"w": random(32, 32, 3, 3)},
             shape=("N", 32, 128, 128),
         ),
+        "it is too large",
+    ),
+    "many images at a time": (
+        nodes(node("Tile", ["x", "s"], ["h"]), constants={"s": ints(1, 1, 60, 60)}, shape=(1000, 2, 6, 6)),
         "it is too large",
     ),
     # images
