@@ -35,8 +35,11 @@ FEW_OPERATIONS = 10**9
 LARGEST_NUMBERS = 1 << 22
 #: Entries of a constant that may be a number, and not a weight, among others that follow from shapes.
 FEW = 16
-#: Operators whose float constants are numbers, however many, and those whose float constants are weights, however few.
-NUMBERS = frozenset(("Resize", "Upsample"))
+#: Operators whose float constants are numbers, however many.
+NUMBERS = ("Resize", "Upsample")
+#: Operators whose number of outputs means something, even if they are not used.
+COUNTED = ("BatchNormalization", "Split")
+#: Operators whose float constants are weights, however few.
 WEIGHTED = frozenset("Conv Gemm MatMul BatchNormalization InstanceNormalization LayerNormalization PRelu".split())
 
 
@@ -173,13 +176,15 @@ class _Translation:
         self.constants = dict(file.constants)
         self.numbers: set[str] = set()  # known from shapes
         self.varying = {file.image}
+        self.used = {file.logits, *(name for node in file.model.graph.node for name in node.input if name)}
         self.room = 4 * sum(value.size for value in file.constants.values()) + LARGEST_NUMBERS
 
     def run(self) -> None:
         operations = [self._operation(node, i) for i, node in enumerate(self.file.model.graph.node)]
         open_ones = [operation for operation in operations if not self._folded(operation)]
         for operation in simplified(open_ones, self.constants, self.file.logits):
-            if operation.kind in ("Shape", "Size") or all(map(self._is_number, filter(None, operation.inputs))):
+            numbers = all(map(self._is_number, filter(None, operation.inputs)))
+            if operation.kind in ("Shape", "Size") or (numbers and not self._is_layer(operation)):
                 self._know(operation)
             else:
                 self._translate(operation)
@@ -199,7 +204,7 @@ class _Translation:
 
     def _folded(self, operation: Operation) -> bool:
         """Compute an operation that is constant; return whether it is."""
-        if not all(name in self.constants for name in operation.inputs if name):
+        if not all(name in self.constants for name in operation.inputs if name) or self._is_layer(operation):
             return False
         evaluate = Known(operation, self._evaluator(operation), self.room)
         try:
@@ -209,6 +214,11 @@ class _Translation:
         self.room -= sum(np.size(value) for value in found)
         self.constants.update(zip(operation.outputs, map(np.asarray, found), strict=False))
         return True
+
+    def _is_layer(self, operation: Operation) -> bool:
+        """Return whether an operation is a layer that runs in torch, even if it is applied to weights alone."""
+        several = any(self.constants[name].size > 1 for name in operation.inputs if name in self.constants)
+        return several and operation.kind in OPERATORS and operation.kind not in (*SIZES, "Shape", "Size")
 
     def _evaluator(self, operation: Operation) -> Any:
         if operation.kind in ("Shape", "Size"):
@@ -241,7 +251,9 @@ class _Translation:
     def _translate(self, operation: Operation) -> None:
         varying = tuple(name in self.varying for name in operation.inputs)
         literal = self.network.count is not None
-        call = Call(self._where(operation), self.file.opset, len(operation.outputs), varying, self.file.count, literal)
+        call = Call(
+            self._where(operation), self.file.opset, self._outputs(operation), varying, self.file.count, literal
+        )
         self._check(call, operation)
         statistics = operation.inputs[3:] if operation.kind == "BatchNormalization" else ()
         for name in filter(self.constants.__contains__, operation.inputs):
@@ -251,6 +263,13 @@ class _Translation:
         self.network._plan.append((operation, key))
         if any(varying):
             self.varying.update(operation.outputs)
+
+    def _outputs(self, operation: Operation) -> int:
+        """Count the outputs, up to the last one that is used; of operators that always have as many, all."""
+        names = list(operation.outputs)
+        while len(names) > 1 and names[-1] not in self.used and operation.kind not in COUNTED:
+            names.pop()
+        return len(names)
 
     def _check(self, call: Call, operation: Operation) -> None:
         """Check that there is a function for these inputs and attributes."""

@@ -570,3 +570,11 @@ def with_functions(path: Path) -> Path:
 
 
 BUILDS["dynamo: functions"] = with_functions
+case(
+    "torch: positions of maxima that nothing reads",
+    12,
+    8,
+    n("MaxPool", "x", "h i", kernel_shape=[2, 2], strides=[2, 2]),
+)
+normed = (n("LayerNormalization", "p g e", "q", axis=-1), n("Gelu", "q", "r"), n("Add", "x r", "h"))
+case("torch: layers of weights", 20, 32, *normed, p=random(2, 4, 4), g=random(4), e=random(4, seed=1))

@@ -261,7 +261,7 @@ REFUSED: dict[str, tuple[Build, str]] = {
         "looks up indices that depend on the image",
     ),
     "positions of maxima": (
-        quantised(n("MaxPool", "x", "h i", kernel_shape=[1, 1]), n("Cast", "i", "j", to=1)),
+        quantised(n("MaxPool", "x", "m i", kernel_shape=[1, 1]), n("Cast", "i", "j", to=1), n("Add", "m j", "h")),
         "also returns the positions of the maxima",
     ),
 }
