@@ -96,6 +96,8 @@ case("Gemm", 13, [flat, node("Gemm", ["f", "k", "b"], ["h"])], k=random(72, 3), 
 case("Gemm scaled", 13, [flat, node("Gemm", ["f", "k", "b"], ["h"], alpha=0.5, beta=2.0)], k=random(72, 3), b=random(3))
 case("Gemm bare", 11, [flat, node("Gemm", ["f", "k"], ["h"], transB=1)], k=random(3, 72))
 case("Flatten", 13, [node("Flatten", ["x"], ["h"], axis=-3)])
+rows = [node("Flatten", ["x"], ["r"], axis=2), node("MatMul", ["r", "w"], ["p"]), node("Reshape", ["p", "k"], ["h"])]
+case("Flatten rows", 13, rows, w=random(36, 3), k=ints(-1, 6))
 case("Transpose", 13, simple("Transpose", perm=[0, 2, 3, 1]))
 case("Reshape", 13, simple("Reshape", inputs=("k",)), k=ints(0, -1, 4))
 case("Reshape rows", 13, simple("Reshape", inputs=("k",)), k=ints(-1, 72))
