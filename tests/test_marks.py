@@ -38,3 +38,9 @@ def test_other_marks_and_names_stay() -> None:
 @pytest.mark.parametrize("letter", thin("abcdefg"))
 def test_the_default_suite_runs_what_is_kept(letter: str, request: pytest.FixtureRequest) -> None:
     assert (request.node.get_closest_marker("slow") is None) == (letter in "adg")
+
+
+@pytest.mark.thin(3)
+@pytest.mark.parametrize("letter", only("abcdf", "abcdef"))
+def test_the_mark_thins_what_is_not_slow(letter: str, request: pytest.FixtureRequest) -> None:
+    assert (request.node.get_closest_marker("slow") is None) == (letter in "ad")

@@ -149,6 +149,7 @@ def use(path: Path, other: Path) -> None:
 
 
 @pytest.mark.parametrize(("seed", "count"), [(0, 60), pytest.param(1, 300, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_damaged_certificate_files(sandbox: Sandbox, valid: list[bytes], seed: int, count: int) -> None:
     path, other = Path("a.h5"), Path("other.h5")
     other.write_bytes(valid[0])

@@ -108,6 +108,7 @@ FAST = ("--methods", "ibp", "--limit", "5")
 
 
 @pytest.mark.parametrize("eps", ["8/255", "0.03", "1e-3", " 1 / 10 "])
+@pytest.mark.thin(2)
 def test_eps_as_people_write_it(network: Path, tmp_path: Path, eps: str) -> None:
     out = tmp_path / "c.h5"
     succeeds("certify", "--model", network, "--eps", eps, "--out", out, *FAST)
@@ -462,6 +463,7 @@ def test_the_data_root_is_a_path_and_not_yaml(tmp_path: Path) -> None:
 # tables and plots
 
 
+@pytest.mark.slow
 def test_the_radius_curve_is_certified_accuracy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Any] = []
     monkeypatch.setattr(plots, "_save", lambda figure, path: drawn.append(figure))

@@ -58,6 +58,7 @@ def lines(printed: str, first: str) -> list[list[str]]:
 # verify
 
 
+@pytest.mark.slow
 def test_a_true_file_is_exit_code_0(net: Path, rows: Path) -> None:
     result = certkd("verify", rows, "--model", net, "--sample", "6", "--seed", "3")
     assert result.code == 0 and "contradiction" not in result.err, result.err

@@ -65,6 +65,7 @@ def certificates(path: Path) -> Path:
         "compare A.h5 B.h5 --plot o.png",
     ],
 )
+@pytest.mark.thin(2)
 def test_what_is_written_from_certificates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: str) -> None:
     monkeypatch.chdir(tmp_path)
     certificates(Path("A.h5")), certificates(Path("B.h5"))

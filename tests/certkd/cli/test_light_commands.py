@@ -74,6 +74,7 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list]:
     return dict(found)
 
 
+@pytest.mark.slow
 def test_commands_that_read_files_load_nothing_heavy(loaded: dict[str, list]) -> None:
     for command, (code, printed, heavy) in loaded.items():
         assert code == 0 and printed > 20, command

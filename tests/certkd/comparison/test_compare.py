@@ -108,6 +108,7 @@ def literal(teacher: Certificates, student: Certificates, methods: list[str]) ->
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("method", ["best", "ibp", "crown"])
+@pytest.mark.thin(4)
 def test_everything_equals_literal_loops(tmp_path: Path, seed: int, method: str) -> None:
     teacher, student = pair(tmp_path, seed, seed + 100)
     result = compare(teacher, student, method=method)
@@ -263,6 +264,7 @@ def refusal(teacher: Certificates, student: Certificates, method: str = "best") 
         ({"settings": {"pgd": {"steps": 1}}}, "ran pgd with different settings: steps 30 and 1"),
     ],
 )
+@pytest.mark.thin(2)
 def test_other_conditions_are_refused(tmp_path: Path, change: dict[str, Any], words: str) -> None:
     (teacher,) = pair(tmp_path, 1)
     student = file(tmp_path / "student.h5", random_content(2), **change)
@@ -287,6 +289,7 @@ def test_unfinished_files_are_refused_and_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("status", [Status.ERROR, Status.OUT_OF_MEMORY, Status.TIMEOUT])
+@pytest.mark.thin(2)
 def test_rows_without_an_answer_are_refused(tmp_path: Path, status: Status) -> None:
     (teacher,) = pair(tmp_path, 1)
     content = random_content(2)
@@ -322,6 +325,7 @@ def unsupported(content: dict[str, dict[str, np.ndarray]], method: str) -> dict[
 
 
 @pytest.mark.parametrize("who", ["teacher", "student", "both"])
+@pytest.mark.thin(2)
 def test_a_method_that_could_not_run_is_left_out_and_never_counts_as_not_certified(tmp_path: Path, who: str) -> None:
     contents = {"teacher": random_content(1), "student": random_content(2)}
     whole = [file(tmp_path / f"{name}.h5", content) for name, content in contents.items()]
@@ -365,11 +369,13 @@ def comparison(tmp_path: Path, **metrics: float) -> Comparison:
         ("retention<nan", False),
     ],
 )
+@pytest.mark.thin(4)
 def test_requirements(tmp_path: Path, text: str, holds: bool) -> None:
     assert Requirement.parse(text).holds(comparison(tmp_path)) is holds, text
 
 
 @pytest.mark.parametrize("operator", [">=", "<=", ">", "<"])
+@pytest.mark.thin(2)
 def test_a_metric_that_is_not_a_number_meets_nothing(tmp_path: Path, operator: str) -> None:
     assert not Requirement.parse(f"retention{operator}0").holds(comparison(tmp_path, retention=math.nan))
 

@@ -69,6 +69,7 @@ def relabelled(content: Content) -> None:
         (relabelled, "their rows differ in label, so they are about other samples"),
     ],
 )
+@pytest.mark.thin(2)
 def test_rows_that_do_not_belong_together_are_refused(tmp_path: Path, edit: Edit, words: str) -> None:
     assert words in refusal(*edited(tmp_path, edit))
 

@@ -60,6 +60,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize(("text", "words"), HOSTILE.values(), ids=HOSTILE)
+@pytest.mark.thin(5)
 def test_hostile_text_is_refused_in_a_short_line_and_at_once(tmp_path: Path, text: str, words: str) -> None:
     path = tmp_path / "c.yaml"
     path.write_bytes(text.encode("utf-8", "surrogateescape"))

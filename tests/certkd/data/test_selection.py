@@ -185,6 +185,7 @@ def test_a_chosen_sample_has_the_certificate_that_it_has_among_all(files: dict[s
     assert np.isfinite(few["pgd"]["distance"]).any(), "no counterexample: nothing random was compared"
 
 
+@pytest.mark.slow
 def test_a_chosen_sample_sees_the_noise_that_it_sees_among_all(files: dict[str, Path]) -> None:
     few, whole = (read(files[name])["smoothing"] for name in ("smoothed", "smoothed-all"))
     assert few["radius"].tolist() == whole["radius"][ROWS].tolist()
@@ -211,6 +212,7 @@ def test_the_same_selection_goes_on_with_an_unfinished_file(files: dict[str, Pat
 
 
 @pytest.mark.parametrize("other", ["40-44,3", "40-44,17,3", "0-6"])
+@pytest.mark.thin(2)
 def test_another_selection_on_the_same_file_is_refused(files: dict[str, Path], tmp_path: Path, other: str) -> None:
     place = tmp_path / "c.h5"
     place.write_bytes(files["attacked"].read_bytes())

@@ -41,6 +41,7 @@ def network(spec: ModelSpec, seed: int = 0) -> Classifier:
     "spec",
     [pytest.param(spec, id=spec.name, marks=pytest.mark.slow if "vit" in spec.name else []) for spec in SPECS],
 )
+@pytest.mark.thin(4)
 def test_a_written_network_is_read_back(spec: ModelSpec, tmp_path: Path) -> None:
     model, path = network(spec), tmp_path / "net.onnx"
     assert export(model, path) is None

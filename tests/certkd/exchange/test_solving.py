@@ -54,6 +54,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_one_property(folder: Path) -> None:
     out = succeeds("solve", folder / "net.onnx", folder / "sat.vnnlib", "--timeout", "900", "--out", folder / "out")
     assert out.splitlines()[0] == "sat"
@@ -67,6 +68,7 @@ def test_one_property(folder: Path) -> None:
     assert (folder / "unsat-solved" / "results.csv").is_file(), "the default folder is next to the property"
 
 
+@pytest.mark.slow
 def test_a_list_and_another_tools_results(folder: Path) -> None:
     names = ("sat", "unsat", "wrong")
     (folder / "list.csv").write_text("".join(f"net.onnx,{name}.vnnlib,900\n" for name in names))

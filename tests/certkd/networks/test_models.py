@@ -383,6 +383,7 @@ def test_gradients_of_a_resized_network_are_in_the_pixels_of_the_data() -> None:
     assert torch.autograd.gradgradcheck(lambda z: model(z)[:, 1], (x,)), "alignment needs the second derivative"
 
 
+@pytest.mark.slow
 def test_a_resized_network_is_certified() -> None:
     model = resized(options={"width": 2})
     x = torch.rand(6, 1, 8, 8)

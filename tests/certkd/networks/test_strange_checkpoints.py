@@ -201,6 +201,7 @@ CHANGES: dict[str, tuple[Change, str]] = {
 
 @pytest.mark.parametrize("what", CHANGES)
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.thin(4)
 def test_a_changed_checkpoint_is_refused(good: Path, what: str) -> None:
     change, words = CHANGES[what]
     content = torch.load(good, weights_only=True)
@@ -535,6 +536,7 @@ OF_METADATA = [what for what in list(CHANGES)[: list(CHANGES).index("the weights
 
 
 @pytest.mark.parametrize("what", OF_METADATA)
+@pytest.mark.thin(2)
 def test_metadata_of_safetensors_is_held_to_the_same(tmp_path: Path, good: Path, what: str) -> None:
     from safetensors.torch import save_file
 

@@ -119,6 +119,7 @@ def points(model: nn.Module, x: Tensor, y: Tensor, eps: float, minus: nn.Module 
 
 
 @pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.thin(3)
 def test_no_point_of_the_box_breaks_a_bound_that_is_tight_at_a_point(name: str) -> None:
     model, (x, y) = made(name), samples()
     for method, sign in itertools.product(METHODS, (1, -1)):
@@ -455,6 +456,7 @@ def test_the_share_of_linear_bounds_falls_to_zero(monkeypatch: pytest.MonkeyPatc
     ids=lambda objective: objective.kind,
 )
 @pytest.mark.parametrize("name", ["batch norm", "dropout"])
+@pytest.mark.thin(3)
 def test_a_step_runs_on_layers_with_a_train_mode(objective: Objective, name: str) -> None:
     """Running statistics that move between bound and backward pass, and dropout."""
     batch = step_of(0.25, name)

@@ -291,6 +291,7 @@ def test_crt_weighs_transfer_against_cross_entropy() -> None:
 
 
 @pytest.mark.parametrize("objective", UNDER_NOISE, ids=lambda o: o.kind)
+@pytest.mark.thin(2)
 def test_resumed_training_under_noise_equals_an_uninterrupted_one(tmp_path: Path, objective: Objective) -> None:
     whole, student, recipe = busy(), busy(), Recipe(epochs=3, batch_size=32)
     wanted = fit(whole, objective, teacher=plain(1), recipe=recipe, out=tmp_path / "whole")

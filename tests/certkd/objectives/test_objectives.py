@@ -42,6 +42,7 @@ def test_every_kind_reaches_its_own_objective() -> None:
 
 
 @every_objective
+@pytest.mark.thin(2)
 def test_terms_equal_a_literal_double_loop(row: Row) -> None:
     batch = smooth_batch()
     assert values(batch, row.objective) == pytest.approx(row.oracle(batch), rel=1e-9)
@@ -54,6 +55,7 @@ def test_terms_equal_the_literal_loop_on_a_relu_network(row: Row) -> None:
 
 
 @every_objective
+@pytest.mark.thin(2)
 def test_weighted_terms_sum_to_the_scalar(row: Row) -> None:
     batch = smooth_batch()
     terms = row.objective.terms(anew(batch))
@@ -65,6 +67,7 @@ def test_weighted_terms_sum_to_the_scalar(row: Row) -> None:
 
 
 @every_objective
+@pytest.mark.thin(2)
 def test_back_propagated_gradient_is_that_of_every_weighted_term(row: Row) -> None:
     batch = smooth_batch()
     weights = weights_of(batch.student)
@@ -80,6 +83,7 @@ def test_back_propagated_gradient_is_that_of_every_weighted_term(row: Row) -> No
 
 
 @pytest.mark.parametrize("row", thin(ROWS, every=5), ids=lambda row: row.name)
+@pytest.mark.thin(2)
 def test_parameter_gradient_equals_finite_differences(row: Row) -> None:
     batch = smooth_batch()
     weights = weights_of(batch.student)
@@ -98,6 +102,7 @@ def test_parameter_gradient_equals_finite_differences(row: Row) -> None:
 
 @pytest.mark.parametrize("frozen", [True, False], ids=["frozen teacher", "trainable teacher"])
 @every_objective
+@pytest.mark.thin(2)
 def test_gradient_reaches_the_student_and_never_the_teacher(row: Row, frozen: bool) -> None:
     batch = smooth_batch()
     teachers = nn.ModuleDict({"robust": batch.teacher, "natural": batch.natural_teacher})
@@ -113,6 +118,7 @@ def test_gradient_reaches_the_student_and_never_the_teacher(row: Row, frozen: bo
 
 
 @every_objective
+@pytest.mark.thin(2)
 def test_inputs_are_unchanged(row: Row) -> None:
     batch = smooth_batch()
     x, y = batch.x.clone(), batch.y.clone()
@@ -138,6 +144,7 @@ class Repeated(Batch):
 
 
 @every_objective
+@pytest.mark.thin(2)
 def test_duplicated_batch_has_the_same_terms(row: Row, monkeypatch: pytest.MonkeyPatch) -> None:
     def repeated_start(x: Tensor, eps: Tensor, norm: Norm, generator: torch.Generator) -> Tensor:
         return random_start(x[:5], eps[:5], norm, generator).repeat(len(x) // 5, 1, 1, 1)
@@ -172,6 +179,7 @@ def merged(first: nn.Linear, second: nn.Linear) -> nn.Linear:
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS if row.blind], ids=lambda row: row.name)
+@pytest.mark.thin(2)
 def test_classes_of_no_probability_change_no_term(row: Row) -> None:
     batch = smooth_batch()
     assert batch.teacher is not None and batch.natural_teacher is not None
@@ -181,6 +189,7 @@ def test_classes_of_no_probability_change_no_term(row: Row) -> None:
 
 
 @every_objective
+@pytest.mark.thin(2)
 def test_student_forwards_in_train_mode(row: Row) -> None:
     """One for each different image: all terms about an image share it, and batch statistics are updated once for it."""
     student = nn.Sequential(nn.Flatten(), nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, CLASSES)).double()
@@ -193,6 +202,7 @@ def test_student_forwards_in_train_mode(row: Row) -> None:
 
 
 @every_objective
+@pytest.mark.thin(2)
 def test_teachers_run_no_more_than_needed(row: Row) -> None:
     batch, calls = smooth_batch(), []
     loss_of(batch, row.objective)  # what is built once, by copies of the networks, is there then
@@ -208,6 +218,7 @@ def test_teachers_run_no_more_than_needed(row: Row) -> None:
 
 
 @every_objective
+@pytest.mark.thin(2)
 def test_same_generator_gives_the_same_terms(row: Row) -> None:
     batch = smooth_batch()
     torch.manual_seed(0)
@@ -217,6 +228,7 @@ def test_same_generator_gives_the_same_terms(row: Row) -> None:
 
 
 @every_objective
+@pytest.mark.thin(2)
 def test_identical_networks_have_no_distance_and_finite_gradients(row: Row) -> None:
     batch = replace(batch_of(network(0), network(0)), natural_teacher=network(0))
     terms = row.objective.terms(anew(batch))

@@ -116,6 +116,7 @@ def test_every_attack_reaches_far_and_stays_inside(objective: Objective, monkeyp
 
 @pytest.mark.parametrize("step_size", [None, 0.02])
 @every_attack
+@pytest.mark.thin(3)
 def test_attacks_grow_over_the_ramp(
     objective: Objective, step_size: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

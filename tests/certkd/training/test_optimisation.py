@@ -290,6 +290,7 @@ def test_mean_of_epochs_in_a_training_is_that_of_their_weights(tmp_path: Path) -
 
 @pytest.mark.parametrize("stop", [{"at_step": 7}, {"after_epoch": 3}], ids=str)
 @pytest.mark.parametrize("kind", AVERAGES)
+@pytest.mark.thin(2)
 def test_resumed_training_has_the_same_average(tmp_path: Path, kind: str, stop: dict[str, int]) -> None:
     recipe = Recipe(epochs=5, batch_size=32, optimizer=FAST, **AVERAGES[kind])
     whole = fit(busy(), recipe=recipe, out=tmp_path / "whole")

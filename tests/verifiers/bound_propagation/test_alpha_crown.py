@@ -72,6 +72,7 @@ def same_eps(value: float, count: int) -> Tensor:
 
 @every_norm
 @pytest.mark.parametrize("kind", only(SOME, OPTIMIZABLE), ids=lambda kind: kind.name)
+@pytest.mark.thin(3)
 def test_no_attack_breaks_a_bound_with_an_eps_per_sample(kind: Kind, norm: Norm) -> None:
     engine, x = engine_of(kind.name), kind.images(2, seed=1).double()
     for method in ("crown-ibp", "alpha-crown"):
@@ -79,6 +80,7 @@ def test_no_attack_breaks_a_bound_with_an_eps_per_sample(kind: Kind, norm: Norm)
 
 
 @pytest.mark.parametrize("kind", only(SOME, OPTIMIZABLE), ids=lambda kind: kind.name)
+@pytest.mark.thin(2)
 def test_random_points_and_corners_of_large_balls_break_no_bound(kind: Kind) -> None:
     for norm, eps in ((Norm.LINF, 0.2), (Norm.LINF, 1.0), (Norm.L2, 0.6), (Norm.L1, 1.5)):
         excess = broken_by(engine_of(kind.name), kind.images(2), eps, norm, "alpha-crown")
@@ -87,6 +89,7 @@ def test_random_points_and_corners_of_large_balls_break_no_bound(kind: Kind) -> 
 
 @pytest.mark.parametrize("name", thin(ALLOWED))
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.thin(2)
 def test_allowed_functions_stand_up_to_attack_or_are_refused(name: str) -> None:
     network, _ = custom(ALLOWED[name])
     x = images((2, 6, 6), 3)
@@ -112,6 +115,7 @@ def test_saturated_activations(activation: type[nn.Module], scale: float) -> Non
 
 @pytest.mark.parametrize("sizes", [(2, 4, 3), (3, 3, 3, 3), (2, 6, 2)], ids=str)
 @pytest.mark.parametrize("norm", [Norm.LINF, Norm.L1], ids=str)
+@pytest.mark.thin(2)
 def test_bounds_stay_below_the_exact_minimum(sizes: tuple[int, ...], norm: Norm) -> None:
     network, x = Kind("", lambda: mlp(sizes), sizes[:1]).network(seed=1), images(sizes[:1], 1, seed=1)
     layers, rows, engine = oracles.layers_of(network), margin_rows(network, x), AutoLirpa(network, x)

@@ -73,6 +73,7 @@ def bounds(
 
 @pytest.mark.parametrize("sizes", [(2, 4, 3), (3, 3, 3, 3), (2, 6, 2)], ids=str)
 @pytest.mark.parametrize("norm", [Norm.LINF, Norm.L1], ids=str)
+@pytest.mark.thin(2)
 def test_bounds_stay_below_the_exact_minimum(sizes: tuple[int, ...], norm: Norm) -> None:
     network, x = Kind("", lambda: mlp(sizes), sizes[:1]).network(seed=1), images(sizes[:1], 1, seed=1)
     layers, rows = oracles.layers_of(network), margin_rows(network, x)
@@ -165,6 +166,7 @@ def _eight_by_eight(name: str):
 
 
 @every_kind
+@pytest.mark.thin(2)
 def test_a_sample_does_not_notice_its_batch(kind: Kind) -> None:
     engine, x = engine_of(kind.name), kind.images(4)
     rows = margin_rows(kind.network(), x)
@@ -259,6 +261,7 @@ def test_radius_of_a_linear_classifier(norm: Norm, method: Method) -> None:
 
 
 @every_norm
+@pytest.mark.thin(2)
 def test_radius_does_not_change_with_the_scale_of_the_logits(norm: Norm) -> None:
     kind = BY_NAME["mlp"]
     network, x = kind.network(), kind.images(4)
@@ -296,6 +299,7 @@ def test_normalisation_may_be_a_layer_or_part_of_the_weights(norm: Norm, method:
 @pytest.mark.parametrize("pixels", [4, 16])
 @every_norm
 @pytest.mark.parametrize("method", [IBP, CROWN], ids=lambda m: m.kind)
+@pytest.mark.thin(5)
 def test_a_planted_counterexample_is_never_certified(pixels: int, norm: Norm, method: Method, points: int) -> None:
     network, x, hidden = planted(pixels, reach=0.1)
     distance = float(norms((hidden - x[0])[None].double(), norm))
@@ -363,6 +367,7 @@ BALLS = [(kind, norm) for kind in ZOO for norm in ALL_NORMS]
     ],
     ids=lambda part: part.name if isinstance(part, Kind) else str(part),
 )
+@pytest.mark.thin(5)
 def test_no_attack_inside_a_certified_radius_changes_the_class(kind: Kind, norm: Norm, points: int) -> None:
     network, x = kind.network(), kind.images(2)
     with torch.no_grad():

@@ -72,6 +72,7 @@ WAYS = pytest.mark.parametrize("way", ["inputs", "neurons"])
 
 @WAYS
 @pytest.mark.parametrize("level", [0.05, 1.0])
+@pytest.mark.thin(2)
 def test_a_value_that_is_least_at_one_point(way: str, level: float, native: Native) -> None:
     """The unsafe set y0 <= -level is empty for every level above 0, and y0 <= level is not."""
     end, points = run(way, native, spaces(([1.0, 0.0], level, 0)))

@@ -66,6 +66,7 @@ class Gated(nn.Module):
 
 
 @pytest.mark.parametrize("kind", ["gate", "square", "constant", "share"])
+@pytest.mark.thin(3)
 def test_bounds_of_products_may_differ_and_those_by_constants_not(kind: str) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -81,6 +82,7 @@ def test_bounds_of_products_may_differ_and_those_by_constants_not(kind: str) -> 
 @pytest.mark.parametrize("method", ["ibp", "crown"])
 @pytest.mark.parametrize("norm", [Norm.L2, Norm.L1])
 @pytest.mark.parametrize("engine", ENGINE_NAMES)
+@pytest.mark.thin(2)
 def test_honest_engines_agree_in_every_norm_and_method(engine: str, norm: Norm, method: str) -> None:
     checked(BY_NAME["mlp"], engine, norm, method, count=1)
 

@@ -52,6 +52,7 @@ def bounds(name: str, norm: Norm, method: str, scale: float = 1.0) -> Tensor:
 @engines
 @methods
 @norms
+@pytest.mark.thin(5)
 def test_no_attacked_point_breaks_a_bound(name: str, method: str, norm: Norm) -> None:
     attack_bounds(engine(name), balls(norm).x[:1], RADII[norm][1], norm=norm, method=method)
 
@@ -95,6 +96,7 @@ def test_twice_a_row_has_twice_the_bound(name: str, method: str, norm: Norm) -> 
 @engines
 @methods
 @norms
+@pytest.mark.thin(2)
 def test_a_memory_loosens_nothing(name: str, method: str, norm: Norm) -> None:
     memory, chosen = Memory(3), torch.tensor([1, 2])
     engine(name).ask(balls(norm, 1.2), rows(), method, iterations=STEPS, memory=memory)

@@ -91,6 +91,7 @@ LAYERS = {
 
 @pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.filterwarnings("ignore:Using padding='same'")
+@pytest.mark.thin(3)
 def test_an_unsound_layer_is_refused_by_its_path(name: str) -> None:
     network, x = around(copy.deepcopy(LAYERS[name]))
     with pytest.raises(Unsupported, match=rf"layer '2' \({type(LAYERS[name]).__name__}\)"):
@@ -127,6 +128,7 @@ FUNCTIONS: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.thin(2)
 def test_an_unsound_function_is_refused_by_its_operator(name: str) -> None:
     function, expected = FUNCTIONS[name]
     network, x = custom(function)
@@ -202,6 +204,7 @@ def broken_by(engine: AutoLirpa, x: Tensor, eps: float, norm: Norm, method: str,
 
 
 @pytest.mark.parametrize("kind", thin(ZOO, every=6), ids=lambda kind: kind.name)
+@pytest.mark.thin(2)
 def test_allowed_layers_stand_up_to_attack(kind: Kind) -> None:
     x = kind.images(3)
     engine = AutoLirpa(kind.network(), x)
@@ -259,6 +262,7 @@ def test_a_first_layer_that_is_not_linear(first: Callable[[Tensor], Tensor]) -> 
 
 @pytest.mark.parametrize("activation", [nn.Tanh, nn.Sigmoid, nn.SiLU])
 @pytest.mark.parametrize("scale", only([3e3], [30.0, 3e3, 1e5]))
+@pytest.mark.thin(2)
 def test_saturated_activations(activation: type[nn.Module], scale: float) -> None:
     kind = Kind("", lambda: mlp((6, 8, 8, 3), activation), (6,))
     network, x = kind.network(), kind.images(8)
@@ -391,6 +395,7 @@ def test_dropout_in_eval_mode_is_the_identity_wherever_it_stands() -> None:
 
 
 @pytest.mark.parametrize("name", ["batch norm", "dropout", "residual"])
+@pytest.mark.thin(2)
 def test_the_network_is_left_as_it_was(name: str) -> None:
     kind = BY_NAME[name]
     network, x = kind.network(), kind.images(2)

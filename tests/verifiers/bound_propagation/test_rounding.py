@@ -32,6 +32,7 @@ def cancelling(bias: float) -> nn.Module:
 
 @needs_auto_lirpa
 @pytest.mark.parametrize("bias", [0.0, 1e3, 1e4, 1e5, 1e6])
+@pytest.mark.thin(2)
 def test_no_float32_point_inside_a_radius_changes_the_class(bias: float) -> None:
     network = cancelling(bias)
     x = torch.rand(60, 8, generator=torch.Generator().manual_seed(1)) * 0.8 + 0.1

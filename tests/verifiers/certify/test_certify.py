@@ -177,6 +177,7 @@ def assert_total(rows: MethodRows) -> None:
 
 
 @pytest.mark.parametrize("status", sorted(set(Status) - {Status.PENDING}))
+@pytest.mark.thin(2)
 def test_every_status_of_a_method_is_stored(install: Install, status: Status) -> None:
     install(answer(status, 0.2))
     rows = run("fake")["fake"]
@@ -196,6 +197,7 @@ def test_misclassified_rows_stay_in_the_denominator(install: Install) -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.thin(2)
 def test_logits_that_are_not_finite_are_an_error(install: Install, value: float) -> None:
     class Broken(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -573,6 +575,7 @@ def arithmetic() -> Iterator[Callable[[bool, int], None]]:
 @pytest.mark.parametrize("tf32", [True, False])
 @pytest.mark.parametrize("deterministic", [0, 1, 2])
 @pytest.mark.parametrize("crash", [True, False])
+@pytest.mark.thin(2)
 def test_arithmetic_is_trusted_inside_and_restored(
     install: Install, arithmetic: Callable[[bool, int], None], tf32: bool, deterministic: int, crash: bool
 ) -> None:
@@ -739,6 +742,7 @@ class Scaled(nn.Module):
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
+@pytest.mark.thin(2)
 def test_another_certification_on_the_same_file_is_refused(tmp_path: Path, change: dict[str, Any], key: str) -> None:
     same: dict[str, Any] = {"methods": ("pgd",), "out": tmp_path / "a.h5", "labels": labels_with(0), "options": QUICK}
     run(**same)

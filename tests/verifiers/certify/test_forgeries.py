@@ -107,6 +107,7 @@ def test_an_honest_file_passes_with_every_seed(honest: dict[str, Path], kind: st
         assert audit.holds, [*audit.contradictions, *audit.missing]
 
 
+@pytest.mark.slow
 def test_a_pair_is_not_looked_at_without_its_teacher(honest: dict[str, Path]) -> None:
     audit = SUBJECT.audit(honest["pair"], teacher=False, sample=0)
     assert not audit.holds and not audit.contradictions
@@ -434,6 +435,7 @@ def test_the_table_has_many_kinds() -> None:
 
 
 @pytest.mark.parametrize("place", thin(range(len(FORGERIES))), ids=_name)
+@pytest.mark.thin(5)
 def test_a_forgery_does_not_pass(honest: dict[str, Path], tmp_path: Path, place: int) -> None:
     kind, name, forge = FORGERIES[place]
     path = tmp_path / f"{name}.h5"

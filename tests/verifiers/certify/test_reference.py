@@ -86,6 +86,7 @@ CASES = [pytest.param(row, id="-".join(row[:4]), marks=() if _quick(row) else py
 
 
 @pytest.mark.parametrize("row", CASES)
+@pytest.mark.thin(5)
 def test_certificates_of_the_reference_checkpoints_stay(row: Row) -> None:
     if row.engine == "auto-lirpa" and auto_lirpa_version() is None:
         pytest.skip("auto-LiRPA is not installed")

@@ -231,6 +231,7 @@ COUNTEREXAMPLES: list[tuple[Edit, str]] = [
 
 @pytest.mark.parametrize(("edit", "words"), COUNTEREXAMPLES)
 @pytest.mark.parametrize("method", ["pgd", "complete"])
+@pytest.mark.thin(5)
 def test_a_counterexample_that_does_not_hold_is_found(
     honest: dict[str, Path], tmp_path: Path, method: str, edit: Edit, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -295,6 +296,7 @@ def ibp(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(("method", "status", "edit", "words"), COLUMNS)
+@pytest.mark.thin(3)
 def test_a_column_that_does_not_follow_is_found(
     ibp: Path, tmp_path: Path, method: str, status: Status, edit: Edit, words: str
 ) -> None:

@@ -82,6 +82,7 @@ SEEN_AS = {
 
 
 @pytest.mark.parametrize("name", UNKNOWN)
+@pytest.mark.thin(3)
 def test_an_unknown_operator_is_refused_with_its_name_and_place(name: str) -> None:
     message = refusal(Blocks(UNKNOWN[name]))
     assert any(seen in message for seen in SEEN_AS.get(name, (name,))), f"the operator is not named: {message}"
@@ -172,6 +173,7 @@ def _library(name: str) -> tuple[nn.Module, Tensor]:
 
 
 @pytest.mark.parametrize("name", only(("certkd resnet", "sequence first", "torchvision resnet18"), LIBRARY))
+@pytest.mark.thin(3)
 def test_networks_of_libraries_are_captured_and_bounded(name: str) -> None:
     """Forward equality is checked by the engine itself; here the bounds against an attack."""
     network, x = _library(name)

@@ -262,6 +262,7 @@ COPIES: list[tuple[str, Change]] = [
 
 
 @pytest.mark.parametrize("name, change", thin(COPIES), ids=[f"{name} {change.__name__}" for name, change in COPIES])
+@pytest.mark.thin(2)
 def test_the_graph_of_a_copy_is_both_networks_and_sound(name: str, change: Change) -> None:
     kind = KINDS[name]
     teacher = kind.network(1)
@@ -270,6 +271,7 @@ def test_the_graph_of_a_copy_is_both_networks_and_sound(name: str, change: Chang
 
 @pytest.mark.parametrize("norm, factor", [(Norm.L2, 2.0), (Norm.L1, 5.0)])
 @pytest.mark.parametrize("name", ["deep mlp", "residual"])
+@pytest.mark.thin(2)
 def test_the_graph_is_sound_for_every_norm(name: str, norm: Norm, factor: float) -> None:
     teacher = KINDS[name].network(1)
     check(changed(teacher, tuned), teacher, KINDS[name], norm=norm, factor=factor)
@@ -290,6 +292,7 @@ SINGLE = [
 
 
 @pytest.mark.parametrize("name, entry", thin(SINGLE), ids=[" ".join(case) for case in SINGLE])
+@pytest.mark.thin(3)
 def test_copies_that_differ_in_one_tensor(name: str, entry: str) -> None:
     kind = KINDS[name]
     teacher = kind.network(1)
@@ -321,6 +324,7 @@ IDENTICAL = [
 
 
 @pytest.mark.parametrize("name", thin(IDENTICAL))
+@pytest.mark.thin(2)
 def test_identical_copies_differ_by_zero_on_every_ball(name: str) -> None:
     kind = KINDS[name]
     network, x = kind.network(1), kind.images(2)

@@ -74,6 +74,7 @@ def captured(last: Last, classes: int = 3) -> Captured:
 
 
 @pytest.mark.parametrize("name", LEFT_OUT)
+@pytest.mark.thin(3)
 def test_layers_that_keep_the_order_are_left_out(name: str) -> None:
     last, remark = LEFT_OUT[name]
     network = Net(last).eval()
@@ -88,6 +89,7 @@ def test_layers_that_keep_the_order_are_left_out(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", STAYS)
+@pytest.mark.thin(2)
 def test_other_layers_stay(name: str) -> None:
     network = Net(STAYS[name]).eval()
     found = Captured(network, IMAGES[:1])
@@ -97,6 +99,7 @@ def test_other_layers_stay(name: str) -> None:
             torch.testing.assert_close(found.module(IMAGES), network(IMAGES), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_radius_is_that_of_the_logits() -> None:
     body = Net(lambda n, z: 100 * z).eval()
     plain = certify(body.body, IMAGES, body(IMAGES).argmax(1), eps=0.05, methods=("pgd", "crown"))
@@ -118,6 +121,7 @@ class Told(Reporter):
         self.lines.append(text)
 
 
+@pytest.mark.slow
 def test_it_is_said_and_stored_and_audited(tmp_path: str) -> None:
     network, told = Net(lambda n, z: z.softmax(1)).eval(), Told()
     labels, path = network(IMAGES).argmax(1), f"{tmp_path}/x.h5"

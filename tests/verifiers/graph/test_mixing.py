@@ -209,6 +209,7 @@ def images(count: int) -> Tensor:
 
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("name", thin(REFUSED, 8))
+@pytest.mark.thin(5)
 def test_the_network_is_refused_before_any_method(name: str, count: int) -> None:
     with pytest.raises(InputError, match=WORDS) as caught:
         Program(Coded(on_hidden(REFUSED[name])).eval()).hold(images(count))
@@ -217,6 +218,7 @@ def test_the_network_is_refused_before_any_method(name: str, count: int) -> None
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", only(["mixes: mean", "keeps: counter"], REFUSED))
+@pytest.mark.thin(2)
 def test_every_method_refuses_it(name: str, method: str) -> None:
     network = Coded(on_hidden(REFUSED[name])).eval()
     more: dict[str, Any] = {"norm": "l2", "sigma": 0.25, "n": 100} if method == "smoothing" else {}
@@ -262,6 +264,7 @@ HONEST: dict[str, Code] = {
 
 @pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize("name", thin(HONEST, 4))
+@pytest.mark.thin(5)
 def test_an_honest_network_passes(name: str, count: int) -> None:
     network, x = Coded(HONEST[name]).eval(), images(count)
     module = Program(network).hold(x)

@@ -202,6 +202,7 @@ READING: dict[str, Forward] = {
 
 
 @pytest.mark.parametrize("name", READING)
+@pytest.mark.thin(5)
 def test_code_that_reads_the_image_is_named_and_never_proved(name: str) -> None:
     program = Program(Planted(READING[name]).eval())
     with pytest.raises(Unsupported, match=r"the network cannot be captured: .*\(test_one_program\.py:\d+: ") as caught:
@@ -213,6 +214,7 @@ def test_code_that_reads_the_image_is_named_and_never_proved(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["if float", "data", "numpy", "while", "try"])
+@pytest.mark.thin(2)
 def test_what_cannot_be_captured_is_attacked_and_not_certified(name: str) -> None:
     network = Planted(READING[name]).eval()
     with torch.no_grad():
@@ -306,6 +308,7 @@ DEPLOYED: dict[str, Forward] = {
 
 
 @pytest.mark.parametrize("name", DEPLOYED)
+@pytest.mark.thin(4)
 def test_the_program_is_what_is_deployed(name: str) -> None:
     """The slab is in the program: its sign is turned there, and no engine bounds it as if it were not."""
     program = Program(Planted(DEPLOYED[name]).eval())
@@ -366,6 +369,7 @@ BRANCHES: dict[str, Callable[[Constants], Any]] = {
 
 
 @pytest.mark.parametrize("name", BRANCHES)
+@pytest.mark.thin(2)
 def test_a_branch_on_constants_is_captured_as_it_runs(name: str) -> None:
     network = Constants(BRANCHES[name]).eval().requires_grad_(False)
     found = watch(network, IMAGES[:1])

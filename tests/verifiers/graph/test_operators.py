@@ -127,6 +127,7 @@ def _clean(name: str) -> Tensor:
 
 
 @every_case
+@pytest.mark.thin(5)
 def test_the_graph_is_the_network_on_a_batch(name: str) -> None:
     net = subject(name)
     with torch.no_grad():
@@ -135,6 +136,7 @@ def test_the_graph_is_the_network_on_a_batch(name: str) -> None:
 
 
 @every_ball
+@pytest.mark.thin(5)
 def test_no_point_of_the_ball_breaks_a_bound(name: str, norm: Norm) -> None:
     least = attacked(name, norm)[1].amin(1)
     for method, intersect in ASKED[: 5 if norm is Norm.LINF else 3]:
@@ -222,6 +224,7 @@ def test_methods_are_in_order(name: str) -> None:
 
 
 @every_ball
+@pytest.mark.thin(2)
 def test_a_batch_gives_what_each_sample_gives_alone(name: str, norm: Norm) -> None:
     for i, method in ((3, "crown"), (4, "ibp")):
         together = planes(name, norm, method, True).bound
@@ -240,6 +243,7 @@ SAME = ("deep mlp", "grouped cnn", "residual", "average pool", "global average",
 
 @pytest.mark.skipif(compat.version() is None, reason="auto-LiRPA is not installed")
 @pytest.mark.parametrize("kind", [BY_NAME[name] for name in SAME], ids=lambda kind: kind.name)
+@pytest.mark.thin(3)
 def test_plain_bounds_are_those_of_auto_lirpa(kind: Kind) -> None:
     network, x = kind.network(), kind.images(2)
     native, lirpa = Native(network, x, intersect=False), AutoLirpa(network, x)
@@ -254,6 +258,7 @@ def test_plain_bounds_are_those_of_auto_lirpa(kind: Kind) -> None:
 
 @pytest.mark.parametrize("sizes", [(2, 4, 3), (3, 3, 3, 3)], ids=str)
 @pytest.mark.parametrize("norm", [Norm.LINF, Norm.L1], ids=str)
+@pytest.mark.thin(2)
 def test_bounds_stay_below_the_exact_minimum(sizes: tuple[int, ...], norm: Norm) -> None:
     network, x = Kind("", lambda: mlp(sizes), sizes[:1]).network(seed=1), images(sizes[:1], 2, seed=1)
     engine, layers = Native(network, x), oracles.layers_of(network)
@@ -284,6 +289,7 @@ class _OnMaps(nn.Module):
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("maps", [False, True], ids=["flat", "maps"])
+@pytest.mark.thin(3)
 def test_a_planted_counterexample_is_never_certified(method: str, maps: bool) -> None:
     network, x, hidden = planted(9, reach=0.05)
     network = _OnMaps(network, 3).eval() if maps else network

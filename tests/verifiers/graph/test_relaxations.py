@@ -198,6 +198,7 @@ def test_the_function_is_torchs(case: Case):
 @each_dtype
 @each_case
 @pytest.mark.parametrize("kind", ["default", "random", "0", "1"])
+@pytest.mark.thin(2)
 def test_lines_enclose_the_function(case: Case, dtype: torch.dtype, kind: str):
     low, high = intervals(case, dtype)
     lines = case.activation.lines(low, high, places_of(kind, low))
@@ -277,6 +278,7 @@ def test_straight_pieces_have_the_exact_line(case: Case):
 @each_dtype
 @each_case
 @pytest.mark.parametrize("kind", ["default", "random", "0"])
+@pytest.mark.thin(2)
 def test_gradients_are_finite(case: Case, dtype: torch.dtype, kind: str):
     low, high = (x.requires_grad_() for x in intervals(case, dtype))
     places = places_of(kind, low.detach())
@@ -304,6 +306,7 @@ def test_gradients_are_right(name: str):
 
 @each_case
 @pytest.mark.parametrize("side", [0, 1])
+@pytest.mark.thin(5)
 def test_places_move_lines_continuously(case: Case, side: int):
     low, high = intervals(case, torch.float64, count=200)
     keep = (low.abs() < 20) & (high - low < 2) & ~crosses(case, low, high)
@@ -332,6 +335,7 @@ def best_area(case: Case, low: float, high: float) -> float:
 
 
 @pytest.mark.parametrize("name", ["tanh", "sigmoid", "gelu", "gelu tanh", "silu", "mish", "hardswish", "hardtanh"])
+@pytest.mark.thin(2)
 def test_default_lines_are_nearly_the_best(name: str):
     case = CASES[name]
     draw = np.random.default_rng(0)
@@ -415,6 +419,7 @@ def test_sqrt_from_zero(dtype: torch.dtype):
 
 @each_dtype
 @each_case
+@pytest.mark.thin(2)
 def test_extreme_intervals(case: Case, dtype: torch.dtype):
     """Denormal, huge, one unit wide at kinks, and empty intervals: no nan, and still enclosed."""
     info = torch.finfo(dtype)

@@ -37,6 +37,7 @@ def evaluations(network: nn.Module, x: Tensor) -> Iterator[tuple[str, Tensor]]:
 
 
 @pytest.mark.parametrize("name", thin(CASES, every=4))
+@pytest.mark.thin(5)
 def test_what_torch_computes_is_inside(name: str) -> None:
     network, x = CASES[name].network(), CASES[name].images(6)
     graph = capture(network, x[:1])

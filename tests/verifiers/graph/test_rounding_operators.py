@@ -424,6 +424,7 @@ SAME = {
 
 
 @pytest.mark.parametrize("name", ROWS)
+@pytest.mark.thin(3)
 def test_float32_is_within_the_bound(name: str) -> None:
     """In every order, and the bound is not much larger than the worst that is found."""
     given = ROWS[name]
@@ -451,6 +452,7 @@ def test_float32_is_within_the_bound(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name, given in ROWS.items() if given.ways is in_any_order])
+@pytest.mark.thin(2)
 def test_exact_values_are_rational_numbers(name: str) -> None:
     given = ROWS[name]
     operator = given.made()
@@ -474,6 +476,7 @@ def test_exact_values_are_rational_numbers(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["linear", "avg_pool2d", "sub two", "batch_norm", "layer_norm", "softmax", "matmul"])
+@pytest.mark.thin(2)
 def test_a_search_for_worse_inputs_stays_within_the_bound(name: str) -> None:
     """Climb from input to input towards a larger share of the bound."""
     given = ROWS[name]

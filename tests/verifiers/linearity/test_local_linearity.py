@@ -62,6 +62,7 @@ def residuals(model: nn.Module, linear: Linearised, k: int, points: Tensor) -> T
 @pytest.mark.parametrize(
     ("activation", "norm"), thin(((activation, norm) for activation in ACTIVATIONS for norm in Norm), every=7)
 )
+@pytest.mark.thin(3)
 def test_no_bound_is_below_gamma_on_a_grid(activation: str, norm: Norm) -> None:
     for seed in range(2):
         model = network(activation, seed)
@@ -170,6 +171,7 @@ def test_the_constant_of_smoothing_is_attained() -> None:
 
 
 @pytest.mark.parametrize("norm", list(Norm))
+@pytest.mark.thin(2)
 def test_no_attack_succeeds_inside_a_radius(norm: Norm) -> None:
     model = network("relu", 3, scale=2.0).float()
     x = torch.rand(40, 2)

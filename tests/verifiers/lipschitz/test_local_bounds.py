@@ -64,6 +64,7 @@ def steepest_seen(model: nn.Module, x: Tensor, eps: float, norm: Norm, rows: Ten
 
 
 @pytest.mark.parametrize(("kind", "norm"), thin(((kind, norm) for kind in KINDS for norm in Norm), every=4))
+@pytest.mark.thin(2)
 def test_no_gradient_on_the_ball_exceeds_the_local_constant(kind: str, norm: Norm) -> None:
     model, x = network(kind)
     native, rows = Native(model, x), pair_rows(model, x)
@@ -157,6 +158,7 @@ def test_a_linear_network_gets_its_exact_radius(norm: Norm) -> None:
 @pytest.mark.parametrize(
     ("kind", "norm"), thin(((kind, norm) for kind in ("deep mlp", "cnn", "residual", "tanh") for norm in Norm), every=4)
 )
+@pytest.mark.thin(3)
 def test_no_attack_succeeds_inside_a_radius(kind: str, norm: Norm) -> None:
     model, x = network(kind, seed=1)
     x, model = x.float(), model.float()
@@ -182,6 +184,7 @@ def test_a_planted_counterexample_is_never_inside_a_radius() -> None:
 
 
 @pytest.mark.parametrize(("norm", "whole"), [("linf", 1.0), ("l2", math.sqrt(6)), ("l1", 6.0)])
+@pytest.mark.thin(2)
 def test_a_ball_that_holds_all_images_can_be_certified(norm: str, whole: float) -> None:
     model, x = mlp((6, 2)).eval(), torch.rand(3, 6)
     with torch.no_grad():
@@ -274,6 +277,7 @@ def test_a_bound_that_is_useless_is_called_vacuous() -> None:
 
 @pytest.mark.parametrize("norm", Norm)
 @pytest.mark.parametrize("arithmetic", ["real", "float32"])
+@pytest.mark.thin(3)
 def test_a_kink_at_a_black_or_white_pixel_contradicts_no_constant(norm: Norm, arithmetic: str) -> None:
     """relu(x1) - relu(x1 + 1) and relu(1 - x1) have fixed slopes on all images; torch gives others at the kinks."""
     model = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 2))

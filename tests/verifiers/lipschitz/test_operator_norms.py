@@ -147,6 +147,7 @@ CONVOLUTIONS = [
 
 
 @pytest.mark.parametrize("case", CONVOLUTIONS, ids=str)
+@pytest.mark.thin(3)
 def test_convolution_norms_hold_for_every_image_and_are_close(case):
     out, channels, kernel, stride, padding, dilation, groups, size, loose = case
     for seed in range(2):

@@ -208,6 +208,7 @@ def test_leaves_are_decided_by_their_linear_programs(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("pixels", only((4,), (4, 16)))
 @pytest.mark.parametrize("norm", only((Norm.LINF,), Norm), ids=str)
+@pytest.mark.slow
 def test_a_planted_counterexample_is_never_certified(pixels: int, norm: Norm) -> None:
     for seed in range(1 if norm is Norm.LINF else 2):
         network, x, hidden = planted(pixels, reach=0.1, seed=seed)
@@ -301,6 +302,7 @@ def test_operators_that_read_one_node_share_its_splits() -> None:
 
 
 @pytest.mark.parametrize("name", only(("twice",), HINGES))
+@pytest.mark.slow
 def test_other_hinges_against_a_fine_grid(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(complete, "SCREENS", ())
     monkeypatch.setattr(branch_and_bound, "STEPS", 3)
@@ -335,6 +337,7 @@ QUICK = [("mlp", Norm.L2), ("residual", Norm.L1), ("max pool", Norm.LINF)]
         for b in BALLS
     ],
 )
+@pytest.mark.thin(3)
 def test_no_certificate_is_broken_by_points_of_the_ball(kind: Kind, norm: Norm) -> None:
     """On any network that the engine takes, whatever branch and bound can make of it."""
     network, x = kind.network(), kind.images(3)

@@ -108,6 +108,7 @@ def test_gradients_against_differences_pixel_by_pixel() -> None:
         assert float(found.norm[i]) == pytest.approx(sizes[0], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_a_sample_does_not_depend_on_its_batch() -> None:
     student, teacher, x = network(1, 16, 12, 4), network(2, 16, 12, 4), images((1, 4, 4), 11)
     y = student(x).argmax(1)
@@ -157,6 +158,7 @@ def test_what_the_teacher_says_by_a_loop_over_samples() -> None:
 
 
 @every_norm
+@pytest.mark.thin(2)
 def test_a_student_equal_to_its_teacher(norm: Norm) -> None:
     student, x = network(1, 16, 20, 4), images((1, 4, 4), 50)
     eps = {Norm.LINF: 0.2, Norm.L2: 0.8, Norm.L1: 3.0}[norm]

@@ -259,6 +259,7 @@ def check(network: nn.Module, teacher: nn.Module | None, x: Tensor, norm: Norm, 
         [(name, norm) for name in NETWORKS for norm in Norm],
     ),
 )
+@pytest.mark.thin(2)
 def test_no_float32_machine_breaks_a_radius(name: str, norm: Norm) -> None:
     network, x = NETWORKS[name]()
     count = check(network, None, x, norm)
@@ -282,6 +283,7 @@ def copy_of(network: nn.Module, size: float) -> nn.Module:
 
 
 @pytest.mark.parametrize("name", only(["odd 1"], ["cancelling 1e+06", "odd 1"]))
+@pytest.mark.slow
 def test_no_float32_machine_breaks_a_radius_of_a_pair(name: str) -> None:
     network, x = NETWORKS[name]()
     check(network, copy_of(network, 0.0 if "cancel" in name else 1e-3), x, Norm.LINF)

@@ -223,6 +223,7 @@ def test_a_wrong_setting_is_one_line_that_names_it(kind: str) -> None:
 
 
 @every_ball
+@pytest.mark.thin(5)
 def test_rows_are_total(kind: str, norm: Norm) -> None:
     """One status a row, none left open; a radius exactly where it is CERTIFIED, and never of an estimate."""
     rows = whole(kind, norm)
@@ -278,6 +279,7 @@ def attacked(network: nn.Module, x: Tensor, radius: Tensor, predicted: Tensor, n
 
 
 @every_method
+@pytest.mark.thin(5)
 def test_batch_size_does_not_change_answers(kind: str) -> None:
     """A sum in another order may end a radius search elsewhere, but within its tolerance."""
     rows, alone = whole(kind), run(kind, batch_size=1)
@@ -301,6 +303,7 @@ class Interrupting(Reporter):
 
 
 @every_method
+@pytest.mark.thin(5)
 def test_an_interrupted_run_ends_in_the_same_file(kind: str, tmp_path: Path) -> None:
     """And so does a second run with the same seed, in memory."""
     path = tmp_path / "a.h5"

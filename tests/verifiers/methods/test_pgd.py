@@ -173,6 +173,7 @@ def test_the_counterexample_of_a_linear_network_is_found(norm: Norm) -> None:
 
 
 @every_norm
+@pytest.mark.thin(2)
 def test_a_sample_is_attacked_alike_in_any_batch(norm: Norm) -> None:
     kind = BY_NAME["deep mlp"]
     network, x = kind.network().double(), kind.images(7).double()

@@ -196,6 +196,7 @@ def test_values_and_gradients_can_agree_while_the_student_bends() -> None:
     assert outside["blocker"][0] == Blocker.STUDENT
 
 
+@pytest.mark.slow
 def test_a_copy_of_the_teacher_keeps_its_certificate_through_the_joint_graph() -> None:
     torch.manual_seed(0)
     teacher, x = mlp((6, 20, 3)).eval(), torch.rand(12, 6)
@@ -270,6 +271,7 @@ def test_the_blocker_is_the_largest_term_of_the_worst_class() -> None:
         assert int(blockers(case, 0.1)) == blocker
 
 
+@pytest.mark.slow
 def test_many_classes_leave_the_shortfall_open_and_nothing_else() -> None:
     torch.manual_seed(0)
     student, teacher, x = mlp((4, 8, 30)).eval(), mlp((4, 8, 30)).eval(), torch.rand(2, 4)

@@ -126,6 +126,7 @@ UNIT = box([0.0, 0.0], [1.0, 1.0])
         pytest.param([], "sat", id="no condition"),
     ],
 )
+@pytest.mark.thin(2)
 def test_by_hand(inequalities: list, verdict: str) -> None:
     cases = [Case(UNIT, tuple(inequalities))]
     answer = solve(Sum(), cases)
@@ -151,6 +152,7 @@ def solving_box(ends: tuple[Fraction, ...]) -> object:
     return Box(ends, ends)
 
 
+@pytest.mark.slow
 def test_a_point_of_one_implementation_alone_is_unknown() -> None:
     case = [Case(UNIT, (inequality({0: 1}, -0.5),))]
     answer = solve(Sum(), case, reference=lambda image: np.array([5.0, 5.0], np.float32))
@@ -178,6 +180,7 @@ def test_no_case_is_unsatisfiable() -> None:
     assert answer.verdict == Verdict.UNSAT
 
 
+@pytest.mark.slow
 def test_splitting_stops_at_the_deadline() -> None:
     """A property that touches the unsafe set everywhere cannot be decided; the answer comes in time."""
     case = Case(box([0.0, 0.0, 0.0], [1.0, 1.0, 1.0]), (inequality({0: 1}, 0, strict=True),))

@@ -65,6 +65,7 @@ def test_a_lock_of_another_computer_or_process_is_named_and_stays(tmp_path: Path
     assert str(refusal.value).isprintable() and lock.read_text() == owner
 
 
+@pytest.mark.slow
 def test_a_user_who_has_hdf5_lock_gets_its_lock(tmp_path: Path) -> None:
     start = "import sys; from pathlib import Path; from tests.verifiers.results.test_store import open_file\n"
     second = f"{start}open_file(Path(sys.argv[1]))"

@@ -178,6 +178,7 @@ STRANGE: dict[str, tuple[Change, str]] = {
 
 
 @pytest.mark.parametrize(("change", "words"), STRANGE.values(), ids=STRANGE)
+@pytest.mark.thin(2)
 def test_a_strange_member_is_refused_and_nothing_is_written(
     good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Change, words: str
 ) -> None:

@@ -68,6 +68,7 @@ class _Urn:
 
 @pytest.mark.parametrize("question", ["eps", "grid", "full"])
 @pytest.mark.parametrize("p", [[0.5, 0.5], [0.7, 0.2, 0.1], [0.35, 0.33, 0.32], [0.96, 0.04]], ids=str)
+@pytest.mark.thin(5)
 def test_radii_are_too_large_no_more_often_than_alpha(p: list[float], question: str) -> None:
     """Selection, looks and stopping together; the truth is the radius of the class that the copies selected."""
     method = Smoothing.parse({"sigma": 1.0, "n": 500, "n0": 20, "alpha": 0.05, "question": question})
@@ -86,6 +87,7 @@ def test_radii_are_too_large_no_more_often_than_alpha(p: list[float], question: 
 
 
 @pytest.mark.parametrize("kind", only(["l2"], ["l2", "l1", "linf"]))
+@pytest.mark.slow
 def test_a_linear_network_has_the_radius_of_its_closed_form(kind: str) -> None:
     torch.manual_seed(1)
     weight = torch.randn(9)

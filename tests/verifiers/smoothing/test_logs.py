@@ -90,6 +90,7 @@ PRINTED: dict[str, Callable[[float], str]] = {
 
 @pytest.mark.parametrize("n", [1000, 100_000])
 @pytest.mark.parametrize("printed", PRINTED)
+@pytest.mark.thin(2)
 def test_a_stored_radius_is_never_above_that_of_the_true_count(tmp_path: Path, printed: str, n: int) -> None:
     generator = np.random.default_rng(n)
     counts = [n, n - 1, *generator.integers(n // 2 + n // 20, n, 150).tolist()]

@@ -26,6 +26,7 @@ def by_bisection(k: int, n: int, level: float) -> float:
 
 @pytest.mark.parametrize("level", [0.05, 0.001, 0.0000005])
 @pytest.mark.parametrize("n", [1, 2, 5, 17, 40])
+@pytest.mark.thin(2)
 def test_lower_bounds_of_small_votes_are_where_the_binomial_tail_is_the_level(n: int, level: float) -> None:
     found = lower(np.arange(n + 1), n, level)
     for k in range(n + 1):
@@ -138,6 +139,7 @@ def _failures(p: list[float], schedule: Schedule, images: int) -> tuple[int, int
 @pytest.mark.parametrize(
     "p", [[0.5, 0.5], [0.6, 0.25, 0.15], [0.99, 0.01], [0.28, *[0.08] * 9], [0.34, 0.33, 0.33]], ids=str
 )
+@pytest.mark.thin(2)
 def test_bounds_fail_no_more_often_than_alpha(p: list[float], schedule: Schedule) -> None:
     for failures in _failures(p, schedule, 10_000):
         assert binomtest(failures, 10_000, 0.05, "greater").pvalue > 1e-4, f"{failures} of 10,000 at alpha 0.05"

@@ -160,6 +160,7 @@ def test_options_of_the_command_line(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_one_score_is_two_classes(tmp_path: Path) -> None:
     """2 x1 - 1, with a sigmoid or without, on rows or without an axis: at (0.8, 0.5) the radius is 0.3."""
     constants = {"w": np.array([[2], [0]], np.float32), "b": np.float32(-1)}

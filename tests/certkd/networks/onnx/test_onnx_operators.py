@@ -271,6 +271,7 @@ def written(name: str, path: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", thin(CASES))
+@pytest.mark.thin(2)
 def test_an_operator_is_onnxruntimes(name: str, tmp_path: Path) -> None:
     path = written(name, tmp_path)
     network, file, classes = onnx_network.load(path)
@@ -347,6 +348,7 @@ APART = {
 
 
 @pytest.mark.parametrize("name", JOINED)
+@pytest.mark.thin(2)
 def test_what_exporters_write_out_is_one_operator(name: str, tmp_path: Path) -> None:
     kind, write = JOINED[name]
     network, _, _ = onnx_network.load(write(tmp_path))  # compares the logits

@@ -431,6 +431,7 @@ STRANGE: dict[str, tuple[Build, str]] = {
 
 
 @pytest.mark.parametrize("what", STRANGE)
+@pytest.mark.thin(2)
 def test_a_strange_file_is_refused(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     build, words = STRANGE[what]
     message = refusal(build(tmp_path), monkeypatch)

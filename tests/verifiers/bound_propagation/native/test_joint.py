@@ -246,6 +246,7 @@ def run(student: nn.Module, teacher: nn.Module | None, **more: Any) -> Certifica
 
 
 @pytest.mark.parametrize("norm", list(Norm))
+@pytest.mark.thin(2)
 def test_certified_radii_and_gaps_withstand_attacks(norm: Norm) -> None:
     student, teacher = copies("mlp", 0.3)
     eps = RADII[norm][0]
@@ -330,6 +331,7 @@ def test_a_teacher_with_other_layers_is_refused_on_the_same_file(tmp_path: Path)
 
 @pytest.mark.parametrize("who", ["student", "teacher", "both"])
 @pytest.mark.parametrize("reach", [0.05])
+@pytest.mark.thin(3)
 def test_a_planted_counterexample_is_never_inside(who: str, reach: float) -> None:
     trapped, x, hidden = planted(5, reach)
     safe = copy.deepcopy(trapped)
@@ -357,6 +359,7 @@ def test_teacher_and_student_are_left_as_they_were() -> None:
     assert all(p.requires_grad is False for p in student.parameters()), "gradients were switched on"
 
 
+@pytest.mark.slow
 def test_the_notes_say_which_graphs_were_used() -> None:
     student, teacher = copies("mlp")
     few = IMAGES[:1]

@@ -68,6 +68,7 @@ def assert_same(found: Planes, expected: Tensor, what: str) -> None:
 
 @pytest.mark.parametrize("name", SHARP)
 @pytest.mark.parametrize("method", ["crown", "alpha-crown"])
+@pytest.mark.thin(2)
 def test_smaller_balls_need_fewer_rows(name: str, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     engine, x, rows = question(name)
     count = rows_pushed(monkeypatch)
@@ -84,6 +85,7 @@ def test_smaller_balls_need_fewer_rows(name: str, method: str, monkeypatch: pyte
 
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("norm", list(Norm))
+@pytest.mark.thin(5)
 def test_a_smaller_balls_intervals_are_not_used_in_a_larger_one(name: str, norm: Norm) -> None:
     engine, x, rows = question(name)
     ask = repeated(engine, x, rows, norm, "crown")

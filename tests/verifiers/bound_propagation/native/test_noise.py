@@ -63,6 +63,7 @@ def points(x: Tensor, eps: Tensor, norm: Norm, random: torch.Generator) -> Tenso
 
 @pytest.mark.parametrize("norm", [Norm.LINF, Norm.L2])
 @pytest.mark.parametrize("kind", thin(ZOO, every=4), ids=lambda kind: kind.name)
+@pytest.mark.thin(3)
 def test_every_bound_holds_for_a_network_with_noise(kind: Kind, norm: Norm) -> None:
     network, x, random = kind.network(), kind.images(3), torch.Generator().manual_seed(0)
     engine = coarse(network, x)
@@ -95,6 +96,7 @@ def test_every_bound_holds_for_a_network_with_noise(kind: Kind, norm: Norm) -> N
 
 
 @pytest.mark.parametrize("name", thin(CASES, every=12))
+@pytest.mark.thin(3)
 def test_the_deviation_covers_noise_in_every_operator(name: str) -> None:
     network, random = CASES[name].network(), torch.Generator().manual_seed(1)
     x = CASES[name].images(2)

@@ -25,6 +25,7 @@ def _read_twice() -> nn.Module:
 @pytest.mark.parametrize("build", [deep_residual, deep_dense, _read_twice])
 @pytest.mark.parametrize("norm", list(Norm))
 @pytest.mark.parametrize("intersect", [True, False])
+@pytest.mark.thin(5)
 def test_bounds_are_the_same(
     build: Callable[[], nn.Module], norm: Norm, intersect: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
