@@ -71,7 +71,7 @@ def run(
     for name, training in trainings.items():
         reported = training_reporter(name) if training_reporter else None
         results[name] = _train_once(training, reported)
-    reference = networks.load(teacher)
+    reference = networks.load(teacher, architecture=_class_of(trainings["teacher"]))
     certificates = {
         name: _certify(config, name, training, None if name == "teacher" else reference, reporter)
         for name, training in trainings.items()
@@ -108,10 +108,20 @@ def _training(config: ExperimentConfig, name: str, role: RoleConfig, teacher: st
         seed=config.seed,
         data=config.data,
         teacher=teacher,
+        teacher_arch=None if teacher is None else _users_class(config.teacher.model.name),
         natural_teacher=config.natural_teacher if role.objective.needs_natural_teacher else None,
         selection=config.selection,
         device=config.device,
     )
+
+
+def _class_of(training: TrainJob) -> str | None:
+    return _users_class(training.model.name)
+
+
+def _users_class(name: str) -> str | None:
+    """Return a network's name if it is a class of the user's, which its checkpoint needs again."""
+    return name if networks.is_own(name) else None
 
 
 def _train_once(training: TrainJob, reporter: TrainingReporter | None) -> TrainingResult:
@@ -125,7 +135,8 @@ def _certify(
     teacher: Checkpoint | None,
     reporter: Callable[[str], Reporter] | None,
 ) -> Certificates:
-    known, device = networks.load(f"{training.out}/best.pt"), choose_device(config.device)
+    known = networks.load(f"{training.out}/best.pt", architecture=_class_of(training))
+    device = choose_device(config.device)
     wanted = config.certify if teacher is not None else config.certify.alone()
     assert wanted is not None  # checked before any training
     return certify(

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from certkd.cli.networks import loader, named_data, network
-from certkd.cli.options import Assignment, EpsilonType, Value, Whole, data_options, network_options
+from certkd.cli.networks import loader, named_data, network, teacher_of
+from certkd.cli.options import Assignment, EpsilonType, Value, Whole, data_options, network_options, teacher_options
 from verifiers.core.errors import InputError
 from verifiers.core.quantities import Epsilon
 
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 @click.option("--out", metavar="FILE", help="Certificate file.  [default: next to the checkpoint]")
 @click.option("--teacher-out", metavar="FILE", help="The teacher's certificate file.  [default: next to the teacher]")
 @network_options
+@teacher_options
 @click.option("--seed", type=Whole(0), default=0, show_default=True, help="Seed of all randomness.")
 @click.option("--batch-size", type=Whole(1), help="Samples at a time.  [default: the method's own]")
 @click.option(
@@ -95,7 +96,7 @@ def certify(model: str, teacher: str | None, eps: Epsilon | None, **options: Any
     load = loader()  # one data set for all networks of the command
     options["kinds"] = {name.endswith(".onnx") for name in (model, teacher) if name is not None}
     student = network(model, options, load)
-    reference = None if teacher is None else networks.adapted_to(network(teacher, options, load), student)
+    reference = None if teacher is None else networks.adapted_to(teacher_of(teacher, options, load), student)
     failed: list[str] = []
     answers: list[dict[str, Certificates]] = []
     questions = _questions(eps, model, student, options, load)

@@ -54,7 +54,7 @@ def export(file: str | None, model: str | None, out: str, eps: Epsilon | None, *
 
 
 _ABOUT_PROPERTIES = ("eps", "limit", "indices", "indices_file", "split", "timeout", "vnnlib")
-_ABOUT_NETWORKS = ("arch", "mean", "std", "layout", "output", "data", "data_root", "image_size", "download")
+_ABOUT_NETWORKS = tuple("arch weights_key mean std layout output data data_root image_size download".split())
 
 
 def _refuse(options: dict[str, Any], names: tuple[str, ...], why: str) -> None:

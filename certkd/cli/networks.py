@@ -49,8 +49,22 @@ def named_data(options: dict[str, Any]) -> "DataConfig":
     return DataConfig(**{name: value for name, value in given.items() if value is not None})
 
 
+def teacher_of(name: str, options: dict[str, Any], load: "Load") -> "Checkpoint":
+    """Load a teacher by its name: with its own architecture, or with the student's if its file needs one.
+
+    Raises:
+        InputError: as ``resolve.load``.
+    """
+    from certkd.networks import resolve as networks
+
+    given = options.get("teacher_arch")
+    if given is None and options["arch"] is not None and networks.describes_itself(name):
+        return network(name, {**options, "arch": None, "mean": None, "std": None, "weights_key": None}, load)
+    return network(name, {**options, "arch": given or options["arch"], "weights_key": None}, load)
+
+
 def network(name: str, options: dict[str, Any], load: "Load") -> "Checkpoint":
-    """Load a network by its name.
+    """Load a network by its name, and print how its file was read where that could surprise.
 
     Where a command names networks of two kinds (checkpoint, ONNX), each gets the options of its own kind alone.
 
@@ -70,7 +84,8 @@ def network(name: str, options: dict[str, Any], load: "Load") -> "Checkpoint":
         "mean": numbers(options["mean"], "--mean") if normalised else (),
         "std": numbers(options["std"], "--std") if normalised else (),
         "layout": None if mixed and not onnx else options["layout"],
-        "output": None if mixed and not onnx else options["output"],
+        "output": None if mixed and not onnx and options["arch"] is None else options["output"],
+        "weights_key": options.get("weights_key"),
     }
     networks.check_units(settings["mean"], settings["std"])  # before data are loaded
     if wanted is not None and wanted.in_folders and options["image_size"] is None and settings["architecture"] is None:

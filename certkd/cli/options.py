@@ -107,10 +107,26 @@ def network_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--layout", help="How an .onnx file arranges images: nchw, nhwc or flat.  [default: nchw]"),
         click.option("--std", metavar="S,...", help="Normalisation that bare weights or an .onnx file expect."),
         click.option("--mean", metavar="M,...", help="Normalisation that bare weights or an .onnx file expect."),
-        click.option("--arch", metavar="NAME[,KEY=VALUE]", help="Network of bare weights: certkd:resnet,depth=20"),
+        click.option(
+            "--weights-key",
+            metavar="KEY",
+            help="Weights to take from a file with several, like model_ema or state_dict.0.",
+        ),
+        click.option(
+            "--arch",
+            metavar="NAME[,KEY=VALUE]",
+            help="Network of bare weights: certkd:resnet,depth=20, or your own file.py:Class,width=8, which is run.",
+        ),
     ):
         command = option(command)
     return command
+
+
+def teacher_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the option that describes a teacher whose file does not describe it."""
+    return click.option(
+        "--teacher-arch", metavar="NAME[,KEY=VALUE]", help="Network of the teacher's weights.  [default: as --arch]"
+    )(command)
 
 
 def data_options(command: Callable[..., Any]) -> Callable[..., Any]:

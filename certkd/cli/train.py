@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 @click.command()
 @click.option("--config", metavar="FILE", help="YAML file; see configs/.")
 @click.option("--teacher", metavar="FILE", help="The teacher's checkpoint.  [default: the configuration's]")
+@click.option(
+    "--teacher-arch", metavar="NAME[,KEY=VALUE]", help="Network of the teacher's weights, or your file.py:Class."
+)
 @click.option("--out", metavar="DIR", help="Output folder.  [default: the configuration's]")
 @click.option("--data", metavar="NAME", help="Data set.  [default: the configuration's, or the teacher's own]")
 @overrides
@@ -31,10 +34,11 @@ def train(config: str | None, teacher: str | None, out: str | None, data: str | 
     from certkd.report.console import TrainProgress, stdout
     from certkd.training.job import run_training
 
-    given = {"teacher": teacher, "out": out, "data.name": data if config is not None else None}
+    arch = options["teacher_arch"]
+    given = {"teacher": teacher, "teacher_arch": arch, "out": out, "data.name": data if config is not None else None}
     extra = [f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None]  # quoted: not YAML
     extra = with_data_options((*options["overrides"], *extra), options)
-    settings = _default_student(teacher, out, data, extra) if config is None else _from_file(config, extra)
+    settings = _default_student((teacher, arch), out, data, extra) if config is None else _from_file(config, extra)
     kind = settings.objective.kind
     result = run_training(
         settings, resume=options["resume"], overwrite=options["overwrite"], reporter=TrainProgress(kind)
@@ -52,14 +56,19 @@ def _from_file(path: str, overrides: list[str]) -> "TrainJob":
     return read(path, TrainJob, overrides)
 
 
-def _default_student(teacher: str | None, out: str | None, data: str | None, overrides: list[str]) -> "TrainJob":
+def _default_student(
+    teacher: tuple[str | None, str | None], out: str | None, data: str | None, overrides: list[str]
+) -> "TrainJob":
     """Configure KDIGA with the default settings, on the teacher's own data unless another data set is named."""
-    if teacher is None or out is None:
+    name, arch = teacher
+    if name is None or out is None:
         raise InputError("nothing to train: give --config FILE, or --teacher CHECKPOINT and --out DIR")
     from certkd.config.reading import read
     from certkd.config.settings import DataConfig, TrainJob
     from certkd.networks import resolve as networks
 
-    known = networks.data_of(networks.load(teacher), DataConfig() if data is None else DataConfig(name=data))
+    known = networks.data_of(
+        networks.load(name, architecture=arch), DataConfig() if data is None else DataConfig(name=data)
+    )
     defaults = {"data": known.model_dump(mode="json", exclude_none=True), "objective": {"kind": "kdiga"}}
     return read(None, TrainJob, overrides, defaults=defaults)

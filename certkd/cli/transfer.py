@@ -5,7 +5,7 @@ from typing import Any
 import click
 
 from certkd.cli.certify import certify
-from certkd.cli.options import EpsilonType, Whole, data_options
+from certkd.cli.options import EpsilonType, Whole, data_options, network_options, teacher_options
 from verifiers.core.errors import InputError
 
 
@@ -20,6 +20,8 @@ from verifiers.core.errors import InputError
 @click.option("--out", metavar="FILE", help="The student's certificate file.  [default: next to the checkpoint]")
 @click.option("--teacher-out", metavar="FILE", help="The teacher's certificate file.  [default: next to the teacher]")
 @click.option("--require", "conditions", multiple=True, metavar="CONDITION", help="Like 'kept>=0.9': exit 1 if not.")
+@network_options
+@teacher_options
 @data_options
 @click.pass_context
 def transfer(ctx: click.Context, student: str, teacher: str | None, **options: Any) -> int:

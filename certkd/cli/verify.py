@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from certkd.cli.networks import loader, named_data, network
-from certkd.cli.options import Value, Whole, data_options, network_options
+from certkd.cli.networks import loader, named_data, network, teacher_of
+from certkd.cli.options import Value, Whole, data_options, network_options, teacher_options
 from verifiers.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     "--adversarial", metavar="FILE", help="Only compare with saved adversarial images: .pt, .pth, .npz, .npy."
 )
 @network_options
+@teacher_options
 @data_options
 def verify(file: str, model: str, teacher: str | None, **options: Any) -> int:
     """Audit a certificate file against the network that it is about.
@@ -59,7 +60,7 @@ def verify(file: str, model: str, teacher: str | None, **options: Any) -> int:
         raise InputError(f"{file} does not say what data it is about: it was not written by certkd certify")
     kinds = {name.endswith(".onnx") for name in (model, teacher) if name}
     options |= {"data": str(about["data"]), "kinds": kinds}
-    known, reference = network(model, options, load), None if teacher is None else network(teacher, options, load)
+    known, reference = network(model, options, load), None if teacher is None else teacher_of(teacher, options, load)
     config = networks.data_of(known, named_data(options))
     seed = int(about.get("data_seed", config.seed))
     samples = rows_of(certificates, load(config.model_copy(update={"seed": seed})))

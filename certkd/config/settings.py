@@ -70,7 +70,8 @@ class ModelConfig(Strict):
 
     With ``resize`` the network is built for square images of that many pixels a side, to which the data's images are
     resized. ``weights`` is a file of bare weights to start from; a last linear layer of another number of classes
-    starts from random weights.
+    starts from random weights, and ``weights_key`` names those of a file with several. ``file.py:Class`` is a class of
+    the user's own, whose file is run.
     """
 
     name: str = "certkd:mlp"
@@ -78,6 +79,7 @@ class ModelConfig(Strict):
     normalize: bool = True
     pretrained: bool = False
     weights: str | None = None
+    weights_key: str | None = None
     resize: Count | None = None
 
 
@@ -194,6 +196,7 @@ class TrainJob(TrainConfig):
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     teacher: str | None = None
+    teacher_arch: str | None = None
     natural_teacher: str | None = None
 
     @model_validator(mode="before")

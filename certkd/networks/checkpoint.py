@@ -18,7 +18,9 @@ from pydantic import Field, ValidationError
 from certkd import files
 from certkd.config.settings import DataConfig
 from certkd.networks import stored
-from certkd.networks.builders import Budget, Classifier, ModelSpec, build
+from certkd.networks.builders import Budget, Classifier, ModelSpec, build, is_own, last_linear, short
+from certkd.networks.names import fitted, misfit
+from certkd.networks.output import Output
 from certkd.networks.stored import FORMAT, Stored
 from verifiers.core.errors import InputError, loading, quoted
 from verifiers.core.problems import first_problem
@@ -56,11 +58,11 @@ class Checkpoint:
 
 def save(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> None:
     """Write a checkpoint, whole or not at all (a temporary name, then a rename); ``.safetensors`` by its suffix."""
-    path = Path(path)
+    path, spec = Path(path), checkpoint.model.spec
     metadata = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
-        "architecture": checkpoint.model.spec.model_dump(mode="json"),
+        "architecture": {**spec.model_dump(mode="json"), "name": short(spec.name)},
         "data": dict(checkpoint.data),
         "teacher_sha256": checkpoint.teacher_sha256,
         "training": dict(checkpoint.training),
@@ -83,27 +85,31 @@ def save(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> None:
     files.write_whole(path, write)
 
 
-def load(path: str | os.PathLike[str], *, architecture: ModelSpec | None = None) -> Checkpoint:
+def load(
+    path: str | os.PathLike[str],
+    *,
+    architecture: ModelSpec | None = None,
+    own: tuple[str, Mapping[str, Any]] | None = None,
+    key: str | None = None,
+) -> Checkpoint:
     """Read a checkpoint, or bare weights for the network that ``architecture`` describes.
 
     A checkpoint's own network is built only if it is no larger than the weights of the file.
+
+    Args:
+        path: of the file.
+        architecture: the network of bare weights.
+        own: the class, ``file.py:Class``, of a checkpoint that was trained from a user's class, and options.
+        key: the name of the weights in a file with several.
 
     Raises:
         InputError: the file is missing, empty or truncated, an HTML page, a pickle with code, has weights of another
             architecture, or has bare weights and ``architecture`` is None.
     """
     path = Path(path)
-    state, metadata = stored.read(path)
-    version = metadata.get("format_version", FORMAT_VERSION)
-    if version != FORMAT_VERSION:
-        raise InputError(f"{path} has checkpoint version {quoted(version)}, not {FORMAT_VERSION}: update certkd")
-    if metadata and architecture is not None:
-        raise InputError(f"{path} describes its own network: drop --arch")
-    if not metadata and architecture is None:
-        raise InputError(
-            f"{path} holds bare weights: describe their network with --arch and --data (to train from them "
-            "with name: source:name and weights: the file)"
-        )
+    held = stored.read(path, key)
+    metadata = held.metadata
+    _check_described(path, metadata, architecture, own)
     about = _About.parse({key: metadata[key] for key in _About.model_fields if key in metadata}, source=f"{path}")
     if about.data:
         DataConfig.parse(about.data, source=f"{path}: data")
@@ -111,10 +117,61 @@ def load(path: str | os.PathLike[str], *, architecture: ModelSpec | None = None)
         if architecture is not None:
             model = build(architecture)
         else:
-            shapes = [value.shape for value in state.values()]
-            model = build(_spec(metadata, path), budget=Budget.of(shapes, str(path)))
-        _load_strictly(model, state, path, bare=not metadata)
-    return Checkpoint(model.eval(), **dict(about))
+            spec, shapes = _spec(metadata, path), [value.shape for value in held.state.values()]
+            model = build(spec, budget=Budget.of(shapes, str(path))) if own is None else build(_named(spec, *own))
+        _load_strictly(model, held.state, path, bare=not metadata)
+    return Checkpoint(model.eval(), **dict(about), remarks=tuple(held.remarks))
+
+
+def describes(path: str | os.PathLike[str]) -> bool:
+    """Return whether a file describes its network.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    return bool(stored.read(Path(path)).metadata)
+
+
+def class_of(path: str | os.PathLike[str]) -> str | None:
+    """Return the user's class that a checkpoint was trained from, ``file.py:Class``; None for any other file.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    described = stored.read(Path(path)).metadata.get("architecture")
+    name = described.get("name") if isinstance(described, Mapping) else None
+    return name if isinstance(name, str) and is_own(name) else None
+
+
+def _named(spec: ModelSpec, name: str, options: Mapping[str, Any]) -> ModelSpec:
+    return spec.model_copy(update={"name": name, "options": {**spec.options, **options}})
+
+
+def _check_described(
+    path: Path, metadata: Mapping[str, Any], architecture: ModelSpec | None, own: tuple[str, Mapping[str, Any]] | None
+) -> None:
+    """Check that a network is described once: by the file or by the caller.
+
+    Raises:
+        InputError: twice or not at all, or the file is newer than this version.
+    """
+    version = metadata.get("format_version", FORMAT_VERSION)
+    if version != FORMAT_VERSION:
+        raise InputError(f"{path} has checkpoint version {quoted(version)}, not {FORMAT_VERSION}: update certkd")
+    if not metadata and architecture is None:
+        raise InputError(
+            f"{path} holds bare weights: describe their network with --arch and --data (to train from them "
+            "with name: source:name and weights: the file)"
+        )
+    described = metadata.get("architecture")
+    name = str(described.get("name", ""))[:200] if isinstance(described, Mapping) else ""
+    if is_own(name) and own is None:
+        raise InputError(
+            f"{path} was trained from a class of its user, {quoted(name)}, which is not run unless it is named: "
+            f"add --arch with the path of the file, like --arch {short(name)}"
+        )
+    if metadata and (architecture is not None or (own is not None and not is_own(name))):
+        raise InputError(f"{path} describes its own network: drop --arch")
 
 
 class _About(Strict):
@@ -135,51 +192,49 @@ def _spec(metadata: Mapping[str, Any], path: Path) -> ModelSpec:
         raise InputError(f"{path} is damaged: architecture: {problem}") from None
 
 
-def begin_with(model: Classifier, path: str | os.PathLike[str], head: str | None) -> bool:
-    """Load a file's bare weights into a network; return whether its layer ``head`` differs in classes and is kept.
+def begin_with(
+    model: Classifier, path: str | os.PathLike[str], head: str | None, key: str | None = None
+) -> tuple[bool, list[str]]:
+    """Load a file's bare weights into a network.
+
+    Args:
+        model: the network.
+        path: of the file.
+        head: the layer that is kept if it has other classes.
+        key: the name of the weights in a file with several.
+
+    Returns:
+        Whether the head was kept, and lines about the weights that were taken.
 
     Raises:
         InputError: as for ``load``, or the file is a checkpoint, which describes its own network.
     """
     path = Path(path)
-    state, metadata = stored.read(path)
-    if metadata:
+    held = stored.read(path, key)
+    if held.metadata:
         raise InputError(f"{path} is a checkpoint and describes its own network: give it as the model's name")
-    state = _without_module(state)
-    own = model.network.state_dict()
+    own = _bare_network(model).state_dict()
+    state = fitted(held.state, own)
     of_head = [name for name in own if head is not None and name.startswith(f"{head}.")]
     other = any(name in state and state[name].shape != tuple(own[name].shape) for name in of_head)
     if other:
         state |= {name: Stored(tuple(own[name].shape), own[name].dtype, own[name].clone) for name in of_head}
     with loading(path, "a complete checkpoint"):
         _load_strictly(model, state, path, bare=True)
-    return other
+    return other, held.remarks
 
 
-def _without_module(state: Mapping[str, Stored]) -> dict[str, Stored]:
-    """Remove the prefix of torch's DataParallel from the names."""
-    prefix = "module." if all(name.startswith("module.") for name in state) else ""
-    return {name.removeprefix(prefix): value for name, value in state.items()}
+def _bare_network(model: Classifier) -> torch.nn.Module:
+    """Return the network without normalisation and without the choice of an output."""
+    return model.network.network if isinstance(model.network, Output) else model.network
 
 
 def _load_strictly(model: Classifier, state: Mapping[str, Stored], path: Path, *, bare: bool) -> None:
     """Load weights whose names and shapes all match. Bare weights belong to the network without normalisation."""
-    target: torch.nn.Module = model.network if bare else model
-    state = _without_module(state) if bare else state
+    target: torch.nn.Module = _bare_network(model) if bare else model
     wanted = target.state_dict()
-    problems = [f"{name} is missing" for name in wanted if name not in state]
-    problems += [f"{name} is unknown" for name in state if name not in wanted]
-    problems += [
-        f"{name} has shape {state[name].shape} instead of {tuple(value.shape)}"
-        for name, value in wanted.items()
-        if name in state and state[name].shape != tuple(value.shape)
-    ]
-    problems += [
-        f"{name} holds {state[name].dtype} instead of {value.dtype}"
-        for name, value in wanted.items()
-        if name in state and state[name].dtype.is_floating_point != value.is_floating_point()
-    ]
-    if problems:
-        more = f", and {len(problems) - 1} more" if len(problems) > 1 else ""
-        raise InputError(f"{path} holds weights of another architecture than {model.spec.name}: {problems[0]}{more}")
+    state = fitted(state, wanted) if bare else state
+    problem = misfit(state, wanted, last_linear(target) if bare else None)
+    if problem is not None:
+        raise InputError(f"{path} holds weights of another architecture than {model.spec.name}: {problem}")
     target.load_state_dict({name: value.read() for name, value in state.items()})

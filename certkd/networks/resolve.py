@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,10 +15,12 @@ from certkd.data.sources import NAMES
 from certkd.data.splits import DataSet
 from certkd.networks import checkpoint
 from certkd.networks.builders import (
+    LARGEST,
     Classifier,
     ModelSpec,
     build,
     is_fetched,
+    is_own,
     known_models,
     last_linear,
     usual_statistics,
@@ -26,8 +29,6 @@ from certkd.networks.checkpoint import Checkpoint
 from certkd.networks.onnx.classifier import classifier
 from verifiers.core.errors import InputError, did_you_mean, quoted
 
-#: The largest mean or deviation of pixels in [0, 1] that is taken for one.
-LARGEST = 1.5
 SUFFIXES = (".pt", ".pth", ".safetensors", ".bin", ".ckpt", ".onnx")
 
 
@@ -75,8 +76,16 @@ def for_training(
     if usual is not None:
         told = " and ".join("(" + ", ".join(f"{value:g}" for value in values) + ")" for values in usual)
         warn(f"images are normalised by {told}, as is usual for {config.name}; normalize: false turns this off")
-    if config.weights is not None and checkpoint.begin_with(model, config.weights, last_linear(model.network)):
-        warn(f"{config.weights} is of other classes than {data.name}: the last linear layer begins with random weights")
+    if config.weights is not None:
+        head = last_linear(model.network)
+        other, remarks = checkpoint.begin_with(model, config.weights, head, config.weights_key)
+        for line in remarks:
+            warn(line)
+        if other:
+            warn(
+                f"{config.weights} is of other classes than {data.name}: "
+                "the last linear layer begins with random weights"
+            )
     return model
 
 
@@ -131,6 +140,13 @@ def adapted_to(teacher: Checkpoint, student: Checkpoint) -> Checkpoint:
     return replace(teacher, model=adapted(teacher.model, shape), data=student.data)
 
 
+def describes_itself(name: str) -> bool:
+    """Tell whether a network needs no architecture: a checkpoint of ours, an ONNX file, or ``source:name``."""
+    if name.endswith(".onnx") or not is_path(name):
+        return True
+    return checkpoint.describes(name) and checkpoint.class_of(name) is None
+
+
 def load(
     name: str | os.PathLike[str],
     *,
@@ -140,6 +156,7 @@ def load(
     std: Sequence[float] = (),
     layout: str | None = None,
     output: str | int | None = None,
+    weights_key: str | None = None,
 ) -> Checkpoint:
     """Load a trained network: a checkpoint, bare weights, an ONNX file, or a source's pre-trained network.
 
@@ -149,11 +166,13 @@ def load(
 
     Args:
         name: path of the file, or ``source:name`` for its source's pre-trained weights.
-        architecture: ``source:name`` and options of bare weights, as in ``certkd:resnet,depth=20``.
+        architecture: ``source:name`` and options of bare weights, as in ``certkd:resnet,depth=20``; or a class in a
+            file, ``path/file.py:Class,width=8``, whose code is run, for bare weights or what was trained from it.
         data: the data set, whose classes and shape are used if there is no checkpoint.
         mean, std: normalisation that bare weights or an ONNX file expect, per channel.
         layout: arrangement of an ONNX file's images; see ``certkd.networks.onnx.classifier``.
-        output: name or place of the logits among an ONNX file's outputs.
+        output: name or place of the logits among several outputs of an ONNX file, or of a network of the user's own.
+        weights_key: the name of the weights in a file with several, like ``model_ema``.
 
     Raises:
         InputError: as for ``checkpoint.load``, ``classifier`` and ``build``, or a needed data set is missing.
@@ -167,8 +186,8 @@ def load(
     check_units(mean, std)
     if layout is not None and not onnx:
         raise InputError(f"--layout {layout} is for .onnx files: {name} describes its own images")
-    if output is not None and not onnx:
-        raise InputError(f"--output {output} is for .onnx files: {name} has one output")
+    if output is not None and not onnx and architecture is None:
+        raise InputError(f"--output {output} is for .onnx files and for --arch: {name} has one output")
     if onnx and architecture is not None:
         raise InputError(f"{name} describes its own network: drop --arch")
     if onnx:
@@ -178,10 +197,21 @@ def load(
         known = did_you_mean(name, known_models("certkd"))
         raise InputError(f"{name!r} is neither a checkpoint's path nor a network's name like timm:resnet18.{known}")
     if is_path(name) or ":" not in name:
-        return checkpoint.load(name, architecture=_bare(architecture, data, mean, std))
+        own = _own(name, architecture)
+        bare = None if own is not None else _bare(architecture, data, mean, std)
+        bare = bare if bare is None or output is None else bare.model_copy(update={"output": output})
+        return checkpoint.load(name, architecture=bare, own=own, key=weights_key)
     if data is None:
         raise InputError(f"{name} needs --data, which says how many classes and what shape")
     return Checkpoint(build(parse_architecture(name, data.classes, data.shape), pretrained=True).eval())
+
+
+def _own(path: str, architecture: str | None) -> tuple[str, dict[str, Any]] | None:
+    """Return the user's class and options for a checkpoint that was trained from a class; None for any other file."""
+    if architecture is None or not is_own(architecture.partition(",")[0]) or checkpoint.class_of(path) is None:
+        return None
+    spec = parse_architecture(architecture, 1, (1,))
+    return spec.name, spec.options
 
 
 def check_units(mean: Sequence[float], std: Sequence[float]) -> None:

@@ -7,7 +7,7 @@ import json
 import struct
 import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from certkd import files
+from certkd.networks.holding import plain_weights, weights_in
 from certkd.networks.pickled import Odd, View
 from certkd.networks.torch_file import TorchFile
 from verifiers.core.errors import InputError, loading, quoted
@@ -46,15 +47,34 @@ class Stored:
     read: Callable[[], Tensor]
 
 
-def read(path: Path) -> tuple[dict[str, Stored], dict[str, Any]]:
-    """Read the descriptions of a file's weights, and its metadata; {} for bare weights.
+@dataclass(frozen=True)
+class Contents:
+    """What a file holds.
+
+    Attributes:
+        state: the weights.
+        metadata: what the file says of its network; {} for bare weights.
+        remarks: which weights were taken, where there is a choice.
+    """
+
+    state: dict[str, Stored]
+    metadata: dict[str, Any] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
+
+
+def read(path: Path, key: str | None = None) -> Contents:
+    """Read the descriptions of a file's weights, and its metadata.
+
+    Args:
+        path: of the file.
+        key: the name of the weights in a file with several.
 
     Raises:
         InputError: the file is missing, empty or damaged, a web page, a pickle with code, or has no weights.
     """
     with loading(path, "a complete checkpoint", ": copy or download it again"):
         _sniff(path)
-        return _safetensors(path) if path.suffix == ".safetensors" else _torch(path)
+        return _safetensors(path, key) if path.suffix == ".safetensors" else _torch(path, key)
 
 
 def _sniff(path: Path) -> None:
@@ -68,45 +88,48 @@ def _sniff(path: Path) -> None:
         raise InputError(f"{path} is truncated: its archive has no end; copy or download it again")
 
 
-def _torch(path: Path) -> tuple[dict[str, Stored], dict[str, Any]]:
+def _torch(path: Path, key: str | None) -> Contents:
     file = TorchFile(path)
     content = file.content
     if isinstance(content, dict) and content.get("format") == FORMAT:
-        metadata = {key: value for key, value in content.items() if key != "state_dict"}
+        metadata = {name: value for name, value in content.items() if name != "state_dict"}
         check_plain(metadata, path)
-        return _state(file, content.get("state_dict", {})), metadata
-    for key in ("state_dict", "model_state_dict", "model"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    return _state(file, content), {}
+        _check_no_key(path, key)
+        return Contents(_state(file, plain_weights(content.get("state_dict", {}), path, strict=True)), metadata)
+    content, remarks = weights_in(content, path, key)
+    return Contents(_state(file, content), {}, remarks)
 
 
-def _state(file: TorchFile, content: Any) -> dict[str, Stored]:
-    """Return the weights by name.
+def _check_no_key(path: Path, key: str | None) -> None:
+    """Refuse a choice where there is none.
+
+    Raises:
+        InputError: a key was given.
+    """
+    if key is not None:
+        raise InputError(f"{path} holds one network's weights: drop the weights key {quoted(key)}")
+
+
+def _state(file: TorchFile, content: dict[str, Any]) -> dict[str, Stored]:
+    """Return the weights by name; plain numbers beside them are left out.
 
     Raises:
         InputError: these are no weights.
     """
-    if not isinstance(content, dict):
-        kind = "Tensor" if isinstance(content, View) else type(content).__name__
-        raise InputError(f"{file.path} holds no weights (a state dict of tensors), but {kind}")
     for name, value in content.items():
         if isinstance(value, Odd):
             raise InputError(f"{file.path}: {quoted(name)} holds {value.kind}: save dense float weights")
-        if not isinstance(name, str) or not isinstance(value, View):
-            what = f"{type(value).__name__} under {quoted(name)}"
-            raise InputError(f"{file.path} holds no weights (a state dict of tensors), but {what}")
-    if not content:
-        raise InputError(f"{file.path} holds no weights (a state dict of tensors): its dict is empty")
     return {
         name: Stored(view.shape, view.storage.dtype or torch.float32, partial(file.tensor, view))
         for name, view in content.items()
+        if isinstance(view, View)
     }
 
 
-def _safetensors(path: Path) -> tuple[dict[str, Stored], dict[str, Any]]:
+def _safetensors(path: Path, key: str | None) -> Contents:
     from safetensors import safe_open
 
+    _check_no_key(path, key)
     with open(path, "rb") as head:
         (length,) = struct.unpack("<Q", head.read(8))
     if length > HEADER:
@@ -123,7 +146,7 @@ def _safetensors(path: Path) -> tuple[dict[str, Stored], dict[str, Any]]:
         if kind not in _DTYPES:
             raise InputError(f"{path}: {quoted(name)} holds numbers of type {quoted(kind)}: save float32 weights")
         state[name] = Stored(tuple(part.get_shape()), _DTYPES[kind], partial(file.get_tensor, name))
-    return state, metadata
+    return Contents(state, metadata)
 
 
 def check_plain(metadata: Mapping[str, Any], path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from certkd import files
 from certkd.config.settings import TrainConfig, TrainJob
 from certkd.data import sources
+from certkd.networks import checkpoint
 from certkd.networks import resolve as networks
 from certkd.networks.builders import Classifier
 from certkd.networks.checkpoint import Checkpoint
@@ -20,7 +21,7 @@ from verifiers.core.errors import InputError
 from verifiers.runtime.device import choose_device
 
 #: Settings that do not affect the results of a training (teachers are identified by their hashes).
-_FREE = {"out", "device", "teacher"}
+_FREE = {"out", "device", "teacher", "teacher_arch"}
 _OUTPUTS = ("best.pt", "last.pt", "log.jsonl", RESUME, "tensorboard")
 
 
@@ -36,7 +37,7 @@ def run_training(
     reporter = reporter or TrainingReporter()
     choose_device(job.device)  # rejects an absent device before anything is loaded
     names = {"teacher": job.teacher, "natural teacher": job.natural_teacher}
-    known = {role: networks.load(name) for role, name in names.items() if name is not None}
+    known = {role: _teacher(job, role, name) for role, name in names.items() if name is not None}
     folder = _folder(job, known, resume, overwrite)
     data = sources.load(job.data)
     for remark in data.remarks:
@@ -55,6 +56,17 @@ def run_training(
         out=folder,
         reporter=reporter,
     )
+
+
+def _teacher(job: TrainJob, role: str, name: str) -> Checkpoint:
+    """Load a teacher; ``teacher_arch`` is the class, or the network of bare weights, of the first one.
+
+    Raises:
+        InputError: as ``networks.load``.
+    """
+    architecture = job.teacher_arch if role == "teacher" else None
+    bare = architecture is not None and not checkpoint.describes(name)
+    return networks.load(name, architecture=architecture, data=sources.load(job.data) if bare else None)
 
 
 def _folder(job: TrainJob, teachers: Mapping[str, Checkpoint], resume: bool, overwrite: bool) -> TrainingFolder:

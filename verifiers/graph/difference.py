@@ -20,11 +20,12 @@ from verifiers.graph.operators import Elementwise, Interval, Operator, Pushed
 from verifiers.graph.relaxations.convex import Log, Reciprocal, Rsqrt, Sqrt
 from verifiers.graph.relaxations.lines import Activation
 from verifiers.graph.relaxations.piecewise import Relu
+from verifiers.graph.relaxations.powers import Power
 from verifiers.graph.relaxations.relu_difference import ReluDifference
 from verifiers.graph.rows import Rows
 
 #: Activations that are not defined everywhere.
-PARTIAL = (Log, Reciprocal, Rsqrt, Sqrt)
+PARTIAL = (Log, Power, Reciprocal, Rsqrt, Sqrt)
 
 
 def same_structure(student: Graph, teacher: Graph) -> bool:

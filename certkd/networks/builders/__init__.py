@@ -1,6 +1,7 @@
-"""Build networks by name: ``certkd:mlp``, ``certkd:cnn``, ``certkd:resnet``, ``torchvision:NAME``, ``timm:NAME``."""
+"""Build networks by name: ``certkd:mlp``, ``torchvision:NAME``, ``timm:NAME``, or a user's own ``file.py:Class``."""
 
 from certkd.networks.builders.build import (
+    LARGEST,
     Classifier,
     ModelSpec,
     build,
@@ -9,15 +10,19 @@ from certkd.networks.builders.build import (
     last_linear,
     usual_statistics,
 )
+from certkd.networks.builders.own import is_own, short
 from certkd.networks.cost import Budget
 
 __all__ = [
+    "LARGEST",
     "Budget",
     "Classifier",
     "ModelSpec",
     "build",
     "is_fetched",
+    "is_own",
     "known_models",
     "last_linear",
+    "short",
     "usual_statistics",
 ]

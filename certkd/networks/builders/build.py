@@ -13,10 +13,13 @@ from torch import Tensor, fx, nn
 
 from certkd.networks.builders import small
 from certkd.networks.builders.options import check_options
+from certkd.networks.builders.own import is_own, own_network
 from certkd.networks.cost import ONE_VALUE, OPERATIONS, Budget, check_cost
+from certkd.networks.output import Output
 from verifiers.core.errors import InputError, did_you_mean, one_line, quoted
 from verifiers.core.settings import Strict
 from verifiers.graph.sequence import LAYERS
+from verifiers.runtime.outputs import rows_of
 
 OWN: dict[str, Callable[..., nn.Module]] = {"mlp": small.mlp, "cnn": small.cnn, "resnet": small.resnet}
 
@@ -26,6 +29,8 @@ MOST_CLASSES, LONGEST_SIDE, MOST_PIXELS = 1 << 20, 1 << 22, 1 << 22
 Side = Annotated[int, Field(ge=1, le=LONGEST_SIDE)]
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+#: The largest mean or deviation of pixels in [0, 1] that is taken for one.
+LARGEST = 1.5
 
 
 class ModelSpec(Strict):
@@ -66,26 +71,67 @@ class ModelSpec(Strict):
 
 
 class Normalize(nn.Module):
-    """Compute (x - mean) / std per channel, as a depthwise 1x1 convolution, which every bound engine supports."""
+    """Compute (x - mean) / std per channel, as a depthwise 1x1 convolution, which every bound engine supports.
+
+    Args:
+        mean: a number per channel, for pixels in [0, 1].
+        std: a positive number per channel.
+        axes: the axes after the channels: 2 for images, 1 for signals, 0 for vectors.
+
+    Raises:
+        InputError: the numbers do not belong together, or are for pixels of 0 to 255.
+
+    Example:
+        >>> network = nn.Sequential(certkd.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), body)
+    """
 
     weight: Tensor
     bias: Tensor
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(self, mean: Sequence[float], std: Sequence[float], axes: int = 2) -> None:
         super().__init__()
+        mean, std = ([values] if isinstance(values, int | float) else [*values] for values in (mean, std))
+        check_normalization(mean, std)
+        if axes not in (0, 1, 2):
+            raise InputError(f"axes is 2 for images, 1 for signals and 0 for vectors, got {axes!r}")
         scale = 1.0 / torch.tensor(std, dtype=torch.float64)
         shift = -torch.tensor(mean, dtype=torch.float64) * scale
-        self.register_buffer("weight", scale.float().reshape(-1, 1, 1, 1))
+        self.axes = axes
+        self.register_buffer("weight", scale.float().reshape(-1, *([1] * (axes + 1 if axes else 0))))
         self.register_buffer("bias", shift.float())
 
-    def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels height width"]:
-        return nn.functional.conv2d(x, self.weight, self.bias, groups=len(self.bias))
+    def forward(self, x: Float[Tensor, "batch channels *shape"]) -> Float[Tensor, "batch channels *shape"]:
+        if self.axes == 0:
+            return x * self.weight + self.bias
+        convolve = nn.functional.conv2d if self.axes == 2 else nn.functional.conv1d
+        return convolve(x, self.weight, self.bias, groups=len(self.bias))
+
+    def extra_repr(self) -> str:
+        return "" if self.axes == 2 else f"axes={self.axes}"
+
+
+def check_normalization(mean: Sequence[float], std: Sequence[float]) -> None:
+    """Check the numbers of a normalisation for pixels in [0, 1].
+
+    Raises:
+        InputError: their counts differ, a deviation is not positive, or they are for pixels of 0 to 255.
+    """
+    if len(mean) != len(std) or not std or min(std) <= 0:
+        raise InputError(f"mean and std need a number per channel each, std positive: got {mean} and {std}")
+    if max([*map(abs, mean), *std]) > LARGEST:
+        raise InputError(
+            f"mean {mean} and std {std} are for pixels of 0 to 255, here they are in [0, 1]: divide by 255"
+        )
 
 
 def _write_normalize(layer: nn.Module, graph: fx.Graph, x: fx.Node, weights: dict[str, fx.Node]) -> fx.Node:
     assert isinstance(layer, Normalize)
-    given = (x, weights["weight"], weights["bias"], [1, 1], [0, 0], [1, 1], len(layer.bias))
-    return graph.call_function(torch.ops.aten.conv2d.default, given)
+    aten, n = torch.ops.aten, layer.axes
+    if n == 0:
+        scaled = graph.call_function(aten.mul.Tensor, (x, weights["weight"]))
+        return graph.call_function(aten.add.Tensor, (scaled, weights["bias"]))
+    given = (x, weights["weight"], weights["bias"], [1] * n, [0] * n, [1] * n, len(layer.bias))
+    return graph.call_function(aten.conv2d.default if n == 2 else aten.conv1d.default, given)
 
 
 LAYERS[Normalize] = _write_normalize
@@ -116,7 +162,8 @@ class Classifier(nn.Sequential):
         self.spec = spec
         if spec.resize is not None:
             self.resize = Resize(spec.resize)
-        self.normalize = Normalize(spec.mean, spec.std) if spec.std else nn.Identity()
+        axes = min(2, len(spec.shape) - 1)
+        self.normalize = Normalize(spec.mean, spec.std, axes) if spec.std else nn.Identity()
         self.network = network
 
 
@@ -131,6 +178,8 @@ def build(spec: ModelSpec, *, pretrained: bool = False, budget: Budget | None = 
         InputError: the source or name is unknown (the message suggests the nearest known one), an option or the input
             shape does not fit, the weights cannot be fetched, or the network is larger than the budget.
     """
+    if is_own(spec.name):
+        return _users(spec, described=budget is not None)
     source, _, name = spec.name.partition(":")
     builders = {"certkd": _own, "torchvision": _torchvision, "timm": _timm}
     if not name or source not in builders or (source == "certkd" and name not in OWN):
@@ -149,6 +198,20 @@ def build(spec: ModelSpec, *, pretrained: bool = False, budget: Budget | None = 
         about = f" with {quoted(spec.options)}" if spec.options else ""
         raise InputError(f"{spec.name}{about} on images of shape {spec.shape}: {one_line(error)}") from error
     _try(model, limited=budget is not None)
+    return model
+
+
+def _users(spec: ModelSpec, *, described: bool) -> Classifier:
+    """Build a network of a user's own file.
+
+    Raises:
+        InputError: it cannot be built, or a file names it: that runs nothing.
+    """
+    if described:
+        raise InputError(f"the file names the class {quoted(spec.name)}, code that only its user may name: give it")
+    network = own_network(spec.name, spec.options, spec.classes)
+    model = Classifier(spec, network if spec.output is None else Output(network, spec.output))
+    _try(model, limited=False)
     return model
 
 
@@ -171,8 +234,10 @@ def _try(model: Classifier, *, limited: bool) -> None:
         raise InputError(f"{spec.name} does not take images of shape {spec.shape}: {one_line(error, 120)}") from error
     finally:
         model.train(training)
-    if not isinstance(logits, Tensor) or logits.shape != (1, spec.classes):
-        given = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    scores = rows_of(logits, 1) if is_own(spec.name) else logits
+    one = is_own(spec.name) and spec.classes == 2 and scores.shape == (1, 1)
+    if not isinstance(scores, Tensor) or not (one or scores.shape == (1, spec.classes)):
+        given = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
         raise InputError(f"{spec.name} gives {given}, not one logit for each of {spec.classes} classes")
 
 

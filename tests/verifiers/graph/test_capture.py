@@ -61,23 +61,22 @@ UNKNOWN: dict[str, Callable[[Tensor], Tensor]] = {
     "sort": lambda x: x.sort(1).values,
     "topk": lambda x: x.topk(6, 1).values,
     "round": torch.round,
-    "cumsum": lambda x: x.cumsum(1),
-    "where": lambda x: torch.where(x > 0.5, x, 0.0),
+    "cumprod": lambda x: x.cumprod(1),
+    "remainder": lambda x: x % 0.3,
     "fft_rfft": lambda x: torch.fft.fft(x, dim=1).real,
     "rand_like": lambda x: x + torch.rand_like(x),
     "rand": lambda x: x + torch.rand(6),
     "dropout": lambda x: F.dropout(x, 0.5, training=True),
     "_to_copy": lambda x: (x * 5).to(torch.int32).to(x.dtype),
     "div": lambda x: torch.div(x, 0.3, rounding_mode="floor"),
-    "pow": lambda x: x**3,
-    "clamp": lambda x: x.clamp(min=x.mean(1, keepdim=True)),
+    "pow": lambda x: x**x,
+    "truth": lambda x: ((x > 0.5) + (x > 0.2)) * x,
 }
 #: What torch.export makes of some of them.
 SEEN_AS = {
     "fft_rfft": ("fft", "_to_copy"),
     "_to_copy": ("_to_copy", "'to'"),
-    "where": ("gt",),
-    "clamp": ("clamp", "maximum"),
+    "truth": ("sum of truth values",),
 }
 
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from verifiers.graph.lowering.activations import clamp, elementwise, prelu
+from verifiers.graph.lowering.activations import elementwise, prelu
 from verifiers.graph.lowering.arithmetic import add, addmm, attention, div, matmul, mul, power, rsub, softmax, sub
+from verifiers.graph.lowering.contraction import einsum, glu
 from verifiers.graph.lowering.layers import (
     avg_pool1d,
     avg_pool2d,
@@ -21,6 +22,20 @@ from verifiers.graph.lowering.layers import (
     layer_norm,
     linear,
     max_pool2d,
+)
+from verifiers.graph.lowering.resampling import separable
+from verifiers.graph.lowering.selection import (
+    adaptive_max_pool,
+    amax,
+    clamped,
+    compared,
+    largest,
+    masked_fill,
+    max_pool1d,
+    maximum,
+    minimum,
+    negated,
+    where,
 )
 from verifiers.graph.lowering.shapes import (
     averaging,
@@ -35,10 +50,13 @@ from verifiers.graph.lowering.shapes import (
     picking,
     reduced,
     reshape,
+    reshaped_as,
+    same_shape,
     split,
     unbind,
     windows,
 )
+from verifiers.graph.lowering.statistics import deviation, instance_norm, rms_norm, variance, vector_norm, with_mean
 from verifiers.graph.relaxations.convex import Elu, Exp, Log, Reciprocal, Rsqrt, Softplus, Sqrt, Square
 from verifiers.graph.relaxations.gelu import Gelu, Mish, Silu
 from verifiers.graph.relaxations.piecewise import Abs, Clamp, HardSigmoid, HardSwish, LeakyRelu, Relu
@@ -51,7 +69,8 @@ aten = torch.ops.aten
 _RESHAPES = "view _unsafe_view reshape flatten unflatten unsqueeze squeeze"
 _PICKS = (
     "permute transpose t numpy_T expand select slice narrow flip roll index index_select repeat reflection_pad2d "
-    "replication_pad2d upsample_nearest2d pixel_shuffle pixel_unshuffle tril triu"
+    "replication_pad2d reflection_pad1d replication_pad1d upsample_nearest2d upsample_nearest1d broadcast_to "
+    "pixel_shuffle pixel_unshuffle tril triu"
 )
 _CONSTANTS = "new_zeros new_ones new_full zeros_like ones_like full_like"
 
@@ -65,6 +84,12 @@ LOWERINGS: dict[str, Callable[..., Any]] = {
     "adaptive_avg_pool2d": averaging(aten.adaptive_avg_pool2d, windows),
     "avg_pool1d": avg_pool1d,
     "upsample_bilinear2d": interpolating(aten.upsample_bilinear2d),
+    "_upsample_bilinear2d_aa": separable(aten._upsample_bilinear2d_aa),
+    "upsample_bicubic2d": separable(aten.upsample_bicubic2d),
+    "_upsample_bicubic2d_aa": separable(aten._upsample_bicubic2d_aa),
+    "cumsum": averaging(aten.cumsum, lambda before, after: max(before)),
+    "expand_as": same_shape,
+    **dict.fromkeys(("view_as", "reshape_as"), reshaped_as),
     "constant_pad_nd": lambda builder, x, sides, value=0: pad(builder, x, sides, "constant", value),
     **dict.fromkeys("clone contiguous alias detach lift_fresh_copy positive _assert_tensor_metadata".split(), identity),
     "to": converted,
@@ -82,6 +107,14 @@ LOWERINGS: dict[str, Callable[..., Any]] = {
     "batch_norm": fixed_batch_norm,
     "layer_norm": layer_norm,
     "group_norm": group_norm,
+    "instance_norm": instance_norm,
+    "rms_norm": rms_norm,
+    "linalg_vector_norm": vector_norm,
+    "norm": vector_norm,
+    "var": variance,
+    "std": deviation,
+    "var_mean": with_mean(variance),
+    "std_mean": with_mean(deviation),
     "add": add,
     "add_": add,
     "sub": sub,
@@ -91,6 +124,8 @@ LOWERINGS: dict[str, Callable[..., Any]] = {
     "neg": lambda builder, x: mul(builder, x, -1.0),
     "pow": power,
     "square": elementwise(Square),
+    "einsum": einsum,
+    "glu": glu,
     "matmul": matmul,
     "bmm": matmul,
     "mm": matmul,
@@ -98,7 +133,11 @@ LOWERINGS: dict[str, Callable[..., Any]] = {
     "scaled_dot_product_attention": attention,
     "softmax": softmax,
     "_softmax": softmax,
+    "max_pool1d": max_pool1d,
     "max_pool2d": max_pool2d,
+    "adaptive_max_pool1d": adaptive_max_pool(1),
+    "adaptive_max_pool2d": adaptive_max_pool(2),
+    "adaptive_max_pool3d": adaptive_max_pool(3),
     "avg_pool2d": avg_pool2d,
     "split": split,
     "split_with_sizes": split,
@@ -112,9 +151,23 @@ LOWERINGS: dict[str, Callable[..., Any]] = {
     "leaky_relu": elementwise(lambda slope=0.01: LeakyRelu(slope)),
     "prelu": prelu,
     "hardtanh": elementwise(lambda minimum=-1.0, maximum=1.0: Clamp(minimum, maximum)),
-    "clamp": clamp,
-    "clamp_min": clamp,
-    "clamp_max": lambda builder, x, maximum: clamp(builder, x, None, maximum),
+    "clamp": clamped,
+    "clamp_min": clamped,
+    "clamp_max": lambda builder, x, most: clamped(builder, x, None, most),
+    "maximum": maximum,
+    "minimum": minimum,
+    "max": largest(1),
+    "min": largest(-1),
+    "amax": amax(1),
+    "amin": amax(-1),
+    "gt": compared(1, strict=True),
+    "ge": compared(1, strict=False),
+    "lt": compared(-1, strict=True),
+    "le": compared(-1, strict=False),
+    "logical_not": negated,
+    "bitwise_not": negated,
+    "where": where,
+    "masked_fill": masked_fill,
     "hardsigmoid": elementwise(HardSigmoid),
     "hardswish": elementwise(HardSwish),
     "abs": elementwise(Abs),

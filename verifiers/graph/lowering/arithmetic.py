@@ -12,6 +12,7 @@ from verifiers.graph.lowering.shapes import Value, general
 from verifiers.graph.operators import Elementwise
 from verifiers.graph.relaxations.convex import Reciprocal, Rsqrt, Sqrt, Square
 from verifiers.graph.relaxations.lines import Activation
+from verifiers.graph.relaxations.powers import OddPower, Power
 from verifiers.graph.relaxations.products import Product
 from verifiers.graph.relaxations.softmax import Softmax
 
@@ -65,10 +66,17 @@ def div(builder: Builder, left: Value, right: Value) -> Ref:
 
 
 def power(builder: Builder, x: Ref, exponent: Value) -> Ref:
+    if isinstance(exponent, Tensor) and exponent.numel() == 1:
+        exponent = float(exponent)
+    if not isinstance(x, Ref) or not isinstance(exponent, int | float) or exponent == 0:
+        raise builder.refuse(f"exponent {exponent}: only constant ones other than 0 have bounds")
+    if exponent == 1:
+        return x
     known: dict[float, Callable[[], Activation]] = {2: Square, 0.5: Sqrt, -0.5: Rsqrt, -1: Reciprocal}
-    if isinstance(exponent, Ref | Tensor) or not isinstance(x, Ref) or exponent not in known:
-        raise builder.refuse(f"exponent {exponent}: only 2, 1/2, -1/2 and -1 have bounds")
-    return builder.add(Elementwise(known[exponent]()), [x], x.shape)
+    if exponent in known:
+        return builder.add(Elementwise(known[exponent]()), [x], x.shape)
+    odd = exponent > 0 and exponent % 2 == 1
+    return builder.add(Elementwise(OddPower(int(exponent)) if odd else Power(float(exponent))), [x], x.shape)
 
 
 def matmul(builder: Builder, left: Value, right: Value, *, scale: float | None = None) -> Ref:

@@ -100,6 +100,20 @@ def dropout(builder: Builder, x: Ref, p: float, train: bool) -> Ref:
     return x
 
 
+def same_shape(builder: Builder, x: Value, other: Value) -> Value:
+    """Lower ``expand_as`` and its like, which use only the shape of their second argument."""
+    shape = tuple(other.shape)
+    if not isinstance(x, Ref):
+        return x.expand(shape)
+    return x if x.shape == shape else general(builder, lambda value: value.expand(shape), [x], steps=0)
+
+
+def reshaped_as(builder: Builder, x: Value, other: Value) -> Value:
+    """Lower ``view_as`` and ``reshape_as``."""
+    shape = tuple(other.shape)
+    return builder.add(Reshape(x.shape, shape), [x], shape) if isinstance(x, Ref) else x.reshape(shape)
+
+
 def constant(target: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Make the lowering of an operator that uses only the shape and the dtype of its first argument."""
 
