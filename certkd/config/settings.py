@@ -71,7 +71,7 @@ class ModelConfig(Strict):
     With ``resize`` the network is built for square images of that many pixels a side, to which the data's images are
     resized. ``weights`` is a file of bare weights to start from; a last linear layer of another number of classes
     starts from random weights, and ``weights_key`` names those of a file with several. ``file.py:Class`` is a class of
-    the user's own, whose file is run.
+    the user's own, whose file is run, and ``output`` names its logits among several outputs.
     """
 
     name: str = "certkd:mlp"
@@ -80,6 +80,7 @@ class ModelConfig(Strict):
     pretrained: bool = False
     weights: str | None = None
     weights_key: str | None = None
+    output: str | int | None = None
     resize: Count | None = None
 
 

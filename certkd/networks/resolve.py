@@ -67,7 +67,10 @@ def for_training(
         mean=mean if config.normalize else (),
         std=std if config.normalize else (),
         resize=None if config.resize is None else (config.resize, config.resize),
+        output=config.output,
     )
+    if config.output is not None and not is_own(config.name):
+        raise InputError(f"output {config.output} is for a class of your own: {config.name} has one output")
     if config.pretrained and config.weights is not None:
         raise InputError(f"pretrained and weights {config.weights} both give the first weights: drop one of them")
     with torch.random.fork_rng():

@@ -13,6 +13,7 @@ from verifiers.runtime.arrays import channels_last
 from verifiers.runtime.classes import disagreement, out_of_range
 from verifiers.runtime.given import labelled
 from verifiers.runtime.modes import eval_mode
+from verifiers.runtime.outputs import rows_of
 from verifiers.runtime.samples import check_dtype, check_pixels, device_of
 
 #: Only the first images of a split are checked: they need not all be in memory.
@@ -107,9 +108,13 @@ def _logits(model: nn.Module, x: Tensor, name: str) -> Tensor:
         shape = tuple(x.shape[1:])
         hint = "; they look like channels last: give images.permute(0, 3, 1, 2)" if channels_last(shape) else ""
         raise InputError(f"the {name} does not take images of shape {shape}: {one_line(error)}{hint}") from None
-    if logits.dim() != 2 or logits.shape[1] < 2 or len(logits) != len(x):
-        raise InputError(f"the {name} must give one row of logits per image, got shape {tuple(logits.shape)}")
-    return logits
+    try:
+        rows = rows_of(logits, len(x))
+    except InputError as error:
+        raise InputError(str(error).replace("the network", f"the {name}", 1)) from None
+    if rows.shape[1] < 2:
+        raise InputError(f"the {name} has one score: training needs two or more classes")
+    return rows
 
 
 def check_settings(config: TrainConfig, teachers: Teachers) -> None:

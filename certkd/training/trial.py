@@ -41,7 +41,7 @@ def try_step(objective: Objective, batch: Batch, recipe: Recipe) -> None:
     try:
         copy = forward_of(deepcopy(batch.student).train(), recipe)
         backward(objective, replace(batch, student=copy), whole)
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, TypeError, AttributeError) as error:
         raise InputError(_failure(objective, one_line(error, None), recipe)) from error
 
 

@@ -301,7 +301,7 @@ def _torchvision(name: str, spec: ModelSpec, pretrained: bool) -> Classifier:
     try:
         if not pretrained:
             network = torchvision.models.get_model(name, weights=None, num_classes=spec.classes, **spec.options)
-            return Classifier(spec, network)
+            return Classifier(spec, _of_one_output(network))
         network = torchvision.models.get_model(name, weights="DEFAULT", **spec.options)
     except (OSError, RuntimeError, ValueError) as error:
         what = "fetch the weights of" if pretrained else "build"
@@ -310,7 +310,14 @@ def _torchvision(name: str, spec: ModelSpec, pretrained: bool) -> Classifier:
     update: dict[str, Any] = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
     if getattr(network, "transform_input", False):  # inception and googlenet: the weights were trained with this option
         update["options"] = {**spec.options, "transform_input": True}
-    return Classifier(spec.model_copy(update=update), network)
+    return Classifier(spec.model_copy(update=update), _of_one_output(network))
+
+
+def _of_one_output(network: nn.Module) -> nn.Module:
+    """Let GoogLeNet and Inception give their logits alone in training too; their other heads keep their weights."""
+    if hasattr(network, "aux_logits"):
+        network.aux_logits = False
+    return network
 
 
 def _replace_head(network: nn.Module, spec: ModelSpec) -> None:

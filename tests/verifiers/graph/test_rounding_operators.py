@@ -5,6 +5,7 @@ import inspect
 import pkgutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,10 +21,13 @@ from verifiers.graph.affine import Affine, Sum
 from verifiers.graph.difference import Deviation
 from verifiers.graph.graph import Builder, Ref
 from verifiers.graph.lowering import LOWERINGS
+from verifiers.graph.lowering.statistics import Variance
 from verifiers.graph.operators import Elementwise, Operator
 from verifiers.graph.relaxations.normalization import Normalization
+from verifiers.graph.relaxations.powers import Root
 from verifiers.graph.relaxations.products import Product
 from verifiers.graph.relaxations.relu_difference import ReluDifference
+from verifiers.graph.relaxations.selection import Select
 from verifiers.graph.relaxations.softmax import Softmax
 from verifiers.graph.rounding import representable
 
@@ -262,6 +266,10 @@ class Row:
         return drawn(self.shapes) if self.inputs is None else self.inputs()
 
 
+MAPS, LINE = (1, 4, 5, 6), (1, 3, 8)
+ZERO = torch.zeros(1, dtype=torch.float64)
+
+
 def row(kind: str, *args: Any, shape: tuple[int, ...], ways: Any = in_any_order, **more: Any) -> Row:
     options = {name: more.pop(name) for name in ("loose", "inputs") if name in more}
     return Row(lambda: lowered(kind, [shape], *args, **more), [shape], ways, kind, **options)
@@ -271,6 +279,31 @@ def _nearly_constant() -> Iterator[list[Tensor]]:
     """Rows whose variance is near eps, or nothing but rounding."""
     for seed in range(24):
         yield [(1.0 + seeded(2, 9, seed=seed, spread=0.3) * 10.0 ** -(2 + seed % 6)).float().double()]
+
+
+def _positive() -> Iterator[list[Tensor]]:
+    """Numbers above 0 of many magnitudes."""
+    for seed in range(12):
+        yield [seeded(*LINE, seed=seed, spread=(0.0, 2.0, 6.0)[seed % 3]).abs().clamp_min(1e-6).float().double()]
+
+
+def _deviating() -> Iterator[list[Tensor]]:
+    """Rows and their squared deviations, around 0 and far from it."""
+    for seed in range(24):
+        x = ((0.0, 3.0, 300.0)[seed % 3] + seeded(2, 9, seed=seed, spread=0.5)).float().double()
+        yield [(x - x.mean(1, keepdim=True)).square(), x]
+
+
+def varied(operator: Operator, values: Sequence[Tensor]) -> Ways:
+    """Find the variance in two passes in any order, and by updates."""
+    rows = values[1].numpy().astype(f32)
+    n = f32(rows.shape[1])
+    for name, add in SUMS.items():
+        mean = (add(rows) / n)[:, None]
+        yield f"two passes, {name}", add((rows - mean) * (rows - mean)) / (n - f32(1))
+    for name, (_, variance) in {"updates": _welford(rows), "merges": _chan(rows)}.items():
+        yield name, variance[:, 0] * n / (n - f32(1))
+    yield "torch", values[1].float().var(1).numpy()
 
 
 def _masked_inputs() -> Iterator[list[Tensor]]:
@@ -305,7 +338,6 @@ def _deviations() -> Iterator[list[Tensor]]:
         yield [part, t, s - t]
 
 
-MAPS, LINE = (1, 4, 5, 6), (1, 3, 8)
 CONV = (seeded(6, 2, 3, 3), seeded(6, seed=1), 1, 1, 1, 2)
 ROWS: dict[str, Row] = {
     "linear": row("linear", seeded(4, 9), seeded(4, seed=1), shape=(1, 9)),
@@ -401,6 +433,22 @@ ROWS: dict[str, Row] = {
     ),
     "max_pool2d": row("max_pool2d", 3, 2, 1, shape=MAPS, ways=None),
     "sign": row("sign", shape=LINE, ways=None),
+    "gt": row("gt", 0.3, shape=LINE, ways=None),
+    "where": Row(lambda: Select([LINE] * 3, LINE), [LINE] * 3, None, "where"),
+    "cumsum": row("cumsum", 2, shape=LINE),
+    "pow 3": row("pow", 3, shape=LINE, ways=by_torch(lambda x: x**3)),
+    "pow 2.5": row("pow", 2.5, shape=LINE, ways=by_torch(lambda x: x**2.5), inputs=_positive),
+    "pow 0.3": row("pow", 0.3, shape=LINE, ways=by_torch(lambda x: x**0.3), inputs=_positive),
+    "root": Row(lambda: Elementwise(Root()), [LINE], by_torch(lambda x: x.clamp_min(0).sqrt()), "norm"),
+    "var": Row(lambda: Variance([1], 1, (2, 9), ZERO, keepdim=False), [(2, 9)] * 2, varied, "var", 1e4, _deviating),
+    **{
+        name: row(name, *given, shape=MAPS, ways=by_torch(partial(F.interpolate, **how)), loose=1e5)
+        for name, given, how in (
+            ("_upsample_bilinear2d_aa", ([3, 7], False), {"size": (3, 7), "mode": "bilinear", "antialias": True}),
+            ("_upsample_bicubic2d_aa", ([3, 7], False), {"size": (3, 7), "mode": "bicubic", "antialias": True}),
+            ("upsample_bicubic2d", ([3, 7], False), {"size": (3, 7), "mode": "bicubic"}),
+        )
+    },
     "relu of both": Row(ReluDifference, [LINE] * 3, None, "relu"),
     "deviation": Row(_deviation, [(1, 4), (1, 6), (1, 6)], differences, "linear", inputs=_deviations),
 }
@@ -410,7 +458,10 @@ MOVES = (
     "narrow flip roll index index_select repeat reflection_pad2d replication_pad2d upsample_nearest2d pixel_shuffle "
     "pixel_unshuffle tril triu split split_with_sizes chunk unbind cat stack clone contiguous alias detach "
     "lift_fresh_copy positive _assert_tensor_metadata to _to_copy dropout feature_dropout new_zeros new_ones new_full "
-    "zeros_like ones_like full_like"
+    "zeros_like ones_like full_like expand_as view_as reshape_as broadcast_to reflection_pad1d replication_pad1d "
+    "upsample_nearest1d max min amax amin maximum minimum max_pool1d adaptive_max_pool1d adaptive_max_pool2d "
+    "adaptive_max_pool3d logical_not bitwise_not masked_fill einsum glu instance_norm rms_norm linalg_vector_norm norm "
+    "std std_mean var_mean clamp clamp_min"
 ).split()
 SAME = {
     "add_": "add",
@@ -418,6 +469,9 @@ SAME = {
     "mm": "matmul",
     "addmm": "matmul",
     "_softmax": "softmax",
+    "ge": "gt",
+    "lt": "gt",
+    "le": "gt",
     "scaled_dot_product_attention": "softmax",
     "_native_batch_norm_legit_no_training": "batch_norm",
 }
