@@ -7,6 +7,7 @@ import torch
 from certkd.config.settings import DataConfig
 from certkd.data.selection import EVERYTHING, Selection
 from certkd.data.splits import DataSet, Split
+from certkd.networks.builders import short
 from certkd.networks.checkpoint import Checkpoint
 from certkd.objectives import OBJECTIVES
 from verifiers.certify.audit.meaning import indices_of
@@ -76,7 +77,7 @@ def about_of(known: Checkpoint) -> dict[str, str]:
     spec, kind = known.model.spec, str((known.training.get("objective") or {}).get("kind", ""))
     papers = {str(objective.model_fields["kind"].default): objective.paper for objective in OBJECTIVES}
     return {
-        "architecture": f"{spec.name} {json.dumps(spec.options)}" if spec.options else spec.name,
+        "architecture": f"{short(spec.name)} {json.dumps(spec.options)}" if spec.options else short(spec.name),
         "teacher_sha256": known.teacher_sha256,
         "objective": kind,
         "objective_paper": papers.get(kind, ""),

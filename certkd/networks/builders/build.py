@@ -47,7 +47,7 @@ class ModelSpec(Strict):
         output: name or place of the logits among several outputs of the network; None if there is one.
     """
 
-    name: Annotated[str, Field(max_length=200)]
+    name: Annotated[str, Field(max_length=1000)]
     options: dict[str, Any] = {}
     classes: Annotated[int, Field(ge=1, le=MOST_CLASSES)]
     shape: Annotated[tuple[Side, ...], Field(min_length=1, max_length=5)]
@@ -316,7 +316,7 @@ def _torchvision(name: str, spec: ModelSpec, pretrained: bool) -> Classifier:
 def _of_one_output(network: nn.Module) -> nn.Module:
     """Let GoogLeNet and Inception give their logits alone in training too; their other heads keep their weights."""
     if hasattr(network, "aux_logits"):
-        network.aux_logits = False
+        network.aux_logits = False  # type: ignore[assignment]
     return network
 
 

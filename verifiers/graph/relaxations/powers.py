@@ -1,7 +1,6 @@
 """Relax powers, and roots of sums of squares."""
 
 from dataclasses import dataclass
-from math import inf
 
 import torch
 from jaxtyping import Bool, Float
@@ -105,7 +104,7 @@ class OddPower:
 
     def lines(self, low: Float[Tensor, "*shape"], high: Float[Tensor, "*shape"], alpha: Alpha | None = None) -> Lines:
         limit = torch.finfo(low.dtype).max ** (0.25 / self.exponent)
-        usable = (low > -limit) & (high < limit)
+        usable, (least, most) = (low > -limit) & (high < limit), self.interval(low, high)
         low, high = torch.where(usable, low, 0.0), torch.where(usable, high, 0.0)
         span, middle = Span.of(self, low, high), clamped(0.0, low, high)
         lower_alpha, upper_alpha = alpha or (None, None)
@@ -113,7 +112,7 @@ class OddPower:
         lines = Lines(
             *supporting(self, 1.0, span, convex, lower_alpha), *supporting(self, -1.0, span, concave, upper_alpha)
         )
-        return replaced(lines, ~usable, 0.0, -inf, inf)
+        return replaced(lines, ~usable, 0.0, least, most)
 
     def is_nonlinear(self, low: Float[Tensor, "*shape"], high: Float[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
         return low < high
