@@ -88,14 +88,14 @@ class Normalize(nn.Module):
     weight: Tensor
     bias: Tensor
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float], axes: int = 2) -> None:
+    def __init__(self, mean: Sequence[float] | float, std: Sequence[float] | float, axes: int = 2) -> None:
         super().__init__()
-        mean, std = ([values] if isinstance(values, int | float) else [*values] for values in (mean, std))
-        check_normalization(mean, std)
+        means, deviations = ([each] if isinstance(each, int | float) else [*each] for each in (mean, std))
+        check_normalization(means, deviations)
         if axes not in (0, 1, 2):
             raise InputError(f"axes is 2 for images, 1 for signals and 0 for vectors, got {axes!r}")
-        scale = 1.0 / torch.tensor(std, dtype=torch.float64)
-        shift = -torch.tensor(mean, dtype=torch.float64) * scale
+        scale = 1.0 / torch.tensor(deviations, dtype=torch.float64)
+        shift = -torch.tensor(means, dtype=torch.float64) * scale
         self.axes = axes
         self.register_buffer("weight", scale.float().reshape(-1, *([1] * (axes + 1 if axes else 0))))
         self.register_buffer("bias", shift.float())
