@@ -3,6 +3,9 @@
 import sys
 import warnings
 
+#: Beginnings of the names of this library's modules, and of what checks its types.
+_INSIDE = ("verifiers.", "certkd.", "jaxtyping", "beartype")
+
 
 class Reporter:
     """Hooks called by ``certify``; override the ones you need."""

@@ -69,7 +69,8 @@ def power(builder: Builder, x: Ref, exponent: Value) -> Ref:
     if isinstance(exponent, Tensor) and exponent.numel() == 1:
         exponent = float(exponent)
     if not isinstance(x, Ref) or not isinstance(exponent, int | float) or exponent == 0:
-        raise builder.refuse(f"exponent {exponent}: only constant ones other than 0 have bounds")
+        said = "that depends on the image" if isinstance(exponent, Ref | Tensor) else str(exponent)
+        raise builder.refuse(f"exponent {said}: only constant ones other than 0 have bounds")
     if exponent == 1:
         return x
     known: dict[float, Callable[[], Activation]] = {2: Square, 0.5: Sqrt, -0.5: Rsqrt, -1: Reciprocal}
