@@ -23,7 +23,7 @@ from certkd.cli.train import train
 from certkd.cli.transfer import transfer
 from certkd.cli.verify import verify
 from verifiers import __version__
-from verifiers.core.errors import LONGEST_MESSAGE, InputError, one_line, printable, shortened
+from verifiers.core.errors import LONGEST_MESSAGE, InputError, one_line, out_of_memory, printable, shortened
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 _HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
@@ -68,6 +68,8 @@ def main() -> None:
         if isinstance(error, OSError) and error.errno in _FULL and error.filename is None:  # of the output itself
             _discard_output()
             code = _fail(f"cannot write the output: {text}; free some space, then run the same command again", 2, debug)
+        elif out_of_memory(error):
+            code = _fail(f"memory ran out ({text}): take fewer samples at a time, or free some memory", 2, debug)
         else:
             code = _fail(f"this is a bug in certkd ({type(error).__name__}: {text}); --debug shows where", 70, debug)
     sys.exit(code if isinstance(code, int) else 0)

@@ -5,12 +5,14 @@ Methods are known by their properties (guarantee, what they are about, columns),
 
 import json
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from os.path import samefile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from verifiers.certify.audit.consistency import broken_rows, lines_of, lowest_attacked, pair_problems
 from verifiers.certify.audit.meaning import disagreements, identity_of, mixed_rows, refuse_absurd
 from verifiers.core.errors import InputError, did_you_mean
 from verifiers.core.status import FAILURES, About, Guarantee, Status
@@ -70,7 +72,7 @@ def check_known(certificates: Certificates) -> None:
 
 
 def check_same(teacher: Certificates, student: Certificates) -> None:
-    """Refuse unfinished files, and files with different samples, norms or radii.
+    """Refuse unfinished files, files with different samples, norms or radii, and files that contradict themselves.
 
     Raises:
         InputError: it names both files and the first difference.
@@ -95,9 +97,10 @@ def check_same(teacher: Certificates, student: Certificates) -> None:
     if student.eps != teacher.eps:
         raise InputError(f"{both}: eps is {student.eps_text} and {teacher.eps_text}")
     for certificates in (teacher, student):
-        for line in (*disagreements(certificates), *mixed_rows(certificates)):
+        for line in chain(disagreements(certificates), mixed_rows(certificates), broken_rows(certificates)):
             raise InputError(f"{certificates.path} contradicts itself: {line}; certify it again")
     _check_pair(teacher, student, both)
+    _check_claims_about_teacher(teacher, student)
 
 
 def _check_pair(teacher: Certificates, student: Certificates, both: str) -> None:
@@ -117,6 +120,20 @@ def _check_pair(teacher: Certificates, student: Certificates, both: str) -> None
     known = teacher.attributes.get("teacher_sha256")
     if known and known == student.attributes.get("model_sha256") != teacher.attributes.get("model_sha256"):
         raise InputError(f"{teacher.path} is about a student of the network of {student.path}: give the teacher first")
+
+
+def _check_claims_about_teacher(teacher: Certificates, student: Certificates) -> None:
+    """Refuse rows about the teacher that its own file contradicts.
+
+    Raises:
+        InputError: it names both files and the first such row.
+    """
+    about = [rows for rows in student if find(rows.name).about is About.PAIR and proves(rows.name)]
+    if not about or not same_teacher(teacher, student):
+        return
+    lowest = lowest_attacked(student)
+    for line in chain.from_iterable(lines_of(rows, pair_problems(teacher, rows, lowest)) for rows in about):
+        raise InputError(f"{student.path} contradicts {teacher.path}: {line}; certify both again")
 
 
 def same_teacher(teacher: Certificates, student: Certificates) -> bool:

@@ -25,6 +25,7 @@ from verifiers.core.columns import Columns
 from verifiers.core.quantities import Epsilon
 from verifiers.core.question import Question
 from verifiers.core.status import Status
+from verifiers.core.table import counted
 from verifiers.geometry.attack import Attack
 from verifiers.geometry.balls import Balls, norms
 from verifiers.geometry.margins import margin_specification, margins
@@ -109,6 +110,7 @@ class Complete:
     settings: CompleteSettings
     question: Question
     batch_size: int = 32
+    full: int = 0  # samples whose parts would have filled the memory
 
     @classmethod
     def prepare(
@@ -129,8 +131,11 @@ class Complete:
 
     @property
     def notes(self) -> Mapping[str, str]:
-        """The engine of the cheap bounds."""
-        return {"engine": self.screen.name}
+        """The engine of the cheap bounds, and what memory kept open."""
+        full = (
+            f"branch and bound ended on {counted(self.full, 'sample')} before open parts of the ball filled the memory"
+        )
+        return {"engine": self.screen.name, **({"reason": full} if self.full else {})}
 
     def at(self, eps: Epsilon) -> "Complete":
         """Return the same certifier for another radius."""
@@ -209,6 +214,7 @@ class Complete:
             return
         ends = {Status.CERTIFIED: end.finished, Status.OUT_OF_MEMORY: end.full, Status.TIMEOUT: end.late}
         status = next((status for status, true in ends.items() if true), Status.NOT_CERTIFIED)
+        self.full += status is Status.OUT_OF_MEMORY
         answers.decide(row, Stage.BRANCH_AND_BOUND, status, eps, end.bound)
 
     def _keep(self, answers: _Answers, row: int, one: Batch, point: Tensor) -> None:

@@ -55,7 +55,8 @@ def engine_of(
         return Rounded(exact, native_engine(program, samples, arithmetic))
     except Unsupported as error:
         raise Unsupported(
-            f"{name}: no bound of the rounding in float32 ({error}); arithmetic real leaves it out"
+            f"{name}: bounds over the real numbers only, since the rounding of float32 has no bound ({error}); with "
+            "arithmetic real a proof leaves rounding out"
         ) from error
 
 
@@ -93,7 +94,8 @@ def build(
             attack_bounds(built, samples, question.eps.value, norm=question.norm, method=method)
             return built, reasons
         except Unsupported as error:
-            reasons.append(str(error))
+            told = str(error)
+            reasons.append(told.replace(f" ({reasons[0]})", "") if reasons else told)
         except MEMORY_ERRORS as error:
             if not out_of_memory(error):
                 raise

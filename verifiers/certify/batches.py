@@ -15,6 +15,7 @@ from verifiers.core.errors import Contradiction, Unsupported, one_line
 from verifiers.core.question import Question
 from verifiers.core.reporter import Reporter
 from verifiers.core.status import About, Guarantee, Status
+from verifiers.core.table import counted
 from verifiers.geometry.margins import margins
 from verifiers.graph.program import Program
 from verifiers.methods.base import Method
@@ -101,6 +102,7 @@ class Run:
             certifier = self._prepared()
             self._run_batches(certifier, pending, batch_size or certifier.batch_size)
             self._note(certifier)
+            self._note_overflow()
             if "cross_check" in certifier.notes:
                 self.reporter.inform(f"{self.kind}: {certifier.notes['cross_check']}")
         self.reporter.finish(self.kind)
@@ -132,6 +134,16 @@ class Run:
         for name, value in certifier.notes.items():
             self.file.note(self.kind, name, value)
 
+    def _note_overflow(self) -> None:
+        """Note on how many balls nothing can be proved because values may overflow."""
+        over = self.file.overflows(self.kind)
+        said = (
+            f"values may overflow in float32 on the balls at eps of {counted(over, 'sample')}: nothing is proved there"
+        )
+        self.file.note(self.kind, "overflow", said if over else None)
+        if over:
+            self.reporter.warn(f"{self.kind}: {said}")
+
     def _refused(self, status: Status, reason: str) -> Refusal:
         self.file.note(self.kind, "reason", reason)
         self.reporter.warn(f"{self.kind}: {status.name}: {reason}")
@@ -139,6 +151,7 @@ class Run:
 
     def _run_batches(self, certifier: Certifier, pending: Rows, size: int) -> None:
         """Run batch by batch; halve a batch that does not fit into memory, and record a single row that does not."""
+        lost = 0
         while len(pending):
             rows, whole = pending[:size], False
             try:
@@ -153,6 +166,7 @@ class Run:
                     size = max(1, len(left) // 2)
                 elif len(left):
                     self._write(left, {**_same(Status.OUT_OF_MEMORY, 1), "seconds": np.zeros(1)})
+                    lost += 1
             except (Unsupported, Contradiction) as error:
                 status = Status.UNSUPPORTED if isinstance(error, Unsupported) else Status.ERROR
                 certifier = self._refused(status, str(error))
@@ -161,6 +175,8 @@ class Run:
             pending = self.file.pending(self.kind)
             if whole and np.isin(rows, pending).any():
                 raise RuntimeError(f"the certifier of {self.kind} gave some of {len(rows)} rows no answer")
+        if lost:
+            self._refused(Status.OUT_OF_MEMORY, f"{counted(lost, 'sample')} did not fit into memory, even alone")
 
     def _answer(self, certifier: Certifier, rows: Rows) -> None:
         """Settle misclassified rows and rows without finite logits, and pass all others to the certifier.

@@ -41,7 +41,12 @@ COMMON_COLUMNS = (
     Column("label", "int64", "", "true class"),
     Column("predicted", "int64", "", "class predicted by the network on the clean image"),
     Column("correct", "uint8", "", "1 when the predicted class is the true class"),
-    Column("radius", "float64", "pixels", "largest radius proved, rounded down; 0 when none or misclassified"),
+    Column(
+        "radius",
+        "float64",
+        "pixels",
+        "largest radius proved, rounded down, no larger than a ball of all images; 0 when none",
+    ),
     Column(
         "margin",
         "float64",

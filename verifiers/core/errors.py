@@ -115,6 +115,17 @@ def loading(path: str | os.PathLike[str], what: str, hint: str = "") -> Iterator
         raise InputError(f"{said}{hint}") from error
 
 
+#: Words of the errors by which torch, CUDA and the C++ library say that memory ran out.
+_MEMORY = ("t allocate memory", "not enough memory", "out of memory", "STATUS_ALLOC_FAILED", "bad_alloc")
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Return whether an error means that memory ran out, as Python, torch, CUDA or the C++ library says so."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _MEMORY)
+
+
 def did_you_mean(given: str, known: list[str]) -> str:
     """``" Did you mean 'x'?"`` for the nearest known name, or the list of all of them when none is near."""
     import difflib

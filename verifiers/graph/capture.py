@@ -29,6 +29,7 @@ from verifiers.graph.lowering.constants import fold, perturb
 from verifiers.graph.lowering.shapes import note_rounded
 from verifiers.graph.sequence import written
 from verifiers.graph.watch import Replay, answers_of_deployment, blame, blamed, watch
+from verifiers.runtime.oom import pass_on_memory
 
 
 class Hidden(Unsupported):
@@ -165,6 +166,7 @@ def _export(model: nn.Module, x: Tensor) -> Any:
                 exported = exported.run_decompositions({})  # slow; rewrites operators that write in place
             return exported
     except Exception as error:  # torch.export passes on any error of the network's own code
+        pass_on_memory(error)
         raise Unsupported(
             f"torch.export cannot capture the network{blame(error)}: {type(error).__name__}: {one_line(error)}"
         ) from error

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from verifiers.core.errors import Unsupported
 from verifiers.graph.exported import Exported, kind_of
+from verifiers.runtime.oom import pass_on_memory
 from verifiers.runtime.outputs import as_logits, rows_of
 
 aten = torch.ops.aten
@@ -204,9 +205,8 @@ class Images(nn.Module):
         try:
             with _without_advice():
                 return torch.vmap(lambda image: self.program(image[None])[0])(x)
-        except torch.OutOfMemoryError:
-            raise
-        except (RuntimeError, NotImplementedError, ValueError):
+        except (RuntimeError, NotImplementedError, ValueError) as error:
+            pass_on_memory(error)
             return torch.cat([self.program(image) for image in x.split(1)])
 
 

@@ -19,7 +19,8 @@ from verifiers.graph.graph import Graph
 from verifiers.graph.last_layer import Scores, scores_of
 from verifiers.graph.sequence import written
 from verifiers.graph.watch import blamed
-from verifiers.runtime.alone import TOLERANCE, Rounding, check_alone, differing, probes
+from verifiers.runtime.alone import SHRINKS, TOLERANCE, Rounding, check_alone, differing, in_float64, probes, tried
+from verifiers.runtime.oom import in_parts
 from verifiers.runtime.outputs import rows_of
 from verifiers.runtime.samples import device_of
 
@@ -107,18 +108,26 @@ class Captured:
         return digest.hexdigest()
 
 
-def check_program(program: nn.Module, images: Tensor, expected: Tensor, rounding: Rounding) -> None:
+def check_program(given: nn.Module, captured: Captured, images: Tensor, expected: Tensor, rounding: Rounding) -> None:
     """Compare a program with the logits that the network gave to each image alone.
 
     Raises:
-        Contradiction: they differ by more than rounding.
+        Contradiction: they are two functions.
+        Unsupported: they differ in float32 by far more than in float64.
     """
     with torch.no_grad():
-        found = rows_of(program(images), len(images))
+        found = in_parts(lambda part: rows_of(captured.whole(part), len(part)), images)
     wrong = differing(found, expected, images, rounding)
     if wrong is not None:
+        row, gap = wrong
+        left = tried(lambda: _apart(given, captured, images[row : row + 1].double()))
+        if left is not None and left <= SHRINKS * gap:
+            raise Unsupported(
+                "float32 is too coarse for the network: its logits and those of the captured program differ by "
+                f"{gap:.3g}, and by {left:.3g} in float64; scale down the weights whose products cancel"
+            )
         raise Contradiction(
-            f"the captured program is another function than the network: logits differ by {wrong[1]:.3g}; its code may "
+            f"the captured program is another function than the network: logits differ by {gap:.3g}; its code may "
             "depend on the mode in which it runs"
         )
 
@@ -138,6 +147,12 @@ def check_order(found: Captured, images: Float[Tensor, "batch *shape"]) -> None:
     far = scores.gather(1, best) - scores.gather(1, other) > TOLERANCE * scores.abs().amax(1, keepdim=True).clamp_min(1)
     if bool((preferred & far).any()):
         raise Contradiction(f"{found.scores.remark}: the network then predicts another class of an image")
+
+
+def _apart(given: nn.Module, captured: Captured, image: Tensor) -> Tensor:
+    """Compute how far the network and the program are apart in float64."""
+    with torch.no_grad():
+        return (rows_of(in_float64(given)(image), 1) - rows_of(captured.exact_whole(image), 1)).abs().max()
 
 
 def _alone(network: nn.Module, images: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch classes"]:
@@ -188,7 +203,7 @@ class Program:
             if not found.plain:
                 noise = torch.rand(x[:2].shape, generator=torch.Generator().manual_seed(0)).to(x)
                 images = torch.cat([x[:2], noise]).to(precision_of(self.given, x))
-                check_program(found.whole, images, _alone(self.given, images), self._rounding)
+                check_program(self.given, found, images, _alone(self.given, images), self._rounding)
             return found
 
         return self.once("captured", make)
@@ -205,9 +220,9 @@ class Program:
         expected = check_alone(self.module if isinstance(found, Hidden) else self.given, images, self._rounding)
         if isinstance(found, Captured) and not found.plain:
             try:
-                check_program(found.whole, images, expected, self._rounding)
+                check_program(self.given, found, images, expected, self._rounding)
                 check_order(found, images)
-            except Contradiction as error:
+            except (Unsupported, Contradiction) as error:
                 self._made["captured"] = error
         return self.module
 
@@ -285,8 +300,9 @@ class Program:
         found = self.captured
         if found is None:
             return None
+        own, exact = found.whole, found.exact_whole
         with torch.no_grad():
-            return rows_of((found.whole(x).double() - found.exact_whole(x.double())).abs(), len(x)).amax(1)
+            return in_parts(lambda part: rows_of((own(part).double() - exact(part.double())).abs(), len(part)).amax(1), x)
 
     def once(self, key: Hashable, make: Callable[[], T]) -> T:
         """Call ``make`` once per key and return its stored result afterwards.

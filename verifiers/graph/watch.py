@@ -27,6 +27,7 @@ from torch.utils._pytree import tree_leaves
 
 from verifiers.core.errors import Unsupported, one_line
 from verifiers.runtime.dispatch import DispatchMode
+from verifiers.runtime.oom import pass_on_memory
 
 #: Methods that hand out values without an operator that torch would see.
 READS = frozenset(
@@ -299,9 +300,8 @@ def blamed(failure: str) -> Iterator[None]:
     """Run the network's own code; its errors, but for those of memory, become ``Unsupported`` with its line."""
     try:
         yield
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:
+        pass_on_memory(error)
         raise Unsupported(f"{failure}{blame(error)}: {type(error).__name__}: {one_line(error)}") from error
 
 

@@ -55,7 +55,7 @@ class DiagnosticsCertifier:
         question.teacher.check_gradient(samples)
         model, teacher = program.module, question.teacher.module
         with torch.no_grad():
-            logits, theirs = model(samples), teacher(samples)
+            logits, theirs = model(samples[:1]), teacher(samples[:1])
         if logits.shape != theirs.shape:
             shapes = f"{tuple(logits.shape[1:])} and {tuple(theirs.shape[1:])}"
             raise Unsupported(f"student and teacher differ in their logits: {shapes}")

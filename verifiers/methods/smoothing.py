@@ -17,6 +17,7 @@ from verifiers.core.status import About, Guarantee
 from verifiers.methods.base import Method, Problems, Summary
 from verifiers.results.reader import read_images
 from verifiers.results.rows import MethodRows
+from verifiers.results.schema import largest_radius
 from verifiers.results.summaries import smoothing
 from verifiers.smoothing.table import CLAIM, COLUMNS, PAPER
 
@@ -74,7 +75,8 @@ class Smoothing(Method):
         from verifiers.smoothing.statistics import Law, Schedule
 
         law = Law(self.noise, self.sigma, Norm(rows.norm), pixels or 1)
-        recomputed = Recomputed(law, Schedule.of(self.question, self.n, self.alpha))
+        most = largest_radius({"pixels": pixels} if pixels else {}, rows.attributes)
+        recomputed = Recomputed(law, Schedule.of(self.question, self.n, self.alpha), most)
         if not Path(path).exists():
             return recomputed.problems(rows, None)
         every = np.arange(len(rows))

@@ -194,6 +194,11 @@ class CertificateFile:
         """The radius of a ball that holds every image, or eps if that is larger: no larger one is written."""
         return largest_radius(self._file.attrs, attributes_of(self._file[method], method))
 
+    def overflows(self, method: str) -> int:
+        """Number of rows on whose ball at eps values may overflow in float32."""
+        group = self._file[method]
+        return int(np.isposinf(group["rounding"][:]).sum()) if "rounding" in group else 0
+
     def attack_distance(self, rows: np.ndarray) -> np.ndarray:
         """Length of the shortest counterexample stored for each row; nan when there is none."""
         found = [group["distance"][:][rows] for group in self._file.values() if "distance" in group]

@@ -1,5 +1,6 @@
 """Check that a network is one fixed function of each image, whatever other images are in the batch or came before."""
 
+import copy
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -11,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from verifiers.core.errors import InputError, one_line
 from verifiers.runtime.dispatch import DispatchMode
-from verifiers.runtime.oom import fits, out_of_memory
+from verifiers.runtime.oom import fits, out_of_memory, pass_on_memory
 from verifiers.runtime.outputs import rows_of
 
 #: Images of the first batch, and made images, at most.
@@ -26,6 +27,8 @@ TOLERANCE = 1e-4
 COARSE = 1e-3
 #: Logits may also differ by this many times the measured float32 error.
 SAFETY = 64.0
+#: In float64 differences by rounding shrink to 2^-29 of those in float32; other differences stay.
+SHRINKS = 1e-4
 #: Standard deviation of the noise on copies of images, in pixel units.
 SIGMA = 0.25
 
@@ -67,8 +70,8 @@ def check_alone(
         The logits of each image alone.
 
     Raises:
-        InputError: the network fails, keeps state between calls, or mixes the images of a batch; the message names the
-            layer if it can be found.
+        InputError: the network fails, keeps state between calls, is too sensitive for float32, or mixes the images of a
+            batch; the message names the layer if it can be found.
     """
     together = logits_of(network, images)
     before = _state(network)
@@ -84,12 +87,51 @@ def check_alone(
         wrong = differing(found, alone[order], images[order], rounding)
         if wrong is not None:
             row, gap = wrong
+            _refuse_coarse(network, images[order], row, gap)
             raise InputError(
                 f"the network mixes the images of a batch: the logits of an image differ by {gap:.3g} between a batch "
                 f"of {len(order)} and the image alone{_layer(network, images[order], row)}; certificates need a "
                 "network that answers each image by itself"
             )
     return alone
+
+
+def _refuse_coarse(network: nn.Module, batch: Tensor, row: int, gap: float) -> None:
+    """Refuse a network whose answers differ between batches because of rounding alone.
+
+    Its float32 logits have no value that all batches share, so a prediction, a vote or an attack in one batch says
+    nothing about another one.
+
+    Raises:
+        InputError: in float64 the difference all but vanishes.
+    """
+
+    def exactly() -> Tensor:
+        exact = in_float64(network)
+        with torch.no_grad():
+            return (exact(batch.double())[row] - exact(batch[row : row + 1].double())[0]).abs().max()
+
+    left = tried(exactly)
+    if left is not None and left <= SHRINKS * gap:
+        raise InputError(
+            f"float32 is too coarse for the network: the logits of an image differ by {gap:.3g} between a batch of "
+            f"{len(batch)} and the image alone, and by {left:.3g} in float64, so they do not mix but round; scale down "
+            "the weights whose products cancel"
+        )
+
+
+def in_float64(network: nn.Module) -> nn.Module:
+    """Make a float64 copy of a network in eval mode."""
+    return copy.deepcopy(network).double().eval()
+
+
+def tried(call: Callable[[], Tensor]) -> float | None:
+    """Return a number that code of the network gives in float64; None if it does not run so."""
+    try:
+        return float(call())
+    except Exception as error:  # noqa: BLE001 - of code that was not written for float64
+        pass_on_memory(error)
+        return None
 
 
 def differing(

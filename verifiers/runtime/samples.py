@@ -16,7 +16,7 @@ from verifiers.runtime.arrays import PIXEL_TOLERANCE, channels_last
 from verifiers.runtime.classes import disagreement, out_of_range
 from verifiers.runtime.fingerprint import DataFingerprint
 from verifiers.runtime.given import labelled
-from verifiers.runtime.oom import out_of_memory
+from verifiers.runtime.oom import in_parts, out_of_memory
 from verifiers.runtime.outputs import as_logits, rows_of
 
 CLEAN_BATCH = 256
@@ -171,7 +171,7 @@ def check_pixels(batch: Tensor) -> None:
 def _logits(model: nn.Module, batch: Tensor) -> Tensor:
     try:
         with torch.no_grad():
-            logits = model(batch.to(device_of(model)).float().clamp(0.0, 1.0))
+            logits = in_parts(model, batch.to(device_of(model)).float().clamp(0.0, 1.0))
     except (RuntimeError, ValueError, IndexError) as error:
         if out_of_memory(error):
             raise

@@ -24,6 +24,7 @@ from verifiers.core.question import Question
 from verifiers.core.status import Status
 from verifiers.graph.program import Program
 from verifiers.runtime.certifier import Answer, Batch
+from verifiers.runtime.oom import out_of_memory
 from verifiers.runtime.samples import Samples
 from verifiers.smoothing.recount import Recount
 from verifiers.smoothing.sampling import GENERATOR, Draw, Purpose, Voter
@@ -84,7 +85,7 @@ class Smoother:
         try:
             voter.fit(samples[:1])
         except RuntimeError as error:
-            if isinstance(error, torch.OutOfMemoryError) or settings.dtype == "float32":
+            if out_of_memory(error) or settings.dtype == "float32":
                 raise
             raise Unsupported(f"the network does not run in {settings.dtype}: {str(error)[:200]}") from error
         images = 4 if program.device.type == "cpu" else max(1, voter.size // 16)

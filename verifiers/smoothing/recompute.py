@@ -1,5 +1,6 @@
 """Compute the columns of smoothing again from the stored votes."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,10 +23,12 @@ class Recomputed:
     Attributes:
         law: noise and norm; of a log, whose images are unknown, with one pixel.
         schedule: the looks and their levels.
+        most: the largest radius that a file holds: that of the image box, or eps.
     """
 
     law: Law
     schedule: Schedule
+    most: float = math.inf
 
     def problems(self, rows: MethodRows, votes: Int[np.ndarray, "rows looks classes"] | None) -> Marks:
         """Mark finished rows that do not follow from their votes; without votes, from the stored bound of them."""
@@ -43,7 +46,8 @@ class Recomputed:
             "its bound of the probability is outside [0, 1]": ~(np.isnan(bound) & ~answered)
             & ~((bound >= 0) & (bound <= 1)),
             "its radius does not follow from its bound of the probability": ~near(one, expected),
-            "its radius is not that of its bound": (status == Status.CERTIFIED) & (rows["radius"] != one),
+            "its radius is not that of its bound": (status == Status.CERTIFIED)
+            & (rows["radius"] != np.minimum(one, self.most)),
             "its prediction is not what its vote says": rows["predicted"] != np.where(answered, selected, -1),
             "its status is not what its vote says": status != np.where(answered, right, Status.ABSTAINED),
         }

@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from verifiers.runtime.oom import MEMORY_ERRORS, out_of_memory, pass_on_memory
 from verifiers.runtime.samples import device_of
 from verifiers.smoothing.statistics import Noise
 
@@ -90,14 +91,14 @@ class Voter:
         """Halve the copies of a pass until one fits into memory.
 
         Raises:
-            torch.OutOfMemoryError: not even one copy fits.
+            RuntimeError: not even one copy fits; an error of memory, as torch raises it.
         """
         while True:
             try:
                 list(self.labels(x, [Draw(0, 0, 0, self.size)], Purpose.PREVIEW))
                 return
-            except torch.OutOfMemoryError:
-                if self.size == 1:
+            except MEMORY_ERRORS as error:
+                if not out_of_memory(error) or self.size == 1:
                     raise
                 self.size //= 2
 
@@ -183,10 +184,8 @@ class _Network:
             slack = 1e-3 * max(1.0, float(plain.nan_to_num().abs().max()))
             if torch.allclose(found, plain, rtol=0.0, atol=slack, equal_nan=True):
                 return True
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError:
-            pass
+        except RuntimeError as error:
+            pass_on_memory(error)
         self._model.to(memory_format=torch.contiguous_format)
         return False
 

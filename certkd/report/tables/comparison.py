@@ -10,6 +10,12 @@ from verifiers.core.statistics import wilson
 from verifiers.core.table import Part, Table, counted, percent
 from verifiers.results.summaries.smoothing import SameCopies, basis
 
+#: What a comparison takes from the files.
+STATED = (
+    "Radii are as the files state them: no row contradicts another one, and only 'certkd verify' checks them on the "
+    "networks."
+)
+
 
 def comparison(result: Comparison, teacher: str, student: str) -> list[Part]:
     """Show the two networks side by side, their differences, and how much was kept."""
@@ -30,7 +36,7 @@ def comparison(result: Comparison, teacher: str, student: str) -> list[Part]:
     for word, indices in (("gained", result.gains), ("lost", result.losses)):
         shown = ", ".join(str(i) for i in indices[:20]) + (" ..." if len(indices) > 20 else "")
         parts += [f"{word} at eps, by index: {shown}"] if indices else []
-    return parts
+    return [*parts, STATED]
 
 
 def sides(named: dict[str, Side], title: str) -> list[Table]:

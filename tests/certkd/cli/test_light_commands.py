@@ -38,7 +38,7 @@ def rows(radius: float) -> dict[str, np.ndarray]:
         "predicted": np.zeros(4, np.int64),
         "correct": correct,
         "radius": np.full(4, radius),
-        "margin": np.ones(4),
+        "margin": np.full(4, 1.0 if radius >= 0.1 else -1.0),
         "certified": correct * (radius >= 0.1),
         "seconds": np.zeros(4),
         "status": np.full(4, Status.CERTIFIED.value, "uint8"),

@@ -15,6 +15,7 @@ from tests.certificate_files import write_file
 from tests.cli import refused
 from tests.paths import ROOT
 from verifiers.core.status import Status
+from verifiers.results import reader
 from verifiers.results.hdf5 import FORMAT_VERSION
 
 
@@ -152,3 +153,15 @@ def test_a_mistake_is_one_line_that_names_it(
         line = line.replace(place, name)
     assert words in line, line
     assert "pydantic" not in line and "Input should" not in line, "the words of a library"
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError("Unable to allocate 9 GiB"), torch.OutOfMemoryError("CUDA out of memory")]
+)
+def test_a_lack_of_memory_is_no_bug(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(path: str) -> None:
+        raise error
+
+    monkeypatch.setattr(reader, "read", fail)
+    line = refused("show", "a.h5")
+    assert line.startswith(f"certkd: memory ran out ({error})") and "fewer samples at a time" in line

@@ -53,7 +53,9 @@ def proofs(correct: np.ndarray, radius: np.ndarray) -> dict[str, np.ndarray]:
 def attack(correct: np.ndarray, falsified: np.ndarray) -> dict[str, np.ndarray]:
     """Rows of PGD."""
     found = np.where(falsified, Status.FALSIFIED, Status.NOT_CERTIFIED)
-    return columns(correct, np.where(correct, found, Status.MISCLASSIFIED), np.zeros(len(correct)))
+    rows = columns(correct, np.where(correct, found, Status.MISCLASSIFIED), np.zeros(len(correct)))
+    ends = {"margin": np.where(falsified, -1.0, 1.0), "distance": np.where(falsified, EPS, np.nan)}
+    return {**rows, **{name: np.where(correct, values, np.nan) for name, values in ends.items()}}
 
 
 def file(path: Path, content: Content, *, eps: Any = EPS, **changes: Any) -> Certificates:
@@ -62,12 +64,15 @@ def file(path: Path, content: Content, *, eps: Any = EPS, **changes: Any) -> Cer
 
 
 def random_content(seed: int, count: int = 60) -> dict[str, dict[str, np.ndarray]]:
-    """Rows of all three methods; about a fifth misclassified, radii around eps and often exactly 0 or eps."""
+    """Rows of all three methods; about a fifth misclassified, radii around eps and often exactly 0 or eps.
+
+    Half of what has no certificate at eps is falsified there.
+    """
     random = np.random.default_rng(seed)
     correct = random.random(count) < 0.8
     ibp, crown = (random.choice([0.0, 0.05, EPS, 0.13, 0.2], count) for _ in range(2))
     return {
-        "pgd": attack(correct, random.random(count) < 0.3),
+        "pgd": attack(correct, (random.random(count) < 0.5) & (np.maximum(ibp, crown) < EPS)),
         "ibp": proofs(correct, ibp),
         "crown": proofs(correct, crown),
     }
@@ -294,6 +299,7 @@ def test_rows_without_an_answer_are_refused(tmp_path: Path, status: Status) -> N
     (teacher,) = pair(tmp_path, 1)
     content = random_content(2)
     content["crown"]["status"][:2] = status
+    content["crown"]["radius"][:2] = content["crown"]["certified"][:2] = 0
     student = file(tmp_path / "student.h5", content)
     message = refusal(teacher, student)
     assert f"rows of crown have no answer (2 {status.name})" in message, message
@@ -320,6 +326,7 @@ def unsupported(content: dict[str, dict[str, np.ndarray]], method: str) -> dict[
         **rows,
         "status": np.where(asked, Status.UNSUPPORTED, rows["status"]).astype("uint8"),
         "radius": np.zeros(len(asked)),
+        "certified": np.zeros(len(asked), "uint8"),
     }
     return {**content, method: changed}
 

@@ -274,3 +274,37 @@ def test_an_honest_network_passes(name: str, count: int) -> None:
         labels = expected.argmax(1)
     found = certify(network, x, labels, eps="0.001", methods=["pgd"], steps=2, restarts=1)["pgd"]
     assert found["correct"].all(), "its own predictions are not its predictions"
+
+
+class Chaotic(nn.Module):
+    """Sums cancel that depend on the size of the batch, as the order of kernels' sums does."""
+
+    def __init__(self, *, mixes: bool = False) -> None:
+        super().__init__()
+        self.mixes = mixes
+        self.last = nn.Linear(16, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pixels = x.flatten(1)
+        shift = 1e6 if len(x) > 1 else 0.0
+        moved = (pixels + shift) * 3.0 - 3.0 * shift
+        return self.last(moved + (pixels.mean() if self.mixes else 0.0))
+
+
+def test_rounding_is_not_taken_for_mixing() -> None:
+    with pytest.raises(InputError, match=r"float32 is too coarse for the network: .* so they do not mix but round"):
+        Program(Chaotic().eval()).hold(images(3))
+    with pytest.raises(InputError, match="mixes the images of a batch"):
+        Program(Chaotic(mixes=True).eval()).hold(images(3))
+
+
+class OnlyFloat32(Chaotic):
+    """Cannot run in float64, so nothing shows that it rounds."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + torch.zeros(1, 1).float() @ x.flatten(1)[:1, :1]
+
+
+def test_a_network_that_does_not_run_in_float64_is_refused_too() -> None:
+    with pytest.raises(InputError, match="mixes the images of a batch"):
+        Program(OnlyFloat32().eval()).hold(images(3))

@@ -210,7 +210,7 @@ def test_constants_without_a_bound_have_none() -> None:
     """An operator of constants that has no lowering, and a constant slope, are bounded over the reals only."""
 
     def cumulated(net: nn.Module, x: Tensor) -> Tensor:
-        return x * net.weight.cumsum(1)[:1]
+        return x * net.weight.cumprod(1)[:1]
 
     def sloped(net: nn.Module, x: Tensor) -> Tensor:
         return F.prelu(x - 0.5, net.weight[0] * 0.1)

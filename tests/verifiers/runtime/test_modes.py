@@ -10,7 +10,7 @@ from torch import nn
 from verifiers.core.errors import InputError
 from verifiers.runtime.device import choose_device
 from verifiers.runtime.modes import SMALL_WORK, eval_mode, suitable_threads, trusted_arithmetic
-from verifiers.runtime.oom import fits, out_of_memory
+from verifiers.runtime.oom import fits, in_parts, out_of_memory, pass_on_memory
 
 
 @pytest.fixture
@@ -98,7 +98,13 @@ def test_unknown_devices_are_refused(name: str) -> None:
         choose_device(name)
 
 
-MEMORY = [torch.OutOfMemoryError("CUDA"), MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+MEMORY = [
+    torch.OutOfMemoryError("CUDA"),
+    MemoryError(),
+    RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"),
+    RuntimeError("std::bad_alloc"),
+]
 
 
 @pytest.mark.parametrize("error", MEMORY, ids=lambda error: type(error).__name__)
@@ -107,6 +113,10 @@ def test_a_lack_of_memory_does_not_fit(error: Exception) -> None:
         raise error
 
     assert out_of_memory(error) and not fits(fail)
+    with pytest.raises(type(error)):
+        pass_on_memory(error)
+    with pytest.raises(type(error)):
+        in_parts(lambda part: fail() or part, torch.arange(4))
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
@@ -116,6 +126,21 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
     assert not out_of_memory(ValueError("memory")) and fits(lambda: None)
     with pytest.raises(RuntimeError, match="shapes"):
         fits(fail)
+    pass_on_memory(RuntimeError("shapes do not match"))
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 7, 20])
+def test_a_batch_is_halved_until_its_parts_fit(most: int) -> None:
+    sizes: list[int] = []
+
+    def double(part: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(part))
+        if len(part) > most:
+            raise MemoryError
+        return 2 * part
+
+    assert in_parts(double, torch.arange(10)).tolist() == list(range(0, 20, 2)), "in the order of the batch"
+    assert sizes[0] == 10 and sum(size for size in sizes if size <= most) == 10, "an item was computed twice"
 
 
 def test_a_callers_autocast_does_not_reach_the_network() -> None:

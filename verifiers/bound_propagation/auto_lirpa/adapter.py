@@ -21,6 +21,7 @@ from verifiers.core.errors import Unsupported, one_line
 from verifiers.core.quantities import Norm
 from verifiers.geometry.balls import Balls, per_sample
 from verifiers.graph.program import Program
+from verifiers.runtime.oom import pass_on_memory
 
 METHODS = {"ibp": "IBP", "crown-ibp": "CROWN-IBP", "crown": "CROWN", "alpha-crown": "CROWN-Optimized"}
 #: Operators whose relaxation alpha-CROWN optimises here. Max pooling keeps CROWN's: in 0.3 its weights are float32 and
@@ -94,6 +95,7 @@ class AutoLirpa:
                 graph(self._ball(x[:1], torch.zeros(1, dtype=torch.float64, device=x.device), Norm.LINF))
                 return graph.requires_grad_(False)
         except FAILURES as error:
+            pass_on_memory(error)
             raise Unsupported(f"auto-LiRPA cannot build the graph: {_told(error)}") from error
 
     def _limit_batch(self) -> None:
@@ -104,9 +106,8 @@ class AutoLirpa:
         x = self._samples
         try:
             same = _agree(self._graph(x), self.model(x)) and all(self._batch_is_samples(m) for m in list(METHODS)[:-1])
-        except torch.OutOfMemoryError:
-            raise
-        except FAILURES:
+        except FAILURES as error:
+            pass_on_memory(error)
             same = False
         if not same:
             self.batch_size = 1
@@ -120,9 +121,8 @@ class AutoLirpa:
         alone = [run(x[i : i + 1], eps[i : i + 1], eye[i : i + 1], Norm.LINF) for i in range(2)]
         try:
             return _agree(run(x, eps, eye, Norm.LINF), torch.cat(alone))
-        except torch.OutOfMemoryError:
-            raise
-        except FAILURES:
+        except FAILURES as error:
+            pass_on_memory(error)
             return False
 
     def ask(
@@ -161,11 +161,8 @@ class AutoLirpa:
                 run(part.x, part.eps, asked, balls.norm)
                 for part, asked in zip(balls.split(size), rows.split(size), strict=True)
             ]
-        except torch.OutOfMemoryError:
-            raise
         except FAILURES as error:
-            if "memory" in str(error).lower():
-                raise
+            pass_on_memory(error)
             if method == "alpha-crown" and self._alpha_batch > 1:  # some failures depend on the samples of a batch
                 self._alpha_batch = 1
                 return self._bounds(balls, rows, method, iterations)

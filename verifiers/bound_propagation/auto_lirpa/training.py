@@ -13,6 +13,7 @@ from verifiers.bound_propagation.auto_lirpa.adapter import FAILURES, METHODS, qu
 from verifiers.bound_propagation.checks import check_forward
 from verifiers.bound_propagation.native.training import BoundMethod, Box
 from verifiers.core.errors import Contradiction, InputError, Unsupported, one_line
+from verifiers.runtime.oom import pass_on_memory
 
 
 def lower_margins(
@@ -39,9 +40,8 @@ def lower_margins(
             return graph.compute_bounds(x=given, C=rows, method=METHODS[method], bound_upper=False)[0]
     except compat.AutoLirpaMissing as missing:
         raise InputError(f"certified training needs auto-LiRPA: {missing}") from None
-    except torch.OutOfMemoryError:
-        raise
     except (Unsupported, Contradiction, *FAILURES) as error:
+        pass_on_memory(error)
         why = one_line(error).removeprefix("auto-LiRPA: ") or type(error).__name__
         raise InputError(
             f"auto-LiRPA cannot bound this network while it trains ({method}): {why}; "
@@ -112,7 +112,8 @@ def _check_batches(network: nn.Module, graph: Any, pair: Float[Tensor, "2 *shape
         with torch.no_grad():
             expected, found = network(pair), graph(pair)
         same = found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-3, atol=1e-3)
-    except FAILURES:
+    except FAILURES as error:
+        pass_on_memory(error)
         same = False
     if not same:
         raise Unsupported("its graph has a fixed batch size: write x.flatten(1) for x.view(x.size(0), -1)")

@@ -10,8 +10,8 @@ from verifiers.core.columns import indices_sha256
 from verifiers.core.errors import InputError
 from verifiers.core.quantities import Epsilon
 from verifiers.core.status import Status
-from verifiers.methods.base import Method, Problems
-from verifiers.methods.registry import certifies, find, parse
+from verifiers.methods.base import Method
+from verifiers.methods.registry import find, parse
 from verifiers.results.reader import own_attributes
 from verifiers.results.rows import Certificates, MethodRows
 
@@ -136,30 +136,6 @@ def method_of(certificates: Certificates, kind: str) -> Method:
         return parse(kind, known)
     except InputError as error:
         raise InputError(f"{certificates.path}: {error}") from None
-
-
-def row_problems(rows: MethodRows) -> Problems:
-    """Mark rows whose common columns do not follow from one another."""
-    status, radius, correct = rows["status"], rows["radius"], rows["correct"] == 1
-    certified = correct & (radius >= rows.eps)
-    return {
-        "it is correct and its prediction is not its label": correct & (rows["predicted"] != rows["label"]),
-        "it is an estimate and certified": (status == Status.CERTIFIED) & ~np.bool_(certifies(rows.name)),
-        "it is certified and misclassified": (status == Status.CERTIFIED) & ~correct,
-        "it is misclassified and correct": (status == Status.MISCLASSIFIED) & correct,
-        "it has no radius and is certified, or the reverse": (status == Status.CERTIFIED) != (radius > 0),
-        "certified at eps is not what its radius says": (rows["certified"] == 1) != certified,
-    }
-
-
-def nearest_counterexample(certificates: Certificates) -> np.ndarray:
-    """Return the distance of the nearest stored counterexample of each row; inf if there is none."""
-    nearest = np.full(len(next(iter(certificates))), np.inf)
-    for rows in certificates:
-        if "distance" in rows.columns:
-            found = np.where(rows["status"] == Status.FALSIFIED, rows["distance"], np.inf)
-            nearest = np.fmin(nearest, found)
-    return nearest
 
 
 def _plain(value: Any) -> Any:

@@ -16,8 +16,10 @@ from verifiers.graph.affine import Affine, Reshape
 from verifiers.graph.graph import Builder, Node, Ref
 from verifiers.graph.lowering.arithmetic import mul
 from verifiers.graph.lowering.shapes import note_rounded
+from verifiers.graph.lowering.constant_statistics import named, of_statistic
 from verifiers.graph.operators import Interval
 from verifiers.graph.rounding import LIBRARY, UP, accumulated
+from verifiers.runtime.oom import pass_on_memory
 
 #: Operators that only move entries, make constants, or give integers.
 MOVES = frozenset(
@@ -60,6 +62,11 @@ def fold(builder: Builder, target: Callable[..., Any], args: Any, kwargs: Any, l
                 note_rounded(builder, part)
         return value
     if not given and all(bool((part == part.round()).all()) for part in found):  # arange
+        return value
+    known = of_statistic(builder.kind, named(target, args, kwargs), lambda part: _or_zero(builder, part), found)
+    if known is not None:
+        for part, error in zip(found, known, strict=True):
+            builder.note(part, error)
         return value
     exact = all(builder.error(part) is None for part in given)
     for part in found:
@@ -130,7 +137,8 @@ def _bounded(
     try:
         args, kwargs = _replaced((args, kwargs), source)
         result = lower(small, *args, **kwargs)
-    except (Unsupported, ValueError, IndexError, TypeError, AttributeError, NotImplementedError, RuntimeError):
+    except (Unsupported, ValueError, IndexError, TypeError, AttributeError, NotImplementedError, RuntimeError) as error:
+        pass_on_memory(error)
         return None
     if not isinstance(result, Ref):
         return None

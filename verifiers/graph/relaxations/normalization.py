@@ -63,7 +63,7 @@ class Normalization:
         return [boxes[0].high > boxes[0].low]
 
     def rounding(self, boxes: Sequence[Interval], after: Interval) -> Tensor:
-        """Bound the error for the usual ways to compute mean and variance, see ``_moments``.
+        """Bound the error for the usual ways to compute mean and variance, see ``moments``.
 
         Deviations are a difference or x t - mean t, at most 8 roundings of |x| + |mean| with the scale and shift that
         may be merged into them, and t = 1 / sqrt(variance + eps) is off by 10 and by what the variance is off by. If
@@ -72,7 +72,7 @@ class Normalization:
         n, box = self.count, boxes[0]
         span, scale = self.ranges(box)
         size, limit = magnitude(box), magnitude(span)
-        off_mean, share = self._moments(box, scale)
+        off_mean, share = self.moments(box, scale)
         stretch = (1 - share.clamp_max(0.75)).rsqrt() * (1 + gamma(10)) - 1
         moved = size + size.mean(-1, keepdim=True)
         off_deviation = off_mean + gamma(8) * moved + TINY
@@ -83,7 +83,7 @@ class Normalization:
         overflows = n * size.square().mean(-1, keepdim=True) > LARGEST
         return torch.where(~overflows & (error <= LARGEST), error, torch.inf)
 
-    def _moments(self, box: Interval, scale: Interval) -> tuple[Tensor, Tensor]:
+    def moments(self, box: Interval, scale: Interval) -> tuple[Tensor, Tensor]:
         """Bound the error of the mean in float32, and the share of variance + eps that the variance is off by: in two
         passes, by updates, and with ``squares`` as E[x^2] - mean^2; eps and its sum with the variance are rounded too.
 
