@@ -12,6 +12,7 @@ from verifiers.core.errors import Contradiction
 from verifiers.core.quantities import Norm
 from verifiers.geometry.ascent import ascend
 from verifiers.geometry.balls import Balls, project, random_start
+from verifiers.runtime.last_places import refuse_coarse
 from verifiers.runtime.oom import fits
 
 
@@ -41,6 +42,7 @@ def check_sandwich(model: nn.Module, engine: Engine, balls: Balls, method: str, 
 
     Raises:
         Contradiction: a point breaks a bound; the message has the size of the break.
+        Unsupported: it does by no more than rounding in float64 can make of weights that cancel.
     """
     x = balls.x
     with torch.no_grad():
@@ -56,10 +58,17 @@ def check_sandwich(model: nn.Module, engine: Engine, balls: Balls, method: str, 
         values = torch.cat([logits, -logits], dim=1)
         broken = (bounds - values - slack).amax()
         if not float(broken) <= 0:
+            refuse_coarse(engine.name, float(broken), model, partial(_values, attacked))
             raise Contradiction(
                 f"the {method} bound of engine {engine.name} is broken by a point inside the {balls.norm} ball "
                 f"by {float(broken):.3g}"
             )
+
+
+def _values(points: Tensor, model: nn.Module) -> Tensor:
+    with torch.no_grad():
+        found: Tensor = model(points)
+        return found
 
 
 def attack_bounds(

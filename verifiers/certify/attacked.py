@@ -1,6 +1,7 @@
 """Attack every claimed radius: the program that is deployed, in its own precision, at the radius that is claimed."""
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -12,9 +13,22 @@ from verifiers.geometry.ascent import ascend
 from verifiers.geometry.balls import Balls, keyed_start, norms, project
 from verifiers.geometry.margins import margins
 from verifiers.graph.program import Program
+from verifiers.runtime.last_places import SAFETY, nudged
 
 #: Points that are tried in each ball, besides the end of an ascent from the image.
 POINTS, STEPS = 4, 5
+
+
+class Refuted(NamedTuple):
+    """The rows that a point breaks.
+
+    Attributes:
+        broken: a point within the radius has another class.
+        unsure: such a point was found over the real numbers, by no more than float64's rounding can make of its logits.
+    """
+
+    broken: Bool[Tensor, " batch"]
+    unsure: Bool[Tensor, " batch"]
 
 
 def refuted(
@@ -24,8 +38,8 @@ def refuted(
     predicted: Int[Tensor, " batch"],
     radius: Float[Tensor, " batch"],
     indices: Int[Tensor, " batch"],
-) -> Bool[Tensor, " batch"]:
-    """Return whether a point within each image's radius has another class.
+) -> Refuted:
+    """Search each image's ball for a point with another class.
 
     The points are random, corners, and the end of a short ascent. In real arithmetic the program runs in float64.
 
@@ -39,13 +53,20 @@ def refuted(
     """
     deployed = question.arithmetic is Arithmetic.FLOAT32
     network, x = (program.module, x) if deployed else (program.exact, x.double())
-    found, keys = torch.zeros(len(x), dtype=torch.bool, device=x.device), indices.tolist()
+    broken, unsure = torch.zeros((2, len(x)), dtype=torch.bool, device=x.device)
+    keys, other = indices.tolist(), None
     balls = Balls(x, radius.to(x.dtype) * (1 - 1e-6), question.norm)  # rounding moves few points out of the ball
     for point in _points(network, balls, predicted, question.seed, keys):
         inside = norms(point.double() - x.double(), question.norm) <= radius.double()
         with torch.no_grad():
-            found |= inside & (margins(network(point), predicted) < 0)
-    return found
+            margin = margins(network(point), predicted)
+            hit = inside & (margin < 0)
+            if not deployed and bool(hit.any()):
+                other = other or nudged(network)
+                sure = margin < -SAFETY * (margins(other(point), predicted) - margin).abs()
+                unsure, hit = unsure | (hit & ~sure), hit & sure
+        broken = broken | hit
+    return Refuted(broken, unsure & ~broken)
 
 
 def _points(

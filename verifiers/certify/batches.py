@@ -127,7 +127,7 @@ class Run:
         except MEMORY_ERRORS as error:
             if not out_of_memory(error):
                 raise
-            said = one_line(error, None) if isinstance(error, MemoryError) else ""
+            said = one_line(error, None) if isinstance(error, MemoryError) and error.args else ""
             return self._refused(Status.OUT_OF_MEMORY, said or "not even one sample fits into memory")
 
     def _note(self, certifier: Certifier) -> None:
@@ -247,36 +247,46 @@ class Run:
             "correct": correct.astype("uint8"),
         }
 
-    def _attack(self, rows: Rows, columns: Columns, contradicted: np.ndarray) -> None:
-        """Attack the claimed radii on the program that is deployed, and mark the rows of those that are broken."""
-        claimed = np.flatnonzero((columns["radius"] > 0) & ~contradicted)
+    def _attack(self, rows: Rows, columns: Columns, contradicted: np.ndarray) -> np.ndarray:
+        """Attack the claimed radii on the program that is deployed, and mark the rows of those that are broken.
+
+        Returns marks of the rows whose points break them by no more than float64's rounding.
+        """
+        unsure, claimed = np.zeros(len(rows), bool), np.flatnonzero((columns["radius"] > 0) & ~contradicted)
         if not len(claimed) or self.program.captured is None:
-            return
+            return unsure
         samples, device = self.samples, self.program.device
         chosen = rows[claimed]
-        contradicted[claimed] = (
-            refuted(
-                self.program,
-                self.question,
-                samples.batch(chosen, device),
-                samples.predicted[chosen].to(device),
-                torch.as_tensor(columns["radius"][claimed], device=device),
-                samples.indices[chosen],
-            )
-            .cpu()
-            .numpy()
+        found = refuted(
+            self.program,
+            self.question,
+            samples.batch(chosen, device),
+            samples.predicted[chosen].to(device),
+            torch.as_tensor(columns["radius"][claimed], device=device),
+            samples.indices[chosen],
         )
+        contradicted[claimed], unsure[claimed] = (each.cpu().numpy() for each in found)
+        return unsure
 
     def _check_against_attack(self, rows: Rows, columns: Columns) -> None:
-        """Turn a row whose radius contains a counterexample into an ERROR: that is a contradiction."""
-        contradicted = np.zeros(len(rows), bool)
+        """Turn a row whose radius contains a counterexample into an ERROR: that is a contradiction.
+
+        A row of which float64 cannot tell is UNSUPPORTED.
+        """
+        contradicted, unsure = np.zeros((2, len(rows)), bool)
         if self.method.guarantee is Guarantee.DETERMINISTIC:
             distance = self.file.attack_distance(rows)
             contradicted = (columns["radius"] > 0) & (columns["radius"] >= distance)  # nan compares false
-            self._attack(rows, columns, contradicted)
+            unsure = self._attack(rows, columns, contradicted)
         if contradicted.any():
             columns["status"][contradicted] = Status.ERROR
             columns["radius"][contradicted] = 0.0
             self._refused(Status.ERROR, f"{int(contradicted.sum())} rows claim a radius that contains a counterexample")
+        if unsure.any():
+            columns["status"][unsure] = Status.UNSUPPORTED
+            columns["radius"][unsure] = 0.0
+            told = counted(int(unsure.sum()), "row")
+            reason = f"float64 is too coarse to check {told}; scale down the weights that cancel"
+            self._refused(Status.UNSUPPORTED, reason)
         reached = columns["correct"].astype(bool) & (columns["radius"] >= self.question.eps.value)
         columns["certified"] = reached.astype("uint8")

@@ -51,7 +51,7 @@ def probes(network: nn.Module, first: Float[Tensor, "batch *shape"]) -> Float[Te
     copies = copies + SIGMA * torch.randn(shape, generator=generator)
     parts = torch.cat([copies[: -(-count // 4)], corners[: -(-count // 4)], random])[:count]
     images = torch.cat([given.float(), parts.clamp(0.0, 1.0).to(first.device)])
-    while len(images) > 2 and not fits(partial(logits_of, network, images)):
+    while len(images) > 1 and not fits(partial(logits_of, network, images)):
         images = images[::2]
     return images
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.verifiers.methods.test_float32 import cancelling
 from verifiers.certify.attacked import refuted
 from verifiers.core.quantities import Arithmetic, Epsilon, Norm
 from verifiers.core.question import Question
@@ -25,7 +26,8 @@ def asked(program: Program, radius: list[float], norm: Norm, arithmetic: Arithme
     question = Question(Epsilon.parse("0.1"), norm, 0, arithmetic=arithmetic)
     rows = torch.arange(3)
     found = refuted(program, question, x, torch.zeros(3).long(), torch.tensor(radius, dtype=torch.float64), rows)
-    return [bool(value) for value in found]
+    assert not found.unsure.any()
+    return [bool(value) for value in found.broken]
 
 
 @pytest.mark.parametrize("norm", list(Norm))
@@ -61,7 +63,21 @@ def test_a_claim_about_the_reals_is_attacked_in_float64() -> None:
     program.capture(x)
     question = Question(Epsilon.parse("0.1"), Norm.LINF, 0, arithmetic=Arithmetic.REAL)
     zero = torch.zeros(1).long()
-    assert not refuted(program, question, x, zero, torch.tensor([0.4], dtype=torch.float64), zero).any()
+    found = refuted(program, question, x, zero, torch.tensor([0.4], dtype=torch.float64), zero)
+    assert not found.broken.any() and not found.unsure.any()
+
+
+@pytest.mark.parametrize("size", [1e15, 1e20, 1e30])
+def test_points_that_float64_itself_gets_wrong_are_no_counterexamples(size: float) -> None:
+    """Over the reals the class is 0 for a second pixel above 0.2; in float64 the first pixel hides the second."""
+    network, x = cancelling(size)
+    program = Program(network.eval())
+    program.capture(x[:1])
+    question, zero = Question(Epsilon.parse("0.1"), Norm.LINF, 0, arithmetic=Arithmetic.REAL), torch.zeros(1).long()
+    found = refuted(program, question, x[:1], zero, torch.tensor([0.65], dtype=torch.float64), zero)
+    assert not found.broken.any() and found.unsure.all()
+    beyond = refuted(line(), question, x[1:], zero, torch.tensor([0.9], dtype=torch.float64), zero)
+    assert beyond.broken.all() and not beyond.unsure.any()
 
 
 def test_the_points_do_not_depend_on_the_batch() -> None:

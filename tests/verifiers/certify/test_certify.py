@@ -114,7 +114,7 @@ Install = Callable[..., Fake]
 @pytest.fixture
 def install(monkeypatch: pytest.MonkeyPatch) -> Install:
     """Adds a method named "fake" to the methods; no attack holds its claims against the network."""
-    monkeypatch.setattr(batches, "refuted", lambda *given: torch.zeros(len(given[2]), dtype=torch.bool))
+    monkeypatch.setattr(batches, "refuted", lambda *given: torch.zeros((2, len(given[2])), dtype=torch.bool))
 
     def add(given: Reply, worth: Guarantee = Guarantee.DETERMINISTIC, prepared: Any = None) -> Fake:
         fake = Fake(given)

@@ -105,7 +105,7 @@ def test_variances_and_deviations_are_within_their_bounds(less: int) -> None:
     var, var_error = bound(aten.var.correction, x, [1], correction=less, kind="var")
     std, std_error = bound(aten.std.correction, x, [1], correction=less, kind="std")
     finite = [i for i in range(len(x)) if bool(var_error[i].isfinite())]
-    assert {0, 2, 3, 5} <= set(finite), "ordinary rows have a bound"
+    assert {0, 1, 2, 5} <= set(finite), "ordinary rows have a bound"
     with np.errstate(all="ignore"):
         found = {name: machine(rows, less) for name, machine in MACHINES.items()}
     found["torch"] = x.float().var(1, correction=less).numpy()
@@ -143,6 +143,7 @@ def test_all_forms_of_deviations(target: Any, args: Any, kwargs: Any, kind: str)
         assert bool(((other.double() - one).abs() <= error).all()) and float(error.max()) < 1e-3
 
 
+@pytest.mark.filterwarnings("ignore:.*degrees of freedom")
 @pytest.mark.parametrize("values", [torch.ones(2, 4), torch.full((2, 4), 1e30), torch.ones(2, 1), torch.tensor(2.0)])
 def test_nothing_is_known_of_constant_huge_and_single_values(values: Tensor) -> None:
     dims = list(range(values.dim()))[1:]

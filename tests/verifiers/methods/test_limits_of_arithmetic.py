@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.certifying import certify
-from tests.verifiers.methods.test_float32 import mlp, tent
+from tests.verifiers.methods.test_float32 import cancelling, mlp, tent
 from verifiers.bound_propagation import engines
 from verifiers.core.errors import Unsupported
 from verifiers.core.reporter import Reporter
@@ -29,29 +29,25 @@ def of_two(network: nn.Module) -> tuple[nn.Module, Tensor, Tensor]:
         return network, x, network(x).argmax(1)
 
 
-def huge() -> nn.Module:
-    """Weights of 1e30 cancel in the logits, also in float64."""
-    torch.manual_seed(0)
-    network = mlp(2, 4, 4, 2)
-    with torch.no_grad():
-        network[0].weight.copy_(torch.rand(4, 2) + 0.5)
-        network[0].bias.fill_(1.0)
-        network[2].weight.copy_(torch.rand(4, 4) * 1e30)
-        network[2].bias.zero_()
-        network[4].weight.copy_(torch.tensor([[1.0, -1.0, 1.0, -1.0], [-1.0, 1.0, -1.0, 1.0]]))
-        network[4].weight[:, 1] *= 1 + 1e-7
-        network[2].weight[1] = network[2].weight[0]
-        network[2].weight[3] = network[2].weight[2]
-    return network
-
-
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_constants_that_float64_cannot_tell_are_unsupported(norm: str) -> None:
-    network, x, y = of_two(huge())
-    rows = certify(network, x, y, eps="0.01", norm=norm, methods=("lipschitz",), arithmetic="real", shells=3)[
-        "lipschitz"
-    ]
-    assert rows.count(Status.ERROR) == 0, rows.attributes.get("reason")
+def test_weights_that_cancel_in_float64_are_unsupported_over_the_reals(norm: str) -> None:
+    """A point that breaks a bound by float64's own rounding shows no error, and a radius that meets one is not told."""
+    network, x = cancelling(1e30)
+    for method in ("lipschitz", "crown", "local-linearity"):
+        options = {"shells": 3} if method == "lipschitz" else {}
+        rows = certify(
+            network,
+            x,
+            network(x).argmax(1),
+            eps="0.01",
+            norm=norm,
+            methods=(method,),
+            arithmetic="real",
+            options=options,
+        )[method]
+        assert rows.count(Status.UNSUPPORTED) == 2, [Status(int(status)).name for status in rows["status"]]
+        assert "float64 is too coarse" in rows.attributes["reason"], rows.attributes["reason"]
+        assert (rows["radius"] == 0).all()
 
 
 def test_an_overflow_is_noted_and_counted() -> None:

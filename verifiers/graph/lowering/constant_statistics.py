@@ -97,7 +97,7 @@ def _of_spread(kind: str, given: Mapping[str, Any], errors: Errors, found: list[
     value = found[0].reshape(high.shape)
     error = torch.maximum(high * (1 + off) - value, value - low * (1 - off)) * UP + FLOAT64 * value + TINY
     usable = (share <= 0.75) & (count * magnitude(box).square().amax(-1, keepdim=True) <= LARGEST)
-    bounds = [torch.where(usable, error, torch.inf).nan_to_num(torch.inf).reshape(found[0].shape)]
+    bounds = [torch.where(usable, error, torch.inf).nan_to_num(torch.inf, torch.inf, torch.inf).reshape(found[0].shape)]
     if len(found) > 1:
         moved = arranged(errors(constant)).mean(-1)
         bounds.append(((off_mean[0, ..., 0] + moved) * UP).reshape(found[1].shape))
@@ -129,7 +129,7 @@ def _of_batch_norm(given: Mapping[str, Any], errors: Errors, value: Tensor) -> T
     size = (gain.abs() + more) * magnitude(span) + shift.abs() + moved
     exact = columns(value)
     error = torch.maximum(high - exact, exact - low) * UP + (gamma(4) + FLOAT64) * size + TINY
-    whole = torch.where(size <= LARGEST, error, torch.inf).nan_to_num(torch.inf)[0]
+    whole = torch.where(size <= LARGEST, error, torch.inf).nan_to_num(torch.inf, torch.inf, torch.inf)[0]
     batch, _, *rest = constant.shape
     return whole.reshape(channels, batch, *rest).transpose(0, 1)
 
