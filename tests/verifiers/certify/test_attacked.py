@@ -67,7 +67,7 @@ def test_a_claim_about_the_reals_is_attacked_in_float64() -> None:
     assert not found.broken.any() and not found.unsure.any()
 
 
-@pytest.mark.parametrize("size", [1e15, 1e20, 1e30])
+@pytest.mark.parametrize("size", [1e20, 1e30])
 def test_points_that_float64_itself_gets_wrong_are_no_counterexamples(size: float) -> None:
     """Over the reals the class is 0 for a second pixel above 0.2; in float64 the first pixel hides the second."""
     network, x = cancelling(size)
