@@ -302,7 +302,9 @@ class Program:
             return None
         own, exact = found.whole, found.exact_whole
         with torch.no_grad():
-            return in_parts(lambda part: rows_of((own(part).double() - exact(part.double())).abs(), len(part)).amax(1), x)
+            return in_parts(
+                lambda part: rows_of((own(part).double() - exact(part.double())).abs(), len(part)).amax(1), x
+            )
 
     def once(self, key: Hashable, make: Callable[[], T]) -> T:
         """Call ``make`` once per key and return its stored result afterwards.
