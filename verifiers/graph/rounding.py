@@ -75,8 +75,13 @@ def representable(value: int | float | Tensor) -> bool:
 
 
 def steps_of(scale: int | float | Tensor) -> int:
-    """Count the roundings of a product with a constant: none by 0 and 1, one by a float32 number, else two."""
+    """Count the roundings of a product with a constant: none by 0 and 1, one by a float32 number, else two.
+
+    A constant beyond float32 has no bound: as many as ``gamma`` has none for.
+    """
     exact = torch.as_tensor(scale, dtype=torch.float64)
+    if bool((exact.abs() > LARGEST).any()):
+        return 2**23
     if bool(((exact.abs() == 1) | (exact == 0)).all()):
         return 0
     return 1 if representable(exact) else 2

@@ -2,11 +2,15 @@
 
 from fractions import Fraction
 from math import inf
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from verifiers.core.errors import Unsupported
+from verifiers.graph.graph import Builder, Ref
+from verifiers.graph.lowering import LOWERINGS
 from verifiers.graph.rounding import LARGEST, NORMAL, TINY, UNIT, accumulated, gamma, magnitude, representable, steps_of
 
 
@@ -63,3 +67,29 @@ def test_float32_numbers_are_recognised() -> None:
 def test_products_with_constants_are_counted() -> None:
     signs = torch.tensor([1.0, -1.0, 0.0], dtype=torch.float64)
     assert [steps_of(value) for value in (1, -1.0, signs, 0.5, 0.1, signs / 3)] == [0, 0, 0, 1, 2, 2]
+
+
+def test_constants_beyond_float32_have_no_bound() -> None:
+    assert gamma(steps_of(1e39)) == gamma(steps_of(torch.tensor([1.0, -inf]))) == inf
+    assert steps_of(LARGEST) == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "given"),
+    [
+        ("mul", (1e39,)),
+        ("mul", (1e-40,)),
+        ("div", (1e39,)),
+        ("div", (-1e-40,)),
+        ("mul", (inf,)),
+        ("add", (Ref(0, (2,)), 1e39)),
+    ],
+)
+def test_numbers_that_float32_rounds_to_infinity_or_nothing_are_refused(kind: str, given: tuple[Any, ...]) -> None:
+    """x * 1e-10 * 1e39 is infinite in float32, and x / 1e39 * 1e38 is 0."""
+    builder = Builder(torch.zeros(1, 2, dtype=torch.float64))
+    more = {"alpha": given[1]} if kind == "add" else {}
+    with pytest.raises(Unsupported, match="which float32 does not hold"):
+        LOWERINGS[kind](builder, Ref(0, (2,)), *given[:1], **more)
+    LOWERINGS["div"](builder, Ref(0, (2,)), 3e38)
+    LOWERINGS["mul"](builder, Ref(0, (2,)), 0)

@@ -15,6 +15,17 @@ from verifiers.graph.relaxations.lines import Activation
 from verifiers.graph.relaxations.powers import OddPower, Power
 from verifiers.graph.relaxations.products import Product
 from verifiers.graph.relaxations.softmax import Softmax
+from verifiers.graph.rounding import LARGEST, NORMAL
+
+
+def check_number(builder: Builder, value: Any) -> None:
+    """Refuse a factor or divisor that float32 does not hold to full precision: it is rounded to inf, 0 or a subnormal.
+
+    Raises:
+        Unsupported: it is such a number.
+    """
+    if isinstance(value, int | float) and value and not NORMAL <= abs(value) <= LARGEST:
+        raise builder.refuse(f"with the number {value:.3g}, which float32 does not hold")
 
 
 def add(builder: Builder, left: Value, right: Value, *, alpha: int | float = 1) -> Ref:
@@ -31,6 +42,8 @@ def rsub(builder: Builder, left: Value, right: Value, alpha: int | float = 1) ->
 
 def _plus(builder: Builder, left: Value, a: int | float, right: Value, b: int | float) -> Ref:
     """Lower a left + b right."""
+    for factor in (a, b):
+        check_number(builder, factor)
     if not isinstance(left, Ref):
         left, a, right, b = right, b, left, a
     if isinstance(right, Ref):
@@ -48,6 +61,7 @@ def _plus(builder: Builder, left: Value, a: int | float, right: Value, b: int | 
 def mul(builder: Builder, left: Value, right: Value) -> Ref:
     if not isinstance(left, Ref):
         left, right = right, left
+    check_number(builder, right)
     if not isinstance(right, Ref):
         scale = torch.as_tensor(right, dtype=builder.like.dtype, device=builder.like.device)
         if torch.broadcast_shapes(scale.shape, left.shape) == left.shape:
@@ -62,6 +76,7 @@ def mul(builder: Builder, left: Value, right: Value) -> Ref:
 def div(builder: Builder, left: Value, right: Value) -> Ref:
     if isinstance(right, Ref):
         return mul(builder, left, builder.add(Elementwise(Reciprocal()), [right], right.shape))
+    check_number(builder, right)
     return mul(builder, left, 1 / torch.as_tensor(right, dtype=builder.like.dtype, device=builder.like.device))
 
 
