@@ -15,8 +15,8 @@ from verifiers.core.errors import Unsupported
 from verifiers.graph.affine import Affine, Reshape
 from verifiers.graph.graph import Builder, Node, Ref
 from verifiers.graph.lowering.arithmetic import mul
-from verifiers.graph.lowering.shapes import note_rounded
 from verifiers.graph.lowering.constant_statistics import named, of_statistic
+from verifiers.graph.lowering.shapes import note_rounded
 from verifiers.graph.operators import Interval
 from verifiers.graph.rounding import LIBRARY, UP, accumulated
 from verifiers.runtime.oom import pass_on_memory

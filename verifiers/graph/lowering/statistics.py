@@ -58,7 +58,7 @@ class Variance(General):
     """The sum of squared deviations over n - correction, of inputs d^2 and x; x only enters the rounding.
 
     Float32 may find the variance in two passes or by updates (Welford, Chan), as
-    :meth:`verifiers.graph.relaxations.normalization.Normalization._moments` describes. With V the variance and Q the
+    :meth:`verifiers.graph.relaxations.normalization.Normalization.moments` describes. With V the variance and Q the
     mean of x^2, two passes are off by gamma(n + 5) V and the square of the mean's error, and updates by
     by_updates sqrt(Q V) and by_updates^2 Q, all times n / (n - correction).
     """
