@@ -16,6 +16,7 @@ from certkd.cli.import_log import import_log
 from certkd.cli.inspect import inspect
 from certkd.cli.methods import methods
 from certkd.cli.objectives import objectives
+from certkd.cli.output import add_output_options, finish, start
 from certkd.cli.run import run
 from certkd.cli.show import show
 from certkd.cli.solve import solve
@@ -42,6 +43,7 @@ def cli() -> None:
 _CERTIFICATES = (certify, transfer, solve, import_log, show, compare, cite, export, verify)
 for command in (train, inspect, *_CERTIFICATES, run, methods, objectives):
     command.context_settings = {**_HELP, **command.context_settings}  # also where it is called without the group
+    add_output_options(command)
     cli.add_command(command)
 
 
@@ -51,8 +53,10 @@ def main() -> None:
     debug = len(arguments) < len(sys.argv) - 1
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal without the characters of a name
+    start()
     try:
         code = cli.main(arguments or ["--help"], prog_name="certkd", standalone_mode=False)
+        finish(code if isinstance(code, int) else 0)
         sys.stdout.flush()
     except click.ClickException as error:
         code = _fail(error.format_message(), error.exit_code, debug)

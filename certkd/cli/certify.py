@@ -6,8 +6,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from certkd.cli.networks import loader, named_data, network, teacher_of
-from certkd.cli.options import Assignment, EpsilonType, Value, Whole, data_options, network_options, teacher_options
+from certkd.cli.networks import check_network, loader, named_data, network, teacher_of
+from certkd.cli.options import (
+    Assignment,
+    EpsilonType,
+    Value,
+    Whole,
+    bare_or_named,
+    data_options,
+    network_options,
+    teacher_options,
+)
 from verifiers.core.errors import InputError
 from verifiers.core.quantities import Epsilon
 
@@ -21,7 +30,8 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--model", required=True, metavar="NETWORK", help="Checkpoint, .onnx, or source:name.")
+@click.argument("bare", metavar="[NETWORK]", required=False)
+@click.option("--model", metavar="NETWORK", help="The same: checkpoint, .onnx, or source:name.")
 @click.option("--teacher", metavar="NETWORK", help="Certify this network too, compare, and bound both jointly.")
 @click.option("--eps", "--radius", type=EpsilonType(), help="Radius in pixel units, like 8/255.")
 @click.option("--norm", default="linf", show_default=True, help="linf, l2 or l1.")
@@ -49,6 +59,7 @@ if TYPE_CHECKING:
 )
 @click.option("--out", metavar="FILE", help="Certificate file.  [default: next to the checkpoint]")
 @click.option("--teacher-out", metavar="FILE", help="The teacher's certificate file.  [default: next to the teacher]")
+@click.option("--overwrite", is_flag=True, help="Begin the certificate files again if they are there.")
 @network_options
 @teacher_options
 @click.option("--seed", type=Whole(0), default=0, show_default=True, help="Seed of all randomness.")
@@ -72,15 +83,15 @@ if TYPE_CHECKING:
     help="As in compare, with --teacher.",
 )
 @data_options
-def certify(model: str, teacher: str | None, eps: Epsilon | None, **options: Any) -> int:
+def certify(bare: str | None, model: str | None, teacher: str | None, eps: Epsilon | None, **options: Any) -> int:
     """Certify a network sample by sample.
 
-    First clean accuracy is measured. Then an attack gives an upper limit, and bound propagation certifies samples at
-    eps and finds the largest certified radius of each. With --teacher, both networks are certified, compared, and
-    bounded jointly. Rows are written to an HDF5 file as they are finished; to resume an interrupted run, run the same
-    command again. --complete settles the samples of small ReLU networks as CERTIFIED or FALSIFIED, and reports what
-    each stage decided and cost. --instances certifies a list of images, each at its own radius, writes a file for each
-    radius, and reports how many instances were decided.
+    NETWORK is a checkpoint, an .onnx file, or source:name. First clean accuracy is measured. Then an attack gives an
+    upper limit, and bound propagation certifies samples at eps and finds the largest certified radius of each. With
+    --teacher, both networks are certified, compared, and bounded jointly. Rows are written to an HDF5 file as they are
+    finished; to resume an interrupted run, run the same command again. --complete settles the samples of small ReLU
+    networks as CERTIFIED or FALSIFIED, and reports what each stage decided and cost. --instances certifies a list of
+    images, each at its own radius, writes a file for each radius, and reports how many instances were decided.
     """
     from certkd.cli.question import certify_config
     from certkd.networks import resolve as networks
@@ -89,10 +100,12 @@ def certify(model: str, teacher: str | None, eps: Epsilon | None, **options: Any
     from verifiers.runtime.modes import reuse_memory
 
     options["teacher"] = teacher
+    model = bare_or_named(bare, model, "--model", "certkd certify student.pt --eps 8/255")
     _check_question(eps, options)
     reuse_memory()
     config = certify_config(eps or Epsilon.parse("1"), options)
     requirements = _requirements(options, config)
+    _check_files(model, teacher, config, options)
     load = loader()  # one data set for all networks of the command
     options["kinds"] = {name.endswith(".onnx") for name in (model, teacher) if name is not None}
     student = network(model, options, load)
@@ -143,16 +156,12 @@ class _Certification:
         self, model: str, student: "Checkpoint", teacher: str | None, reference: "Checkpoint | None"
     ) -> "dict[str, Certificates]":
         """Certify the teacher, where there is one, and the student."""
-        from certkd.cli.question import default_out
-        from verifiers.results.writer import check_output
-
         done, alone = {}, self.config.alone()
-        out = self.outs["out"] or default_out(model, self.config, self.options["instances"], teacher)
-        check_output(out)
+        places = _places(model, teacher, self.config, self.options, self.outs)
+        _check_places(places, overwrite=self.options["overwrite"])
         if teacher is not None and reference is not None and alone is not None:
-            teacher_out = self.outs["teacher_out"] or default_out(teacher, alone, self.options["instances"])
-            done["teacher"] = self._certify(reference, teacher, alone, teacher_out, None)
-        done["student"] = self._certify(student, model, self.config, out, reference)
+            done["teacher"] = self._certify(reference, teacher, alone, places["teacher"], None)
+        done["student"] = self._certify(student, model, self.config, places["student"], reference)
         return done
 
     def _certify(
@@ -160,8 +169,9 @@ class _Certification:
     ) -> "Certificates":
         from certkd.certification import data_for, numbering
         from certkd.networks import resolve as networks
-        from certkd.report.console import CertifyProgress
+        from certkd.report.progress import CertifyProgress
         from verifiers.certify.certify import certify as certify_network
+        from verifiers.results.writer import discard
         from verifiers.runtime.device import choose_device
 
         options, split, reporter = self.options, self.options["split"], CertifyProgress(name)
@@ -171,9 +181,12 @@ class _Certification:
         if remark is not None:
             reporter.inform(remark)
         device = choose_device(options["device"] or "auto")
+        data = data_for(known, samples, source, split, self.selection)
+        if options["overwrite"]:
+            discard(out)
         return certify_network(
             known.model.to(device),
-            data_for(known, samples, source, split, self.selection),
+            data,
             config,
             teacher=None if teacher is None else teacher.model.to(device),
             out=out,
@@ -197,7 +210,46 @@ def _check_question(eps: Epsilon | None, options: dict[str, Any]) -> None:
         raise InputError(f"--teacher-out {options['teacher_out']} is the teacher's certificate file: add --teacher")
     for out in (options["out"], options["teacher_out"]):
         if out is not None:
-            check_output(out)
+            check_output(out, anew=options["overwrite"])
+
+
+def _check_files(model: str, teacher: str | None, config: "CertifyConfig", options: dict[str, Any]) -> None:
+    """Check all files and the device before networks and data are loaded."""
+    from certkd.data.selection import chosen, text_of
+    from verifiers.runtime.device import choose_device
+
+    choose_device(options["device"] or "auto")
+    for name in (model, teacher):
+        if name is not None:
+            check_network(name)
+    if options["instances"] is None:
+        chosen(options["indices"], options["indices_file"], options["limit"])
+        outs = {name: options[name] and Path(options[name]) for name in ("out", "teacher_out")}
+        _check_places(_places(model, teacher, config, options, outs), overwrite=options["overwrite"])
+    elif not Path(options["instances"]).is_file():
+        text_of(Path(options["instances"]))
+
+
+def _places(
+    model: str, teacher: str | None, config: "CertifyConfig", options: dict[str, Any], outs: dict[str, Path | None]
+) -> dict[str, Path]:
+    """Name the certificate file of each network."""
+    from certkd.cli.question import default_out, marks_of
+
+    marks, alone = marks_of(options), config.alone()
+    places = {"student": outs["out"] or default_out(model, config, marks, teacher)}
+    if teacher is not None and alone is not None:
+        places["teacher"] = outs["teacher_out"] or default_out(teacher, alone, marks)
+    return places
+
+
+def _check_places(places: dict[str, Path], *, overwrite: bool) -> None:
+    from verifiers.results.writer import check_output
+
+    for place in places.values():
+        check_output(place, anew=overwrite)
+    if len(set(places.values())) < len(places):
+        raise InputError(f"{places['student']} would be the file of both networks: name another with --teacher-out")
 
 
 def _questions(
@@ -232,9 +284,10 @@ def _report(done: "dict[str, Certificates]", requirements: "list[Requirement]") 
     """Print the results, compared with the teacher's if there is one; return a line for each failure."""
     from certkd.comparison.compare import compare
     from certkd.report import tables
-    from certkd.report.console import display
+    from certkd.report.console import display, record
     from verifiers.core.status import About
 
+    record(files=[{"role": role, **tables.figures(certificates)} for role, certificates in done.items()])
     for certificates in done.values():
         display(*tables.contents(certificates), *tables.summaries(certificates, [About.NETWORK, About.SMOOTHED]))
         display(f"written to {certificates.path}")

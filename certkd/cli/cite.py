@@ -14,9 +14,9 @@ def cite(file: str) -> None:
     objective if the file names it.
     """
     from certkd.report.citations import citations
-    from certkd.report.console import lines
+    from certkd.report.console import display
     from verifiers.results.reader import KIND, read
 
     with loading(file, KIND):
         found = "\n\n".join(citations(read(file)))
-    click.echo(lines(found))
+    display(found)

@@ -9,6 +9,7 @@ from certkd.cli.networks import loader, named_data, network
 from certkd.cli.options import EpsilonType, Whole, data_places, network_options
 from verifiers.core.errors import InputError, loading
 from verifiers.core.quantities import Epsilon
+from verifiers.core.table import counted
 
 if TYPE_CHECKING:
     from certkd.exchange.instances import Properties
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("file", metavar="[FILE.h5]", required=False)
+@click.argument("file", metavar="[FILE.h5|NETWORK]", required=False)
 @click.option("--model", metavar="NETWORK", help="Checkpoint, .onnx, or source:name.")
 @click.option("--out", required=True, metavar="PLACE", help="A folder; or, for rows, a .csv, .json or .npz file.")
 @click.option("--eps", type=EpsilonType(), help="Write properties for linf balls of this radius too, like 2/255.")
@@ -32,13 +33,15 @@ if TYPE_CHECKING:
 def export(file: str | None, model: str | None, out: str, eps: Epsilon | None, **options: Any) -> int:
     """Export networks, properties and certificates for other tools.
 
-    With --model NETWORK, --out is a folder. NAME.onnx takes any number of images in [0, 1]: normalisation is
-    inside. --eps adds a VNN-LIB property for each sample that is classified correctly, and instances.csv, which
+    With NETWORK (or --model NETWORK), --out is a folder. NAME.onnx takes any number of images in [0, 1]: normalisation
+    is inside. --eps adds a VNN-LIB property for each sample that is classified correctly, and instances.csv, which
     lists them as VNN-COMP does.
 
     With FILE.h5, rows go to a .csv or .json file and counterexamples to an .npz file. With the network too
     (--model), counterexamples go to a folder, each in a file of VNN-COMP's format, after they have been run again.
     """
+    if file is not None and model is None and _is_network(file):
+        file, model = None, file
     if file is not None:
         _refuse({"eps": eps, **options}, _ABOUT_PROPERTIES, "is about properties: a certificate file has rows; drop it")
         if model is None:
@@ -55,6 +58,11 @@ def export(file: str | None, model: str | None, out: str, eps: Epsilon | None, *
 
 _ABOUT_PROPERTIES = ("eps", "limit", "indices", "indices_file", "split", "timeout", "vnnlib")
 _ABOUT_NETWORKS = tuple("arch weights_key mean std layout output data data_root image_size download".split())
+
+
+def _is_network(name: str) -> bool:
+    """Tell whether a bare name is a network's, by its suffix or its source."""
+    return Path(name).suffix in (".pt", ".pth", ".safetensors", ".onnx", ".ckpt", ".bin") or ":" in name
 
 
 def _refuse(options: dict[str, Any], names: tuple[str, ...], why: str) -> None:
@@ -98,7 +106,7 @@ def _network(model: str, out: str, eps: Epsilon | None, options: dict[str, Any])
     from certkd.exchange.instances import Properties
     from certkd.networks.onnx.export import export as export_network
     from certkd.networks.resolve import is_path
-    from certkd.report.console import stderr, stdout
+    from certkd.report.console import display, stderr
 
     options["kinds"], load = {model.endswith(".onnx")}, loader()
     known = network(model, options, load)
@@ -107,10 +115,7 @@ def _network(model: str, out: str, eps: Epsilon | None, options: dict[str, Any])
         raise InputError(f"--out {out} would overwrite {model}: give another folder")
     properties = None if eps is None else _samples(known, options, load)
     refusal = export_network(known.model, file)
-    console = stdout()
-    console.print(
-        f"{file}: images {known.model.spec.shape} in [0, 1], {known.model.spec.classes} logits", soft_wrap=True
-    )
+    display(f"{file}: images {known.model.spec.shape} in [0, 1], {known.model.spec.classes} logits")
     if refusal is not None:
         stderr().print(f"warning: certkd itself does not read it back: {refusal}")
     if eps is not None and properties is not None:
@@ -118,6 +123,10 @@ def _network(model: str, out: str, eps: Epsilon | None, options: dict[str, Any])
         wanted = Properties(file.name, properties[1], eps, timeout, version)
         _write_properties(known, properties[0], file, wanted)
     return 0
+
+
+def _properties(count: int) -> str:
+    return "1 property" if count == 1 else f"{count} properties"
 
 
 def _samples(known: "Checkpoint", options: dict[str, Any], load: Any) -> tuple[Any, str]:
@@ -134,12 +143,12 @@ def _samples(known: "Checkpoint", options: dict[str, Any], load: Any) -> tuple[A
 
 def _write_properties(known: "Checkpoint", samples: Any, file: Path, wanted: "Properties") -> None:
     from certkd.exchange.instances import write_instances
-    from certkd.report.console import stderr, stdout
+    from certkd.report.console import display, stderr
 
     made = write_instances(known.model, samples, file.parent, wanted)
-    stdout().print(
-        f"{file.parent / 'instances.csv'}: {len(made.properties)} properties, eps {wanted.eps}", soft_wrap=True
-    )
+    display(f"{file.parent / 'instances.csv'}: {_properties(len(made.properties))}, eps {wanted.eps}")
     if made.misclassified:
         few = ", ".join(map(str, made.misclassified[:10])) + (", ..." if len(made.misclassified) > 10 else "")
-        stderr().print(f"left out, misclassified: {len(made.misclassified)} of {len(samples)} samples ({few})")
+        stderr().print(
+            f"left out, misclassified: {len(made.misclassified)} of {counted(len(samples), 'sample')} ({few})"
+        )

@@ -72,9 +72,12 @@ def network(name: str, options: dict[str, Any], load: "Load") -> "Checkpoint":
         InputError: as ``resolve.load``.
     """
     from certkd.networks import resolve as networks
+    from certkd.networks.builders import check_present
 
     if networks.is_fetched(name) and not options["download"]:
         raise InputError(f"{name} is described and fetched from a network: add --download to allow that")
+    if options["data"] and not options["download"] and not networks.is_path(name):
+        check_present(name)
     onnx = name.endswith(".onnx")
     wanted = named_data(options) if options["data"] else None
     mixed = len(options["kinds"]) > 1
@@ -94,6 +97,21 @@ def network(name: str, options: dict[str, Any], load: "Load") -> "Checkpoint":
             if len(known.model.spec.shape) == 3:
                 return _said(known, name)
     return _said(networks.load(name, data=None if wanted is None else load(wanted), **settings), name)
+
+
+def check_network(name: str) -> None:
+    """Check a network's file, before anything large is loaded.
+
+    Raises:
+        InputError: it is missing, empty, a folder, or another kind of file.
+    """
+    from certkd.files import sniff
+    from certkd.networks import resolve as networks
+
+    if networks.is_path(name):
+        head = sniff(Path(name), "ONNX file" if name.endswith(".onnx") else "checkpoint")
+        if head.startswith(b"\x89HDF"):
+            raise InputError(f"{name} is an HDF5 file, as certificates are, not a network: 'certkd show' prints those")
 
 
 def _said(known: "Checkpoint", name: str) -> "Checkpoint":

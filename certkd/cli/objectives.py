@@ -17,15 +17,15 @@ def objectives(kind: str | None) -> None:
     KIND is an objective's name, like kdiga; its formula and its settings with their choices are printed.
     """
     from certkd.catalogue import describe, descriptions
+    from certkd.report.console import display
 
     if kind is not None:
         lines = _described(describe(kind))
     else:
         lines = (line for known in descriptions().values() for line in _listed(known))
-    for line in lines:
-        click.echo(line)
+    display(*lines)
     if kind is None:
-        click.echo("'certkd objectives KIND' describes one: its formula and settings.")
+        display("'certkd objectives KIND' describes one: its formula and settings.")
 
 
 def _listed(description: "Description") -> Iterator[str]:

@@ -89,6 +89,20 @@ def _float(value: Any, name: str) -> float:
         raise InputError(f"{name}: {value!r} is too large") from None
 
 
+def bare_or_named(bare: str | None, named: str | None, option: str, example: str) -> str:
+    """Take a file that is given bare or by its option.
+
+    Raises:
+        InputError: both are given, or neither: ``example`` is a command that would do.
+    """
+    if bare is not None and named is not None:
+        raise InputError(f"{bare} and {option} {named} say the same: give one of them")
+    given = named if bare is None else bare
+    if given is None:
+        raise InputError(f"nothing to work on: give a file, like {example} (or {option})")
+    return given
+
+
 def overrides(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the option ``--set key.sub=value``, which may be given several times."""
     return click.option(
@@ -131,13 +145,15 @@ def teacher_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def data_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options for data sets and the device."""
-    return data_places(click.option("--device", default=None, help="auto, cpu or cuda.  [default: auto]")(command))
+    return data_places(
+        click.option("--device", default=None, help="auto, cpu, cuda or cuda:1.  [default: auto]")(command)
+    )
 
 
 def data_places(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options for data sets."""
     for option in (
-        click.option("--download", is_flag=True, help="Let torchvision download a missing data set."),
+        click.option("--download", is_flag=True, help="Fetch data sets and weights that are not here."),
         click.option(
             "--image-size", metavar="H,W", help="Of images in folders, or as-is.  [default: the network's, or 224]"
         ),

@@ -1,5 +1,8 @@
 """The options of ``certkd certify`` as one configuration."""
 
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,8 @@ from verifiers.core.quantities import Epsilon
 SHORTCUTS = ("time_limit", "engine", "cross_check", "sigma", "n", "n0", "alpha", "noise")
 #: Added to the default methods where there is a teacher.
 WITH_TEACHER = ("joint",)
+#: Longer lists of samples are named by a hash.
+LONGEST_MARK = 40
 
 
 def certify_config(eps: Epsilon, options: dict[str, Any]) -> CertifyConfig:
@@ -52,16 +57,33 @@ def default_methods(teacher: bool) -> tuple[str, ...]:
     return (*DEFAULT_METHODS, *WITH_TEACHER) if teacher else DEFAULT_METHODS
 
 
-def default_out(name: str, config: CertifyConfig, instances: str | None, teacher: str | None = None) -> Path:
+def marks_of(options: Mapping[str, Any]) -> list[str]:
+    """Say in the name of a file which samples a question is about; nothing for all samples of the network's own data.
+
+    The marks are the data set and the split where they are given, and the list, the first N or the numbers.
+    """
+    marks = [Path(options["data"]).stem] if options["data"] else []
+    marks += [options["split"]] if options["split"] != "test" else []
+    marks += [Path(options[name]).stem for name in ("instances", "indices_file") if options[name]]
+    marks += [f"first{options['limit']}"] if options["limit"] else []
+    if options["indices"]:
+        short = options["indices"].replace(" ", "").replace(",", "_")
+        digest = hashlib.sha256(short.encode()).hexdigest()[:8]
+        marks.append(f"samples{short if len(short) <= LONGEST_MARK else digest}")
+    return [re.sub(r"[^\w.+-]", "_", mark) for mark in marks]
+
+
+def default_out(name: str, config: CertifyConfig, marks: Sequence[str] = (), teacher: str | None = None) -> Path:
     """Name the certificate file next to the checkpoint, so that another question goes to another file.
 
-    The name holds network, norm, eps, noise, teacher, list of samples, and the methods unless they are the default.
+    The name holds network, norm, eps, noise, teacher, the marks of the samples, and the methods unless they are the
+    default.
     """
     place = Path(name) if "/" in name or Path(name).exists() else Path(name.replace(":", "-"))
     parts = [place.stem, str(config.norm), config.eps.replace("/", "_")]
     parts += [f"sigma{sigma:g}" for method in config.methods if (sigma := getattr(method, "sigma", None)) is not None]
     parts += [] if teacher is None else [f"with-{Path(teacher.replace(':', '-')).stem}"]
-    parts += [] if instances is None else [Path(instances).stem]
+    parts += marks
     parts += [] if config.kinds == default_methods(teacher is not None) else ["+".join(config.kinds)]
     return place.with_name(f"{'-'.join(parts)}.h5")
 

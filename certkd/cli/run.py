@@ -22,13 +22,16 @@ def run(config: str, overrides: tuple[str, ...], overwrite: bool, **options: Any
     from certkd.config.settings import ExperimentConfig
     from certkd.experiment import run as run_experiment
     from certkd.report import tables
-    from certkd.report.console import CertifyProgress, TrainProgress, display
+    from certkd.report.console import display, record
+    from certkd.report.progress import CertifyProgress, TrainProgress
     from verifiers.runtime.modes import reuse_memory
 
     reuse_memory()
     settings = read(config, ExperimentConfig, with_data_options(overrides, options))
     done = run_experiment(settings, overwrite=overwrite, training_reporter=TrainProgress, reporter=CertifyProgress)
     display(*tables.experiment(done.networks, done.comparisons), tables.EXPLANATION)
+    record(files=[{"role": name, **tables.figures(certificates)} for name, certificates in done.networks.items()])
+    record(comparisons={name: result.to_dict() for name, result in done.comparisons.items()})
     for name, result in done.comparisons.items():
         display(*(f"{name}: {line}" for line in (tables.kept(result.verdict) if result.verdict is not None else [])))
     display(f"plots and summary.json are in {done.folder / 'report'}, certificates in {done.folder / 'certificates'}")

@@ -14,15 +14,18 @@ from verifiers.core.errors import InputError, did_you_mean, loading
 def show(file: str, method: str | None) -> None:
     """Print a certificate file, finished or still being written."""
     from certkd.report import tables
-    from certkd.report.console import display
+    from certkd.report.console import current, display, record
     from verifiers.results.reader import KIND, read
 
     certificates = read(file)
     if method is None:
         with loading(file, KIND):
             parts = [*tables.contents(certificates), *tables.summaries(certificates), *tables.facts(certificates)]
+            record(files=[tables.figures(certificates)])
         display(*parts)
         return
+    if current().plain:
+        raise InputError(f"--csv {method} and --json are two formats: give one of them")
     if method not in certificates.methods:
         raise InputError(f"{file} has no method {method!r}.{did_you_mean(method, list(certificates.methods))}")
     columns = certificates.to_dict()[method]

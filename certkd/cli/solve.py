@@ -7,6 +7,7 @@ import click
 
 from certkd.cli.options import Number, Whole
 from verifiers.core.errors import InputError
+from verifiers.core.table import counted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -93,7 +94,7 @@ def _solve(instances: "Sequence[Instance]", folder: Path, options: dict[str, Any
     from certkd.exchange.instance_table import write_results
     from certkd.exchange.solving import Settings, solve, solve_all
     from certkd.files import make_folder
-    from certkd.report.console import stderr
+    from certkd.report.console import current, stderr
     from verifiers.core.quantities import parse_arithmetic
     from verifiers.runtime.modes import reuse_memory
 
@@ -107,6 +108,8 @@ def _solve(instances: "Sequence[Instance]", folder: Path, options: dict[str, Any
         if not alone:
             one = row.instance
             reason = f": {row.reason}" if row.reason else ""
+            if current().quiet:
+                continue
             stderr().print(
                 f"{len(rows)}/{len(instances)} {row.result} {row.time:.1f} s {one.network} {one.question}{reason}"
             )
@@ -115,8 +118,13 @@ def _solve(instances: "Sequence[Instance]", folder: Path, options: dict[str, Any
 
 def _report(rows: "list[Row]", folder: Path, against: dict[tuple[str, str], str] | None, *, alone: bool) -> int:
     from certkd.exchange.instance_table import compare
-    from certkd.report.console import display, stderr
+    from certkd.report.console import display, record, stderr
 
+    listed = [
+        {"network": r.instance.network, "property": r.instance.question, "result": r.result, "seconds": r.time}
+        for r in rows
+    ]
+    record(instances=listed)
     counts = {word: sum(row.result == word for row in rows) for word in ("sat", "unsat", "unknown", "timeout")}
     if alone:
         row = rows[0]
@@ -124,14 +132,15 @@ def _report(rows: "list[Row]", folder: Path, against: dict[tuple[str, str], str]
         display(*([f"counterexample written to {folder / row.counterexample}"] if row.counterexample else []))
     else:
         said = ", ".join(f"{count} {word}" for word, count in counts.items())
-        display(f"{len(rows)} instances in {sum(row.time for row in rows):.1f} s: {said}")
+        display(f"{counted(len(rows), 'instance')} in {sum(row.time for row in rows):.1f} s: {said}")
         display(f"written to {folder / RESULTS}")
     if against is None:
         return 0
     found = compare(rows, against)
+    there = "instance is" if len(rows) == 1 else "instances are"
     display(
-        f"{found.both} of {len(rows)} instances are in the other table: {found.same} decided alike, {found.ours} by "
-        f"certkd alone, {found.theirs} by the other tool alone, {len(found.contradictions)} contradictions"
+        f"{found.both} of {len(rows)} {there} in the other table: {found.same} decided alike, {found.ours} by certkd "
+        f"alone, {found.theirs} by the other tool alone, {counted(len(found.contradictions), 'contradiction')}"
     )
     for line in found.contradictions:
         stderr().print(f"contradiction: {line}", soft_wrap=True)

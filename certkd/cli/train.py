@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from certkd.cli.options import data_options, overrides, with_data_options
+from certkd.cli.options import bare_or_named, data_options, overrides, with_data_options
 from verifiers.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--config", metavar="FILE", help="YAML file; see configs/.")
+@click.argument("bare", metavar="[CONFIG]", required=False)
+@click.option("--config", metavar="FILE", help="The same: a YAML file; see configs/.")
 @click.option("--teacher", metavar="FILE", help="The teacher's checkpoint.  [default: the configuration's]")
 @click.option(
     "--teacher-arch", metavar="NAME[,KEY=VALUE]", help="Network of the teacher's weights, or your file.py:Class."
@@ -27,13 +28,16 @@ if TYPE_CHECKING:
 def train(config: str | None, teacher: str | None, out: str | None, data: str | None, **options: Any) -> int:
     """Train a teacher or a student.
 
-    --config describes the training. With --teacher and --out alone, a small student is trained by KDIGA on the
+    CONFIG describes the training. With --teacher and --out alone, a small student is trained by KDIGA on the
     teacher's data. Writes best.pt (highest validation score), last.pt and log.jsonl into the output folder. To
     resume an interrupted training, add --resume; it ends with the same weights.
     """
-    from certkd.report.console import TrainProgress, stdout
+    from certkd.report.console import display, record
+    from certkd.report.progress import TrainProgress
     from certkd.training.job import run_training
 
+    if options["bare"] is not None:
+        config = bare_or_named(options["bare"], config, "--config", "")
     arch = options["teacher_arch"]
     given = {"teacher": teacher, "teacher_arch": arch, "out": out, "data.name": data if config is not None else None}
     extra = [f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None]  # quoted: not YAML
@@ -45,7 +49,8 @@ def train(config: str | None, teacher: str | None, out: str | None, data: str | 
     )
     best = {name: value for name, value in result.best.items() if name in ("clean", "pgd", "noisy")}
     figures = ", ".join(f"{name} {value:.1%}" for name, value in best.items())
-    stdout().print(f"best epoch {result.best_epoch + 1}: validation {figures}; {settings.out}/best.pt", soft_wrap=True)
+    display(f"best epoch {result.best_epoch + 1}: validation {figures}; {settings.out}/best.pt")
+    record(best_epoch=result.best_epoch + 1, validation=best, checkpoint=f"{settings.out}/best.pt")
     return 1 if result.collapsed else 0
 
 
@@ -62,7 +67,9 @@ def _default_student(
     """Configure KDIGA with the default settings, on the teacher's own data unless another data set is named."""
     name, arch = teacher
     if name is None or out is None:
-        raise InputError("nothing to train: give --config FILE, or --teacher CHECKPOINT and --out DIR")
+        raise InputError(
+            "nothing to train: give a configuration (--config FILE, or bare), or --teacher CHECKPOINT and --out DIR"
+        )
     from certkd.config.reading import read
     from certkd.config.settings import DataConfig, TrainJob
     from certkd.networks import resolve as networks

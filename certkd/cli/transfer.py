@@ -5,13 +5,14 @@ from typing import Any
 import click
 
 from certkd.cli.certify import certify
-from certkd.cli.options import EpsilonType, Whole, data_options, network_options, teacher_options
+from certkd.cli.options import EpsilonType, Whole, bare_or_named, data_options, network_options, teacher_options
 from verifiers.core.errors import InputError
 
 
 @click.command()
+@click.argument("bare", metavar="[STUDENT]", required=False)
+@click.option("--student", metavar="NETWORK", help="The same: checkpoint, or source:name.")
 @click.option("--teacher", metavar="NETWORK", help="The teacher: checkpoint, or source:name.")
-@click.option("--student", required=True, metavar="NETWORK", help="The student: checkpoint, or source:name.")
 @click.option("--eps", required=True, type=EpsilonType(), help="Radius in pixel units, like 8/255.")
 @click.option("--norm", default="linf", show_default=True, help="linf, l2 or l1.")
 @click.option("--data", metavar="NAME", help="Data set.  [default: the student's own]")
@@ -19,12 +20,13 @@ from verifiers.core.errors import InputError
 @click.option("--limit", type=Whole(1), help="Only the first N samples.")
 @click.option("--out", metavar="FILE", help="The student's certificate file.  [default: next to the checkpoint]")
 @click.option("--teacher-out", metavar="FILE", help="The teacher's certificate file.  [default: next to the teacher]")
+@click.option("--overwrite", is_flag=True, help="Begin the certificate files again if they are there.")
 @click.option("--require", "conditions", multiple=True, metavar="CONDITION", help="Like 'kept>=0.9': exit 1 if not.")
 @network_options
 @teacher_options
 @data_options
 @click.pass_context
-def transfer(ctx: click.Context, student: str, teacher: str | None, **options: Any) -> int:
+def transfer(ctx: click.Context, bare: str | None, student: str | None, teacher: str | None, **options: Any) -> int:
     """Find which of its teacher's certificates a student keeps.
 
     Both networks are certified at one radius. A certificate of the teacher is kept if the student has its own, or
@@ -32,6 +34,7 @@ def transfer(ctx: click.Context, student: str, teacher: str | None, **options: A
     For each lost sample the largest obstacle is named. The command is 'certkd certify --teacher' with the methods
     pgd, crown, joint and transfer; its rows are in the student's file.
     """
+    student = bare_or_named(bare, student, "--student", "certkd transfer student.pt --teacher teacher.pt --eps 8/255")
     if teacher is None:
         raise InputError("transfer compares a student with its teacher: give --teacher, like --teacher teacher.pt")
     return int(ctx.invoke(certify, model=student, teacher=teacher, methods="pgd,crown,joint,transfer", **options))

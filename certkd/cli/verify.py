@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from certkd.cli.networks import loader, named_data, network, teacher_of
-from certkd.cli.options import Value, Whole, data_options, network_options, teacher_options
+from certkd.cli.networks import check_network, loader, named_data, network, teacher_of
+from certkd.cli.options import Value, Whole, bare_or_named, data_options, network_options, teacher_options
 from verifiers.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("file", metavar="FILE.h5")
-@click.option("--model", required=True, metavar="NETWORK", help="The network that the file is about.")
+@click.argument("bare", metavar="[NETWORK]", required=False)
+@click.option("--model", metavar="NETWORK", help="The same: the network that the file is about.")
 @click.option("--teacher", metavar="NETWORK", help="The teacher, if the file compares with one.")
 @click.option("--sample", type=Whole(0), default=50, show_default=True, help="Rows to run and prove again.")
 @click.option(
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
 @network_options
 @teacher_options
 @data_options
-def verify(file: str, model: str, teacher: str | None, **options: Any) -> int:
-    """Audit a certificate file against the network that it is about.
+def verify(file: str, bare: str | None, model: str | None, teacher: str | None, **options: Any) -> int:
+    """Audit a certificate file against the NETWORK that it is about.
 
     The hashes of weights, layers and images must be those in the file. Everything that follows from other columns is
     computed again, every radius is attacked, and every stored counterexample runs once more. Rows drawn at random are
@@ -46,15 +47,20 @@ def verify(file: str, model: str, teacher: str | None, **options: Any) -> int:
     from certkd.certification import about_of, rows_of
     from certkd.networks import resolve as networks
     from certkd.report import tables
-    from certkd.report.console import CertifyProgress, display, stderr
+    from certkd.report.console import display, record, stderr
+    from certkd.report.progress import CertifyProgress
     from verifiers.certify.verify import VerifyConfig
     from verifiers.certify.verify import verify as verify_file
     from verifiers.results.reader import read
     from verifiers.runtime.device import choose_device
     from verifiers.runtime.samples import Data
 
+    model = bare_or_named(bare, model, "--model", f"certkd verify {file} student.pt")
     settings = VerifyConfig.parse({name: options[name] for name in ("sample", "seed", "time_limit")}, source="verify")
     certificates, load = read(file), loader()
+    for name in (model, teacher):
+        if name is not None:
+            check_network(name)
     about = certificates.attributes
     if not (about.get("data") and about.get("split")):
         raise InputError(f"{file} does not say what data it is about: it was not written by certkd certify")
@@ -76,6 +82,7 @@ def verify(file: str, model: str, teacher: str | None, **options: Any) -> int:
         reporter=CertifyProgress(model),
     )
     display(*tables.verification(audit))
+    record(holds=audit.holds, contradictions=list(audit.contradictions), missing=list(audit.missing))
     for line in audit.contradictions:
         stderr().print(f"contradiction: {line}", soft_wrap=True)
     return 0 if audit.holds else 1

@@ -3,24 +3,70 @@
 import re
 import shutil
 import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
 
 import rich.table
 from rich.console import Console
 from rich.text import Text
 
-from certkd.reporter import TrainingReporter
 from verifiers.core.errors import printable
-from verifiers.core.reporter import Reporter
-from verifiers.core.table import Part, Table, counted
-
-if TYPE_CHECKING:
-    from rich.progress import Progress
+from verifiers.core.table import Part, Table
 
 #: Narrower terminals get lines of this width.
 NARROWEST = 80
 _NUMBER = re.compile(r"(([<>]= )?[-+]?[\d.,]+(e[-+]?\d+)?( ?%| GiB| s| min| h| days)?|[-+]?(nan|inf)|-|)")
+
+
+@dataclass
+class Mode:
+    """How a command prints.
+
+    Attributes:
+        quiet: without progress; results and warnings are left.
+        plain: results are kept, and printed at the end as one JSON document.
+        parts: the results that are kept.
+        values: what the command records by name, for the document alone.
+    """
+
+    quiet: bool = False
+    plain: bool = False
+    parts: list[Part] = field(default_factory=list)
+    values: dict[str, Any] = field(default_factory=dict)
+
+    def document(self) -> dict[str, Any]:
+        """Return the results as plain values: what was recorded, then tables and sentences as they are printed."""
+        tables = [
+            {"title": part.title, "columns": list(part.columns), "rows": [list(row) for row in part.rows]}
+            for part in self.parts
+            if isinstance(part, Table)
+        ]
+        return {**self.values, "tables": tables, "lines": [part for part in self.parts if isinstance(part, str)]}
+
+
+_mode: ContextVar[Mode] = ContextVar("mode")
+
+
+def begin(mode: Mode) -> None:
+    """Print in this way from now on."""
+    _mode.set(mode)
+
+
+def current() -> Mode:
+    """Return how the running command prints."""
+    return _mode.get(_AS_TEXT)
+
+
+def record(**values: Any) -> None:
+    """Keep plain values for the JSON document, if one is wanted; a list is added to the one of the same name."""
+    if current().plain:
+        kept = current().values
+        for name, value in values.items():
+            kept[name] = [*kept.get(name, []), *value] if isinstance(value, list) else value
+
+
+_AS_TEXT = Mode()
 
 
 class _Console(Console):
@@ -48,6 +94,9 @@ def stderr() -> Console:
 
 def display(*parts: Part, console: Console | None = None) -> None:
     """Print tables and sentences as results; a sentence is one line, however long."""
+    if console is None and current().plain:
+        current().parts.extend(parts)
+        return
     console = console or stdout()
     for part in parts:
         if isinstance(part, str):
@@ -66,110 +115,3 @@ def drawn(table: Table) -> rich.table.Table:
     for row in table.rows:
         made.add_row(*row)
     return made
-
-
-def _progress(console: Console) -> "Progress":
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    return Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left:"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}", markup=False),
-        console=console,
-        transient=True,
-    )
-
-
-class CertifyProgress(Reporter):
-    """A bar per method on a terminal, one line per method otherwise."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._console = stderr()
-        self._bar: Progress | None = None
-        self._task: Any = None
-
-    def clean(self, accuracy: float, samples: int) -> None:
-        self._console.print(f"{self._name}: clean accuracy {accuracy:.1%} on {counted(samples, 'sample')}")
-
-    def start(self, method: str, total: int, done: int) -> None:
-        if done == total:
-            return
-        resumed = f" ({done} rows already done)" if done else ""
-        if not self._console.is_terminal:
-            self._console.print(f"{self._name}: {method}{resumed} ...")
-            return
-        self._bar = _progress(self._console)
-        self._bar.start()
-        self._task = self._bar.add_task(
-            printable(f"{Path(self._name).name}: {method}"), total=total, completed=done, note=""
-        )
-
-    def advance(self, rows: int) -> None:
-        if self._bar is not None:
-            self._bar.advance(self._task, rows)
-
-    def finish(self, method: str) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
-
-    def warn(self, text: str) -> None:
-        self._console.print(f"{self._name}: warning: {text}")
-
-    def inform(self, text: str) -> None:
-        self._console.print(f"{self._name}: {text}")
-
-
-class TrainProgress(TrainingReporter):
-    """A bar with the last epoch's figures on a terminal, a line every fifth of the epochs otherwise."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._console = stderr()
-        self._bar: Progress | None = None
-        self._task: Any = None
-        self._epochs = 0
-
-    def start(self, epochs: int, done: int, steps: int) -> None:
-        self._epochs = epochs
-        if self._console.is_terminal and done < epochs:
-            self._bar = _progress(self._console)
-            self._bar.start()
-            total, completed = epochs * steps, done * steps
-            self._task = self._bar.add_task(
-                printable(f"{self._name}: training"), total=total, completed=completed, note=""
-            )
-
-    def step(self) -> None:
-        if self._bar is not None:
-            self._bar.advance(self._task)
-
-    def epoch(self, record: dict[str, Any]) -> None:
-        number, validation = record["epoch"] + 1, record["validation"]
-        figures = f"epoch {number}/{self._epochs} loss {record['terms']['loss']:.3f} clean {validation['clean']:.3f}"
-        figures += "".join(f" {name} {validation[name]:.3f}" for name in ("pgd", "noisy") if name in validation)
-        if self._bar is not None:
-            self._bar.update(self._task, note=figures)
-            if number == self._epochs:
-                self._bar.stop()
-                self._bar = None
-        elif number == self._epochs or number % max(1, self._epochs // 5) == 0:
-            self._console.print(f"{self._name}: {figures}")
-
-    def warn(self, text: str) -> None:
-        self._console.print(f"{self._name}: warning: {text}")
-
-    def inform(self, text: str) -> None:
-        self._console.print(f"{self._name}: {text}")

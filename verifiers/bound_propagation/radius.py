@@ -155,6 +155,7 @@ class RadiusSearch:
         tolerance: relative width of the final bracket.
         seconds: no evaluation starts later than this after the first.
         max_steps: the most evaluations per row.
+        tick: receives the number of rows that left, and the number of the next trial.
     """
 
     eps: float
@@ -162,12 +163,14 @@ class RadiusSearch:
     tolerance: float
     seconds: float = float("inf")
     max_steps: int = 40
+    tick: Callable[[int, str], None] | None = None
 
     @classmethod
     def of(cls, settings: SearchSettings, question: Question, batch: Batch) -> "RadiusSearch":
         """Build the search from a method's settings."""
         limit = whole_box(question.norm, batch.x[0].numel())
-        return cls(question.eps.value, limit, settings.tolerance, settings.time_limit * len(batch))
+        seconds = settings.time_limit * len(batch)
+        return cls(question.eps.value, limit, settings.tolerance, seconds, tick=batch.tick)
 
     def __call__(
         self,
@@ -190,6 +193,8 @@ class RadiusSearch:
             rows = state.active.nonzero().squeeze(1)
             if not len(rows) or (step and time.perf_counter() - started > self.seconds - spent):
                 break
+            if self.tick is not None:
+                self.tick(len(margin) - len(rows), f"radius {step + 1} of each")
             try:
                 found = bound(rows, state.trial[rows])
             except MEMORY_ERRORS as error:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -190,7 +190,7 @@ class Run:
         columns["seconds"] = np.zeros(len(settled))
         if asked.any():
             started = time.perf_counter()
-            for answer in certifier(self.asked.batch(rows[asked])):
+            for answer in certifier(replace(self.asked.batch(rows[asked]), tick=self.reporter.within)):
                 share = np.full(len(answer.rows), (time.perf_counter() - started) / len(answer.rows))
                 own = answer.columns.get("seconds")
                 found = {**answer.columns, "seconds": share if own is None else np.nan_to_num(own)}

@@ -19,6 +19,9 @@ class Reporter:
     def start(self, method: str, total: int, done: int) -> None:
         """Report that a method begins; an earlier run finished ``done`` of its ``total`` rows."""
 
+    def within(self, settled: int, text: str) -> None:
+        """Report where the current batch is, whose rows are not written yet: ``settled`` of them need no more work."""
+
     def advance(self, rows: int) -> None:
         """Report that rows of the current method were written."""
 

@@ -238,8 +238,23 @@ class CertificateFile:
         return contents(self._file, self.path)
 
 
-def check_output(path: str | os.PathLike[str]) -> None:
+def discard(path: Path) -> None:
+    """Delete an HDF5 file, if it is there and nobody writes it.
+
+    Raises:
+        InputError: another kind of file is there, or another process writes it.
+    """
+    if _exists(path):
+        check_output(path, anew=True)
+        path.unlink()
+
+
+def check_output(path: str | os.PathLike[str], *, anew: bool = False) -> None:
     """Check that a certificate file can be written or resumed at a place, before anything is computed.
+
+    Args:
+        path: of the file.
+        anew: a file that is there will be deleted first; it may be of any version.
 
     Raises:
         InputError: the name does not end like a certificate file's, another file or a folder is there, the folder
@@ -253,7 +268,10 @@ def check_output(path: str | os.PathLike[str]) -> None:
             raise InputError(f"{path} is a folder: name a file in it, like {path / 'student.h5'}")
         lock = _lock(path)
         try:
-            _check_file(path, TABLES)
+            if not anew:
+                _check_file(path, TABLES)
+            elif not h5py.is_hdf5(path):
+                raise InputError(f"{path} is not a certificate file and is not deleted: {_ANOTHER}")
         finally:
             lock.release()
         return

@@ -11,6 +11,10 @@ from torch import Tensor
 from verifiers.core.columns import Columns
 
 
+def _silent(settled: int, text: str) -> None:
+    """Report nothing."""
+
+
 @dataclass(frozen=True)
 class Batch:
     """Samples that a certifier answers together.
@@ -21,6 +25,7 @@ class Batch:
         indices: their indices in the data set split, on the CPU.
         classes: number of classes.
         clean: returns the smallest margins at the images, which are computed once per run, on first use.
+        tick: receives the number of samples that need no more work, and the stage, while all are worked on.
     """
 
     x: Float[Tensor, "batch *shape"]
@@ -28,6 +33,7 @@ class Batch:
     indices: Int[Tensor, " batch"]
     classes: int
     clean: Callable[[], Float[Tensor, " batch"]]
+    tick: Callable[[int, str], None] = _silent
 
     def __len__(self) -> int:
         return len(self.x)

@@ -11,6 +11,7 @@ from certkd.networks.builders.build import (
     usual_statistics,
 )
 from certkd.networks.builders.own import is_own, short
+from certkd.networks.builders.weights import check_present
 from certkd.networks.cost import Budget
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "Classifier",
     "ModelSpec",
     "build",
+    "check_present",
     "is_fetched",
     "is_own",
     "known_models",

@@ -2,7 +2,7 @@
 
 from certkd.report.tables.certification import inspection, verification
 from certkd.report.tables.comparison import comparison, curve, kept, sides
-from certkd.report.tables.contents import contents, facts, instances, pair_summaries, summaries
+from certkd.report.tables.contents import contents, facts, figures, instances, pair_summaries, summaries
 from certkd.report.tables.experiment import EXPLANATION, experiment
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "curve",
     "experiment",
     "facts",
+    "figures",
     "inspection",
     "instances",
     "kept",

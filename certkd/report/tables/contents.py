@@ -31,6 +31,22 @@ def contents(certificates: Certificates) -> list[Part]:
     return [Table(title, columns, lines), _by_status(certificates)]
 
 
+def figures(certificates: Certificates) -> dict[str, Any]:
+    """Return what a file says as plain values: per method the count at eps, accuracy, mean radius and statuses."""
+    methods = {}
+    for rows in certificates:
+        found = at_eps(rows)
+        methods[rows.name] = {
+            "guarantee": find(rows.name).guarantee.value,
+            "at_eps": None if found is None else found.samples,
+            "accuracy": None if found is None else found.share,
+            "mean_radius": float(np.mean(rows["radius"])) if found is not None and found.proved else None,
+            "statuses": {status.name: rows.count(status) for status in Status if rows.count(status)},
+        }
+    about = {"path": certificates.path, "norm": certificates.norm, "eps": certificates.eps_text}
+    return {**about, "samples": int(certificates.attributes["samples"]), "methods": methods}
+
+
 def _by_status(certificates: Certificates) -> Table:
     """Count the rows of each method by the statuses that occur. CERTIFIED is a radius above 0, whatever eps is."""
     counts = {rows.name: {status: rows.count(status) for status in Status} for rows in certificates}

@@ -21,7 +21,7 @@ from rich.console import Console
 from certkd.cli import main
 from certkd.networks.builders import ModelSpec, build
 from certkd.networks.checkpoint import Checkpoint, save
-from certkd.report import console, plots
+from certkd.report import plots, progress
 from tests.cli import Interrupted, Result, certkd, process, refused, refused_after_clean, succeeds
 from tests.paths import ROOT
 from verifiers.core.status import Status
@@ -189,15 +189,15 @@ def test_paths_with_brackets_and_blanks_are_printed_unharmed(network: Path, tmp_
 def test_progress_on_a_terminal_takes_names_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     screen = io.StringIO()
     monkeypatch.setattr(
-        console, "stderr", lambda: Console(file=screen, force_terminal=True, width=300, markup=False, emoji=False)
+        progress, "stderr", lambda: Console(file=screen, force_terminal=True, width=300, markup=False, emoji=False)
     )
-    progress = console.CertifyProgress("runs/[x] [bold]:smile:")
-    progress.clean(0.5, 10)
-    progress.start("crown", 10, 2)
-    progress.advance(8)
-    progress.finish("crown")
+    shown = progress.CertifyProgress("runs/[x] [bold]:smile:")
+    shown.clean(0.5, 10)
+    shown.start("crown", 10, 2)
+    shown.advance(8)
+    shown.finish("crown")
     assert "[x] [bold]:smile:: crown" in screen.getvalue(), "a name was read as markup"
-    training = console.TrainProgress("[/kd]")
+    training = progress.TrainProgress("[/kd]")
     training.start(1, 0, 3)
     training.step()
     training.epoch({"epoch": 0, "terms": {"loss": 1.0}, "validation": {"clean": 0.5, "pgd": 0.25}})
@@ -206,9 +206,23 @@ def test_progress_on_a_terminal_takes_names_as_they_are(monkeypatch: pytest.Monk
 
 def test_the_default_file_lies_beside_the_checkpoint(network: Path) -> None:
     succeeds("certify", "--model", network, "--eps", "2/255", *FAST)
-    out = network.with_name("net-linf-2_255-ibp.h5")
+    out = network.with_name("net-linf-2_255-first5-ibp.h5")
     assert out.is_file(), "the file is named after network, norm, eps and methods"
     assert "eps 2/255" in succeeds("show", out)
+
+
+def test_a_network_is_named_bare_and_its_file_made_anew(network: Path, tmp_path: Path) -> None:
+    out = tmp_path / "c.h5"
+    first = certkd("certify", network, "--eps", "0.1", "--out", out, *FAST)
+    assert first.code == 0 and "clean accuracy" in first.err, first.err
+    other = certkd("certify", network, "--eps", "0.2", "--out", out, "--overwrite", "--quiet", "--json", *FAST)
+    assert other.code == 0 and not other.err, other.err
+    document = json.loads(other.out)
+    assert document["exit_code"] == 0 and document["lines"][-1] == f"written to {out}"
+    (file,) = document["files"]
+    assert (file["role"], file["eps"], file["samples"], list(file["methods"])) == ("student", "0.2", 5, ["ibp"])
+    assert file["methods"]["ibp"]["at_eps"] == read(out)["ibp"].at_eps
+    assert sum(file["methods"]["ibp"]["statuses"].values()) == 5
 
 
 @pytest.mark.slow
@@ -217,7 +231,7 @@ def test_an_interrupted_certification_goes_on(network: Path, tmp_path: Path, mon
         given = ["--eps", "0.02", "--methods", "ibp,crown", "--limit", "40", "--batch-size", "8"]
         return ["certify", "--model", network, "--out", tmp_path / name, *given]
 
-    monkeypatch.setattr(console.CertifyProgress, "advance", Interrupted())
+    monkeypatch.setattr(progress.CertifyProgress, "advance", Interrupted())
     result = certkd(*arguments("a.h5"))
     assert result.code == 130 and "interrupted" in result.err.splitlines()[-1], result.err
     monkeypatch.undo()
@@ -242,11 +256,11 @@ def test_an_interrupted_certification_goes_on(network: Path, tmp_path: Path, mon
 WAITING = """
 import sys
 from certkd.cli import main
-from certkd.report import console
+from certkd.report import progress
 def wait(*_):
     print("a batch", flush=True)
     sys.stdin.read()
-console.CertifyProgress.advance = wait
+progress.CertifyProgress.advance = wait
 main()
 """
 

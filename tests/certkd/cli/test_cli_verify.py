@@ -197,11 +197,11 @@ def test_complete_decides_every_sample(net: Path, complete: tuple[Path, Result])
 def test_complete_goes_on_after_an_interruption(
     net: Path, complete: tuple[Path, Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from certkd.report import console
+    from certkd.report import progress
 
     out = tmp_path / "c.h5"
     given = ("--complete", "--eps", "1/10", "--limit", "8", "--time-limit", "20", "--batch-size", "3")
-    monkeypatch.setattr(console.CertifyProgress, "advance", Interrupted())
+    monkeypatch.setattr(progress.CertifyProgress, "advance", Interrupted())
     assert certkd("certify", "--model", net, *given, "--out", out).code == 130
     monkeypatch.undo()
     there = 8 - read(out)["complete"].count(Status.PENDING)

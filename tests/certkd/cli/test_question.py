@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from certkd.cli.certify import certify
-from certkd.cli.question import certify_config, default_out
+from certkd.cli.question import certify_config, default_out, marks_of
 from certkd.config.reading import read
 from certkd.config.settings import ExperimentConfig
 from tests.cli import refused
@@ -152,14 +152,14 @@ NAMES: list[tuple[str, str]] = [
 @pytest.mark.parametrize(("arguments", "name"), NAMES, ids=[arguments for arguments, _ in NAMES])
 def test_a_file_without_a_name_is_named_after_its_question(arguments: str, name: str) -> None:
     teacher = "a/t.pt" if "--teacher" in arguments else None
-    assert default_out("runs/net.pt", typed(arguments), None, teacher) == Path(f"runs/{name}.h5")
+    assert default_out("runs/net.pt", typed(arguments), (), teacher) == Path(f"runs/{name}.h5")
 
 
 def test_the_name_tells_the_list_and_the_teachers_own_methods() -> None:
     config = typed("--eps 0.1 --teacher t.pt")
     alone = config.alone()
-    assert alone is not None and default_out("timm:resnet18", alone, None) == Path("timm-resnet18-linf-0.1.h5")
-    assert default_out("runs/net.pt", alone, "lists/all.csv") == Path("runs/net-linf-0.1-all.h5")
+    assert alone is not None and default_out("timm:resnet18", alone) == Path("timm-resnet18-linf-0.1.h5")
+    assert default_out("runs/net.pt", alone, ["all"]) == Path("runs/net-linf-0.1-all.h5")
 
 
 def test_methods_may_be_named_in_one_text() -> None:
@@ -178,3 +178,21 @@ def test_a_methods_own_setting_comes_before_the_options() -> None:
 def test_methods_are_named_or_the_default_ones() -> None:
     assert typed("--eps 0.1 --methods crown --teacher t.pt").kinds == ("crown",), "named methods are taken as named"
     assert typed("--eps 0.1 --methods crown,pgd").kinds == ("crown", "pgd")
+
+
+MARKS = {
+    "": "",
+    "--data cifar10 --split validation": "-cifar10-validation",
+    "--data pictures/test.npz --limit 20": "-test-first20",
+    "--indices 3,17,40-99": "-samples3_17_40-99",
+    "--indices-file lists/lost.txt": "-lost",
+    "--instances lists/all.csv": "-all",
+    f"--indices {','.join(map(str, range(30)))}": "-samples79935a8a",
+}
+
+
+@pytest.mark.parametrize("arguments", MARKS)
+def test_the_default_file_is_named_after_the_samples(arguments: str) -> None:
+    options = certify.make_context("certify", ["net.pt", "--eps", "0.1", *arguments.split()]).params
+    config = certify_config(options.pop("eps"), options)
+    assert default_out("net.pt", config, marks_of(options)) == Path(f"net-linf-0.1{MARKS[arguments]}.h5")

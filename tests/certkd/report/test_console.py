@@ -5,7 +5,8 @@ import io
 import pytest
 from rich.console import Console
 
-from certkd.report.console import CertifyProgress, TrainProgress, display, lines, stderr
+from certkd.report.console import Mode, begin, display, lines, record, stderr
+from certkd.report.progress import CertifyProgress, TrainProgress
 from verifiers.core.table import Part, Table, figure, percent
 
 
@@ -53,6 +54,84 @@ def test_control_characters_are_shown_and_not_obeyed(capsys: pytest.CaptureFixtu
     shown = "".join(capsys.readouterr())
     assert r"a\x1b[2J\x9b1mb\u202ec\rd\x07[bold]" in shown
     assert not {c for c in shown if not c.isprintable()} - {"\n"}, shown
+
+
+class Clock:
+    """A clock that is set by hand."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_log_has_counts_and_the_time_that_is_left(capsys: pytest.CaptureFixture[str]) -> None:
+    clock = Clock()
+    progress = CertifyProgress("net.pt", clock)
+    progress.start("crown", 100, 10)
+    progress.advance(5)  # no line is due yet
+    clock.now = 30.0
+    progress.within(10, "radius 3 of each")
+    clock.now = 50.0
+    progress.advance(20)
+    clock.now = 300.0
+    progress.advance(65)
+    progress.finish("crown")
+    assert capsys.readouterr().err.splitlines() == [
+        "net.pt: crown (10 rows already done) ...",
+        "net.pt: crown 25/100 (radius 3 of each), about 2 min left",
+        "net.pt: crown 35/100, about 2 min left",
+        "net.pt: crown 100/100 in 5 min",
+    ]
+
+
+def test_a_long_epoch_is_seen_in_a_log(capsys: pytest.CaptureFixture[str]) -> None:
+    clock = Clock()
+    progress = TrainProgress("kd", clock)
+    progress.start(2, 0, 4)
+    record = {"epoch": 0, "terms": {"loss": 1.0}, "validation": {"clean": 0.5}}
+    for clock.now in (5.0, 20.0, 25.0, 40.0):
+        progress.step()
+    progress.epoch(record)
+    assert capsys.readouterr().err.splitlines() == [
+        "kd: epoch 1/2 step 2/4, about 60 s left",
+        "kd: epoch 1/2 loss 1.000 clean 0.500, about 40 s left",
+    ]
+
+
+def test_quiet_leaves_results_and_warnings(capsys: pytest.CaptureFixture[str]) -> None:
+    begin(Mode(quiet=True))
+    try:
+        progress = CertifyProgress("net.pt", clock := Clock())
+        progress.clean(0.5, 1)
+        progress.start("crown", 2, 0)
+        clock.now = 100.0
+        progress.advance(1)
+        progress.finish("crown")
+        progress.inform("a remark")
+        progress.warn("something is wrong")
+        display("a result")
+    finally:
+        begin(Mode())
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err) == ("a result\n", "net.pt: warning: something is wrong\n")
+
+
+def test_results_as_one_document() -> None:
+    mode = Mode(plain=True)
+    begin(mode)
+    try:
+        display("a sentence", Table("title", ["name", "share"], [["a", ">= 5%"]]))
+        record(files=[1], holds=True)
+        record(files=[2])
+    finally:
+        begin(Mode())
+    assert mode.document() == {
+        "files": [1, 2],
+        "holds": True,
+        "tables": [{"title": "title", "columns": ["name", "share"], "rows": [["a", ">= 5%"]]}],
+        "lines": ["a sentence"],
+    }
 
 
 def test_lines_keep_their_ends() -> None:

@@ -1,0 +1,91 @@
+"""How commands print: as text or as one JSON document, and with progress or without."""
+
+import json
+from pathlib import Path
+
+import click
+import numpy as np
+import pytest
+
+from certkd.cli import cli
+from certkd.cli.options import bare_or_named
+from certkd.cli.output import add_output_options
+from tests.certificate_files import write_file
+from tests.cli import certkd, refused, succeeds
+from verifiers.core.errors import InputError
+from verifiers.core.status import Status
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A certificate file with one of three samples certified at eps."""
+    rows = {
+        "status": np.array([Status.CERTIFIED, Status.NOT_CERTIFIED, Status.MISCLASSIFIED], "uint8"),
+        "radius": np.array([0.2, 0.0, 0.0]),
+        "correct": np.array([1, 1, 0], "uint8"),
+        "certified": np.array([1, 0, 0], "uint8"),
+    }
+    path = tmp_path_factory.mktemp("output") / "c.h5"
+    facts = {name: "x" for name in ("model_sha256", "architecture", "certkd_version", "torch_version", "device")}
+    facts |= {name: "x" for name in ("auto_lirpa_version", "started", "command")}
+    write_file(path, {"ibp": rows}, eps=0.1, **facts)
+    return path
+
+
+def test_every_command_has_both_options() -> None:
+    for name, command in cli.commands.items():
+        flags = {flag for parameter in command.params for flag in parameter.opts}
+        assert {"--json", "--quiet"} <= flags, name
+
+
+def test_show_as_a_document(file: Path) -> None:
+    document = json.loads(succeeds("show", file, "--json"))
+    assert document["exit_code"] == 0
+    assert document["files"] == [
+        {
+            "path": str(file),
+            "norm": "linf",
+            "eps": "0.1",
+            "samples": 3,
+            "methods": {
+                "ibp": {
+                    "guarantee": "deterministic",
+                    "at_eps": 1,
+                    "accuracy": 1 / 3,
+                    "mean_radius": 0.2 / 3,
+                    "statuses": {"CERTIFIED": 1, "NOT_CERTIFIED": 1, "MISCLASSIFIED": 1},
+                }
+            },
+        }
+    ]
+    assert [table["columns"][:2] for table in document["tables"]] == [["method", "at eps"], ["method", "radius > 0"]]
+
+
+def test_the_next_command_prints_text_again(file: Path) -> None:
+    succeeds("show", file, "--json")
+    assert succeeds("show", file).startswith("linf ball, eps 0.1")
+
+
+def test_a_refusal_prints_no_document() -> None:
+    assert refused("show", "none.h5", "--json", "--quiet").endswith("no certificate file at none.h5\n")
+
+
+def test_lists_are_documents_too() -> None:
+    for command in ("methods", "objectives"):
+        document = json.loads(succeeds(command, "--json"))
+        assert document["lines"][-1].startswith(f"'certkd {command} KIND' describes one")
+        assert certkd(command, "--quiet").out == succeeds(command)
+
+
+def test_an_option_of_the_command_itself_is_left_alone() -> None:
+    command = click.Command("x", params=[click.Option(["--json", "own"], is_flag=True)])
+    add_output_options(command)
+    assert [parameter.name for parameter in command.params] == ["own", "quiet"]
+
+
+def test_a_file_is_given_bare_or_by_its_option() -> None:
+    assert bare_or_named("a.pt", None, "--model", "x") == "a.pt" == bare_or_named(None, "a.pt", "--model", "x")
+    with pytest.raises(InputError, match=r"^a and --model b say the same: give one of them$"):
+        bare_or_named("a", "b", "--model", "x")
+    with pytest.raises(InputError, match=r"^nothing to work on: give a file, like certkd x a\.pt \(or --model\)$"):
+        bare_or_named(None, None, "--model", "certkd x a.pt")
