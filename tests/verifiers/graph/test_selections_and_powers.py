@@ -162,3 +162,20 @@ def test_every_way_to_a_variance_is_within_the_bound(shift: float, correction: i
         gap = (torch.from_numpy(np.asarray(found)).double() - variance).abs()
         assert bool((gap <= bound).all()), float((gap / bound).max())
     assert float(bound.max()) < 0.05 * float(variance.max()) or shift == 1000.0
+
+
+@pytest.mark.parametrize("exponent", [0.4545, 1.5, 2.5])
+def test_powers_may_begin_at_zero(exponent: float) -> None:
+    """Gammas of pixels: the range and the lines on [0, 0.3], [0, 1] and at 0; 1 / x^2 stays unbounded there."""
+    low, high = torch.zeros(3, dtype=torch.float64), torch.tensor([0.3, 1.0, 0.0], dtype=torch.float64)
+    least, most = Power(exponent).interval(low, high)
+    assert least.abs().max() == 0
+    torch.testing.assert_close(most, high**exponent)
+    lines = Power(exponent).lines(low, high)
+    assert bool(torch.stack(lines).isfinite().all())
+    for share in (0.0, 1e-9, 0.1, 0.5, 1.0):
+        x = share * high
+        value = x**exponent
+        assert bool((lines.lower_slope * x + lines.lower_offset <= value + 1e-15).all()), share
+        assert bool((lines.upper_slope * x + lines.upper_offset >= value - 1e-15).all()), share
+    assert Power(-2.0).interval(low, high)[1].isinf().all()

@@ -48,7 +48,10 @@ class Root(Sqrt):
 
 @dataclass(frozen=True)
 class Power(Curved):
-    """x^n for x > 0 and any n but 0 and 1: convex for n < 0 and n > 1, else concave; for all x if n is even."""
+    """x^n for x > 0 and any n but 0 and 1: convex for n < 0 and n > 1, else concave; for all x if n is even.
+
+    If n > 0, an interval may begin at 0; where the derivative is infinite there, the lines are the range's ends.
+    """
 
     exponent: int | float
     headroom = 0.1
@@ -69,7 +72,9 @@ class Power(Curved):
         return self.exponent * x.pow(self.exponent - 1)
 
     def domain(self, low: Tensor, high: Tensor) -> Tensor:
-        return low <= high if self.even else low > 0
+        if self.even:
+            return low <= high
+        return low >= 0 if self.exponent > 0 else low > 0
 
     def sign(self, low: Tensor) -> Tensor:
         return torch.full_like(low, -1.0 if 0 < self.exponent < 1 else 1.0)
