@@ -51,6 +51,10 @@ def program_of(model: nn.Module, x: Float[Tensor, "1 *shape"]) -> fx.GraphModule
     Raises:
         Unsupported: the network cannot be exported.
     """
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        raise Unsupported(
+            "the network is TorchScript, which hides its code: give the torch.nn.Module that it was made from"
+        )
     return unlifted(export(copy.deepcopy(model), x[:1].detach().to(precision_of(model, x))))
 
 

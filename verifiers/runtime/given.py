@@ -73,7 +73,7 @@ def _is_dataset(data: Any) -> bool:
 
 
 def _pair(images: Any, labels: Any) -> tuple[Tensor, Int[Tensor, " samples"]]:
-    x = images if isinstance(images, Tensor) else _pixels(as_array(images, "images"))
+    x = images.detach() if isinstance(images, Tensor) else _pixels(as_array(images, "images"))
     if x.is_floating_point() and isinstance(images, list | tuple):
         x = x.float()
     if x.dim() == 0:

@@ -17,6 +17,8 @@ from torchvision import transforms
 from tests.certifying import certify
 from verifiers.bound_propagation.auto_lirpa.adapter import AutoLirpa
 from verifiers.bound_propagation.native.engine import Native
+from verifiers.certify.certify import certify as certify_network
+from verifiers.certify.config import CertifyConfig
 from verifiers.core.errors import Contradiction, InputError, Unsupported
 from verifiers.core.status import Status
 from verifiers.graph.program import Program
@@ -475,3 +477,19 @@ def test_the_line_of_an_error_is_the_networks_own() -> None:
         raise InputError("here")
     except InputError as error:
         assert "test_one_program.py" in blame(error)
+
+
+def test_a_script_is_attacked_and_never_proved() -> None:
+    network = torch.jit.script(nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 2))).eval()
+    found = certify(network, IMAGES, network(IMAGES).argmax(1), eps=0.01, methods=["pgd", "crown"])
+    assert (found["pgd"]["status"] != Status.UNSUPPORTED).all() and (
+        found["crown"]["status"] == Status.UNSUPPORTED
+    ).all()
+    assert "TorchScript" in found["crown"].attributes["reason"]
+
+
+def test_images_that_require_gradients_are_images() -> None:
+    network = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
+    given, labels = IMAGES.clone().requires_grad_(True), network(IMAGES).argmax(1)
+    found = certify_network(network, (given, labels), CertifyConfig(eps="0.01", methods=("pgd",)))
+    assert (found["pgd"]["status"] != Status.ERROR).all() and given.grad is None
