@@ -41,12 +41,12 @@ def weights_in(content: Any, path: Path, key: str | None = None) -> tuple[dict[s
         return plain_weights(content, path), []
     if len(found) == 1:
         ((name, state),) = found.items()
-        return state, [] if name in KEYS else [f"{path}: the weights under {quoted(name)} are taken"]
+        return state, [] if name in KEYS else [f"the weights under {quoted(name)} are taken"]
     known = next((name for name in (*KEYS, *AVERAGES) if name in found), None)
     if known is None:
         raise InputError(f"{path} holds {_what(found)}: choose one with a weights key.{_listed(found)}")
     others = ", ".join(name for name in found if name != known)
-    return found[known], [f"{path}: the weights under {known!r} are taken; choose others ({others}) with a weights key"]
+    return found[known], [f"the weights under {known!r} are taken; choose others ({others}) with a weights key"]
 
 
 def _what(found: Mapping[str, Any]) -> str:

@@ -83,7 +83,7 @@ def for_training(
         head = last_linear(model.network)
         other, remarks = checkpoint.begin_with(model, config.weights, head, config.weights_key)
         for line in remarks:
-            warn(line)
+            warn(f"{config.weights}: {line}")
         if other:
             warn(
                 f"{config.weights} is of other classes than {data.name}: "

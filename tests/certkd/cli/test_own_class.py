@@ -78,6 +78,7 @@ def test_bare_weights_of_a_class_are_certified_and_audited(folder: Path) -> None
     assert audit.code == 0, audit.err + audit.out
 
 
+@pytest.mark.slow
 def test_weights_are_chosen_among_several(folder: Path) -> None:
     given = arguments(folder, weights="several.pt")
     taken = certkd("certify", *given, *QUESTION, "--limit", "2", "--out", folder / "a.h5")
@@ -89,6 +90,7 @@ def test_weights_are_chosen_among_several(folder: Path) -> None:
     assert chosen.code == 0 and "are taken" not in chosen.err
 
 
+@pytest.mark.slow
 def test_one_output_of_a_class_is_certified(folder: Path) -> None:
     given = arguments(folder, "Both")
     said = refused("certify", *given, *QUESTION, "--out", folder / "c.h5")
@@ -107,6 +109,7 @@ def test_a_class_is_inspected(folder: Path) -> None:
     assert "native" in out
 
 
+@pytest.mark.slow
 def test_a_student_of_a_class_is_trained_from_the_command_line(folder: Path) -> None:
     settings = {
         "out": str(folder / "student"),

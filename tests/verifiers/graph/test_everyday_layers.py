@@ -187,10 +187,16 @@ def subject(name: str) -> tuple[nn.Module, Tensor]:
     return network.requires_grad_(False), images(shape, 6)
 
 
-@pytest.mark.parametrize("name", thin(LAYERS, every=3))
-def test_what_torch_computes_in_float32_is_inside(name: str) -> None:
+@pytest.mark.parametrize("name", thin(LAYERS, every=6))
+def test_float32_and_points_of_balls_are_inside_the_bounds(name: str) -> None:
     network, x = subject(name)
     program = Program(network)
+    _float32_is_inside(network, program, x)
+    _points_are_inside(program, x)
+
+
+def _float32_is_inside(network: nn.Module, program: Program, x: Tensor) -> None:
+    """What torch computes in float32 is within the noise of the graph."""
     graph, captured = program.graph(x), program.capture(x)
     box, exact = deployed(graph, x, x), graph(x.double())
     torch.testing.assert_close(exact, captured.exact(x.double()), rtol=1e-9, atol=1e-11)
@@ -201,12 +207,10 @@ def test_what_torch_computes_in_float32_is_inside(name: str) -> None:
     assert half < 0.02 * size, f"boxes of half-width {half:.3g} around logits of {size:.3g} say nothing"
 
 
-@pytest.mark.parametrize("name", thin(LAYERS, every=3))
-def test_bounds_hold_at_points_of_the_ball(name: str) -> None:
+def _points_are_inside(program: Program, x: Tensor) -> None:
     """IBP and CROWN in float32 arithmetic are below what the deployed program gives at corners and random points."""
-    network, x = subject(name)
-    engine = Native(network, x[:2], arithmetic=Arithmetic.FLOAT32)
-    module = Program(network).capture(x).module
+    engine = Native(program, x[:2], arithmetic=Arithmetic.FLOAT32)
+    module = program.capture(x).module
     eps = torch.tensor([1e-7, 1e-4, 1e-2, 0.05, 0.2, 0.5], dtype=torch.float64)
     eye = torch.eye(3, dtype=torch.float64)
     rows = torch.cat([eye, -eye]).expand(6, -1, -1)
@@ -223,7 +227,7 @@ def test_bounds_hold_at_points_of_the_ball(name: str) -> None:
         assert bool(torch.isfinite(bound[:2]).all()), f"{method} says nothing about small balls"
 
 
-@pytest.mark.parametrize("name", ["F.normalize", "amax", "std", "where", "x ** 3", "Resize", "torchvision v1"])
+@pytest.mark.parametrize("name", ["F.normalize", "std", "where"])
 def test_they_are_certified(name: str) -> None:
     network, x = subject(name)
     found = certify(network, x[:2], network(x[:2]).argmax(1), eps=0.0005, methods=("crown",))["crown"]

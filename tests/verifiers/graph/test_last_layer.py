@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.certifying import certify
+from tests.marks import thin
 from verifiers.certify.verify import VerifyConfig, verify
 from verifiers.core.errors import Contradiction, InputError
 from verifiers.core.reporter import Reporter
@@ -73,7 +74,7 @@ def captured(last: Last, classes: int = 3) -> Captured:
     return Program(Net(last, classes).eval()).capture(IMAGES)
 
 
-@pytest.mark.parametrize("name", LEFT_OUT)
+@pytest.mark.parametrize("name", thin(LEFT_OUT, every=2))
 @pytest.mark.thin(3)
 def test_layers_that_keep_the_order_are_left_out(name: str) -> None:
     last, remark = LEFT_OUT[name]
@@ -88,7 +89,7 @@ def test_layers_that_keep_the_order_are_left_out(name: str) -> None:
         assert torch.equal(found.graph(IMAGES.double()).argmax(1), network(IMAGES).argmax(1))
 
 
-@pytest.mark.parametrize("name", STAYS)
+@pytest.mark.parametrize("name", thin(STAYS))
 @pytest.mark.thin(2)
 def test_other_layers_stay(name: str) -> None:
     network = Net(STAYS[name]).eval()
@@ -154,7 +155,7 @@ ONE: dict[str, tuple[Last, str]] = {
 }
 
 
-@pytest.mark.parametrize("name", ONE)
+@pytest.mark.parametrize("name", thin(ONE, every=2))
 def test_one_score_is_the_difference_of_two_classes(name: str) -> None:
     last, remark = ONE[name]
     found = captured(last, 1)
