@@ -52,8 +52,8 @@ class InputSplitting:
         waiting = [(low, high, torch.ones((1, self.spaces.cases), dtype=torch.bool, device=low.device))]
         while waiting and not self.hit:
             low, high, left = (torch.cat(parts) for parts in zip(*waiting, strict=True))
-            size = min(self.size, len(low))
-            if time.monotonic() + size * self.pace > self.deadline:
+            size = min(self.size, len(low), self._in_time())
+            if not size:
                 return Ended(False, self.count, late=True)
             if low.numel() > WAITING:
                 return Ended(False, self.count, reason="memory could run out from the parts of the box")
@@ -64,6 +64,11 @@ class InputSplitting:
                 return Ended(False, self.count, reason="parts of the box became too small to be split")
             waiting = [part for part in ((low[rest], high[rest], left[rest]), halves) if len(part[0])]
         return Ended(not self.hit, self.count)
+
+    def _in_time(self) -> int:
+        """Return how many boxes can be bounded before the deadline."""
+        left = self.deadline - time.monotonic()
+        return max(0, int(left / self.pace)) if self.pace else self.size * (left > 0)
 
     def _round(self, low: Tensor, high: Tensor, left: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
         """Bound some boxes; return the halves of those that are left, or None if one of them cannot be split."""

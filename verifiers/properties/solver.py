@@ -133,9 +133,6 @@ class Solver:
             search.tries(search.low / 2 + search.high / 2, None)
             return Ended(False, reason=str(error))
 
-        def late() -> bool:
-            return time.monotonic() > deadline
-
         try:
             if not many:
                 self.descent.first(search, spaces)
@@ -144,10 +141,10 @@ class Solver:
                 if not len(left):
                     return Ended(True, 1)
                 spaces = spaces.take(left)
-            self.descent(search, spaces, late)
+            self.descent(search, spaces, deadline)
             if search.found is not None or isinstance(engine, str):
                 return Ended(False, reason=engine if isinstance(engine, str) else "")
-            return Ended(False, late=True) if late() else self._split(engine, search, spaces, deadline)
+            return self._split(engine, search, spaces, deadline)
         except (Unsupported, Contradiction) as error:
             return Ended(False, reason=str(error))
         except MEMORY_ERRORS as error:

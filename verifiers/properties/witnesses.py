@@ -1,5 +1,6 @@
 """Find points that satisfy a property, and accept only those that satisfy it in every float32 machine at hand."""
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -118,11 +119,13 @@ class Descent:
         cube, values = _Cube(search, spaces).parts
         search.tries(self._end(search, cube, lambda z: -values(z).amin(1), None, 2.5 / self.steps), spaces)
 
-    def __call__(self, search: Search, spaces: HalfSpaces, late: Callable[[], bool]) -> None:
-        """Descend from random starts, each towards one case, the nearest first, until a point is found or time is up.
+    def __call__(self, search: Search, spaces: HalfSpaces, deadline: float) -> None:
+        """Descend from random starts, each towards one case, the nearest first, until a point is found.
 
-        Each restart goes on with ever smaller steps, because the unsafe sets of several conditions are thin.
+        Each restart continues with ever smaller steps, because the unsafe sets of several conditions are thin. None of
+        these begins that would end after the deadline, on ``time.monotonic``.
         """
+        pace = 0.0  # seconds of the last ones
         cube, values = _Cube(search, spaces).parts
         with torch.no_grad():
             nearest = values(cube.x)[0].argsort().tolist()
@@ -132,11 +135,13 @@ class Descent:
             generator = torch.Generator().manual_seed(1000 * self.seed + restart)
             start = random_start(cube.x, cube.eps, cube.norm, generator)
             for finer in (1, 8, 64):
-                if late() or search.found is not None:
+                started = time.monotonic()
+                if started + pace > deadline or search.found is not None:
                     return
                 end = self._end(search, cube, goal, start, 2.5 / self.steps / finer)
                 search.tries(end, spaces)
                 start = (end - search.low) / (search.high - search.low).clamp_min(1e-30) - cube.x
+                pace = time.monotonic() - started
 
     def _end(
         self, search: Search, cube: Balls, goal: PerSampleLoss, start: Tensor | None, step: float

@@ -91,10 +91,10 @@ def test_neurons_are_split_as_programs_say(seed: int, monkeypatch: pytest.Monkey
 
 @pytest.mark.slow
 def test_many_properties_are_decided_as_programs_say(monkeypatch: pytest.MonkeyPatch) -> None:
-    verdicts = [check_against_programs(seed) for seed in range(100, 130)]
+    verdicts = [check_against_programs(seed) for seed in range(100, 118)]
     monkeypatch.setattr(solving, "FEW_INPUTS", 0)
-    verdicts += [check_against_programs(seed) for seed in range(130, 160)]
-    assert min(verdicts.count("sat"), verdicts.count("unsat")) > 5, "both answers are met"
+    verdicts += [check_against_programs(seed) for seed in range(130, 148)]
+    assert min(verdicts.count("sat"), verdicts.count("unsat")) > 3, "both answers are met"
 
 
 def test_many_boxes_are_bounded_first(monkeypatch: pytest.MonkeyPatch) -> None:
