@@ -200,6 +200,7 @@ def test_splitting_stops_at_the_deadline() -> None:
         (nn.Softmax(1), inequality({0: -1}, 0.9), "unsat"),  # y0 - y1 = 2 x1, so it is at most 1 / (1 + exp(-2)) = 0.88
         (nn.Softmax(1), inequality({0: -1}, 0.875), "sat"),
         (nn.Softmax(1), inequality({0: 1}, 0), "unsat"),
+        (nn.Softmax(1), inequality({0: 1, 1: 1}, -0.5), "unsat"),
     ],
 )
 def test_properties_are_about_the_outputs_with_the_last_layer(last: nn.Module, case: Inequality, verdict: str) -> None:
