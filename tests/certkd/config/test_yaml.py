@@ -80,7 +80,7 @@ def test_the_long_key_of_a_message_is_cut_in_the_middle_and_the_advice_stays() -
     with pytest.raises(InputError) as refusal:
         TrainJob.parse({"k" * 10_000: 1, "out": "o", "objective": {"kind": "standard"}}, source="c.yaml")
     assert str(refusal.value).startswith("c.yaml: unknown setting 'kkk") and str(refusal.value).endswith(
-        "teacher, threat."
+        "teacher_arch, threat."
     )
 
 
