@@ -6,14 +6,16 @@ public class, ``<!-- include: PATH -->`` by a file of the repository. Nothing th
 
 import inspect
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from enum import Enum
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from pydantic import BaseModel
+
+from certkd.config.printing import choices, meanings
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURE = "artifacts/reference/digits/radius.png"
@@ -42,7 +44,36 @@ def settings(name: str) -> str:
     """The settings of a public class of certkd."""
     import certkd
 
-    return _settings(getattr(certkd, name).model_fields)
+    kind = getattr(certkd, name)
+    return _settings(kind.model_fields, meanings(kind))
+
+
+def all_settings() -> str:
+    """Every section of a training's and an experiment's file."""
+    from certkd.config import settings as sections
+
+    names = ("TrainJob", "ExperimentConfig", "RoleConfig", "StudentsConfig", "CertifySection", "DataConfig")
+    parts = []
+    for name in (*names, "ModelConfig", "OptimizerConfig", "SelectionConfig", "Threat"):
+        kind = getattr(sections, name)
+        first = inspect.cleandoc(kind.__doc__).partition("\n\n")[0].replace("``", "`")
+        parts.append(f"## {TITLES[name]}\n\n{first}\n\n{_settings(kind.model_fields, meanings(kind))}")
+    return "\n\n".join(parts)
+
+
+#: Where a section of a configuration is.
+TITLES = {
+    "TrainJob": "A training",
+    "ExperimentConfig": "An experiment",
+    "RoleConfig": "`teacher` of an experiment",
+    "StudentsConfig": "`students`",
+    "CertifySection": "`certify`",
+    "DataConfig": "`data`",
+    "ModelConfig": "`model`",
+    "OptimizerConfig": "`optimizer`",
+    "SelectionConfig": "`selection`",
+    "Threat": "`threat`",
+}
 
 
 def objectives() -> str:
@@ -142,28 +173,20 @@ def _columns(listed: Sequence[Any]) -> str:
     return _table(["column", "type", "units", "meaning"], rows)
 
 
-def _settings(fields: dict[str, Any]) -> str:
+def _settings(fields: dict[str, Any], meanings: dict[str, str] | None = None) -> str:
     if not fields:
         return "It has no settings."
+    told = meanings or {}
     rows = [
-        (f"`{name}`", "needed" if field.is_required() else f"`{_written(field.default)}`", _choices(field.annotation))
+        (
+            f"`{name}`",
+            "needed" if field.is_required() else f"`{_written(field.default)}`",
+            ", ".join(f"`{word}`" for word in choices(field.annotation)),
+            *([_sentence(told.get(name, ""))] if told else []),
+        )
         for name, field in fields.items()
     ]
-    return _table(["setting", "default", "choices"], rows)
-
-
-def _choices(annotation: Any) -> str:
-    """The words that a setting may be, where it is one of a few."""
-    parts = list(_parts(annotation))
-    words = [str(word) for part in parts if get_origin(part) is Literal for word in get_args(part)]
-    words += [str(word.value) for part in parts if isinstance(part, type) and issubclass(part, Enum) for word in part]
-    return ", ".join(f"`{word}`" for word in words) if len(words) > 1 else ""
-
-
-def _parts(annotation: Any) -> Iterator[Any]:
-    yield annotation
-    for argument in get_args(annotation):
-        yield from _parts(argument)
+    return _table(["setting", "default", "choices", *(["meaning"] if told else [])], rows)
 
 
 def _written(value: Any) -> str:
@@ -183,6 +206,7 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 GENERATED: dict[str, Callable[[], str]] = {
+    "all_settings": all_settings,
     "columns": columns,
     "method_settings": method_settings,
     "methods": methods,

@@ -94,7 +94,6 @@ def certify(bare: str | None, model: str | None, teacher: str | None, eps: Epsil
     images, each at its own radius, writes a file for each radius, and reports how many instances were decided.
     """
     from certkd.cli.question import certify_config
-    from certkd.networks import resolve as networks
     from certkd.report import tables
     from certkd.report.console import display, stderr
     from verifiers.runtime.modes import reuse_memory
@@ -109,7 +108,7 @@ def certify(bare: str | None, model: str | None, teacher: str | None, eps: Epsil
     load = loader()  # one data set for all networks of the command
     options["kinds"] = {name.endswith(".onnx") for name in (model, teacher) if name is not None}
     student = network(model, options, load)
-    reference = None if teacher is None else networks.adapted_to(teacher_of(teacher, options, load), student)
+    reference = None if teacher is None else _reference(model, student, teacher, teacher_of(teacher, options, load))
     failed: list[str] = []
     answers: list[dict[str, Certificates]] = []
     questions = _questions(eps, model, student, options, load)
@@ -127,6 +126,19 @@ def certify(bare: str | None, model: str | None, teacher: str | None, eps: Epsil
     for line in failed:
         stderr().print(f"failed: {line}")
     return 1 if failed else 0
+
+
+def _reference(model: str, student: "Checkpoint", teacher: str, known: "Checkpoint") -> "Checkpoint":
+    """Adapt the teacher to the student's images.
+
+    Raises:
+        InputError: the student is the teacher's own teacher, or their images differ in more than their size.
+    """
+    from certkd.networks import resolve as networks
+
+    if known.teacher_sha256 and known.teacher_sha256 == student.sha256 != known.sha256:
+        raise InputError(f"{teacher} is a student of {model}: give the student as the network, and --teacher {model}")
+    return networks.adapted_to(known, student)
 
 
 def _requirements(options: dict[str, Any], config: "CertifyConfig") -> "list[Requirement]":

@@ -11,6 +11,7 @@ from certkd.cli.options import data_options, overrides, with_data_options
 @click.argument("config")
 @overrides
 @data_options
+@click.option("--print-config", is_flag=True, help="Print every setting with its meaning as YAML, and stop.")
 @click.option("--overwrite", is_flag=True, help="Delete the experiment in the output folder first.")
 def run(config: str, overrides: tuple[str, ...], overwrite: bool, **options: Any) -> int:
     """Train, certify and compare the networks of an experiment.
@@ -18,6 +19,7 @@ def run(config: str, overrides: tuple[str, ...], overwrite: bool, **options: Any
     CONFIG describes a teacher, its students and the certificates. To resume an interrupted experiment, run the same
     command again. The summary and the plots are written to the folder report/ in the configuration's out folder.
     """
+    from certkd.config.printing import commented
     from certkd.config.reading import read
     from certkd.config.settings import ExperimentConfig
     from certkd.experiment import run as run_experiment
@@ -28,6 +30,9 @@ def run(config: str, overrides: tuple[str, ...], overwrite: bool, **options: Any
 
     reuse_memory()
     settings = read(config, ExperimentConfig, with_data_options(overrides, options))
+    if options["print_config"]:
+        display(commented(settings).rstrip())
+        return 0
     done = run_experiment(settings, overwrite=overwrite, training_reporter=TrainProgress, reporter=CertifyProgress)
     display(*tables.experiment(done.networks, done.comparisons), tables.EXPLANATION)
     record(files=[{"role": name, **tables.figures(certificates)} for name, certificates in done.networks.items()])

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 @click.option("--data", metavar="NAME", help="Data set.  [default: the configuration's, or the teacher's own]")
 @overrides
 @data_options
+@click.option("--print-config", is_flag=True, help="Print every setting with its meaning as YAML, and stop.")
 @click.option("--resume", is_flag=True, help="Continue the training in the output folder.")
 @click.option("--overwrite", is_flag=True, help="Delete the training in the output folder first.")
 def train(config: str | None, teacher: str | None, out: str | None, data: str | None, **options: Any) -> int:
@@ -32,6 +33,7 @@ def train(config: str | None, teacher: str | None, out: str | None, data: str | 
     teacher's data. Writes best.pt (highest validation score), last.pt and log.jsonl into the output folder. To
     resume an interrupted training, add --resume; it ends with the same weights.
     """
+    from certkd.config.printing import commented
     from certkd.report.console import display, record
     from certkd.report.progress import TrainProgress
     from certkd.training.job import run_training
@@ -42,7 +44,13 @@ def train(config: str | None, teacher: str | None, out: str | None, data: str | 
     given = {"teacher": teacher, "teacher_arch": arch, "out": out, "data.name": data if config is not None else None}
     extra = [f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None]  # quoted: not YAML
     extra = with_data_options((*options["overrides"], *extra), options)
-    settings = _default_student((teacher, arch), out, data, extra) if config is None else _from_file(config, extra)
+    if config is None and options["print_config"]:
+        settings = _template(teacher, data, extra)
+    else:
+        settings = _default_student((teacher, arch), out, data, extra) if config is None else _from_file(config, extra)
+    if options["print_config"]:
+        display(commented(settings).rstrip())
+        return 0
     kind = settings.objective.kind
     result = run_training(
         settings, resume=options["resume"], overwrite=options["overwrite"], reporter=TrainProgress(kind)
@@ -59,6 +67,15 @@ def _from_file(path: str, overrides: list[str]) -> "TrainJob":
     from certkd.config.settings import TrainJob
 
     return read(path, TrainJob, overrides)
+
+
+def _template(teacher: str | None, data: str | None, overrides: list[str]) -> "TrainJob":
+    """Configure a training to begin with: a student of the teacher, or without one a network by itself."""
+    from certkd.config.reading import read
+    from certkd.config.settings import TrainJob
+
+    defaults = {"out": "runs/first", "objective": {"kind": "standard" if teacher is None else "kdiga"}}
+    return read(None, TrainJob, overrides, defaults={**defaults, **({} if data is None else {"data": {"name": data}})})
 
 
 def _default_student(

@@ -37,13 +37,18 @@ def _image_size(value: Any) -> Any:
     return whole[0] if whole[0] == whole[-1] else f"{whole[0]},{whole[1]}"
 
 
+#: The known data sets, in files of their own form and as images in folders.
+IN_ARRAYS = ("digits", "mnist", "fashion-mnist", "cifar10", "cifar100")
+IN_FOLDERS = ("imagenet", "folder")
+
+
 class DataConfig(Strict):
     """A data set.
 
     Attributes:
         name: of a known data set, or the path of arrays (.npz, .npy) or of a folder of images.
         root: the folder below which it lies.
-        download: whether torchvision may download it.
+        download: whether a data set or weights that are missing may be fetched.
         seed: of the splits that are cut from others.
         image_size: of images in folders: a side, "H,W", or "as-is". Images of exactly this size keep their pixels,
             others are resized and cropped.
@@ -62,16 +67,30 @@ class DataConfig(Strict):
     @property
     def in_folders(self) -> bool:
         """True if the data are images in folders, which have the size that is asked for."""
-        return self.name in ("folder", "imagenet") or Path(self.name).is_dir()
+        return self.name in IN_FOLDERS or (self.name not in IN_ARRAYS and self.place.is_dir())
+
+    @property
+    def place(self) -> Path:
+        """The path that a name is, here or below the root."""
+        path = Path(self.name).expanduser()
+        here = Path(self.name.rpartition(":")[0] or self.name).exists()
+        return path if here or path.exists() or self.root is None else Path(self.root).expanduser() / self.name
 
 
 class ModelConfig(Strict):
     """A network to train: ``source:name`` with random or pre-trained weights, or a checkpoint's path.
 
-    With ``resize`` the network is built for square images of that many pixels a side, to which the data's images are
-    resized. ``weights`` is a file of bare weights to start from; a last linear layer of another number of classes
-    starts from random weights, and ``weights_key`` names those of a file with several. ``file.py:Class`` is a class of
-    the user's own, whose file is run, and ``output`` names its logits among several outputs.
+    Attributes:
+        name: like certkd:mlp or timm:resnet18, a checkpoint's path, or file.py:Class for a class of the user's own,
+            whose file is run.
+        options: of the network, by name.
+        normalize: put the data's normalisation in front of the network.
+        pretrained: begin with the weights of the source.
+        weights: a file of bare weights to begin with; a last linear layer of another number of classes begins with
+            random weights.
+        weights_key: the name of the weights in a file with several.
+        output: the logits among several outputs of a class of the user's own.
+        resize: side of the square images that the network is built for; the data's images are resized to it.
     """
 
     name: str = "certkd:mlp"
@@ -89,6 +108,15 @@ class OptimizerConfig(Strict):
 
     A drop takes effect in the first epoch that begins after its share. The rate rises linearly in the
     first ``warmup`` epochs.
+
+    Attributes:
+        kind: of the optimizer.
+        rate: the learning rate.
+        weight_decay: of Adam or SGD.
+        schedule: of the rate: constant, drops at the milestones, or a half cosine to zero.
+        milestones: shares of the epochs after which the rate drops.
+        drop: the factor of each drop.
+        warmup: number of first epochs in which the rate rises.
     """
 
     kind: Literal["adam", "sgd"] = "adam"
@@ -110,6 +138,13 @@ class SelectionConfig(Strict):
 
     PGD accuracy ("pgd") is measured when eps is given, accuracy under Gaussian noise ("noisy") when sigma is. Without a
     metric it is "noisy" for objectives that train under noise, whose sigma is the default then, and "clean" for others.
+
+    Attributes:
+        metric: decides which epoch is the best.
+        sigma: standard deviation of the noise, pixel units.
+        eps: radius of the attack, pixel units.
+        norm: of the attack.
+        steps: of the attack.
     """
 
     metric: Literal["clean", "pgd", "noisy"] | None = None
@@ -128,7 +163,13 @@ class SelectionConfig(Strict):
 
 
 class Threat(Strict):
-    """The ball in which diagnostics attack a network in training; eps in pixel units."""
+    """The ball in which diagnostics attack a network in training.
+
+    Attributes:
+        eps: its radius, pixel units.
+        norm: its norm.
+        steps: of the attack.
+    """
 
     eps: Radius
     norm: Norm = Norm.LINF
@@ -139,6 +180,10 @@ class Recipe(Strict):
     """Settings of a training that do not depend on its objective.
 
     Attributes:
+        optimizer: its rate and schedule.
+        epochs: number of passes over the training images.
+        batch_size: number of images in a step.
+        augment: random crops and flips of the training images.
         precision: of matrix products and convolutions in the losses; weights stay in float32, and so do finite
             differences.
         average: the network that is measured, saved and returned: the trained one, an exponential moving average of it
@@ -174,10 +219,11 @@ class TrainConfig(Recipe):
     """All settings of one training; the argument of ``certkd.train``.
 
     Attributes:
+        objective: the terms of the loss; 'certkd objectives' lists the kinds.
         seed: keys initial order, attacks, noise and augmentation.
         selection: decides which epoch is the best.
         threat: the ball in which diagnostics attack; that of the selection or of the objective when absent.
-        device: "auto", "cpu" or "cuda".
+        device: "auto", "cpu", "cuda" or "cuda:1".
 
     Example:
         >>> TrainConfig(objective=Kdiga(), epochs=30, optimizer=OptimizerConfig(rate=1e-3))
@@ -191,7 +237,16 @@ class TrainConfig(Recipe):
 
 
 class TrainJob(TrainConfig):
-    """One training as a file describes it: ``certkd train --config``."""
+    """One training as a file describes it: ``certkd train --config``.
+
+    Attributes:
+        out: the folder of its outputs.
+        model: the network to train.
+        data: the data set.
+        teacher: the teacher's checkpoint.
+        teacher_arch: the network of the teacher's bare weights.
+        natural_teacher: the checkpoint of a second teacher, for objectives that have one.
+    """
 
     out: Annotated[str, Field(examples=["runs/first"])]
     model: ModelConfig = ModelConfig()
@@ -209,14 +264,24 @@ class TrainJob(TrainConfig):
 
 
 class RoleConfig(Recipe):
-    """One network of an experiment, and its objective."""
+    """One network of an experiment, and its objective.
+
+    Attributes:
+        model: the network to train.
+        objective: the terms of the loss; 'certkd objectives' lists the kinds.
+    """
 
     model: ModelConfig = ModelConfig()
     objective: AnyObjective
 
 
 class StudentsConfig(Recipe):
-    """One network trained by several objectives, all else equal."""
+    """One network trained by several objectives, all else equal.
+
+    Attributes:
+        model: the network to train.
+        objectives: by the students' names; 'certkd objectives' lists the kinds.
+    """
 
     model: ModelConfig = ModelConfig()
     objectives: dict[str, AnyObjective]
@@ -231,7 +296,12 @@ class StudentsConfig(Recipe):
 
 
 class CertifySection(CertifyConfig):
-    """Settings of certifying the networks of an experiment, and the number of test samples."""
+    """Settings of certifying the networks of an experiment, and the number of test samples.
+
+    Attributes:
+        methods: each at most once; 'certkd methods' lists the kinds.
+        limit: the number of test samples.
+    """
 
     limit: Count | None = None
 
@@ -239,7 +309,16 @@ class CertifySection(CertifyConfig):
 class ExperimentConfig(Strict):
     """One experiment (``certkd run``): a teacher, students, certificates for all, a comparison.
 
-    ``natural_teacher`` is a checkpoint for the students whose objective has a second teacher.
+    Attributes:
+        out: the folder of its outputs.
+        seed: keys all randomness.
+        data: the data set.
+        device: "auto", "cpu", "cuda" or "cuda:1".
+        natural_teacher: a checkpoint for the students whose objective has a second teacher.
+        teacher: the training of the teacher.
+        students: the trainings of the students.
+        certify: the question that is put to all networks.
+        selection: decides which epoch is the best.
     """
 
     out: Annotated[str, Field(examples=["runs/first"])]

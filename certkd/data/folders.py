@@ -69,12 +69,11 @@ def find(root: Path) -> Folders:
     """
     places, remarks = _places(root), []
     found: dict[str, Listing] = {}
-    for split, place in places.items():
-        listing = _listing(place)
+    for split, (place, listing) in places.items():
         if listing is not None:
             found[split] = listing
         elif split == "test" and "validation" in places:
-            used = places["validation"].name
+            used = places["validation"][0].name
             remarks.append(f"{place.name} has no class folders and no list of labels: {used} is used")
         else:
             raise InputError(
@@ -96,19 +95,21 @@ def find(root: Path) -> Folders:
     return Folders(found, names, (*remarks, *_numbering(names)))
 
 
-def _places(root: Path) -> dict[str, Path]:
-    """The folder of each split; the root itself, if it holds class folders, for a test split alone."""
+def _places(root: Path) -> dict[str, tuple[Path, Listing | None]]:
+    """The folder of each split and its images; the root itself, if it holds class folders, for a test split alone."""
     there = {path.name.lower(): path for path in sorted(root.iterdir()) if path.is_dir()}
     places = {
         split: next(there[name] for name in names if name in there)
         for split, names in PLACES.items()
         if set(names) & set(there)
     }
-    if not places and (_listing(root) is not None or images_in(root)):
-        return {"test": root}
+    if not places:
+        listing = _listing(root)
+        if listing is not None or images_in(root):
+            return {"test": (root, listing)}
     if not {"test", "validation"} & set(places):
         raise InputError(f"{root} must hold folders train and val (or test) with one folder per class")
-    return places
+    return {split: (place, _listing(place)) for split, place in places.items()}
 
 
 def _listing(place: Path) -> Listing | None:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from certkd.config.settings import DataConfig
+from certkd.config.settings import IN_ARRAYS, IN_FOLDERS, DataConfig
 from certkd.data import folders
 from certkd.data.named_arrays import Part, archive, array_folder, single
 from certkd.data.splits import SPLITS, DataSet, FileImages, Split, TensorImages
@@ -25,7 +25,7 @@ from verifiers.core.errors import InputError, did_you_mean, loading, one_line, q
 from verifiers.runtime.arrays import class_numbers
 from verifiers.runtime.samples import Images
 
-NAMES = ("digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "imagenet", "folder")
+NAMES = (*IN_ARRAYS, *IN_FOLDERS)
 
 
 def load(config: DataConfig) -> DataSet:
@@ -58,7 +58,7 @@ def _load(config: DataConfig) -> DataSet:
     }
     if config.name in loaders:
         return loaders[config.name](config)
-    path = _path(config)
+    path = config.place
     if ".npy" in config.name:
         return _arrays(config, single(str(path)))
     if config.name.endswith(".npz"):
@@ -67,13 +67,6 @@ def _load(config: DataConfig) -> DataSet:
         return _arrays(config, array_folder(path)) if any(path.glob("*.npy")) else _folders(config, path)
     there = " It is a file: images and labels are read from .npz and .npy files and from folders." * path.is_file()
     raise InputError(f"unknown data set {quoted(config.name)}.{there or did_you_mean(config.name, list(NAMES))}")
-
-
-def _path(config: DataConfig) -> Path:
-    """The path that a name is, here or below the root."""
-    path = Path(config.name).expanduser()
-    there = Path(config.name.rpartition(":")[0] or config.name).exists()
-    return path if there or config.root is None else Path(config.root) / config.name
 
 
 def _digits(config: DataConfig) -> DataSet:

@@ -26,14 +26,15 @@ _RULES = {
 
 
 def first_problem(error: ValidationError, kind: type[BaseModel], given: Mapping[str, Any]) -> str:
-    """Describe the first problem of some settings, and count the others.
+    """Describe the first problem of some settings, an unknown name before all others, and count the others.
 
     Args:
         kind: the wanted settings.
         given: the values from which they could not be built.
     """
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    return f"{_described(error.errors()[0], kind, given)}{more}"
+    found = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
+    return f"{_described(found[0], kind, given)}{more}"
 
 
 def _described(problem: Any, kind: type[BaseModel], given: Mapping[str, Any]) -> str:

@@ -12,6 +12,8 @@ from torch import nn
 
 from certkd.config.reading import read
 from certkd.config.settings import DataConfig, Recipe, SelectionConfig, Threat, TrainJob
+from certkd.data import folders
+from certkd.data.sources import load as load_data
 from certkd.networks.builders import ModelSpec, build
 from certkd.networks.checkpoint import Checkpoint, save
 from certkd.networks.onnx.export import export
@@ -136,6 +138,36 @@ def test_the_size_of_a_checkpoints_own_folders_is_kept(places: Path) -> None:
     assert data_of(wicked, DataConfig()).model_dump(include={"download", "root"}) == {"download": False, "root": None}
     with pytest.raises(InputError, match="does not name its data set"):
         data_of(network(), DataConfig())
+
+
+def test_folders_below_the_root_get_the_size_of_the_network(
+    places: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    below = data_of(network(), DataConfig(name="images", root=str(places)))
+    assert below.in_folders and (below.image_size, below.channels) == ("6,4", 3)
+    assert load_data(below).shape == (3, *SIDES)
+    assert not DataConfig(name="images").in_folders and not DataConfig(name="last.npz", root=str(places)).in_folders
+    assert DataConfig(name="fog.npy:1", root=str(places)).place == places / "fog.npy:1"
+    assert DataConfig(name=str(places / "fog.npy:1"), root="elsewhere").place == places / "fog.npy:1"
+    (tmp_path / "digits").mkdir()
+    assert not DataConfig(name="digits").in_folders, "a folder of the same name is not the data set"
+    assert not DataConfig(name="digits", root=str(tmp_path)).in_folders
+
+
+@pytest.mark.parametrize("name", ["images", "greys"])
+def test_each_folder_is_listed_once(name: str, places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed: list[Path] = []
+    below = folders.images_below
+
+    def counted(folder: Path) -> list[Path]:
+        listed.append(folder)
+        return below(folder)
+
+    monkeypatch.setattr(folders, "images_below", counted)
+    found = folders.find(places / name)
+    assert sorted(listed) == sorted({path.parent for one in found.splits.values() for path in one.paths})
+    assert len(listed) == len(set(listed)), f"listed twice: {listed}"
 
 
 def test_training_on_grey_folders_at_their_own_size(places: Path, tmp_path: Path) -> None:

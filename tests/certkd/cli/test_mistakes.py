@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from certkd.networks.builders import ModelSpec, build
-from certkd.networks.checkpoint import Checkpoint, save
+from certkd.networks.checkpoint import Checkpoint, load, save
 from tests.certificate_files import write_file
 from tests.cli import refused
 from tests.paths import ROOT
@@ -26,6 +26,10 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     torch.manual_seed(0)
     spec = ModelSpec(name="certkd:mlp", options={"hidden": [8]}, classes=10, shape=(1, 8, 8))
     save(Checkpoint(build(spec).eval(), data={"name": "digits", "seed": 0, "image_size": 224}), folder / "net.pt")
+    teacher = build(spec).eval()
+    known = {"data": {"name": "digits", "seed": 0, "image_size": 224}}
+    sha256 = load(folder / "net.pt").sha256
+    save(Checkpoint(teacher, teacher_sha256=sha256, **known), folder / "student.pt")
     (folder / "certificates").mkdir()
     file = folder / "certificates" / "student.h5"
     rows = {"status": np.full(3, Status.NOT_CERTIFIED.value, "uint8"), "radius": np.zeros(3)}
@@ -35,6 +39,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         opened.attrs["format_version"] = 1
     (folder / "text.h5").write_text("not HDF5")
     (folder / "training.yaml").write_text("out: x\nobjective: {kind: kd}\n")
+    (folder / "typo.yaml").write_text("objectiv: {kind: kd}\n")
     (folder / "experiment.yaml").write_text(
         "out: x\nteacher: {objective: {kind: standard}}\n"
         "students: {objectives: {kd: {kind: kd}}}\ncertify: {eps: 0.1}\n"
@@ -42,6 +47,8 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {
         "FOLDER/x.txt": str(folder / "certificates" / "x.txt"),
         "NET": str(folder / "net.pt"),
+        "STUDENT": str(folder / "student.pt"),
+        "TYPO": str(folder / "typo.yaml"),
         "GOOD": str(file),
         "OLD": str(old),
         "TEXT": str(folder / "text.h5"),
@@ -141,6 +148,12 @@ MISTAKES: list[tuple[str, str]] = [
     ("train --config EXPERIMENT", "EXPERIMENT: this is an experiment, with a teacher and students, not one train"),
     ("train --config TRAINING --set objective.temperature=0", "objective.temperature must be greater than 0"),
     ("train --config TRAINING --set objective=kd", "must be settings by name, like {kind: kd}, got 'kd'"),
+    ("train TYPO", "TYPO: unknown setting 'objectiv'. Did you mean 'objective'? (and 2 more)"),
+    ("train TRAINING --set objective.kind=kdig", "objective: unknown kind 'kdig'. Did you mean 'kdiga'?"),
+    ("train TRAINING --set optimizer.kind=adm", "optimizer.kind must be 'adam' or 'sgd', got 'adm'"),
+    ("train TRAINING --set objective.knd=kd", "unknown setting 'objective.knd'. Did you mean 'kind'?"),
+    ("run configs/digits.yaml --set certify.ep=1 --print-config", "unknown setting 'certify.ep'. Did you mean 'eps'?"),
+    ("certify NET --teacher STUDENT --eps 0.1", "STUDENT is a student of NET: give the student as the network, and"),
     ("show configs/digits.yaml", "configs/digits.yaml is not a certificate file"),
     ("compare none.h5", "STUDENT"),
     ("compare none.h5 none.h5", "none.h5"),
