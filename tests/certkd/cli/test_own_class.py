@@ -130,6 +130,7 @@ def test_a_student_of_a_class_is_trained_from_the_command_line(folder: Path) -> 
     given = ["--model", best, "--arch", f"{folder}/net.py:Net", *pair, "--methods", "pgd,crown", *QUESTION[:2]]
     outs = ["--out", folder / "s.h5", "--teacher-out", folder / "t.h5", "--limit", "2", "--cross-check", "0"]
     assert "teacher" in succeeds("certify", *given, *outs, "--device", "cpu")
+    assert "native" in succeeds("inspect", best, "--arch", f"{folder}/net.py:Net")
 
 
 MISTAKES: dict[str, tuple[list[str], str]] = {
