@@ -261,6 +261,10 @@ REFUSED: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "indices": (lambda h: h.max(1, keepdim=True).indices * h, "its result 1 has no bounds"),
     "a changing exponent": (lambda h: 2.0**h, "pow"),
     "truth values that are added": (lambda h: h * ((h > 0) + (h > 0.2)), "sum of truth values"),
+    "a mask of rounded constants": (
+        lambda h: torch.where(torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5, 0.6]).exp().sin() > 0.9, h, -h),
+        "constants that float32 rounds",
+    ),
     "einsum of three values": (lambda h: torch.einsum("bi,bi,bi->bi", h, h, h), "more than two values"),
     "einsum of a diagonal": (
         lambda h: torch.einsum("bii,bj->bij", h[:, :, None].expand(-1, -1, 6), h).sum(1),

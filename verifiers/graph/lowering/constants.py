@@ -52,6 +52,9 @@ def fold(builder: Builder, target: Callable[..., Any], args: Any, kwargs: Any, l
     if builder.like.dtype != torch.float64:
         return value
     given, found = floating((args, kwargs)), floating(value)
+    whole = not found and any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(value))
+    if whole and any(builder.error(part) is not None for part in given):
+        raise builder.refuse("it turns constants that float32 rounds into truth values or whole numbers")
     if builder.kind in MOVES:
         if any(builder.error(part) is not None for part in given):
             errors = _replaced((args, kwargs), lambda part: _or_zero(builder, part))
