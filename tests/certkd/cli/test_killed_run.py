@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from certkd.networks import resolve as networks
 from tests.certkd.cli.test_cli import EXPERIMENT
 from tests.cli import certkd
 from tests.verifiers.certify.test_kill import killed
@@ -56,8 +57,7 @@ def results(folder: Path) -> dict[str, Any]:
     """Everything that a run leaves, but for times and paths."""
     out, found = folder / "out", dict[str, Any]()
     for name in NETWORKS:
-        state = torch.load(out / place_of(name) / "best.pt", weights_only=True)
-        found[f"{name} weights"] = {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
+        found[f"{name} weights"] = networks.load(str(out / place_of(name) / "best.pt")).model.state_dict()
         lines = (out / place_of(name) / "log.jsonl").read_text().splitlines()
         found[f"{name} log"] = [
             {key: value for key, value in json.loads(line).items() if "second" not in key} for line in lines
