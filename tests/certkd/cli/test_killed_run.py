@@ -19,7 +19,7 @@ from verifiers.core.status import Status
 from verifiers.results.reader import read
 
 #: Kills in the slow suite; ``CERTKD_KILLS=10`` before a release.
-KILLS = int(os.environ.get("CERTKD_KILLS", "2"))
+KILLS = int(os.environ.get("CERTKD_KILLS", "1"))
 NETWORKS = ("teacher", "plain", "kdiga")
 TINY = {
     **EXPERIMENT,
@@ -86,7 +86,7 @@ def test_a_killed_run_ends_as_a_run_without_kills(tmp_path: Path) -> None:
     _run(straight)
     total, expected = progress(straight), results(straight)
     assert len(expected["teacher weights"]) >= 4 and len(expected["kdiga log"]) == 2
-    hits, targets = 0, sorted(rng.sample(range(1, total), KILLS))
+    hits, targets = 0, sorted(rng.sample(range(1, total - 2), KILLS))
     for target in targets:
         hits += killed(_run, folder, messages=0, until=lambda: progress(folder) >= target)  # noqa: B023
     assert hits >= KILLS * 0.8, f"only {hits} of {KILLS} kills were in time"

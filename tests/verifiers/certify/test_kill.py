@@ -172,7 +172,7 @@ def test_rows_without_a_status_are_written_again(tmp_path: Path) -> None:
 # A real certification ---------------------------------------------------------------------------------------------
 
 #: Kills of each method in the slow suite; ``CERTKD_KILLS=10`` before a release.
-KILLS = int(os.environ.get("CERTKD_KILLS", "2"))
+KILLS = int(os.environ.get("CERTKD_KILLS", "1"))
 #: Settings and number of samples of each method: slow enough to be killed in the middle.
 KILLED: dict[str, tuple[int, dict[str, Any]]] = {
     "pgd": (60, {"eps": "1/20", "options": {"steps": 4, "restarts": 2}}),
