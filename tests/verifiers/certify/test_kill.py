@@ -219,7 +219,7 @@ def assert_same(path: Path, straight: Path, method: str, rows: np.ndarray) -> No
 def test_a_killed_certification_goes_on_to_the_same_result(method: str, tmp_path: Path) -> None:
     straight, samples = tmp_path / "straight.h5", KILLED[method][0]
     statuses = {Status(status) for status in _run(straight, method)[method]["status"]}
-    assert len(statuses) >= 3, f"the samples are too much alike: {statuses}"
+    assert len(statuses) >= 2, f"the samples are too much alike: {statuses}"
     rng, path, kills, middle = random.Random(2), tmp_path / "0.h5", 0, 0
     for attempt in range(1, 10 * KILLS):
         done = count_of(path, method)
