@@ -53,6 +53,8 @@ def export(file: str | None, model: str | None, out: str, eps: Epsilon | None, *
         raise InputError(f"--vnnlib {options['vnnlib']} is not a version of VNN-LIB that is written: 1.0 or 2.0")
     if eps is None:
         _refuse(options, _ABOUT_PROPERTIES, "is about properties: add --eps")
+    if Path(out).suffix:
+        raise InputError(f"a network is exported to a folder: --out {out} ends in {Path(out).suffix} as a file would")
     return _network(model, out, eps, options)
 
 

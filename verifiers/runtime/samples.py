@@ -171,14 +171,16 @@ def check_pixels(batch: Tensor) -> None:
 def _logits(model: nn.Module, batch: Tensor) -> Tensor:
     try:
         with torch.no_grad():
-            logits = in_parts(model, batch.to(device_of(model)).float().clamp(0.0, 1.0))
+            images = batch.to(device_of(model)).float().clamp(0.0, 1.0)
+            return in_parts(lambda part: rows_of(model(part), len(part)), images)
+    except InputError:
+        raise
     except (RuntimeError, ValueError, IndexError) as error:
         if out_of_memory(error):
             raise
         shape = tuple(batch.shape[1:])
         hint = ": they look like channels last, give images.permute(0, 3, 1, 2)" if channels_last(shape) else ""
         raise InputError(f"the network does not take images of shape {shape} ({one_line(error)}){hint}") from error
-    return rows_of(logits, len(batch))
 
 
 def first_images(samples: Samples, model: nn.Module, count: int = 2) -> Tensor:

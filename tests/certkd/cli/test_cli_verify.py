@@ -323,7 +323,7 @@ EXPORT: list[tuple[str, str]] = [
     ("ROWS --out OUT.csv --model NET", "--model is for a folder of counterexamples"),
     ("ROWS --out OUT", "needs the network (--model)"),
     ("ROWS --out OUT.txt", "name a file that ends in .csv, .json, .npz"),
-    ("NET --out OUT.csv", "is not a certificate file"),
+    ("NET --out OUT.csv", "a network is exported to a folder"),
     ("ROWS --out OUT --model NET --layout flat", "--layout flat is for .onnx files"),
     ("--model NET --out OUT --limit 3", "--limit 3 "),
     ("--model NET --out OUT --indices 1", "--indices 1 "),
