@@ -38,8 +38,6 @@ class Warner(Reporter):
     def warn(self, text: str) -> None:
         """Warn at the line that called the library."""
         frame, level = sys._getframe(1), 2
-        while frame.f_back is not None and str(frame.f_globals.get("__name__", "")).startswith(
-            ("verifiers.", "certkd.")
-        ):
+        while frame.f_back is not None and str(frame.f_globals.get("__name__", "")).startswith(_INSIDE):
             frame, level = frame.f_back, level + 1
         warnings.warn(text, UserWarning, stacklevel=level)

@@ -46,6 +46,7 @@ def rows(method: str, seed: int = 0, status: Status = Status.CERTIFIED, radius: 
         "radius": radius,
         "index": 0,
         "label": 0,
+        "predicted": 0,
     }
     return {**values, **{name: np.full(COUNT, value) for name, value in shares.items()}, "index": np.arange(COUNT)}
 
@@ -76,9 +77,9 @@ def test_80_columns_hold_every_method(tmp_path: Path) -> None:
 
 
 def test_80_columns_hold_a_comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    one = file(tmp_path / "1.h5", "pgd", "crown", "ibp", seed=1)
+    one = file(tmp_path / "1.h5", "crown", "crown-ibp", "ibp", seed=1)
     monkeypatch.setitem(FACTS, "model_sha256", "cd" * 32)
-    two = file(tmp_path / "2.h5", "pgd", "crown", "ibp", seed=1)
+    two = file(tmp_path / "2.h5", "crown", "crown-ibp", "ibp", seed=1)
     for part in tables.comparison(compare(one, two), "teacher", "student"):
         screen = io.StringIO()
         display(part, console=Console(file=screen, width=10_000))

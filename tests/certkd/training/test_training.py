@@ -987,5 +987,7 @@ def test_options_of_the_command_override_the_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("words", [(), ("--teacher", "t.pt"), ("--out", "x")], ids=str)
 def test_too_little_to_train_says_what_to_give(words: tuple[str, ...]) -> None:
-    with pytest.raises(InputError, match=r"give --config FILE, or --teacher CHECKPOINT and --out DIR"):
+    with pytest.raises(
+        InputError, match=r"give a configuration \(--config FILE, or bare\), or --teacher CHECKPOINT and --out DIR"
+    ):
         command(*words)

@@ -50,7 +50,7 @@ LINES: list[tuple[dict[str, Any], str]] = [
     ({"nmae": "x"}, "unknown setting 'nmae'. Did you mean 'name'?"),
     ({"room": {"windows": 1}}, "unknown setting 'room.windows'. Known: colour, doors, open, steps."),
     ({"rooms": {"red": {"door": 1}}}, "unknown setting 'rooms.red.door'. Did you mean 'doors'?"),
-    ({"shape": {"kind": "circle", "radios": 1}}, "the setting shape.radius is missing (and 1 more)"),
+    ({"shape": {"kind": "circle", "radios": 1}}, "unknown setting 'shape.radios'. Did you mean 'radius'? (and 1 more)"),
     ({"shape": {"kind": "square", "sid": 1}}, "unknown setting 'shape.sid'. Did you mean 'side'?"),
     ({"shapes": {"circle": {"kind": "square", "sid": 1}}}, "unknown setting 'shapes.circle.sid'. Did you mean 'side'?"),
     ({"shape": {"side": 1}}, "the setting shape.kind is missing"),
@@ -72,7 +72,7 @@ LINES: list[tuple[dict[str, Any], str]] = [
     ({"room": {"steps": [1, 0]}}, "room.steps.1 must be greater than 0, got 0"),
     ({"eps": "0"}, "eps must be positive and finite, got '0': write it like 8/255 or 0.03"),
     ({"key": "x"}, "key must match ^[0-9a-f]{0,64}$, got 'x'"),
-    ({"doors": 1, "seed": "x"}, "seed must be a whole number, got 'x' (and 1 more)"),
+    ({"doors": 1, "seed": "x"}, "unknown setting 'doors'. Did you mean 'rooms'? (and 1 more)"),
 ]
 
 
