@@ -3,6 +3,7 @@
 import json
 
 import torch
+from torch import Tensor
 
 from certkd.config.settings import DataConfig
 from certkd.data.selection import EVERYTHING, Selection
@@ -14,7 +15,7 @@ from verifiers.certify.audit.meaning import indices_of
 from verifiers.core.errors import InputError, did_you_mean
 from verifiers.results.rows import Certificates
 from verifiers.runtime.classes import FROM_ONE
-from verifiers.runtime.samples import Data
+from verifiers.runtime.samples import Data, Images, Others
 
 
 def split_of(data: DataSet, name: str) -> Split:
@@ -69,7 +70,20 @@ def data_for(
     """
     samples = chosen_samples(known, data, split, selection)
     about = {**about_of(known), "data": config.name, "data_seed": config.seed, "split": split}
-    return Data(samples.images, samples.labels, samples.indices, about)
+    return Data(samples.images, samples.labels, samples.indices, about, others=_lookup(split_of(data, split)))
+
+
+def _lookup(whole: Split) -> Others:
+    """Look up samples of a split by their index."""
+
+    def others(indices: Tensor) -> tuple[Images, Tensor] | None:
+        position = {index: row for row, index in enumerate(whole.indices.tolist())}
+        if any(index not in position for index in indices.tolist()):
+            return None
+        found = whole.take(torch.tensor([position[index] for index in indices.tolist()]))
+        return found.images, found.labels
+
+    return others
 
 
 def about_of(known: Checkpoint) -> dict[str, str]:

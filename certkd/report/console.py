@@ -3,6 +3,7 @@
 import re
 import shutil
 import sys
+from collections.abc import Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +17,8 @@ from verifiers.core.table import Part, Table
 
 #: Narrower terminals get lines of this width.
 NARROWEST = 80
+#: Longer words, like paths, may be cut.
+LONGEST_WORD = 40
 _NUMBER = re.compile(r"(([<>]= )?[-+]?[\d.,]+(e[-+]?\d+)?( ?%| GiB| s| min| h| days)?|[-+]?(nan|inf)|-|)")
 
 
@@ -103,7 +106,36 @@ def display(*parts: Part, console: Console | None = None) -> None:
             console.print(part, soft_wrap=True)
         else:
             console.print(part.title, style="bold")
-            console.print(drawn(part))
+            for piece in fitted(part, console.width):
+                console.print(drawn(piece))
+
+
+def fitted(table: Table, width: int) -> list[Table]:
+    """Split a table that is too wide into several of the same rows and first column, so that no word is cut."""
+    least = [_longest_word(table, column) for column in range(len(table.columns))]
+    groups: list[list[int]] = [[]]
+    for column in range(1, len(least)):
+        if groups[-1] and _width([least[i] for i in (0, *groups[-1], column)]) > width:
+            groups.append([])
+        groups[-1].append(column)
+    return [
+        Table(
+            table.title, [table.columns[i] for i in (0, *group)], [[row[i] for i in (0, *group)] for row in table.rows]
+        )
+        for group in groups
+    ]
+
+
+def _longest_word(table: Table, column: int) -> int:
+    """Return the width below which a column would cut a word; numbers and their units are one word."""
+    cells = [table.columns[column], *(row[column] for row in table.rows)]
+    parts = [[cell] if _NUMBER.fullmatch(cell) else cell.split() for cell in cells]
+    return max((len(part) for words in parts for part in words), default=0)
+
+
+def _width(columns: Sequence[int]) -> int:
+    """Return the width of a table with its lines and margins."""
+    return sum(columns) + 3 * len(columns) + 1
 
 
 def drawn(table: Table) -> rich.table.Table:
@@ -111,7 +143,8 @@ def drawn(table: Table) -> rich.table.Table:
     made = rich.table.Table(show_header=any(table.columns))
     for i, name in enumerate(table.columns):
         numbers = i > 0 and all(_NUMBER.fullmatch(row[i]) for row in table.rows)
-        made.add_column(name, justify="right" if numbers else "left", overflow="fold")
+        least = min(_longest_word(table, i), LONGEST_WORD)
+        made.add_column(name, justify="right" if numbers else "left", overflow="fold", min_width=least)
     for row in table.rows:
         made.add_row(*row)
     return made

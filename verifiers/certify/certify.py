@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from verifiers.certify.batches import Asked, Run
 from verifiers.certify.config import CertifyConfig
+from verifiers.certify.finished import finished_rows
 from verifiers.certify.identity import check_predictions, facts_of, identity_of
 from verifiers.core.errors import InputError
 from verifiers.core.quantities import beyond_images
@@ -24,7 +25,7 @@ from verifiers.results.rows import Certificates
 from verifiers.results.writer import CertificateFile, MethodTable, check_output
 from verifiers.runtime.modes import eval_mode, suitable_threads, trusted_arithmetic
 from verifiers.runtime.outputs import as_logits, rows_of
-from verifiers.runtime.samples import CLEAN_BATCH, Data, Samples, first_images, validate
+from verifiers.runtime.samples import CLEAN_BATCH, Data, Samples, first_images, others_of, validate
 
 
 def certify(
@@ -44,7 +45,7 @@ def certify(
             arrays or lists, a torch ``Dataset`` or ``DataLoader``, or ``Data``.
         config: the ball, the methods and their settings.
         teacher: the second network of methods about a pair, from the same images to the same classes.
-        out: certificate file; the same call resumes an unfinished file. In memory when None.
+        out: certificate file; an unfinished one is resumed, a finished one answers what it includes. None: in memory.
         reporter: receives progress; without one, Python warns of what the user should know.
 
     Returns:
@@ -72,15 +73,15 @@ def certify(
             stack.enter_context(context)
         stack.enter_context(trusted_arithmetic())
         samples = validate(network, data, reporter, partial(hold_both, program, reference))
-        for line in remarks(program, reference):
-            reporter.warn(line)
         first = first_images(samples, network)
-        beyond = beyond_images(config.ball, config.norm, first[0].numel())
-        if beyond is not None:
-            reporter.warn(beyond)
-        if teacher is not None and any(method.about is About.SMOOTHED for method in config.methods):
-            _check_teacher(teacher, first, samples.classes)
+        for line in (*remarks(program, reference), *_beyond(config, first)):
+            reporter.warn(line)
+        _check_teacher(teacher, first, samples.classes, config)
         stack.enter_context(suitable_threads(network, first[:1], CLEAN_BATCH))
+        known = finished_rows(out, identity_of(program, reference, samples, config), config, samples, others_of(data))
+        if known is not None:
+            reporter.inform(f"{out} is finished and holds the answer")
+            return known
         file = stack.enter_context(_file(program, reference, samples, first.shape[1:], config, out))
         check_predictions(config, samples, file)
         asked = Asked(program, samples)
@@ -153,7 +154,16 @@ def remarks(program: Program, teacher: Program | None) -> list[str]:
     return [*refused, *said]
 
 
-def _check_teacher(teacher: nn.Module, first: Tensor, classes: int) -> None:
+def _beyond(config: CertifyConfig, first: Tensor) -> list[str]:
+    """Say that the ball holds every image, if it does."""
+    beyond = beyond_images(config.ball, config.norm, first[0].numel())
+    return [] if beyond is None else [beyond]
+
+
+def _check_teacher(teacher: nn.Module | None, first: Tensor, classes: int, config: CertifyConfig) -> None:
+    """Check the logits of a teacher that shares its noisy copies with the network."""
+    if teacher is None or not any(method.about is About.SMOOTHED for method in config.methods):
+        return
     with torch.no_grad():
         shape = tuple(as_logits(rows_of(teacher(first), len(first))).shape)
     if shape != (len(first), classes):

@@ -31,6 +31,10 @@ class Images(Protocol):
     def __getitem__(self, indices: Int[Tensor, " batch"]) -> Tensor: ...
 
 
+#: Returns images and labels by the index of each sample; None if there is no such sample.
+Others = Callable[[Tensor], tuple[Images, Tensor] | None]
+
+
 @dataclass(frozen=True)
 class Data:
     """Images with their true classes.
@@ -40,12 +44,20 @@ class Data:
         labels: true classes.
         indices: index of each sample in its data set split; 0, 1, ... when None.
         about: facts that the rows depend on, stored as attributes of the file; a file that differs in one is rejected.
+        others: returns images and labels of the split by their index, None if there is no such sample; a file about
+            more samples than these is recognised by it.
     """
 
     images: Images | Tensor
     labels: Int[Tensor, " samples"]
     indices: Int[Tensor, " samples"] | None = None
     about: Mapping[str, Any] = field(default_factory=dict)
+    others: Others | None = None
+
+
+def others_of(data: Any) -> Others | None:
+    """Return what looks up other samples of the split, if the data have it."""
+    return data.others if isinstance(data, Data) else None
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,13 @@ from pathlib import Path
 import click
 import numpy as np
 import pytest
+import torch
 
 from certkd.cli import cli
 from certkd.cli.options import bare_or_named
 from certkd.cli.output import add_output_options
+from certkd.networks.builders import ModelSpec, build
+from certkd.networks.checkpoint import Checkpoint, save
 from tests.certificate_files import write_file
 from tests.cli import certkd, refused, succeeds
 from verifiers.core.errors import InputError
@@ -89,3 +92,21 @@ def test_a_file_is_given_bare_or_by_its_option() -> None:
         bare_or_named("a", "b", "--model", "x")
     with pytest.raises(InputError, match=r"^nothing to work on: give a file, like certkd x a\.pt \(or --model\)$"):
         bare_or_named(None, None, "--model", "certkd x a.pt")
+
+
+def test_a_finished_file_answers_a_smaller_question(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    spec = ModelSpec(name="certkd:mlp", options={"hidden": [4]}, classes=10, shape=(1, 8, 8))
+    save(Checkpoint(build(spec).eval(), data={"name": "digits", "seed": 0, "image_size": 224}), tmp_path / "net.pt")
+    out = tmp_path / "c.h5"
+    given = ("certify", tmp_path / "net.pt", "--eps", "1/255", "--option", "cross_check=0", "--out", out)
+    first = certkd(*given, "--limit", "4", "--methods", "ibp,crown")
+    assert first.code == 0 and "ibp ..." in first.err
+    before = out.read_bytes()
+    second = certkd(*given, "--indices", "3,1", "--methods", "ibp", "--json")
+    assert second.code == 0 and f"{out} is finished and holds the answer" in second.err and "ibp ..." not in second.err
+    (file,) = json.loads(second.out)["files"]
+    assert (file["samples"], list(file["methods"]), file["path"]) == (2, ["ibp"], str(out))
+    assert out.read_bytes() == before
+    message = certkd(*given, "--indices", "3,5", "--methods", "ibp").err.splitlines()[-1]
+    assert "choose another output file" in message

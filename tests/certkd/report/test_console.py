@@ -23,6 +23,22 @@ def test_a_narrow_terminal_loses_no_figure(width: int) -> None:
     assert "…" not in shown, "a cell was cut"
 
 
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_no_word_is_cut_however_many_columns_there_are(width: int) -> None:
+    names = ["method", *(f"statusnumber{i}" for i in range(9)), "what, and by what"]
+    rows = [["local-linearity", *("12,345.6 GiB" for _ in range(9)), "sentences of several words may be wrapped"]]
+    shown = printed(Table("title", names, rows), width=width)
+    assert max(map(len, shown.splitlines())) <= width
+    words = {word for line in shown.splitlines() for word in line.replace("┃", " ").replace("│", " ").split()}
+    assert {*names[:-1], "local-linearity", "12,345.6", "sentences", "wrapped"} <= words
+    assert shown.count("local-linearity") == shown.count("method") == {60: 5, 80: 3, 200: 1}[width]
+
+
+def test_a_table_of_one_column_and_one_without_rows_are_drawn() -> None:
+    assert "only" in printed(Table("title", ["only"], [["a"]]))
+    assert "second" in printed(Table("title", ["first", "second"], []))
+
+
 def test_numbers_stand_at_the_right_and_words_at_the_left() -> None:
     rows = [["a", ">= 72.5%", "-", "x" * 9], ["b", "<= 5.0%", "1.25", "y"]]
     shown = printed(Table("title", ["", "share", "radius", "words"], rows))
