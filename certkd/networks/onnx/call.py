@@ -55,10 +55,21 @@ def number(call: Call, value: Value) -> float:
     return float(np.asarray(value).reshape(()))
 
 
+def axis_of(axis: int, rank: int) -> int:
+    """Count an axis from the front.
+
+    Raises:
+        IndexError: there is no such axis.
+    """
+    if not -rank <= axis < rank:
+        raise IndexError(f"axis {axis} of a tensor of {rank} axes")
+    return axis % rank
+
+
 def axes_of(call: Call, given: Value, attribute: Sequence[int] | None, rank: int) -> list[int] | None:
     """Read axes from an input or an attribute, counted from the front."""
     axes = attribute if given is None else given
-    return None if axes is None else [axis % rank for axis in integers(axes)]
+    return None if axes is None else [axis_of(axis, rank) for axis in integers(axes)]
 
 
 def sides_of(before: Sequence[int], after: Sequence[int]) -> list[int]:

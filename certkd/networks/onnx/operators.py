@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from certkd.networks.onnx import layers, resizing, shaping
-from certkd.networks.onnx.call import Call, Value, axes_of, number, tensor
+from certkd.networks.onnx.call import Call, Value, axes_of, axis_of, number, tensor
 
 
 def elementwise(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -118,7 +118,7 @@ def softmax(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def apply(call: Call, x: Tensor, *, axis: int | None = None) -> Tensor:
         if call.opset >= 13:
             return function(x, -1 if axis is None else axis)
-        start = (1 if axis is None else axis) % x.dim()
+        start = axis_of(1 if axis is None else axis, x.dim())
         return function(x, -1) if start == x.dim() - 1 else function(x.flatten(start), -1).reshape(x.shape)
 
     return apply

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from certkd.networks.onnx.call import Call, Value, integers
+from certkd.networks.onnx.call import Call, Value, axis_of, integers
 
 #: Most entries of an axis after resizing, and of the matrix of one axis.
 LONGEST, LARGEST = 1 << 16, 1 << 22
@@ -100,7 +100,7 @@ def resize(
     unknown = attributes.keys() - Way.__dataclass_fields__.keys()
     if unknown:
         raise call.refuse(f"attribute {min(unknown)!r} is not known")
-    over = list(range(x.dim())) if axes is None else [axis % x.dim() for axis in axes]
+    over = list(range(x.dim())) if axes is None else [axis_of(axis, x.dim()) for axis in axes]
     return _resized(call, x, Way(**attributes), over, scales, sizes)
 
 

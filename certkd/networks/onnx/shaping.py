@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from certkd.networks.onnx.call import Call, Value, axes_of, integers, number, sides_of, tensor
+from certkd.networks.onnx.call import Call, Value, axes_of, axis_of, integers, number, sides_of, tensor
 
 #: TensorProto.FLOAT
 FLOAT = 1
@@ -73,7 +73,7 @@ def concat(call: Call, *parts: Value, axis: int) -> Tensor:
     """Concatenate; constant parts, like class tokens, are repeated for every image."""
     varying = [part for part, varies in zip(parts, call.varying, strict=True) if varies]
     like = next(part for part in (*varying, *parts) if isinstance(part, Tensor))
-    axis = axis % like.dim()
+    axis = axis_of(axis, like.dim())
     batch = like.shape[0] if varying and axis != 0 and not call.literal else None
     rows = [
         tensor(part, like) if varies or batch is None else tensor(part, like)[:1].expand(batch, *part.shape[1:])
@@ -151,7 +151,7 @@ def pad(
     if mode not in modes:
         raise call.refuse(f"mode={mode!r} is not supported")
     amounts = integers(pads if given is None else given)
-    axes = list(range(x.dim())) if along is None else [axis % x.dim() for axis in integers(along)]
+    axes = list(range(x.dim())) if along is None else [axis_of(axis, x.dim()) for axis in integers(along)]
     before, after = [0] * x.dim(), [0] * x.dim()
     for i, axis in enumerate(axes):
         before[axis], after[axis] = amounts[i], amounts[i + len(axes)]

@@ -114,7 +114,9 @@ def test_a_teacher_brings_joint_bounds_and_files_of_its_own(pair: tuple[Path, Pa
     certify(pair)
     said = certify(pair, "--teacher", str(pair[1]))
     assert "Student and teacher at eps, bounds of the joint and differential graph" in said, said
-    alone, together = (pair[0].with_name(f"student-linf-0.01{end}.h5") for end in ("-crown", "-with-teacher"))
+    alone, together = (
+        pair[0].with_name(f"student-linf-0.01{end}.h5") for end in ("-first6-crown", "-with-teacher-first6")
+    )
     assert "joint" not in read(alone).methods and "joint" in read(together).methods, "one file for two questions"
 
 

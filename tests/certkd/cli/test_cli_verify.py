@@ -43,7 +43,7 @@ def complete(net: Path) -> tuple[Path, Result]:
     """Complete rows about it, under the name that they get by themselves, and what was printed."""
     given = ("--complete", "--eps", "1/10", "--limit", str(COUNT), "--time-limit", "20")
     result = certkd("certify", "--model", net, *given)
-    return net.with_name("kdiga-linf-1_10-complete.h5"), result
+    return net.with_name(f"kdiga-linf-1_10-first{COUNT}-complete.h5"), result
 
 
 def cells(line: str) -> list[str]:

@@ -41,6 +41,7 @@ def certificates(path: Path) -> Path:
             "status": np.full(count, Status.FALSIFIED, "u1"),
             "correct": np.ones(count, "u1"),
             "radius": np.zeros(count),
+            "margin": np.full(count, -1.0),
         },
         **{"distance": np.full(count, 0.1), "counterexample": random.random((count, 1, 2, 2)).astype("f4")},
     }
@@ -49,7 +50,7 @@ def certificates(path: Path) -> Path:
         **{
             "status": np.full(count, Status.CERTIFIED, "u1"),
             "correct": np.ones(count, "u1"),
-            "radius": random.random(count),
+            "radius": 0.09 * random.random(count),
         },
     }
     write_file(path, {"pgd": falsified, "ibp": proved}, eps="0.1", model_sha256="", seed=0)
