@@ -314,10 +314,11 @@ def _report(done: "dict[str, Certificates]", requirements: "list[Requirement]") 
 def _failures(certificates: "Certificates") -> list[str]:
     """Return a line for each method that ended in ERROR, and one if no certificate method could run."""
     from verifiers.core.status import Status
+    from verifiers.core.table import counted
     from verifiers.methods.registry import certifies
 
     errors = {name: rows.count(Status.ERROR) for name, rows in certificates.methods.items()}
-    failed = [f"{count} rows of {name} ended in ERROR" for name, count in errors.items() if count]
+    failed = [f"{counted(count, 'row')} of {name} ended in ERROR" for name, count in errors.items() if count]
     proofs = [rows for rows in certificates if certifies(rows.name)]
     if proofs and all(rows.count(Status.UNSUPPORTED) for rows in proofs):
         failed.append("no certificate method could run")

@@ -16,6 +16,7 @@ from verifiers.certify.audit.consistency import broken_rows, lines_of, lowest_at
 from verifiers.certify.audit.meaning import disagreements, identity_of, mixed_rows, refuse_absurd
 from verifiers.core.errors import InputError, did_you_mean
 from verifiers.core.status import FAILURES, About, Guarantee, Status
+from verifiers.core.table import counted
 from verifiers.methods.registry import certifies, find, proves
 from verifiers.results.rows import Certificates, MethodRows
 
@@ -81,7 +82,7 @@ def check_same(teacher: Certificates, student: Certificates) -> None:
         refuse_absurd(certificates)
         if certificates.pending:
             raise InputError(
-                f"{certificates.path} is not finished ({certificates.pending} rows are pending): "
+                f"{certificates.path} is not finished ({counted(certificates.pending, 'row')} pending): "
                 "run its certify command again"
             )
     both = f"{student.path} and {teacher.path} cannot be compared"

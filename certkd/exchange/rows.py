@@ -79,9 +79,7 @@ class Source:
     def pending(self) -> list[str]:
         """Count the rows without an answer, one line for each method that has some."""
         counts = {name: rows.count(Status.PENDING) for name, rows in self.certificates.methods.items()}
-        return [
-            f"{count} rows of {name} have no answer yet and are left out" for name, count in counts.items() if count
-        ]
+        return [f"{name}: {counted(n, 'row')} without an answer yet, left out" for name, n in counts.items() if n]
 
     def rows(self, wanted: Mapping[str, Sequence[str]]) -> Iterator[dict[str, Any]]:
         """Yield the finished rows of all methods as values by column name, with the wanted array columns."""

@@ -10,6 +10,7 @@ from verifiers.bound_propagation.cross_check import CrossCheck
 from verifiers.bound_propagation.engine import Engine
 from verifiers.core.errors import Unsupported
 from verifiers.core.question import Question
+from verifiers.core.table import counted
 from verifiers.geometry.balls import Balls
 from verifiers.graph.program import Program
 from verifiers.runtime.certifier import Batch
@@ -83,5 +84,4 @@ class SecondOpinion:
 
     def _say(self, more: str = "") -> None:
         assert self.check is not None
-        count = "1 sample" if len(self.checked) == 1 else f"{len(self.checked)} samples"
-        self.note = f"{count} cross-checked by {self.check.other.name}{more}"
+        self.note = f"{counted(len(self.checked), 'sample')} cross-checked by {self.check.other.name}{more}"

@@ -281,7 +281,8 @@ class Run:
         if contradicted.any():
             columns["status"][contradicted] = Status.ERROR
             columns["radius"][contradicted] = 0.0
-            self._refused(Status.ERROR, f"{int(contradicted.sum())} rows claim a radius that contains a counterexample")
+            told = counted(int(contradicted.sum()), "row")
+            self._refused(Status.ERROR, f"{told} with a radius that contains a counterexample")
         if unsure.any():
             columns["status"][unsure] = Status.UNSUPPORTED
             columns["radius"][unsure] = 0.0

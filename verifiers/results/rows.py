@@ -8,6 +8,7 @@ import numpy as np
 
 from verifiers.core.errors import InputError, did_you_mean
 from verifiers.core.status import FAILURES, Status
+from verifiers.core.table import counted
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -46,7 +47,8 @@ class MethodRows:
         return len(self.columns["status"])
 
     def __repr__(self) -> str:
-        return f"<{self.name}: {self.norm}, eps {self.eps_text}, {len(self)} samples, {self.at_eps} certified at eps>"
+        samples = counted(len(self), "sample")
+        return f"<{self.name}: {self.norm}, eps {self.eps_text}, {samples}, {self.at_eps} certified at eps>"
 
     @property
     def norm(self) -> str:
@@ -131,7 +133,7 @@ class Certificates:
         return method in self.methods
 
     def __repr__(self) -> str:
-        samples = f"{len(next(iter(self)))} samples, methods {', '.join(self.methods)}"
+        samples = f"{counted(len(next(iter(self))), 'sample')}, methods {', '.join(self.methods)}"
         return f"<{self.path or 'in memory'}: {self.norm}, eps {self.eps_text}, {samples}>"
 
     @property

@@ -290,7 +290,7 @@ def test_unfinished_files_are_refused_and_named(tmp_path: Path) -> None:
     student = file(tmp_path / "student.h5", content)
     for sides in ((teacher, student), (student, teacher)):
         message = refusal(*sides)
-        assert "student.h5 is not finished (5 rows are pending)" in message, message
+        assert "student.h5 is not finished (5 rows pending)" in message, message
 
 
 @pytest.mark.parametrize("status", [Status.ERROR, Status.OUT_OF_MEMORY, Status.TIMEOUT])

@@ -235,9 +235,7 @@ def test_rows_without_an_answer_are_left_out(attacked: Path, tmp_path: Path) -> 
         file["pgd/status"][:] = 0
     lines = export(part, tmp_path / "r.csv")
     assert lines[0].startswith(f"{SAMPLES + 3} rows written")
-    left_out = [
-        f"{count} rows of {name} have no answer yet and are left out" for name, count in (("pgd", 40), ("crown", 37))
-    ]
+    left_out = [f"{name}: {count} rows without an answer yet, left out" for name, count in (("pgd", 40), ("crown", 37))]
     assert lines[1:] == left_out
     assert len((tmp_path / "r.csv").read_text().splitlines()) == 1 + SAMPLES + 3
     assert export(part, tmp_path / "r.npz")[0].startswith("0 counterexamples")

@@ -10,6 +10,7 @@ from verifiers.core.columns import indices_sha256
 from verifiers.core.errors import InputError
 from verifiers.core.quantities import Epsilon
 from verifiers.core.status import Status
+from verifiers.core.table import counted
 from verifiers.methods.base import Method
 from verifiers.methods.registry import find, parse
 from verifiers.results.reader import own_attributes
@@ -68,7 +69,7 @@ def disagreements(certificates: Certificates) -> Iterator[str]:
     if (index >= 0).all() and attributes.get("indices_sha256") != indices_sha256(index):
         yield "the samples of its rows are not those of indices_sha256: others, or in another order"
     if attributes.get("samples") not in (None, len(index)):
-        yield f"it holds {len(index)} rows and says {attributes['samples']} samples"
+        yield f"it holds {counted(len(index), 'row')} and says {counted(int(attributes['samples']), 'sample')}"
 
 
 def identity_of(certificates: Certificates) -> Mapping[str, Any]:
