@@ -87,7 +87,7 @@ def check_alone(
         wrong = differing(found, alone[order], images[order], rounding)
         if wrong is not None:
             row, gap = wrong
-            _refuse_coarse(network, images[order], row, gap)
+            _refuse_coarse(network, images, len(order), gap)
             raise InputError(
                 f"the network mixes the images of a batch: the logits of an image differ by {gap:.3g} between a batch "
                 f"of {len(order)} and the image alone{_layer(network, images[order], row)}; certificates need a "
@@ -96,26 +96,29 @@ def check_alone(
     return alone
 
 
-def _refuse_coarse(network: nn.Module, batch: Tensor, row: int, gap: float) -> None:
+def _refuse_coarse(network: nn.Module, images: Tensor, count: int, gap: float) -> None:
     """Refuse a network whose answers differ between batches because of rounding alone.
 
     Its float32 logits have no value that all batches share, so a prediction, a vote or an attack in one batch says
     nothing about another one.
 
     Raises:
-        InputError: in float64 the difference all but vanishes.
+        InputError: in float64, in the same order of calls, all differences all but vanish.
     """
 
     def exactly() -> Tensor:
-        exact = in_float64(network)
+        exact, given = in_float64(network), images.double()
         with torch.no_grad():
-            return (exact(batch.double())[row] - exact(batch[row : row + 1].double())[0]).abs().max()
+            alone = torch.cat([exact(image) for image in given.split(1)])
+            return torch.stack(
+                [(exact(given[order]) - alone[order]).abs().max() for order in _batches(len(given))]
+            ).max()
 
     left = tried(exactly)
     if left is not None and left <= SHRINKS * gap:
         raise InputError(
             f"float32 is too coarse for the network: the logits of an image differ by {gap:.3g} between a batch of "
-            f"{len(batch)} and the image alone, and by {left:.3g} in float64, so they do not mix but round; scale down "
+            f"{count} and the image alone, and by {left:.3g} in float64, so they do not mix but round; scale down "
             "the weights whose products cancel"
         )
 

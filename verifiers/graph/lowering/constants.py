@@ -4,6 +4,7 @@ Weight normalisation, learned scales that pass through an activation and positio
 holds their exact values. Their errors are bounded here and then added to those of the operators that use them.
 """
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -37,6 +38,9 @@ BILINEAR = frozenset("mv dot vdot linalg_vecdot matmul mm bmm".split())
 #: Norms, which are roots of sums of squares, and a weight times a gain over its norm: relatively accurate.
 NORMS = frozenset("norm linalg_vector_norm _weight_norm _weight_norm_interface".split())
 
+#: Inequalities; where they are far from equality, rounding does not change them.
+ORDERS = frozenset("gt lt ge le".split())
+
 
 def floating(value: Any) -> list[Tensor]:
     """List the tensors of numbers that are not integers."""
@@ -53,10 +57,11 @@ def fold(builder: Builder, target: Callable[..., Any], args: Any, kwargs: Any, l
         return value
     given, found = floating((args, kwargs)), floating(value)
     whole = not found and any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(value))
-    if whole and any(builder.error(part) is not None for part in given):
+    rounded = any(builder.error(part) is not None for part in given)
+    if whole and rounded and not _settled(builder, target, args, kwargs):
         raise builder.refuse("it turns constants that float32 rounds into truth values or whole numbers")
     if builder.kind in MOVES:
-        if any(builder.error(part) is not None for part in given):
+        if rounded:
             errors = _replaced((args, kwargs), lambda part: _or_zero(builder, part))
             for part, error in zip(found, floating(target(*errors[0], **errors[1])), strict=True):
                 builder.note(part, error.abs())
@@ -71,10 +76,9 @@ def fold(builder: Builder, target: Callable[..., Any], args: Any, kwargs: Any, l
         for part, error in zip(found, known, strict=True):
             builder.note(part, error)
         return value
-    exact = all(builder.error(part) is None for part in given)
     for part in found:
         bound: Tensor | None
-        if builder.kind in NORMS and exact and _usual(builder.kind, args, kwargs):
+        if builder.kind in NORMS and not rounded and _usual(builder.kind, args, kwargs):
             weighted = builder.kind == "_weight_norm"
             norms = torch.norm_except_dim(given[0], 2, *args[2:]) if weighted else found[-1]
             bound = _of_norms(part, norms, given[0])
@@ -84,6 +88,23 @@ def fold(builder: Builder, target: Callable[..., Any], args: Any, kwargs: Any, l
             bound = _bounded(builder, lower, args, kwargs, part) if len(found) == 1 else None
         builder.note(part, torch.full_like(part, torch.inf) if bound is None else bound)
     return value
+
+
+def _settled(builder: Builder, target: Callable[..., Any], args: Any, kwargs: Any) -> bool:
+    """Return whether an inequality has one answer for all constants within their errors, and for a rounded number."""
+    if builder.kind not in ORDERS:
+        return False
+    answers = []
+    for signs in itertools.product((-1.0, 1.0), repeat=len(floating((args, kwargs)))):
+        left = iter(signs)
+        moved = _replaced((args, kwargs), lambda part, left=left: part + next(left) * _error(builder, part))
+        answers.append(target(*moved[0], **moved[1]))
+    return all(bool((answer == answers[0]).all()) for answer in answers)
+
+
+def _error(builder: Builder, constant: Tensor) -> Tensor:
+    """Bound the error of a constant, and of a number beside it that float32 rounds."""
+    return 1.001 * _or_zero(builder, constant) + 2.0**-23 * constant.abs()
 
 
 def _usual(kind: str, args: Any, kwargs: Any) -> bool:
