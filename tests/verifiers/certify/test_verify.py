@@ -114,9 +114,9 @@ def row_of(path: Path, method: str, status: Status, place: int = -1) -> int:
 
 
 def only(findings: list[Finding]) -> str:
-    """The first contradiction; all of them are about one row of one method."""
+    """The first contradiction; all of them are about one sample."""
     lines = contradictions(findings)
-    assert lines and len({line.split(": ")[0] for line in lines}) == 1, lines
+    assert lines and len({line.split(": ")[0].split(", ")[-1] for line in lines}) == 1, lines
     assert all(one.asked == one.again + one.open + len(one.contradictions) for one in findings)
     assert all("\n" not in line for line in lines)
     return lines[0]
