@@ -25,7 +25,7 @@ from verifiers.graph.executable import converted, unlifted, without_writes
 from verifiers.graph.exported import Exported, kind_of, path_of
 from verifiers.graph.graph import Builder, Graph, Ref
 from verifiers.graph.lowering import LOWERINGS
-from verifiers.graph.lowering.constants import fold, perturb
+from verifiers.graph.lowering.constants import MOVES, fold, perturb
 from verifiers.graph.lowering.shapes import note_rounded
 from verifiers.graph.sequence import written
 from verifiers.graph.watch import Replay, answers_of_deployment, blame, blamed, watch
@@ -132,6 +132,7 @@ def lower(exported: Exported, weights: Mapping[str, Tensor], builder: Builder) -
             builder.path, builder.kind = path_of(node), kind_of(node.target)
             builder.trace = node.meta.get("stack_trace")
             _check_truth(builder, node)
+            _check_precision(builder, node)
             args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), lambda n: known[n.name])
             known[node.name] = _lower(builder, node.target, args, kwargs, LOWERINGS)
         elif node.op == "output":
@@ -150,6 +151,12 @@ def _check_truth(builder: Builder, node: fx.Node) -> None:
         return
     if (truth and builder.kind in ("add", "add_")) or (not truth and builder.kind == "bitwise_not"):
         raise builder.refuse("a sum of truth values, or a negation of bits")
+
+
+def _check_precision(builder: Builder, node: fx.Node) -> None:
+    """Refuse results in half precision, which rounds more than float32; constants may be moved and converted."""
+    if node.meta.get("half") and (node.meta.get("image") or builder.kind not in MOVES):
+        raise builder.refuse("a result in half precision: proofs are about float32")
 
 
 def _export(model: nn.Module, x: Tensor) -> Any:

@@ -99,13 +99,15 @@ def _with_epsilon(args: tuple[Any, ...], node: fx.Node) -> tuple[Any, ...]:
 
 
 def _noted(made: fx.Node, node: fx.Node, *, image: bool) -> fx.Node:
-    """Note a node's module and line, its shape, whether it holds truth values, and whether it depends on the image."""
+    """Note a node's module and line, its shape, its kind of numbers, and whether it depends on the image."""
     value = node.meta.get("val")
+    parts = [part for part in tree_leaves(value) if isinstance(part, Tensor)]
     made.meta = {
         "nn_module_stack": node.meta.get("nn_module_stack"),
         "shape": tuple(value.shape) if isinstance(value, Tensor) else None,
         "image": image,
         "bool": isinstance(value, Tensor) and value.dtype == torch.bool,
+        "half": any(part.is_floating_point() and part.element_size() < 4 for part in parts),
         "stack_trace": node.meta.get("stack_trace"),
     }
     return made

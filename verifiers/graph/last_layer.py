@@ -246,6 +246,7 @@ def _constant(node: fx.Node, program: fx.GraphModule) -> Any:
 def _positive(node: fx.Node) -> bool:
     """Return whether a value is positive: a probability, or that and a number of 0 or more."""
     kind = kind_of(node.target)
-    if kind == "add" and len(node.args) == 2 and isinstance(node.args[1], int | float) and node.args[1] >= 0:
+    plain = kind == "add" and len(node.args) == 2 and not node.kwargs
+    if plain and isinstance(node.args[1], int | float) and node.args[1] >= 0:
         return isinstance(node.args[0], fx.Node) and _positive(node.args[0])
     return kind in _POSITIVE

@@ -15,14 +15,16 @@ from verifiers.properties.property import Box, Case, Inequality, Terms, rounded_
 EXACT = 2**53
 #: Covers the rounding of the sums of constants and products of inputs in float64.
 SLACK = Fraction(1, 2**40)
+#: The rounding of a point to float32, through float64 or not: relative, and near 0.
+ROUNDING, TINIEST = Fraction(1, 2**24) + SLACK, Fraction(1, 2**149)
 
 
 def half_spaces(cases: Sequence[Case], inputs: int, outputs: int) -> HalfSpaces:
     """Build the values of cases that have one box.
 
     Coefficients are scaled to whole numbers, which float64 holds exactly. Constants are lowered, so that a bound of a
-    value bounds the exact value too: by the rounding of the sums here, and to the next float32 number, so that a proof
-    holds for readers that round the constants of a property.
+    value bounds the exact value too: by the rounding of the sums here and of points to what the network gets for them,
+    and to the next float32 number, so that a proof holds for readers that round the constants of a property.
 
     Raises:
         Unsupported: a case has no inequality, so no bound refutes it, or coefficients have too many digits.
@@ -62,13 +64,21 @@ def _dense(terms: Terms, scale: int, size: int) -> np.ndarray:
     return row
 
 
+def _moved(low: Fraction, high: Fraction) -> Fraction:
+    """Bound how far a point of a side is from the float32 number that the network gets for it."""
+    if low == high == Fraction(float(rounded_down(low))):
+        return Fraction(0)
+    return ROUNDING * max(abs(low), abs(high)) + TINIEST
+
+
 def _lowered(inequality: Inequality, scale: int, box: Box) -> float:
     """Lower a constant by the rounding of everything that does not depend on the network."""
     constant = inequality.constant
     if constant and abs(constant) < 2**127:
         constant = Fraction(float(rounded_down(constant)))
     sizes = (abs(value) * max(abs(box.low[i]), abs(box.high[i])) for i, value in inequality.inputs)
-    exact = (constant - SLACK * (abs(constant) + sum(sizes))) * scale
+    moved = sum(abs(value) * _moved(box.low[i], box.high[i]) for i, value in inequality.inputs)
+    exact = (constant - moved - SLACK * (abs(constant) + sum(sizes))) * scale
     try:
         found = float(exact)
     except OverflowError:

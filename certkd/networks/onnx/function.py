@@ -98,7 +98,7 @@ def _compared(network: OnnxNetwork, file: OnnxFile, session: Session) -> tuple[n
     network.eval()
     check_cost(network, file.shape, str(file.path), strict=True)
     rng = np.random.default_rng(0)
-    images = np.stack([rng.random(file.shape, dtype=np.float32) * scale for scale in (1, 4)])
+    images = np.stack([rng.random(file.shape, dtype=np.float32) * scale for scale in (1, 4, -4)])
     expected = np.stack([session(image) for image in images])
     try:
         with torch.no_grad():

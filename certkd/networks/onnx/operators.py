@@ -143,10 +143,11 @@ def celu(call: Call, x: Tensor, *, alpha: float = 1.0) -> Tensor:
     return F.celu(x, alpha)
 
 
-def selu(call: Call, x: Tensor, *, alpha: float = 1.6732632, gamma: float = 1.0507010) -> Tensor:
-    if abs(alpha - 1.6732632) > 1e-5 or abs(gamma - 1.0507010) > 1e-5:
-        raise call.refuse(f"alpha={alpha} and gamma={gamma} are not those of SELU")
-    return F.selu(x)
+def selu(
+    call: Call, x: Tensor, *, alpha: float = 1.67326319217681884765625, gamma: float = 1.05070102214813232421875
+) -> Tensor:
+    usual = abs(alpha - 1.6732632423543772) < 1e-7 and abs(gamma - 1.0507009873554805) < 1e-7
+    return F.selu(x) if usual else gamma * F.elu(x, alpha)
 
 
 def gelu(call: Call, x: Tensor, *, approximate: str = "none") -> Tensor:

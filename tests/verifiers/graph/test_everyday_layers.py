@@ -21,6 +21,7 @@ from verifiers.core.errors import Unsupported
 from verifiers.core.quantities import Arithmetic, Norm
 from verifiers.core.status import Status
 from verifiers.geometry.balls import Balls
+from verifiers.graph.capture import capture
 from verifiers.graph.program import Program
 
 FLAT, IMAGE, TABLE, SIGNAL = (8,), (2, 4, 4), (3, 4), (2, 8)
@@ -234,6 +235,13 @@ def test_they_are_certified(name: str) -> None:
     assert (found["status"] == Status.CERTIFIED).any(), found.attributes.get("reason")
 
 
+def test_mean_and_variance_of_all_entries() -> None:
+    """``var_mean(x, unbiased)`` has no axes; a truth value is no axis."""
+    network = Net(lambda n, x: n.c(x * torch.var_mean(x, False)[0] + torch.var_mean(x, False)[1]), c=L(8, 3)).eval()
+    image = images(FLAT, 1).double()
+    torch.testing.assert_close(capture(network.double(), image)(image), network(image))
+
+
 def test_the_networks_differ_in_what_they_compute() -> None:
     """The float64 copy of RMS normalisation keeps the epsilon of float32."""
     x = images(FLAT, 2)
@@ -264,6 +272,12 @@ REFUSED: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "a mask of rounded constants": (
         lambda h: torch.where(torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5, 0.6]).exp().sin() > 0.9, h, -h),
         "constants that float32 rounds",
+    ),
+    "a softmax in half precision": (lambda h: h.softmax(1, dtype=torch.bfloat16).float(), "in half precision"),
+    "a sum in half precision": (lambda h: h.sum(1, keepdim=True, dtype=torch.float16).float(), "in half precision"),
+    "constants in half precision": (
+        lambda h: h * (torch.tensor([0.1, 0.7], dtype=torch.float16) * 0.3).float().repeat(3),
+        "in half precision",
     ),
     "einsum of three values": (lambda h: torch.einsum("bi,bi,bi->bi", h, h, h), "more than two values"),
     "einsum of a diagonal": (

@@ -8,7 +8,7 @@ import torch
 
 from tests.verifiers.properties.milp import box
 from verifiers.core.errors import Unsupported
-from verifiers.properties.property import Case, Inequality
+from verifiers.properties.property import Box, Case, Inequality
 from verifiers.properties.spaces import half_spaces
 
 BOX = box([-2.0, 0.0], [1.0, 4.0])
@@ -63,6 +63,19 @@ def test_constants_are_lowered_to_the_next_float32_number() -> None:
     spaces = half_spaces([Case(BOX, (Inequality(((0, Fraction(1)),), (), Fraction(-1, 10)),))], 2, 3)
     assert float(spaces.constant) < float(np.float32(-0.1)) and float(spaces.constant) < -0.1
     assert float(spaces.constant) > -0.1 - 1e-7
+
+
+def test_points_between_float32_numbers_are_not_excluded() -> None:
+    """y = x for the input that the network gets; at the point 0.1 that is larger, by more than 1e-9."""
+    larger = Inequality(((0, Fraction(-1)),), ((0, Fraction(1)),), Fraction(1, 10**9))
+    point, image = Fraction(1, 10), Fraction(float(np.float32(0.1)))
+    assert larger.holds([point], [image])
+    for ends in ((point, point), (Fraction(0), Fraction(1))):
+        spaces = half_spaces([Case(Box(ends[:1], ends[1:]), (larger,))], 1, 1)
+        x = torch.tensor([[float(image)]])
+        assert float(spaces.values(x, x)) <= 0
+    exact = half_spaces([Case(Box((Fraction(1, 2),), (Fraction(1, 2),)), (larger,))], 1, 1)
+    assert float(exact.values(torch.tensor([[0.5]]), torch.tensor([[0.5]]))) > 0, "0.5 is a float32 number"
 
 
 @pytest.mark.parametrize(

@@ -124,7 +124,7 @@ def with_mean(lower: Any) -> Any:
 
     def both(builder: Builder, x: Ref, axes: Any = None, *args: Any, **kwargs: Any) -> list[Ref]:
         keepdim = bool(kwargs.get("keepdim", args[1] if len(args) > 1 else False))
-        chosen = _axes(axes, len(x.shape))
+        chosen = _axes(None if isinstance(axes, bool) else axes, len(x.shape))
         count = shape_size(tuple(x.shape[axis] for axis in chosen))
         mean = general(builder, lambda value: value.mean(chosen, keepdim), [x], steps=count + 1)
         return [lower(builder, x, axes, *args, **kwargs), mean]

@@ -11,6 +11,7 @@ import torch
 from onnx import helper
 
 from certkd.networks.onnx import network as onnx_network
+from certkd.networks.onnx.call import Call
 from certkd.networks.onnx.file import read
 from certkd.networks.onnx.operators import OPERATORS
 from certkd.networks.onnx.reference import Reference
@@ -43,6 +44,7 @@ case("Gelu", 20, simple("Gelu"))
 case("GeluTanh", 20, simple("Gelu", approximate="tanh"))
 case("Mish", 18, simple("Mish"))
 case("Elu alpha", 13, simple("Elu", alpha=0.5))
+case("Selu alpha", 13, simple("Selu", alpha=0.5, gamma=2.0))
 case("LeakyRelu slope", 13, simple("LeakyRelu", alpha=0.3))
 case("HardSigmoid sixth", 13, simple("HardSigmoid", alpha=1 / 6))
 for kind in ("Sqrt", "Log", "Reciprocal"):
@@ -284,6 +286,16 @@ def test_an_operator_is_onnxruntimes(name: str, tmp_path: Path) -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(double, expected, rtol=1e-4, atol=1e-4)
     assert np.ptp(expected, axis=0).min() > 1e-3, "the case does not depend on the image"
+
+
+def test_selu_with_rounded_numbers_is_not_the_usual_one() -> None:
+    """SELU was published as 1.6733 and 1.0507; a file may round its numbers anywhere."""
+    call = Call("", 13, 1, (True,))
+    x = torch.tensor([-2.0, -0.5, 0.75], dtype=torch.float64)
+    for alpha, gamma in ((1.67326, 1.0507), (1.6732632, 1.050701)):
+        expected = [gamma * alpha * np.expm1(-2.0), gamma * alpha * np.expm1(-0.5), gamma * 0.75]
+        found = OPERATORS["Selu"](call, x, alpha=alpha, gamma=gamma)
+        np.testing.assert_allclose(found, expected, rtol=2e-7, err_msg=f"{alpha}, {gamma}")
 
 
 def test_every_operator_has_a_case() -> None:
