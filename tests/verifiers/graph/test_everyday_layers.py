@@ -273,6 +273,10 @@ REFUSED: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
         lambda h: torch.where(torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5, 0.6]).exp().sin() > 0.9, h, -h),
         "constants that float32 rounds",
     ),
+    "a mask by a rounded number": (
+        lambda h: torch.where(torch.tensor([0.1, 0.2, 0.3, 0.1, 0.2, 0.3]) > 0.1, h, -h),
+        "constants that float32 rounds",
+    ),
     "a softmax in half precision": (lambda h: h.softmax(1, dtype=torch.bfloat16).float(), "in half precision"),
     "a sum in half precision": (lambda h: h.sum(1, keepdim=True, dtype=torch.float16).float(), "in half precision"),
     "constants in half precision": (

@@ -5,11 +5,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.verifiers.graph.nets import Fn
+from verifiers.bound_propagation.native.engine import Native
+from verifiers.core.quantities import Arithmetic, Norm
+from verifiers.geometry.balls import Balls
 from verifiers.graph.lowering.statistics import Variance
 from verifiers.graph.operators import Interval
 from verifiers.graph.relaxations.lines import Activation
 from verifiers.graph.relaxations.powers import OddPower, Power, Root
 from verifiers.graph.relaxations.selection import Select, Step
+from verifiers.graph.relaxations.sign import Sign
 from verifiers.graph.rows import Rows
 
 ACTIVATIONS: dict[str, tuple[Activation, bool]] = {
@@ -179,3 +184,25 @@ def test_powers_may_begin_at_zero(exponent: float) -> None:
         assert bool((lines.lower_slope * x + lines.lower_offset <= value + 1e-15).all()), share
         assert bool((lines.upper_slope * x + lines.upper_offset >= value - 1e-15).all()), share
     assert Power(-2.0).interval(low, high)[1].isinf().all()
+
+
+def test_ends_that_are_nan_are_unknown() -> None:
+    """Infinite ends of one operator make nan of the next, which says nothing about an inequality or a sign."""
+    unknown, three = torch.full((1,), torch.nan, dtype=torch.float64), torch.full((1,), 3.0, dtype=torch.float64)
+    for strict in (True, False):
+        for low, high in ((unknown, unknown), (unknown, three), (-three, unknown)):
+            assert Step(0.1, strict=strict).interval(low, high) == (0.0, 1.0)
+            assert Sign().interval(low, high) == (-1.0, 1.0) and bool(Sign().is_nonlinear(low, high))
+
+
+def test_an_inequality_behind_a_logarithm_of_black_is_not_known() -> None:
+    """log x + log y > -3 is false at (0.01, 1) and true at (0.06, 1); the ball holds x = 0 too."""
+    network = Fn(lambda x: torch.cat([(x.log().sum(1, keepdim=True) > -3).float(), 0.5 * x[:, 1:]], 1)).eval()
+    image, point = torch.tensor([[0.01, 1.0]]), torch.tensor([[0.06, 1.0]])
+    assert network(image).argmax() == 1 and network(point).argmax() == 0
+    ball = Balls.around(image.double(), 0.051, Norm.LINF)
+    rows = torch.tensor([[[-1.0, 1.0]]], dtype=torch.float64)
+    for arithmetic in Arithmetic:
+        for method in ("ibp", "crown"):
+            bound = float(Native(network, image, arithmetic=arithmetic).ask(ball, rows, method).bound)
+            assert not bound > -0.5, f"{method} in {arithmetic} says {bound}, and the point has -0.5"

@@ -19,7 +19,7 @@ from verifiers.graph.lowering.arithmetic import mul
 from verifiers.graph.lowering.constant_statistics import named, of_statistic
 from verifiers.graph.lowering.shapes import note_rounded
 from verifiers.graph.operators import Interval
-from verifiers.graph.rounding import LIBRARY, UP, accumulated
+from verifiers.graph.rounding import LIBRARY, UP, accumulated, representable
 from verifiers.runtime.oom import pass_on_memory
 
 #: Operators that only move entries, make constants, or give integers.
@@ -58,7 +58,7 @@ def fold(builder: Builder, target: Callable[..., Any], args: Any, kwargs: Any, l
     given, found = floating((args, kwargs)), floating(value)
     whole = not found and any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(value))
     rounded = any(builder.error(part) is not None for part in given)
-    if whole and rounded and not _settled(builder, target, args, kwargs):
+    if whole and given and (rounded or _rounds_number(args, kwargs)) and not _settled(builder, target, args, kwargs):
         raise builder.refuse("it turns constants that float32 rounds into truth values or whole numbers")
     if builder.kind in MOVES:
         if rounded:
@@ -88,6 +88,11 @@ def fold(builder: Builder, target: Callable[..., Any], args: Any, kwargs: Any, l
             bound = _bounded(builder, lower, args, kwargs, part) if len(found) == 1 else None
         builder.note(part, torch.full_like(part, torch.inf) if bound is None else bound)
     return value
+
+
+def _rounds_number(args: Any, kwargs: Any) -> bool:
+    """Return whether float32 rounds a number beside the constants: as float32 numbers 0.1 and 0.1 are equal."""
+    return any(isinstance(leaf, float) and not representable(leaf) for leaf in pytree.tree_leaves((args, kwargs)))
 
 
 def _settled(builder: Builder, target: Callable[..., Any], args: Any, kwargs: Any) -> bool:

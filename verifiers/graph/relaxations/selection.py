@@ -20,7 +20,7 @@ class Step:
     """1 where x > threshold (x >= threshold unless ``strict``), else 0.
 
     Sound: on an interval on one side of the threshold and of the float32 number next to it the value is known;
-    otherwise it is between 0 and 1.
+    otherwise, and where an end is nan, it is between 0 and 1.
     """
 
     threshold: float = 0.0
@@ -34,8 +34,8 @@ class Step:
     ) -> tuple[Float[Tensor, "*shape"], Float[Tensor, "*shape"]]:
         first, last = self._edges()
         if self.strict:
-            return (low > last).to(low.dtype), (high > first).to(low.dtype)
-        return (low >= last).to(low.dtype), (high >= first).to(low.dtype)
+            return (low > last).to(low.dtype), (~(high <= first)).to(low.dtype)
+        return (low >= last).to(low.dtype), (~(high < first)).to(low.dtype)
 
     def lines(self, low: Float[Tensor, "*shape"], high: Float[Tensor, "*shape"], alpha: Alpha | None = None) -> Lines:
         flat, (least, most) = torch.zeros_like(low), self.interval(low, high)

@@ -19,7 +19,7 @@ class Sign:
     Sound: on low < 0 < high the line k x - 1 is below the sign for 0 <= k <= 2 / high: it is at most -1 up to 0, and at
     most 1 after it. By symmetry k x + 1 is above for 0 <= k <= 2 / -low. Elsewhere the lines are the range's ends.
     At alpha 1 a line is as steep as it may be, at alpha 0 flat; by default the lower one is steep if high > -low, else
-    the upper one. Nothing is rounded, and the boxes hold what float32 computes before.
+    the upper one. An end that is nan is unknown. Nothing is rounded, and the boxes hold what float32 computes before.
     """
 
     def __call__(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -28,17 +28,19 @@ class Sign:
     def interval(
         self, low: Float[Tensor, "*shape"], high: Float[Tensor, "*shape"]
     ) -> tuple[Float[Tensor, "*shape"], Float[Tensor, "*shape"]]:
-        return torch.sign(low), torch.sign(high)
+        return torch.sign(low).where(~low.isnan(), -1.0), torch.sign(high).where(~high.isnan(), 1.0)
 
     def lines(self, low: Float[Tensor, "*shape"], high: Float[Tensor, "*shape"], alpha: Alpha | None = None) -> Lines:
         across, steep = (low < 0) & (high > 0), (high > -low).to(low.dtype)
         below, above = (steep, 1 - steep) if alpha is None else alpha
         zero = torch.zeros_like(low)
         lower, upper = (torch.where(across, free * _slope(end), zero) for free, end in ((below, high), (above, -low)))
-        return Lines(lower, torch.sign(low), upper, torch.sign(high))
+        least, most = self.interval(low, high)
+        return Lines(lower, least, upper, most)
 
     def is_nonlinear(self, low: Float[Tensor, "*shape"], high: Float[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
-        return torch.sign(low) < torch.sign(high)
+        least, most = self.interval(low, high)
+        return least < most
 
     def rounding(self, low: Tensor, high: Tensor, size: Tensor) -> None:
         """Exact."""
