@@ -155,7 +155,7 @@ class RadiusSearch:
         tolerance: relative width of the final bracket.
         seconds: no evaluation starts later than this after the first.
         max_steps: the most evaluations per row.
-        tick: receives the number of rows that left, and the number of the next trial.
+        tick: receives the number of rows that left, and which step comes next.
     """
 
     eps: float
@@ -194,7 +194,7 @@ class RadiusSearch:
             if not len(rows) or (step and time.perf_counter() - started > self.seconds - spent):
                 break
             if self.tick is not None:
-                self.tick(len(margin) - len(rows), f"radius {step + 1} of each")
+                self.tick(len(margin) - len(rows), f"step {step + 1} of the radius search")
             try:
                 found = bound(rows, state.trial[rows])
             except MEMORY_ERRORS as error:

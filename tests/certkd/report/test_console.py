@@ -87,7 +87,7 @@ def test_a_log_has_counts_and_the_time_that_is_left(capsys: pytest.CaptureFixtur
     progress.start("crown", 100, 10)
     progress.advance(5)  # no line is due yet
     clock.now = 30.0
-    progress.within(10, "radius 3 of each")
+    progress.within(10, "step 3 of the radius search")
     clock.now = 50.0
     progress.advance(20)
     clock.now = 300.0
@@ -95,7 +95,7 @@ def test_a_log_has_counts_and_the_time_that_is_left(capsys: pytest.CaptureFixtur
     progress.finish("crown")
     assert capsys.readouterr().err.splitlines() == [
         "net.pt: crown (10 rows already done) ...",
-        "net.pt: crown 25/100 (radius 3 of each), about 2 min left",
+        "net.pt: crown 25/100 (step 3 of the radius search), about 2 min left",
         "net.pt: crown 35/100, about 2 min left",
         "net.pt: crown 100/100 in 5 min",
     ]
