@@ -6,6 +6,7 @@ The run here is on real tensors. It follows every tensor that depends on the ima
 read from a constant (``if (std == 0).any()``) is told from one that is read from the image.
 """
 
+import gc
 import linecache
 import random
 import re
@@ -238,12 +239,15 @@ def _questions(found: Watched) -> Iterator[None]:
         elif event == "call" and frame.f_code in codes and frame.f_back is not None and not _of_torch(frame.f_back):
             found.hide(f"its code asks {frame.f_code.co_name}()", frame.f_back)
 
-    before = sys.getprofile()
+    before, collecting = sys.getprofile(), gc.isenabled()
+    gc.disable()  # its callbacks and finalizers are no code of the network
     sys.setprofile(see)
     try:
         yield
     finally:
         sys.setprofile(before)
+        if collecting:
+            gc.enable()
 
 
 # Places

@@ -18,7 +18,7 @@ from verifiers.smoothing.sampling import Draw, Purpose, Voter
 COPIES = 2000
 #: Probability that an honest file fails the test of fresh copies.
 LEVEL = 1e-6
-#: Share of votes, and number of them, that ties of logits may move.
+#: Share of votes, at least one of them, that ties of logits may move; and votes by which they may turn a selection.
 TIES, FEW = 0.002, 2
 
 
@@ -57,14 +57,15 @@ class Recount:
         }
 
     def _same_copies(self, batch: Batch, votes: np.ndarray, stage: np.ndarray) -> Marks:
-        """Repeat the largest look of few enough copies."""
-        looks = [n for n in self.counts if n <= COPIES]
-        if not looks:
-            return {}
-        again = self._histogram(batch, looks[-1], Purpose.ESTIMATION)
-        stored = votes[:, (len(looks) - 1) * (votes.shape[1] // len(self.counts))]
-        moved = np.abs(again - stored).sum(1) > 2 * max(FEW, TIES * looks[-1])
-        return {"its votes are others on the same copies": (stage >= len(looks)) & moved}
+        """Repeat each row's last look of few enough copies."""
+        counts = [n for n in self.counts if n <= COPIES]
+        last, moved = np.minimum(stage, len(counts)), np.zeros(len(stage), bool)
+        for look in np.unique(last[last >= 1]).tolist():
+            again = self._histogram(batch, counts[look - 1], Purpose.ESTIMATION)
+            stored = votes[:, (look - 1) * (votes.shape[1] // len(self.counts))]
+            far = np.abs(again - stored).sum(1) > 2 * max(1, TIES * counts[look - 1])
+            moved |= (last == look) & far
+        return {"its votes are others on the same copies": moved}
 
     def _selected(self, batch: Batch, selected: np.ndarray) -> Marks:
         """Repeat the selection of the class."""
