@@ -96,7 +96,11 @@ MISTAKES: list[tuple[str, dict[str, object], str]] = [
         {"objective": {"kind": "kd", "temperature": 0}},
         "objective.temperature must be greater than 0",
     ),
-    ("TrainConfig", {"objective": {"kind": "kd"}, "epochs": "many"}, "epochs: 'many' is not a number; write it like"),
+    (
+        "TrainConfig",
+        {"objective": {"kind": "kd"}, "epochs": "many"},
+        "epochs: 'many' is not a whole number",
+    ),
     ("OptimizerConfig", {"rate": -1}, "rate must be greater than 0, got -1"),
     ("OptimizerConfig", {"kind": "lion"}, "kind must be 'adam' or 'sgd', got 'lion'"),
     ("SelectionConfig", {"metric": "pgd"}, "selection by pgd needs an eps"),

@@ -1,7 +1,7 @@
 """Settings: frozen records that refuse unknown names, and the types of their values."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -19,10 +19,11 @@ def _number(value: Any) -> float:
 
 
 def _integer(value: Any) -> int:
-    exact = parse_number(value)
-    if exact.denominator != 1:
-        raise ValueError(f"{quoted(value)} is not a whole number")
-    return int(exact)
+    with suppress(InputError):
+        exact = parse_number(value)
+        if exact.denominator == 1:
+            return int(exact)
+    raise ValueError(f"{quoted(value)} is not a whole number; write it like 20")
 
 
 def _epsilon(value: Any) -> str:

@@ -163,6 +163,8 @@ class Classifier(nn.Sequential):
         if spec.resize is not None:
             self.resize = Resize(spec.resize)
         axes = min(2, len(spec.shape) - 1)
+        if spec.mean and len(spec.shape) == 3 and len(spec.mean) != spec.shape[0]:
+            raise InputError(f"{spec.name}: mean {spec.mean} needs one number per channel, images are {spec.shape}")
         self.normalize = Normalize(spec.mean, spec.std, axes) if spec.std else nn.Identity()
         self.network = network
 
@@ -271,6 +273,8 @@ def known_models(source: str) -> list[str]:
 
 
 def _suggest(name: str) -> str:
+    if (file := name.rstrip(":")).endswith(".py"):
+        return f" Name the class in the file too, as in {quoted(file + ':Net')}."
     source, _, rest = name.partition(":")
     if rest and source in ("certkd", "torchvision", "timm"):
         known = known_models(source)
@@ -278,9 +282,8 @@ def _suggest(name: str) -> str:
             return did_you_mean(name, known).replace(f" Known: {', '.join(known)}.", f" {len(known)} are known.")
         return did_you_mean(name, known)
     hint = did_you_mean(name, [*known_models("certkd"), *OWN])
-    return (
-        f"{hint} Names look like certkd:mlp, torchvision:resnet18, timm:vit_tiny_patch16_224, or a checkpoint's path."
-    )
+    names = "certkd:mlp, torchvision:resnet18, timm:vit_tiny_patch16_224, net.py:Net, or a checkpoint's path"
+    return f"{hint} Names look like {names}."
 
 
 def _own(name: str, spec: ModelSpec, pretrained: bool) -> Classifier:

@@ -89,6 +89,11 @@ def test_an_unknown_name_suggests_the_nearest(name: str, near: str) -> None:
     assert f"unknown network {name!r}." in message and f"Did you mean {near!r}?" in message, message
 
 
+@pytest.mark.parametrize("name", ["net.py", "folder/net.py:"])
+def test_a_file_without_a_class_is_asked_for_the_class(name: str) -> None:
+    assert f"Name the class in the file too, as in '{name.rstrip(':')}:Net'." in refusal(spec(name))
+
+
 @pytest.mark.parametrize("name", ["timm:zzzzzzzzz", "torchvision:zzzzzzzzz", "zzz:zzz", "certkd:", "timm:"])
 def test_a_name_near_none_does_not_list_a_thousand(name: str) -> None:
     message = refusal(spec(name))
@@ -140,7 +145,7 @@ def test_the_normalisation_is_the_networks_first_layer() -> None:
 
 def test_statistics_for_another_number_of_channels_are_refused() -> None:
     message = refusal(spec("certkd:cnn", (1, 8, 8), mean=IMAGENET[0], std=IMAGENET[1]))
-    assert "certkd:cnn" in message, message
+    assert message == f"certkd:cnn: mean {IMAGENET[0]} needs one number per channel, images are (1, 8, 8)", message
 
 
 def test_statistics_are_buffers_and_not_trained() -> None:

@@ -461,7 +461,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "option": ({"options": {"stepz": 3}}, "the methods pgd has a setting 'stepz'. Did you mean 'steps'?"),
     "other's option": ({"options": {"tolerance": 0.1}}, "pgd has a setting 'tolerance'. It belongs to ibp, crown-ibp"),
     "zero steps": ({"options": {"steps": 0}}, "method pgd: steps must be at least 1, got 0"),
-    "inf steps": ({"options": {"steps": float("inf")}}, "method pgd: steps: inf is not a number"),
+    "inf steps": ({"options": {"steps": float("inf")}}, "method pgd: steps: inf is not a whole number"),
     "norm": ({"norm": "linff"}, "norm must be 'linf', 'l2' or 'l1', got 'linff'"),
     "eps text": ({"eps": "8/0"}, "'8/0' divides by zero"),
     "eps sign": ({"eps": "-1/255"}, "eps must be positive.*, got '-1/255'"),

@@ -67,7 +67,7 @@ LINES: list[tuple[dict[str, Any], str]] = [
     ({"room": {"colour": "green"}}, "room.colour must be 'red' or 'blue', got 'green'"),
     ({"room": {"open": "ajar"}}, "room.open must be true or false, got 'ajar'"),
     ({"room": {"doors": 0}}, "room.doors must be at least 1, got 0"),
-    ({"room": {"doors": "two"}}, "room.doors: 'two' is not a number; write it like 8/255, 0.03 or 1e-3"),
+    ({"room": {"doors": "two"}}, "room.doors: 'two' is not a whole number; write it like 20"),
     ({"room": {"steps": 0.5}}, "room.steps must be a list, got 0.5"),
     ({"room": {"steps": [1, 0]}}, "room.steps.1 must be greater than 0, got 0"),
     ({"eps": "0"}, "eps must be positive and finite, got '0': write it like 8/255 or 0.03"),
