@@ -3,11 +3,12 @@
 import json
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import click
 
-from verifiers.core.errors import InputError
+from verifiers.core.errors import InputError, quoted
 from verifiers.core.quantities import Epsilon, parse_number
 
 
@@ -39,11 +40,12 @@ class Whole(click.ParamType):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         name = param.opts[0] if param else ""
-        number = parse_number(value, name=name)
-        if number.denominator != 1 or not self.least <= number <= self.most:
-            top = f" and at most {self.most}" if self.most < 2**63 - 1 else ""
-            raise InputError(f"{name} must be a whole number of at least {self.least}{top}, got {value!r}")
-        return int(number)
+        with suppress(InputError):
+            number = parse_number(value)
+            if number.denominator == 1 and self.least <= number <= self.most:
+                return int(number)
+        top = f" and at most {self.most}" if self.most < 2**63 - 1 else ""
+        raise InputError(f"{name} must be a whole number of at least {self.least}{top}, got {quoted(value)}")
 
 
 class Value(click.ParamType):

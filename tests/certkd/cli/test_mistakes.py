@@ -95,7 +95,7 @@ MISTAKES: list[tuple[str, str]] = [
     ("CERTIFY --split tset", "unknown split 'tset'. Did you mean 'test'?"),
     ("CERTIFY --limit 0", "--limit must be a whole number of at least 1, got '0'"),
     ("CERTIFY --limit 1.5", "--limit must be a whole number of at least 1, got '1.5'"),
-    ("CERTIFY --batch-size many", "--batch-size: 'many' is not a whole number; write it like 20"),
+    ("CERTIFY --batch-size many", "--batch-size must be a whole number of at least 1, got 'many'"),
     ("import-log none.tsv --n 1e10 --alpha 0.1 --sigma 1", "at least 1 and at most 1000000000, got '1e10'"),
     ("CERTIFY --seed -1", "seed"),
     ("CERTIFY --seed x", "--seed"),

@@ -88,7 +88,7 @@ def test_command_line_yaml_and_python_build_the_same_configuration(name: str, tm
 MISTAKES: list[tuple[str, dict[str, Any], str]] = [
     ("pgd", {"steps": 0}, "method pgd: steps must be at least 1, got 0"),
     ("pgd", {"steps": -2.0}, "method pgd: steps must be at least 1, got -2.0"),
-    ("pgd", {"steps": 1.5}, "method pgd: steps: 1.5 is not a whole number"),
+    ("pgd", {"steps": 1.5}, "method pgd: steps: 1.5 is not a whole number; write it like 20"),
     ("pgd", {"steps": "many"}, "method pgd: steps: 'many' is not a whole number; write it like 20"),
     ("pgd", {"steps": 1e30}, "method pgd: steps must be at most 1000000000000000, got 1e+30"),
     ("crown", {"tolerance": "1/0"}, "method crown: tolerance: '1/0' divides by zero; write it like 8/255 or 0.03"),
