@@ -5,7 +5,7 @@ holds their exact values. Their errors are bounded here and then added to those 
 """
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -99,12 +99,15 @@ def _settled(builder: Builder, target: Callable[..., Any], args: Any, kwargs: An
     """Return whether an inequality has one answer for all constants within their errors, and for a rounded number."""
     if builder.kind not in ORDERS:
         return False
-    answers = []
-    for signs in itertools.product((-1.0, 1.0), repeat=len(floating((args, kwargs)))):
-        left = iter(signs)
-        moved = _replaced((args, kwargs), lambda part, left=left: part + next(left) * _error(builder, part))
-        answers.append(target(*moved[0], **moved[1]))
-    return all(bool((answer == answers[0]).all()) for answer in answers)
+
+    def answer(signs: Iterator[float]) -> Tensor:
+        moved = _replaced((args, kwargs), lambda part: part + next(signs) * _error(builder, part))
+        found: Tensor = target(*moved[0], **moved[1])
+        return found
+
+    every = itertools.product((-1.0, 1.0), repeat=len(floating((args, kwargs))))
+    answers = [answer(iter(signs)) for signs in every]
+    return all(bool((other == answers[0]).all()) for other in answers)
 
 
 def _error(builder: Builder, constant: Tensor) -> Tensor:
