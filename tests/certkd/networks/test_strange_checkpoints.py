@@ -154,7 +154,7 @@ CHANGES: dict[str, tuple[Change, str]] = {
     "a number for a shape": (architecture(shape=5), "shape"),
     "no shape": (architecture(shape=[]), "shape"),
     "resized to huge images": (architecture(resize=[10**5, 10**5]), "images of at most"),
-    "many channels": (architecture(shape=[10**6, 1, 1]), "does not take images"),
+    "many channels": (architecture(shape=[10**6, 1, 1]), "needs one number per channel"),
     "a mean of many": (architecture(mean=[0.5] * 9, std=[0.5] * 9), "certkd:mlp"),
     "a deviation of 0": (architecture(std=[0.0]), "std"),
     "a mean without a number": (architecture(mean=[float("nan")]), "mean"),
