@@ -8,6 +8,9 @@ from pathlib import Path
 
 from verifiers.core.errors import InputError, one_line
 
+#: Ends of the names of files that hold a network.
+NETWORKS = (".pt", ".pth", ".safetensors", ".bin", ".ckpt", ".onnx")
+
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a temporary file in the same folder, then rename it: nobody ever sees half a file.

@@ -7,6 +7,7 @@ import click
 
 from certkd.cli.networks import loader, named_data, network
 from certkd.cli.options import EpsilonType, Whole, data_places, network_options
+from certkd.files import NETWORKS
 from verifiers.core.errors import InputError, loading
 from verifiers.core.quantities import Epsilon
 from verifiers.core.table import counted
@@ -64,7 +65,7 @@ _ABOUT_NETWORKS = tuple("arch weights_key mean std layout output data data_root 
 
 def _is_network(name: str) -> bool:
     """Tell whether a bare name is a network's, by its suffix or its source."""
-    return Path(name).suffix in (".pt", ".pth", ".safetensors", ".onnx", ".ckpt", ".bin") or ":" in name
+    return name.endswith(NETWORKS) or ":" in name
 
 
 def _refuse(options: dict[str, Any], names: tuple[str, ...], why: str) -> None:
@@ -127,10 +128,6 @@ def _network(model: str, out: str, eps: Epsilon | None, options: dict[str, Any])
     return 0
 
 
-def _properties(count: int) -> str:
-    return "1 property" if count == 1 else f"{count} properties"
-
-
 def _samples(known: "Checkpoint", options: dict[str, Any], load: Any) -> tuple[Any, str]:
     """Return the chosen samples, and a name for their data set and split."""
     from certkd.certification import chosen_samples
@@ -148,7 +145,8 @@ def _write_properties(known: "Checkpoint", samples: Any, file: Path, wanted: "Pr
     from certkd.report.console import display, stderr
 
     made = write_instances(known.model, samples, file.parent, wanted)
-    display(f"{file.parent / 'instances.csv'}: {_properties(len(made.properties))}, eps {wanted.eps}")
+    count = counted(len(made.properties), "property", "properties")
+    display(f"{file.parent / 'instances.csv'}: {count}, eps {wanted.eps}")
     if made.misclassified:
         few = ", ".join(map(str, made.misclassified[:10])) + (", ..." if len(made.misclassified) > 10 else "")
         stderr().print(

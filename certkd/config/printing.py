@@ -3,6 +3,7 @@
 import inspect
 import json
 import re
+import textwrap
 from collections.abc import Iterator, Mapping
 from enum import Enum
 from typing import Any, Literal, get_args, get_origin
@@ -90,14 +91,8 @@ def _entry(name: str, value: Any, comment: str, indent: str) -> Iterator[str]:
 
 
 def _wrapped(comment: str, indent: str) -> Iterator[str]:
-    line = ""
-    for word in comment.split():
-        if line and len(indent) + len(line) + len(word) + 3 > WIDTH:
-            yield f"{indent}# {line}"
-            line = word
-        else:
-            line = f"{line} {word}".strip()
-    if line:
+    width = WIDTH - len(indent) - 2
+    for line in textwrap.wrap(comment, width, break_long_words=False, break_on_hyphens=False):
         yield f"{indent}# {line}"
 
 

@@ -13,6 +13,7 @@ from certkd.config.reading import value_of
 from certkd.config.settings import DataConfig, ModelConfig
 from certkd.data.sources import NAMES
 from certkd.data.splits import DataSet
+from certkd.files import NETWORKS
 from certkd.networks import checkpoint
 from certkd.networks.builders import (
     LARGEST,
@@ -29,12 +30,10 @@ from certkd.networks.checkpoint import Checkpoint
 from certkd.networks.onnx.classifier import classifier
 from verifiers.core.errors import InputError, did_you_mean, quoted
 
-SUFFIXES = (".pt", ".pth", ".safetensors", ".bin", ".ckpt", ".onnx")
-
 
 def is_path(name: str) -> bool:
     """Tell whether a network's name is the path of a file."""
-    return name.endswith(SUFFIXES) or Path(name).is_file()
+    return name.endswith(NETWORKS) or Path(name).is_file()
 
 
 def for_training(

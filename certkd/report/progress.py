@@ -78,8 +78,8 @@ class _Pace:
         return f", about {duration(self.seconds * (self.total - done) / made)} left" if made > 0 else ""
 
 
-class CertifyProgress(Reporter):
-    """A bar per method on a terminal, lines with counts and the time that is left otherwise."""
+class _Shown:
+    """What is reported of a network: its bar, its pace, and lines."""
 
     def __init__(self, name: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._name = name
@@ -89,7 +89,19 @@ class CertifyProgress(Reporter):
         self._bar: Progress | None = None
         self._task: Any = None
         self._pace = _Pace(clock, 0, 0)
-        self._method = ""
+
+    def warn(self, text: str) -> None:
+        self._console.print(f"{self._name}: warning: {text}")
+
+    def inform(self, text: str) -> None:
+        if not self._quiet:
+            self._console.print(f"{self._name}: {text}")
+
+
+class CertifyProgress(_Shown, Reporter):
+    """A bar per method on a terminal, lines with counts and the time that is left otherwise."""
+
+    _method = ""
 
     def clean(self, accuracy: float, samples: int) -> None:
         self.inform(f"clean accuracy {accuracy:.1%} on {counted(samples, 'sample')}")
@@ -132,26 +144,11 @@ class CertifyProgress(Reporter):
             total = self._pace.total
             self._console.print(f"{self._name}: {method} {total}/{total} in {duration(self._pace.seconds)}")
 
-    def warn(self, text: str) -> None:
-        self._console.print(f"{self._name}: warning: {text}")
 
-    def inform(self, text: str) -> None:
-        if not self._quiet:
-            self._console.print(f"{self._name}: {text}")
-
-
-class TrainProgress(TrainingReporter):
+class TrainProgress(_Shown, TrainingReporter):
     """A bar with the last epoch's figures on a terminal; else a line every fifth of the epochs, or of a long one."""
 
-    def __init__(self, name: str, clock: Callable[[], float] = time.monotonic) -> None:
-        self._name = name
-        self._console = stderr()
-        self._quiet = current().quiet
-        self._clock = clock
-        self._bar: Progress | None = None
-        self._task: Any = None
-        self._epochs, self._steps = 0, 1
-        self._pace = _Pace(clock, 0, 0)
+    _epochs, _steps = 0, 1
 
     def start(self, epochs: int, done: int, steps: int) -> None:
         self._epochs, self._steps = epochs, steps
@@ -187,10 +184,3 @@ class TrainProgress(TrainingReporter):
         elif not self._quiet and (number == self._epochs or number % max(1, self._epochs // 5) == 0):
             left = self._pace.left() if number < self._epochs else ""
             self._console.print(f"{self._name}: {figures}{left}")
-
-    def warn(self, text: str) -> None:
-        self._console.print(f"{self._name}: warning: {text}")
-
-    def inform(self, text: str) -> None:
-        if not self._quiet:
-            self._console.print(f"{self._name}: {text}")

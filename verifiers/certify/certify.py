@@ -78,11 +78,11 @@ def certify(
             reporter.warn(line)
         _check_teacher(teacher, first, samples.classes, config)
         stack.enter_context(suitable_threads(network, first[:1], CLEAN_BATCH))
-        known = finished_rows(out, identity_of(program, reference, samples, config), config, samples, others_of(data))
-        if known is not None:
+        identity = identity_of(program, reference, samples, config)
+        if (known := finished_rows(out, identity, config, samples, others_of(data))) is not None:
             reporter.inform(f"{out} is finished and holds the answer")
             return known
-        file = stack.enter_context(_file(program, reference, samples, first.shape[1:], config, out))
+        file = stack.enter_context(_file(identity, program, samples, first.shape[1:], config, out))
         check_predictions(config, samples, file)
         asked = Asked(program, samples)
         for method in config.in_order:
@@ -91,8 +91,8 @@ def certify(
 
 
 def _file(
+    identity: dict[str, Any],
     program: Program,
-    teacher: Program | None,
     samples: Samples,
     shape: torch.Size,
     config: CertifyConfig,
@@ -100,7 +100,7 @@ def _file(
 ) -> CertificateFile:
     return CertificateFile(
         out,
-        identity=identity_of(program, teacher, samples, config),
+        identity=identity,
         facts=facts_of(program),
         samples=len(samples.labels),
         sizes={"image": shape, "class": (samples.classes,)},

@@ -18,9 +18,9 @@ class Table:
 Part = Table | str
 
 
-def counted(count: int, noun: str) -> str:
-    """Write a number of things: "1 sample", "2 samples"."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+def counted(count: int, noun: str, several: str | None = None) -> str:
+    """Write a number of things: "1 sample", "2 samples"; ``several`` is a plural that is not made by an s."""
+    return f"{count} {noun}" if count == 1 else f"{count} {several or f'{noun}s'}"
 
 
 def percent(value: float) -> str:

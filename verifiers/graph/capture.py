@@ -221,9 +221,8 @@ def _lower(builder: Builder, target: Any, args: Any, kwargs: Any, table: dict[st
     before, lowering = len(builder.nodes), table[builder.kind]
     try:
         return perturb(builder, before, args, kwargs, lowering, lowering(builder, *args, **kwargs))
-    except torch.OutOfMemoryError:
-        raise
     except (ValueError, IndexError, TypeError, AttributeError, NotImplementedError, RuntimeError) as error:
+        pass_on_memory(error)
         text = one_line(error)
         raise builder.refuse(f"with these arguments ({type(error).__name__}: {text})") from error
 

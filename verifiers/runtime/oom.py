@@ -1,14 +1,11 @@
 """Tell out-of-memory errors from other failures, and do with less at a time."""
 
 from collections.abc import Callable
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from verifiers.core.errors import out_of_memory
-
-T = TypeVar("T")
 
 #: The errors that torch raises when memory runs out, on GPUs and CPUs; a RuntimeError can also be anything else.
 MEMORY_ERRORS = (torch.OutOfMemoryError, MemoryError, RuntimeError)

@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,8 +13,9 @@ from jaxtyping import Float
 from torch import nn
 
 from certkd.networks.cost import check_cost
-from certkd.networks.onnx.file import OnnxFile, packages, read
+from certkd.networks.onnx.file import OnnxFile, read
 from certkd.networks.onnx.network import TOLERANCE, OnnxNetwork
+from certkd.networks.onnx.reference import session_of
 from verifiers.core.errors import InputError, loading, one_line
 
 #: The largest file that is unpacked, in bytes.
@@ -44,15 +44,7 @@ class Session:
 
     def __init__(self, file: OnnxFile) -> None:
         """Open the file; raises InputError if onnxruntime does not support it."""
-        _, onnxruntime = packages()
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level, options.intra_op_num_threads = 4, 1
-        self._file = file
-        try:
-            content = file.model.SerializeToString()
-            self._session: Any = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # noqa: BLE001 - onnxruntime's errors have no other common class
-            raise InputError(f"{file.path} is not a network that onnxruntime runs: {one_line(error)}") from None
+        self._file, self._session = file, session_of(file)
 
     def __call__(self, image: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, " outputs"]:
         """Run one input, as often as the file takes inputs.
@@ -63,7 +55,7 @@ class Session:
         file, count = self._file, self._file.count or 1
         try:
             found = self._session.run([file.logits], {file.image: np.repeat(image[None], count, axis=0)})[0]
-        except Exception as error:  # noqa: BLE001 - see above
+        except Exception as error:  # noqa: BLE001 - onnxruntime's errors have no other common class
             raise InputError(f"{file.path} cannot be run on one input: {one_line(error)}") from None
         if not isinstance(found, np.ndarray) or found.dtype != np.float32 or found.size % count:
             raise InputError(f"{file.path} does not give one float32 tensor for an input")

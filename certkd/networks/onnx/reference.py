@@ -1,6 +1,7 @@
 """Run ONNX files in onnxruntime, to compare the networks that are read from them."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -15,21 +16,25 @@ class OneByOne(InputError):
     """A file for any number of images that runs one, and fails on several."""
 
 
+def session_of(file: OnnxFile) -> Any:
+    """Open a file in onnxruntime, silent and on one thread; raises InputError if onnxruntime does not support it."""
+    _, onnxruntime = packages()
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level, options.intra_op_num_threads = 4, 1
+    try:
+        content = file.model.SerializeToString()  # as it was checked; its other parts are not used
+        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # noqa: BLE001 - onnxruntime's errors have no other common class
+        why = one_line(Exception(str(error).replace(str(file.path), "the file")))
+        raise InputError(f"{file.path} is not a network that onnxruntime runs: {why}") from None
+
+
 class Reference:
     """Run a file in onnxruntime."""
 
     def __init__(self, file: OnnxFile) -> None:
         """Open the file; raises InputError if onnxruntime does not support it."""
-        _, onnxruntime = packages()
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level, options.intra_op_num_threads = 4, 1
-        self._file = file
-        try:
-            content = file.model.SerializeToString()  # as it was checked; its other parts are not used
-            self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # noqa: BLE001 - onnxruntime's errors have no other common class
-            why = one_line(Exception(str(error).replace(str(file.path), "the file")))
-            raise InputError(f"{file.path} is not a network that onnxruntime runs: {why}") from None
+        self._file, self._session = file, session_of(file)
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Run images alone and in other company; the logits must agree.

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from verifiers.graph.lowering.shapes import axes_of
 from verifiers.graph.operators import Interval
 from verifiers.graph.relaxations.normalization import Normalization
 from verifiers.graph.rounding import LARGEST, LIBRARY, TINY, UP, accumulated, gamma, magnitude
@@ -76,9 +77,8 @@ def _of_spread(kind: str, given: Mapping[str, Any], errors: Errors, found: list[
     constant = given["self"]
     if not constant.dim():
         return [torch.full_like(part, torch.inf) for part in found]
-    axes, correction = given.get("dim"), given.get("correction", 1 if given.get("unbiased", True) else 0)
-    chosen = [axes] if isinstance(axes, int) else list(axes or range(constant.dim()))
-    chosen = [axis % max(1, constant.dim()) for axis in chosen]
+    chosen = axes_of(given.get("dim"), constant.dim())
+    correction = given.get("correction", 1 if given.get("unbiased", True) else 0)
     kept = [axis for axis in range(constant.dim()) if axis not in chosen]
     count = math.prod(constant.shape[axis] for axis in chosen)
 

@@ -31,13 +31,10 @@ MOVES = frozenset(
 )
 #: Operators that are linear in their constants.
 LINEAR = frozenset("linear conv1d conv2d conv3d conv_transpose2d add add_ sub rsub mul matmul mm bmm cat stack".split())
-
-
 #: Operators that are linear in each of two constants, sums of as many products as the first one's last axis has.
 BILINEAR = frozenset("mv dot vdot linalg_vecdot matmul mm bmm".split())
 #: Norms, which are roots of sums of squares, and a weight times a gain over its norm: relatively accurate.
 NORMS = frozenset("norm linalg_vector_norm _weight_norm _weight_norm_interface".split())
-
 #: Inequalities; where they are far from equality, rounding does not change them.
 ORDERS = frozenset("gt lt ge le".split())
 

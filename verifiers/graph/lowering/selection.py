@@ -10,7 +10,7 @@ from verifiers.graph.affine import Affine, Scale, Sum
 from verifiers.graph.graph import Builder, Ref
 from verifiers.graph.lowering.activations import clamp
 from verifiers.graph.lowering.layers import max_pool2d
-from verifiers.graph.lowering.shapes import Value, general, reshape
+from verifiers.graph.lowering.shapes import Value, axes_of, general, reshape
 from verifiers.graph.operators import Elementwise
 from verifiers.graph.relaxations.piecewise import Relu
 from verifiers.graph.relaxations.selection import Select, Step
@@ -82,7 +82,7 @@ def amax(sign: int) -> Callable[..., Ref]:
 
     def lower(builder: Builder, x: Ref, axes: Sequence[int] | int = (), keepdim: bool = False) -> Ref:
         rank = len(x.shape)
-        chosen = sorted({axis % rank for axis in ([axes] if isinstance(axes, int) else axes)} or set(range(rank)))
+        chosen = axes_of(axes, rank)
         rest = [axis for axis in range(rank) if axis not in chosen]
         count = int(torch.Size(x.shape[axis] for axis in chosen).numel())
         moved = general(

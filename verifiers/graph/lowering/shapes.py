@@ -100,6 +100,12 @@ def dropout(builder: Builder, x: Ref, p: float, train: bool) -> Ref:
     return x
 
 
+def axes_of(axes: Sequence[int] | int | None, rank: int) -> list[int]:
+    """Count the axes of a reduction from the front; all if none are given."""
+    given = [axes] if isinstance(axes, int) else list(axes if axes is not None else ())
+    return sorted({axis % rank for axis in given} or set(range(rank)))
+
+
 def same_shape(builder: Builder, x: Value, other: Value) -> Value:
     """Lower ``expand_as`` and its like, which use only the shape of their second argument."""
     shape = tuple(other.shape)

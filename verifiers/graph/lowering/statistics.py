@@ -13,7 +13,7 @@ from verifiers.graph.graph import Builder, Ref
 from verifiers.graph.lowering.arithmetic import add, mul
 from verifiers.graph.lowering.layers import fixed_batch_norm, group_norm
 from verifiers.graph.lowering.selection import amax
-from verifiers.graph.lowering.shapes import Value, general
+from verifiers.graph.lowering.shapes import Value, axes_of, general
 from verifiers.graph.operators import Elementwise
 from verifiers.graph.relaxations.convex import Rsqrt, Square
 from verifiers.graph.relaxations.piecewise import Abs
@@ -22,12 +22,6 @@ from verifiers.graph.rounding import LARGEST, TINY, UP, accumulated, gamma
 from verifiers.graph.rows import Shape, shape_size
 
 aten = torch.ops.aten
-
-
-def _axes(axes: Any, rank: int) -> list[int]:
-    """Return the axes of a reduction; all if none are given."""
-    given = [axes] if isinstance(axes, int) else list(axes if axes is not None else ())
-    return sorted({axis % rank for axis in given} or set(range(rank)))
 
 
 def _summed(builder: Builder, x: Ref, axes: Sequence[int], *, keepdim: bool) -> Ref:
@@ -41,7 +35,7 @@ def vector_norm(
     """Lower the 1-, 2- and maximum norm along axes."""
     if dtype is not None and dtype != builder.like.dtype:
         raise builder.refuse(f"a norm in {dtype}")
-    chosen, order = _axes(axes, len(x.shape)), 2 if order is None else order
+    chosen, order = axes_of(axes, len(x.shape)), 2 if order is None else order
     if order == 2:
         squares = builder.add(Elementwise(Square()), [x], x.shape)
         total = _summed(builder, squares, chosen, keepdim=keepdim)
@@ -97,7 +91,7 @@ def variance(
     if unbiased is not None and not isinstance(unbiased, bool):  # var.correction(x, axes, *, correction)
         raise builder.refuse(f"a correction of {unbiased}")
     less = (1 if correction is None else correction) if unbiased is None else int(unbiased)
-    chosen = _axes(axes, len(x.shape))
+    chosen = axes_of(axes, len(x.shape))
     if math.prod(x.shape[axis] for axis in chosen) <= less:
         raise builder.refuse("the variance of too few numbers")
     deviation = general(
@@ -124,7 +118,7 @@ def with_mean(lower: Any) -> Any:
 
     def both(builder: Builder, x: Ref, axes: Any = None, *args: Any, **kwargs: Any) -> list[Ref]:
         keepdim = bool(kwargs.get("keepdim", args[1] if len(args) > 1 else False))
-        chosen = _axes(None if isinstance(axes, bool) else axes, len(x.shape))
+        chosen = axes_of(None if isinstance(axes, bool) else axes, len(x.shape))
         count = shape_size(tuple(x.shape[axis] for axis in chosen))
         mean = general(builder, lambda value: value.mean(chosen, keepdim), [x], steps=count + 1)
         return [lower(builder, x, axes, *args, **kwargs), mean]
