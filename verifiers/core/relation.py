@@ -34,27 +34,27 @@ class Relation:
         InputError: the property has no such threshold, or it is negative.
     """
 
-    property: Property = Property.SAME_CLASS
+    kind: Property = Property.SAME_CLASS
     tolerance: float = 0.0
     delta: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.tolerance < float("inf") or not 0 <= self.delta < float("inf"):
             raise InputError(f"tolerance {self.tolerance:g} and delta {self.delta:g} must be numbers of at least 0")
-        if self.tolerance and self.property not in TOLERANT:
-            raise InputError(f"{self.property} has no tolerance: drop tolerance {self.tolerance:g}")
-        if self.delta and self.property is not Property.SAME_CLASS:
-            raise InputError(f"{self.property} has no delta: drop delta {self.delta:g}")
-        if self.property is Property.CLOSE and not self.tolerance:
+        if self.tolerance and self.kind not in TOLERANT:
+            raise InputError(f"{self.kind} has no tolerance: drop tolerance {self.tolerance:g}")
+        if self.delta and self.kind is not Property.SAME_CLASS:
+            raise InputError(f"{self.kind} has no delta: drop delta {self.delta:g}")
+        if self.kind is Property.CLOSE and not self.tolerance:
             raise InputError("close needs a tolerance above 0, in logits, like 0.05")
 
     @property
     def threshold(self) -> float:
         """The tolerance or delta."""
-        return self.delta if self.property is Property.SAME_CLASS else self.tolerance
+        return self.delta if self.kind is Property.SAME_CLASS else self.tolerance
 
     def at(self, threshold: float) -> "Relation":
         """Return the same property with another threshold."""
-        if self.property is Property.SAME_CLASS:
-            return Relation(self.property, delta=threshold)
-        return Relation(self.property, tolerance=threshold)
+        if self.kind is Property.SAME_CLASS:
+            return Relation(self.kind, delta=threshold)
+        return Relation(self.kind, tolerance=threshold)

@@ -11,13 +11,13 @@ from verifiers.core.relation import Property, Relation
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"property": Property.CLOSE}, "close needs a tolerance above 0, in logits, like 0.05"),
+        ({"kind": Property.CLOSE}, "close needs a tolerance above 0, in logits, like 0.05"),
         ({"tolerance": 0.5}, "same-class has no tolerance: drop tolerance 0.5"),
-        ({"property": Property.TRANSFER, "tolerance": 2.0}, "transfer has no tolerance: drop tolerance 2"),
-        ({"property": Property.NOT_WORSE, "delta": 0.5}, "not-worse has no delta: drop delta 0.5"),
+        ({"kind": Property.TRANSFER, "tolerance": 2.0}, "transfer has no tolerance: drop tolerance 2"),
+        ({"kind": Property.NOT_WORSE, "delta": 0.5}, "not-worse has no delta: drop delta 0.5"),
         ({"delta": -1.0}, "tolerance 0 and delta -1 must be numbers of at least 0"),
         ({"delta": float("nan")}, "tolerance 0 and delta nan must be numbers of at least 0"),
-        ({"property": Property.CLOSE, "tolerance": float("inf")}, "tolerance inf and delta 0 must be"),
+        ({"kind": Property.CLOSE, "tolerance": float("inf")}, "tolerance inf and delta 0 must be"),
     ],
 )
 def test_a_threshold_that_does_not_fit_is_refused(settings: dict[str, Any], message: str) -> None:
