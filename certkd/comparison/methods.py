@@ -12,8 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from verifiers.certify.audit.consistency import broken_rows, lines_of, lowest_attacked, pair_problems
+from verifiers.certify.audit.consistency import (
+    broken_rows,
+    lines_of,
+    lowest_attacked,
+    nearest_counterexample,
+    pair_problems,
+)
 from verifiers.certify.audit.meaning import disagreements, identity_of, mixed_rows, refuse_absurd
+from verifiers.certify.audit.relations import relation_to_teacher
 from verifiers.core.errors import InputError, did_you_mean
 from verifiers.core.status import FAILURES, About, Guarantee, Status
 from verifiers.core.table import counted
@@ -133,8 +140,14 @@ def _check_claims_about_teacher(teacher: Certificates, student: Certificates) ->
     if not about or not same_teacher(teacher, student):
         return
     lowest = lowest_attacked(student)
-    for line in chain.from_iterable(lines_of(rows, pair_problems(teacher, rows, lowest)) for rows in about):
-        raise InputError(f"{student.path} contradicts {teacher.path}: {line}; certify both again")
+    nearest = nearest_counterexample(teacher), nearest_counterexample(student)
+    for rows in about:
+        relational = find(rows.name).relational
+        found = (
+            relation_to_teacher(teacher, student, rows, nearest) if relational else pair_problems(teacher, rows, lowest)
+        )
+        for line in lines_of(rows, found):
+            raise InputError(f"{student.path} contradicts {teacher.path}: {line}; certify both again")
 
 
 def same_teacher(teacher: Certificates, student: Certificates) -> bool:

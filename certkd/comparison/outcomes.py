@@ -30,8 +30,11 @@ class AtEps:
 
 
 def at_eps(rows: MethodRows) -> AtEps | None:
-    """Count a method's certificates at eps, or the samples that survived its attack; None until all rows are done."""
-    if not rows.answered:
+    """Count a method's certificates at eps, or the samples that survived its attack; None until all rows are done.
+
+    None too for rows that relate two networks: they say nothing about accuracy.
+    """
+    if not rows.answered or find(rows.name).relational:
         return None
     proved = certifies(rows.name)
     unbroken = (rows["status"] == Status.NOT_CERTIFIED) & (rows["margin"] >= 0)

@@ -19,6 +19,7 @@ from verifiers.core.table import counted
 from verifiers.geometry.margins import margins
 from verifiers.graph.program import Program
 from verifiers.methods.base import Method
+from verifiers.methods.registry import RELATIONAL
 from verifiers.results.writer import CertificateFile
 from verifiers.runtime.certifier import Answer, Batch, Certifier
 from verifiers.runtime.oom import MEMORY_ERRORS, out_of_memory
@@ -93,6 +94,13 @@ class Run:
     def smoothed(self) -> bool:
         """True if the method makes its own predictions, for every sample."""
         return self.method.about is About.SMOOTHED
+
+    @property
+    def _asked(self) -> Tensor:
+        """Mark the samples that the method is asked about: as a rule, those that the network classifies correctly."""
+        if self.smoothed:
+            return torch.ones_like(self.samples.finite)
+        return self.samples.finite if self.method.relational else self.samples.correct
 
     def finish(self, batch_size: int | None) -> None:
         """Answer all rows without an answer."""
@@ -183,7 +191,7 @@ class Run:
 
         Settled rows are written with the first answer, so that a killed run leaves whole batches.
         """
-        asked = np.ones(len(rows), bool) if self.smoothed else self.samples.correct[rows].numpy()
+        asked = self._asked[rows].numpy()
         settled = rows[~asked]
         columns = _same(Status.MISCLASSIFIED, len(settled))
         columns["status"][~self.samples.finite[settled].numpy()] = Status.ERROR
@@ -274,8 +282,8 @@ class Run:
         A row of which float64 cannot tell is UNSUPPORTED.
         """
         contradicted, unsure = np.zeros((2, len(rows)), bool)
-        if self.method.guarantee is Guarantee.DETERMINISTIC:
-            distance = self.file.attack_distance(rows)
+        if self.method.guarantee is Guarantee.DETERMINISTIC and not self.method.relational:
+            distance = self.file.attack_distance(rows, skip=RELATIONAL)
             contradicted = (columns["radius"] > 0) & (columns["radius"] >= distance)  # nan compares false
             unsure = self._attack(rows, columns, contradicted)
         if contradicted.any():
@@ -289,5 +297,6 @@ class Run:
             told = counted(int(unsure.sum()), "row")
             reason = f"float64 is too coarse to check {told}; scale down the weights that cancel"
             self._refused(Status.UNSUPPORTED, reason)
-        reached = columns["correct"].astype(bool) & (columns["radius"] >= self.question.eps.value)
+        counts = np.bool_(self.method.relational) | columns["correct"].astype(bool)
+        reached = counts & (columns["radius"] >= self.question.eps.value)
         columns["certified"] = reached.astype("uint8")

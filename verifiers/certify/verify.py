@@ -21,6 +21,7 @@ from verifiers.certify.audit.columns import check_columns
 from verifiers.certify.audit.counterexamples import check_counterexamples
 from verifiers.certify.audit.findings import Audit, Finding, of_rows
 from verifiers.certify.audit.meaning import disagreements, indices_of, refuse_absurd
+from verifiers.certify.audit.points import check_points, check_teacher
 from verifiers.certify.audit.proofs import prove
 from verifiers.certify.audit.subject import Subject
 from verifiers.certify.audit.votes import recount
@@ -31,9 +32,9 @@ from verifiers.core.settings import CountOrZero, Positive, Seed, Strict
 from verifiers.core.status import FAILURES, About, Status
 from verifiers.core.table import counted
 from verifiers.graph.program import Program
-from verifiers.methods.registry import certifies, find
+from verifiers.methods.registry import find, keeps
 from verifiers.results.reader import read
-from verifiers.results.rows import Certificates, MethodRows
+from verifiers.results.rows import Certificates
 from verifiers.runtime.fingerprint import structure_sha256, weights_sha256
 from verifiers.runtime.modes import eval_mode, trusted_arithmetic
 from verifiers.runtime.samples import Data, Samples, validate
@@ -157,7 +158,10 @@ def _checked(subject: Subject, facts: Finding) -> list[Finding]:
     findings = [facts]
     for rows in subject.certificates:
         findings.append(check_columns(subject, rows))
-        if any(column.name == "counterexample" for column in find(rows.name).columns):
+        if find(rows.name).relational:
+            findings.append(check_points(subject, rows))
+            findings += [] if subject.teacher is None else [check_teacher(subject, rows)]
+        elif any(column.name == "counterexample" for column in find(rows.name).columns):
             findings.append(check_counterexamples(subject, rows))
     findings += attack_claims(subject)
     for check in (recount, run_again, _proved_again):  # from cheap to dear; the dear ones cannot help a wrong file
@@ -167,15 +171,11 @@ def _checked(subject: Subject, facts: Finding) -> list[Finding]:
 
 
 def _proved_again(subject: Subject) -> list[Finding]:
-    proved = [rows for rows in subject.certificates if _provable(rows)]
+    proved = [rows for rows in subject.certificates if keeps(rows.name)]
     subject.reporter.start("prove", sum(int((rows["radius"][subject.chosen] > 0).sum()) for rows in proved), 0)
     findings = [prove(subject, rows) for rows in proved]
     subject.reporter.finish("prove")
     return findings
-
-
-def _provable(rows: MethodRows) -> bool:
-    return certifies(rows.name) and find(rows.name).about is not About.SMOOTHED
 
 
 def _missing(subject: Subject) -> list[str]:

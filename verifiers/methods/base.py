@@ -69,6 +69,8 @@ class Method(Strict):
         about: the subject of the certificate: the network, a pair of networks, or the smoothed network. A smoothed
             network has its own prediction, in a column ``predicted``; its column ``base`` holds the network's.
         both: True if a certified row of a pair is about both networks, and not about the student alone.
+        relational: True if a row of a pair relates the two networks and says nothing about a prediction: every sample
+            is asked, and a certified row means that the relation is proved at eps, whether the student is right or not.
         runs_again: True if a row can be computed again alone, and then has the same values (``spreads``); False if the
             certifier looks at stored rows in its own way (``verifiers.runtime.certifier.Recounts``).
         summary: summarises its rows after the common table; None for no summary.
@@ -83,6 +85,7 @@ class Method(Strict):
     columns: ClassVar[tuple[Column, ...]] = ()
     about: ClassVar[About] = About.NETWORK
     both: ClassVar[bool] = False
+    relational: ClassVar[bool] = False
     runs_again: ClassVar[bool] = True
     summary: ClassVar[Summary | None] = None
 

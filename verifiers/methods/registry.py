@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from verifiers.core.errors import InputError, did_you_mean
-from verifiers.core.status import Guarantee
+from verifiers.core.status import About, Guarantee
 from verifiers.methods.base import Method
 from verifiers.methods.complete import Complete
 from verifiers.methods.crown import AlphaCrown, Crown, CrownIbp, Ibp
@@ -12,6 +12,7 @@ from verifiers.methods.diagnostics import Diagnostics
 from verifiers.methods.joint import Joint
 from verifiers.methods.lipschitz import Lipschitz
 from verifiers.methods.local_linearity import LocalLinearity
+from verifiers.methods.match import Match
 from verifiers.methods.pgd import Pgd
 from verifiers.methods.smoothing import Smoothing
 from verifiers.methods.transfer import Transfer
@@ -25,6 +26,7 @@ METHODS: tuple[type[Method], ...] = (
     AlphaCrown,
     Complete,
     Joint,
+    Match,
     Lipschitz,
     LocalLinearity,
     Transfer,
@@ -32,6 +34,8 @@ METHODS: tuple[type[Method], ...] = (
     Smoothing,
 )
 BY_KIND: dict[str, type[Method]] = {str(method.model_fields["kind"].default): method for method in METHODS}
+#: The methods whose rows relate two networks and say nothing about a prediction.
+RELATIONAL = tuple(kind for kind, method in BY_KIND.items() if method.relational)
 schema.TABLES.update({kind: method.columns for kind, method in BY_KIND.items()})
 
 
@@ -54,6 +58,12 @@ def certifies(kind: str) -> bool:
 def proves(kind: str) -> bool:
     """Return whether a method's radii are proofs."""
     return find(kind).guarantee is Guarantee.DETERMINISTIC
+
+
+def keeps(kind: str) -> bool:
+    """Return whether a method's radius says that the network itself keeps its class."""
+    method = find(kind)
+    return certifies(kind) and method.about is not About.SMOOTHED and not method.relational
 
 
 def settings_of(method: type[Method]) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ import itertools
 import json
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -199,9 +199,10 @@ class CertificateFile:
         group = self._file[method]
         return int(np.isposinf(group["rounding"][:]).sum()) if "rounding" in group else 0
 
-    def attack_distance(self, rows: np.ndarray) -> np.ndarray:
-        """Length of the shortest counterexample stored for each row; nan when there is none."""
-        found = [group["distance"][:][rows] for group in self._file.values() if "distance" in group]
+    def attack_distance(self, rows: np.ndarray, skip: Collection[str] = ()) -> np.ndarray:
+        """Length of the shortest counterexample stored for each row, but for some methods; nan when there is none."""
+        groups = [group for name, group in self._file.items() if name not in skip]
+        found = [group["distance"][:][rows] for group in groups if "distance" in group]
         return np.fmin.reduce(found) if found else np.full(len(rows), np.nan)
 
     def note(self, method: str, name: str, value: str | None) -> None:

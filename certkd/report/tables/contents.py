@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from verifiers.core.status import About, Status
 from verifiers.core.table import Part, Table, counted
 from verifiers.methods.registry import find
 from verifiers.results.rows import Certificates, MethodRows
+from verifiers.results.summaries.match import Matched
 
 
 def contents(certificates: Certificates) -> list[Part]:
@@ -22,6 +24,7 @@ def contents(certificates: Certificates) -> list[Part]:
     for rows in certificates:
         found = at_eps(rows)
         count, accuracy = ("-", "-") if found is None else (str(found.samples), str(found))
+        count = str(rows.at_eps) if find(rows.name).relational else count  # no accuracy
         radius = f"{np.mean(rows['radius']):.4f}" if found is not None and found.proved else "-"
         seconds = f"{np.nanmean(rows['seconds']):.4f}" if np.isfinite(rows["seconds"]).any() else "-"
         lines.append([rows.name, count, accuracy, radius, seconds, find(rows.name).guarantee.value])
@@ -33,7 +36,7 @@ def contents(certificates: Certificates) -> list[Part]:
 
 def figures(certificates: Certificates) -> dict[str, Any]:
     """Return what a file says as plain values: per method the count at eps, accuracy, mean radius and statuses."""
-    methods = {}
+    methods: dict[str, dict[str, Any]] = {}
     for rows in certificates:
         found = at_eps(rows)
         methods[rows.name] = {
@@ -43,6 +46,9 @@ def figures(certificates: Certificates) -> dict[str, Any]:
             "mean_radius": float(np.mean(rows["radius"])) if found is not None and found.proved else None,
             "statuses": {status.name: rows.count(status) for status in Status if rows.count(status)},
         }
+        if find(rows.name).relational:
+            matched = Matched.of(rows, certificates)
+            methods[rows.name] |= asdict(matched) | {"sentence": matched.sentence}
     about = {"path": certificates.path, "norm": certificates.norm, "eps": certificates.eps_text}
     return {**about, "samples": int(certificates.attributes["samples"]), "methods": methods}
 

@@ -19,7 +19,7 @@ from verifiers.methods.registry import METHODS, find, settings_of
 
 PROOFS = tuple(m for m in METHODS if m.guarantee is Guarantee.DETERMINISTIC)
 ALONE = tuple(str(m.model_fields["kind"].default) for m in PROOFS if m.about is About.NETWORK)
-PAIRS = tuple(str(m.model_fields["kind"].default) for m in PROOFS if m.about is About.PAIR)
+PAIRS = tuple(str(m.model_fields["kind"].default) for m in PROOFS if m.about is About.PAIR and not m.relational)
 FAST = {"iterations": 3, "steps": 3, "restarts": 1, "shells": 4, "constants": "fast", "time_limit": 5.0}
 
 

@@ -63,7 +63,8 @@ def run(kind: str, **more: Any) -> MethodRows:
     y[0] = (y[0] + 1) % 3
     more |= {"teacher": network(1)} if KINDS[kind].about is About.PAIR else {}
     more |= {"norm": "l2"} if kind == "smoothing" else {}
-    options = {name: value for name, value in SMALL.items() if name in settings_of(KINDS[kind])}
+    known = set(settings_of(KINDS[kind])) - ({"tolerance"} if KINDS[kind].relational else set())
+    options = {name: value for name, value in SMALL.items() if name in known}
     return certify(model, x, y, eps="0.01", methods=[kind], options=options, **more)[kind]
 
 

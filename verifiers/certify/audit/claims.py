@@ -8,10 +8,9 @@ from torch import nn
 
 from verifiers.certify.audit.findings import Finding
 from verifiers.certify.audit.subject import Subject, blocks
-from verifiers.core.status import About
 from verifiers.geometry.attack import Attack, Found
 from verifiers.geometry.balls import Balls
-from verifiers.methods.registry import certifies, find
+from verifiers.methods.registry import find, keeps
 from verifiers.results.rows import MethodRows
 
 #: The attack on every claim: steps, restarts, and further restarts towards single classes.
@@ -24,11 +23,7 @@ def attack_claims(subject: Subject) -> list[Finding]:
     The largest claim of a row is attacked; its ball contains those of the others. A counterexample that excludes it
     leaves the smaller claims, which are attacked next.
     """
-    claims = [
-        rows
-        for rows in subject.certificates
-        if certifies(rows.name) and find(rows.name).about is not About.SMOOTHED and (rows["radius"] > 0).any()
-    ]
+    claims = [rows for rows in subject.certificates if keeps(rows.name) and (rows["radius"] > 0).any()]
     both = [rows for rows in claims if find(rows.name).both]
     findings = _attacked(subject, claims, subject.program.module, "the prediction")
     if subject.teacher is not None:

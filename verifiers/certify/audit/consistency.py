@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from verifiers.certify.audit.meaning import method_of
+from verifiers.certify.audit.relations import relation_problems
 from verifiers.core.errors import InputError
 from verifiers.core.quantities import Arithmetic
 from verifiers.core.status import FAILURES, About, Guarantee, Status
@@ -39,27 +40,31 @@ def problems_of(certificates: Certificates, rows: MethodRows, pixels: int | None
         pixels: values of an image; None if unknown.
     """
     status, done = rows["status"], rows["status"] != Status.PENDING
-    correct, smoothed = rows["correct"] == 1, find(rows.name).about is About.SMOOTHED
-    wrong = np.isin(status, (Status.MISCLASSIFIED, *FAILURES)) | smoothed
-    contains = (rows["radius"] > 0) & (rows["radius"] >= nearest_counterexample(certificates))
-    found = {
-        "its radius contains a counterexample of the file": contains & np.bool_(proves(rows.name)),
-        "its margin is above one that an attack found": _above(rows, lowest_attacked(certificates)),
-        **row_problems(rows),
-        "it is wrong and has an answer": ~correct & ~wrong,
-    }
+    correct, method = rows["correct"] == 1, find(rows.name)
+    if method.relational:
+        found = {**row_problems(rows), **relation_problems(certificates, rows)}
+    else:
+        wrong = np.isin(status, (Status.MISCLASSIFIED, *FAILURES)) | (method.about is About.SMOOTHED)
+        contains = (rows["radius"] > 0) & (rows["radius"] >= nearest_counterexample(certificates))
+        found = {
+            "its radius contains a counterexample of the file": contains & np.bool_(proves(rows.name)),
+            "its margin is above one that an attack found": _above(rows, lowest_attacked(certificates)),
+            **row_problems(rows),
+            "it is wrong and has an answer": ~correct & ~wrong,
+        }
     return {**{words: broken & done for words, broken in found.items()}, **_own_problems(certificates, rows, pixels)}
 
 
 def row_problems(rows: MethodRows) -> Problems:
     """Mark rows whose common columns do not follow from one another."""
     status, radius, correct = rows["status"], rows["radius"], rows["correct"] == 1
-    certified = correct & (radius >= rows.eps)
+    relational = np.bool_(find(rows.name).relational)
+    certified = (correct | relational) & (radius >= rows.eps)
     return {
         "it is correct and its prediction is not its label": correct & (rows["predicted"] != rows["label"]),
         "it is an estimate and certified": (status == Status.CERTIFIED) & ~np.bool_(certifies(rows.name)),
-        "it is certified and misclassified": (status == Status.CERTIFIED) & ~correct,
-        "it is misclassified and correct": (status == Status.MISCLASSIFIED) & correct,
+        "it is certified and misclassified": (status == Status.CERTIFIED) & ~correct & ~relational,
+        "it is misclassified and correct": (status == Status.MISCLASSIFIED) & (correct | relational),
         "it has no radius and is certified, or the reverse": (status == Status.CERTIFIED) != (radius > 0),
         "certified at eps is not what its radius says": (rows["certified"] == 1) != certified,
     }
@@ -80,7 +85,7 @@ def nearest_counterexample(certificates: Certificates) -> np.ndarray:
     """Return the distance of the nearest stored counterexample of each row; inf if there is none."""
     nearest = np.full(len(next(iter(certificates))), np.inf)
     for rows in certificates:
-        if "distance" in rows.columns:
+        if "distance" in rows.columns and not find(rows.name).relational:
             found = np.where(rows["status"] == Status.FALSIFIED, rows["distance"], np.inf)
             nearest = np.fmin(nearest, found)
     return nearest

@@ -1,0 +1,143 @@
+"""Run the stored points of a relation of two networks again, and search the balls where it is proved for others."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from verifiers.certify.audit.counterexamples import LOGIT_ROUNDING, ROUNDING
+from verifiers.certify.audit.findings import Finding, marked
+from verifiers.certify.audit.subject import Subject, blocks
+from verifiers.core.quantities import Arithmetic
+from verifiers.core.relation import Property, Relation
+from verifiers.core.status import About, Status
+from verifiers.geometry.balls import keyed_start, norms, project
+from verifiers.methods.registry import find
+from verifiers.results.reader import read_images
+from verifiers.results.rows import MethodRows
+from verifiers.results.summaries.match import Matched
+
+#: Random points and corners that are tried in each ball.
+POINTS = 20
+
+
+def check_points(subject: Subject, rows: MethodRows) -> Finding:
+    """Check every stored point: it is in the ball and the image box, and strictly breaks the relation.
+
+    Each runs alone, as a person would run it. Without the teacher only the student's class is compared.
+    """
+    asked = np.flatnonzero(rows["status"] == Status.FALSIFIED)
+    found = Finding(rows.name, len(asked), remark="points, run again by both networks")
+    for block in blocks(asked):
+        stored = torch.from_numpy(read_images(subject.certificates.path, rows.name, "counterexample", block))
+        problems = _problems(subject, rows, block, stored.to(subject.program.device))
+        bad = np.any(list(problems.values()), axis=0)
+        for i in np.flatnonzero(bad):
+            what = next(name for name, broken in problems.items() if broken[i])
+            found.contradictions.append(f"{rows.name}, sample {rows['index'][block[i]]}: its point {what}")
+        found.asked += len(block)
+        found.again += int((~bad).sum()) if subject.teacher is not None else 0
+    return found
+
+
+def _problems(subject: Subject, rows: MethodRows, block: np.ndarray, points: Tensor) -> dict[str, np.ndarray]:
+    x = subject.samples.batch(block, points.device)
+    distance = norms(points.double() - x.double(), subject.norm).cpu().numpy()
+    student = _alone(subject.program.module, points)
+    problems = {
+        "is outside the ball": ~(distance <= rows.eps),
+        "is outside the image box": ~((points >= 0) & (points <= 1)).flatten(1).all(1).cpu().numpy(),
+        "is at another distance": ~np.isclose(distance, rows["distance"][block], rtol=ROUNDING, atol=1e-12),
+        "has another class of the student": _differs(student, rows["student_class"][block]),
+    }
+    if subject.teacher is None:
+        return problems
+    teacher, relation = _alone(subject.teacher.module, points), Matched.of(rows, subject.certificates).relation
+    size = _violation(relation, student, teacher, _classes(subject.teacher.module, x)).cpu().numpy()
+    slack = 10 * LOGIT_ROUNDING * torch.cat([student, teacher], 1).abs().amax(1).clamp_min(1.0).cpu().numpy()
+    return {
+        **problems,
+        "has another class of the teacher": _differs(teacher, rows["teacher_class"][block]),
+        "does not break the property": ~(size > 0),
+        "breaks it by another amount": ~(np.abs(size - rows["violation"][block]) <= slack + ROUNDING * np.abs(size)),
+    }
+
+
+def _alone(network: nn.Module, points: Float[Tensor, "points *shape"]) -> Float[Tensor, "points classes"]:
+    """Run each point alone; the logits are float32's, in float64."""
+    with torch.no_grad():
+        return torch.cat([network(point) for point in points.split(1)]).double()
+
+
+def _classes(network: nn.Module, x: Float[Tensor, "batch *shape"]) -> Int[Tensor, " batch"]:
+    with torch.no_grad():
+        return network(x).argmax(1)
+
+
+def _differs(logits: Float[Tensor, "points classes"], stored: np.ndarray) -> np.ndarray:
+    """Mark points whose class is not the stored one, by more than rounding on another machine."""
+    named = torch.as_tensor(stored, device=logits.device).clamp(0, logits.shape[1] - 1)
+    below = logits.amax(1) - logits.gather(1, named[:, None])[:, 0]
+    slack = LOGIT_ROUNDING * logits.abs().amax(1).clamp_min(1.0)
+    known = (stored >= 0) & (stored < logits.shape[1])
+    return ~((below <= slack).cpu().numpy() & known)
+
+
+def _violation(relation: Relation, student: Tensor, teacher: Tensor, c: Tensor) -> Float[Tensor, " points"]:
+    """Compute by how much points break a relation, written apart from the certifier's."""
+    if relation.kind is Property.CLOSE:
+        return (student - teacher).abs().amax(1) - relation.tolerance
+    if relation.kind is Property.NOT_WORSE:
+        return _lead(teacher, c) - _lead(student, c) - relation.tolerance
+    named = c if relation.kind is Property.TRANSFER else teacher.argmax(1)
+    return torch.minimum(_lead(teacher, named) - relation.delta, -_lead(student, named))
+
+
+def _lead(logits: Float[Tensor, "points classes"], c: Int[Tensor, " points"]) -> Float[Tensor, " points"]:
+    """Return how far class c leads the best other class."""
+    mine = torch.nn.functional.one_hot(c, logits.shape[1]).bool()
+    return logits[mine] - logits.masked_fill(mine, -torch.inf).amax(1)
+
+
+def check_teacher(subject: Subject, rows: MethodRows) -> Finding:
+    """Check the teacher's classes at the images, and search every ball where the relation is proved."""
+    assert subject.teacher is not None
+    proved = rows["status"] == Status.CERTIFIED
+    relation, deployed = Matched.of(rows, subject.certificates).relation, subject.arithmetic is Arithmetic.FLOAT32
+    student, teacher = (each.module if deployed else each.exact for each in (subject.program, subject.teacher))
+    other, broken = np.zeros((2, len(rows)), bool)
+    for block in blocks(np.flatnonzero(proved | (rows["status"] == Status.TIMEOUT))):
+        x = subject.samples.batch(block, subject.program.device).to(torch.float32 if deployed else torch.float64)
+        with torch.no_grad():
+            logits = teacher(x).double()
+            other[block] = _differs(logits, rows["teacher_class"][block])
+            for point in _points(subject, rows, block, x):
+                inside = norms(point.double() - x.double(), subject.norm) <= rows.eps
+                size = _violation(relation, student(point).double(), teacher(point).double(), logits.argmax(1))
+                broken[block] |= (inside & (size > 0)).cpu().numpy()
+    problems = {
+        "the teacher has another class at the image": other,
+        "a point of its ball breaks the property that is proved": broken & proved,
+    }
+    asked = proved | (rows["status"] == Status.TIMEOUT)
+    found = marked(rows, asked, problems, "points of each ball, and stored counterexamples", rows["index"])
+    found.claims = int(asked.sum())
+    return found
+
+
+def _points(subject: Subject, rows: MethodRows, block: np.ndarray, x: Tensor) -> Iterator[Tensor]:
+    """Yield points of the balls: the images, counterexamples of the student, random points and corners."""
+    yield x
+    certificates, norm = subject.certificates, subject.norm
+    for other in certificates:
+        method = find(other.name)
+        if method.about is About.NETWORK and any(column.name == "counterexample" for column in method.columns):
+            stored = torch.from_numpy(read_images(certificates.path, other.name, "counterexample", block)).to(x)
+            held = torch.as_tensor(other["status"][block] == Status.FALSIFIED, device=x.device)
+            yield torch.where(held.view(-1, *[1] * (x.dim() - 1)), stored, x)
+    eps = torch.full((len(x),), rows.eps * (1 - 1e-6), dtype=x.dtype, device=x.device)
+    for k in range(POINTS):
+        delta = keyed_start(x, eps, norm, subject.seed, rows["index"][block].tolist(), k + 1)
+        yield (x + (project(delta.sign() * 1e3, eps, norm) if k % 2 else delta)).clamp(0.0, 1.0)
