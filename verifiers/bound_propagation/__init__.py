@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from verifiers.bound_propagation.half_spaces import Ended, HalfSpaces, lower_values
     from verifiers.bound_propagation.joint import JointEngine, PairBounds
     from verifiers.bound_propagation.joint_certifier import JointCertifier
+    from verifiers.bound_propagation.match import MatchCertifier
     from verifiers.bound_propagation.native.backward import block_of
     from verifiers.bound_propagation.native.bounds import Bounds
     from verifiers.bound_propagation.native.engine import Native
@@ -49,6 +50,7 @@ _WHERE = {
     "METHODS": "engine",
     "MarginBound": "radius",
     "MarginCertifier": "certifier",
+    "MatchCertifier": "match",
     "Memory": "engine",
     "Native": "native.engine",
     "PairBounds": "joint",
@@ -89,6 +91,7 @@ __all__ = [
     "JointEngine",
     "MarginBound",
     "MarginCertifier",
+    "MatchCertifier",
     "Memory",
     "Native",
     "PairBounds",

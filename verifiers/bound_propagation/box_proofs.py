@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from jaxtyping import Bool, Float
@@ -9,9 +10,9 @@ from torch import Tensor
 
 from verifiers.bound_propagation.half_spaces import Ended, HalfSpaces, largest_values, lower_values
 from verifiers.bound_propagation.native.alpha import optimized
-from verifiers.bound_propagation.native.bounds import Bounds
 from verifiers.bound_propagation.native.branch_and_bound import BranchAndBound
 from verifiers.bound_propagation.native.engine import Native
+from verifiers.geometry.balls import Balls
 from verifiers.geometry.boxes import Boxes
 from verifiers.graph.rows import shape_size
 
@@ -56,7 +57,7 @@ class InputSplitting:
             if not size:
                 return Ended(False, self.count, late=True)
             if low.numel() > WAITING:
-                return Ended(False, self.count, reason="memory could run out from the parts of the box")
+                return Ended(False, self.count, reason="memory could run out from the parts of the box", full=True)
             rest = slice(0, len(low) - size)
             chosen = slice(len(low) - size, None)
             halves = self._round(low[chosen], high[chosen], left[chosen])
@@ -108,30 +109,30 @@ class InputSplitting:
 
 
 def by_neurons(
-    native: Native, spaces: HalfSpaces, boxes: Boxes, *, iterations: int, deadline: float, tries: Tries
+    native: Native, spaces: HalfSpaces, region: Balls, *, iterations: int, deadline: float, tries: Tries
 ) -> Ended:
-    """Refute cases on one box by alpha-CROWN, then by branch and bound over the signs of neurons.
+    """Refute cases on one region by alpha-CROWN, then by branch and bound over the signs of neurons.
 
     Args:
         native: the engine.
         spaces: the cases.
-        boxes: one box.
+        region: one ball or box.
         iterations: steps of alpha-CROWN.
         deadline: on ``time.monotonic``.
         tries: tries points.
     """
     started = time.monotonic()
     graph = largest_values(native.graph, spaces)
-    bounds = Bounds(graph, boxes, intersect=native.intersect, arithmetic=native.arithmetic)
-    rows = torch.eye(spaces.cases, dtype=boxes.x.dtype, device=boxes.x.device)[None]
+    bounds = replace(native.bounds(region), graph=graph)
+    rows = torch.eye(spaces.cases, dtype=region.x.dtype, device=region.x.device)[None]
     alone = started + ALPHA_SHARE * (deadline - started)
     proved = optimized(bounds, rows, iterations, alone).bound[0]
     if bounds.overflows:
-        return Ended(False, reason="values of the network may overflow on the box")
+        return Ended(False, reason="values of the network may overflow there")
     if bool(((proved > 0) & (proved < torch.inf)).all()):
-        return Ended(True)
+        return Ended(True, bound=float(proved.amin()))
     end = BranchAndBound(bounds, rows, proved, 0.0, deadline=deadline, broken=tries).run()
     if end.finished or end.point is not None:
-        return Ended(end.finished and end.point is None, end.domains)
+        return Ended(end.finished and end.point is None, end.domains, bound=end.bound)
     reason = "" if end.late else "every neuron was split" if not end.full else "memory could run out from the parts"
-    return Ended(False, end.domains, end.late, reason)
+    return Ended(False, end.domains, end.late, reason, end.bound, end.full)

@@ -181,6 +181,8 @@ class Ended:
     Attributes:
         proved: every case is refuted on the whole box.
         parts: number of bounded parts of the box.
+        bound: the least bound that was proved for the cases' values; nan if none is known.
+        full: memory could run out.
         late: the deadline came first.
         reason: why nothing was proved, if neither a point was found nor the deadline came; empty otherwise.
     """
@@ -189,3 +191,5 @@ class Ended:
     parts: int = 0
     late: bool = False
     reason: str = ""
+    bound: float = float("nan")
+    full: bool = False

@@ -75,6 +75,7 @@ class JointEngine:
             with suppress(Unsupported):  # the joint graph is enough
                 graph = differential(*graphs, rounded=arithmetic is Arithmetic.FLOAT32)
                 self.engines.append(Native(pair, x, graph=graph, arithmetic=arithmetic))
+        self.coupled: Native | None = None
         self.batch_size = min(engine.batch_size for engine in self.engines)
 
     @classmethod

@@ -110,7 +110,17 @@ def _gap(logits: Tensor, goal: Tensor, predicted: Tensor) -> Tensor:
 
 
 def _inside(balls: Balls, point: Tensor) -> Tensor:
-    return norms(point.double() - balls.x.double(), balls.norm) <= balls.eps
+    return inside(balls.x, point, balls.eps, balls.norm)
+
+
+def inside(
+    x: Float[Tensor, "batch *shape"],
+    point: Float[Tensor, "batch *shape"],
+    eps: float | Float[Tensor, " batch"],
+    norm: Norm,
+) -> Bool[Tensor, " batch"]:
+    """Return which points are within eps of their images, computed in float64."""
+    return norms(point.double() - x.double(), norm) <= eps
 
 
 def _shorten(model: nn.Module, balls: Balls, adversarial: Tensor, predicted: Tensor, steps: int = 12) -> Tensor:

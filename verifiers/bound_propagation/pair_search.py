@@ -1,0 +1,200 @@
+"""Decide a relation of two networks on one region: by bounds of each alone, then of both together."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from verifiers.bound_propagation.box_proofs import Tries, by_neurons
+from verifiers.bound_propagation.half_spaces import Ended, HalfSpaces
+from verifiers.bound_propagation.joint import JointEngine
+from verifiers.bound_propagation.native.engine import Native
+from verifiers.bound_propagation.relations import unsafe, violation
+from verifiers.core.relation import Property, Relation
+from verifiers.geometry.attack import inside
+from verifiers.geometry.balls import Balls
+from verifiers.geometry.disagreement import PairAttack
+from verifiers.geometry.margins import margin_specification, margins
+from verifiers.results.summaries.match import Stage
+
+#: The share of the time that is left which each network alone may take.
+ALONE_SHARE = 0.3
+#: Points of a round that are followed, the most promising first.
+MOST = 4
+
+
+@dataclass
+class Decision:
+    """The answer for one region.
+
+    Attributes:
+        proved: the relation holds everywhere.
+        bound: the bound that proves it, or the least one.
+        point: a point where it fails in float32, run alone.
+        violation: by how much it fails there.
+        stage: the stage that ended the search.
+        parts: number of bounded parts of the region.
+        late: the deadline came first.
+        full: memory could run out.
+    """
+
+    proved: bool = False
+    bound: float = float("nan")
+    point: Float[Tensor, "1 *shape"] | None = None
+    violation: float = float("nan")
+    stage: Stage = Stage.TOGETHER
+    parts: int = 0
+    late: bool = False
+    full: bool = False
+
+
+@dataclass
+class PairSearch:
+    """Search one ball around an image.
+
+    Attributes:
+        engine: bounds of both networks together.
+        alone: bounds of the student alone and of the teacher alone.
+        attack: runs both networks, and follows points.
+        x: the image.
+        c: the teacher's class there.
+        iterations: steps of alpha-CROWN.
+        found: the decision so far.
+    """
+
+    engine: JointEngine
+    alone: tuple[Native, Native]
+    attack: PairAttack
+    x: Float[Tensor, "1 *shape"]
+    c: Int[Tensor, "1"]
+    iterations: int
+    found: Decision = field(default_factory=Decision)
+
+    def decide(self, relation: Relation, bounds: Float[Tensor, " rows"], deadline: float) -> Decision:
+        """Decide a relation; ``bounds`` are those of ``screening_rows``, and the deadline is on ``time.monotonic``."""
+        self.found = Decision()
+        self.attack = replace(self.attack, violation=partial(violation, relation))
+        if relation.kind in (Property.SAME_CLASS, Property.TRANSFER) and self._each_alone(relation, bounds, deadline):
+            return self.found
+        if self.found.point is None and not self.found.full:
+            self._together(relation, bounds, deadline)
+        return self.found
+
+    def _each_alone(self, relation: Relation, bounds: Tensor, deadline: float) -> bool:
+        """Prove that each network keeps the class, which suffices; stop at a point where one of them does not.
+
+        A teacher that is never sure by more than delta suffices in the place of the student's class.
+        """
+        sides = (0, 1) if relation.kind is Property.SAME_CLASS else (0,)
+        least = float("inf")
+        for side in sides:
+            spaces = self._keeps(side, relation.delta * side)
+            known = bounds.chunk(3)[side] + relation.delta * side
+            if not len(left := (~(known > 0)).nonzero().flatten()):
+                least = min(least, float(known.amin()))
+                continue
+            share = time.monotonic() + ALONE_SHARE * (deadline - time.monotonic())
+            end = self._refute(self.alone[side], spaces.take(left), share, partial(self._flips, side))
+            self.found.stage = Stage.ALONE
+            if self.found.point is not None:
+                return True
+            if not end.proved:
+                return False
+            least = min(least, end.bound)
+        self.found = replace(self.found, proved=True, bound=least, stage=Stage.ALONE)
+        return True
+
+    def _keeps(self, side: int, delta: float) -> HalfSpaces:
+        """Build the cases in which one network leaves the class by delta."""
+        classes = self.alone[side].graph.classes
+        rows = margin_specification(self.c, classes, torch.float64)[0]
+        return HalfSpaces(rows, None, rows.new_full((classes - 1,), delta), torch.arange(classes - 1))
+
+    def _together(self, relation: Relation, bounds: Tensor, deadline: float) -> None:
+        classes = self.alone[0].graph.classes
+        spaces = unsafe(relation, int(self.c), classes, list(self._pairs(relation, bounds, classes)))
+        left = self._open(relation, bounds, spaces)
+        engine = self.engine.coupled or self.engine.engines[0]
+        if engine is self.engine.coupled:
+            spaces = coupled(spaces, classes)
+        end = self._refute(engine, spaces.take(left), deadline, self._fails)
+        self.found = replace(
+            self.found, proved=end.proved, bound=end.bound, stage=Stage.TOGETHER, late=end.late, full=end.full
+        )
+
+    def _pairs(self, relation: Relation, bounds: Tensor, classes: int) -> Iterator[tuple[int, int]]:
+        """List the pairs of the teacher's and the student's class that the bounds leave possible."""
+        if relation.kind is not Property.SAME_CLASS:
+            return
+        own, teacher, apart = (part.tolist() for part in bounds.chunk(3))
+        c = int(self.c)
+        others = [j for j in range(classes) if j != c]
+        student = [c] + [j for j, low in zip(others, own, strict=True) if not low > 0]
+        theirs = [k for k, low in zip(others, teacher, strict=True) if not low + relation.delta > 0]
+        alike = {j for j, low in zip(others, apart, strict=True) if low + relation.delta > 0}
+        yield from ((c, j) for j in student if j != c and j not in alike)
+        yield from ((k, j) for k in theirs for j in student if j != k)
+
+    def _open(self, relation: Relation, bounds: Tensor, spaces: HalfSpaces) -> Int[Tensor, " cases"]:
+        """Return the cases that the bounds do not refute."""
+        cases = torch.arange(spaces.cases)
+        match relation.kind:
+            case Property.SAME_CLASS:
+                return cases
+            case Property.TRANSFER:
+                own, _, apart = bounds.chunk(3)
+                return cases[~((own > 0) | (apart > 0)).cpu()]
+            case _:
+                return cases[~(bounds + relation.tolerance > 0).cpu()]
+
+    def _refute(self, engine: Native, spaces: HalfSpaces, deadline: float, tries: Tries) -> Ended:
+        region = Balls.around(self.x.double(), self.attack.eps, self.attack.norm)
+        end = by_neurons(engine, spaces, region, iterations=self.iterations, deadline=deadline, tries=tries)
+        self.found.parts += end.parts
+        return end
+
+    def _flips(self, side: int, points: Float[Tensor, "points *shape"]) -> Bool[Tensor, " points"]:
+        """Return where one network leaves the class, and look for a violation on the way there."""
+        network = (self.attack.student, self.attack.teacher)[side]
+        images = points.float()
+        with torch.no_grad():
+            margin = margins(network(images), self.c.expand(len(images)))
+        hits = (margin < 0) & self._inside(images)
+        for i in margin.where(hits, torch.inf).argsort()[: min(MOST, int(hits.sum()))].tolist():
+            point, value = self.attack.along(self.x, images[i : i + 1], self.c)
+            if float(value) > 0 and self._keep(point):
+                break
+        return hits
+
+    def _fails(self, points: Float[Tensor, "points *shape"]) -> Bool[Tensor, " points"]:
+        """Return which points break the relation, alone in float32; keep the first."""
+        images = points.float()
+        value = self.attack.at(images, self.c.expand(len(images))).where(self._inside(images), -torch.inf)
+        hits = torch.zeros_like(value, dtype=torch.bool)
+        for i in value.argsort(descending=True)[: min(MOST, int((value > 0).sum()))].tolist():
+            if self._keep(images[i : i + 1]):
+                hits[i] = True
+                break
+        return hits
+
+    def _inside(self, images: Tensor) -> Tensor:
+        return inside(self.x.expand_as(images), images, self.attack.eps, self.attack.norm)
+
+    def _keep(self, point: Float[Tensor, "1 *shape"]) -> bool:
+        violation = self.attack.alone(point[0], self.c[0])
+        if violation > 0:
+            self.found.point, self.found.violation = point, violation
+        return violation > 0
+
+
+def coupled(spaces: HalfSpaces, classes: int) -> HalfSpaces:
+    """Write values of both networks as values of S, T and D = S - T: by D where both networks occur."""
+    student, teacher = spaces.outputs.chunk(2, 1)
+    mixed = ((student != 0).any(1) & (teacher != 0).any(1))[:, None]
+    none = torch.zeros_like(student)
+    rows = torch.where(mixed, torch.cat([none, teacher + student, student], 1), torch.cat([student, teacher, none], 1))
+    return replace(spaces, outputs=rows)
