@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -35,7 +36,7 @@ class Tiny:
 
 def network(rng: np.random.Generator, inputs: int, hidden: list[int], scale: float = 1.5) -> nn.Sequential:
     sizes, layers = [inputs, *hidden, CLASSES], list[nn.Module]()
-    for before, after in zip(sizes, sizes[1:], strict=False):
+    for before, after in pairwise(sizes):
         layer = nn.Linear(before, after)
         with torch.no_grad():
             layer.weight.copy_(torch.from_numpy(rng.normal(0, scale / before**0.5, (after, before))))
@@ -147,12 +148,13 @@ def truth(pair: Tiny, relation: Relation) -> float:
 
 def matched(pair: Tiny, relation: Relation, arithmetic: Arithmetic = Arithmetic.FLOAT32, **others: Any) -> Columns:
     """Decide a relation by the certifier of ``match``."""
-    settings = {"time_limit": 20.0, "iterations": 5, "steps": 10, "restarts": 2, "bisect": False, **others}
+    given = {"time_limit": 20.0, "iterations": 5, "steps": 10, "restarts": 2, "bisect": False, **others}
+    settings = SimpleNamespace(relation=relation, **given)
     programs = Program(pair.student.eval()), Program(pair.teacher.eval())
     question = Question(Epsilon.parse(str(pair.eps)), Norm.LINF, 0, programs[1], arithmetic)
     with trusted_arithmetic():
         images = pair.x.expand(2, -1)
-        certifier = MatchCertifier.prepare(programs[0], images, question, SimpleNamespace(relation=relation, **settings))
+        certifier = MatchCertifier.prepare(programs[0], images, question, settings)
         with torch.no_grad():
             predicted = pair.student(pair.x).argmax(1)
         batch = Batch(pair.x, predicted, torch.tensor([0]), CLASSES, lambda: torch.zeros(1))
@@ -164,7 +166,7 @@ def broken(pair: Tiny, relation: Relation, point: np.ndarray) -> float:
     """Return by how much a point breaks a relation in float32, and check that it is in the ball."""
     image = torch.from_numpy(point)[None]
     assert float((image.double() - pair.x.double()).abs().max()) <= pair.eps
-    assert 0 <= float(image.min()) and float(image.max()) <= 1
+    assert float(image.min()) >= 0 and float(image.max()) <= 1
     with torch.no_grad():
         logits = [net(image).double() for net in (pair.student, pair.teacher)]
         c = pair.teacher(pair.x).argmax(1)
