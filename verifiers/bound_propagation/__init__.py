@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from verifiers.bound_propagation.auto_lirpa.compat import version as auto_lirpa_version
-    from verifiers.bound_propagation.box_proofs import InputSplitting, by_neurons
+    from verifiers.bound_propagation.box_proofs import by_neurons
+    from verifiers.bound_propagation.boxes.splitting import InputSplitting, split_pair
     from verifiers.bound_propagation.certifier import MarginCertifier
     from verifiers.bound_propagation.checks import attack_bounds, check_sandwich
     from verifiers.bound_propagation.complete import Complete
@@ -44,7 +45,7 @@ _WHERE = {
     "Evaluation": "radius",
     "HalfSpaces": "half_spaces",
     "ITERATIONS": "engine",
-    "InputSplitting": "box_proofs",
+    "InputSplitting": "boxes.splitting",
     "JointCertifier": "joint_certifier",
     "JointEngine": "joint",
     "METHODS": "engine",
@@ -72,6 +73,7 @@ _WHERE = {
     "names_of": "engines",
     "native_engine": "engines",
     "robust_cross_entropy": "native.training",
+    "split_pair": "boxes.splitting",
 }
 
 __all__ = [
@@ -113,6 +115,7 @@ __all__ = [
     "names_of",
     "native_engine",
     "robust_cross_entropy",
+    "split_pair",
 ]
 
 

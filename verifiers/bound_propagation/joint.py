@@ -68,7 +68,7 @@ class JointEngine:
         pair = PairProgram(*programs)
         self.engines, self.model = [Native(pair, x, arithmetic=arithmetic)], pair.exact
         self.pair = pair.module
-        graphs = [program.graph(x) for program in programs]
+        self.graphs = graphs = [program.graph(x) for program in programs]
         if graphs[0].nodes[-1].shape != graphs[1].nodes[-1].shape:
             raise Unsupported(f"student and teacher differ in their logits: {[g.nodes[-1].shape for g in graphs]}")
         if same_structure(*graphs):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from verifiers.bound_propagation import Ended, HalfSpaces, InputSplitting, Native, by_neurons, native_engine
-from verifiers.bound_propagation import box_proofs as box_proofs
+from verifiers.bound_propagation.boxes import splitting
 from verifiers.core.quantities import Arithmetic
 from verifiers.geometry.boxes import Boxes
 
@@ -110,7 +110,7 @@ def test_no_time_is_late(way: str, native: Native) -> None:
 
 
 def test_memory_is_a_reason(native: Native, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(box_proofs, "WAITING", 2)
+    monkeypatch.setattr(splitting, "WAITING", 2)
     end, _ = run("inputs", native, spaces(([1.0, 0.0], 0.0001, 0)))
     assert not end.proved and "memory" in end.reason
 

@@ -1,0 +1,147 @@
+"""Boxes of pairs split until bounds decide."""
+
+import time
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.verifiers.bound_propagation.boxes.nets import CLASSES, INPUTS, boxes_of, close, mlp, noisy, points_of
+from verifiers.bound_propagation import Ended, HalfSpaces, InputSplitting, JointEngine, split_pair
+from verifiers.bound_propagation.boxes import splitting
+from verifiers.bound_propagation.boxes.bounders import pair_bounder_of
+from verifiers.core.quantities import Arithmetic
+from verifiers.geometry.boxes import Boxes
+
+LATER = 900.0
+BOX = (torch.full((1, INPUTS), -0.5).double(), torch.full((1, INPUTS), 0.5).double())
+
+
+@pytest.fixture(scope="module")
+def engine() -> JointEngine:
+    teacher = mlp()
+    return JointEngine(noisy(teacher, 0.05), teacher, torch.rand(2, INPUTS), Arithmetic.FLOAT32)
+
+
+class Points:
+    """Try points with the float64 pair; a point is a hit where a case holds."""
+
+    def __init__(self, model: nn.Module, spaces: HalfSpaces) -> None:
+        self.model, self.spaces, self.count = model, spaces, 0
+        self.hit: Tensor | None = None
+
+    def __call__(self, z: Tensor) -> Tensor:
+        assert bool(((z >= BOX[0]) & (z <= BOX[1])).all()), "a point outside of the box"
+        self.count += len(z)
+        hits = (self.spaces.values(z, self.model(z)) <= 0).any(1)
+        if hits.any():
+            self.hit = z[hits][0]
+        return hits
+
+
+def split(engine: JointEngine, spaces: HalfSpaces, seconds: float = LATER) -> tuple[Ended, Points]:
+    points = Points(engine.model, spaces)
+    return split_pair(engine, spaces, Boxes.between(*BOX), deadline=time.monotonic() + seconds, tries=points), points
+
+
+def largest(engine: JointEngine) -> float:
+    """The largest difference of the outputs at many points."""
+    y = engine.model(points_of(*BOX, count=20000).flatten(0, 1))
+    return float((y[:, :CLASSES] - y[:, CLASSES:]).abs().max())
+
+
+def test_a_tolerance_above_the_difference_is_proved_and_one_below_is_not(engine: JointEngine) -> None:
+    most = largest(engine)
+    end, points = split(engine, close(1.05 * most))
+    assert end.proved and points.hit is None and end.parts > 1, end
+    assert 0 < end.bound <= 0.05 * most + 1e-9, "the least bound is above the least value"
+    end, points = split(engine, close(0.97 * most))
+    assert not end.proved and points.hit is not None and not end.late and not end.reason
+
+
+class Notched(nn.Module):
+    """A network, plus a bump of height 1 and half-width 1/64 in its first output, hidden at one point."""
+
+    def __init__(self, network: nn.Module, bump: nn.Module) -> None:
+        super().__init__()
+        self.network, self.bump = network, bump
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x) + self.bump(x)
+
+
+def notched_mlp(height: float, at: Tensor) -> tuple[nn.Module, nn.Module]:
+    """Two copies of a chain of ReLUs; one has the bump, the other a bump of height 0."""
+    plus = torch.cat([torch.eye(INPUTS), -torch.eye(INPUTS)])
+
+    def build(height: float) -> nn.Sequential:
+        first, second, third = nn.Linear(INPUTS, 2 * INPUTS), nn.Linear(2 * INPUTS, 1), nn.Linear(1, CLASSES)
+        with torch.no_grad():
+            first.weight.copy_(plus)
+            first.bias.copy_(-plus @ at)
+            second.weight.fill_(-64.0)
+            second.bias.fill_(1.0)
+            third.weight.zero_()
+            third.weight[0] = height
+            third.bias.zero_()
+        return nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), third).eval()
+
+    return build(height), build(0.0)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_planted_difference_in_a_narrow_branch_is_never_proved(seed: int) -> None:
+    at = (torch.rand(INPUTS, generator=torch.Generator().manual_seed(seed)) - 0.5) * 0.9
+    engine = JointEngine(*notched_mlp(1.0, at), torch.rand(2, INPUTS), Arithmetic.FLOAT32)
+    assert split(engine, close(1.01))[0].proved, "the bump is 1 high"
+    end, points = split(engine, close(0.9))
+    assert not end.proved and points.hit is not None
+    assert float((points.hit - at).abs().sum()) < 0.1 / 64 + 1e-6, "a point away from the bump"
+
+
+def test_a_planted_difference_of_another_structure_is_never_proved() -> None:
+    at = torch.tensor([0.1, -0.2, 0.3])
+    student = Notched(mlp(), notched_mlp(1.0, at)[0]).eval()
+    engine = JointEngine(student, mlp(), torch.rand(2, INPUTS), Arithmetic.FLOAT32)
+    end, points = split(engine, close(0.5))
+    assert not end.proved and points.hit is not None
+
+
+def test_no_time_is_late(engine: JointEngine) -> None:
+    end, points = split(engine, close(1e-4), seconds=-1.0)
+    assert end.late and not end.proved and not end.parts and not points.count
+
+
+def test_rounds_shrink_towards_the_deadline(engine: JointEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that moves one second per box: no round ends after the deadline, and it is nearly reached."""
+    spaces, now = close(1e-4), [0.0]
+    inner = pair_bounder_of(engine, spaces)
+
+    class Slow:
+        size, neurons = 64, inner.neurons
+
+        def __call__(self, low: Tensor, high: Tensor, signs: Tensor) -> object:
+            now[0] += len(low)
+            return inner(low, high, signs)
+
+    monkeypatch.setattr(splitting.time, "monotonic", lambda: now[0])
+    end = InputSplitting(Slow(), spaces, deadline=200.5, tries=lambda z: torch.zeros(len(z)).bool()).run(  # type: ignore[arg-type]
+        Boxes.between(*BOX)
+    )
+    assert end.late and now[0] == end.parts == 200
+
+
+def test_several_boxes_are_parts_of_one_question(engine: JointEngine) -> None:
+    low, high = boxes_of(5, 0.3)
+    spaces = close(1.5 * largest(engine))
+    inside = Boxes.between(low.clamp(-0.5, 0.5), high.clamp(-0.5, 0.5))
+    points = Points(engine.model, spaces)
+    assert split_pair(engine, spaces, inside, deadline=time.monotonic() + LATER, tries=points).proved
+
+
+def test_parts_without_a_side_that_can_be_halved_are_a_reason(engine: JointEngine) -> None:
+    point = Boxes.between(BOX[0], BOX[0])
+    end = split_pair(
+        engine, close(0.0), point, deadline=time.monotonic() + LATER, tries=lambda z: torch.zeros(len(z)).bool()
+    )
+    assert not end.proved and "too small" in end.reason
