@@ -11,7 +11,6 @@ from verifiers.bound_propagation.native.alpha import optimized
 from verifiers.bound_propagation.native.branch_and_bound import BranchAndBound
 from verifiers.bound_propagation.native.engine import Native
 from verifiers.geometry.balls import Balls
-from verifiers.geometry.boxes import Boxes
 
 #: alpha-CROWN starts no step after this share of the time, so that some is left to branch and bound.
 ALPHA_SHARE = 0.25
