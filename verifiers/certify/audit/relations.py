@@ -16,7 +16,7 @@ from verifiers.results.summaries.match import Matched, Stage
 
 
 def kept_radius(certificates: Certificates, *, both: bool = False) -> np.ndarray:
-    """Return the largest radius of each row within which the network provably keeps its class; 0 without one.
+    """Return the largest radius of each row within which the network provably keeps its class; -inf without one.
 
     Over the real numbers there is none: points are float32's.
 
@@ -24,13 +24,13 @@ def kept_radius(certificates: Certificates, *, both: bool = False) -> np.ndarray
         certificates: the file.
         both: of rows alone that say so of the network and its teacher.
     """
-    radius = np.zeros(len(next(iter(certificates))))
+    radius = np.full(len(next(iter(certificates))), -np.inf)
     if certificates.attributes.get("arithmetic") != Arithmetic.FLOAT32:
         return radius
     for rows in certificates:
         method = find(rows.name)
         if proves(rows.name) and (method.both or (not both and method.about is About.NETWORK)):
-            radius = np.maximum(radius, np.where(rows["status"] == Status.CERTIFIED, rows["radius"], 0.0))
+            radius = np.maximum(radius, np.where(rows["status"] == Status.CERTIFIED, rows["radius"], -np.inf))
     return radius
 
 

@@ -7,6 +7,7 @@ from enum import IntEnum
 
 import numpy as np
 
+from verifiers.core.errors import InputError
 from verifiers.core.relation import Property, Relation
 from verifiers.core.status import Status
 from verifiers.core.table import Part, Table, counted, figure
@@ -73,9 +74,16 @@ class Matched:
 
     @classmethod
     def of(cls, rows: MethodRows, certificates: Certificates) -> "Matched":
-        """Count the answers of a file's rows."""
-        settings = json.loads(str(certificates.attributes["settings"]))[rows.name]
-        relation = Relation(Property(settings["property"]), settings["tolerance"], settings["delta"])
+        """Count the answers of a file's rows.
+
+        Raises:
+            InputError: the file's settings name no property of a pair.
+        """
+        try:
+            settings = json.loads(str(certificates.attributes["settings"]))[rows.name]
+            relation = Relation(Property(settings["property"]), settings["tolerance"], settings["delta"])
+        except (KeyError, TypeError, ValueError):
+            raise InputError(f"{certificates.path}: the settings of {rows.name} are no property of a pair") from None
         decided = rows.count(Status.CERTIFIED), rows.count(Status.FALSIFIED)
         reasons = {words: rows.count(status) for status, words in _OPEN.items()}
         reasons["undecided"] = len(rows) - sum(decided) - sum(reasons.values())

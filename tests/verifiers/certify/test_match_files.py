@@ -1,0 +1,266 @@
+"""Files about a pair: every sample is asked, points run again by both networks, and no forgery passes."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.certifying import certify
+from tests.marks import thin
+from tests.verifiers.certify.test_forgeries import Forge, marked, moved, restamped
+from tests.verifiers.methods.test_complete import network_of
+from tests.zoo import images
+from verifiers.certify.audit.findings import Audit
+from verifiers.certify.audit.points import _violation
+from verifiers.certify.finished import finished_rows
+from verifiers.certify.verify import VerifyConfig, verify
+from verifiers.core.errors import InputError
+from verifiers.core.relation import Property, Relation
+from verifiers.core.status import Status
+from verifiers.results.reader import read, read_images
+from verifiers.runtime.samples import Data
+
+EPS, COUNT = "0.1", 10
+PROVED, REFUTED = Status.CERTIFIED, Status.FALSIFIED
+
+
+def networks() -> tuple[nn.Sequential, nn.Sequential, Tensor, Tensor]:
+    """A student, a teacher with other weights, and images of which two have a wrong label."""
+    student, teacher, x = network_of((4, 8, 3), 3), network_of((4, 8, 3), 3), images((4,), COUNT, seed=1)
+    with torch.no_grad():
+        labels = student(x).argmax(1)
+        for weight in teacher.parameters():
+            weight.add_(0.05 * torch.sin(torch.arange(weight.numel()).float()).reshape(weight.shape))
+    labels[:2] = (labels[:2] + 1) % 3
+    return student, teacher, x, labels
+
+
+STUDENT, TEACHER, X, LABELS = networks()
+QUICK = {"steps": 5, "restarts": 2, "iterations": 3, "time_limit": 20.0}
+
+
+def written(path: Path, *others: str, **settings: Any) -> Path:
+    """An honest file of match, and of other methods."""
+    match = {"kind": "match", **QUICK, **settings}
+    certify(STUDENT, X, LABELS, eps=EPS, methods=(*others, match), teacher=TEACHER, out=path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def honest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return written(tmp_path_factory.mktemp("match") / "match.h5", "pgd", "crown")
+
+
+def audit(path: Path, teacher: nn.Module | None = TEACHER, **asked: Any) -> Audit:
+    config = VerifyConfig.parse({"sample": 1000, "time_limit": 20.0, "seed": 0, **asked})
+    return verify(STUDENT, str(path), Data(X, LABELS), config, teacher=teacher)
+
+
+def forged(honest: Path, place: Path, forge: Forge) -> Path:
+    path = place / "forged.h5"
+    path.write_bytes(honest.read_bytes())
+    with h5py.File(path, "r+") as file:
+        forge(file)
+    assert path.read_bytes() != honest.read_bytes(), "nothing was forged"
+    return path
+
+
+# Rows
+
+
+def test_misclassified_samples_are_asked_too(honest: Path) -> None:
+    file = read(honest)
+    match, crown = file["match"], file["crown"]
+    assert (crown["status"][:2] == Status.MISCLASSIFIED).all() and (match["correct"][:2] == 0).all()
+    assert np.isin(match["status"], (PROVED, REFUTED, Status.TIMEOUT)).all()
+    assert match.count(PROVED) and match.count(REFUTED), "the fixture tests nothing"
+    assert ((match["certified"] == 1) == (match["status"] == PROVED)).all()
+    assert (match["certified"][:2] == 1).any(), "no misclassified sample is proved: certified is not tested"
+    assert (match["radius"] == np.where(match["status"] == PROVED, float(EPS), 0.0)).all()
+
+
+def test_points_of_a_relation_contradict_no_radius(tmp_path: Path) -> None:
+    """A file whose match rows stand first: a point of the pair is no counterexample of the student."""
+    path = written(tmp_path / "a.h5", "crown")
+    match, crown = read(path)["match"], read(path)["crown"]
+    held = (match["status"] == REFUTED) & (crown["radius"] >= match["distance"])
+    assert not crown.count(Status.ERROR) and (crown["status"] == PROVED).any()
+    assert (match["student_class"][held] == match["predicted"][held]).all()
+
+
+def test_rows_without_finite_logits_are_errors() -> None:
+    class Broken(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.where(x[:, :1] > 0.9, torch.full((len(x), 3), torch.inf), x[:, :3])
+
+    x = torch.full((2, 4), 0.5)
+    x[0, 0] = 0.95
+    rows = certify(Broken(), x, torch.tensor([0, 0]), eps="0.01", methods=("match",), teacher=Broken(), **QUICK)[
+        "match"
+    ]
+    assert rows["status"][0] in (Status.ERROR, Status.UNSUPPORTED) and rows["certified"][0] == 0
+
+
+# Audits
+
+
+def test_an_honest_file_holds(honest: Path) -> None:
+    found = audit(honest)
+    assert found.holds, [*found.contradictions, *found.missing]
+    checks = {finding.remark.split(",")[0]: finding for finding in found.findings if finding.method == "match"}
+    file = read(honest)["match"]
+    assert checks["points"].claims == checks["points"].again == file.count(REFUTED)
+    assert checks["points of each ball"].again >= file.count(PROVED)
+    assert checks["run again with the same settings"].claims == COUNT
+    assert not any(finding.remark.startswith("attacks") and finding.method == "match" for finding in found.findings)
+
+
+SETTINGS = [
+    {"property": "close", "tolerance": 0.5},
+    {"property": "not-worse", "tolerance": 0.25},
+    {"property": "transfer"},
+    {"delta": 0.25},
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_an_honest_file_of_each_property_holds(settings: dict[str, Any], tmp_path: Path) -> None:
+    path = written(tmp_path / "a.h5", "joint", **settings)
+    found = audit(path)
+    assert found.holds, [*found.contradictions, *found.missing]
+
+
+def test_without_the_teacher_a_file_does_not_hold(honest: Path) -> None:
+    found = audit(honest, teacher=None, sample=0)
+    assert not found.holds and not found.contradictions
+    assert found.missing == ["match compares with a teacher that was not given: give the teacher"]
+
+
+def pixels(change: Callable[[np.ndarray], np.ndarray], **columns: Any) -> Forge:
+    """The point of a refuted row changed, and columns with it."""
+
+    def forge(file: h5py.File) -> None:
+        group = file["match"]
+        row = int(np.flatnonzero(group["status"][:] == REFUTED)[0])
+        group["counterexample"][row] = change(group["counterexample"][row])
+        for name, value in columns.items():
+            group[name][row] = value
+
+    return forge
+
+
+def refuted_as_proved(file: h5py.File) -> None:
+    """A refuted row without its point, with the columns of a proof."""
+    group = file["match"]
+    row = int(np.flatnonzero(group["status"][:] == REFUTED)[0])
+    own = group["predicted"][row]
+    values = {"status": PROVED, "radius": float(EPS), "certified": 1, "margin": 0.5, "stage": 5, "distance": np.nan}
+    values |= {"violation": np.nan, "student_class": own, "teacher_class": own, "counterexample": np.nan}
+    for name, value in values.items():
+        group[name][row] = value
+
+
+def proved_as_refuted(file: h5py.File) -> None:
+    """A proved row with the image as its point."""
+    group = file["match"]
+    row = int(np.flatnonzero(group["status"][:] == PROVED)[0])
+    values = {"status": REFUTED, "radius": 0.0, "certified": 0, "margin": -0.5, "stage": 1, "distance": 0.0}
+    values |= {"violation": 0.5, "teacher_class": (group["predicted"][row] + 1) % 3}
+    for name, value in values.items():
+        group[name][row] = value
+    group["counterexample"][row] = X[row]
+
+
+def as_timeout(file: h5py.File) -> None:
+    """A refuted row said to be open."""
+    marked("match", REFUTED, 0, status=Status.TIMEOUT, margin=-0.5, distance=np.nan, violation=np.nan)(file)
+
+
+FORGERIES: list[tuple[str, Forge]] = [
+    ("a status changed", marked("match", REFUTED, status=PROVED)),
+    ("a status and all its columns changed", refuted_as_proved),
+    ("a proof changed into the image", proved_as_refuted),
+    ("a refutation hidden", as_timeout),
+    ("a point moved out of the ball", pixels(lambda point: point + 0.3)),
+    ("a point out of the ball at a distance to match", pixels(lambda point: 0 * point, distance=float(EPS))),
+    ("a point outside the image box", pixels(lambda point: point - 5.0)),
+    ("a point that breaks nothing", pixels(lambda point: np.float32(0.5) + 0 * point)),
+    ("no point", pixels(lambda point: np.nan * point)),
+    ("a student's class swapped", marked("match", REFUTED, student_class=-1)),
+    ("a teacher's class swapped", marked("match", PROVED, 0, teacher_class=2)),
+    ("both classes swapped", marked("match", PROVED, 0, student_class=2, teacher_class=2)),
+    ("a larger violation", moved("match", "violation", 2.0)),
+    ("a larger violation and margin", lambda file: [moved("match", n, 2.0)(file) for n in ("violation", "margin")]),
+    ("another property", restamped({"match": {"property": "close", "tolerance": 0.5}})),
+    ("a larger delta", restamped({"match": {"delta": 5.0}})),
+    ("another eps", restamped(eps_text="0.2")),
+    ("another radius", moved("match", "radius", 0.5)),
+    ("another margin", moved("match", "margin", -1.0)),
+    ("another stage", moved("match", "stage", 0.0)),
+    ("no such property", restamped({"match": {"property": "alike"}})),
+]
+
+
+@pytest.mark.parametrize(("name", "forge"), thin(FORGERIES, 4), ids=lambda value: value if type(value) is str else "")
+def test_a_forgery_does_not_pass(honest: Path, tmp_path: Path, name: str, forge: Forge) -> None:
+    path = forged(honest, tmp_path, forge)
+    try:
+        found = audit(path)
+    except InputError as error:
+        assert str(path) in str(error) and "\n" not in str(error)
+        return
+    assert found.contradictions, f"{name} passes: {[(one.remark, one.again) for one in found.findings]}"
+
+
+def test_a_point_is_run_again_strictly(honest: Path, tmp_path: Path) -> None:
+    """Equal networks never differ: a stored tie is no point of close."""
+    path = forged(honest, tmp_path, pixels(lambda point: np.float32(0.5) + 0 * point))
+    lines = [line for line in audit(path, sample=0).contradictions if "its point" in line]
+    assert lines and all(line.startswith("match, sample ") for line in lines)
+
+
+def test_a_smaller_question_is_answered_by_a_finished_file(honest: Path, tmp_path: Path) -> None:
+    assert finished_rows(None, {}, None, None, None) is None  # type: ignore[arg-type]
+    path = tmp_path / "a.h5"
+    path.write_bytes(honest.read_bytes())
+    before = path.read_bytes()
+    match = {"kind": "match", **QUICK}
+    again = certify(STUDENT, X, LABELS, eps=EPS, methods=(match,), teacher=TEACHER, out=path)
+    assert path.read_bytes() == before and list(again.methods) == ["match"]
+    np.testing.assert_array_equal(again["match"]["status"], read(honest)["match"]["status"])
+
+
+# The audit's own measure
+
+
+def test_the_measure_of_a_violation() -> None:
+    """Literal logits: the teacher says 0 by 2; the student prefers 1 by 3."""
+    student, teacher, c = torch.tensor([[1.0, 4.0, 0.0]]), torch.tensor([[3.0, 1.0, 0.0]]), torch.tensor([0])
+    for relation, size in (
+        (Relation(), 2.0),
+        (Relation(delta=0.5), 1.5),
+        (Relation(delta=2.0), 0.0),
+        (Relation(Property.CLOSE, tolerance=1.0), 2.0),
+        (Relation(Property.CLOSE, tolerance=3.5), -0.5),
+        (Relation(Property.NOT_WORSE), 5.0),
+        (Relation(Property.NOT_WORSE, tolerance=6.0), -1.0),
+        (Relation(Property.TRANSFER), 2.0),
+    ):
+        assert _violation(relation, student, teacher, c).tolist() == [size], relation
+    assert _violation(Relation(Property.TRANSFER), student, teacher, torch.tensor([1])).item() < 0
+    assert _violation(Relation(), teacher, teacher, c).item() < 0
+
+
+def test_stored_points_are_in_the_ball(honest: Path) -> None:
+    rows = read(honest)["match"]
+    chosen = np.flatnonzero(rows["status"] == REFUTED)
+    points = read_images(honest, "match", "counterexample", chosen)
+    assert np.isfinite(points).all() and (points >= 0).all() and (points <= 1).all()
+    distance = np.abs(points.astype(float) - X.numpy()[chosen].astype(float)).max(1)
+    assert (distance <= float(EPS)).all() and np.allclose(distance, rows["distance"][chosen])
