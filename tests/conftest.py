@@ -8,8 +8,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests st
 import pytest
 import torch
 
-import tests.fake_match  # noqa: F401
-
 torch.set_num_threads(1)
 
 

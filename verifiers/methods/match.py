@@ -97,7 +97,6 @@ class Match(Method):
         proved, refuted = rows["status"] == Status.CERTIFIED, rows["status"] == Status.FALSIFIED
         margin, stage, violation = rows["margin"], rows["stage"], rows["violation"]
         no_point = np.isnan(rows["distance"]) & np.isnan(violation)
-        at_image = ~refuted | (stage == Stage.IMAGE)
         return {
             "it is proved at another radius than eps": proved & (rows["radius"] != rows.eps),
             "it is proved and its margin is not positive": proved & ~(margin > 0),
@@ -108,18 +107,21 @@ class Match(Method):
             "its point is outside the ball": refuted & ~(rows["distance"] <= rows.eps),
             "its point is the image and has a distance": refuted & (stage == Stage.IMAGE) & (rows["distance"] != 0),
             "it has a point's distance or violation and no point is stored": ~refuted & ~no_point,
-            "the student's class at the image is not its prediction": at_image
-            & (rows["student_class"] != rows["predicted"]),
-            **self._of_classes(proved, refuted, rows["student_class"] == rows["teacher_class"]),
+            **self._of_classes(proved, refuted, rows),
             **self._of_least(proved, refuted, rows),
         }
 
-    def _of_classes(self, proved: np.ndarray, refuted: np.ndarray, same: np.ndarray) -> Problems:
+    def _of_classes(self, proved: np.ndarray, refuted: np.ndarray, rows: MethodRows) -> Problems:
         """Mark rows whose classes are not those of their answer, in the properties about classes."""
-        about = self.property in (Property.SAME_CLASS, Property.TRANSFER)
+        if self.property not in (Property.SAME_CLASS, Property.TRANSFER):
+            return {}
+        same = rows["student_class"] == rows["teacher_class"]
         return {
-            "it is proved and the classes at the image differ": proved & ~same & (about and not self.delta),
-            "both networks give its point one class": refuted & same & about,
+            "it is proved and the classes at the image differ": proved & ~same & (not self.delta),
+            "it is proved and the student's class is not its prediction": proved
+            & (rows["student_class"] != rows["predicted"])
+            & (not self.delta),
+            "both networks give its point one class": refuted & same,
         }
 
     def _of_least(self, proved: np.ndarray, refuted: np.ndarray, rows: MethodRows) -> Problems:

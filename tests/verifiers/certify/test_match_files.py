@@ -46,8 +46,9 @@ QUICK = {"steps": 5, "restarts": 2, "iterations": 3, "time_limit": 20.0}
 
 def written(path: Path, *others: str, **settings: Any) -> Path:
     """An honest file of match, and of other methods."""
+    eps = settings.pop("eps", EPS)
     match = {"kind": "match", **QUICK, **settings}
-    certify(STUDENT, X, LABELS, eps=EPS, methods=(*others, match), teacher=TEACHER, out=path)
+    certify(STUDENT, X, LABELS, eps=eps, methods=(*others, match), teacher=TEACHER, out=path)
     return path
 
 
@@ -93,17 +94,23 @@ def test_points_of_a_relation_contradict_no_radius(tmp_path: Path) -> None:
     assert (match["student_class"][held] == match["predicted"][held]).all()
 
 
-def test_rows_without_finite_logits_are_errors() -> None:
-    class Broken(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return torch.where(x[:, :1] > 0.9, torch.full((len(x), 3), torch.inf), x[:, :3])
+def test_an_attack_on_the_class_contradicts_no_relation(tmp_path: Path) -> None:
+    """A counterexample of the student is no counterexample of logits that stay close."""
+    path = written(tmp_path / "a.h5", "pgd", eps="0.15", property="close", tolerance=2.0)
+    file = read(path)
+    fooled = file["pgd"]["status"] == REFUTED
+    assert (fooled & (file["match"]["status"] == PROVED)).any(), "no such sample: nothing is tested"
+    assert audit(path, sample=0).holds
 
-    x = torch.full((2, 4), 0.5)
-    x[0, 0] = 0.95
-    rows = certify(Broken(), x, torch.tensor([0, 0]), eps="0.01", methods=("match",), teacher=Broken(), **QUICK)[
-        "match"
-    ]
-    assert rows["status"][0] in (Status.ERROR, Status.UNSUPPORTED) and rows["certified"][0] == 0
+
+def test_rows_without_finite_logits_are_errors() -> None:
+    network = nn.Linear(4, 2)
+    with torch.no_grad():
+        network.weight.copy_(torch.tensor([[2e38] * 4, [0.0] * 4]))
+    x = torch.tensor([[0.95] * 4, [0.1] * 4])
+    rows = certify(network, x, torch.tensor([0, 0]), eps="0.01", methods=("match",), teacher=network, **QUICK)["match"]
+    assert rows["status"][0] == Status.ERROR and rows["certified"][0] == 0
+    assert rows["correct"].tolist() == [0, 1]
 
 
 # Audits
@@ -115,9 +122,9 @@ def test_an_honest_file_holds(honest: Path) -> None:
     checks = {finding.remark.split(",")[0]: finding for finding in found.findings if finding.method == "match"}
     file = read(honest)["match"]
     assert checks["points"].claims == checks["points"].again == file.count(REFUTED)
-    assert checks["points of each ball"].again >= file.count(PROVED)
+    assert checks["attacks on the property within each ball"].again >= file.count(PROVED)
     assert checks["run again with the same settings"].claims == COUNT
-    assert not any(finding.remark.startswith("attacks") and finding.method == "match" for finding in found.findings)
+    assert "attacks on the prediction within each radius" not in checks
 
 
 SETTINGS = [

@@ -1,4 +1,4 @@
-"""Run the stored points of a relation of two networks again, and search the balls where it is proved for others."""
+"""Run the stored points of a relation of two networks again, and attack the balls where it is proved."""
 
 from collections.abc import Iterator
 
@@ -13,14 +13,15 @@ from verifiers.certify.audit.subject import Subject, blocks
 from verifiers.core.quantities import Arithmetic
 from verifiers.core.relation import Property, Relation
 from verifiers.core.status import About, Status
-from verifiers.geometry.balls import keyed_start, norms, project
+from verifiers.geometry.balls import norms, per_sample
+from verifiers.geometry.disagreement import PairAttack
 from verifiers.methods.registry import find
 from verifiers.results.reader import read_images
 from verifiers.results.rows import MethodRows
 from verifiers.results.summaries.match import Matched
 
-#: Random points and corners that are tried in each ball.
-POINTS = 20
+#: The attack on every ball: steps and restarts.
+STEPS, RESTARTS = 20, 2
 
 
 def check_points(subject: Subject, rows: MethodRows) -> Finding:
@@ -101,43 +102,57 @@ def _lead(logits: Float[Tensor, "points classes"], c: Int[Tensor, " points"]) ->
     return logits[mine] - logits.masked_fill(mine, -torch.inf).amax(1)
 
 
-def check_teacher(subject: Subject, rows: MethodRows) -> Finding:
-    """Check the teacher's classes at the images, and search every ball where the relation is proved."""
+def check_balls(subject: Subject, rows: MethodRows) -> Finding:
+    """Check both classes at the images, and attack the relation on every ball where it is proved."""
     assert subject.teacher is not None
     proved = rows["status"] == Status.CERTIFIED
-    relation, deployed = Matched.of(rows, subject.certificates).relation, subject.arithmetic is Arithmetic.FLOAT32
-    student, teacher = (each.module if deployed else each.exact for each in (subject.program, subject.teacher))
-    other, broken = np.zeros((2, len(rows)), bool)
-    for block in blocks(np.flatnonzero(proved | (rows["status"] == Status.TIMEOUT))):
-        x = subject.samples.batch(block, subject.program.device).to(torch.float32 if deployed else torch.float64)
-        with torch.no_grad():
-            logits = teacher(x).double()
-            other[block] = _differs(logits, rows["teacher_class"][block])
-            for point in _points(subject, rows, block, x):
-                inside = norms(point.double() - x.double(), subject.norm) <= rows.eps
-                size = _violation(relation, student(point).double(), teacher(point).double(), logits.argmax(1))
-                broken[block] |= (inside & (size > 0)).cpu().numpy()
-    problems = {
-        "the teacher has another class at the image": other,
-        "a point of its ball breaks the property that is proved": broken & proved,
-    }
     asked = proved | (rows["status"] == Status.TIMEOUT)
-    found = marked(rows, asked, problems, "points of each ball, and stored counterexamples", rows["index"])
+    relation = Matched.of(rows, subject.certificates).relation
+    student, teacher = subject.program.module, subject.teacher.module
+    broken, *other = np.zeros((3, len(rows)), bool)
+    for block in blocks(np.flatnonzero(asked)):
+        x = subject.samples.batch(block, subject.program.device)
+        for differs, network, name in zip(other, (student, teacher), ("student", "teacher"), strict=True):
+            with torch.no_grad():
+                differs[block] = _differs(network(x).double(), rows[f"{name}_class"][block])
+        held = block[proved[block]]
+        broken[held] = _broken(subject, rows, held, relation) if len(held) else False
+    problems = {
+        "the student has another class at the image": other[0],
+        "the teacher has another class at the image": other[1],
+        "a point of its ball breaks the property that is proved": broken,
+    }
+    found = marked(rows, asked, problems, "attacks on the property within each ball", rows["index"])
     found.claims = int(asked.sum())
     return found
 
 
-def _points(subject: Subject, rows: MethodRows, block: np.ndarray, x: Tensor) -> Iterator[Tensor]:
-    """Yield points of the balls: the images, counterexamples of the student, random points and corners."""
-    yield x
-    certificates, norm = subject.certificates, subject.norm
-    for other in certificates:
-        method = find(other.name)
+def _broken(subject: Subject, rows: MethodRows, held: np.ndarray, relation: Relation) -> np.ndarray:
+    """Mark rows with a point that breaks the relation: an end of the attack, or a counterexample of the student.
+
+    Points are float32's: over the real numbers, a violation counts where rounding cannot make it.
+    """
+    assert subject.teacher is not None
+    x, networks = subject.samples.batch(held, subject.program.device), (subject.program.module, subject.teacher.module)
+
+    def size(student: Tensor, teacher: Tensor, c: Tensor) -> Tensor:
+        least = LOGIT_ROUNDING * torch.cat([student, teacher], 1).abs().amax(1).clamp_min(1.0)
+        return _violation(relation, student, teacher, c) - (0.0 if subject.arithmetic is Arithmetic.FLOAT32 else least)
+
+    attack = PairAttack(*networks, size, rows.eps, subject.norm, subject.seed, STEPS, RESTARTS)
+    broken = attack(x, rows["index"][held].tolist()).found
+    c = _classes(networks[1], x)
+    for point in _counterexamples(subject, held, x):
+        inside = norms(point.double() - x.double(), subject.norm) <= rows.eps
+        broken = broken | (inside & (size(_alone(networks[0], point), _alone(networks[1], point), c) > 0))
+    return broken.cpu().numpy()
+
+
+def _counterexamples(subject: Subject, block: np.ndarray, x: Tensor) -> Iterator[Tensor]:
+    """Yield the stored counterexamples of the student by each method; the image where there is none."""
+    for rows in subject.certificates:
+        method = find(rows.name)
         if method.about is About.NETWORK and any(column.name == "counterexample" for column in method.columns):
-            stored = torch.from_numpy(read_images(certificates.path, other.name, "counterexample", block)).to(x)
-            held = torch.as_tensor(other["status"][block] == Status.FALSIFIED, device=x.device)
-            yield torch.where(held.view(-1, *[1] * (x.dim() - 1)), stored, x)
-    eps = torch.full((len(x),), rows.eps * (1 - 1e-6), dtype=x.dtype, device=x.device)
-    for k in range(POINTS):
-        delta = keyed_start(x, eps, norm, subject.seed, rows["index"][block].tolist(), k + 1)
-        yield (x + (project(delta.sign() * 1e3, eps, norm) if k % 2 else delta)).clamp(0.0, 1.0)
+            stored = torch.from_numpy(read_images(subject.certificates.path, rows.name, "counterexample", block)).to(x)
+            held = torch.as_tensor(rows["status"][block] == Status.FALSIFIED, device=x.device)
+            yield torch.where(per_sample(held, x), stored, x)
