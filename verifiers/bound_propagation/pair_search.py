@@ -10,19 +10,28 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from verifiers.bound_propagation.box_proofs import Tries, by_neurons
+from verifiers.bound_propagation.boxes.splitting import split_pair
 from verifiers.bound_propagation.half_spaces import Ended, HalfSpaces
 from verifiers.bound_propagation.joint import JointEngine
+from verifiers.bound_propagation.native.domains import is_relu
 from verifiers.bound_propagation.native.engine import Native
 from verifiers.bound_propagation.relations import unsafe, violation
+from verifiers.core.quantities import Norm
 from verifiers.core.relation import Property, Relation
 from verifiers.geometry.attack import inside
 from verifiers.geometry.balls import Balls
+from verifiers.geometry.boxes import Boxes
 from verifiers.geometry.disagreement import PairAttack
 from verifiers.geometry.margins import margin_specification, margins
+from verifiers.graph.rows import shape_size
 from verifiers.results.summaries.match import Stage
 
 #: The share of the time that is left which each network alone may take.
 ALONE_SHARE = 0.3
+#: With at most so many inputs balls are split too; with at most so many ReLUs in both networks, after neurons.
+FEW_INPUTS, FEW_NEURONS = 12, 100
+#: The share of the time that is left which the first of the two may take.
+FIRST_SHARE = 0.7
 #: Points of a round that are followed, the most promising first.
 MOST = 4
 
@@ -99,7 +108,7 @@ class PairSearch:
                 continue
             share = time.monotonic() + ALONE_SHARE * (deadline - time.monotonic())
             end = self._refute(self.alone[side], spaces.take(left), share, partial(self._flips, side))
-            self.found.stage = Stage.ALONE
+            self.found.stage, self.found.parts = Stage.ALONE, self.found.parts + end.parts
             if self.found.point is not None:
                 return True
             if not end.proved:
@@ -115,16 +124,41 @@ class PairSearch:
         return HalfSpaces(rows, None, rows.new_full((classes - 1,), delta), torch.arange(classes - 1))
 
     def _together(self, relation: Relation, bounds: Tensor, deadline: float) -> None:
+        """Split neurons, or with few inputs the ball too: first what ends sooner, for a share of the time."""
         classes = self.alone[0].graph.classes
         spaces = unsafe(relation, int(self.c), classes, list(self._pairs(relation, bounds, classes)))
-        left = self._open(relation, bounds, spaces)
-        engine = self.engine.coupled or self.engine.engines[0]
-        if engine is self.engine.coupled:
-            spaces = coupled(spaces, classes)
-        end = self._refute(engine, spaces.take(left), deadline, self._fails)
-        self.found = replace(
-            self.found, proved=end.proved, bound=end.bound, stage=Stage.TOGETHER, late=end.late, full=end.full
-        )
+        spaces = spaces.take(self._open(relation, bounds, spaces))
+        ways = [(self._by_neurons, Stage.TOGETHER)]
+        if self.x.numel() <= FEW_INPUTS and self.attack.norm is Norm.LINF:
+            ways.insert(len(ways) * self._few_neurons, (self._by_boxes, Stage.SPLITTING))
+        for place, (way, stage) in enumerate(ways, start=1):
+            left = deadline - time.monotonic()
+            end = way(spaces, deadline if place == len(ways) else deadline - (1 - FIRST_SHARE) * left)
+            self.found.parts += end.parts
+            self.found = replace(
+                self.found, proved=end.proved, bound=end.bound, stage=stage, late=end.late, full=end.full
+            )
+            if end.proved or self.found.point is not None:
+                return
+
+    @property
+    def _few_neurons(self) -> bool:
+        graphs = [native.graph for native in self.alone]
+        relus = (shape_size(node.shape) for graph in graphs for node in graph.nodes if is_relu(node.operator))
+        return sum(relus) <= FEW_NEURONS
+
+    def _by_neurons(self, spaces: HalfSpaces, deadline: float) -> Ended:
+        if self.engine.coupled is None:
+            return self._refute(self.engine.engines[0], spaces, deadline, self._fails)
+        return self._refute(self.engine.coupled, coupled(spaces, spaces.outputs.shape[1] // 2), deadline, self._fails)
+
+    def _by_boxes(self, spaces: HalfSpaces, deadline: float) -> Ended:
+        boxes = Boxes.between(*self._region.box())
+        return split_pair(self.engine, spaces, boxes, deadline=deadline, tries=self._fails)
+
+    @property
+    def _region(self) -> Balls:
+        return Balls.around(self.x.double(), self.attack.eps, self.attack.norm)
 
     def _pairs(self, relation: Relation, bounds: Tensor, classes: int) -> Iterator[tuple[int, int]]:
         """List the pairs of the teacher's and the student's class that the bounds leave possible."""
@@ -152,10 +186,7 @@ class PairSearch:
                 return cases[~(bounds + relation.tolerance > 0).cpu()]
 
     def _refute(self, engine: Native, spaces: HalfSpaces, deadline: float, tries: Tries) -> Ended:
-        region = Balls.around(self.x.double(), self.attack.eps, self.attack.norm)
-        end = by_neurons(engine, spaces, region, iterations=self.iterations, deadline=deadline, tries=tries)
-        self.found.parts += end.parts
-        return end
+        return by_neurons(engine, spaces, self._region, iterations=self.iterations, deadline=deadline, tries=tries)
 
     def _flips(self, side: int, points: Float[Tensor, "points *shape"]) -> Bool[Tensor, " points"]:
         """Return where one network leaves the class, and look for a violation on the way there."""
