@@ -1,11 +1,9 @@
 """Bound a student and a teacher jointly, over one shared image.
 
 Both networks are in one graph, so their equal parts cancel in any linear combination of the logits. If they are copies
-of one architecture, a second graph follows the difference of every neuron, and the better of the two bounds counts.
+of one architecture, a coupled graph follows the difference of every neuron, and the better of the two bounds counts.
 """
 
-from contextlib import suppress
-from functools import cached_property, reduce
 from typing import NamedTuple
 
 import torch
@@ -20,7 +18,7 @@ from verifiers.core.quantities import Arithmetic
 from verifiers.core.question import Question
 from verifiers.geometry.balls import Balls
 from verifiers.geometry.margins import margin_specification
-from verifiers.graph.difference import differential, same_structure
+from verifiers.graph.difference import coupled, same_structure
 from verifiers.graph.program import PairProgram, Program
 
 
@@ -50,6 +48,11 @@ class JointEngine:
         x: two or more sample images.
         arithmetic: the arithmetic of both networks; their rounding is independent.
 
+    Attributes:
+        joint: the engine of both networks in one graph, with outputs [S, T].
+        coupled: for copies the engine of both networks and their difference, with outputs [S, T, S - T]; else None.
+        engines: both, without None.
+
     Raises:
         Unsupported: a network cannot be captured, or the classes differ.
         Contradiction: a graph's logits are not the pair's.
@@ -66,16 +69,15 @@ class JointEngine:
     ) -> None:
         programs = Program.of(student), Program.of(teacher)
         pair = PairProgram(*programs)
-        self.engines, self.model = [Native(pair, x, arithmetic=arithmetic)], pair.exact
-        self.pair = pair.module
+        self.joint, self.model, self.pair = Native(pair, x, arithmetic=arithmetic), pair.exact, pair.module
+        self.coupled: Native | None = None
         self.graphs = graphs = [program.graph(x) for program in programs]
         if graphs[0].nodes[-1].shape != graphs[1].nodes[-1].shape:
             raise Unsupported(f"student and teacher differ in their logits: {[g.nodes[-1].shape for g in graphs]}")
         if same_structure(*graphs):
-            with suppress(Unsupported):  # the joint graph is enough
-                graph = differential(*graphs, rounded=arithmetic is Arithmetic.FLOAT32)
-                self.engines.append(Native(pair, x, graph=graph, arithmetic=arithmetic))
-        self.coupled: Native | None = None
+            graph = coupled(*graphs, rounded=arithmetic is Arithmetic.FLOAT32)
+            self.coupled = Native(PairProgram(*programs, difference=True), x, graph=graph, arithmetic=arithmetic)
+        self.engines = [self.joint] if self.coupled is None else [self.joint, self.coupled]
         self.batch_size = min(engine.batch_size for engine in self.engines)
 
     @classmethod
@@ -94,10 +96,10 @@ class JointEngine:
         attack_bounds(engine, samples, question.eps.value, norm=question.norm, method="crown")
         return engine
 
-    @cached_property
+    @property
     def copies(self) -> bool:
         """True if the two networks are of one architecture."""
-        return len(self.engines) > 1
+        return self.coupled is not None
 
     def ask(
         self,
@@ -109,7 +111,12 @@ class JointEngine:
         memory: Memory | None = None,
     ) -> Planes:
         """Bound rows of both networks' logits as ``Engine.ask`` does; the better graph counts, row by row."""
-        return reduce(better, [e.ask(balls, rows, method, iterations=iterations, memory=memory) for e in self.engines])
+        found = self.joint.ask(balls, rows, method, iterations=iterations, memory=memory)
+        if self.coupled is None:
+            return found
+        for asked in representations(rows):
+            found = better(found, self.coupled.ask(balls, asked, method, iterations=iterations, memory=memory))
+        return found
 
     def pair_bounds(
         self, balls: Balls, predicted: Int[Tensor, " batch"], *, memory: Memory | None = None
@@ -119,11 +126,19 @@ class JointEngine:
         Let m_j be the margins towards class j. The smallest margins differ by at most the largest difference of an m_j.
         The student's m_j is positive if its own bound is, or if the teacher's bound exceeds the deficit's.
         """
-        rows = margin_specification(predicted, self.engines[0].graph.classes // 2, torch.float64)
+        rows = margin_specification(predicted, self.joint.graph.classes // 2, torch.float64)
         none = torch.zeros_like(rows)
         student, teacher = torch.cat([rows, none], 2), torch.cat([none, rows], 2)
         asked = torch.cat([student, teacher, student - teacher, teacher - student], 1)
         return _pair_bounds(self.ask(balls, asked, "crown", memory=memory), balls.eps)
+
+
+def representations(rows: Float[Tensor, "batch rows both"]) -> list[Float[Tensor, "batch rows three"]]:
+    """Express rows of [S, T] in the outputs [S, T, S - T] of the coupled graph.
+
+    One is enough: the graph itself divides rows between S, T and their difference, node by node.
+    """
+    return [torch.cat([rows, torch.zeros_like(rows[..., : rows.shape[-1] // 2])], -1)]
 
 
 def _pair_bounds(planes: Planes, eps: Tensor) -> PairBounds:

@@ -46,7 +46,7 @@ class JointCertifier:
     @property
     def notes(self) -> dict[str, str]:
         """The engine and its graphs."""
-        graphs = "joint and differential" if self.engine.copies else "joint"
+        graphs = "joint and coupled" if self.engine.copies else "joint"
         return {"engine": self.engine.name, "graphs": graphs}
 
     def __call__(self, batch: Batch) -> Iterator[Answer]:

@@ -123,7 +123,7 @@ class MatchCertifier:
     @property
     def notes(self) -> Mapping[str, str]:
         """The engine and its graphs."""
-        graphs = "joint and differential" if self.engine.copies else "joint"
+        graphs = "joint and coupled" if self.engine.copies else "joint"
         return {"engine": self.engine.name, "graphs": graphs}
 
     @property

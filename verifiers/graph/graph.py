@@ -3,14 +3,16 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor
 
 from verifiers.core.errors import Unsupported
 from verifiers.graph.affine import Affine, Reshape, Scale
-from verifiers.graph.operators import Elementwise, Operator
+from verifiers.graph.operators import Elementwise, Operator, Paired
 from verifiers.graph.relaxations.piecewise import LeakyRelu, Relu
+from verifiers.graph.relaxations.relu_difference import ReluDifference
 from verifiers.graph.rows import Shape
 from verifiers.graph.watch import line_of
 
@@ -24,6 +26,15 @@ class Node:
     shape: Shape
     path: str
     kind: str
+
+
+class Triple(NamedTuple):
+    """The nodes of d = s - t in a graph of two networks; ``relu`` is True if relu(s) - relu(t) is a node too."""
+
+    t: int
+    s: int
+    d: int
+    relu: bool
 
 
 class Graph:
@@ -79,9 +90,22 @@ class Graph:
         known = [True] * len(self.nodes)
         for node in self.nodes[1:]:
             hinge = isinstance(node.operator, Elementwise) and isinstance(node.operator.activation, Relu | LeakyRelu)
-            for i in node.inputs:
-                known[i] = known[i] and (hinge or isinstance(node.operator, Affine))
+            linear = hinge or isinstance(node.operator, Affine)
+            difference = isinstance(node.operator, ReluDifference)
+            for place, i in enumerate(node.inputs):
+                known[i] = known[i] and (linear or (difference and place < len(node.inputs) - 1))
         return known
+
+    @cached_property
+    def triples(self) -> dict[int, Triple]:
+        """The triples of related nodes, by each of the three."""
+        relus = {node.inputs[-1] for node in self.nodes if isinstance(node.operator, ReluDifference)}
+        found: dict[int, Triple] = {}
+        for d, node in enumerate(self.nodes):
+            if isinstance(node.operator, Paired):
+                t, s = node.inputs[:2]
+                found.update(dict.fromkeys((t, s, d), Triple(t, s, d, d in relus)))
+        return found
 
 
 @dataclass(frozen=True)

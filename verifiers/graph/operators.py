@@ -70,6 +70,13 @@ class Operator(Protocol):
         """
 
 
+class Paired:
+    """Base of operators that relate two networks of one architecture: d = s - t for values t and s of one place.
+
+    The first two inputs are t and s.
+    """
+
+
 class Elementwise:
     """Apply an activation to each entry."""
 

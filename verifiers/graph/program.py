@@ -323,22 +323,28 @@ class Program:
 
 
 class Pair(nn.Module):
-    """Concatenate the student's logits and the teacher's."""
+    """Concatenate the student's logits and the teacher's, and with ``difference`` the student's less the teacher's."""
 
-    def __init__(self, student: nn.Module, teacher: nn.Module) -> None:
+    def __init__(self, student: nn.Module, teacher: nn.Module, *, difference: bool = False) -> None:
         super().__init__()
-        self.student, self.teacher = student, teacher
+        self.student, self.teacher, self.difference = student, teacher, difference
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([self.student(x), self.teacher(x)], 1)
+        ours, theirs = self.student(x), self.teacher(x)
+        return torch.cat([ours, theirs, ours - theirs] if self.difference else [ours, theirs], 1)
+
+    def extra_repr(self) -> str:
+        return "difference" if self.difference else ""
 
 
 class CapturedPair(Captured):
     """Two captured networks as one, whose graph has both logits over one image."""
 
-    def __init__(self, parts: tuple[Captured, Captured], x: Float[Tensor, "1 *shape"]) -> None:
-        self.parts, self._like, self.plain = parts, x[:1].detach(), True
-        self.module = self.whole = Pair(*(part.module for part in parts))
+    def __init__(
+        self, parts: tuple[Captured, Captured], x: Float[Tensor, "1 *shape"], *, difference: bool = False
+    ) -> None:
+        self.parts, self.difference, self._like, self.plain = parts, difference, x[:1].detach(), True
+        self.module = self.whole = Pair(*(part.module for part in parts), difference=difference)
 
     def lowered(self, dtype: torch.dtype) -> Graph:
         """Make the graph of both in another precision."""
@@ -346,17 +352,18 @@ class CapturedPair(Captured):
 
     def twin(self, dtype: torch.dtype) -> nn.Module:
         """Make a copy of both in another precision."""
-        return Pair(*(part.twin(dtype) for part in self.parts))
+        return Pair(*(part.twin(dtype) for part in self.parts), difference=self.difference)
 
 
 class PairProgram(Program):
-    """Hold two programs as one network with the logits of both."""
+    """Hold two programs as one network with the logits of both, and with ``difference`` of one less the other."""
 
-    def __init__(self, student: Program, teacher: Program) -> None:
-        super().__init__(Pair(student.given, teacher.given))
-        self._parts = student, teacher
+    def __init__(self, student: Program, teacher: Program, *, difference: bool = False) -> None:
+        super().__init__(Pair(student.given, teacher.given, difference=difference))
+        self._parts, self._difference = (student, teacher), difference
 
     def capture(self, x: Float[Tensor, "batch *shape"]) -> Captured:
         """Capture both networks."""
         student, teacher = self._parts
-        return self.once("captured", lambda: CapturedPair((student.capture(x), teacher.capture(x)), x[:1]))
+        parts = student.capture(x), teacher.capture(x)
+        return self.once("captured", lambda: CapturedPair(parts, x[:1], difference=self._difference))

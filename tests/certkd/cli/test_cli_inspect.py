@@ -113,7 +113,7 @@ def test_the_file_says_which_engine_ran(pair: tuple[Path, Path], tmp_path: Path)
 def test_a_teacher_brings_joint_bounds_and_files_of_its_own(pair: tuple[Path, Path]) -> None:
     certify(pair)
     said = certify(pair, "--teacher", str(pair[1]))
-    assert "Student and teacher at eps, bounds of the joint and differential graph" in said, said
+    assert "Student and teacher at eps, bounds of the joint and coupled graph" in said, said
     alone, together = (
         pair[0].with_name(f"student-linf-0.01{end}.h5") for end in ("-first6-crown", "-with-teacher-first6")
     )

@@ -16,7 +16,7 @@ from tests.verifiers.graph.nets import CASES, Fn, Net
 from tests.zoo import mlp
 from verifiers.graph.affine import Reshape
 from verifiers.graph.capture import capture
-from verifiers.graph.difference import differential
+from verifiers.graph.difference import coupled
 
 
 def evaluations(network: nn.Module, x: Tensor) -> Iterator[tuple[str, Tensor]]:
@@ -135,8 +135,8 @@ def test_the_difference_of_two_networks_holds_the_rounding_of_both(changed: bool
         with torch.no_grad():
             student[-1].weight += 0.01
     x = torch.rand(50, 6, generator=torch.Generator().manual_seed(0))
-    graph = differential(capture(student, x[:1]), capture(teacher, x[:1]))
-    difference = graph.nodes[-1].inputs[1]
+    graph = coupled(capture(student, x[:1]), capture(teacher, x[:1]))
+    difference = graph.nodes[-1].inputs[2]
     box = deployed(graph, x, x, difference)
     apart = []
     for seed in range(10):
@@ -147,7 +147,7 @@ def test_the_difference_of_two_networks_holds_the_rounding_of_both(changed: bool
     assert max(apart) > 0, "no order of summation makes a difference"
     assert float(box.half_width.max()) < 1e-4
     if not changed:
-        exact = differential(capture(student, x[:1]), capture(teacher, x[:1]), rounded=False)
+        exact = coupled(capture(student, x[:1]), capture(teacher, x[:1]), rounded=False)
         assert len(exact.nodes[-1].inputs) == 1, "over the reals copies do not differ"
 
 

@@ -1,11 +1,12 @@
 """Bound the values of cases over thousands of boxes at once: by matrices where they fit, else by the native engine."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
 from jaxtyping import Bool, Float, Int, Int8
 from torch import Tensor
+from torch.nn import functional as F
 
 from verifiers.bound_propagation.boxes.chains import Chain, chain_of
 from verifiers.bound_propagation.boxes.network import Boxed, Found, settled
@@ -88,18 +89,22 @@ class Bounder(Protocol):
 
 
 class ByEngine:
-    """Bound values by native engines of the same outputs, the better row by row."""
+    """Bound values by native engines, the better row by row; further outputs of an engine count for nothing."""
 
     neurons = 0
 
     def __init__(self, engines: list[Native], spaces: HalfSpaces) -> None:
-        self.engines, self.spaces = engines, spaces
+        outputs = spaces.outputs
+        self.asked = [
+            (engine, replace(spaces, outputs=F.pad(outputs, (0, engine.graph.classes - outputs.shape[1]))))
+            for engine in engines
+        ]
         nodes = max(sum(shape_size(node.shape) for node in engine.graph.nodes) for engine in engines)
         self.size = max(1, min(ENGINE_BOXES, ROUND // nodes))
 
     def __call__(self, low: Tensor, high: Tensor, signs: Tensor) -> Bounded:
         boxes = Boxes.between(low, high)
-        values, slopes = best([lower_values(engine, boxes, self.spaces) for engine in self.engines])
+        values, slopes = best([lower_values(engine, boxes, spaces) for engine, spaces in self.asked])
         return Bounded(values, slopes, signs)
 
 

@@ -17,7 +17,7 @@ from verifiers.bound_propagation.boxes.network import BLOCK, Boxed, Found, Turne
 from verifiers.bound_propagation.native.bounds import common
 from verifiers.graph.operators import Interval
 from verifiers.graph.relaxations.piecewise import Relu
-from verifiers.graph.relaxations.relu_difference import ReluDifference
+from verifiers.graph.relaxations.relu_difference import relu_difference
 
 
 class Relations(StrEnum):
@@ -140,8 +140,8 @@ class BoxedPair:
         low, high = _product(weight, after)
         low, high = low + bias, high + bias
         if layer and self.apart:
-            before = self.teacher.before[layer - 1], self.apart[layer - 1], self.student.before[layer - 1]
-            moved = _product(ours.weight, ReluDifference().interval(*before))
+            before = self.teacher.before[layer - 1], self.student.before[layer - 1], self.apart[layer - 1]
+            moved = _product(ours.weight, relu_difference(*before))
             low, high = low + moved.low, high + moved.high
         noise = self.student.noise[layer] + self.teacher.noise[layer]
         return Interval(low - noise, high + noise)

@@ -16,10 +16,13 @@ from verifiers.bound_propagation.engine import Planes, better
 from verifiers.bound_propagation.native.bounds import Bounds, common
 from verifiers.graph.operators import Elementwise, Interval
 from verifiers.graph.relaxations.lines import Alpha
+from verifiers.graph.relaxations.relu_difference import ReluDifference
 from verifiers.runtime.optimizer import Adam
 
 #: The first alpha: near CROWN's own choice for ReLU, which is an end of [0, 1], but free to move.
 START = math.asin(0.95**0.5)
+#: The first slopes of differences are at least this far from 0 and 1, so that they are free to move.
+NEAR = 0.02
 RATE = 0.25
 DECAY = 0.98
 
@@ -31,19 +34,28 @@ def _angles(bounds: Bounds, rows: int) -> dict[tuple[int, int, int], Tensor]:
     entries share the lines of their sample, ``(2, batch, *shape)``, and so do the upper bounds.
     """
     graph = bounds.graph
-    relaxed = [i for i, node in enumerate(graph.nodes) if isinstance(node.operator, Elementwise)]
+    relaxed = [i for i, node in enumerate(graph.nodes) if isinstance(node.operator, Elementwise | ReluDifference)]
     starts = [(start, side) for start in bounds.refined for side in (0, 1)]
+    mixed = {triple.d for triple in graph.triples.values()} | {graph.output}
     angles = {}
     for start, side in [*starts, (graph.output, 0)]:
         for position in (i for i in relaxed if i <= start):
-            initial = _initial(*bounds.intervals[graph.nodes[position].inputs[0]])
+            if isinstance(graph.nodes[position].operator, ReluDifference) and start not in mixed:
+                continue  # rows of one network
+            initial = _initial(bounds, position)
             own = initial.repeat_interleave(rows, 1) if start == graph.output else initial
             angles[start, side, position] = own.requires_grad_(True)
     return angles
 
 
-def _initial(low: Tensor, high: Tensor) -> Tensor:
-    """Start near CROWN's own lower line, and in the middle of the upper lines."""
+def _initial(bounds: Bounds, position: int) -> Tensor:
+    """Start near CROWN's own lower line, and in the middle of the upper lines; for differences, near its planes."""
+    node = bounds.graph.nodes[position]
+    operator, boxes = node.operator, [bounds.intervals[i] for i in node.inputs]
+    if isinstance(operator, ReluDifference):
+        slopes = torch.stack([torch.stack([plane.in_t, plane.in_s], 1) for plane in operator.relax(boxes)])
+        return slopes.clamp(NEAR, 1 - NEAR).sqrt().asin()
+    low, high = boxes[0]
     steep = (high > -low).to(low.dtype)
     below = START * steep + (math.pi / 2 - START) * (1 - steep)
     return torch.stack([below, torch.full_like(below, math.pi / 4)])

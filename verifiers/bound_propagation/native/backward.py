@@ -8,12 +8,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from verifiers.bound_propagation.engine import Planes, joined
+from verifiers.bound_propagation.native.coupling import divide
 from verifiers.bound_propagation.native.noise import Noise
 from verifiers.core.quantities import Norm
 from verifiers.geometry.balls import DUAL, Balls
 from verifiers.graph.graph import Graph
 from verifiers.graph.operators import Interval, Relaxation
 from verifiers.graph.relaxations.lines import Alpha
+from verifiers.graph.relaxations.relu_difference import ReluDifference
 from verifiers.graph.rows import Rows, Shape, add, one_hot, shape_size
 
 #: The most coefficients of one block of rows at a node.
@@ -182,6 +184,7 @@ class BackwardPass:
         self, back: BackwardRows, position: int, start: tuple[int, int] = (-1, -1), ids: Tensor | None = None
     ) -> bool:
         """Push the rows at a node to its inputs, and lower them by the node's rounding; False if there are none."""
+        self.arrive(back, position, ids)
         if (here := back.pending.pop(position, None)) is None:
             return False
         node, samples = self.graph.nodes[position], back.samples
@@ -196,6 +199,14 @@ class BackwardPass:
             if part is not None:
                 back.add(i, part, self.graph.nodes[i].shape)
         return True
+
+    def arrive(self, back: BackwardRows, position: int, ids: Tensor | None) -> None:
+        """Complete the rows at a node before they are pushed on."""
+        node = self.graph.nodes[position]
+        if isinstance(node.operator, ReluDifference):
+            share = node.operator.open(*(self.intervals[i] for i in node.inputs[2:4]))
+            triple = self.graph.triples[position]
+            divide(back.pending, back.samples, triple, node.shape, share.to(back.constant) if share.any() else None)
 
     def _relaxation(
         self, position: int, start: tuple[int, int], samples: Tensor, ids: Tensor | None

@@ -15,12 +15,15 @@ from torch import Tensor
 
 from verifiers.bound_propagation.engine import Planes, joined
 from verifiers.bound_propagation.native.backward import BackwardPass, BackwardRows
+from verifiers.bound_propagation.native.coupling import divide, linked
 from verifiers.bound_propagation.native.noise import Noise
 from verifiers.bound_propagation.native.signs import until_signs
 from verifiers.core.quantities import Arithmetic, Norm
 from verifiers.geometry.balls import Balls, per_sample
+from verifiers.graph.affine_difference import AffineDifference
 from verifiers.graph.graph import Graph
-from verifiers.graph.operators import Interval
+from verifiers.graph.operators import Interval, Paired
+from verifiers.graph.relaxations.relu_difference import ReluDifference
 from verifiers.graph.rows import shape_size
 
 
@@ -56,8 +59,7 @@ class Bounds(BackwardPass):
             if refine:
                 for i, mask in self.inputs_to_tighten(position):
                     if i not in self.refined:
-                        self._refine(i, mask)
-                        self.refined.append(i)
+                        self._tighten(i, mask)
             boxes = [self.intervals[i] for i in node.inputs]
             interval = node.operator.interval(*boxes)
             if self.noise is not None:
@@ -67,6 +69,25 @@ class Bounds(BackwardPass):
             if position in self.known:
                 interval = common(interval, self.known[position])
             self.intervals.append(interval)
+            if isinstance(node.operator, Paired):
+                self._link(position)
+
+    def _tighten(self, position: int, mask: Tensor) -> None:
+        """Bound a node by rows; a teacher's before a ReLU brings its difference along, before the student's."""
+        self._refine(position, mask)
+        self.refined.append(position)
+        triple = self.graph.triples.get(position)
+        if triple is None:
+            return
+        self._link(position)
+        if triple.relu and position == triple.t and triple.d not in self.refined and not self._exact(triple.d):
+            self._tighten(triple.d, ReluDifference.open(self.intervals[triple.t], self.intervals[triple.s]))
+
+    def _link(self, position: int) -> None:
+        """Intersect the intervals of two networks and of their difference."""
+        t, s, d, _ = self.graph.triples[position]
+        ends = linked(self.intervals[t], self.intervals[s], self.intervals[d], common)
+        self.intervals[t], self.intervals[s], self.intervals[d] = ends
 
     def inputs_to_tighten(self, position: int) -> list[tuple[int, Tensor]]:
         """List a node's inputs that rows can tighten, with the entries whose tighter bounds tighten its relaxation."""
@@ -80,7 +101,9 @@ class Bounds(BackwardPass):
         """Return whether a node's interval is already exact: one mixing operator of the box, or a known dual norm."""
         if position in self.dual_norms:
             return True
-        inputs = self.graph.nodes[position].inputs
+        operator, inputs = self.graph.nodes[position].operator, self.graph.nodes[position].inputs
+        if isinstance(operator, AffineDifference):
+            return operator.follows_image and all(self._exact(i) for i in inputs[:2])
         mixed_once = self.graph.affine[position] and all(self.graph.entrywise[i] for i in inputs)
         return mixed_once and len(inputs) == 1 and self.balls.norm is Norm.LINF
 
@@ -130,12 +153,19 @@ class Bounds(BackwardPass):
         back = BackwardRows.begin(self.graph.output, start, samples, self.noise)
         if self.graph.affine_operator(self.graph.output):
             self.step(back, self.graph.output)
+            self._divide_logits(back)
         low = back.constant
         for position, part in back.pending.items():
             values, box = part.dense(self.graph.nodes[position].shape).values, self.intervals[position]
             ends = values.clamp_min(0) * box.low[samples] + values.clamp_max(0) * box.high[samples]
             low = low + ends.flatten(1).sum(1)
         return Planes(low, low, torch.zeros_like(low), back.rounding).reshape(specification.shape[:2])
+
+    def _divide_logits(self, back: BackwardRows) -> None:
+        """Bound opposite coefficients of two networks by the interval of their difference."""
+        for triple in {self.graph.triples[i] for i in back.pending if i in self.graph.triples}:
+            box = self.intervals[triple.d]
+            divide(back.pending, back.samples, triple, self.graph.nodes[triple.d].shape, torch.ones_like(box.low))
 
 
 def common(one: Interval, other: Interval) -> Interval:

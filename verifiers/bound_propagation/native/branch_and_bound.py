@@ -26,6 +26,7 @@ from verifiers.bound_propagation.native.leaf import lowest
 from verifiers.core.errors import Contradiction
 from verifiers.core.quantities import Norm
 from verifiers.graph.affine import Affine
+from verifiers.graph.relaxations.relu_difference import ReluDifference
 from verifiers.graph.rows import shape_size
 from verifiers.runtime.optimizer import Adam
 
@@ -209,7 +210,7 @@ class BranchAndBound:
     def _solved(self, leaves: Domains) -> Domains:
         """Bound leaves by the duals of their linear programs, and try the lowest points."""
         exact = all(
-            n.operator is None or isinstance(n.operator, Affine) or is_relu(n.operator) for n in self.graph.nodes
+            isinstance(n.operator, Affine | ReluDifference | None) or is_relu(n.operator) for n in self.graph.nodes
         )
         if not exact or self.root.balls.norm is not Norm.LINF:
             return leaves

@@ -11,10 +11,12 @@ from torch import Tensor
 from verifiers.bound_propagation.engine import Planes
 from verifiers.bound_propagation.native.backward import BackwardPass, BackwardRows
 from verifiers.bound_propagation.native.bounds import Bounds
+from verifiers.bound_propagation.native.coupling import linked
 from verifiers.bound_propagation.native.domains import Domains, UnstableReLUs, by_node
 from verifiers.bound_propagation.native.noise import Noise
 from verifiers.geometry.balls import Balls
-from verifiers.graph.operators import Interval
+from verifiers.graph.operators import Interval, Paired
+from verifiers.graph.relaxations.relu_difference import ReluDifference
 from verifiers.graph.rows import Rows, one_hot
 
 #: Interval ends that cross by more than this share exclude each other; a smaller crossing may be rounding.
@@ -37,16 +39,14 @@ class Cell(BackwardPass):
     coefficients: dict[int, Float[Tensor, "domains ..."]] = field(default_factory=dict)
     slopes: Float[Tensor, "domains ..."] | None = None
 
-    def step(
-        self, back: BackwardRows, position: int, start: tuple[int, int] = (-1, -1), ids: Tensor | None = None
-    ) -> bool:
-        """Add the multipliers of the node, then step as ``BackwardPass.step``."""
+    def arrive(self, back: BackwardRows, position: int, ids: Tensor | None) -> None:
+        """Add the multipliers of the node, and keep the rows of watched operators."""
+        super().arrive(back, position, ids)
         shape = self.graph.nodes[position].shape
         if ids is not None and position in self.multipliers:
             back.add(position, Rows(self.multipliers[position][ids]), shape)
         if position in self.watched and position in back.pending:
             self.coefficients[position] = back.pending[position].dense(shape).values.detach()
-        return super().step(back, position, start, ids)
 
     def minimum(self, back: BackwardRows, *, with_planes: bool) -> Planes:
         """Keep the slopes, then minimise as ``BackwardPass.minimum``."""
@@ -69,6 +69,9 @@ class DomainBounds:
         self.specification = specification
         self.shapes = {i: node.shape for i, node in enumerate(self.graph.nodes)}
         self.relus = UnstableReLUs.of(self.graph, root.intervals)
+        self.differences = frozenset(
+            i for i, node in enumerate(self.graph.nodes) if isinstance(node.operator, ReluDifference)
+        )
 
     def ends(
         self, intervals: Sequence[Interval]
@@ -84,16 +87,23 @@ class DomainBounds:
         signs = by_node(self.relus.spread(domains.signs, self.shapes))
         empty = torch.zeros(len(domains), dtype=torch.bool, device=self.x.device)
         cells: list[Interval] = []
+
+        def meet(one: Interval, other: Interval) -> Interval:
+            nonlocal empty
+            low, high = torch.fmax(one.low, other.low), torch.fmin(one.high, other.high)
+            empty = empty | (low - high > CROSSED * (1 + low.abs())).flatten(1).any(1)
+            return Interval(torch.minimum(low, high), torch.maximum(low, high))
+
         for position, node in enumerate(self.graph.nodes):
             low, high = (end.expand(len(domains), *end.shape[1:]) for end in self.root.intervals[position])
             if position in signs:
                 low = torch.where(signs[position] > 0, low.clamp_min(0.0), low)
                 high = torch.where(signs[position] < 0, high.clamp_max(0.0), high)
-            if node.operator is not None:
-                forward = self._forward(position, [cells[i] for i in node.inputs])
-                low, high = torch.fmax(low, forward.low), torch.fmin(high, forward.high)
-            empty |= (low - high > CROSSED * (1 + low.abs())).flatten(1).any(1)
-            cells.append(Interval(torch.minimum(low, high), torch.maximum(low, high)))
+            cell = Interval(low, high)
+            cells.append(meet(cell, self._forward(position, [cells[i] for i in node.inputs]) if position else cell))
+            if isinstance(node.operator, Paired):
+                t, s, d, _ = self.graph.triples[position]
+                cells[t], cells[s], cells[d] = linked(cells[t], cells[s], cells[d], meet)
         return cells, empty
 
     def _forward(self, position: int, boxes: list[Interval]) -> Interval:
@@ -116,7 +126,7 @@ class DomainBounds:
             {(self.graph.output, 0, reader): (value, value) for (reader, _), value in alpha.items()},
             intervals=cells,
             multipliers=by_node(beta),
-            watched=frozenset(reader for reader, _ in self.relus.readers),
+            watched=frozenset(reader for reader, _ in self.relus.readers) | self.differences,
             noise=self.noise(count),
         )
 
@@ -141,9 +151,29 @@ class DomainBounds:
         undecided = (domains.signs == 0) & (low < 0) & (high > 0)
         above = -low * high / (high - low).clamp_min(1e-12)
         below = torch.maximum((1 - domains.alpha) * high, -domains.alpha * low)
-        score = torch.where(row < 0, -row * above, row * below) + 1e-9 * above
+        score = (
+            torch.where(row < 0, -row * above, row * below)
+            + 1e-9 * above
+            + self._of_differences(cells, coefficients, domains.alpha)
+        )
         cost, places = score.where(undecided, -1.0).topk(domains.branch.shape[1], dim=1)
         return places.masked_fill(cost < 0, -1)
+
+    def _of_differences(
+        self, cells: list[Interval], coefficients: Mapping[int, Tensor], like: Tensor
+    ) -> Float[Tensor, "domains open"] | float:
+        """Compute what the planes of relu(s) - relu(t) cost the row: it counts for the ReLUs of both s and t."""
+        costs: dict[int, Tensor] = {}
+        for position in self.differences & coefficients.keys():
+            operator, inputs = self.graph.nodes[position].operator, self.graph.nodes[position].inputs
+            assert isinstance(operator, ReluDifference)
+            below, above = operator.relax([cells[i] for i in inputs])
+            row = coefficients[position]
+            costs[inputs[0]] = costs[inputs[1]] = torch.where(row < 0, -row * above.gap, row * below.gap)
+        if not costs:
+            return 0.0
+        zeros = {reader: torch.zeros_like(cells[node].low) for reader, node in self.relus.readers}
+        return self.relus.gather({**zeros, **costs}, like, by_reader=True)
 
     def constraints(
         self, leaf: Domains, cells: list[Interval]

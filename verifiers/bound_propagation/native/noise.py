@@ -16,12 +16,8 @@ from torch import Tensor
 from verifiers.graph.affine import Affine
 from verifiers.graph.graph import Graph, Node
 from verifiers.graph.operators import Interval
-from verifiers.graph.rounding import LARGEST, magnitude
+from verifiers.graph.rounding import ENGINE, LARGEST, magnitude
 from verifiers.graph.rows import Rows
-
-#: Errors grow by this factor, which covers the engine's own sums. An error is at least 2^-24 times the terms of its
-#: node, so the factor adds 2^-34 of them; sums of up to 2^19 terms in float64 lose less.
-ENGINE = 1 + 2.0**-10
 
 
 @dataclass

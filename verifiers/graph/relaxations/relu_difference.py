@@ -1,105 +1,146 @@
-"""Relax relu(t + d) - relu(t), for two networks of one architecture."""
+"""Relax relu(s) - relu(t), for the same neuron of two networks of one architecture."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from verifiers.graph.operators import Interval, Pushed
-from verifiers.graph.relaxations.lines import Alpha, Lines
+from verifiers.graph.operators import Interval, Paired, Pushed
+from verifiers.graph.relaxations.lines import Alpha
 from verifiers.graph.relaxations.piecewise import Relu
 from verifiers.graph.rows import Rows
 
+#: Planes move outward by this share of the size of the box, which covers their rounding.
+SLACK = 16 * torch.finfo(torch.float64).eps
 
-class ReluDifference:
-    """g = relu(t + d) - relu(t), given boxes of t, d and s = t + d.
 
-    As ReLU is monotone and has slopes in [0, 1], g is between min(d, 0) and max(d, 0). Candidates for the plane above:
-    the chord of max(d, 0), and relu's upper line at s less its lower line at t. Candidates for the plane below: the
-    chord of min(d, 0), and the lower line at s less the upper line at t. All are sound. The chosen one is closer to g
-    at the centre of the box, and therefore encloses less volume. If relu is a line at both s and t, so is g, and the
-    difference of those lines is exact.
+def relu_difference(t: Interval, s: Interval, d: Interval) -> Interval:
+    """Bound relu(s) - relu(t) for t, s and d = s - t in their boxes."""
+    # relu(x) >= x, with equality where x >= 0: g >= d where t >= 0, and g <= d where s >= 0.
+    least = torch.where(t.low >= 0, d.low, d.low.clamp_max(0))
+    most = torch.where(s.low >= 0, d.high, d.high.clamp_min(0))
+    low = torch.maximum(s.low.relu() - t.high.relu(), least)
+    high = torch.minimum(s.high.relu() - t.low.relu(), most)
+    return Interval(torch.minimum(low, high), torch.maximum(low, high))
+
+
+class ReluDifference(Paired):
+    """g = relu(s) - relu(t) over the hexagon of the points with t, s and d = s - t in their boxes.
+
+    The inputs are relu(t), relu(s), t, s and d. Where either is stable, relu's own lines are best. Elsewhere the axes
+    cut the hexagon into parts on which g is linear, so a plane with any slopes is below g if it is at the corners of
+    these parts. Of some slopes the plane that is highest in the middle is taken. Slopes of g are between 0 and 1 in s,
+    and between -1 and 0 in t: ``alpha`` gives minus that in t and that in s, ``(batch, 2, *shape)``, below and above.
     """
 
     def forward(self, *values: Tensor) -> Tensor:
-        t, _, s = values
-        return s.relu() - t.relu()
+        return values[1] - values[0]
 
     def interval(self, *boxes: Interval) -> Interval:
-        t, d, s = boxes
-        # relu(x) >= x, with equality where x >= 0: g >= d where t >= 0, and g <= d where s >= 0.
-        least = torch.where(t.low >= 0, d.low, d.low.clamp_max(0))
-        most = torch.where(s.low >= 0, d.high, d.high.clamp_min(0))
-        low = torch.maximum(s.low.relu() - t.high.relu(), least)
-        high = torch.minimum(s.high.relu() - t.low.relu(), most)
-        return Interval(torch.minimum(low, high), torch.maximum(low, high))
+        return relu_difference(*boxes[2:])
 
-    def inputs_to_tighten(self, boxes: Sequence[Interval]) -> list[Bool[Tensor, "batch *shape"]]:
-        t, _, s = boxes
-        nonlinear = ((t.low < 0) & (t.high > 0)) | ((s.low < 0) & (s.high > 0))
-        return [nonlinear, nonlinear, nonlinear]
+    def inputs_to_tighten(self, boxes: Sequence[Interval]) -> list[Bool[Tensor, "batch *shape"] | None]:
+        _, _, t, s, _ = boxes
+        return [None, None, Relu().is_nonlinear(*t), Relu().is_nonlinear(*s), self.open(t, s)]
+
+    @staticmethod
+    def open(t: Interval, s: Interval) -> Bool[Tensor, "batch *shape"]:
+        """Select the entries at which neither neuron is stable."""
+        return Relu().is_nonlinear(*t) & Relu().is_nonlinear(*s)
 
     def rounding(self, boxes: Sequence[Interval], after: Interval) -> None:
         """Exact: both networks' relu is, and no machine subtracts them."""
         return None
 
-    def relax(self, boxes: Sequence[Interval], alpha: Alpha | None = None) -> "_Planes":
-        t, d, s = boxes
+    def relax(self, boxes: Sequence[Interval], alpha: Alpha | None = None) -> "Planes":
+        _, _, t, s, d = boxes
         at_t, at_s = Relu().lines(*t), Relu().lines(*s)
-        apart = _apart(at_t, at_s)
-        chord = _chords(d)
-        centers = [box.center for box in boxes]
-        above_apart = sum(slope * c for slope, c in zip(apart.above, centers, strict=True)) + apart.above_offset
-        above_chord = chord.above[1] * centers[1] + chord.above_offset
-        below_apart = sum(slope * c for slope, c in zip(apart.below, centers, strict=True)) + apart.below_offset
-        below_chord = chord.below[1] * centers[1] + chord.below_offset
-        nonlinear = self.inputs_to_tighten(boxes)[0]
-        return apart.choose(chord, nonlinear & (above_chord < above_apart), nonlinear & (below_chord > below_apart))
-
-
-class _Planes:
-    """A plane above and one below in (t, d, s)."""
-
-    def __init__(
-        self, below: Sequence[Tensor], below_offset: Tensor, above: Sequence[Tensor], above_offset: Tensor
-    ) -> None:
-        self.below, self.below_offset, self.above, self.above_offset = below, below_offset, above, above_offset
-
-    def choose(self, other: "_Planes", above: Tensor, below: Tensor) -> "_Planes":
-        """Replace the planes by the other's where the masks are True."""
-        return _Planes(
-            [torch.where(below, b, a) for a, b in zip(self.below, other.below, strict=True)],
-            torch.where(below, other.below_offset, self.below_offset),
-            [torch.where(above, b, a) for a, b in zip(self.above, other.above, strict=True)],
-            torch.where(above, other.above_offset, self.above_offset),
+        none = torch.zeros_like(at_t.lower_slope)
+        below = Plane(at_t.upper_slope, at_s.lower_slope, at_s.lower_offset - at_t.upper_offset, none)
+        above = Plane(at_t.lower_slope, at_s.upper_slope, at_s.upper_offset - at_t.lower_offset, none)
+        opened = self.open(t, s)
+        if not bool(opened.any()):
+            return Planes(below, above)
+        t, s, d = (Interval(box.low[opened], box.high[opened]) for box in (t, s, d))
+        lower = _below(t, s, d, None if alpha is None else (alpha[0][:, 0][opened], alpha[0][:, 1][opened]))
+        # -g is the difference in the other order
+        swapped = None if alpha is None else (alpha[1][:, 1][opened], alpha[1][:, 0][opened])
+        upper = _below(s, t, Interval(-d.high, -d.low), swapped)
+        upper = Plane(upper.in_s, upper.in_t, -upper.offset, upper.gap)
+        place = (opened,)
+        return Planes(
+            Plane(*(old.index_put(place, new) for old, new in zip(below, lower, strict=True))),
+            Plane(*(old.index_put(place, new) for old, new in zip(above, upper, strict=True))),
         )
 
+
+class Plane(NamedTuple):
+    """The plane in_s s - in_t t + offset, and the largest distance of g from it; 0 if not known."""
+
+    in_t: Float[Tensor, "*shape"]
+    in_s: Float[Tensor, "*shape"]
+    offset: Float[Tensor, "*shape"]
+    gap: Float[Tensor, "*shape"]
+
+
+class Planes(NamedTuple):
+    """A plane below g and one above."""
+
+    below: Plane
+    above: Plane
+
     def push(self, rows: Rows, samples: Tensor) -> Pushed:
-        values, negative = rows.values, rows.values.clamp_max(0)
-        positive = values - negative
-        inputs: list[Rows | None] = [
-            rows.take(positive * rows.gather(below, samples) + negative * rows.gather(above, samples)).outside(
-                clean=True
-            )
-            for below, above in zip(self.below, self.above, strict=True)
-        ]
-        constant = rows.take(positive).dot(self.below_offset, samples)
-        return Pushed(inputs, constant + rows.take(negative).dot(self.above_offset, samples))
+        negative = rows.values.clamp_max(0)
+        positive = rows.values - negative
+
+        def mixed(below: Tensor, above: Tensor) -> Rows:
+            values = positive * rows.gather(below, samples) + negative * rows.gather(above, samples)
+            return rows.take(values).outside(clean=True)
+
+        t, s = mixed(-self.below.in_t, -self.above.in_t), mixed(self.below.in_s, self.above.in_s)
+        constant = rows.take(positive).dot(self.below.offset, samples)
+        return Pushed([None, None, t, s, None], constant + rows.take(negative).dot(self.above.offset, samples))
 
 
-def _apart(at_t: Lines, at_s: Lines) -> _Planes:
-    """Return relu's lines at s less those at t."""
-    none = torch.zeros_like(at_t.lower_slope)
-    return _Planes(
-        [-at_t.upper_slope, none, at_s.lower_slope],
-        at_s.lower_offset - at_t.upper_offset,
-        [-at_t.lower_slope, none, at_s.upper_slope],
-        at_s.upper_offset - at_t.lower_offset,
-    )
+def _below(t: Interval, s: Interval, d: Interval, slopes: tuple[Tensor, Tensor] | None) -> Plane:
+    """Return the plane below g with the given slopes, or the best of some; each box is a vector that holds 0."""
+    at_t, at_s = _corners(t, s, d)
+    g = at_s.relu() - at_t.relu()
+    size = t.high - t.low + s.high - s.low + d.low.abs() + d.high.abs()
+    if slopes is not None:
+        distance = g + slopes[0] * at_t - slopes[1] * at_s
+        offset = distance.amin(0)
+        return Plane(*slopes, offset - SLACK * size, distance.amax(0) - offset)
+    in_t, in_s = _candidates(t, s, d)
+    distance = g[None] + in_t[:, None] * at_t - in_s[:, None] * at_s
+    offset = distance.amin(1)
+    heights = in_s * at_s[:12].mean(0) - in_t * at_t[:12].mean(0) + offset
+    heights = torch.cat([heights[:1] + 1e-9 * size, heights[1:]])  # of equal ones the first
+    best = heights.argmax(0, keepdim=True)
+    in_t, in_s, offset, most = (part.gather(0, best)[0] for part in (in_t, in_s, offset, distance.amax(1)))
+    return Plane(in_t, in_s, offset - SLACK * size, most - offset)
 
 
-def _chords(d: Interval) -> _Planes:
-    """Return the chords of min(d, 0) below and of max(d, 0) above, as relu's lines at -d and at d."""
-    up, down, none = Relu().lines(*d), Relu().lines(-d.high, -d.low), torch.zeros_like(d.low)
-    return _Planes([none, down.upper_slope, none], -down.upper_offset, [none, up.upper_slope, none], up.upper_offset)
+def _candidates(t: Interval, s: Interval, d: Interval) -> tuple[Float[Tensor, "some n"], Float[Tensor, "some n"]]:
+    """Return slopes of planes below g: the chord of min(d, 0), and lines of relu at s with the chord of relu at t."""
+    tiny = torch.finfo(t.low.dtype).tiny
+    down, up = -d.low.clamp_max(0), d.high.clamp_min(0)
+    chord = down / (down + up).clamp_min(tiny)
+    at_t = t.high / (t.high - t.low).clamp_min(tiny)
+    zero, one = torch.zeros_like(chord), torch.ones_like(chord)
+    return torch.stack([chord, at_t, at_t, at_t]), torch.stack([chord, zero, one, chord])
+
+
+def _corners(t: Interval, s: Interval, d: Interval) -> tuple[Float[Tensor, "corners n"], Float[Tensor, "corners n"]]:
+    """Return all corners of the hexagon, and of its parts between the axes; others that are returned do no harm.
+
+    Every corner is an end of a segment in which the hexagon meets an end of t or s, or an axis, or it is the origin.
+    """
+    zero = torch.zeros_like(t.low)
+    ts, ss = torch.stack([t.low, t.high, zero]), torch.stack([s.low, s.high, zero])
+    s_low, s_high = torch.maximum(s.low, ts + d.low), torch.minimum(s.high, ts + d.high)
+    t_low, t_high = torch.maximum(t.low, ss - d.high), torch.minimum(t.high, ss - d.low)
+    origin = torch.maximum(torch.minimum(zero, s_high[2]), s_low[2])
+    return torch.cat([ts, ts, t_low, t_high, zero[None]]), torch.cat([s_low, s_high, ss, ss, origin[None]])

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tests.certifying import certify
 from tests.marks import only
 from tests.zoo import BY_NAME, mlp, planted
-from verifiers.bound_propagation.joint import JointEngine, PairBounds
+from verifiers.bound_propagation.joint import JointEngine, PairBounds, representations
 from verifiers.bound_propagation.native.engine import Native
 from verifiers.core.errors import InputError, Unsupported
 from verifiers.core.quantities import Arithmetic, Norm
@@ -202,12 +202,15 @@ def test_a_graph_that_gives_no_number_does_not_count(monkeypatch: pytest.MonkeyP
     def asked() -> Tensor:
         return engine.ask(Balls(x, eps, Norm.LINF), rows, "crown").bound
 
-    for broken in (0, 1):
-        other = engine.engines[1 - broken].ask(Balls(x, eps, Norm.LINF), rows, "crown")
+    assert engine.coupled is not None
+    balls = Balls(x, eps, Norm.LINF)
+    joint = engine.joint.ask(balls, rows, "crown"), engine.joint
+    coupled = engine.coupled.ask(balls, representations(rows)[0], "crown"), engine.coupled
+    for (_, broken), (other, _) in ((joint, coupled), (coupled, joint)):
         nothing = type(other)(*[torch.full_like(other.bound, torch.nan)] * 4)
         with monkeypatch.context() as patch:
-            patch.setattr(engine.engines[broken], "ask", lambda *args, n=nothing, **more: n)
-            assert torch.equal(asked(), other.bound), f"graph {broken} is nan, and the bound is not the other's"
+            patch.setattr(broken, "ask", lambda *args, n=nothing, **more: n)
+            assert torch.equal(asked(), other.bound), "one graph is nan, and the bound is not the other's"
 
 
 def test_a_student_beside_itself() -> None:
@@ -220,16 +223,6 @@ def test_a_student_beside_itself() -> None:
     rows = margin_specification(predicted, 3, torch.float64)
     alone = Native(network, x).ask(Balls(x, eps, Norm.LINF), rows, "crown").bound
     assert bool((found.agreement >= alone.amin(1) - 1e-9).all()), "agreement is worse than the network's own bound"
-
-
-def test_networks_that_cannot_be_compared_directly_are_bounded_jointly() -> None:
-    class Root(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return torch.sqrt(torch.relu(x) + 0.01)
-
-    teacher = mlp((6, 8, 3), Root).eval()
-    engine = JointEngine(tuned(teacher), teacher, torch.rand(2, 6))
-    assert not engine.copies, "the box of t + d may leave the domain of the root"
 
 
 # The method
@@ -365,7 +358,7 @@ def test_the_notes_say_which_graphs_were_used() -> None:
     few = IMAGES[:1]
     copied = run(student, teacher, x=few).methods["joint"].attributes
     apart = run(*strangers("mlp", "tanh"), x=few).methods["joint"].attributes
-    assert (copied["engine"], copied["graphs"]) == ("native", "joint and differential")
+    assert (copied["engine"], copied["graphs"]) == ("native", "joint and coupled")
     assert apart["graphs"] == "joint", f"graphs {apart['graphs']}"
 
 

@@ -1,6 +1,6 @@
-"""The difference of two networks of one architecture: its relaxation of ReLU, its graph, and identical copies.
+"""Two networks of one architecture in one graph: the relaxation of ReLU, the graph, and identical copies.
 
-A graph of differences that is wrong would prove that a student follows its teacher where it does not.
+A graph that is wrong would prove that a student follows its teacher where it does not.
 """
 
 import copy
@@ -14,14 +14,18 @@ from tests.marks import thin
 from tests.verifiers.bound_propagation.native.test_joint import exports_once  # noqa: F401
 from tests.verifiers.graph.nets import CASES, Fn
 from tests.zoo import BY_NAME, Kind, mlp
+from verifiers.bound_propagation.native.bounds import common
+from verifiers.bound_propagation.native.coupling import linked
 from verifiers.bound_propagation.native.engine import Native
-from verifiers.core.errors import Contradiction, Unsupported
+from verifiers.core.errors import Contradiction
 from verifiers.core.quantities import Norm
 from verifiers.geometry.balls import Balls, project, random_start
 from verifiers.graph.capture import capture
-from verifiers.graph.difference import differential, same_structure
+from verifiers.graph.difference import coupled, same_structure
 from verifiers.graph.operators import Interval
 from verifiers.graph.program import Pair
+from verifiers.graph.relaxations.lines import Alpha
+from verifiers.graph.relaxations.piecewise import Relu
 from verifiers.graph.relaxations.relu_difference import ReluDifference
 from verifiers.graph.rows import Rows
 
@@ -33,11 +37,11 @@ def doubles(*values: float) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
-# The relaxation of relu(t + d) - relu(t)
+# The relaxation of relu(s) - relu(t)
 
 
 def boxes_of(count: int, scale: float, seed: int = 0) -> list[Interval]:
-    """Boxes of t, d and s = t + d: wide, narrow and of no width, with every combination of signs."""
+    """Boxes of t, s = t + d and d: wide, narrow and of no width, with every combination of signs."""
     generator = torch.Generator().manual_seed(seed)
 
     def box() -> Interval:
@@ -57,20 +61,20 @@ def boxes_of(count: int, scale: float, seed: int = 0) -> list[Interval]:
         )
         for i, box in enumerate((t, d))
     )
-    return [t, d, Interval(t.low + d.low, t.high + d.high)]
+    return [t, Interval(t.low + d.low, t.high + d.high), d]
 
 
 def tightened(boxes: list[Interval], seed: int = 1) -> list[Interval]:
     """A tighter box of s, which some of the points of t and d leave."""
-    t, d, s = boxes
+    t, s, d = boxes
     generator = torch.Generator().manual_seed(seed)
     cut = torch.rand(2, *s.low.shape, generator=generator, dtype=torch.float64) * 0.5
-    return [t, d, Interval(s.low + cut[0] * (s.high - s.low), s.high - cut[1] * (s.high - s.low))]
+    return [t, Interval(s.low + cut[0] * (s.high - s.low), s.high - cut[1] * (s.high - s.low)), d]
 
 
 def points_of(boxes: list[Interval], per_axis: int = 9) -> tuple[Tensor, Tensor, Tensor]:
     """A grid over t and d with the kinks, ``(points, boxes)``; nan where s leaves its box."""
-    t, d, s = boxes
+    t, s, d = boxes
     share = torch.linspace(0, 1, per_axis, dtype=torch.float64)[:, None]
     ts = torch.cat([torch.lerp(t.low, t.high, share), torch.zeros_like(t.low).clamp(t.low, t.high)])
     ds = torch.cat([torch.lerp(d.low, d.high, share), torch.zeros_like(d.low).clamp(d.low, d.high)])
@@ -80,19 +84,41 @@ def points_of(boxes: list[Interval], per_axis: int = 9) -> tuple[Tensor, Tensor,
     ts = ts.repeat(4, 1)
     ss = ts + ds
     outside = (ss < s.low) | (ss > s.high)
-    return ts.masked_fill(outside, torch.nan), ds, ss
+    return ts.masked_fill(outside, torch.nan), ss, ds
 
 
-def planes_at(boxes: list[Interval], points: tuple[Tensor, Tensor, Tensor], sign: float) -> Tensor:
+def inputs(boxes: list[Interval]) -> list[Interval]:
+    """Boxes of relu(t), relu(s), t, s and d."""
+    return [*(Interval(*Relu().interval(*box)) for box in boxes[:2]), *boxes]
+
+
+def difference(points: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    return points[1].relu() - points[0].relu()
+
+
+def planes_at(
+    boxes: list[Interval], points: tuple[Tensor, Tensor, Tensor], sign: float, alpha: Alpha | None = None
+) -> Tensor:
     """The plane below (sign 1) or above (sign -1), by its rows, at points; one row for each box."""
     count = boxes[0].low.shape[1]
     rows = Rows(sign * torch.eye(count, dtype=torch.float64))
-    pushed = ReluDifference().relax(boxes).push(rows, torch.zeros(count, dtype=torch.int64))
-    assert pushed.constant is not None
-    slopes = [torch.zeros(count, count) if part is None else part.values for part in pushed.inputs]
+    pushed = ReluDifference().relax(inputs(boxes), alpha).push(rows, torch.zeros(count, dtype=torch.int64))
+    assert pushed.constant is not None and pushed.inputs[0] is None and pushed.inputs[1] is None
+    slopes = [torch.zeros(count, count) if part is None else part.values for part in pushed.inputs[2:]]
     assert all(bool((slope == slope.diag().diag()).all()) for slope in slopes), "boxes are mixed"
     value = sum((slope.diag() * point for slope, point in zip(slopes, points, strict=True)), pushed.constant)
     return sign * value
+
+
+def linked_boxes(boxes: list[Interval]) -> list[Interval]:
+    return list(linked(*boxes, common))
+
+
+def draw(seed: int, count: int) -> Alpha:
+    """Slopes of the planes below and above."""
+    generator = torch.Generator().manual_seed(seed)
+    below, above = torch.rand(2, 1, 2, count, generator=generator, dtype=torch.float64)
+    return below, above
 
 
 SCALES = [1.0, 1e4, 1e-150, 1e150]
@@ -103,29 +129,30 @@ SCALES = [1.0, 1e4, 1e-150, 1e150]
 def test_planes_and_interval_enclose_the_difference(scale: float, tight: bool) -> None:
     for seed in range(2):
         boxes = boxes_of(400, scale, seed)
-        boxes = tightened(boxes, seed) if tight else boxes
+        boxes = linked_boxes(tightened(boxes, seed)) if tight else boxes
         points = points_of(boxes)
-        value = ReluDifference().forward(*points)
+        value, free = difference(points), draw(seed, 400)
         assert bool(value.isfinite().any(0).all()), "boxes without a point"
         size = sum(box.low.abs().maximum(box.high.abs()) for box in boxes)
         slack = 1e-14 * size
-        interval = ReluDifference().interval(*boxes)
+        interval = ReluDifference().interval(*inputs(boxes))
         for name, low, high in (
             ("planes", planes_at(boxes, points, 1.0), planes_at(boxes, points, -1.0)),
+            ("free planes", planes_at(boxes, points, 1.0, free), planes_at(boxes, points, -1.0, free)),
             ("interval", interval.low, interval.high),
         ):
             broken = torch.maximum(low - value, value - high) - slack
             worst = broken.nan_to_num(-1.0).amax(0)
             at = int(worst.argmax())
             assert worst[at] <= 0, (
-                f"{name} of t {boxes[0].low[0, at]:.3g} .. {boxes[0].high[0, at]:.3g}, d {boxes[1].low[0, at]:.3g} .. "
-                f"{boxes[1].high[0, at]:.3g} broken by {worst[at] / size[0, at]:.3g} of their size"
+                f"{name} of t {boxes[0].low[0, at]:.3g} .. {boxes[0].high[0, at]:.3g}, d {boxes[2].low[0, at]:.3g} .. "
+                f"{boxes[2].high[0, at]:.3g} broken by {worst[at] / size[0, at]:.3g} of their size"
             )
 
 
 def test_every_case_of_signs_is_among_the_boxes() -> None:
-    t, d, s = boxes_of(500, 1.0)
-    cases = {tuple(int(b.low[0, i] >= 0) - int(b.high[0, i] <= 0) for b in (t, d, s)) for i in range(t.low.shape[1])}
+    t, s, d = boxes_of(500, 1.0)
+    cases = {tuple(int(b.low[0, i] >= 0) - int(b.high[0, i] <= 0) for b in (t, s, d)) for i in range(t.low.shape[1])}
     assert len(cases) >= 17, f"only {sorted(cases)}: a box has a sign and s follows t and d"
 
 
@@ -133,32 +160,36 @@ def test_every_case_of_signs_is_among_the_boxes() -> None:
     "t, d", [((0.5, 1), (-0.3, 0.2)), ((-3, -1), (-0.5, 0.5)), ((-2, -1), (3, 4)), ((3, 4), (-7, -5))]
 )
 def test_planes_are_exact_where_both_are_stable(t: tuple[float, float], d: tuple[float, float]) -> None:
-    boxes = [Interval(doubles(a)[None], doubles(b)[None]) for a, b in (t, d, (t[0] + d[0], t[1] + d[1]))]
-    third = (boxes[2].high - boxes[2].low) / 3
-    for s in (boxes[2], Interval(boxes[2].low, boxes[2].low + third), Interval(boxes[2].high - third, boxes[2].high)):
-        case = [boxes[0], boxes[1], s]
+    boxes = [Interval(doubles(a)[None], doubles(b)[None]) for a, b in (t, (t[0] + d[0], t[1] + d[1]), d)]
+    whole = boxes[1]
+    third = (whole.high - whole.low) / 3
+    for s in (whole, Interval(whole.low, whole.low + third), Interval(whole.high - third, whole.high)):
+        case = [boxes[0], s, boxes[2]]
         points = points_of(case)
-        value = ReluDifference().forward(*points)
+        value = difference(points)
         for sign in (1.0, -1.0):
             apart = (planes_at(case, points, sign) - value).abs().nan_to_num(0.0)
             assert float(apart.max()) < 1e-14, f"off by {float(apart.max()):.3g} where g is linear (s {s})"
-        assert not bool(ReluDifference().inputs_to_tighten(case)[0].any()), "a line is called nonlinear"
+        masks = ReluDifference().inputs_to_tighten(inputs(case))
+        assert not any(mask is not None and bool(mask.any()) for mask in masks), "a line is called nonlinear"
 
 
 def test_the_difference_is_its_own_interval_where_both_are_active() -> None:
-    boxes = [Interval(doubles(a)[None], doubles(b)[None]) for a, b in ((1, 5), (0.1, 0.2), (1.1, 5.2))]
-    low, high = ReluDifference().interval(*boxes)
+    boxes = [Interval(doubles(a)[None], doubles(b)[None]) for a, b in ((1, 5), (1.1, 5.2), (0.1, 0.2))]
+    low, high = ReluDifference().interval(*inputs(boxes))
     assert (float(low), float(high)) == (0.1, 0.2), f"{float(low)} .. {float(high)}"
 
 
 def test_a_difference_of_zero_stays_zero() -> None:
     t = boxes_of(200, 1.0)[0]
     none = Interval(torch.zeros_like(t.low), torch.zeros_like(t.low))
-    boxes = [t, none, t]
-    assert all(bool((end == 0).all()) for end in ReluDifference().interval(*boxes)), "an interval of 0 has width"
+    boxes = [t, t, none]
+    assert all(bool((end == 0).all()) for end in ReluDifference().interval(*inputs(boxes))), (
+        "an interval of 0 has width"
+    )
     points = points_of(boxes)
     for sign in (1.0, -1.0):
-        assert float(planes_at(boxes, points, sign).abs().nan_to_num(0.0).max()) < 1e-15, "a plane of 0 is not 0"
+        assert float(planes_at(boxes, points, sign).abs().nan_to_num(0.0).max()) < 1e-13, "a plane of 0 is not 0"
 
 
 # The graph of two networks
@@ -205,7 +236,7 @@ def changed(network: nn.Module, change: Change) -> nn.Module:
 def graph_engine(student: nn.Module, teacher: nn.Module, x: Tensor, *, rounded: bool = True) -> Native:
     graphs = capture(student, x[:1]), capture(teacher, x[:1])
     assert same_structure(*graphs), "a copy is called another architecture"
-    return Native(Pair(student, teacher), x, graph=differential(*graphs, rounded=rounded))
+    return Native(Pair(student, teacher, difference=True), x, graph=coupled(*graphs, rounded=rounded))
 
 
 def check(student: nn.Module, teacher: nn.Module, kind: Kind, *, norm: Norm = Norm.LINF, factor: float = 1.0) -> None:
@@ -213,10 +244,11 @@ def check(student: nn.Module, teacher: nn.Module, kind: Kind, *, norm: Norm = No
     x = kind.images(2).double()
     engine = graph_engine(student, teacher, x)
     points = torch.rand(8, *kind.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    expected = torch.cat([copy.deepcopy(network).double()(points) for network in (student, teacher)], 1).detach()
+    ours, theirs = (copy.deepcopy(network).double()(points).detach() for network in (student, teacher))
+    expected = torch.cat([ours, theirs, ours - theirs], 1)
     apart = float((engine.graph(points) - expected).abs().max() / expected.abs().max().clamp_min(1.0))
-    assert apart < 1e-12, f"the differential graph is off by {apart:.3g}"
-    rows, eps = rows_of(expected.shape[1] // 2), factor * doubles(0.03, 0.3)
+    assert apart < 1e-12, f"the coupled graph is off by {apart:.3g}"
+    rows, eps = rows_of(ours.shape[1]), factor * doubles(0.03, 0.3)
     tried = torch.stack([engine.model(point) @ rows.mT for point in tries(x, eps, norm)])
     least = tried.amin(0) + 1e-9
     for method in ("ibp", "crown"):
@@ -225,9 +257,9 @@ def check(student: nn.Module, teacher: nn.Module, kind: Kind, *, norm: Norm = No
 
 
 def rows_of(classes: int) -> Tensor:
-    """Both networks' logits and their differences, with either sign."""
-    eye = torch.eye(2 * classes, dtype=torch.float64)
-    rows = torch.cat([eye, eye[:classes] - eye[classes:]])
+    """Both networks' logits and their differences, as one output and as two, with either sign."""
+    eye = torch.eye(3 * classes, dtype=torch.float64)
+    rows = torch.cat([eye, eye[:classes] - eye[classes : 2 * classes]])
     return torch.cat([rows, -rows])
 
 
@@ -303,9 +335,8 @@ def test_copies_that_differ_in_one_tensor(name: str, entry: str) -> None:
 
 def differences(engine: Native, x: Tensor, eps: Tensor, norm: Norm) -> Tensor:
     """Bounds of |student logit - teacher logit|."""
-    classes = engine.model(x.double()).shape[1] // 2
-    eye = torch.eye(classes, dtype=torch.float64)
-    rows = torch.cat([torch.cat([eye, -eye], 1), torch.cat([-eye, eye], 1)])
+    eye = torch.eye(engine.graph.classes // 3, dtype=torch.float64)
+    rows = torch.cat([torch.cat([eye, -eye, 0 * eye], 1), torch.cat([-eye, eye, 0 * eye], 1)])
     return -engine.ask(Balls(x.double(), eps, norm), rows.expand(len(x), -1, -1), "crown").bound
 
 
@@ -400,9 +431,9 @@ def test_a_wrong_graph_is_refused() -> None:
     kind = KINDS["mlp"]
     teacher, x = kind.network(), kind.images(2)
     student = changed(teacher, only("1.bias", 1e-4))
-    graph = differential(capture(teacher, x[:1]), capture(teacher, x[:1]))
+    graph = coupled(capture(teacher, x[:1]), capture(teacher, x[:1]))
     with pytest.raises(Contradiction, match="another network"):
-        Native(Pair(student, teacher), x, graph=graph)
+        Native(Pair(student, teacher, difference=True), x, graph=graph)
 
 
 def test_a_pruned_copy_is_bounded_at_least_twice_as_tightly_as_two_networks() -> None:
@@ -414,12 +445,12 @@ def test_a_pruned_copy_is_bounded_at_least_twice_as_tightly_as_two_networks() ->
     student = changed(teacher, pruned)
     engine, separate = graph_engine(student, teacher, x), Native(Pair(student, teacher), x)
     row = doubles(1, -1, 0, 0)
-    ours, theirs = torch.cat([row, 0 * row]), torch.cat([0 * row, row])
+    ours, theirs = torch.cat([row, 0 * row, 0 * row]), torch.cat([0 * row, row, 0 * row])
     for eps in (0.02, 0.1, 0.3):
         radii = torch.full((4,), eps, dtype=torch.float64)
 
         def width(engine: Native, *rows: Tensor, radii: Tensor = radii) -> Tensor:
-            both = torch.stack([*rows, *(-row for row in rows)]).expand(4, -1, -1)
+            both = torch.stack([*rows, *(-row for row in rows)])[:, : engine.graph.classes].expand(4, -1, -1)
             return -engine.ask(Balls(x, radii, Norm.LINF), both, "crown").bound.sum(1)
 
         ratio = width(separate, ours, theirs) / width(engine, ours - theirs)
@@ -427,8 +458,7 @@ def test_a_pruned_copy_is_bounded_at_least_twice_as_tightly_as_two_networks() ->
 
 
 @pytest.mark.parametrize("name", ["sqrt", "quotient"])
-def test_a_difference_that_may_leave_the_domain_is_refused(name: str) -> None:
-    kind = KINDS[name]
-    teacher, x = kind.network(), kind.images(2)
-    with pytest.raises(Unsupported, match="leave its domain"):
-        graph_engine(changed(teacher, tuned), teacher, x)
+def test_a_function_with_a_domain_is_applied_to_each_network(name: str) -> None:
+    """The box of t + d may leave the domain; that of s does not."""
+    teacher = KINDS[name].network()
+    check(changed(teacher, tuned), teacher, KINDS[name])
