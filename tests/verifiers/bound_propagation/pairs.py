@@ -118,12 +118,12 @@ class _Program:
         goal = np.zeros(len(self.low))
         goal[variable] = -1
         low, high = np.array([r[1] for r in self.rows]), np.array([r[2] for r in self.rows])
-        found = milp(
-            goal,
-            constraints=LinearConstraint(matrix, low, high),
-            integrality=np.array(self.whole),
-            bounds=Bounds(np.array(self.low), np.array(self.high)),
-        )
+        limits, ends = LinearConstraint(matrix, low, high), Bounds(np.array(self.low), np.array(self.high))
+        for presolve in (True, False):  # HiGHS fails on a few programs with it
+            options = {"presolve": presolve}
+            found = milp(goal, constraints=limits, integrality=np.array(self.whole), bounds=ends, options=options)
+            if found.status == 0:
+                break
         assert found.status == 0, found.message
         return float(-found.fun)
 
