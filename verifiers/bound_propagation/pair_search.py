@@ -8,6 +8,7 @@ from functools import partial
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn import functional as F
 
 from verifiers.bound_propagation.box_proofs import Tries, by_neurons
 from verifiers.bound_propagation.boxes.splitting import split_pair
@@ -148,9 +149,9 @@ class PairSearch:
         return sum(relus) <= FEW_NEURONS
 
     def _by_neurons(self, spaces: HalfSpaces, deadline: float) -> Ended:
-        if self.engine.coupled is None:
-            return self._refute(self.engine.engines[0], spaces, deadline, self._fails)
-        return self._refute(self.engine.coupled, coupled(spaces, spaces.outputs.shape[1] // 2), deadline, self._fails)
+        engine = self.engine.engines[-1]  # the coupled graph where there is one; its further outputs count for nothing
+        outputs = F.pad(spaces.outputs, (0, engine.graph.classes - spaces.outputs.shape[1]))
+        return self._refute(engine, replace(spaces, outputs=outputs), deadline, self._fails)
 
     def _by_boxes(self, spaces: HalfSpaces, deadline: float) -> Ended:
         boxes = Boxes.between(*self._region.box())
@@ -220,12 +221,3 @@ class PairSearch:
         if violation > 0:
             self.found.point, self.found.violation = point, violation
         return violation > 0
-
-
-def coupled(spaces: HalfSpaces, classes: int) -> HalfSpaces:
-    """Write values of both networks as values of S, T and D = S - T: by D where both networks occur."""
-    student, teacher = spaces.outputs.chunk(2, 1)
-    mixed = ((student != 0).any(1) & (teacher != 0).any(1))[:, None]
-    none = torch.zeros_like(student)
-    rows = torch.where(mixed, torch.cat([none, teacher + student, student], 1), torch.cat([student, teacher, none], 1))
-    return replace(spaces, outputs=rows)
