@@ -172,7 +172,8 @@ class MatchCertifier:
         if not len(left):
             return
         some = batch.take(left)
-        found = attack(some.x, some.indices.tolist())
+        stored = [torch.from_numpy(images).to(some.x) for images in some.known()]
+        found = attack(some.x, some.indices.tolist(), stored)
         for i in found.found.nonzero().flatten().tolist():
             self._refute(rows, int(left[i]), batch, Stage.ATTACK, found.point[i : i + 1], float(found.violation[i]))
 

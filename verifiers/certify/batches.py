@@ -198,7 +198,12 @@ class Run:
         columns["seconds"] = np.zeros(len(settled))
         if asked.any():
             started = time.perf_counter()
-            for answer in certifier(replace(self.asked.batch(rows[asked]), tick=self.reporter.within)):
+            batch = replace(
+                self.asked.batch(rows[asked]),
+                known=lambda: self.file.counterexamples(rows[asked]),
+                tick=self.reporter.within,
+            )
+            for answer in certifier(batch):
                 share = np.full(len(answer.rows), (time.perf_counter() - started) / len(answer.rows))
                 own = answer.columns.get("seconds")
                 found = {**answer.columns, "seconds": share if own is None else np.nan_to_num(own)}

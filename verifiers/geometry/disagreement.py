@@ -64,11 +64,24 @@ class PairAttack:
     restarts: int = 4
     follow: bool = True
 
-    def __call__(self, x: Float[Tensor, "batch *shape"], indices: Sequence[int]) -> Disagreeing:
-        """Attack every sample within its ball; all points stay in [0, 1]."""
+    def __call__(
+        self,
+        x: Float[Tensor, "batch *shape"],
+        indices: Sequence[int],
+        known: Sequence[Float[Tensor, "batch *shape"]] = (),
+    ) -> Disagreeing:
+        """Attack every sample within its ball; all points stay in [0, 1].
+
+        ``known`` are counterexamples of one of the networks, nan where there is none; they are tried first.
+        """
         with torch.no_grad():
             c = self.teacher(x).argmax(1)
         best, size = x.clone(), self.at(x, c)
+        for ends in known:
+            there = ~ends.flatten(1).isnan().any(1)
+            point, value = self.along(x, torch.where(per_sample(there, x), ends, x), c)
+            better = value > size
+            best, size = torch.where(per_sample(better, x), point, best), torch.where(better, value, size)
         reach = x.new_full((len(x),), reachable(self.eps, self.norm, x))
         number = 0
         for restart in range(self.restarts):

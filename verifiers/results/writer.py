@@ -205,6 +205,10 @@ class CertificateFile:
         found = [group["distance"][:][rows] for group in groups if "distance" in group]
         return np.fmin.reduce(found) if found else np.full(len(rows), np.nan)
 
+    def counterexamples(self, rows: np.ndarray) -> list[np.ndarray]:
+        """Images that each method stored for rows; nan where it found none."""
+        return [group["counterexample"][rows] for group in self._file.values() if "counterexample" in group]
+
     def note(self, method: str, name: str, value: str | None) -> None:
         """Note something about a method, such as the engine that ran or why it could not; None takes it back."""
         notes = {**notes_of(self._file[method]), name: value and value[:NOTE_LENGTH]}

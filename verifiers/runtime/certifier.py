@@ -11,6 +11,11 @@ from torch import Tensor
 from verifiers.core.columns import Columns
 
 
+def _none() -> list[np.ndarray]:
+    """Know no counterexamples."""
+    return []
+
+
 def _silent(settled: int, text: str) -> None:
     """Report nothing."""
 
@@ -25,6 +30,7 @@ class Batch:
         indices: their indices in the data set split, on the CPU.
         classes: number of classes.
         clean: returns the smallest margins at the images, which are computed once per run, on first use.
+        known: returns images that earlier methods of the run stored for the samples; nan where they found none.
         tick: receives the number of samples that need no more work, and the stage, while all are worked on.
     """
 
@@ -33,6 +39,7 @@ class Batch:
     indices: Int[Tensor, " batch"]
     classes: int
     clean: Callable[[], Float[Tensor, " batch"]]
+    known: Callable[[], list[np.ndarray]] = _none
     tick: Callable[[int, str], None] = _silent
 
     def __len__(self) -> int:
@@ -52,7 +59,14 @@ class Batch:
         """Select some of the samples."""
         here = rows.to(self.x.device)
         indices = self.indices[rows.cpu()]
-        return Batch(self.x[here], self.predicted[here], indices, self.classes, lambda: self.margin[here])
+        return Batch(
+            self.x[here],
+            self.predicted[here],
+            indices,
+            self.classes,
+            lambda: self.margin[here],
+            lambda: [images[rows.cpu().numpy()] for images in self.known()],
+        )
 
 
 class Answer(NamedTuple):

@@ -112,3 +112,12 @@ class Unsure(nn.Module):
 def test_logits_that_are_not_finite_are_no_disagreement() -> None:
     found = PairAttack(Unsure(), TEACHER, SAME, 0.3, Norm.LINF, steps=8, restarts=2)(X[:1], [0])
     assert not found.found.any()
+
+
+def test_known_counterexamples_are_tried_first() -> None:
+    """Without steps worth the name PGD stays at the image; a counterexample of one network leads to the slit."""
+    lazy = PairAttack(STUDENT, TEACHER, SAME, 0.2, Norm.LINF, steps=1, restarts=0)
+    assert not lazy(X, [0, 1, 2]).found.any()
+    known = torch.full_like(X, torch.nan)
+    known[0], known[2] = torch.tensor([0.6, 0.5]), torch.tensor([0.1, 0.2])  # the last one is outside of its ball
+    assert lazy(X, [0, 1, 2], [torch.full_like(X, torch.nan), known]).found.tolist() == [True, False, False]
