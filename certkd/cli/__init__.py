@@ -14,6 +14,7 @@ from certkd.cli.compare import compare
 from certkd.cli.export import export
 from certkd.cli.import_log import import_log
 from certkd.cli.inspect import inspect
+from certkd.cli.match import match
 from certkd.cli.methods import methods
 from certkd.cli.objectives import objectives
 from certkd.cli.output import add_output_options, finish, start
@@ -40,7 +41,7 @@ def cli() -> None:
     """
 
 
-_CERTIFICATES = (certify, transfer, solve, import_log, show, compare, cite, export, verify)
+_CERTIFICATES = (certify, transfer, match, solve, import_log, show, compare, cite, export, verify)
 for command in (train, inspect, *_CERTIFICATES, run, methods, objectives):
     command.context_settings = {**_HELP, **command.context_settings}  # also where it is called without the group
     add_output_options(command)

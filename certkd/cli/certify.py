@@ -93,6 +93,31 @@ def certify(bare: str | None, model: str | None, teacher: str | None, eps: Epsil
     networks as CERTIFIED or FALSIFIED, and reports what each stage decided and cost. --instances certifies a list of
     images, each at its own radius, writes a file for each radius, and reports how many instances were decided.
     """
+    return certified(bare, model, teacher, eps, **options).code
+
+
+@dataclass(frozen=True)
+class Certified:
+    """The results of a command.
+
+    Attributes:
+        student, teacher: the networks.
+        answers: the certificates of each radius, by role.
+        load: loads the data, once.
+        code: the exit code.
+    """
+
+    student: "Checkpoint"
+    teacher: "Checkpoint | None"
+    answers: "list[dict[str, Certificates]]"
+    load: "Load"
+    code: int
+
+
+def certified(
+    bare: str | None, model: str | None, teacher: str | None, eps: Epsilon | None, **options: Any
+) -> Certified:
+    """Do what ``certkd certify`` does, and keep the results."""
     from certkd.cli.question import certify_config
     from certkd.report import tables
     from certkd.report.console import display, stderr
@@ -109,6 +134,8 @@ def certify(bare: str | None, model: str | None, teacher: str | None, eps: Epsil
     options["kinds"] = {name.endswith(".onnx") for name in (model, teacher) if name is not None}
     student = network(model, options, load)
     reference = None if teacher is None else _reference(model, student, teacher, teacher_of(teacher, options, load))
+    if reference is not None and any(method.relational for method in config.methods):
+        _check_two(str(teacher), reference, model, student)
     failed: list[str] = []
     answers: list[dict[str, Certificates]] = []
     questions = _questions(eps, model, student, options, load)
@@ -125,7 +152,7 @@ def certify(bare: str | None, model: str | None, teacher: str | None, eps: Epsil
             display(line if teacher is None else f"{role}: {line}")
     for line in failed:
         stderr().print(f"failed: {line}")
-    return 1 if failed else 0
+    return Certified(student, reference, answers, load, 1 if failed else 0)
 
 
 def _reference(model: str, student: "Checkpoint", teacher: str, known: "Checkpoint") -> "Checkpoint":
@@ -139,6 +166,21 @@ def _reference(model: str, student: "Checkpoint", teacher: str, known: "Checkpoi
     if known.teacher_sha256 and known.teacher_sha256 == student.sha256 != known.sha256:
         raise InputError(f"{teacher} is a student of {model}: give the student as the network, and --teacher {model}")
     return networks.adapted_to(known, student)
+
+
+def _check_two(teacher: str, reference: "Checkpoint", model: str, student: "Checkpoint") -> None:
+    """Refuse a relation of one network with itself, and of networks with other classes.
+
+    Raises:
+        InputError: it names both networks.
+    """
+    from verifiers.runtime.fingerprint import structure_sha256
+
+    classes = student.model.spec.classes, reference.model.spec.classes
+    if classes[0] != classes[1]:
+        raise InputError(f"{model} has {classes[0]} classes, {teacher} {classes[1]}: match needs networks of the same")
+    if student.sha256 == reference.sha256 and structure_sha256(student.model) == structure_sha256(reference.model):
+        raise InputError(f"{model} and {teacher} are the same network: give a student and its teacher")
 
 
 def _requirements(options: dict[str, Any], config: "CertifyConfig") -> "list[Requirement]":
@@ -300,8 +342,9 @@ def _report(done: "dict[str, Certificates]", requirements: "list[Requirement]") 
     from verifiers.core.status import About
 
     record(files=[{"role": role, **tables.figures(certificates)} for role, certificates in done.items()])
+    about = [About.NETWORK, About.SMOOTHED] if "teacher" in done else list(About)
     for certificates in done.values():
-        display(*tables.contents(certificates), *tables.summaries(certificates, [About.NETWORK, About.SMOOTHED]))
+        display(*tables.contents(certificates), *tables.summaries(certificates, about))
         display(f"written to {certificates.path}")
     failed = [line for certificates in done.values() for line in _failures(certificates)]
     if "teacher" not in done or failed:

@@ -9,6 +9,7 @@ from typing import Any
 from verifiers.certify.config import DEFAULT_METHODS, CertifyConfig
 from verifiers.core.errors import InputError
 from verifiers.core.quantities import Epsilon
+from verifiers.methods.match import Match
 
 #: Settings of methods that have an option of their own, besides --option.
 SHORTCUTS = ("time_limit", "engine", "cross_check", "sigma", "n", "n0", "alpha", "noise")
@@ -34,11 +35,11 @@ def certify_config(eps: Epsilon, options: dict[str, Any]) -> CertifyConfig:
         "arithmetic": options["arithmetic"],
     }
     config = CertifyConfig.parse(values)
-    if config.pairs and (options["teacher"] is None or config.alone() is None):
-        pair = config.pairs[0].kind
-        raise InputError(
-            f"the method {pair} needs --teacher, and another method for each network: --methods crown,{pair}"
-        )
+    lone = config.alone() is None and not all(method.relational for method in config.methods)
+    if config.pairs and (options["teacher"] is None or lone):
+        pair = config.pairs[0]
+        also = "" if pair.relational else f", and another method for each network: --methods crown,{pair.kind}"
+        raise InputError(f"the method {pair.kind} needs --teacher{also}")
     return config
 
 
@@ -85,6 +86,7 @@ def default_out(name: str, config: CertifyConfig, marks: Sequence[str] = (), tea
     parts += [] if teacher is None else [f"with-{Path(teacher.replace(':', '-')).stem}"]
     parts += marks
     parts += [] if config.kinds == default_methods(teacher is not None) else ["+".join(config.kinds)]
+    parts += [method.relation.label for method in config.methods if isinstance(method, Match)]
     return place.with_name(f"{'-'.join(parts)}.h5")
 
 

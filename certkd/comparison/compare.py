@@ -21,6 +21,7 @@ from verifiers.core.status import About, Status
 from verifiers.methods.registry import find, proves
 from verifiers.results.rows import Certificates
 from verifiers.results.summaries.diagnostics import Diagnosis, diagnose
+from verifiers.results.summaries.match import Matched
 from verifiers.results.summaries.smoothing import SameCopies, shared_votes
 
 #: Figures of each network that a requirement may name, the teacher's with the prefix ``teacher_``.
@@ -52,6 +53,7 @@ class Comparison:
         same_copies: the votes of both networks on the same noisy copies of smoothing; None unless the student's run
             showed its copies to this teacher.
         diagnosis: input gradients and attacks of both networks; None without diagnostics.
+        match: on how many balls the student matches this teacher; None without such rows.
     """
 
     method: str
@@ -72,6 +74,7 @@ class Comparison:
     verdict: Verdict | None
     same_copies: SameCopies | None
     diagnosis: Diagnosis | None
+    match: Matched | None
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to plain values, ready for JSON; nan becomes None."""
@@ -133,7 +136,13 @@ def compare(teacher: Certificates, student: Certificates, *, method: str = "best
         verdict=reach_verdict(teacher, student, had, kept, at_least),
         same_copies=_same_copies(teacher, student, names[0]),
         diagnosis=_diagnosis(teacher, student),
+        match=_match(teacher, student),
     )
+
+
+def _match(teacher: Certificates, student: Certificates) -> Matched | None:
+    rows = methods.relation(student) if same_teacher(teacher, student) else None
+    return None if rows is None else Matched.of(rows, student)
 
 
 def _diagnosis(teacher: Certificates, student: Certificates) -> Diagnosis | None:

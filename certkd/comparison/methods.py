@@ -48,6 +48,11 @@ def diagnosis(certificates: Certificates) -> MethodRows | None:
     return next(_rows(certificates, Guarantee.ESTIMATE, About.PAIR, "gradient_cosine"), None)
 
 
+def relation(certificates: Certificates) -> MethodRows | None:
+    """Return the rows that relate student and teacher on whole balls."""
+    return next((rows for rows in certificates if find(rows.name).relational), None)
+
+
 def _rows(certificates: Certificates, guarantee: Guarantee, about: About, column: str) -> Iterator[MethodRows]:
     for rows in certificates:
         method = find(rows.name)

@@ -34,7 +34,7 @@ def radius_curves(path: Path, radii: Mapping[str, np.ndarray], *, norm: str, eps
     axes.set(xlabel=f"radius r ({norm}, pixels in [0, 1])", ylabel="certified accuracy at r")
     axes.set(xlim=(0, top * 1.02 or 1), ylim=(0, 1.02), title=f"Certified radius, {samples} test samples")
     axes.legend()
-    _save(figure, path)
+    save(figure, path)
 
 
 def paired_radii(path: Path, teacher: np.ndarray, student: np.ndarray, *, norm: str, eps: float, name: str) -> None:
@@ -55,7 +55,7 @@ def paired_radii(path: Path, teacher: np.ndarray, student: np.ndarray, *, norm: 
     axes.set(xlabel=f"teacher's certified radius ({norm})", ylabel=f"certified radius of {name}")
     axes.set(xlim=(-0.01 * top, top), ylim=(-0.01 * top, top), aspect="equal", title=f"{name} against the teacher")
     axes.legend(loc="upper left")
-    _save(figure, path)
+    save(figure, path)
 
 
 def training_curves(path: Path, histories: Mapping[str, list[dict[str, Any]]]) -> None:
@@ -69,7 +69,7 @@ def training_curves(path: Path, histories: Mapping[str, list[dict[str, Any]]]) -
                 axes.plot(epochs, values, style, color=f"C{number}", linewidth=1.4, label=f"{name}, {metric}")
     axes.set(xlabel="epoch", ylabel="validation accuracy", ylim=(0, 1.02), title="Training")
     axes.legend(fontsize="small", ncols=2)
-    _save(figure, path)
+    save(figure, path)
 
 
 def _figure() -> tuple[Any, Any]:
@@ -93,6 +93,7 @@ def check_name(path: Path) -> None:
         raise InputError(f"{path}: the name of a plot ends in {', '.join(FORMATS)}")
 
 
-def _save(figure: Any, path: Path) -> None:
+def save(figure: Any, path: Path) -> None:
+    """Write a figure in the format that the suffix names."""
     check_name(path)
     write_whole(path, lambda temporary: figure.savefig(temporary, dpi=130, format=path.suffix[1:].lower()))

@@ -161,8 +161,9 @@ def _beyond(config: CertifyConfig, first: Tensor) -> list[str]:
 
 
 def _check_teacher(teacher: nn.Module | None, first: Tensor, classes: int, config: CertifyConfig) -> None:
-    """Check the logits of a teacher that shares its noisy copies with the network."""
-    if teacher is None or not any(method.about is About.SMOOTHED for method in config.methods):
+    """Check the logits of a teacher that shares its noisy copies with the network, or is in a relation with it."""
+    shared = any(method.about is About.SMOOTHED or method.relational for method in config.methods)
+    if teacher is None or not shared:
         return
     with torch.no_grad():
         shape = tuple(as_logits(rows_of(teacher(first), len(first))).shape)

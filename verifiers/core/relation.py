@@ -53,6 +53,11 @@ class Relation:
         """The tolerance or delta."""
         return self.delta if self.kind is Property.SAME_CLASS else self.tolerance
 
+    @property
+    def label(self) -> str:
+        """The property and its threshold in the name of a file."""
+        return f"{self.kind}{self.threshold:g}" if self.threshold else str(self.kind)
+
     def at(self, threshold: float) -> "Relation":
         """Return the same property with another threshold."""
         if self.kind is Property.SAME_CLASS:

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
 from verifiers.core.columns import ROUNDING, Column
+from verifiers.core.errors import InputError, did_you_mean, quoted
 from verifiers.core.question import Question
 from verifiers.core.relation import Property, Relation
 from verifiers.core.settings import Count, Number, Positive
@@ -72,6 +73,14 @@ class Match(Method):
         Column("least", "float64", "logits", "least tolerance or delta proved; nan when not bisected"),
         Column("counterexample", "float32", "pixels", "the point, inside the ball", axes=("image",)),
     )
+
+    @field_validator("property", mode="before")
+    @classmethod
+    def _known_property(cls, given: object) -> object:
+        """Refuse an unknown property, with the nearest known one."""
+        if isinstance(given, str) and given not in list(Property):
+            raise InputError(f"unknown property {quoted(given)}.{did_you_mean(given, list(map(str, Property)))}")
+        return given
 
     @model_validator(mode="after")
     def _known_thresholds(self) -> "Match":

@@ -18,8 +18,13 @@ from verifiers.results.summaries.match import Matched
 
 
 def contents(certificates: Certificates) -> list[Part]:
-    """Tabulate a file: per method the count at eps, accuracy, mean radius and time, then its rows by status."""
+    """Tabulate a file: per method the count at eps, accuracy, mean radius and time, then its rows by status.
+
+    Nothing for a file with rows about a pair alone that say nothing of a prediction: their summary says it all.
+    """
     check_known(certificates)
+    if all(find(rows.name).relational for rows in certificates):
+        return []
     lines = []
     for rows in certificates:
         found = at_eps(rows)
@@ -48,7 +53,7 @@ def figures(certificates: Certificates) -> dict[str, Any]:
         }
         if find(rows.name).relational:
             matched = Matched.of(rows, certificates)
-            methods[rows.name] |= asdict(matched) | {"sentence": matched.sentence}
+            methods[rows.name] |= {"at_eps": rows.at_eps, **asdict(matched), "sentence": matched.sentence}
     about = {"path": certificates.path, "norm": certificates.norm, "eps": certificates.eps_text}
     return {**about, "samples": int(certificates.attributes["samples"]), "methods": methods}
 
@@ -120,6 +125,10 @@ def _notes(rows: MethodRows) -> list[str]:
     return [f"{rows.name:<10} {rows.attributes['claim']}{engine}", *found]
 
 
+#: The attributes that name the teacher that a network learnt from, and the one that rows about a pair compare with.
+_TEACHERS = ("teacher_sha256", "joint_teacher_sha256")
+
+
 def _origin(attributes: Mapping[str, Any]) -> list[str]:
     """Describe the certified network and the program, or the log of another program."""
     if attributes.get("imported"):
@@ -127,7 +136,7 @@ def _origin(attributes: Mapping[str, Any]) -> list[str]:
         return [f"log        {attributes['log']}  sha256 {attributes['log_sha256']}", f"read by    {by}"]
     return [
         f"model      {attributes['architecture']}  sha256 {attributes['model_sha256']}",
-        *([f"teacher    sha256 {attributes['teacher_sha256']}"] if attributes.get("teacher_sha256") else []),
+        *(f"teacher    sha256 {found}" for found in dict.fromkeys(map(attributes.get, _TEACHERS)) if found),
         f"made by    certkd {attributes['certkd_version']}, torch {attributes['torch_version']}, "
         f"auto-LiRPA {attributes['auto_lirpa_version']}, on {attributes['device']} at {attributes['started']}",
         f"command    {attributes['command']}",

@@ -165,12 +165,14 @@ students:
   model: {{name: certkd:mlp, options: {{hidden: [8]}}}}
   epochs: 5
   objectives: {{kd: {{kind: kd}}}}
-certify: {{eps: 0.01, methods: [crown, transfer], limit: 30, options: {{steps: 5}}}}
+certify: {{eps: 0.01, methods: [crown, transfer, {{kind: match, time_limit: 1}}], limit: 30, options: {{steps: 5}}}}
 """
     )
     done = certkd("run", config)
     assert done.code == 0, done.err
     assert "kd: Including what carries over from the teacher, it keeps" in done.out
+    assert "kd: The student gives the teacher's class everywhere in the ball for " in done.out
     summary = json.loads((tmp_path / "run" / "report" / "summary.json").read_text())
     assert summary["comparisons"]["kd"]["verdict"]["samples"] == 30
+    assert summary["comparisons"]["kd"]["match"]["samples"] == 30
     assert set(read(tmp_path / "run" / "certificates" / "teacher.h5").methods) == {"crown"}

@@ -15,7 +15,7 @@ from verifiers.core.errors import InputError
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Figures, in the order in which they would be saved."""
     figures: list[Any] = []
-    monkeypatch.setattr(plots, "_save", lambda figure, path: figures.append(figure))
+    monkeypatch.setattr(plots, "save", lambda figure, path: figures.append(figure))
     return figures
 
 

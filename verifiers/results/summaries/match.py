@@ -1,6 +1,7 @@
 """Summarise where a student provably matches its teacher, where a point shows that it does not, and what is open."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -62,6 +63,7 @@ class Matched:
         proved: samples on whose ball the property holds.
         refuted: samples with a stored point that breaks it.
         open: samples that are neither, by the reason.
+        seconds: mean time of a sample; nan without one.
     """
 
     kind: str
@@ -71,6 +73,7 @@ class Matched:
     proved: int
     refuted: int
     open: dict[str, int]
+    seconds: float
 
     @classmethod
     def of(cls, rows: MethodRows, certificates: Certificates) -> "Matched":
@@ -88,7 +91,9 @@ class Matched:
         reasons = {words: rows.count(status) for status, words in _OPEN.items()}
         reasons["undecided"] = len(rows) - sum(decided) - sum(reasons.values())
         left = {words: count for words, count in reasons.items() if count}
-        return cls(str(relation.kind), relation.tolerance, relation.delta, len(rows), *decided, left)
+        spent = rows["seconds"][np.isfinite(rows["seconds"])]
+        seconds = float(spent.mean()) if len(spent) else math.nan
+        return cls(str(relation.kind), relation.tolerance, relation.delta, len(rows), *decided, left, seconds)
 
     @property
     def relation(self) -> Relation:
@@ -148,14 +153,17 @@ def summary(rows: MethodRows, certificates: Certificates) -> list[Part]:
 
 def answers(title: str, several: Sequence[Matched]) -> Table:
     """Tabulate the answers, a line for each property."""
-    lines = [[one.name, *map(str, (one.proved, one.refuted, sum(one.open.values())))] for one in several]
-    return Table(title, ["property", "proved", "refuted", "open"], lines)
+    lines = [
+        [one.name, str(one.proved), str(one.refuted), str(sum(one.open.values())), figure(one.seconds)]
+        for one in several
+    ]
+    return Table(title, ["property", "proved", "refuted", "open", "s/sample"], lines)
 
 
 def _stages(rows: MethodRows) -> Table:
-    """Count the samples that each stage decided."""
+    """Count the samples that each stage decided; stages without any are left out."""
     lines = []
-    for stage in Stage:
+    for stage in (stage for stage in Stage if (rows["stage"] == stage).any()):
         here = rows["stage"] == stage
         decided = [int((here & (rows["status"] == status)).sum()) for status in (Status.CERTIFIED, Status.FALSIFIED)]
         lines.append([stage.title, *("-" if stage in SEARCHES and not i else str(n) for i, n in enumerate(decided))])

@@ -1,0 +1,138 @@
+"""``certkd match``."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from certkd.cli.certify import Certified, certified, certify
+from certkd.cli.networks import named_data
+from certkd.cli.options import (
+    EpsilonType,
+    Value,
+    Whole,
+    bare_or_named,
+    data_options,
+    network_options,
+    teacher_options,
+)
+from verifiers.core.errors import InputError
+from verifiers.core.status import Status
+
+if TYPE_CHECKING:
+    from certkd.report.points import Refuted
+    from verifiers.results.rows import Certificates, MethodRows
+
+#: Settings of the method that have an option of their own here.
+SETTINGS = ("property", "tolerance", "delta", "bisect")
+#: The most points of a sheet.
+SHOWN = 24
+
+
+@click.command()
+@click.argument("bare", metavar="[STUDENT]", required=False)
+@click.option("--student", metavar="NETWORK", help="The same: checkpoint, .onnx, or source:name.")
+@click.option("--teacher", metavar="NETWORK", help="The teacher: checkpoint, .onnx, or source:name.")
+@click.option("--eps", required=True, type=EpsilonType(), help="Radius in pixel units, like 8/255.")
+@click.option("--norm", default="linf", show_default=True, help="linf, l2 or l1.")
+@click.option("--property", metavar="NAME", help="same-class, close, not-worse or transfer.  [default: same-class]")
+@click.option("--tolerance", type=Value(), metavar="T", help="Of close and not-worse, in logits.  [default: 0]")
+@click.option("--delta", type=Value(), metavar="D", help="Of same-class: where the teacher is surer.  [default: 0]")
+@click.option("--bisect", is_flag=True, default=None, help="Bisect the least tolerance, or delta, proved too.")
+@click.option("--time-limit", type=Value(), metavar="SECONDS", help="Limit for one sample.  [default: 30]")
+@click.option("--data", metavar="NAME", help="Data set.  [default: the student's own]")
+@click.option("--split", default="test", show_default=True, help="train, validation or test.")
+@click.option("--limit", type=Whole(1), help="Only the first N samples.")
+@click.option("--indices", metavar="I,J-K,...", help="Only these samples of the split, like 3,17,40-99.")
+@click.option("--indices-file", metavar="FILE", help="Only the samples that a file lists, an index or range a line.")
+@click.option("--out", metavar="FILE", help="Certificate file.  [default: next to the student]")
+@click.option("--overwrite", is_flag=True, help="Begin the certificate file again if it is there.")
+@click.option("--arithmetic", default="float32", show_default=True, help="As in certify: float32 or real.")
+@click.option("--seed", type=Whole(0), default=0, show_default=True, help="Seed of all randomness.")
+@click.option("--batch-size", type=Whole(1), help="Samples at a time.  [default: the method's own]")
+@network_options
+@teacher_options
+@data_options
+@click.pass_context
+def match(ctx: click.Context, bare: str | None, student: str | None, teacher: str | None, **options: Any) -> int:
+    """Decide whether a student matches its teacher on each ball.
+
+    Each sample, misclassified or not, is proved, refuted by a point of its ball that is stored, or open. The property
+    is one of these, in logits. same-class: the student gives the class that the teacher prefers, or prefers by more
+    than --delta. close: no logit is further than --tolerance from the teacher's. not-worse: the student's margin of the
+    teacher's class is at most --tolerance below the teacher's. transfer: wherever the teacher keeps its class of the
+    image, the student gives it.
+
+    The refuted points are drawn beside their images in a PNG file next to the certificate file. The command is
+    'certkd certify --teacher' with the method match, and 'certkd verify --teacher' audits its file.
+    """
+    student = bare_or_named(bare, student, "--student", "certkd match student.pt --teacher teacher.pt --eps 8/255")
+    if teacher is None:
+        raise InputError("match relates a student to its teacher: give --teacher, like --teacher teacher.pt")
+    given = {name: options.pop(name) for name in SETTINGS}
+    settings = tuple((name, value) for name, value in given.items() if value is not None)
+    run = click.Command("match", params=certify.params, callback=certified)
+    done = ctx.invoke(run, model=student, teacher=teacher, methods="match", settings=settings, **options)
+    _draw(done, options)
+    return int(done.code)
+
+
+def _draw(done: Certified, options: dict[str, Any]) -> None:
+    """Draw the refuted points beside their images, next to the certificate file."""
+    from certkd.cli.question import marks_of
+    from certkd.report.console import display, record
+    from certkd.report.points import is_drawn, sheet
+    from verifiers.results.reader import read
+    from verifiers.results.summaries.match import Matched
+
+    certificates = done.answers[0]["student"]
+    rows = certificates["match"]
+    count = rows.count(Status.FALSIFIED)
+    if not count or not is_drawn(done.student.model.spec.shape):
+        return
+    file = read(certificates.path)["match"]
+    some = len(rows) < len(file)  # of the samples of a finished file
+    marks = marks_of({**options, "instances": None, "data": None}) if some else []
+    path = Path(certificates.path)
+    place = path.with_name(f"{'-'.join([path.stem, *marks, 'points'])}.png")
+    sheet(place, _refuted(done, certificates, file, options), Matched.of(rows, certificates).sentence)
+    record(sheet=str(place))
+    more = "" if count <= SHOWN else f", the first {SHOWN} of {count}; 'certkd export' writes all of them"
+    display(f"points drawn in {place}{more}")
+
+
+def _refuted(
+    done: Certified, certificates: "Certificates", file: "MethodRows", options: dict[str, Any]
+) -> "list[Refuted]":
+    """Return the first refuted points, with both networks' classes at the images and at the points."""
+    import numpy as np
+    import torch
+
+    from certkd.certification import rows_of
+    from certkd.networks import resolve as networks
+    from certkd.report.points import Refuted
+    from verifiers.results.reader import read_images
+    from verifiers.runtime.samples import device_of
+
+    rows = certificates["match"]
+    chosen = np.flatnonzero(rows["status"] == Status.FALSIFIED)[:SHOWN]
+    samples = rows_of(certificates, done.load(networks.data_of(done.student, named_data(options))))
+    images = samples.images[torch.as_tensor(chosen)].float().clamp(0.0, 1.0)
+    assert done.teacher is not None
+    network = done.teacher.model.eval()
+    with torch.no_grad():
+        teacher = network(images.to(device_of(network))).argmax(1).tolist()
+    place = {index: row for row, index in enumerate(file["index"].tolist())}
+    stored = [place[index] for index in rows["index"][chosen].tolist()]
+    points = read_images(certificates.path, "match", "counterexample", stored)
+    return [
+        Refuted(
+            index=int(rows["index"][row]),
+            image=images[i].numpy(),
+            point=points[i],
+            before=(int(rows["predicted"][row]), teacher[i]),
+            after=(int(rows["student_class"][row]), int(rows["teacher_class"][row])),
+            violation=float(rows["violation"][row]),
+        )
+        for i, row in enumerate(chosen.tolist())
+    ]
