@@ -20,8 +20,7 @@ RESULTS = "results.csv"
 
 
 @click.command()
-@click.argument("network", metavar="NET.onnx|LIST.csv")
-@click.argument("question", metavar="[PROPERTY.vnnlib]", required=False)
+@click.argument("files", metavar="LIST.csv|NET.onnx... PROPERTY.vnnlib", nargs=-1, required=True)
 @click.option("--timeout", type=Number(), help="Seconds per property.  [default: the list's, or 300]")
 @click.option("--out", metavar="FOLDER", help="Results and counterexamples.  [default: next to the property or list]")
 @click.option("--against", metavar="RESULTS.csv", help="Compare with another tool's results; exit 1 if they exclude.")
@@ -34,44 +33,53 @@ RESULTS = "results.csv"
     help="float32 proves the network as it runs, with its rounding; real the network over the real numbers.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace results that are in the folder already.")
-def solve(network: str, question: str | None, **options: Any) -> int:
+def solve(files: tuple[str, ...], **options: Any) -> int:
     """Solve VNN-LIB properties of ONNX networks.
 
     A property is the unsafe set, as in VNN-COMP: sat means that an input of the box has outputs in it, unsat that none
     has. The list is VNN-COMP's: rows onnx,vnnlib,timeout with paths relative to the list. Files may be packed by gzip.
+
+    A property of VNN-LIB 2.0 may be about two networks: give their files in the order of its declarations, or as
+    "[('f', 'a.onnx'), ('g', 'b.onnx')]", also in a list. Entries of their inputs that it sets equal are one.
 
     unsat is proved for every float32 machine. sat comes with a counterexample file, whose point satisfies the property
     exactly, both here and in onnxruntime. All else is unknown, with the reason, or timeout.
     """
     from certkd.exchange.instance_table import read_results
 
-    instances = _instances(network, question, options["timeout"])
+    *networks, last = files
+    question = last if networks else None
+    instances = _instances(networks or [last], question, options["timeout"])
     against = None if options["against"] is None else read_results(Path(options["against"]))
     if options["replay"] is not None:
         return _replay(instances, question, Path(options["replay"]))
-    folder = Path(options["out"]) if options["out"] else _folder(Path(question or network))
+    folder = Path(options["out"]) if options["out"] else _folder(Path(last))
     if (folder / RESULTS).exists() and not options["overwrite"]:
         raise InputError(f"{folder / RESULTS} exists: name another folder with --out, or add --overwrite")
     rows = _solve(instances, folder, options, alone=question is not None)
     return _report(rows, folder, against, alone=question is not None)
 
 
-def _instances(network: str, question: str | None, timeout: float | None) -> "list[Instance]":
-    from certkd.exchange.instance_table import Instance, packed, read_instances
+def _instances(networks: "Sequence[str]", question: str | None, timeout: float | None) -> "list[Instance]":
+    from certkd.exchange.instance_table import Instance, listed_networks, packed, read_instances
 
     if timeout is not None and timeout <= 0:
         raise InputError(f"--timeout {timeout:g} is not a positive number of seconds")
-    if question is None:
-        if ".onnx" in Path(network).suffixes:
-            raise InputError(f"which property of {network}? Give a file: certkd solve {network} PROPERTY.vnnlib")
-        listed = read_instances(Path(network))
+    if question is None or ((len(networks) > 1 or networks[0].endswith(".onnx")) and question.endswith(".onnx")):
+        named = [*networks, *([] if question is None else [question])]
+        if ".onnx" in Path(named[0]).suffixes or named[0].startswith("["):
+            files = " ".join(named)
+            raise InputError(f"which property of {files}? Give a file: certkd solve {files} PROPERTY.vnnlib")
+        listed = read_instances(Path(named[0]))
         if timeout is None:
             return listed
         return [Instance(each.network, each.question, timeout, each.folder) for each in listed]
-    for file, what in ((network, "network"), (question, "property")):
-        if not packed(Path(file)).is_file():
+    text = networks[0] if len(networks) == 1 else repr(list(networks))
+    wanted = [(packed(Path(file)), file, "network") for _, file in listed_networks(text)]
+    for path, file, what in (*wanted, (packed(Path(question)), question, "property")):
+        if not path.is_file():
             raise InputError(f"no such {what}: {file}")
-    return [Instance(network, question, timeout or TIMEOUT, Path())]
+    return [Instance(text, question, timeout or TIMEOUT, Path())]
 
 
 def _folder(path: Path) -> Path:

@@ -1,7 +1,8 @@
 """Counterexample files: an input and the network's outputs at it, in VNN-COMP's form and in that of VNN-LIB 2.0."""
 
+import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -40,14 +41,18 @@ def read_assignment(path: Path) -> Assignment:
         InputError: the file has another form.
     """
     with loading(path, f"a {COUNTEREXAMPLE}"):
-        text = text_of(path, COUNTEREXAMPLE).lstrip()
-        first, _, rest = text.partition("\n")
-        if first.strip() in ("sat", "violated"):
-            text = rest.lstrip()
+        text = _body(path)
         try:
             return _bracketed(text) if text.startswith("(") else _listed(text)
         except InputError as error:
             raise InputError(f"{path} is not a {COUNTEREXAMPLE}: {error}") from None
+
+
+def _body(path: Path) -> str:
+    """Read the text below the verdict."""
+    text = text_of(path, COUNTEREXAMPLE).lstrip()
+    first, _, rest = text.partition("\n")
+    return rest.lstrip() if first.strip() in ("sat", "violated") else text
 
 
 def _bracketed(text: str) -> Assignment:
@@ -66,23 +71,45 @@ def _bracketed(text: str) -> Assignment:
 
 
 def _listed(text: str) -> Assignment:
-    tensors: list[list[Fraction]] = []
-    sizes: list[int] = []
+    found = _tensors(text)
+    if len(found) > 2:
+        raise InputError("it must list one input and one output")
+    return _checked(*found.values(), *([[]] * (2 - len(found))))
+
+
+def read_tensors(path: Path) -> dict[str, list[Fraction]]:
+    """Read tensors with headings, as VNN-LIB 2.0 writes them, by name.
+
+    Raises:
+        InputError: the file has another form.
+    """
+    with loading(path, f"a {COUNTEREXAMPLE}"):
+        text = _body(path)
+        try:
+            return _tensors(text)
+        except InputError as error:
+            raise InputError(f"{path} is not a {COUNTEREXAMPLE}: {error}") from None
+
+
+def _tensors(text: str) -> dict[str, list[Fraction]]:
+    found: dict[str, list[Fraction]] = {}
+    sizes: dict[str, int] = {}
+    name = ""
     for line in filter(None, map(str.strip, text.splitlines())):
         heading = _HEADING.fullmatch(line)
         if heading is not None:
-            sides, size = whole_numbers(heading.group(3)), 1
-            for side in sides:
-                size *= side
-            tensors.append([])
-            sizes.append(size)
-        elif tensors:
-            tensors[-1].append(parse_number(line))
+            name = heading.group(1)
+            if name in found:
+                raise InputError(f"it lists {quoted(name)} twice")
+            found[name], sizes[name] = [], math.prod(whole_numbers(heading.group(3)))
+        elif name:
+            found[name].append(parse_number(line))
         else:
             raise InputError(f"{quoted(line)} must be a heading like X float32 [1,3]")
-    if len(tensors) > 2 or any(len(each) != size for each, size in zip(tensors, sizes, strict=True)):
-        raise InputError("it must list one input and one output, each with all of its entries")
-    return _checked(*tensors, *([[]] * (2 - len(tensors))))
+    wrong = next((name for name, values in found.items() if len(values) != sizes[name]), None)
+    if wrong is not None:
+        raise InputError(f"{quoted(wrong)} has {sizes[wrong]} entries, the file {len(found[wrong])}")
+    return found
 
 
 def _checked(x: list[Fraction], y: list[Fraction]) -> Assignment:
@@ -97,6 +124,13 @@ def assignment(x: Sequence[Fraction], y: Sequence[Fraction]) -> Iterator[str]:
     for place, (tensor, i, value) in enumerate(values):
         opened, closed = "(" if place == 0 else " ", ")" if place == len(values) - 1 else ""
         yield f"{opened}({tensor}_{i} {decimal(value)}){closed}"
+
+
+def tensors(values: Iterable[tuple[str, str, Sequence[int], Sequence[Fraction]]]) -> Iterator[str]:
+    """Write tensors by name, type and shape in the form of VNN-LIB 2.0, with every digit."""
+    for name, dtype, shape, entries in values:
+        yield f"{name} {dtype} [{','.join(map(str, shape))}]"
+        yield from map(decimal, entries)
 
 
 def decimal(value: Fraction) -> str:

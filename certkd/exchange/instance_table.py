@@ -1,9 +1,11 @@
 """Tables of VNN-COMP: lists of instances, and the results of tools."""
 
+import ast
 import csv
 import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +23,8 @@ VERDICTS: Mapping[str, str] = {
 COLUMNS = ("benchmark", "onnx", "vnnlib", "prepare", "result", "time")
 #: Other names of columns in headers.
 _ALIASES = {"category": "benchmark", "prepare_time": "prepare", "run_time": "time", "verdict": "result"}
+#: The longest list of networks in a cell.
+LONGEST = 10_000
 HEADER = ("onnx", "vnnlib", "timeout", "result", "time", "counterexample", "reason")
 
 
@@ -29,7 +33,7 @@ class Instance:
     """One instance of a list.
 
     Attributes:
-        network, question: their files, as written in the list.
+        network, question: their files, as written in the list; several networks as ``[('f', 'a.onnx'), ...]``.
         timeout: seconds.
         folder: where relative paths start.
     """
@@ -40,10 +44,42 @@ class Instance:
     folder: Path
 
     @property
-    def paths(self) -> tuple[Path, Path]:
-        """The files: as written, or with ``.gz`` where only that exists."""
-        network, wanted = (packed(self.folder / name) for name in (self.network, self.question))
-        return network, wanted
+    def networks(self) -> list[tuple[str, Path]]:
+        """The files of the networks, with the names that a list of several gives; as written, or with ``.gz``.
+
+        Raises:
+            InputError: it is no list of networks.
+        """
+        return [(name, packed(self.folder / file)) for name, file in listed_networks(self.network)]
+
+    @property
+    def property_path(self) -> Path:
+        """The file of the property: as written, or with ``.gz`` where only that exists."""
+        return packed(self.folder / self.question)
+
+    @property
+    def name(self) -> str:
+        """The names of all files, without folders and suffixes."""
+        return f"{bare(self.network)}_{bare(self.question)}"
+
+
+def listed_networks(text: str) -> list[tuple[str, str]]:
+    """Read one file, or ``[('f', 'a.onnx'), ('g', 'b.onnx')]``, or such a list without names, as names and files.
+
+    Raises:
+        InputError: it starts like a list and is none.
+    """
+    if not text.startswith("["):
+        return [("", text)]
+    try:
+        found = ast.literal_eval(text) if len(text) < LONGEST else None
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        found = None
+    pairs = [("", each) if isinstance(each, str) else each for each in found] if isinstance(found, list) else []
+    words = [isinstance(p, tuple) and len(p) == 2 and all(isinstance(word, str) for word in p) for p in pairs]
+    if not pairs or not all(words) or not all(file for _, file in pairs):
+        raise InputError(f"{quoted(text)} must look like [('f', 'a.onnx'), ('g', 'b.onnx')]")
+    return pairs
 
 
 def packed(path: Path) -> Path:
@@ -72,16 +108,29 @@ def read_instances(path: Path) -> list[Instance]:
     for line, cells in _rows(path, "list of instances"):
         if line == 1 and cells[0].lower() in ("onnx", "network", "model"):
             continue
+        cells = _whole(cells)
         if len(cells) < 3:
             raise InputError(f"{path} line {line} must be onnx,vnnlib,timeout, got {quoted(','.join(cells))}")
         instance = Instance(cells[0], cells[1], seconds(cells[2], f"{path} line {line}"), path.parent)
-        missing = next((file for file in instance.paths if not file.is_file()), None)
+        try:
+            files = [*(file for _, file in instance.networks), instance.property_path]
+        except InputError as error:
+            raise InputError(f"{path} line {line}: {error}") from None
+        missing = next((file for file in files if not file.is_file()), None)
         if missing is not None:
             raise InputError(f"{path} line {line}: no such file: {missing}")
         found.append(instance)
     if not found:
         raise InputError(f"{path} lists no instance: rows are onnx,vnnlib,timeout")
     return found
+
+
+def _whole(cells: list[str]) -> list[str]:
+    """Join the cells of a list of networks that was written without quotes."""
+    if not cells[0].startswith("[") or cells[0].endswith("]"):
+        return cells
+    end = next((i for i, cell in enumerate(cells) if cell.endswith("]")), 0)
+    return [", ".join(cells[: end + 1]), *cells[end + 1 :]]
 
 
 def seconds(text: str, where: str) -> float:
@@ -167,7 +216,10 @@ def read_results(path: Path) -> dict[tuple[str, str], str]:
 
 
 def bare(name: str) -> str:
-    """Return the name of a file without its folder and its known suffixes."""
+    """Return the name of a file without its folder and its known suffixes; of a list of files, their names."""
+    if name.startswith("["):
+        with suppress(InputError):
+            return "_".join(bare(file) for _, file in listed_networks(name))
     last = name.replace("\\", "/").rsplit("/", 1)[-1].removesuffix(".gz")
     return last.removesuffix(".onnx").removesuffix(".vnnlib")
 

@@ -50,7 +50,7 @@ def read_properties(path: Path, net: str, split: Split, classes: int) -> list[In
         rows = [row for row in rows if bare(row.network) == net]
     if not rows:
         raise InputError(f"{path} lists no property of the network {net!r}: it has {', '.join(sorted(nets))}")
-    return [_instance(row.paths[1], i, split, classes) for i, row in enumerate(rows, start=1)]
+    return [_instance(row.property_path, i, split, classes) for i, row in enumerate(rows, start=1)]
 
 
 def _instance(path: Path, line: int, split: Split, classes: int) -> Instance:

@@ -4,6 +4,7 @@ Source of the grammar: the VNN-LIB standard, version 2.0 (vnnlib.org); version 1
 """
 
 import re
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -161,14 +162,21 @@ def property_of(query: Query, inputs: int, outputs: int) -> Property:
     for what, variable, size in (("inputs", given[0], inputs), ("outputs", made[0], outputs)):
         if variable.size != size:
             raise InputError(f"the property is about {variable.size} {what}, the network has {size}")
-    return _Cases(given[0].name, inputs, outputs).property(query)
+    entries = [f"input {i}" for i in range(inputs)]
+    return Cases(given[0].name, entries, outputs).property(query)
 
 
-class _Cases:
-    """The boxes and inequalities of a query's cases."""
+class Cases:
+    """The boxes and inequalities of a query's cases.
 
-    def __init__(self, image: str, inputs: int, outputs: int) -> None:
-        self.image, self.inputs, self.outputs = image, inputs, outputs
+    Args:
+        image: the name of the input; every other tensor is the output.
+        names: of its entries, for messages.
+        outputs: the number of outputs.
+    """
+
+    def __init__(self, image: str, names: Sequence[str], outputs: int) -> None:
+        self.image, self.names, self.inputs, self.outputs = image, names, len(names), outputs
 
     def property(self, query: Query) -> Property:
         """Build the cases; those with an empty box, or a condition that never holds, are left out."""
@@ -228,6 +236,6 @@ class _Cases:
         for side, values in (("lower", low), ("upper", high)):
             missing = next((i for i, value in enumerate(values) if value is None), None)
             if missing is not None:
-                raise InputError(f"input {missing} has no {side} bound: a property needs a box of inputs")
+                raise InputError(f"{self.names[missing]} has no {side} bound: a property needs a box of inputs")
             ends.append(tuple(value for value in values if value is not None))
         return Box(*ends)

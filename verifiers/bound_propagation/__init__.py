@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from verifiers.bound_propagation.auto_lirpa.compat import version as auto_lirpa_version
     from verifiers.bound_propagation.box_proofs import by_neurons
-    from verifiers.bound_propagation.boxes.splitting import InputSplitting, split_pair
+    from verifiers.bound_propagation.boxes.bounders import pair_bounder_of
+    from verifiers.bound_propagation.boxes.splitting import InputSplitting, Tries, split_pair
     from verifiers.bound_propagation.certifier import MarginCertifier
     from verifiers.bound_propagation.checks import attack_bounds, check_sandwich
     from verifiers.bound_propagation.complete import Complete
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
         lower_margins,
         robust_cross_entropy,
     )
+    from verifiers.bound_propagation.pair_search import coupled as coupled_spaces
     from verifiers.bound_propagation.radius import Evaluation, MarginBound, RadiusSearch, Search
     from verifiers.bound_propagation.rounding import deviation
 
@@ -57,12 +59,14 @@ _WHERE = {
     "PairBounds": "joint",
     "Planes": "engine",
     "Search": "radius",
+    "Tries": "boxes.splitting",
     "attack_bounds": "checks",
     "auto_lirpa_version": "auto_lirpa.compat:version",
     "ball": "native.training",
     "block_of": "native.backward",
     "build": "engines",
     "by_neurons": "box_proofs",
+    "coupled_spaces": "pair_search:coupled",
     "check_sandwich": "checks",
     "deficits": "native.training",
     "deviation": "rounding",
@@ -72,6 +76,7 @@ _WHERE = {
     "lower_values": "half_spaces",
     "names_of": "engines",
     "native_engine": "engines",
+    "pair_bounder_of": "boxes.bounders",
     "robust_cross_entropy": "native.training",
     "split_pair": "boxes.splitting",
 }
@@ -100,6 +105,7 @@ __all__ = [
     "Planes",
     "RadiusSearch",
     "Search",
+    "Tries",
     "attack_bounds",
     "auto_lirpa_version",
     "ball",
@@ -107,6 +113,7 @@ __all__ = [
     "build",
     "by_neurons",
     "check_sandwich",
+    "coupled_spaces",
     "deficits",
     "deviation",
     "engine_of",
@@ -114,6 +121,7 @@ __all__ = [
     "lower_values",
     "names_of",
     "native_engine",
+    "pair_bounder_of",
     "robust_cross_entropy",
     "split_pair",
 ]

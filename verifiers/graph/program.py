@@ -359,11 +359,12 @@ class PairProgram(Program):
     """Hold two programs as one network with the logits of both, and with ``difference`` of one less the other."""
 
     def __init__(self, student: Program, teacher: Program, *, difference: bool = False) -> None:
-        super().__init__(Pair(student.given, teacher.given, difference=difference))
-        self._parts, self._difference = (student, teacher), difference
+        entire = student.entire and teacher.entire
+        super().__init__(Pair(student.given, teacher.given, difference=difference), entire=entire)
+        self.parts, self._difference = (student, teacher), difference
 
     def capture(self, x: Float[Tensor, "batch *shape"]) -> Captured:
         """Capture both networks."""
-        student, teacher = self._parts
+        student, teacher = self.parts
         parts = student.capture(x), teacher.capture(x)
         return self.once("captured", lambda: CapturedPair(parts, x[:1], difference=self._difference))

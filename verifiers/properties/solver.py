@@ -1,4 +1,4 @@
-"""Decide a property of one network: a counterexample that runs, a proof, or neither with a reason."""
+"""Decide a property of one network, or of a pair: a counterexample that runs, a proof, or neither with a reason."""
 
 import time
 from collections.abc import Sequence
@@ -8,20 +8,12 @@ from enum import StrEnum
 import torch
 from torch import Tensor
 
-from verifiers.bound_propagation import (
-    ITERATIONS,
-    Ended,
-    HalfSpaces,
-    InputSplitting,
-    Native,
-    by_neurons,
-    lower_values,
-    native_engine,
-)
+from verifiers.bound_propagation import ITERATIONS, Ended, HalfSpaces
 from verifiers.core.errors import Contradiction, Unsupported
 from verifiers.core.quantities import Arithmetic
 from verifiers.geometry.boxes import Boxes
 from verifiers.graph.program import Program
+from verifiers.properties.engines import Bounding, bounding_of
 from verifiers.properties.property import Case, Property
 from verifiers.properties.spaces import half_spaces
 from verifiers.properties.witnesses import Descent, Reference, Search, Witness
@@ -62,7 +54,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Solver:
-    """Decide properties of one network.
+    """Decide properties of one network, or of a pair whose outputs are those of both in a row.
 
     Attributes:
         program: the network, entire: a property is about its outputs, not about the scores before a last layer.
@@ -110,18 +102,18 @@ class Solver:
             return Answer(Verdict.TIMEOUT, parts=parts)
         return Answer(Verdict.UNKNOWN, reason=reason or "nothing was proved", parts=parts)
 
-    def _engine(self, question: Property) -> Native | str:
+    def _engine(self, question: Property) -> Bounding | str:
         """Build the engine, or return the reason why there is none."""
         if not question.cases:
             return "the property has no case"
         ends = [torch.from_numpy(end).reshape(1, *self.shape) for end in question.cases[0].box.images]
         try:
-            return native_engine(self.program, torch.cat(ends), self.arithmetic)
+            return bounding_of(self.program, torch.cat(ends), self.arithmetic)
         except (Unsupported, Contradiction) as error:
             return str(error)
 
     def _refute(
-        self, engine: Native | str, search: Search, question: Property, deadline: float, *, many: bool
+        self, engine: Bounding | str, search: Search, question: Property, deadline: float, *, many: bool
     ) -> Ended:
         """Refute the cases of one box or find a counterexample; every failure but a lack of time gives a reason.
 
@@ -152,7 +144,7 @@ class Solver:
                 raise
             return Ended(False, reason="a bound does not fit into memory")
 
-    def _split(self, engine: Native, search: Search, spaces: HalfSpaces, deadline: float) -> Ended:
+    def _split(self, engine: Bounding, search: Search, spaces: HalfSpaces, deadline: float) -> Ended:
         """Refute cases by splitting inputs or neurons."""
         boxes = self._boxes(search)
 
@@ -160,19 +152,19 @@ class Solver:
             return search.tries(points, spaces)
 
         if int((boxes.low < boxes.high).sum()) <= FEW_INPUTS:
-            return InputSplitting(engine, spaces, deadline=deadline, tries=tries).run(boxes)
-        return by_neurons(engine, spaces, boxes, iterations=self.iterations, deadline=deadline, tries=tries)
+            return engine.by_inputs(boxes, spaces, deadline=deadline, tries=tries)
+        return engine.by_neurons(boxes, spaces, iterations=self.iterations, deadline=deadline, tries=tries)
 
     def _boxes(self, search: Search) -> Boxes:
         return Boxes.between(*(torch.from_numpy(end).reshape(1, *self.shape).double() for end in search.box.hull))
 
-    def _left(self, engine: Native, search: Search, spaces: HalfSpaces) -> Tensor:
+    def _left(self, engine: Bounding, search: Search, spaces: HalfSpaces) -> Tensor:
         """Return the numbers of the cases that CROWN does not refute on the whole box.
 
         Raises:
             Contradiction: a point of the box breaks a bound.
         """
-        values, _ = lower_values(engine, self._boxes(search), spaces)
+        values = engine.values(self._boxes(search), spaces)
         self._check(search, spaces, values)
         return (~(spaces.largest(values)[0] > 0)).nonzero().flatten()
 

@@ -31,12 +31,14 @@ class Function:
         shape: shape of one input.
         outputs: number of outputs.
         reference: runs one input in onnxruntime; returns the outputs, flat.
+        sha256: of the file.
     """
 
     module: nn.Module
     shape: tuple[int, ...]
     outputs: int
     reference: "Session"
+    sha256: str
 
 
 class Session:
@@ -78,7 +80,7 @@ def function(path: Path) -> Function:
             network, outputs = _compared(OnnxNetwork(file), file, session)
         except InputError:  # perhaps its constants hold the number of inputs: only as many are right
             network, outputs = _compared(OnnxNetwork(file, literal=True), file, session)
-        return Function(network, file.shape, outputs, session)
+        return Function(network, file.shape, outputs, session, file.sha256)
 
 
 def _compared(network: OnnxNetwork, file: OnnxFile, session: Session) -> tuple[nn.Module, int]:
