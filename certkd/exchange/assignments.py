@@ -108,7 +108,7 @@ def _tensors(text: str) -> dict[str, list[Fraction]]:
             raise InputError(f"{quoted(line)} must be a heading like X float32 [1,3]")
     wrong = next((name for name, values in found.items() if len(values) != sizes[name]), None)
     if wrong is not None:
-        raise InputError(f"{quoted(wrong)} has {sizes[wrong]} entries, the file {len(found[wrong])}")
+        raise InputError(f"{quoted(wrong)} must be listed with all of its entries: {sizes[wrong]}")
     return found
 
 

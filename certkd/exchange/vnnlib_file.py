@@ -183,6 +183,8 @@ class Cases:
         common, cases = query.cases()
         low, high = list[Fraction | None]([None] * self.inputs), list[Fraction | None]([None] * self.inputs)
         shared = self._bounded(common, low, high)
+        while any(_implied(inequality, low, high) for inequality in shared or ()):
+            pass  # each finds a bound that was missing
         made: list[Case] = []
         boxes: dict[object, Box] = {}  # cases of one box share the object
         for conditions in cases if shared is not None else ():
@@ -239,3 +241,24 @@ class Cases:
                 raise InputError(f"{self.names[missing]} has no {side} bound: a property needs a box of inputs")
             ends.append(tuple(value for value in values if value is not None))
         return Box(*ends)
+
+
+def _implied(inequality: Inequality, low: list[Fraction | None], high: list[Fraction | None]) -> bool:
+    """Bound an input that has no bound yet by an inequality of inputs alone; return whether one was found."""
+    if inequality.outputs:
+        return False
+    for place, value in inequality.inputs:
+        side = high if value > 0 else low
+        if side[place] is not None:
+            continue
+        least = inequality.constant
+        for i, slope in inequality.inputs:
+            end = low[i] if slope > 0 else high[i]
+            if i != place:
+                if end is None:
+                    break
+                least += slope * end
+        else:
+            side[place] = -least / value
+            return True
+    return False

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
         lower_margins,
         robust_cross_entropy,
     )
-    from verifiers.bound_propagation.pair_search import coupled as coupled_spaces
     from verifiers.bound_propagation.radius import Evaluation, MarginBound, RadiusSearch, Search
     from verifiers.bound_propagation.rounding import deviation
 
@@ -66,7 +65,6 @@ _WHERE = {
     "block_of": "native.backward",
     "build": "engines",
     "by_neurons": "box_proofs",
-    "coupled_spaces": "pair_search:coupled",
     "check_sandwich": "checks",
     "deficits": "native.training",
     "deviation": "rounding",
@@ -113,7 +111,6 @@ __all__ = [
     "build",
     "by_neurons",
     "check_sandwich",
-    "coupled_spaces",
     "deficits",
     "deviation",
     "engine_of",

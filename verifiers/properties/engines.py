@@ -1,12 +1,13 @@
 """What bounds the values of cases: the engine of one network, or the engines of a pair."""
 
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional as F
 
 from verifiers.bound_propagation import (
     Ended,
@@ -16,7 +17,6 @@ from verifiers.bound_propagation import (
     Native,
     Tries,
     by_neurons,
-    coupled_spaces,
     lower_values,
     native_engine,
     pair_bounder_of,
@@ -72,9 +72,9 @@ class Joint:
         return split_pair(self.engine, spaces, boxes, deadline=deadline, tries=tries)
 
     def by_neurons(self, boxes: Boxes, spaces: HalfSpaces, *, iterations: int, deadline: float, tries: Tries) -> Ended:
-        native = self.engine.joint
-        if self.engine.coupled is not None:
-            native, spaces = self.engine.coupled, coupled_spaces(spaces, spaces.outputs.shape[1] // 2)
+        native = self.engine.engines[-1]  # of copies the coupled graph, whose further outputs count for nothing
+        spare = native.graph.classes - spaces.outputs.shape[1]
+        spaces = replace(spaces, outputs=F.pad(spaces.outputs, (0, spare)))
         return by_neurons(native, spaces, boxes, iterations=iterations, deadline=deadline, tries=tries)
 
 

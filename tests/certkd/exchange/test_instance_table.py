@@ -9,7 +9,9 @@ from certkd.exchange.instance_table import (
     HEADER,
     Instance,
     Row,
+    bare,
     compare,
+    listed_networks,
     read_instances,
     read_results,
     write_results,
@@ -28,7 +30,8 @@ def listed(folder: Path, text: str) -> Path:
 def test_paths_are_relative_to_the_list_and_may_be_packed(tmp_path: Path) -> None:
     found = read_instances(listed(tmp_path, "a.onnx,p.vnnlib,10\n\n ./b.onnx , q.vnnlib ,2.5\n"))
     assert [each.timeout for each in found] == [10.0, 2.5]
-    assert [path.name for each in found for path in each.paths] == ["a.onnx", "p.vnnlib", "b.onnx.gz", "q.vnnlib.gz"]
+    assert [[path.name for _, path in each.networks] for each in found] == [["a.onnx"], ["b.onnx.gz"]]
+    assert [each.property_path.name for each in found] == ["p.vnnlib", "q.vnnlib.gz"]
     assert all(path.parent == tmp_path for each in found for path in each.paths)
     assert len(read_instances(listed(tmp_path, "onnx,vnnlib,timeout\na.onnx,p.vnnlib,10\n"))) == 1, "a header"
 
@@ -104,3 +107,27 @@ def test_tables_with_mistakes(text: str, said: str, tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text(text)
     with pytest.raises(InputError, match=said):
         read_results(tmp_path / "t.csv")
+
+
+@pytest.mark.parametrize(
+    ("cell", "found"),
+    [
+        ("a.onnx", [("", "a.onnx")]),
+        ("[('f', 'a.onnx'), ('g', 'b/c.onnx.gz')]", [("f", "a.onnx"), ("g", "b/c.onnx.gz")]),
+        ('[("f", "a.onnx")]', [("f", "a.onnx")]),
+        ("['a.onnx', 'b.onnx']", [("", "a.onnx"), ("", "b.onnx")]),
+    ],
+)
+def test_several_networks(cell: str, found: list) -> None:
+    assert listed_networks(cell) == found
+    assert bare(cell) == "_".join(bare(file) for _, file in found)
+
+
+@pytest.mark.parametrize(
+    "cell", ["[", "[]", "[1]", "[('f',)]", "[('f', 1)]", "[('f', '')]", "[open('x')]", "[" * 5000, f"['{'x' * 20000}']"]
+)
+def test_what_is_no_list_of_networks(cell: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="must look like") as raised:
+        listed_networks(cell)
+    assert len(str(raised.value)) < 400 and "\n" not in str(raised.value)
+    assert bare(cell), "it has a name for comparisons all the same"

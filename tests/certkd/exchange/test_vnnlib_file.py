@@ -230,3 +230,21 @@ def test_version_two_is_what_the_reference_parser_reads(label: int, tmp_path: Pa
     assert not bounds
     pairs = {(case[0].lhs.indices[1], case[0].rhs.indices[1], type(case[0]).__name__) for case in unsafe.expr.to_dnf()}
     assert pairs == {(j, label, "GreaterEqual") for j in range(3) if j != label}
+
+
+@pytest.mark.parametrize(
+    ("text", "ends"),
+    [
+        pytest.param("(<= X_1 X_0) (>= X_1 -1)", (-1, 3), id="below another"),
+        pytest.param("(<= (+ X_1 X_1) (- 4 X_0)) (>= X_1 X_0)", (1, Fraction(3, 2)), id="a share of others"),
+        pytest.param("(<= X_1 X_0) (>= X_1 (* -2 X_0)) (<= X_1 7)", (-6, 7), id="a bound of its own is kept"),
+    ],
+)
+def test_a_bound_may_follow_from_others(text: str, ends: tuple, tmp_path: Path) -> None:
+    """X_0 is from 1 to 3; the bounds of X_1 follow."""
+    head = "".join(f"(declare-const {name} Real)" for name in ("X_0", "X_1", "Y_0", "Y_1"))
+    asserted = f"(assert (and (>= X_0 1) (<= X_0 3) {text} (<= Y_0 0)))"
+    (case,) = as_property(head + asserted, tmp_path).cases
+    assert (case.box.low, case.box.high) == ((1, ends[0]), (3, ends[1]))
+    with pytest.raises(InputError, match="input 1 has no upper bound"):
+        as_property(head + "(assert (and (>= X_0 1) (<= X_0 3) (>= X_1 0) (<= X_1 Y_0)))", tmp_path)

@@ -3,6 +3,7 @@
 from fractions import Fraction
 
 import numpy as np
+import torch
 from scipy.optimize import Bounds, LinearConstraint, milp
 from torch import nn
 
@@ -76,3 +77,21 @@ def inequality(
     """``outputs @ y + inputs @ x + constant <= 0``."""
     y, x = (tuple((i, Fraction(value)) for i, value in terms.items()) for terms in (outputs, inputs or {}))
     return Inequality(y, x, Fraction(constant), strict)
+
+
+def least_of_pair(
+    one: list[np.ndarray], other: list[np.ndarray], ends: tuple[float, float], outputs: dict[int, float]
+) -> float:
+    """Minimise a linear function of the outputs of two networks ``v relu(w x + b)`` over a cube that both share."""
+    network = nn.Sequential(nn.Linear(one[0].shape[1], 2 * len(one[1])), nn.ReLU(), nn.Linear(2 * len(one[1]), 1))
+    zero = torch.zeros_like(network[2].weight)
+    with torch.no_grad():
+        network[0].weight.copy_(torch.from_numpy(np.concatenate([one[0], other[0]])))
+        network[0].bias.copy_(torch.from_numpy(np.concatenate([one[1], other[1]])))
+        both = np.zeros((2 * len(one[2]), 2 * len(one[1])), np.float32)
+        both[: len(one[2]), : len(one[1])], both[len(one[2]) :, len(one[1]) :] = one[2], other[2]
+        row = sum(value * both[i] for i, value in outputs.items())
+        network[2].weight.copy_(zero + torch.from_numpy(row))
+        network[2].bias.zero_()
+    size = one[0].shape[1]
+    return least(network, Case(box([ends[0]] * size, [ends[1]] * size), (inequality({0: 1.0}, 0.0),)))
