@@ -32,7 +32,7 @@ def test_paths_are_relative_to_the_list_and_may_be_packed(tmp_path: Path) -> Non
     assert [each.timeout for each in found] == [10.0, 2.5]
     assert [[path.name for _, path in each.networks] for each in found] == [["a.onnx"], ["b.onnx.gz"]]
     assert [each.property_path.name for each in found] == ["p.vnnlib", "q.vnnlib.gz"]
-    assert all(path.parent == tmp_path for each in found for path in each.paths)
+    assert all(path.parent == tmp_path for each in found for _, path in [*each.networks, ("", each.property_path)])
     assert len(read_instances(listed(tmp_path, "onnx,vnnlib,timeout\na.onnx,p.vnnlib,10\n"))) == 1, "a header"
 
 
