@@ -24,6 +24,8 @@ START = math.asin(0.95**0.5)
 #: The first slopes of differences are at least this far from 0 and 1, so that they are free to move.
 NEAR = 0.02
 RATE = 0.25
+#: The same where lines of two networks nearly cancel, and small changes of one count much.
+COUPLED_START, COUPLED_RATE = math.asin(0.99**0.5), 0.1
 DECAY = 0.98
 
 
@@ -53,11 +55,12 @@ def _initial(bounds: Bounds, position: int) -> Tensor:
     node = bounds.graph.nodes[position]
     operator, boxes = node.operator, [bounds.intervals[i] for i in node.inputs]
     if isinstance(operator, ReluDifference):
-        slopes = torch.stack([torch.stack([plane.in_t, plane.in_s], 1) for plane in operator.relax(boxes)])
+        slopes = torch.stack([torch.stack([plane.slope, plane.share], 1) for plane in operator.relax(boxes)])
         return slopes.clamp(NEAR, 1 - NEAR).sqrt().asin()
     low, high = boxes[0]
+    start = COUPLED_START if bounds.graph.triples else START
     steep = (high > -low).to(low.dtype)
-    below = START * steep + (math.pi / 2 - START) * (1 - steep)
+    below = start * steep + (math.pi / 2 - start) * (1 - steep)
     return torch.stack([below, torch.full_like(below, math.pi / 4)])
 
 
@@ -76,7 +79,7 @@ def optimized(bounds: Bounds, specification: Tensor, iterations: int, deadline: 
     angles = _angles(bounds, specification.shape[1])
     if not angles:
         return best
-    optimizer = Adam(angles.values(), RATE)
+    optimizer = Adam(angles.values(), COUPLED_RATE if bounds.graph.triples else RATE)
     for step in range(iterations):
         trial = replace(bounds, alphas=_alphas(angles), intervals=[], refined=[], relaxations={})
         last = step == iterations - 1

@@ -31,8 +31,9 @@ class ReluDifference(Paired):
 
     The inputs are relu(t), relu(s), t, s and d. Where either is stable, relu's own lines are best. Elsewhere the axes
     cut the hexagon into parts on which g is linear, so a plane with any slopes is below g if it is at the corners of
-    these parts. Of some slopes the plane that is highest in the middle is taken. Slopes of g are between 0 and 1 in s,
-    and between -1 and 0 in t: ``alpha`` gives minus that in t and that in s, ``(batch, 2, *shape)``, below and above.
+    these parts. Two numbers from 0 to 1 choose the slopes: the slope in s, and the share by which that in t is moved
+    from the best one for small d to that of relu's chord at t. ``alpha`` gives both for each entry,
+    ``(batch, 2, *shape)``, below and above. By default the plane that is nearest to g in the middle is taken.
     """
 
     def forward(self, *values: Tensor) -> Tensor:
@@ -58,17 +59,16 @@ class ReluDifference(Paired):
         _, _, t, s, d = boxes
         at_t, at_s = Relu().lines(*t), Relu().lines(*s)
         none = torch.zeros_like(at_t.lower_slope)
-        below = Plane(at_t.upper_slope, at_s.lower_slope, at_s.lower_offset - at_t.upper_offset, none)
-        above = Plane(at_t.lower_slope, at_s.upper_slope, at_s.upper_offset - at_t.lower_offset, none)
+        below = Plane(at_t.upper_slope, at_s.lower_slope, at_s.lower_offset - at_t.upper_offset, none, none, none)
+        above = Plane(at_t.lower_slope, at_s.upper_slope, at_s.upper_offset - at_t.lower_offset, none, none, none)
         opened = self.open(t, s)
         if not bool(opened.any()):
             return Planes(below, above)
         t, s, d = (Interval(box.low[opened], box.high[opened]) for box in (t, s, d))
-        lower = _below(t, s, d, None if alpha is None else (alpha[0][:, 0][opened], alpha[0][:, 1][opened]))
-        # -g is the difference in the other order
-        swapped = None if alpha is None else (alpha[1][:, 1][opened], alpha[1][:, 0][opened])
-        upper = _below(s, t, Interval(-d.high, -d.low), swapped)
-        upper = Plane(upper.in_s, upper.in_t, -upper.offset, upper.gap)
+        free = [None if each is None else (each[:, 0][opened], each[:, 1][opened]) for each in alpha or (None, None)]
+        lower = _below(t, s, d, free[0])
+        upper = _below(s, t, Interval(-d.high, -d.low), free[1])  # -g is the difference in the other order
+        upper = upper._replace(in_t=upper.in_s, in_s=upper.in_t, offset=-upper.offset)
         place = (opened,)
         return Planes(
             Plane(*(old.index_put(place, new) for old, new in zip(below, lower, strict=True))),
@@ -77,12 +77,18 @@ class ReluDifference(Paired):
 
 
 class Plane(NamedTuple):
-    """The plane in_s s - in_t t + offset, and the largest distance of g from it; 0 if not known."""
+    """The plane in_s s - in_t t + offset.
+
+    ``gap`` is the largest distance of g from it, and ``slope`` and ``share`` are the numbers that chose it; 0 where
+    either is stable.
+    """
 
     in_t: Float[Tensor, "*shape"]
     in_s: Float[Tensor, "*shape"]
     offset: Float[Tensor, "*shape"]
     gap: Float[Tensor, "*shape"]
+    slope: Float[Tensor, "*shape"]
+    share: Float[Tensor, "*shape"]
 
 
 class Planes(NamedTuple):
@@ -104,33 +110,33 @@ class Planes(NamedTuple):
         return Pushed([None, None, t, s, None], constant + rows.take(negative).dot(self.above.offset, samples))
 
 
-def _below(t: Interval, s: Interval, d: Interval, slopes: tuple[Tensor, Tensor] | None) -> Plane:
-    """Return the plane below g with the given slopes, or the best of some; each box is a vector that holds 0."""
-    at_t, at_s = _corners(t, s, d)
-    g = at_s.relu() - at_t.relu()
-    size = t.high - t.low + s.high - s.low + d.low.abs() + d.high.abs()
-    if slopes is not None:
-        distance = g + slopes[0] * at_t - slopes[1] * at_s
-        offset = distance.amin(0)
-        return Plane(*slopes, offset - SLACK * size, distance.amax(0) - offset)
-    in_t, in_s = _candidates(t, s, d)
-    distance = g[None] + in_t[:, None] * at_t - in_s[:, None] * at_s
-    offset = distance.amin(1)
-    heights = in_s * at_s[:12].mean(0) - in_t * at_t[:12].mean(0) + offset
-    heights = torch.cat([heights[:1] + 1e-9 * size, heights[1:]])  # of equal ones the first
-    best = heights.argmax(0, keepdim=True)
-    in_t, in_s, offset, most = (part.gather(0, best)[0] for part in (in_t, in_s, offset, distance.amax(1)))
-    return Plane(in_t, in_s, offset - SLACK * size, most - offset)
+def _below(t: Interval, s: Interval, d: Interval, free: tuple[Tensor, Tensor] | None) -> Plane:
+    """Return the plane below g with the given slope and share, or the best of some; each box of t and s holds 0."""
+    slope, share = (part[None] for part in free) if free else _candidates(d)
+    corners_t, corners_s = _corners(t, s, d)
+    g = corners_s.relu() - corners_t.relu()
+    width = t.high - t.low
+    # for small d the hexagon is a strip, at whose ends g - slope d is at least -slope d.high and (1 - slope) d.low
+    small = slope - torch.lerp(d.low, d.high, slope) / width
+    reach = (2 * (d.high - d.low) / width).clamp_max(1.0)  # the chord at t is of no use for small d
+    in_t = torch.lerp(small, t.high / width, share * reach).clamp(0.0, 1.0)
+    distance = g[:, None] + in_t * corners_t[:, None] - slope * corners_s[:, None]
+    offset, most = distance.aminmax(dim=0)
+    size = width + s.high - s.low + d.low.abs() + d.high.abs()
+    found = Plane(in_t, slope, offset - SLACK * size, most - offset, slope, share)
+    if len(slope) == 1:
+        return Plane(*(part[0] for part in found))
+    height = slope * corners_s[:12].mean(0) - in_t * corners_t[:12].mean(0) + offset
+    best = torch.cat([height[:1] + 1e-9 * size, height[1:]]).argmax(0, keepdim=True)  # of equal ones the first
+    return Plane(*(part.gather(0, best)[0] for part in found))
 
 
-def _candidates(t: Interval, s: Interval, d: Interval) -> tuple[Float[Tensor, "some n"], Float[Tensor, "some n"]]:
-    """Return slopes of planes below g: the chord of min(d, 0), and lines of relu at s with the chord of relu at t."""
-    tiny = torch.finfo(t.low.dtype).tiny
+def _candidates(d: Interval) -> tuple[Float[Tensor, "some n"], Float[Tensor, "some n"]]:
+    """Return slopes and shares: the chord of min(d, 0), which is best for narrow strips, and all extremes."""
     down, up = -d.low.clamp_max(0), d.high.clamp_min(0)
-    chord = down / (down + up).clamp_min(tiny)
-    at_t = t.high / (t.high - t.low).clamp_min(tiny)
+    chord = down / (down + up).clamp_min(torch.finfo(d.low.dtype).tiny)
     zero, one = torch.zeros_like(chord), torch.ones_like(chord)
-    return torch.stack([chord, at_t, at_t, at_t]), torch.stack([chord, zero, one, chord])
+    return torch.stack([chord, zero, one, chord, zero, one]), torch.stack([zero, one, one, one, zero, zero])
 
 
 def _corners(t: Interval, s: Interval, d: Interval) -> tuple[Float[Tensor, "corners n"], Float[Tensor, "corners n"]]:
