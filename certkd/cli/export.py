@@ -5,21 +5,23 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from certkd.cli.networks import loader, named_data, network
-from certkd.cli.options import EpsilonType, Whole, data_places, network_options
+from certkd.cli.networks import loader, named_data, network, teacher_of
+from certkd.cli.options import EpsilonType, Value, Whole, data_places, network_options, teacher_options
 from certkd.files import NETWORKS
-from verifiers.core.errors import InputError, loading
+from verifiers.core.errors import InputError, did_you_mean, loading, quoted
 from verifiers.core.quantities import Epsilon
 from verifiers.core.table import counted
 
 if TYPE_CHECKING:
     from certkd.exchange.instances import Properties
     from certkd.networks.checkpoint import Checkpoint
+    from verifiers.core.relation import Relation
 
 
 @click.command()
 @click.argument("file", metavar="[FILE.h5|NETWORK]", required=False)
 @click.option("--model", metavar="NETWORK", help="Checkpoint, .onnx, or source:name.")
+@click.option("--teacher", metavar="NETWORK", help="With --eps: properties of this student and its teacher.")
 @click.option("--out", required=True, metavar="PLACE", help="A folder; or, for rows, a .csv, .json or .npz file.")
 @click.option("--eps", type=EpsilonType(), help="Write properties for linf balls of this radius too, like 2/255.")
 @click.option("--data", metavar="NAME", help="Data set.  [default: the checkpoint's own]")
@@ -28,15 +30,20 @@ if TYPE_CHECKING:
 @click.option("--indices", metavar="I,J-K,...", help="Only these samples of the split, like 3,17,40-99.")
 @click.option("--indices-file", metavar="FILE", help="Only the samples that a file lists, an index or range a line.")
 @click.option("--timeout", type=Whole(1), help="Seconds per property.  [default: 300]")
-@click.option("--vnnlib", metavar="VERSION", help="Version of VNN-LIB: 1.0 or 2.0.  [default: 1.0]")
+@click.option("--vnnlib", metavar="VERSION", help="Version of VNN-LIB: 1.0 or 2.0.  [default: 1.0; 2.0 for a pair]")
+@click.option("--property", metavar="NAME", help="Of a pair: as in 'certkd match'.  [default: same-class]")
+@click.option("--tolerance", type=Value(), metavar="T", help="Of close and not-worse, in logits.  [default: 0]")
+@click.option("--delta", type=Value(), metavar="D", help="Of same-class: where the teacher is surer.  [default: 0]")
 @network_options
+@teacher_options
 @data_places
 def export(file: str | None, model: str | None, out: str, eps: Epsilon | None, **options: Any) -> int:
     """Export networks, properties and certificates for other tools.
 
     With NETWORK (or --model NETWORK), --out is a folder. NAME.onnx takes any number of images in [0, 1]: normalisation
     is inside. --eps adds a VNN-LIB property for each sample that is classified correctly, and instances.csv, which
-    lists them as VNN-COMP does.
+    lists them as VNN-COMP does. With --teacher, each property is about both networks, in VNN-LIB 2.0, and there is one
+    for every sample: 'certkd match' decides the same.
 
     With FILE.h5, rows go to a .csv or .json file and counterexamples to an .npz file. With the network too
     (--model), counterexamples go to a folder, each in a file of VNN-COMP's format, after they have been run again.
@@ -56,10 +63,14 @@ def export(file: str | None, model: str | None, out: str, eps: Epsilon | None, *
         _refuse(options, _ABOUT_PROPERTIES, "is about properties: add --eps")
     if Path(out).suffix:
         raise InputError(f"a network is exported to a folder: --out {out} ends in {Path(out).suffix} as a file would")
-    return _network(model, out, eps, options)
+    if options["teacher"] is None:
+        _refuse(options, _ABOUT_PAIRS, "is about a student and its teacher: add --teacher")
+        return _network(model, out, eps, options)
+    return _pair(model, out, eps, options)
 
 
-_ABOUT_PROPERTIES = ("eps", "limit", "indices", "indices_file", "split", "timeout", "vnnlib")
+_ABOUT_PAIRS = ("property", "tolerance", "delta", "teacher_arch")
+_ABOUT_PROPERTIES = ("eps", "limit", "indices", "indices_file", "split", "timeout", "vnnlib", "teacher", *_ABOUT_PAIRS)
 _ABOUT_NETWORKS = tuple("arch weights_key mean std layout output data data_root image_size download".split())
 
 
@@ -105,22 +116,77 @@ def _counterexamples(file: str, model: str, out: str, options: dict[str, Any]) -
     return export_counterexamples(Path(file), Path(out), network(model, options, loader()).model)
 
 
-def _network(model: str, out: str, eps: Epsilon | None, options: dict[str, Any]) -> int:
-    from certkd.exchange.instances import Properties
-    from certkd.networks.onnx.export import export as export_network
-    from certkd.networks.resolve import is_path
-    from certkd.report.console import display, stderr
+def _pair(model: str, out: str, eps: Epsilon | None, options: dict[str, Any]) -> int:
+    """Write both networks, and a property of both for each sample."""
+    from certkd.exchange.pair_vnnlib import PairProperties, write_pair_instances
+    from certkd.report.console import display
 
-    options["kinds"], load = {model.endswith(".onnx")}, loader()
-    known = network(model, options, load)
+    teacher, relation = options["teacher"], _relation(options)
+    if eps is None:
+        raise InputError(f"--teacher {teacher} is about properties: add --eps")
+    if options["vnnlib"] == "1.0":
+        raise InputError("--vnnlib 1.0 knows one network: drop it, a pair is written in version 2.0")
+    options["kinds"], load = {name.endswith(".onnx") for name in (model, teacher)}, loader()
+    student, reference = network(model, options, load), teacher_of(teacher, options, load)
+    for what in ("shape", "classes"):
+        ours, theirs = (getattr(known.model.spec, what) for known in (student, reference))
+        if ours != theirs:
+            raise InputError(f"{model} and its teacher differ in {what}: {ours} and {theirs}")
+    samples, name = _samples(student, options, load)
+    files = [_file(model, out), _file(teacher, out)]
+    if files[0] == files[1]:
+        files[1] = files[1].with_name(f"{files[1].stem}-teacher.onnx")
+    for known, file in zip((student, reference), files, strict=True):
+        _written(known, file)
+    wanted = PairProperties((files[0].name, files[1].name), relation, name, eps, options["timeout"] or 300)
+    made = write_pair_instances(student.model, reference.model, samples, Path(out), wanted)
+    count = counted(len(made), "property", "properties")
+    display(f"{Path(out) / 'instances.csv'}: {count}, {relation.kind}, eps {eps}")
+    return 0
+
+
+def _relation(options: dict[str, Any]) -> "Relation":
+    from verifiers.core.relation import Property, Relation
+
+    given = options["property"] or Property.SAME_CLASS.value
+    if given not in list(Property):
+        raise InputError(f"unknown property {quoted(given)}.{did_you_mean(given, list(map(str, Property)))}")
+    return Relation(Property(given), options["tolerance"] or 0.0, options["delta"] or 0.0)
+
+
+def _file(model: str, out: str) -> Path:
+    """Name the ONNX file of a network.
+
+    Raises:
+        InputError: it is the network's own.
+    """
+    from certkd.networks.resolve import is_path
+
     file = Path(out) / f"{Path(model).stem if is_path(model) else model.replace(':', '-')}.onnx"
     if is_path(model) and file.exists() and file.samefile(model):
         raise InputError(f"--out {out} would overwrite {model}: give another folder")
-    properties = None if eps is None else _samples(known, options, load)
+    return file
+
+
+def _written(known: "Checkpoint", file: Path) -> None:
+    """Write a network, and say so."""
+    from certkd.networks.onnx.export import export as export_network
+    from certkd.report.console import display, stderr
+
     refusal = export_network(known.model, file)
     display(f"{file}: images {known.model.spec.shape} in [0, 1], {known.model.spec.classes} logits")
     if refusal is not None:
         stderr().print(f"warning: certkd itself does not read it back: {refusal}")
+
+
+def _network(model: str, out: str, eps: Epsilon | None, options: dict[str, Any]) -> int:
+    from certkd.exchange.instances import Properties
+
+    options["kinds"], load = {model.endswith(".onnx")}, loader()
+    known = network(model, options, load)
+    file = _file(model, out)
+    properties = None if eps is None else _samples(known, options, load)
+    _written(known, file)
     if eps is not None and properties is not None:
         timeout, version = options["timeout"] or 300, options["vnnlib"] or "1.0"
         wanted = Properties(file.name, properties[1], eps, timeout, version)

@@ -1,5 +1,6 @@
 """Certify again what was exported: find sample, label and radius of each property of a list."""
 
+import csv
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,8 +29,9 @@ def about(index: int, name: str, eps: Epsilon) -> str:
 def is_table(path: Path) -> bool:
     """Return whether a list has rows of networks and properties instead of images."""
     with open(path, encoding="utf-8", errors="replace") as file:
-        cells = file.readline().split(",")
-    return len(cells) > 1 and cells[1].strip().removesuffix(".gz").endswith(".vnnlib")
+        line = file.readline()
+    cells = next(csv.reader([line]), [])
+    return len(cells) > 1 and any(cell.strip().removesuffix(".gz").endswith(".vnnlib") for cell in cells[1:])
 
 
 def read_properties(path: Path, net: str, split: Split, classes: int) -> list[Instance]:

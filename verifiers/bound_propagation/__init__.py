@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         robust_cross_entropy,
     )
     from verifiers.bound_propagation.radius import Evaluation, MarginBound, RadiusSearch, Search
+    from verifiers.bound_propagation.relations import unsafe
     from verifiers.bound_propagation.rounding import deviation
 
 #: The module of each name; after a colon, the name there if it differs.
@@ -77,6 +78,7 @@ _WHERE = {
     "pair_bounder_of": "boxes.bounders",
     "robust_cross_entropy": "native.training",
     "split_pair": "boxes.splitting",
+    "unsafe": "relations",
 }
 
 __all__ = [
@@ -121,6 +123,7 @@ __all__ = [
     "pair_bounder_of",
     "robust_cross_entropy",
     "split_pair",
+    "unsafe",
 ]
 
 
