@@ -133,8 +133,8 @@ def test_pairs_are_decided_as_programs_say(seed: int, folder: Path, tmp_path: Pa
 
 @pytest.mark.slow
 def test_many_pairs_are_decided_as_programs_say(folder: Path, tmp_path: Path) -> None:
-    verdicts = [check_against_programs(seed, folder, tmp_path) for seed in range(10, 34)]
-    assert min(verdicts.count("sat"), verdicts.count("unsat")) > 5, "both answers are met"
+    verdicts = [check_against_programs(seed, folder, tmp_path) for seed in range(10, 22)]
+    assert min(verdicts.count("sat"), verdicts.count("unsat")) > 2, "both answers are met"
 
 
 @pytest.mark.parametrize("seed", [40, 41])
