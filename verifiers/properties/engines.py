@@ -66,7 +66,7 @@ class Joint:
     def values(self, boxes: Boxes, spaces: HalfSpaces) -> Float[Tensor, "batch values"]:
         bounder = pair_bounder_of(self.engine, spaces)
         signs = torch.zeros((len(boxes), bounder.neurons), dtype=torch.int8, device=boxes.x.device)
-        return bounder(*boxes.box(), signs).values
+        return bounder(*boxes.box(), signs)[0].values
 
     def by_inputs(self, boxes: Boxes, spaces: HalfSpaces, *, deadline: float, tries: Tries) -> Ended:
         return split_pair(self.engine, spaces, boxes, deadline=deadline, tries=tries)

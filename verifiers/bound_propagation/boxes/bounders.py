@@ -1,6 +1,7 @@
 """Bound the values of cases over thousands of boxes at once: by matrices where they fit, else by the native engine."""
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Protocol
 
 import torch
@@ -8,8 +9,8 @@ from jaxtyping import Bool, Float, Int, Int8
 from torch import Tensor
 from torch.nn import functional as F
 
-from verifiers.bound_propagation.boxes.chains import Chain, chain_of
-from verifiers.bound_propagation.boxes.network import Boxed, Found, settled
+from verifiers.bound_propagation.boxes.chains import Chain, chain_of, without
+from verifiers.bound_propagation.boxes.network import Boxed, least, signs_of
 from verifiers.bound_propagation.boxes.pair import BoxedPair, Relations
 from verifiers.bound_propagation.half_spaces import HalfSpaces, lower_values
 from verifiers.bound_propagation.joint import JointEngine
@@ -25,27 +26,6 @@ ROUND, ENGINE_BOXES, MATRIX_BOXES = 2**21, 512, 1024
 
 
 @dataclass
-class Cuts:
-    """Halve each of some boxes along one side.
-
-    Attributes:
-        boxes: the numbers of the boxes that are cut.
-        side: the side of each.
-        length: half of its length: what the lower half loses above, and the upper half below.
-    """
-
-    boxes: Int[Tensor, " cut"]
-    side: Int[Tensor, " cut"]
-    length: Float[Tensor, " cut"]
-
-    def rise(self, slopes: Float[Tensor, "cut ..."]) -> tuple[Tensor, Tensor]:
-        """Return how much the least values of linear functions rise, from the box to its lower and its upper half."""
-        along = slopes.gather(-1, self.side.reshape(-1, *[1] * (slopes.ndim - 1)).expand(*slopes.shape[:-1], 1))[..., 0]
-        length = self.length.reshape(-1, *[1] * (along.ndim - 1))
-        return -along.clamp_max(0) * length, along.clamp_min(0) * length
-
-
-@dataclass
 class Bounded:
     """Lower bounds of values over boxes, with the linear functions of the inputs whose least values they are.
 
@@ -53,29 +33,19 @@ class Bounded:
         values: the bounds; nan where nothing is known.
         slopes: the functions' slopes.
         signs: known signs of neurons, to be given to later rounds.
-        found: bounds of neurons, from which more signs follow on parts of the boxes.
     """
 
     values: Float[Tensor, "batch values"]
     slopes: Float[Tensor, "batch values inputs"]
     signs: Int8[Tensor, "batch neurons"]
-    found: list[Found] = field(default_factory=list)
 
-    def halved(self, cuts: Cuts) -> Int8[Tensor, "both neurons"]:
-        """Return the signs that are known on the lower halves, then on the upper halves."""
-        lower, upper = (self.signs[cuts.boxes].clone() for _ in range(2))
-        place = torch.full((len(self.values),), -1, dtype=torch.long, device=self.values.device)
-        place[cuts.boxes] = torch.arange(len(cuts.boxes), device=place.device)
-        for found in self.found:
-            at = place[found.at]
-            kept = (at >= 0).nonzero().flatten()
-            at, neuron = at[kept], found.neuron[kept]
-            cut = Cuts(at, cuts.side[at], cuts.length[at])
-            moved = cut.rise(found.slopes[:, kept].transpose(0, 1))
-            for signs, rise in zip((lower, upper), moved, strict=True):
-                known, sign = settled(found.bound[:, kept] + rise.T)
-                signs[at[known], neuron[known]] = sign[known]
-        return torch.cat([lower, upper])
+    def take(self, chosen: Tensor) -> "Bounded":
+        """Select some of the boxes."""
+        return Bounded(self.values[chosen], self.slopes[chosen], self.signs[chosen])
+
+
+#: Bounds values on parts of boxes, given by each part's box and corners, from the functions below the neurons.
+Parts = Callable[[Int[Tensor, " parts"], Tensor, Tensor], Bounded]
 
 
 class Bounder(Protocol):
@@ -84,8 +54,12 @@ class Bounder(Protocol):
     size: int
     neurons: int
 
-    def __call__(self, low: Tensor, high: Tensor, signs: Int8[Tensor, "batch neurons"]) -> Bounded:
-        """Bound the values over boxes, given by their corners, on which the signs are known to hold."""
+    def __call__(self, low: Tensor, high: Tensor, signs: Int8[Tensor, "batch neurons"]) -> tuple[Bounded, Parts | None]:
+        """Bound the values over boxes, given by their corners, on which the signs are known to hold.
+
+        Returns:
+            The bounds, and what bounds parts of the boxes at a small share of the cost, if anything does.
+        """
 
 
 class ByEngine:
@@ -102,10 +76,48 @@ class ByEngine:
         nodes = max(sum(shape_size(node.shape) for node in engine.graph.nodes) for engine in engines)
         self.size = max(1, min(ENGINE_BOXES, ROUND // nodes))
 
-    def __call__(self, low: Tensor, high: Tensor, signs: Tensor) -> Bounded:
+    def __call__(self, low: Tensor, high: Tensor, signs: Tensor) -> tuple[Bounded, None]:
         boxes = Boxes.between(low, high)
-        values, slopes = best([lower_values(engine, boxes, spaces) for engine, spaces in self.asked])
-        return Bounded(values, slopes, signs)
+        found = [lower_values(engine, boxes, spaces) for engine, spaces in self.asked]
+        return Bounded(*best(found), signs), None
+
+
+@dataclass
+class Active:
+    """Networks without the ReLUs that are 0 on all boxes of a batch.
+
+    Attributes:
+        chains: the smaller networks.
+        kept: the neurons of each that are left, counted through all networks.
+        neurons: the number of all neurons.
+    """
+
+    chains: Sequence[Chain]
+    kept: Int[Tensor, " kept"]
+    neurons: int
+
+    @classmethod
+    def of(cls, chains: Sequence[Chain], signs: Int8[Tensor, "batch neurons"]) -> "Active":
+        """Leave out neurons whose signs are negative on all boxes, and in all networks."""
+        shape, hidden = chains[0].shape[1:-1], chains[0].hidden
+        dead = torch.stack((signs < 0).all(0).chunk(len(chains))).all(0)
+        kept = [(~part).nonzero().flatten() for part in dead.split(shape)]
+        smaller = [without(chain, kept) for chain in chains]
+        found = [chain for chain in smaller if chain is not None]
+        if len(found) < len(chains) or not all(len(each) for each in kept):
+            return cls(chains, torch.arange(signs.shape[1], device=signs.device), signs.shape[1])
+        one = (~dead).nonzero().flatten()
+        return cls(found, torch.cat([one + i * hidden for i in range(len(chains))]), signs.shape[1])
+
+    def known(self, signs: Int8[Tensor, "batch neurons"]) -> Int8[Tensor, "batch kept"]:
+        """Select the signs of the neurons that are left."""
+        return signs[:, self.kept]
+
+    def all_of(self, signs: Sequence[Int8[Tensor, "batch kept"]]) -> Int8[Tensor, "batch neurons"]:
+        """Return the signs of all neurons."""
+        found = signs[0].new_full((len(signs[0]), self.neurons), -1)
+        found[:, self.kept] = torch.cat(list(signs), 1)
+        return found
 
 
 class ByMatrices:
@@ -121,13 +133,21 @@ class ByMatrices:
         self.chain, self.spaces, self.rounded = chain, spaces, rounded
         self.size, self.neurons = MATRIX_BOXES, chain.hidden
 
-    def __call__(self, low: Tensor, high: Tensor, signs: Tensor) -> Bounded:
+    def __call__(self, low: Tensor, high: Tensor, signs: Tensor) -> tuple[Bounded, Parts]:
         with torch.no_grad(), trusted_arithmetic():
-            box = Interval(low.flatten(1), high.flatten(1))
-            boxed = Boxed(self.chain, box, signs, rounded=self.rounded)
+            active = Active.of([self.chain], signs)
+            boxed = Boxed(active.chains[0], flat(low, high), active.known(signs), rounded=self.rounded)
             found = boxed.run()
-            rows = boxed.values(self.spaces.outputs)
-            return _bounded(self.spaces, boxed, [rows], signs, found, boxed.overflow)
+
+            def parts(parents: Tensor, low: Tensor, high: Tensor) -> Bounded:
+                box = flat(low, high)
+                return self._bounded(boxed.on(parents, box, boxed.narrowed(parents, box, found)), active)
+
+            return self._bounded(boxed, active), by_blocks(parts)
+
+    def _bounded(self, boxed: Boxed, active: Active) -> Bounded:
+        signs = active.all_of([signs_of(boxed.before[: len(boxed.lines)])])
+        return bounded(self.spaces, boxed.box, [boxed.values(self.spaces.outputs)], signs, boxed.overflow)
 
 
 class PairByMatrices:
@@ -151,20 +171,45 @@ class PairByMatrices:
         self.chains, self.spaces, self.rounded, self.relations = chains, spaces, rounded, relations
         self.size, self.neurons = MATRIX_BOXES, sum(chain.hidden for chain in chains)
 
-    def __call__(self, low: Tensor, high: Tensor, signs: Tensor) -> Bounded:
+    def __call__(self, low: Tensor, high: Tensor, signs: Tensor) -> tuple[Bounded, Parts]:
         with torch.no_grad(), trusted_arithmetic():
-            box = Interval(low.flatten(1), high.flatten(1))
-            pair = BoxedPair(self.chains, box, signs, rounded=self.rounded, relations=self.relations)
-            rows = pair.values(self.spaces.outputs)
-            return _bounded(self.spaces, pair.student, rows, signs, pair.found, pair.overflow)
+            active = Active.of(self.chains, signs)
+            student, teacher = active.chains
+            pair = BoxedPair(
+                (student, teacher), flat(low, high), active.known(signs), rounded=self.rounded, relations=self.relations
+            )
+            pair.run()
+            parts = by_blocks(lambda parents, low, high: self._bounded(pair.on(parents, flat(low, high)), active))
+            return self._bounded(pair, active), parts
+
+    def _bounded(self, pair: BoxedPair, active: Active) -> Bounded:
+        nets = pair.student, pair.teacher
+        signs = active.all_of([signs_of(net.before[: len(net.lines)]) for net in nets])
+        return bounded(self.spaces, pair.box, pair.values(self.spaces.outputs), signs, pair.overflow)
 
 
-def _bounded(
+def flat(low: Tensor, high: Tensor) -> Interval:
+    """Return boxes of flat inputs."""
+    return Interval(low.flatten(1), high.flatten(1))
+
+
+def by_blocks(parts: Parts) -> Parts:
+    """Bound parts of boxes block by block, as their number varies."""
+
+    def run(parents: Tensor, low: Tensor, high: Tensor) -> Bounded:
+        with torch.no_grad(), trusted_arithmetic():
+            blocks = zip(*(each.split(MATRIX_BOXES) for each in (parents, low, high)), strict=True)
+            found = [parts(*block) for block in blocks]
+        return Bounded(*(torch.cat([getattr(each, field.name) for each in found]) for field in fields(Bounded)))
+
+    return run
+
+
+def bounded(
     spaces: HalfSpaces,
-    boxed: Boxed,
+    box: Interval,
     rows: list[tuple[Tensor, Tensor]],
     signs: Tensor,
-    found: list[Found],
     overflow: Bool[Tensor, " batch"],
 ) -> Bounded:
     """Minimise rows of the inputs, and take the best of each value."""
@@ -172,10 +217,10 @@ def _bounded(
     for slopes, constant in rows:
         if spaces.inputs is not None:
             slopes = slopes + spaces.inputs[:, None]
-        values = boxed.least(slopes, constant + spaces.constant[:, None], None)
+        values = least(slopes, constant + spaces.constant[:, None], box)
         values = values.where(values.isfinite() & ~overflow, torch.nan)
         done.append((values.T, slopes.transpose(0, 1)))
-    return Bounded(*best(done), signs, found)
+    return Bounded(*best(done), signs)
 
 
 def best(found: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

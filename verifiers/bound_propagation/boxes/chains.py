@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from verifiers.bound_propagation.native.noise import ENGINE
-from verifiers.graph.affine import Affine
+from verifiers.graph.affine import Affine, Dense, Reshape
 from verifiers.graph.graph import Graph
 from verifiers.graph.operators import Elementwise, Interval
 from verifiers.graph.relaxations.piecewise import Relu
@@ -43,6 +44,30 @@ class Layer:
         for operator in operators:
             columns, constant = operator.linear(columns), operator.forward(constant)
         return cls(operators, before, columns.flatten(1).T.contiguous(), constant.flatten())
+
+    def take(self, outputs: Int[Tensor, " kept"] | None, inputs: Int[Tensor, " read"] | None) -> "Layer | None":
+        """Leave out outputs, and inputs that are always 0; None stands for all. None if the operators do not allow it.
+
+        Products with 0 are exact, so float32 is as near to the smaller layer.
+        """
+        dense = [each for each in self.operators if not isinstance(each, Reshape)]
+        if len(dense) != 1 or not isinstance(dense[0], Dense):
+            return None
+        weight, bias = self.weight, dense[0].bias
+        if outputs is not None:
+            weight, bias = weight[outputs], None if bias is None else bias[outputs]
+        if inputs is not None:
+            weight = weight[:, inputs]
+        small = Dense(weight.contiguous(), bias, (1, len(weight)))
+        return Layer.of([small], (1, weight.shape[1]), weight)
+
+    def cast(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return weight and bias, rounded to a dtype."""
+        return (self.weight, self.bias) if dtype == self.weight.dtype else self._single
+
+    @cached_property
+    def _single(self) -> tuple[Tensor, Tensor]:
+        return self.weight.float(), self.bias.float()
 
     def interval(
         self, low: Float[Tensor, "batch in"], high: Float[Tensor, "batch in"], *, rounded: bool
@@ -86,6 +111,14 @@ class Chain:
     def shape(self) -> list[int]:
         """The number of inputs, then of entries after every layer."""
         return [self.layers[0].weight.shape[1], *(len(layer.bias) for layer in self.layers)]
+
+
+def without(chain: Chain, kept: Sequence[Int[Tensor, " kept"]]) -> Chain | None:
+    """Leave out ReLUs that are always 0, given the others of every layer; None if the operators do not allow it."""
+    outputs, inputs = [*kept, None], [None, *kept]
+    layers = [layer.take(*each) for layer, *each in zip(chain.layers, outputs, inputs, strict=True)]
+    found = [layer for layer in layers if layer is not None]
+    return Chain(found) if len(found) == len(layers) else None
 
 
 def chain_of(graph: Graph) -> Chain | None:

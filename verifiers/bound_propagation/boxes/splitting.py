@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int8
 from torch import Tensor
 
-from verifiers.bound_propagation.boxes.bounders import Bounded, Bounder, Cuts, bounder_of, pair_bounder_of
+from verifiers.bound_propagation.boxes.bounders import Bounded, Bounder, bounder_of, pair_bounder_of
 from verifiers.bound_propagation.half_spaces import Ended, HalfSpaces
 from verifiers.bound_propagation.joint import JointEngine
 from verifiers.bound_propagation.native.engine import Native
@@ -18,6 +18,8 @@ from verifiers.geometry.boxes import Boxes
 WAITING = 2**28
 #: A side that is shorter than this share of its ends holds only a few float32 numbers and is not split.
 SHORTEST = 2.0**-22
+#: How often the parts of a box are halved and bounded by the functions below its neurons, before these are renewed.
+LEVELS = 1
 
 #: Tries points of the box, in the dtype of the bounds; returns which of them are counterexamples.
 Tries = Callable[[Float[Tensor, "points *shape"]], Bool[Tensor, " points"]]
@@ -102,22 +104,32 @@ class InputSplitting:
         return max(0, min(size, int(left / self.pace))) if self.pace else size * (left > 0)
 
     def _round(self, parts: "Parts") -> list["Parts"] | None:
-        """Bound some boxes; return the halves of those that are left, or None if one of them cannot be split."""
-        started = time.monotonic()
-        bounded = self.bounder(parts.low, parts.high, parts.signs)
-        left = self._left(parts.left, bounded.values)
-        self.count += len(left)
-        open_ = left.any(1).nonzero().flatten()
-        low, high, left, slopes = parts.low[open_], parts.high[open_], left[open_], bounded.slopes[open_]
-        halves: list[Parts] | None = []
-        if len(open_):
-            self._descend(low, high, left, slopes)
-            if (side := self._sides(low, high, left, slopes)) is None:
-                halves = None
-            else:
-                halves = [self._halves(low, high, left, bounded, open_, side)]
-        self.pace = (time.monotonic() - started) / len(parts.low)
-        return halves
+        """Bound some boxes; return the parts of those that are left, or None if one of them cannot be split.
+
+        Where parts are bounded at a small share of the cost, open ones are halved again at once.
+        """
+        started, boxes = time.monotonic(), len(parts.low)
+        here, inner = self.bounder(parts.low, parts.high, parts.signs)
+        origin, level = torch.arange(boxes, device=parts.low.device), 0
+        while True:
+            left = self._left(parts.left, here.values)
+            self.count += len(left)
+            open_ = left.any(1).nonzero().flatten()
+            parts = parts._replace(left=left, signs=here.signs).take(open_)
+            here, origin = here.take(open_), origin[open_]
+            if not len(open_) or level == LEVELS:
+                break
+            self._descend(parts, here.slopes)
+            if self.hit:
+                return []
+            if (halves := self._halves(parts, here)) is None:
+                return None
+            parts, origin, level = halves[0], origin.repeat(2)[halves[1]], level + 1
+            if inner is None or not len(origin):
+                break
+            here = inner(origin, parts.low, parts.high)
+        self.pace = (time.monotonic() - started) / boxes
+        return [parts]
 
     def _left(self, left: Tensor, values: Tensor) -> Tensor:
         """Return which of the cases that are left are not refuted by bounds of their values."""
@@ -127,37 +139,46 @@ class InputSplitting:
             self.least = min(self.least, float(largest[refuted].amin()))
         return left & ~refuted
 
-    def _descend(self, low: Tensor, high: Tensor, left: Tensor, slopes: Tensor) -> None:
+    def _descend(self, parts: "Parts", slopes: Tensor) -> None:
         """Try the centre of every box, and its corner where the open values are least."""
-        weight = left[:, self.spaces.case].to(slopes)
-        slope = torch.einsum("bv,bvi->bi", weight, slopes).reshape(low.shape)
+        low, high = parts.low, parts.high
+        slope = torch.einsum("bv,bvi->bi", self._weight(parts), slopes).reshape(low.shape)
         corner = torch.where(slope > 0, low, high)
         self.hit = bool(self.tries(torch.cat([low / 2 + high / 2, corner])).any())
 
-    def _sides(self, low: Tensor, high: Tensor, left: Tensor, slopes: Tensor) -> Tensor | None:
+    def _weight(self, parts: "Parts") -> Float[Tensor, "parts values"]:
+        """Return 1 for the values of open cases, else 0."""
+        return parts.left[:, self.spaces.case].to(parts.low)
+
+    def _sides(self, parts: "Parts", slopes: Tensor) -> Tensor | None:
         """Choose the side of every box that its open values depend on most; None if a box has none to cut."""
-        sides, weight = (high - low).flatten(1), left[:, self.spaces.case].to(slopes)
-        splittable = sides > SHORTEST * torch.maximum(low.abs(), high.abs()).flatten(1)
+        low, high = parts.low.flatten(1), parts.high.flatten(1)
+        splittable = high - low > SHORTEST * torch.maximum(low.abs(), high.abs())
         if not bool(splittable.any(1).all()):
             return None
-        effect = torch.einsum("bv,bvi->bi", weight, slopes.abs().nan_to_num(0.0, 0.0, 0.0)) * sides
-        return (effect + 1e-12 * sides).masked_fill(~splittable, -1.0).argmax(1)
+        size = slopes.abs().nan_to_num(0.0, 0.0, 0.0)
+        effect = torch.einsum("bv,bvi->bi", self._weight(parts), size) * (high - low)
+        return (effect + 1e-12 * (high - low)).masked_fill(~splittable, -1.0).argmax(1)
 
-    def _halves(
-        self, low: Tensor, high: Tensor, left: Tensor, bounded: Bounded, open_: Tensor, side: Tensor
-    ) -> "Parts":
-        """Halve boxes, and leave out the halves on which the functions behind the bounds refute every case."""
-        flat, at = (low.flatten(1), high.flatten(1)), side[:, None]
-        middle = (flat[0] / 2 + flat[1] / 2).gather(1, at)
-        ends = [end.gather(1, at) for end in flat]
-        cuts = Cuts(open_, side, torch.maximum(ends[1] - middle, middle - ends[0]).flatten())
-        lower = Parts(low, flat[1].scatter(1, at, middle).reshape(high.shape), left, left)
-        upper = Parts(flat[0].scatter(1, at, middle).reshape(low.shape), high, left, left)
+    def _halves(self, parts: "Parts", here: Bounded) -> tuple["Parts", Tensor] | None:
+        """Halve boxes, and leave out the halves on which the functions behind the bounds refute every case.
+
+        Returns:
+            The halves, lower ones first, and the numbers of those that are left; None if a box cannot be cut.
+        """
+        if (side := self._sides(parts, here.slopes)) is None:
+            return None
+        at, low, high = side[:, None], parts.low.flatten(1), parts.high.flatten(1)
+        middle = (low / 2 + high / 2).gather(1, at)
+        ends = low.gather(1, at), high.gather(1, at)
+        lower = parts._replace(high=high.scatter(1, at, middle).reshape(parts.high.shape))
+        upper = parts._replace(low=low.scatter(1, at, middle).reshape(parts.low.shape))
         both = Parts(*(torch.cat(pair) for pair in zip(lower, upper, strict=True)))
-        rise = torch.cat(cuts.rise(bounded.slopes[open_]))
-        values = bounded.values[open_].repeat(2, 1) + rise
-        both = both._replace(left=self._left(both.left, values), signs=bounded.halved(cuts))
-        return both.take(both.left.any(1))
+        along = here.slopes.gather(2, side[:, None, None].expand(*here.slopes.shape[:2], 1))[:, :, 0]
+        rise = torch.cat([-along.clamp_max(0) * (ends[1] - middle), along.clamp_min(0) * (middle - ends[0])])
+        both = both._replace(left=self._left(both.left, here.values.repeat(2, 1) + rise))
+        left = both.left.any(1).nonzero().flatten()
+        return both.take(left), left
 
 
 def split_pair(engine: JointEngine, spaces: HalfSpaces, boxes: Boxes, *, deadline: float, tries: Tries) -> Ended:

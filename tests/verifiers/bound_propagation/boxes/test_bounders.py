@@ -1,6 +1,6 @@
 """Bounds of small networks by matrices: those of the native engine, below every sampled value."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -18,17 +18,19 @@ from tests.verifiers.bound_propagation.boxes.nets import (
     values_of,
 )
 from verifiers.bound_propagation import HalfSpaces, JointEngine, Native, lower_values
+from verifiers.bound_propagation.boxes import bounders
 from verifiers.bound_propagation.boxes.bounders import (
+    Active,
     Bounded,
     Bounder,
     ByEngine,
     ByMatrices,
-    Cuts,
     PairByMatrices,
     best,
     bounder_of,
     pair_bounder_of,
 )
+from verifiers.bound_propagation.boxes.chains import Chain
 from verifiers.bound_propagation.boxes.pair import Relations
 from verifiers.core.quantities import Arithmetic
 from verifiers.geometry.boxes import Boxes
@@ -59,7 +61,7 @@ def unknown(bounder: Bounder, count: int) -> Tensor:
 
 
 def bound(bounder: Bounder, low: Tensor, high: Tensor) -> Bounded:
-    return bounder(low, high, unknown(bounder, len(low)))
+    return bounder(low, high, unknown(bounder, len(low)))[0]
 
 
 def sampled(model: nn.Module, spaces: HalfSpaces, points: Tensor) -> Tensor:
@@ -77,14 +79,13 @@ def test_bounds_of_one_network_are_those_of_the_native_engine(native: Native, wi
     found = bound(bounder, low, high)
     values, slopes = lower_values(native, Boxes.between(low, high), spaces)
     exact = native.arithmetic is Arithmetic.REAL
-    torch.testing.assert_close(found.values, values, rtol=0, atol=1e-12 if exact else 1e-5)
-    torch.testing.assert_close(found.slopes, slopes, rtol=0, atol=1e-12 if exact else 1e-5)
+    torch.testing.assert_close(found.values, values, rtol=0, atol=1e-12 if exact else 1e-4)
+    torch.testing.assert_close(found.slopes, slopes, rtol=0, atol=1e-12 if exact else 1e-4)
     lowest = sampled(native.model, spaces, points_of(low, high)).amin(0)
     assert bool((found.values <= lowest + 1e-12).all()), "a bound is above a sampled value"
 
 
-def test_the_rounding_of_one_box_is_the_native_engines() -> None:
-    """With several boxes every layer has the largest rounding of all of them, which is at least each one's own."""
+def test_the_rounding_of_several_boxes_is_at_least_each_ones_own() -> None:
     native = Native(mlp(), torch.rand(2, INPUTS), arithmetic=Arithmetic.FLOAT32)
     spaces, (low, high) = values_of(6, CLASSES, inputs=True), boxes_of(9, 0.5)
     bounder = bounder_of(native, spaces)
@@ -92,8 +93,8 @@ def test_the_rounding_of_one_box_is_the_native_engines() -> None:
     for i in range(len(low)):
         alone = bound(bounder, low[i : i + 1], high[i : i + 1]).values
         values, _ = lower_values(native, Boxes.between(low[i : i + 1], high[i : i + 1]), spaces)
-        torch.testing.assert_close(alone, values, rtol=0, atol=1e-12)
-        assert bool((together[i] <= alone + 1e-12).all()), "a box gains by the company of others"
+        assert bool((alone <= values).all()), "rows in float32 lose less than those in float64"
+        assert bool((together[i] <= alone + 1e-7).all()), "a box gains by the company of others"
 
 
 @pytest.mark.parametrize("width", WIDTHS)
@@ -117,9 +118,10 @@ def test_bounds_of_a_pair_are_at_least_the_joint_graphs(pair: JointEngine, width
     bounder = pair_bounder_of(pair, spaces)
     assert isinstance(bounder, PairByMatrices)
     joint = lower_values(pair.engines[0], Boxes.between(low, high), spaces)[0]
-    assert bool((bound(bounder, low, high).values >= joint - 1e-5).all()), "looser than the joint graph"
+    slack = 1e-4 * joint.abs().clamp_min(1.0)
+    assert bool((bound(bounder, low, high).values >= joint - slack).all()), "looser than the joint graph"
     bounder.relations = Relations.JOINT
-    torch.testing.assert_close(bound(bounder, low, high).values, joint, rtol=0, atol=1e-5)
+    torch.testing.assert_close(bound(bounder, low, high).values, joint, rtol=0, atol=1e-4)
 
 
 def test_the_slopes_are_of_functions_below_the_values(pair: JointEngine) -> None:
@@ -132,49 +134,91 @@ def test_the_slopes_are_of_functions_below_the_values(pair: JointEngine) -> None
     assert above <= 1e-9, f"a function is above the value that it bounds by {above:.3g}"
 
 
-def test_signs_of_halves_hold_and_keep_the_bounds(pair: JointEngine) -> None:
+def hidden(chains: Sequence[Chain], points: Tensor) -> Tensor:
+    """The inputs of all ReLUs of all networks at points."""
+    found = []
+    for chain in chains:
+        values = points
+        for layer in chain.layers[:-1]:
+            found.append(values @ layer.weight.T + layer.bias)
+            values = found[-1].relu()
+    return torch.cat(found, -1)
+
+
+def halves(low: Tensor, high: Tensor, side: int) -> tuple[Tensor, Tensor]:
+    """The lower halves of boxes, then the upper halves."""
+    lower, upper, middle = high.clone(), low.clone(), (low + high) / 2
+    lower[:, side], upper[:, side] = middle[:, side], middle[:, side]
+    return torch.cat([low, upper]), torch.cat([lower, high])
+
+
+@pytest.mark.parametrize("relations", list(Relations))
+def test_parts_of_boxes_are_bounded_from_the_functions_of_the_boxes(pair: JointEngine, relations: Relations) -> None:
     spaces, (low, high) = close(0.05), boxes_of(7, 0.8)
     bounder = pair_bounder_of(pair, spaces)
     assert isinstance(bounder, PairByMatrices)
-    found = bound(bounder, low, high)
-    chosen, side = torch.tensor([5, 0, 3]), torch.tensor([2, 0, 1])
-    middle = (low + high) / 2
-    cut = Cuts(chosen, side, ((high - low) / 2)[chosen, side])
-    signs = found.halved(cut)
-    lower, upper = high[chosen].clone(), low[chosen].clone()
-    lower[range(3), side], upper[range(3), side] = middle[chosen, side], middle[chosen, side]
-    halves = torch.cat([low[chosen], upper]), torch.cat([lower, high[chosen]])
-    assert bool((signs != 0).any()) and bool((signs == 0).any()), "all or none of the signs are known"
-    hidden = []
-    for chain in bounder.chains:
-        values = points_of(*halves)
-        for layer in chain.layers[:-1]:
-            hidden.append(values @ layer.weight.T + layer.bias)
-            values = hidden[-1].relu()
-    values = torch.cat(hidden, -1)
-    assert not bool((values * signs < -1e-12).any()), "a sign is wrong at a point"
-    known, anew = bounder(*halves, signs), bound(bounder, *halves)
-    lowest = sampled(pair.model, spaces, points_of(*halves)).amin(0)
+    bounder.relations = relations
+    found, inner = bounder(low, high, unknown(bounder, len(low)))
+    parents = torch.tensor([5, 0, 3, 3])
+    small = halves(low[parents], high[parents], 1)
+    parts = inner(parents.repeat(2), *small)
+    points = points_of(*small)
+    lowest = sampled(pair.model, spaces, points).amin(0)
+    assert bool((parts.values <= lowest + 1e-12).all()), "a bound is above a sampled value"
+    assert bool((parts.values >= found.values[parents.repeat(2)] - 0.02).all()), "looser than on the whole boxes"
+    assert float((parts.values - found.values[parents.repeat(2)]).mean()) > 0, "parts gain nothing"
+    values = hidden(bounder.chains, points)
+    assert not bool((values * parts.signs < -1e-12).any()), "a sign is wrong at a point"
+    assert bool((parts.signs != 0).any()) and bool((parts.signs == 0).any()), "all or none of the signs are known"
+    known, anew = bounder(*small, parts.signs)[0], bound(bounder, *small)
     assert bool((known.values <= lowest + 1e-12).all()), "a bound with known signs is above a sampled value"
     assert float((anew.values - known.values).max()) < 0.02, "known signs loosen bounds"
 
 
-@pytest.mark.parametrize("side", [0, 1, 2])
-def test_functions_rise_from_a_box_to_its_halves(side: int) -> None:
-    slopes = torch.randn(4, 2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    low, high = boxes_of(4, 1.0)
-    length = (high - low)[:, side] / 2
-    rises = Cuts(torch.arange(4), torch.full((4,), side), length).rise(slopes)
+@pytest.mark.parametrize("arithmetic", list(Arithmetic))
+def test_parts_of_boxes_of_one_network(arithmetic: Arithmetic) -> None:
+    native = Native(mlp(), torch.rand(2, INPUTS), arithmetic=arithmetic)
+    spaces, (low, high) = values_of(6, CLASSES, inputs=True), boxes_of(5, 0.8)
+    bounder = bounder_of(native, spaces)
+    assert isinstance(bounder, ByMatrices)
+    _, inner = bounder(low, high, unknown(bounder, len(low)))
+    small, parents = halves(low, high, 0), torch.arange(5).repeat(2)
+    parts = inner(parents, *small)
+    points = points_of(*small)
+    assert bool((parts.values <= sampled(native.model, spaces, points).amin(0) + 1e-12).all())
+    assert not bool((hidden([bounder.chain], points) * parts.signs < -1e-12).any()), "a sign is wrong at a point"
 
-    def least(low: Tensor, high: Tensor) -> Tensor:
-        ends = [slopes * end[:, None] for end in (low, high)]
-        return torch.minimum(*ends).sum(-1)
 
-    lower, upper = high.clone(), low.clone()
-    lower[:, side] -= length
-    upper[:, side] += length
-    torch.testing.assert_close(rises[0], least(low, lower) - least(low, high))
-    torch.testing.assert_close(rises[1], least(upper, high) - least(low, high))
+def test_many_parts_are_bounded_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    native = Native(mlp(), torch.rand(2, INPUTS))
+    spaces, (low, high) = values_of(6, CLASSES, inputs=True), boxes_of(5, 0.8)
+    bounder = bounder_of(native, spaces)
+    _, inner = bounder(low, high, unknown(bounder, len(low)))
+    assert inner is not None
+    small, parents = halves(low, high, 0), torch.arange(5).repeat(2)
+    whole = inner(parents, *small)
+    monkeypatch.setattr(bounders, "MATRIX_BOXES", 3)
+    torch.testing.assert_close(inner(parents, *small), whole, rtol=0, atol=1e-12)
+
+
+def test_neurons_that_are_0_on_all_boxes_are_left_out() -> None:
+    """A strip of neurons is off; the bounds are the same with and without them."""
+    teacher = mlp()
+    with torch.no_grad():
+        teacher[0].bias[:3] = -9.0
+        teacher[2].bias[5] = -9.0
+    engine = JointEngine(noisy(teacher, 0.02), teacher, torch.rand(2, INPUTS), Arithmetic.FLOAT32)
+    spaces, (low, high) = close(0.05), boxes_of(4, 0.5)
+    bounder = pair_bounder_of(engine, spaces)
+    assert isinstance(bounder, PairByMatrices)
+    found = bound(bounder, low, high)
+    active = Active.of(bounder.chains, found.signs)
+    assert max(active.chains[0].shape[1], active.chains[1].shape[1]) <= 5 and active.chains[0].shape[2] <= 6
+    again = bounder(low, high, found.signs)[0]
+    torch.testing.assert_close(again.values, found.values, rtol=0, atol=1e-5)
+    assert torch.equal(again.signs[:, found.signs[0] < 0], found.signs[:, found.signs[0] < 0])
+    part = Active.of(bounder.chains, torch.cat([found.signs, torch.ones_like(found.signs)]))
+    assert part.chains[0].shape == bounder.chains[0].shape, "one box where a neuron is on keeps it"
 
 
 def test_the_better_bound_counts_and_nan_does_not() -> None:
@@ -218,11 +262,11 @@ def test_pairs_of_different_structure_take_the_better_of_their_graphs() -> None:
 def test_values_that_may_overflow_prove_nothing() -> None:
     network = mlp()
     with torch.no_grad():
-        network[0].weight.fill_(3e38)
-        network[2].weight.fill_(10.0)
+        network[0].weight.fill_(1e37)
+        network[2].weight.fill_(0.01)
     native = Native(network, torch.zeros(2, INPUTS), arithmetic=Arithmetic.FLOAT32)
     spaces = values_of(2, CLASSES, inputs=False)
-    low, high = torch.zeros(2, INPUTS).double(), torch.tensor([[4.0] * INPUTS, [0.0] * INPUTS]).double()
+    low, high = torch.zeros(2, INPUTS).double(), torch.tensor([[40.0] * INPUTS, [0.0] * INPUTS]).double()
     found = bound(bounder_of(native, spaces), low, high).values
     assert bool(found[0].isnan().all()) and bool(found[1].isfinite().all()), "the second box is one point"
 
