@@ -146,7 +146,7 @@ def certified(
         certification = _Certification(options, config.at(radius), selection, load, outs)
         answers.append(certification.certify_both(model, student, teacher, reference))
         failed += _report(answers[-1], requirements)
-    if options["instances"] is not None:
+    if options["instances"] is not None and config.alone() is not None:
         for role in answers[0]:
             line = tables.instances([done[role] for done in answers])
             display(line if teacher is None else f"{role}: {line}")
@@ -190,6 +190,12 @@ def _requirements(options: dict[str, Any], config: "CertifyConfig") -> "list[Req
     requirements = [Requirement.parse(text) for text in options["conditions"]]
     if requirements and options["teacher"] is None:
         raise InputError("--require compares with a teacher: add --teacher")
+    if config.alone() is None:
+        kinds = ",".join(config.kinds)
+        if requirements:
+            raise InputError(f"--require compares both networks' own rows: name a method that has some: crown,{kinds}")
+        if options["teacher_out"] is not None:
+            raise InputError(f"--teacher-out {options['teacher_out']}: the rows of {kinds} are in one file, drop it")
     for requirement in requirements:
         if requirement.metric in VERDICT_METRICS and "transfer" not in config.kinds:
             raise InputError(f"--require {requirement.text!r} needs the method transfer: run 'certkd transfer'")

@@ -76,7 +76,9 @@ def summaries(certificates: Certificates, about: Collection[About] = tuple(About
     parts: list[Part] = []
     for rows in certificates:
         method = find(rows.name)
-        if method.summary is not None and method.about in about and not rows.count(Status.UNSUPPORTED):
+        refused = rows.count(Status.UNSUPPORTED)
+        ran = refused < len(rows) if method.relational else not refused
+        if method.summary is not None and method.about in about and ran:
             parts += method.summary(rows, certificates)
     return parts
 

@@ -172,6 +172,16 @@ def test_certify_with_a_teacher_runs_it_beside_others(places: Path, tmp_path: Pa
     assert "The student gives" in only and not list(tmp_path.glob("*teacher*"))
 
 
+@pytest.mark.slow
+def test_a_list_of_instances_is_matched_at_each_radius(places: Path, tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("image_index,label,eps\n0,0,0.01\n1,1,0.02\n")
+    networks = "certify", places / "images-student.pt", "--teacher", places / "images-teacher.pt"
+    more = "--data", places / "images.npz", "--methods", "match", "--out", tmp_path / "a.h5"
+    out = succeeds(*networks, *more, "--instances", tmp_path / "list.csv")
+    assert out.count("The student gives the teacher's class everywhere in the ball") == 2
+    assert {path.name for path in tmp_path.glob("*.h5")} == {"a-0.01.h5", "a-0.02.h5"}
+
+
 MISTAKES = [
     ("match STUDENT --eps 0.1", "match relates a student to its teacher: give --teacher, like --teacher teacher.pt"),
     ("match STUDENT --teacher TEACHER", "Missing option '--eps'"),
@@ -200,6 +210,11 @@ MISTAKES = [
         "another method for each network: --methods crown,",
     ),
     ("certify STUDENT --teacher TEACHER --eps 0.1 --methods match --option tolerance=1", "drop tolerance 1"),
+    (
+        "certify STUDENT --teacher TEACHER --eps 0.1 --methods match --require clean>=0",
+        "name a method that has some: crown,",
+    ),
+    ("certify STUDENT --teacher TEACHER --eps 0.1 --methods match --teacher-out t.h5", "are in one file, drop it"),
 ]
 
 

@@ -139,7 +139,8 @@ def _broken(subject: Subject, rows: MethodRows, held: np.ndarray, relation: Rela
         least = LOGIT_ROUNDING * torch.cat([student, teacher], 1).abs().amax(1).clamp_min(1.0)
         return _violation(relation, student, teacher, c) - (0.0 if subject.arithmetic is Arithmetic.FLOAT32 else least)
 
-    attack = PairAttack(*networks, size, rows.eps, subject.norm, subject.seed, STEPS, RESTARTS)
+    follow = relation.kind in (Property.SAME_CLASS, Property.TRANSFER)
+    attack = PairAttack(*networks, size, rows.eps, subject.norm, subject.seed, STEPS, RESTARTS, follow)
     broken = attack(x, rows["index"][held].tolist()).found
     c = _classes(networks[1], x)
     for point in _counterexamples(subject, held, x):
