@@ -57,7 +57,12 @@ def rows(method: str, random_: np.random.Generator, count: int = 12) -> dict[str
     }
 
 
-METHODS = (("pgd", "ibp", "crown"), ("crown", "transfer", "diagnostics"), ("complete", "lipschitz", "local-linearity"))
+METHODS = (
+    ("pgd", "ibp", "crown"),
+    ("crown", "transfer", "diagnostics"),
+    ("pgd", "match"),
+    ("complete", "lipschitz", "local-linearity"),
+)
 
 
 @pytest.fixture(scope="module")
