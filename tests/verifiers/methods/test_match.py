@@ -36,7 +36,8 @@ def test_the_relation_of_the_settings() -> None:
         ({"property": "transfer", "delta": 1}, "transfer has no delta: drop delta 1"),
         ({"property": "transfer", "bisect": True}, "transfer has neither tolerance nor delta: drop bisect"),
         ({"tolerance": -1}, "tolerance must be at least 0, got -1"),
-        ({"property": "clos"}, "property must be 'same-class', 'close', 'not-worse' or 'transfer', got 'clos'"),
+        ({"property": "clos"}, "property: unknown property 'clos'. Did you mean 'close'?"),
+        ({"property": 3}, "property must be 'same-class', 'close', 'not-worse' or 'transfer', got 3"),
     ],
 )
 def test_thresholds_that_a_property_does_not_have(settings: dict[str, Any], said: str) -> None:
