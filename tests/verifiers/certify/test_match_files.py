@@ -16,7 +16,7 @@ from tests.verifiers.certify.test_forgeries import Forge, marked, moved, restamp
 from tests.verifiers.methods.test_complete import network_of
 from tests.zoo import images
 from verifiers.certify.audit.findings import Audit
-from verifiers.certify.audit.points import _violation
+from verifiers.certify.audit.points import violation
 from verifiers.certify.finished import finished_rows
 from verifiers.certify.verify import VerifyConfig, verify
 from verifiers.core.errors import InputError
@@ -246,7 +246,7 @@ def test_a_smaller_question_is_answered_by_a_finished_file(honest: Path, tmp_pat
 # The audit's own measure
 
 
-def test_the_measure_of_a_violation() -> None:
+def test_the_measure_of_aviolation() -> None:
     """Literal logits: the teacher says 0 by 2; the student prefers 1 by 3."""
     student, teacher, c = torch.tensor([[1.0, 4.0, 0.0]]), torch.tensor([[3.0, 1.0, 0.0]]), torch.tensor([0])
     for relation, size in (
@@ -259,9 +259,9 @@ def test_the_measure_of_a_violation() -> None:
         (Relation(Property.NOT_WORSE, tolerance=6.0), -1.0),
         (Relation(Property.TRANSFER), 2.0),
     ):
-        assert _violation(relation, student, teacher, c).tolist() == [size], relation
-    assert _violation(Relation(Property.TRANSFER), student, teacher, torch.tensor([1])).item() < 0
-    assert _violation(Relation(), teacher, teacher, c).item() < 0
+        assert violation(relation, student, teacher, c).tolist() == [size], relation
+    assert violation(Relation(Property.TRANSFER), student, teacher, torch.tensor([1])).item() < 0
+    assert violation(Relation(), teacher, teacher, c).item() < 0
 
 
 def test_stored_points_are_in_the_ball(honest: Path) -> None:

@@ -56,7 +56,7 @@ def _problems(subject: Subject, rows: MethodRows, block: np.ndarray, points: Ten
     if subject.teacher is None:
         return problems
     teacher, relation = _alone(subject.teacher.module, points), Matched.of(rows, subject.certificates).relation
-    size = _violation(relation, student, teacher, _classes(subject.teacher.module, x)).cpu().numpy()
+    size = violation(relation, student, teacher, _classes(subject.teacher.module, x)).cpu().numpy()
     slack = 10 * LOGIT_ROUNDING * torch.cat([student, teacher], 1).abs().amax(1).clamp_min(1.0).cpu().numpy()
     return {
         **problems,
@@ -86,7 +86,7 @@ def _differs(logits: Float[Tensor, "points classes"], stored: np.ndarray) -> np.
     return ~((below <= slack).cpu().numpy() & known)
 
 
-def _violation(relation: Relation, student: Tensor, teacher: Tensor, c: Tensor) -> Float[Tensor, " points"]:
+def violation(relation: Relation, student: Tensor, teacher: Tensor, c: Tensor) -> Float[Tensor, " points"]:
     """Compute by how much points break a relation, written apart from the certifier's."""
     if relation.kind is Property.CLOSE:
         return (student - teacher).abs().amax(1) - relation.tolerance
@@ -137,7 +137,7 @@ def _broken(subject: Subject, rows: MethodRows, held: np.ndarray, relation: Rela
 
     def size(student: Tensor, teacher: Tensor, c: Tensor) -> Tensor:
         least = LOGIT_ROUNDING * torch.cat([student, teacher], 1).abs().amax(1).clamp_min(1.0)
-        return _violation(relation, student, teacher, c) - (0.0 if subject.arithmetic is Arithmetic.FLOAT32 else least)
+        return violation(relation, student, teacher, c) - (0.0 if subject.arithmetic is Arithmetic.FLOAT32 else least)
 
     follow = relation.kind in (Property.SAME_CLASS, Property.TRANSFER)
     attack = PairAttack(*networks, size, rows.eps, subject.norm, subject.seed, STEPS, RESTARTS, follow)

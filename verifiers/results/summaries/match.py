@@ -124,7 +124,8 @@ class Matched:
 
     def _open(self) -> str:
         count = sum(self.open.values())
-        reasons = ", ".join(f"{number} {words}" for words, number in self.open.items())
+        several = len(self.open) > 1
+        reasons = ", ".join(f"{number} {words}" if several else words for words, number in self.open.items())
         return f"{count} {'is' if count == 1 else 'are'} open ({reasons})" if count else "none is open"
 
 
@@ -162,8 +163,8 @@ def answers(title: str, several: Sequence[Matched]) -> Table:
 
 def _stages(rows: MethodRows) -> Table:
     """Count the samples that each stage decided; stages without any are left out."""
-    lines = []
-    for stage in (stage for stage in Stage if (rows["stage"] == stage).any()):
+    lines, ended = [], np.isin(rows["status"], [Status.CERTIFIED, Status.FALSIFIED])
+    for stage in (stage for stage in Stage if (ended & (rows["stage"] == stage)).any()):
         here = rows["stage"] == stage
         decided = [int((here & (rows["status"] == status)).sum()) for status in (Status.CERTIFIED, Status.FALSIFIED)]
         lines.append([stage.title, *("-" if stage in SEARCHES and not i else str(n) for i, n in enumerate(decided))])

@@ -40,7 +40,7 @@ SENTENCES = [
     (file_of(360, 0), CLASS + "all 360 samples; none is refuted; none is open."),
     (file_of(1, 0), CLASS + "1 of 1 sample; none is refuted; none is open."),
     (file_of(0, 1), CLASS + "0 of 1 sample; on 1 it does not, here is a point; none is open."),
-    (file_of(0, 0, 1), CLASS + "0 of 1 sample; none is refuted; 1 is open (1 out of time)."),
+    (file_of(0, 0, 1), CLASS + "0 of 1 sample; none is refuted; 1 is open (out of time)."),
     (
         file_of(2, 2, 2, more=(Status.OUT_OF_MEMORY, Status.NOT_CERTIFIED)),
         CLASS + "2 of 8 samples; on 2 it does not, here is a point for each; "
