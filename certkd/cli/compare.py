@@ -1,6 +1,5 @@
 """``certkd compare``."""
 
-import json
 from pathlib import Path
 
 import click
@@ -16,10 +15,7 @@ from verifiers.core.errors import loading
     "--require", "conditions", multiple=True, metavar="CONDITION", help="Like 'retention>=0.9': exit 1 if not."
 )
 @click.option("--plot", metavar="FILE", help="Also plot both radius distributions (.png, .pdf or .svg).")
-@click.option("--json", "as_json", is_flag=True, help="Print plain values instead of tables.")
-def compare(
-    teacher: str, student: str, method: str, conditions: tuple[str, ...], plot: str | None, as_json: bool
-) -> int:
+def compare(teacher: str, student: str, method: str, conditions: tuple[str, ...], plot: str | None) -> int:
     """Compare two certificate files, sample by sample.
 
     TEACHER and STUDENT are files of 'certkd certify'. retention is the share of the teacher's samples certified at
@@ -32,7 +28,7 @@ def compare(
     from certkd.comparison.compare import radii
     from certkd.comparison.requirement import Requirement
     from certkd.report import plots, tables
-    from certkd.report.console import display, stderr
+    from certkd.report.console import display, record, stderr
     from verifiers.results.reader import KIND, read
 
     requirements = [Requirement.parse(text) for text in conditions]
@@ -42,17 +38,15 @@ def compare(
     with loading(f"{teacher} or {student}", KIND):
         result = compare_files(files["teacher"], files["student"], method=method)
         missed = [requirement for requirement in requirements if not requirement.holds(result)]
-        pairs = [] if as_json else tables.pair_summaries(files["teacher"], files["student"])
-    if as_json:
-        click.echo(json.dumps(result.to_dict(), indent=1))
-    else:
-        display(*tables.comparison(result, "teacher", "student"))
-        display(*pairs)
+        pairs = tables.pair_summaries(files["teacher"], files["student"])
+    record(**result.to_dict())
+    display(*tables.comparison(result, "teacher", "student"))
+    display(*pairs)
     if plot is not None:
         curves = {name: radii(certificates, result.methods) for name, certificates in files.items()}
         eps = files["teacher"].eps
         plots.radius_curves(Path(plot), curves, norm=result.norm, eps=eps, samples=result.samples)
-        (stderr().print if as_json else display)(f"written to {plot}")
+        display(f"written to {plot}")
     for requirement in missed:
         stderr().print(requirement.missed(result))
     return 1 if missed else 0

@@ -91,6 +91,7 @@ def network(name: str, options: dict[str, Any], load: "Load") -> "Checkpoint":
         "weights_key": options.get("weights_key"),
     }
     networks.check_units(settings["mean"], settings["std"])  # before data are loaded
+    networks.check_names(name, settings["architecture"])
     if wanted is not None and wanted.in_folders and options["image_size"] is None and settings["architecture"] is None:
         with suppress(InputError):  # the images can have any size: the network decides, if it can
             known = networks.load(name, **settings)

@@ -65,6 +65,8 @@ def _load(config: DataConfig) -> DataSet:
         return _arrays(config, archive(path))
     if path.is_dir():
         return _arrays(config, array_folder(path)) if any(path.glob("*.npy")) else _folders(config, path)
+    if ("/" in config.name or "\\" in config.name or config.name.startswith("~")) and not path.exists():
+        raise InputError(f"no such folder or file of data: {quoted(config.name)}")
     there = " It is a file: images and labels are read from .npz and .npy files and from folders." * path.is_file()
     raise InputError(f"unknown data set {quoted(config.name)}.{there or did_you_mean(config.name, list(NAMES))}")
 

@@ -20,6 +20,7 @@ from certkd.networks.builders import (
     Classifier,
     ModelSpec,
     build,
+    check_known,
     is_fetched,
     is_own,
     known_models,
@@ -195,9 +196,7 @@ def load(
     if onnx:
         shape = None if data is None else data.shape
         return classifier(name, shape=shape, layout=layout or "nchw", mean=mean, std=std, output=output)
-    if ":" not in name and not is_path(name) and not Path(name).exists():
-        known = did_you_mean(name, known_models("certkd"))
-        raise InputError(f"{name!r} is neither a checkpoint's path nor a network's name like timm:resnet18.{known}")
+    check_names(name)
     if is_path(name) or ":" not in name:
         own = _own(name, architecture)
         bare = None if own is not None else _bare(architecture, data, mean, std)
@@ -214,6 +213,21 @@ def _own(path: str, architecture: str | None) -> tuple[str, dict[str, Any]] | No
         return None
     spec = parse_architecture(architecture, 1, (1,))
     return spec.name, spec.options
+
+
+def check_names(name: str, architecture: str | None = None) -> None:
+    """Check that a network is a path or known to its source, and so is its architecture, before data are loaded.
+
+    Raises:
+        InputError: one of them is unknown.
+    """
+    if not is_path(name) and ":" in name:
+        check_known(name.partition(",")[0])
+    elif not is_path(name) and not Path(name).exists():
+        known = did_you_mean(name, known_models("certkd"))
+        raise InputError(f"{name!r} is neither a checkpoint's path nor a network's name like timm:resnet18.{known}")
+    if architecture is not None and not name.endswith(".onnx"):
+        check_known(architecture.partition(",")[0])
 
 
 def check_units(mean: Sequence[float], std: Sequence[float]) -> None:

@@ -10,7 +10,7 @@ from certkd.config.settings import TrainConfig, TrainJob
 from certkd.data import sources
 from certkd.networks import checkpoint
 from certkd.networks import resolve as networks
-from certkd.networks.builders import Classifier, check_present
+from certkd.networks.builders import Classifier, check_known, check_present
 from certkd.networks.checkpoint import Checkpoint
 from certkd.reporter import TrainingReporter
 from certkd.training.loop import TrainingResult, train
@@ -37,6 +37,8 @@ def run_training(
     reporter = reporter or TrainingReporter()
     choose_device(job.device)  # rejects an absent device before anything is loaded
     names = {"teacher": job.teacher, "natural teacher": job.natural_teacher}
+    if ":" in job.model.name and not networks.is_path(job.model.name):
+        check_known(job.model.name)
     if job.model.pretrained and not job.data.download:
         check_present(job.model.name)
     known = {role: _teacher(job, role, name) for role, name in names.items() if name is not None}

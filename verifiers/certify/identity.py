@@ -29,16 +29,23 @@ def identity_of(program: Program, teacher: Program | None, samples: Samples, con
         "data_sha256": samples.data_sha256,
         "indices_sha256": indices_sha256(samples.indices.numpy()),
         "samples": len(samples.labels),
-        "norm": str(config.norm),
-        "eps_text": config.eps,
-        "arithmetic": str(config.arithmetic),
-        "seed": config.seed,
+        **asked_of(config),
         "joint_teacher_sha256": "" if teacher is None else weights_sha256(teacher.given),
         "joint_teacher_program_sha256": "" if teacher is None else teacher.sha256,
         "joint_teacher_structure_sha256": "" if teacher is None else structure_sha256(teacher.given),
         **_last_layers(program, teacher),
         "settings": {method.kind: method.options for method in config.in_order},
         **samples.about,
+    }
+
+
+def asked_of(config: CertifyConfig) -> dict[str, Any]:
+    """List the part of the identity that is known before networks and data are read."""
+    return {
+        "norm": str(config.norm),
+        "eps_text": config.eps,
+        "arithmetic": str(config.arithmetic),
+        "seed": config.seed,
     }
 
 

@@ -89,7 +89,7 @@ def _few(entries: Iterable[Any], count: int, depth: int) -> str:
 
 
 @contextmanager
-def loading(path: str | os.PathLike[str], what: str, hint: str = "") -> Iterator[None]:
+def loading(path: str | os.PathLike[str], what: str, hint: str = "", why: str = "") -> Iterator[None]:
     """Turn every failure of reading a file from outside into one ``InputError``: the one boundary for such files.
 
     Libraries raise any exception on a damaged or hostile file: decoding, unpacking, recursion, memory, lookup errors.
@@ -98,6 +98,7 @@ def loading(path: str | os.PathLike[str], what: str, hint: str = "") -> Iterator
         path: of the file, for the message.
         what: the kind of file that is expected, like "a .npz archive".
         hint: what to do, after the reason.
+        why: the reason, in place of a library's own words.
     """
     try:
         yield
@@ -111,7 +112,7 @@ def loading(path: str | os.PathLike[str], what: str, hint: str = "") -> Iterator
         raise InputError(f"{path} is not {what}: it is nested too deeply") from error
     except Exception as error:  # whatever a library raises about a file is about the file
         known = error.strerror if isinstance(error, OSError) and error.errno is not None else None
-        said = f"cannot read {path}: {known}" if known else f"{path} is not {what}: {one_line(error)}"
+        said = f"cannot read {path}: {known}" if known else f"{path} is not {what}: {why or one_line(error)}"
         raise InputError(f"{said}{hint}") from error
 
 

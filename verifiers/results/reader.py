@@ -17,6 +17,8 @@ from verifiers.results.schema import TABLES, attributes_of, check, check_rows, n
 
 #: What a file must be, in messages about one that is not.
 KIND = "a certificate file"
+#: Why a file is none, in the place of HDF5's own words.
+DAMAGED = "it is damaged, or a file of another kind"
 
 
 def read(path: str | os.PathLike[str]) -> Certificates:
@@ -29,7 +31,7 @@ def read(path: str | os.PathLike[str]) -> Certificates:
     Raises:
         InputError: missing, not HDF5, not a certificate file, of another format version, or not as certkd writes it.
     """
-    with opened(path) as file, loading(path, KIND):
+    with opened(path) as file, loading(path, KIND, why=DAMAGED):
         return contents(file, Path(path))
 
 
@@ -45,7 +47,7 @@ def opened(path: str | os.PathLike[str], tables: Mapping[str, tuple[Column, ...]
         InputError: as ``read``.
     """
     path = Path(path)
-    with loading(path, KIND):
+    with loading(path, KIND, why=DAMAGED):
         if path.is_dir():
             example = next((f" in it, like {file}" for file in sorted(path.glob("*.h5"))), "")
             raise InputError(f"{path} is a folder: give a certificate file{example}")
@@ -53,7 +55,7 @@ def opened(path: str | os.PathLike[str], tables: Mapping[str, tuple[Column, ...]
             raise InputError(f"no certificate file at {path}")
         file = h5py.File(path, "r", locking=False)
     with file:
-        with loading(path, KIND):
+        with loading(path, KIND, why=DAMAGED):
             check_format(file, path)
             check(file, path, tables)
         yield file

@@ -47,6 +47,7 @@ _SAMPLES = ("data_sha256", "indices_sha256", "samples")
 #: How the name of a certificate file may end.
 SUFFIXES = (".h5", ".hdf5")
 _ANOTHER = "choose another output file, or delete this one"
+_ANEW = f"{_ANOTHER} (certify --overwrite does)"
 _in_memory = (f"in memory {number}" for number in itertools.count())
 
 
@@ -147,20 +148,7 @@ class CertificateFile:
             raise InputError(f"{self.path} was removed while it was written: run the same command again")
 
     def _check_identity(self) -> None:
-        there = json.loads(self._file.attrs["identity"])
-        wanted = json.loads(self._identity)
-        different = sorted(key for key in there.keys() | wanted.keys() if there.get(key) != wanted.get(key))
-        if set(_SAMPLES) >= set(different) >= {"data_sha256", "indices_sha256"}:
-            raise InputError(
-                f"{self.path} holds other samples ({there.get('samples')} of them, now {wanted.get('samples')}): "
-                f"{_ANOTHER}"
-            )
-        if different:
-            key, was, now = _innermost(different[0], there.get(different[0]), wanted.get(different[0]))
-            raise InputError(
-                f"{self.path} was made with another {key.removesuffix('_text')} ({_short(was)}, now {_short(now)}): "
-                f"{_ANOTHER}"
-            )
+        _check_same(self.path, json.loads(self._file.attrs["identity"]), json.loads(self._identity))
 
     def _check_shapes(self, methods: Sequence[MethodTable], samples: int, sizes: Mapping[str, Sequence[int]]) -> None:
         for method in methods:
@@ -383,6 +371,37 @@ def _check_file(path: Path, tables: Mapping[str, tuple[Column, ...]]) -> None:
         if isinstance(error.__cause__, BlockingIOError):
             raise InputError(busy(path)) from None
         raise InputError(f"{error}; {_ANOTHER}") from None
+
+
+def check_asked(path: str | os.PathLike[str], asked: Mapping[str, Any]) -> None:
+    """Check that a file, if it is there, was begun with some of the settings, before anything is computed.
+
+    Args:
+        path: of the file, which ``check_output`` accepted.
+        asked: a part of its identity.
+
+    Raises:
+        InputError: one of them differs.
+    """
+    if not _exists(Path(path)):
+        return
+    with opened(path) as file:
+        there = json.loads(file.attrs["identity"])
+    _check_same(Path(path), {key: there.get(key) for key in asked}, asked)
+
+
+def _check_same(path: Path, there: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Refuse to write into a file of another identity; the message has the first entry that differs."""
+    different = sorted(key for key in there.keys() | wanted.keys() if there.get(key) != wanted.get(key))
+    if set(_SAMPLES) >= set(different) >= {"data_sha256", "indices_sha256"}:
+        raise InputError(
+            f"{path} holds other samples ({there.get('samples')} of them, now {wanted.get('samples')}): {_ANEW}"
+        )
+    if different:
+        key, was, now = _innermost(different[0], there.get(different[0]), wanted.get(different[0]))
+        raise InputError(
+            f"{path} was made with another {key.removesuffix('_text')} ({_short(was)}, now {_short(now)}): {_ANEW}"
+        )
 
 
 def _innermost(key: str, was: Any, now: Any) -> tuple[str, Any, Any]:

@@ -6,10 +6,10 @@ from certkd.networks.builders.build import (
     ModelSpec,
     build,
     is_fetched,
-    known_models,
     last_linear,
     usual_statistics,
 )
+from certkd.networks.builders.known import check_known, known_models
 from certkd.networks.builders.own import is_own, short
 from certkd.networks.builders.weights import check_present
 from certkd.networks.cost import Budget
@@ -20,6 +20,7 @@ __all__ = [
     "Classifier",
     "ModelSpec",
     "build",
+    "check_known",
     "check_present",
     "is_fetched",
     "is_own",

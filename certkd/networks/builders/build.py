@@ -12,11 +12,12 @@ from pydantic import Field, FiniteFloat, model_validator
 from torch import Tensor, fx, nn
 
 from certkd.networks.builders import small
+from certkd.networks.builders.known import check_known
 from certkd.networks.builders.options import check_options
 from certkd.networks.builders.own import is_own, own_network
 from certkd.networks.cost import ONE_VALUE, OPERATIONS, Budget, check_cost
 from certkd.networks.output import Output
-from verifiers.core.errors import InputError, did_you_mean, one_line, quoted
+from verifiers.core.errors import InputError, one_line, quoted
 from verifiers.core.settings import Strict
 from verifiers.graph.sequence import LAYERS
 from verifiers.runtime.outputs import rows_of
@@ -184,8 +185,7 @@ def build(spec: ModelSpec, *, pretrained: bool = False, budget: Budget | None = 
         return _users(spec, described=budget is not None)
     source, _, name = spec.name.partition(":")
     builders = {"certkd": _own, "torchvision": _torchvision, "timm": _timm}
-    if not name or source not in builders or (source == "certkd" and name not in OWN):
-        raise InputError(f"unknown network {quoted(spec.name)}.{_suggest(spec.name)}")
+    check_known(spec.name)
     if spec.resize is not None and len(spec.shape) != 3:
         raise InputError(f"resize needs images of shape (channels, height, width), got {spec.shape}: drop resize")
     if budget is not None and is_fetched(spec.name):
@@ -259,33 +259,6 @@ def _is_cheap(model: Classifier) -> bool:
     return operations <= OPERATIONS and values <= ONE_VALUE
 
 
-def known_models(source: str) -> list[str]:
-    """List the names that a source offers, with its prefix."""
-    if source == "torchvision":
-        import torchvision
-
-        return [f"torchvision:{name}" for name in torchvision.models.list_models(module=torchvision.models)]
-    if source == "timm":
-        import timm
-
-        return [f"timm:{name}" for name in timm.list_models()]
-    return [f"certkd:{name}" for name in OWN]
-
-
-def _suggest(name: str) -> str:
-    if (file := name.rstrip(":")).endswith(".py"):
-        return f" Name the class in the file too, as in {quoted(file + ':Net')}."
-    source, _, rest = name.partition(":")
-    if rest and source in ("certkd", "torchvision", "timm"):
-        known = known_models(source)
-        if len(known) > 20:
-            return did_you_mean(name, known).replace(f" Known: {', '.join(known)}.", f" {len(known)} are known.")
-        return did_you_mean(name, known)
-    hint = did_you_mean(name, [*known_models("certkd"), *OWN])
-    names = "certkd:mlp, torchvision:resnet18, timm:vit_tiny_patch16_224, net.py:Net, or a checkpoint's path"
-    return f"{hint} Names look like {names}."
-
-
 def _own(name: str, spec: ModelSpec, pretrained: bool) -> Classifier:
     if pretrained:
         raise InputError(f"{spec.name} has no pre-trained weights: give a checkpoint's path instead")
@@ -297,8 +270,6 @@ def _own(name: str, spec: ModelSpec, pretrained: bool) -> Classifier:
 def _torchvision(name: str, spec: ModelSpec, pretrained: bool) -> Classifier:
     import torchvision
 
-    if spec.name not in known_models("torchvision"):
-        raise InputError(f"unknown network {quoted(spec.name)}.{_suggest(spec.name)}")
     if len(spec.shape) != 3 or spec.shape[0] != 3:
         raise InputError(f"{spec.name} needs three colour channels, the data has shape {spec.shape}: use timm:NAME")
     try:
@@ -358,8 +329,6 @@ def usual_statistics(name: str, channels: int) -> tuple[tuple[float, ...], tuple
 def _timm(name: str, spec: ModelSpec, pretrained: bool) -> Classifier:
     import timm
 
-    if not timm.is_model(name) and not name.startswith("hf-hub:"):
-        raise InputError(f"unknown network {quoted(spec.name)}.{_suggest(spec.name)}")
     if len(spec.shape) != 3:
         raise InputError(f"{spec.name} needs images of shape (channels, height, width), got {spec.shape}")
     sized = {"img_size": spec.inner[1], **spec.options} if _takes_image_size(name) else spec.options

@@ -30,6 +30,7 @@ def to_float32(model: Any, path: Any) -> str | None:
     """
     from onnx import numpy_helper
 
+    rounded = next(_rounded(model.graph), None)
     found = {OTHER_FLOATS[value.type.tensor_type.elem_type] for value in _floats_of(model.graph)}
     for value in _floats_of(model.graph):
         value.type.tensor_type.elem_type = FLOAT32
@@ -51,8 +52,28 @@ def to_float32(model: Any, path: Any) -> str | None:
                     found.add(OTHER_FLOATS[attribute.i])
                 attribute.i = FLOAT32
     if not found:
-        return None
+        return None if rounded is None else f"its float64 constant {rounded} is rounded to float32, and so certified"
     return f"it is a {' and '.join(sorted(found))} network: it is converted to float32, and so certified"
+
+
+def _rounded(graph: Any) -> Iterator[str]:
+    """Describe the single float64 numbers that float32 rounds, and that a node uses before they are cast to it."""
+    from onnx import numpy_helper
+
+    cast_only: dict[str, bool] = {}
+    for node in graph.node:
+        to = next((attribute.i for attribute in node.attribute if attribute.name == "to"), None)
+        for name in filter(None, node.input):
+            cast_only[name] = cast_only.get(name, True) and node.op_type == "Cast" and to == FLOAT32
+    made = [(attribute.t, node) for node in graph.node for attribute in node.attribute if attribute.type == 4]
+    tensors = [(tensor, tensor.name) for tensor in graph.initializer]
+    tensors += [(tensor, node.output[0] if node.op_type == "Constant" else "") for tensor, node in made]
+    for tensor, name in tensors:
+        if OTHER_FLOATS.get(tensor.data_type) == "float64" and not cast_only.get(name, name != ""):
+            value = numpy_helper.to_array(tensor).reshape(-1)
+            with np.errstate(over="ignore"):
+                if len(value) == 1 and not np.array_equal(value, value.astype(np.float32), equal_nan=True):
+                    yield f"{value[0]:.17g}"
 
 
 def _floats_of(graph: Any) -> Iterator[Any]:

@@ -209,7 +209,7 @@ MISTAKES: list[tuple[str, str]] = [
     ("flat", "has no class folders: put its images into one folder per class, or list their labels in"),
     ("images --image-size 7,7,7", "an image size is a side, H,W or as-is, like 224 or 32,48, got '7,7,7'"),
     ("images --image-size 5", "the network takes images (3, 6, 4) of 3 classes, "),
-    ("none", "unknown data set"),
+    ("none", "no such folder or file of data"),
     ("last.npz --split train", "unknown split 'train'"),
 ]
 

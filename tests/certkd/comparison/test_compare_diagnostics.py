@@ -82,6 +82,16 @@ def test_certify_prints_the_figures_of_the_rows(files: dict[str, Path]) -> None:
     assert f"<= {(asked & ~(rows['margin'] < 0)).mean():.1%}" in contents
 
 
+def test_the_comparison_is_a_document_like_others(files: dict[str, Path]) -> None:
+    """It has the exit code, the values of the comparison, and the tables that are printed."""
+    given = ("compare", files["teacher"], files["student"], "--json")
+    document = json.loads(certkd(*given).out)
+    assert document["exit_code"] == 0 and document["metrics"] and document["tables"][0]["rows"]
+    failed = certkd(*given, "--require", "retention>1")
+    assert failed.code == 1 and json.loads(failed.out)["exit_code"] == 1
+    assert json.loads(failed.out)["metrics"] == document["metrics"]
+
+
 def test_compare_repeats_them_and_json_holds_them(files: dict[str, Path]) -> None:
     plain = certkd("compare", files["teacher"], files["student"])
     assert plain.code == 0 and "GD: gap" in plain.out

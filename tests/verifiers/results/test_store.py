@@ -335,10 +335,10 @@ def _of_version(path: Path, version: int) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (_random_bytes, "is not a certificate file"),
-        (_html, "is not a certificate file"),
-        (_empty, "not a certificate file"),
-        (_cut_short, "is not a certificate file"),
+        (_random_bytes, "is not a certificate file: it is damaged, or a file of another kind($|;)"),
+        (_html, "is not a certificate file: it is damaged, or a file of another kind($|;)"),
+        (_empty, "is not a certificate file: it is (empty|damaged)"),
+        (_cut_short, "is not a certificate file: it is damaged, or a file of another kind($|;)"),
         (Path.mkdir, "certificate file|is a folder: name a file in it"),
         (_foreign, "is an HDF5 file but not a certificate file"),
         (lambda path: _foreign(path, format="netCDF"), "is an HDF5 file but not a certificate file"),

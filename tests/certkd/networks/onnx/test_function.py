@@ -11,6 +11,7 @@ import torch
 from onnx import TensorProto, helper
 
 from certkd.networks.onnx import function as module
+from certkd.networks.onnx.file import read
 from certkd.networks.onnx.function import Function, function, unpacked
 from tests.certkd.exchange.models import random, save
 from verifiers.core.errors import InputError
@@ -107,6 +108,33 @@ def test_a_network_of_other_floats_is_not_converted(tmp_path: Path) -> None:
     path = save(tmp_path / "net.onnx", nodes, constants, shape=("N", 4), kind=TensorProto.DOUBLE)
     with pytest.raises(InputError, match=r"float64 network.*convert it first"):
         function(path)
+
+
+def threshold(place: Path, value: float, *, cast_first: bool) -> Path:
+    """y = 1 where x_i is above a float64 constant: compared in float64, or cast to float32 and compared there."""
+    if cast_first:
+        nodes = [helper.make_node("Cast", ["c"], ["t"], to=TensorProto.FLOAT)]
+        nodes += [helper.make_node("Greater", ["x", "t"], ["h"])]
+    else:
+        nodes = [helper.make_node("Cast", ["x"], ["wide"], to=TensorProto.DOUBLE)]
+        nodes += [helper.make_node("Greater", ["wide", "c"], ["h"])]
+    nodes += [helper.make_node("Cast", ["h"], ["y"], to=TensorProto.FLOAT)]
+    return save(place, nodes, {"c": np.array(value, np.float64)}, shape=("N", 4))
+
+
+@pytest.mark.parametrize(
+    ("value", "cast_first", "refused"),
+    [(0.1, False, True), (0.1, True, False), (0.125, False, False), (1e-300, False, True)],
+)
+def test_a_float64_threshold_that_float32_rounds(value: float, cast_first: bool, refused: bool, tmp_path: Path) -> None:
+    """At the float32 number 0.1 the answer of the file is 1, since that is above the float64 number 0.1."""
+    path = threshold(tmp_path / "net.onnx", value, cast_first=cast_first)
+    assert bool(read(path).remarks) == refused
+    if refused:
+        with pytest.raises(InputError, match=rf"float64 constant {value:.3g}.*convert it first"):
+            function(path)
+    else:
+        assert function(path).outputs == 4
 
 
 def test_a_file_for_several_inputs_at_a_time(tmp_path: Path) -> None:
