@@ -22,7 +22,7 @@ from verifiers.graph.program import Program
 from verifiers.methods.base import Method
 from verifiers.methods.registry import proves
 from verifiers.results.rows import Certificates
-from verifiers.results.writer import CertificateFile, MethodTable, check_asked, check_output
+from verifiers.results.writer import CertificateFile, MethodTable, check_output
 from verifiers.runtime.modes import eval_mode, suitable_threads, trusted_arithmetic
 from verifiers.runtime.outputs import as_logits, rows_of
 from verifiers.runtime.samples import CLEAN_BATCH, Data, Samples, first_images, others_of, validate
@@ -62,8 +62,7 @@ def certify(
     """
     check_types(network, config, teacher)
     if out is not None:
-        check_output(out)
-        check_asked(out, asked_of(config))
+        check_output(out, asked=asked_of(config))
     reporter = reporter or Warner()
     program, reference = Program(network), None if teacher is None else Program(teacher)
     question = Question(config.ball, config.norm, config.seed, reference, config.arithmetic)

@@ -25,6 +25,7 @@ from verifiers.core.columns import COMMON_COLUMNS, Column, Columns
 from verifiers.core.errors import InputError
 from verifiers.core.status import FAILURES, Status
 from verifiers.results.hdf5 import cannot_write, clear_errors, has_value, put, writing_access
+from verifiers.results.identity import ANOTHER, check_same
 from verifiers.results.lock import Lock, busy
 from verifiers.results.reader import contents, opened
 from verifiers.results.rows import Certificates
@@ -40,14 +41,8 @@ from verifiers.results.schema import (
     put_attributes,
 )
 
-#: What differs between two choices of samples from one data set.
-_SAMPLES = ("data_sha256", "indices_sha256", "samples")
-
-
 #: How the name of a certificate file may end.
 SUFFIXES = (".h5", ".hdf5")
-_ANOTHER = "choose another output file, or delete this one"
-_ANEW = f"{_ANOTHER} (certify --overwrite does)"
 _in_memory = (f"in memory {number}" for number in itertools.count())
 
 
@@ -148,7 +143,7 @@ class CertificateFile:
             raise InputError(f"{self.path} was removed while it was written: run the same command again")
 
     def _check_identity(self) -> None:
-        _check_same(self.path, json.loads(self._file.attrs["identity"]), json.loads(self._identity))
+        check_same(self.path, json.loads(self._file.attrs["identity"]), json.loads(self._identity))
 
     def _check_shapes(self, methods: Sequence[MethodTable], samples: int, sizes: Mapping[str, Sequence[int]]) -> None:
         for method in methods:
@@ -242,16 +237,17 @@ def discard(path: Path) -> None:
         path.unlink()
 
 
-def check_output(path: str | os.PathLike[str], *, anew: bool = False) -> None:
+def check_output(path: str | os.PathLike[str], *, anew: bool = False, asked: Mapping[str, Any] | None = None) -> None:
     """Check that a certificate file can be written or resumed at a place, before anything is computed.
 
     Args:
         path: of the file.
         anew: a file that is there will be deleted first; it may be of any version.
+        asked: a part of the identity that a file that is there must have.
 
     Raises:
         InputError: the name does not end like a certificate file's, another file or a folder is there, the folder
-            cannot be written, or another process writes the file.
+            cannot be written, another process writes the file, or it was begun with other settings.
     """
     path = Path(path)
     if path.suffix.lower() not in SUFFIXES:
@@ -262,9 +258,9 @@ def check_output(path: str | os.PathLike[str], *, anew: bool = False) -> None:
         lock = _lock(path)
         try:
             if not anew:
-                _check_file(path, TABLES)
+                _check_file(path, TABLES, asked)
             elif not h5py.is_hdf5(path):
-                raise InputError(f"{path} is not a certificate file and is not deleted: {_ANOTHER}")
+                raise InputError(f"{path} is not a certificate file and is not deleted: {ANOTHER}")
         finally:
             lock.release()
         return
@@ -348,7 +344,7 @@ def _lock(path: Path) -> Lock:
     """Lock an output file that is there."""
     if not path.is_file() or path.stat().st_size == 0:  # HDF5 would make an empty file one of its own
         what = "it is empty" if path.is_file() else "it is no file"
-        raise InputError(f"{path} is not a certificate file: {what}; {_ANOTHER}")
+        raise InputError(f"{path} is not a certificate file: {what}; {ANOTHER}")
     with clear_errors(path):
         return Lock(path)
 
@@ -363,55 +359,14 @@ def _open_for_writing(path: Path, methods: Sequence[MethodTable]) -> h5py.File:
         raise InputError(busy(path)) from None
 
 
-def _check_file(path: Path, tables: Mapping[str, tuple[Column, ...]]) -> None:
+def _check_file(path: Path, tables: Mapping[str, tuple[Column, ...]], asked: Mapping[str, Any] | None = None) -> None:
     try:
         with opened(path, tables) as file:
             contents(file, path)
+            there = json.loads(file.attrs["identity"])
     except InputError as error:
         if isinstance(error.__cause__, BlockingIOError):
             raise InputError(busy(path)) from None
-        raise InputError(f"{error}; {_ANOTHER}") from None
-
-
-def check_asked(path: str | os.PathLike[str], asked: Mapping[str, Any]) -> None:
-    """Check that a file, if it is there, was begun with some of the settings, before anything is computed.
-
-    Args:
-        path: of the file, which ``check_output`` accepted.
-        asked: a part of its identity.
-
-    Raises:
-        InputError: one of them differs.
-    """
-    if not _exists(Path(path)):
-        return
-    with opened(path) as file:
-        there = json.loads(file.attrs["identity"])
-    _check_same(Path(path), {key: there.get(key) for key in asked}, asked)
-
-
-def _check_same(path: Path, there: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Refuse to write into a file of another identity; the message has the first entry that differs."""
-    different = sorted(key for key in there.keys() | wanted.keys() if there.get(key) != wanted.get(key))
-    if set(_SAMPLES) >= set(different) >= {"data_sha256", "indices_sha256"}:
-        raise InputError(
-            f"{path} holds other samples ({there.get('samples')} of them, now {wanted.get('samples')}): {_ANEW}"
-        )
-    if different:
-        key, was, now = _innermost(different[0], there.get(different[0]), wanted.get(different[0]))
-        raise InputError(
-            f"{path} was made with another {key.removesuffix('_text')} ({_short(was)}, now {_short(now)}): {_ANEW}"
-        )
-
-
-def _innermost(key: str, was: Any, now: Any) -> tuple[str, Any, Any]:
-    """The first entry in which two settings differ."""
-    if not (isinstance(was, dict) and isinstance(now, dict)):
-        return key, was, now
-    inner = min(name for name in was.keys() | now.keys() if was.get(name) != now.get(name))
-    return _innermost(f"{key} {inner}", was.get(inner), now.get(inner))
-
-
-def _short(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
-    return text if len(text) <= 24 else f"{text[:16]}…"
+        raise InputError(f"{error}; {ANOTHER}") from None
+    if asked is not None:
+        check_same(path, {key: there.get(key) for key in asked}, asked)

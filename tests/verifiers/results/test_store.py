@@ -1,5 +1,6 @@
 """The certificate file: what is in it, and what happens when files, disks and processes misbehave."""
 
+import json
 import multiprocessing
 import os
 import resource
@@ -642,3 +643,27 @@ def test_a_file_that_is_removed_while_it_is_written_is_missed(tmp_path: Path) ->
     ):
         (tmp_path / "a.h5").unlink()
         write_pending(file, 20)
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"eps_text": "0.1"}, "another eps (0.2, now 0.1)"),
+        ({"norm": "linf", "seed": 4}, "another seed (3, now 4)"),
+        ({"norm": "linf", "eps_text": "0.2", "seed": 3}, ""),
+        ({}, ""),
+    ],
+)
+def test_settings_are_compared_before_anything_is_computed(asked: dict, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.h5"
+    check_output(path, asked=asked)  # there is no file yet
+    write_all(path)
+    with h5py.File(path, "r+") as file:
+        file.attrs["identity"] = json.dumps({"norm": "linf", "eps_text": "0.2", "seed": 3, "other": 1})
+    check_output(path)
+    if not said:
+        return check_output(path, asked=asked)
+    with pytest.raises(InputError) as refusal:
+        check_output(path, asked=asked)
+    assert said in str(refusal.value) and "--overwrite" in str(refusal.value)
+    check_output(path, asked=asked, anew=True)
