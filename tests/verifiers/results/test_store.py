@@ -659,7 +659,8 @@ def test_settings_are_compared_before_anything_is_computed(asked: dict, said: st
     check_output(path, asked=asked)  # there is no file yet
     write_all(path)
     with h5py.File(path, "r+") as file:
-        file.attrs["identity"] = json.dumps({"norm": "linf", "eps_text": "0.2", "seed": 3, "other": 1})
+        identity = {"norm": "linf", "eps_text": "0.2", "seed": 3, "other": 1}
+        file.attrs["identity"] = np.bytes_(json.dumps(identity))
     check_output(path)
     if not said:
         return check_output(path, asked=asked)
