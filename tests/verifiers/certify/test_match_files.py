@@ -15,14 +15,17 @@ from tests.marks import thin
 from tests.verifiers.certify.test_forgeries import Forge, marked, moved, restamped
 from tests.verifiers.methods.test_complete import network_of
 from tests.zoo import images
+from verifiers.certify import batches
 from verifiers.certify.audit.findings import Audit
 from verifiers.certify.audit.points import violation
+from verifiers.certify.audit.relations import kept_radius, relation_problems
 from verifiers.certify.finished import finished_rows
 from verifiers.certify.verify import VerifyConfig, verify
 from verifiers.core.errors import InputError
 from verifiers.core.relation import Property, Relation
 from verifiers.core.status import Status
 from verifiers.results.reader import read, read_images
+from verifiers.results.rows import Certificates, MethodRows
 from verifiers.runtime.samples import Data
 
 EPS, COUNT = "0.1", 10
@@ -271,3 +274,85 @@ def test_stored_points_are_in_the_ball(honest: Path) -> None:
     assert np.isfinite(points).all() and (points >= 0).all() and (points <= 1).all()
     distance = np.abs(points.astype(float) - X.numpy()[chosen].astype(float)).max(1)
     assert (distance <= float(EPS)).all() and np.allclose(distance, rows["distance"][chosen])
+
+
+# The loop
+
+
+def test_no_class_attack_is_run_on_a_relation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A radius of match is attacked by match itself; CROWN's is attacked by the loop."""
+    asked: list[str] = []
+
+    def attack(run: batches.Run, *given: Any) -> np.ndarray:
+        asked.append(run.kind)
+        return original(run, *given)
+
+    original = batches.Run._attack
+    monkeypatch.setattr(batches.Run, "_attack", attack)
+    match = {"kind": "match", **QUICK}
+    certify(STUDENT, X[2:4], LABELS[2:4], eps=EPS, methods=("crown", match), teacher=TEACHER)
+    assert asked and set(asked) == {"crown"}
+
+
+def test_open_rows_are_asked_again(tmp_path: Path) -> None:
+    """A row out of time says nothing: the same command tries it again, and keeps the others."""
+    path = written(tmp_path / "a.h5", count=3)
+    first = read(path)["match"]
+    with h5py.File(path, "r+") as file:
+        values = {"status": Status.TIMEOUT, "radius": 0.0, "certified": 0, "margin": np.nan, "seconds": 99.0}
+        for name, value in values.items():
+            file["match"][name][2] = value
+    again = read(written(path, count=3))["match"]
+    assert again["status"].tolist() == first["status"].tolist() and again["seconds"][2] < 99.0
+    assert again["seconds"][:2].tolist() == first["seconds"][:2].tolist(), "finished rows were asked again"
+
+
+def test_a_teacher_of_other_classes_is_refused_before_anything_runs() -> None:
+    match = {"kind": "match", **QUICK}
+    with pytest.raises(InputError, match=r"the teacher gives logits of shape \(2, 2\), the network \(2, 3\)"):
+        certify(STUDENT, X, LABELS, eps=EPS, methods=(match,), teacher=network_of((4, 8, 2), 3))
+
+
+# Rows of one file against one another, without a network
+
+
+def rows_of(kind: str, **columns: Any) -> MethodRows:
+    """One row of a method."""
+    whole = {"status": PROVED, "radius": 0.1, "predicted": 0, "index": 0, "student_class": 0, "teacher_class": 0}
+    values = {**whole, "distance": 0.05, **columns}
+    return MethodRows(
+        kind, {"eps": 0.1, "eps_text": "0.1", "norm": "linf"}, {n: np.array([v]) for n, v in values.items()}
+    )
+
+
+def file_of(*rows: MethodRows, arithmetic: str = "float32") -> Certificates:
+    return Certificates({"arithmetic": arithmetic}, {one.name: one for one in rows})
+
+
+def test_the_radius_within_which_a_class_is_kept() -> None:
+    crown, joint, open_ = rows_of("crown"), rows_of("joint", radius=0.2), rows_of("ibp", status=Status.NOT_CERTIFIED)
+    match, attack = rows_of("match", radius=5.0), rows_of("pgd", radius=5.0)
+    assert kept_radius(file_of(crown, open_, match, attack)).tolist() == [0.1]
+    assert kept_radius(file_of(crown, joint)).tolist() == [0.2]
+    assert kept_radius(file_of(crown, joint), both=True).tolist() == [0.2]
+    assert kept_radius(file_of(crown), both=True).tolist() == [-np.inf] == kept_radius(file_of(open_)).tolist()
+    assert kept_radius(file_of(crown, arithmetic="real")).tolist() == [-np.inf]
+
+
+@pytest.mark.parametrize(
+    ("others", "columns", "marked_"),
+    [
+        ([rows_of("crown")], {"student_class": 1}, [True, False]),
+        ([rows_of("crown", radius=0.04)], {"student_class": 1}, [False, False]),
+        ([rows_of("crown")], {"teacher_class": 1}, [False, False]),
+        ([rows_of("joint")], {"teacher_class": 1}, [False, True]),
+        ([rows_of("joint")], {"student_class": 1, "teacher_class": 1}, [True, True]),
+        ([], {"student_class": 1, "distance": 0.0}, [False, False]),
+        ([rows_of("crown")], {"student_class": 1, "status": PROVED}, [False, False]),
+    ],
+)
+def test_points_where_other_rows_prove_a_class(
+    others: list[MethodRows], columns: dict[str, Any], marked_: list[bool]
+) -> None:
+    match = rows_of("match", **{"status": REFUTED, **columns})
+    assert [bool(wrong[0]) for wrong in relation_problems(file_of(match, *others), match).values()] == marked_
