@@ -34,7 +34,7 @@ def by_neurons(
     bounds = replace(native.bounds(region), graph=graph)
     rows = torch.eye(spaces.cases, dtype=region.x.dtype, device=region.x.device)[None]
     alone = started + ALPHA_SHARE * (deadline - started)
-    proved = optimized(bounds, rows, iterations, alone).bound[0]
+    proved = optimized(bounds, rows, iterations, alone, goal=0.0).bound[0]
     if bounds.overflows:
         return Ended(False, reason="values of the network may overflow there")
     if bool(((proved > 0) & (proved < torch.inf)).all()):

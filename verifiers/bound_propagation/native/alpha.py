@@ -68,10 +68,13 @@ def _alphas(angles: Mapping[tuple[int, int, int], Tensor]) -> dict[tuple[int, in
     return {key: (angle[0].sin().square(), angle[1].sin().square()) for key, angle in angles.items()}
 
 
-def optimized(bounds: Bounds, specification: Tensor, iterations: int, deadline: float = math.inf) -> Planes:
-    """Compute the best bound of each row over CROWN and all steps of the optimiser; none starts after the deadline.
+def optimized(
+    bounds: Bounds, specification: Tensor, iterations: int, deadline: float = math.inf, goal: float = math.inf
+) -> Planes:
+    """Compute the best bound of each row over CROWN and all steps of the optimiser.
 
-    The intervals of ``bounds`` become the intersection of all steps' intervals. ``deadline`` is on ``time.monotonic``.
+    No step starts after the deadline, on ``time.monotonic``, or once all bounds are above the goal. The intervals of
+    ``bounds`` become the intersection of all steps' intervals.
     """
     with torch.no_grad():
         bounds.propagate(refine=True)
@@ -83,7 +86,7 @@ def optimized(bounds: Bounds, specification: Tensor, iterations: int, deadline: 
     for step in range(iterations):
         trial = replace(bounds, alphas=_alphas(angles), intervals=[], refined=[], relaxations={})
         last = step == iterations - 1
-        if time.monotonic() > deadline:
+        if time.monotonic() > deadline or bool((best.bound > goal).all()):
             break
         with torch.set_grad_enabled(not last):
             trial.propagate(refine=True)

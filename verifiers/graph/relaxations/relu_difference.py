@@ -12,7 +12,7 @@ from verifiers.graph.relaxations.lines import Alpha
 from verifiers.graph.relaxations.piecewise import Relu
 from verifiers.graph.rows import Rows
 
-#: Planes move outward by this share of the size of the box, which covers their rounding.
+#: PlanePair move outward by this share of the size of the box, which covers their rounding.
 SLACK = 16 * torch.finfo(torch.float64).eps
 
 
@@ -55,7 +55,7 @@ class ReluDifference(Paired):
         """Exact: both networks' relu is, and no machine subtracts them."""
         return None
 
-    def relax(self, boxes: Sequence[Interval], alpha: Alpha | None = None) -> "Planes":
+    def relax(self, boxes: Sequence[Interval], alpha: Alpha | None = None) -> "PlanePair":
         _, _, t, s, d = boxes
         at_t, at_s = Relu().lines(*t), Relu().lines(*s)
         none = torch.zeros_like(at_t.lower_slope)
@@ -63,14 +63,14 @@ class ReluDifference(Paired):
         above = Plane(at_t.lower_slope, at_s.upper_slope, at_s.upper_offset - at_t.lower_offset, none, none, none)
         opened = self.open(t, s)
         if not bool(opened.any()):
-            return Planes(below, above)
+            return PlanePair(below, above)
         t, s, d = (Interval(box.low[opened], box.high[opened]) for box in (t, s, d))
         free = [None if each is None else (each[:, 0][opened], each[:, 1][opened]) for each in alpha or (None, None)]
         lower = _below(t, s, d, free[0])
         upper = _below(s, t, Interval(-d.high, -d.low), free[1])  # -g is the difference in the other order
         upper = upper._replace(in_t=upper.in_s, in_s=upper.in_t, offset=-upper.offset)
         place = (opened,)
-        return Planes(
+        return PlanePair(
             Plane(*(old.index_put(place, new) for old, new in zip(below, lower, strict=True))),
             Plane(*(old.index_put(place, new) for old, new in zip(above, upper, strict=True))),
         )
@@ -91,7 +91,7 @@ class Plane(NamedTuple):
     share: Float[Tensor, "*shape"]
 
 
-class Planes(NamedTuple):
+class PlanePair(NamedTuple):
     """A plane below g and one above."""
 
     below: Plane

@@ -1,6 +1,7 @@
 """Graphs of two copies: linked intervals, divided rows, bounds against joint ones, and branch and bound."""
 
 import copy
+import math
 import time
 from collections.abc import Iterator
 
@@ -14,6 +15,7 @@ from tests.zoo import BY_NAME, mlp
 from verifiers.bound_propagation.box_proofs import by_neurons
 from verifiers.bound_propagation.half_spaces import HalfSpaces
 from verifiers.bound_propagation.joint import JointEngine, representations
+from verifiers.bound_propagation.native.alpha import optimized
 from verifiers.bound_propagation.native.bounds import common
 from verifiers.bound_propagation.native.coupling import divide, linked
 from verifiers.bound_propagation.native.engine import Native
@@ -25,6 +27,8 @@ from verifiers.graph.operators import Interval
 from verifiers.graph.rows import Rows, one_hot
 
 TRIPLE = Triple(1, 2, 3, relu=True)
+#: Steps of alpha-CROWN, and the goal: none, none needed, and some.
+GOALS = ((0, math.inf), (3, -math.inf), (3, math.inf))
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -167,18 +171,18 @@ def test_a_pruned_copy_is_bounded_better_than_jointly(
 
 
 def test_the_joint_engine_is_never_looser_than_its_graphs_and_sound(teacher: nn.Module) -> None:
-    x = torch.rand(4, 5, generator=torch.Generator().manual_seed(0))
+    x = torch.rand(2, 5, generator=torch.Generator().manual_seed(0))
     engine = JointEngine(pruned(teacher, 0.1), teacher, x, Arithmetic.FLOAT32)
     assert engine.coupled is not None
-    rows = torch.cat([differences(5), random(6, 10)])
-    balls = Balls(x.double(), torch.full((4,), 0.1, dtype=torch.float64), Norm.LINF)
-    crown = engine.ask(balls, rows.expand(4, -1, -1), "crown").bound
-    alpha = engine.ask(balls, rows.expand(4, -1, -1), "alpha-crown", iterations=5).bound
+    rows = torch.cat([differences(5), random(3, 10)])
+    balls = Balls(x.double(), torch.full((2,), 0.1, dtype=torch.float64), Norm.LINF)
+    crown = engine.ask(balls, rows.expand(2, -1, -1), "crown").bound
+    alpha = engine.ask(balls, rows.expand(2, -1, -1), "alpha-crown", iterations=3).bound
     for method, found in (("crown", crown), ("alpha-crown", alpha)):
         for graph in engine.engines:
-            looser = float((bounds(graph, balls, rows, method) - found).max())
+            looser = float((bounds(graph, balls, rows, method, 3) - found).max())
             assert looser <= 1e-12, f"{method} is looser than a graph by {looser:.3g}"
-        for point in samples_of(balls):
+        for point in samples_of(balls, 40):
             for precision in (torch.float64, torch.float32):
                 network = engine.model if precision == torch.float64 else engine.pair
                 with torch.no_grad():
@@ -188,6 +192,17 @@ def test_the_joint_engine_is_never_looser_than_its_graphs_and_sound(teacher: nn.
                 broken = float((found - value).max())
                 assert broken <= 1e-6, f"{method} is broken by {broken:.3g} in {precision}"
     assert bool((alpha >= crown - 1e-12).all()) and bool((alpha > crown + 1e-6).any()), "alpha changes nothing"
+
+
+def test_alpha_takes_no_step_above_the_goal(teacher: nn.Module) -> None:
+    x = torch.rand(2, 5, generator=torch.Generator().manual_seed(0))
+    engine = JointEngine(pruned(teacher, 0.1), teacher, x).coupled
+    assert engine is not None
+    balls = Balls(x.double(), torch.full((2,), 0.1, dtype=torch.float64), Norm.LINF)
+    rows = representations(differences(5))[0].expand(2, -1, -1)
+    crown, still, moved = (optimized(engine.bounds(balls), rows, n, goal=goal).bound for n, goal in GOALS)
+    assert torch.equal(crown, still), "steps are taken although every bound is above the goal"
+    assert bool((moved > crown).any()), "no step is taken"
 
 
 @pytest.mark.parametrize("norm, eps", [(Norm.L2, 0.3), (Norm.L1, 0.5)])
