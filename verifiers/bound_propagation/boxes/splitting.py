@@ -19,7 +19,9 @@ WAITING = 2**28
 #: A side that is shorter than this share of its ends holds only a few float32 numbers and is not split.
 SHORTEST = 2.0**-22
 #: How often the parts of a box are halved and bounded by the functions below its neurons, before these are renewed.
-LEVELS = 1
+LEVELS = 5
+#: They are renewed earlier where less than this share of the parts was refuted by them.
+SHARE = 0.5
 
 #: Tries points of the box, in the dtype of the bounds; returns which of them are counterexamples.
 Tries = Callable[[Float[Tensor, "points *shape"]], Bool[Tensor, " points"]]
@@ -49,7 +51,7 @@ class Parts(NamedTuple):
         return Parts(*(each[chosen] for each in self))
 
 
-def _last(waiting: list[Parts], size: int) -> Parts:
+def last_parts(waiting: list[Parts], size: int) -> Parts:
     """Take the last parts, at most ``size``, out of the list."""
     taken = []
     while waiting and size:
@@ -92,16 +94,19 @@ class InputSplitting:
                 return Ended(False, self.count, late=True)
             if sum(part.numbers for part in waiting) > WAITING:
                 return Ended(False, self.count, reason="memory could run out from the parts of the box", full=True)
-            halves = self._round(_last(waiting, size))
+            halves = self._round(last_parts(waiting, size))
             if halves is None:
                 return Ended(False, self.count, reason="parts of the box became too small to be split")
             waiting += [part for part in halves if len(part.low)]
         return Ended(not self.hit, self.count, bound=torch.nan if self.hit else self.least)
 
     def _in_time(self) -> int:
-        """Return how many boxes can be bounded before the deadline, at most those of a round."""
+        """Return how many boxes to bound in a round: at most those of half of the time that is left, if any fits in."""
         left, size = self.deadline - time.monotonic(), self.bounder.size
-        return max(0, min(size, int(left / self.pace))) if self.pace else size * (left > 0)
+        if not self.pace:
+            return size * (left > 0)
+        fit = left / self.pace
+        return min(size, int(fit / 2) or int(fit >= 1))
 
     def _round(self, parts: "Parts") -> list["Parts"] | None:
         """Bound some boxes; return the parts of those that are left, or None if one of them cannot be split.
@@ -117,7 +122,7 @@ class InputSplitting:
             open_ = left.any(1).nonzero().flatten()
             parts = parts._replace(left=left, signs=here.signs).take(open_)
             here, origin = here.take(open_), origin[open_]
-            if not len(open_) or level == LEVELS:
+            if not len(open_) or level == LEVELS or (level > 1 and len(open_) > (1 - SHARE) * len(left)):
                 break
             self._descend(parts, here.slopes)
             if self.hit:

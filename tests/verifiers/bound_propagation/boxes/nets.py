@@ -7,6 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from verifiers.bound_propagation import HalfSpaces
+from verifiers.bound_propagation.boxes.chains import Chain, chain_of
+from verifiers.graph.affine import Dense
+from verifiers.graph.graph import Graph, Node
+from verifiers.graph.operators import Elementwise
+from verifiers.graph.relaxations.piecewise import Relu
 
 INPUTS, CLASSES = 3, 3
 
@@ -63,3 +68,24 @@ def points_of(low: Tensor, high: Tensor, count: int = 400, seed: int = 4) -> Ten
     place = torch.rand(count, *low.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     place[: count // 4] = place[: count // 4].round()
     return low + (high - low) * place
+
+
+def chain(widths: tuple[int, ...], seed: int, change: float = 0.0) -> Chain:
+    """A chain of dense layers with float32 weights, made without a module; ``change`` is the share of noise on them."""
+    g, noise = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(seed + 1)
+    nodes = [Node(None, (), (1, widths[0]), "", "image")]
+    for before, after in pairwise(widths):
+        weight, bias = torch.randn(after, before, generator=g) / before**0.5, torch.randn(after, generator=g) / 4
+        weight = weight * (1 + change * torch.randn(weight.shape, generator=noise))
+        nodes.append(Node(Dense(weight.double(), bias.double(), (1, after)), (len(nodes) - 1,), (1, after), "", ""))
+        nodes.append(Node(Elementwise(Relu()), (len(nodes) - 1,), (1, after), "", ""))
+    made = chain_of(Graph(nodes[:-1], torch.zeros(1, widths[0], dtype=torch.float64)))
+    assert made is not None
+    return made
+
+
+def run(chain: Chain, x: Tensor) -> Tensor:
+    """The outputs of a chain."""
+    for layer in chain.layers[:-1]:
+        x = (x @ layer.weight.T + layer.bias).relu()
+    return x @ chain.layers[-1].weight.T + chain.layers[-1].bias

@@ -6,10 +6,22 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.verifiers.bound_propagation.boxes.nets import CLASSES, INPUTS, boxes_of, close, mlp, noisy, points_of
+from tests.verifiers.bound_propagation.boxes.nets import (
+    CLASSES,
+    INPUTS,
+    boxes_of,
+    chain,
+    close,
+    mlp,
+    noisy,
+    points_of,
+    run,
+)
 from verifiers.bound_propagation import Ended, HalfSpaces, InputSplitting, JointEngine, split_pair
 from verifiers.bound_propagation.boxes import splitting
-from verifiers.bound_propagation.boxes.bounders import pair_bounder_of
+from verifiers.bound_propagation.boxes.bounders import PairByMatrices, pair_bounder_of
+from verifiers.bound_propagation.boxes.pair import Relations
+from verifiers.bound_propagation.boxes.splitting import Parts, last_parts
 from verifiers.core.quantities import Arithmetic
 from verifiers.geometry.boxes import Boxes
 
@@ -145,3 +157,82 @@ def test_parts_without_a_side_that_can_be_halved_are_a_reason(engine: JointEngin
         engine, close(0.0), point, deadline=time.monotonic() + LATER, tries=lambda z: torch.zeros(len(z)).bool()
     )
     assert not end.proved and "too small" in end.reason
+
+
+def decided(pair: PairByMatrices, tolerance: float) -> tuple[Ended, bool]:
+    """Decide whether two chains with 2 inputs are close on the unit box."""
+    spaces, hits = pair.spaces, []
+
+    def tries(z: Tensor) -> Tensor:
+        y = torch.cat([run(chain, z) for chain in pair.chains], 1)
+        found = (spaces.values(z, y) <= 0).any(1)
+        hits.append(bool(found.any()))
+        return found
+
+    box = Boxes.between(torch.zeros(1, 2).double(), torch.ones(1, 2).double())
+    return InputSplitting(pair, spaces, deadline=time.monotonic() + LATER, tries=tries).run(box), any(hits)
+
+
+@pytest.mark.parametrize("relations", list(Relations))
+@pytest.mark.parametrize("rounded", [True, False])
+def test_pairs_of_two_inputs_are_decided_as_a_grid_says(relations: Relations, rounded: bool) -> None:
+    """Tolerances just above the largest difference of a fine grid are proved, those just below are refuted."""
+    grid = torch.cartesian_prod(*[torch.linspace(0, 1, 301).double()] * 2)
+    for seed, change in ((0, 0.02), (1, 0.3), (2, 1.5)):
+        chains = chain((2, 6, 6, CLASSES), seed, change), chain((2, 6, 6, CLASSES), seed)
+        most = float((run(chains[0], grid) - run(chains[1], grid)).abs().max())
+        for share, proved in ((1.03, True), (0.98, False)):
+            pair = PairByMatrices(chains, close(share * most), rounded=rounded, relations=relations)
+            end, hit = decided(pair, share * most)
+            assert end.proved is proved and hit is not proved, f"seed {seed}, {share} of {most:.3g}: {end}"
+
+
+@pytest.mark.parametrize("levels", [1, 2, 6])
+def test_the_answer_does_not_depend_on_how_often_functions_are_renewed(
+    levels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(splitting, "LEVELS", levels)
+    monkeypatch.setattr(splitting, "SHARE", 0.0)
+    chains = chain((2, 6, 6, CLASSES), 5, 0.1), chain((2, 6, 6, CLASSES), 5)
+    grid = torch.cartesian_prod(*[torch.linspace(0, 1, 301).double()] * 2)
+    most = float((run(chains[0], grid) - run(chains[1], grid)).abs().max())
+    for share in (1.02, 0.98):
+        end, hit = decided(PairByMatrices(chains, close(share * most), rounded=True), share * most)
+        assert (end.proved, hit) == (share > 1, share < 1), f"{levels} levels: {end}"
+
+
+def test_the_last_parts_are_taken_first() -> None:
+    def parts(*lows: float) -> Parts:
+        low = torch.tensor(lows)[:, None].double()
+        return Parts(low, low + 1, torch.ones(len(lows), 1).bool(), torch.zeros(len(lows), 2, dtype=torch.int8))
+
+    waiting = [parts(0, 1, 2), parts(3), parts(4, 5)]
+    taken = last_parts(waiting, 4)
+    assert taken.low.flatten().tolist() == [4, 5, 3, 2]
+    assert [each.low.flatten().tolist() for each in waiting] == [[0, 1]]
+    assert last_parts(waiting, 9).low.flatten().tolist() == [0, 1] and not waiting
+
+
+def test_the_side_that_matters_most_is_halved() -> None:
+    """Only x1 reaches the outputs: the long side x0 is never cut."""
+    chains = chain((2, 4, CLASSES), 3, 0.5), chain((2, 4, CLASSES), 3)
+    for each in chains:
+        each.layers[0].weight[:, 0] = 0.0
+    low, high = torch.zeros(1, 2).double(), torch.tensor([[100.0, 1.0]]).double()
+    seen = []
+    inner = PairByMatrices(chains, close(1e-3), rounded=False)
+
+    class Watched:
+        size, neurons = 8, inner.neurons
+
+        def __call__(self, low: Tensor, high: Tensor, signs: Tensor) -> object:
+            seen.append(high - low)
+            return inner(low, high, signs)
+
+    deadline = time.monotonic() + LATER
+    splitting_ = InputSplitting(
+        Watched(), close(1e-3), deadline=deadline, tries=lambda z: len(seen) * torch.ones(len(z)) > 3
+    )  # type: ignore[arg-type]
+    splitting_.run(Boxes.between(low, high))
+    widths = torch.cat(seen)
+    assert bool((widths[:, 0] == 100).all()) and float(widths[:, 1].min()) < 1
