@@ -11,7 +11,7 @@ import io
 import logging
 import operator
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from functools import cache
 from typing import Any
@@ -98,6 +98,7 @@ def export(model: nn.Module, x: Float[Tensor, "1 *shape"]) -> Exported:
         raise Unsupported(
             f"the network changes its buffer {next(iter(signature.buffers_to_mutate.values()))!r} when it runs"
         )
+    _label(model, exported.graph.nodes)
     return Exported(
         nodes=list(exported.graph.nodes),
         weights={**signature.inputs_to_parameters, **signature.inputs_to_buffers},
@@ -109,6 +110,18 @@ def export(model: nn.Module, x: Float[Tensor, "1 *shape"]) -> Exported:
         state={name: value.detach() for name, value in {**exported.constants, **exported.state_dict}.items()},
         buffers=frozenset(signature.inputs_to_buffers.values()),
     )
+
+
+def _label(model: nn.Module, nodes: Iterable[fx.Node]) -> None:
+    """Let messages name a module with a ``graph_label`` by that, without a line of its code.
+
+    Such a module runs an operation that a file describes; its code is nothing that the user wrote.
+    """
+    labels = {path: getattr(module, "graph_label", None) for path, module in model.named_modules()}
+    for node in nodes:
+        if isinstance(label := labels.get(path_of(node)), str):
+            node.meta["nn_module_stack"] = {"": (label, "")}
+            node.meta.pop("stack_trace", None)
 
 
 def lower(exported: Exported, weights: Mapping[str, Tensor], builder: Builder) -> Ref:

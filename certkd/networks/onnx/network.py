@@ -55,6 +55,7 @@ class Step(nn.Module):
     def __init__(self, call: Call, operation: Operation) -> None:
         super().__init__()
         self.call, self.operation = call, operation
+        self.graph_label = f"ONNX node {operation.name[:100]}"
 
     def forward(self, *inputs: Value) -> Any:
         kind = self.operation.kind

@@ -14,7 +14,8 @@ from certkd.networks.onnx import function as module
 from certkd.networks.onnx.file import read
 from certkd.networks.onnx.function import Function, function, unpacked
 from tests.certkd.exchange.models import random, save
-from verifiers.core.errors import InputError
+from verifiers.core.errors import InputError, Unsupported
+from verifiers.graph.program import Program
 
 GEMM = [helper.make_node("Gemm", ["x", "w", "b"], ["h"], transB=1)]
 
@@ -143,3 +144,12 @@ def test_a_file_for_several_inputs_at_a_time(tmp_path: Path) -> None:
     with torch.no_grad():
         rows = found.module(torch.from_numpy(image)[None].repeat(5, 1)).numpy()
     np.testing.assert_allclose(rows, np.tile(found.reference(image), (5, 1)), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "shown"), [("/block/act.1", "/block/act.1"), ("", "Sin_1")])
+def test_an_operator_without_bounds_is_named_as_the_file_names_it(name: str, shown: str, tmp_path: Path) -> None:
+    found = made(tmp_path / "net.onnx", [helper.make_node("Sin", ["h"], ["y"], name=name)])
+    program = Program(found.module, entire=True)
+    with pytest.raises(Unsupported) as refusal:
+        program.graph(torch.rand(2, 4))
+    assert f"at 'ONNX node {shown}'" in str(refusal.value) and ".py" not in str(refusal.value)
