@@ -903,3 +903,25 @@ def test_a_lying_method_is_caught_on_the_program_itself(monkeypatch: pytest.Monk
     rows = run("fake")["fake"]
     assert (rows["status"] == Status.ERROR).any() and (rows["radius"][rows["status"] == Status.ERROR] == 0).all()
     assert "contains a counterexample" in rows.attributes["reason"]
+
+
+class Signs(nn.Module):
+    """Logits of the signs of two linear functions: constant almost everywhere."""
+
+    def __init__(self, *, residual: bool = False) -> None:
+        super().__init__()
+        self.first, self.residual = nn.Linear(4, 2), residual
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x.flatten(1))
+        return torch.sign(h) + h if self.residual else torch.sign(h)
+
+
+@pytest.mark.parametrize(("residual", "methods", "blind"), [(False, "pgd", 1), (False, "ibp", 0), (True, "pgd", 0)])
+def test_an_attack_without_a_gradient_is_said(residual: bool, methods: str, blind: int) -> None:
+    torch.manual_seed(0)
+    recorder, images = Recorder(), torch.rand(2, 1, 2, 2)
+    settings = {"methods": (methods,), "reporter": recorder}
+    certify(Signs(residual=residual).eval(), images, torch.tensor([0, 1]), eps="0.01", **settings)
+    found = [text for text in recorder.warnings if text.startswith("pgd is blind: the gradient of the logits is zero")]
+    assert len(found) == blind, recorder.warnings
