@@ -78,7 +78,8 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to plain values, ready for JSON; nan becomes None."""
-        return dict(plain({**asdict(self), "metrics": self.metrics()}))
+        match = None if self.match is None else self.match.to_dict()
+        return dict(plain({**asdict(self), "metrics": self.metrics(), "match": match}))
 
     def metrics(self) -> dict[str, float]:
         """Return the numbers that a requirement may name."""

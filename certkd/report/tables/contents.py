@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -52,8 +51,7 @@ def figures(certificates: Certificates) -> dict[str, Any]:
             "statuses": {status.name: rows.count(status) for status in Status if rows.count(status)},
         }
         if find(rows.name).relational:
-            matched = Matched.of(rows, certificates)
-            methods[rows.name] |= {"at_eps": rows.at_eps, **asdict(matched), "sentence": matched.sentence}
+            methods[rows.name] |= {"at_eps": rows.at_eps, **Matched.of(rows, certificates).to_dict()}
     about = {"path": certificates.path, "norm": certificates.norm, "eps": certificates.eps_text}
     return {**about, "samples": int(certificates.attributes["samples"]), "methods": methods}
 

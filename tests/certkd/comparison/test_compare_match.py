@@ -89,6 +89,7 @@ def test_honest_rows_are_compared_and_counted_apart(tmp_path: Path, status: Stat
     assert result.match.refuted == (status == BROKEN) and sum(result.match.open.values()) == (status == Status.TIMEOUT)
     document = json.loads(json.dumps(result.to_dict()))["match"]
     assert document["samples"] == COUNT and document["kind"] == "same-class"
+    assert document["sentence"] == result.match.sentence
     assert tables.pair_summaries(*files)[-1] == result.match.sentence
 
 

@@ -3,8 +3,9 @@
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 
@@ -121,6 +122,10 @@ class Matched:
         if self.refuted:
             refuted = f"on {self.refuted} {fails}, here is a point{' for each' if self.refuted > 1 else ''}"
         return f"{holds} for {share} {samples}; {refuted}; {self._open()}."
+
+    def to_dict(self) -> dict[str, Any]:
+        """Convert to plain values, the sentence among them."""
+        return {**asdict(self), "sentence": self.sentence}
 
     def _open(self) -> str:
         count = sum(self.open.values())
