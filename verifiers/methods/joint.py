@@ -32,7 +32,7 @@ class Joint(Method):
     about: ClassVar[About] = About.PAIR
     claim: ClassVar[str] = "student and teacher both predict this class everywhere on the ball"
     paper: ClassVar[str] = "CROWN on the joint graph; for copies ReluDiff, arXiv 2001.03662"
-    cost: ClassVar[str] = "CROWN of both networks per radius tried, twice for copies"
+    cost: ClassVar[str] = "CROWN of both networks per radius tried, two to three times that for copies"
     both: ClassVar[bool] = True
     summary: ClassVar[Summary | None] = joint.summary
     columns: ClassVar[tuple[Column, ...]] = (
