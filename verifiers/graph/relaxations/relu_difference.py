@@ -123,7 +123,8 @@ def _below(t: Interval, s: Interval, d: Interval, free: tuple[Tensor, Tensor] | 
     distance = g[:, None] + in_t * corners_t[:, None] - slope * corners_s[:, None]
     offset, most = distance.aminmax(dim=0)
     size = width + s.high - s.low + d.low.abs() + d.high.abs()
-    found = Plane(in_t, slope, offset - SLACK * size, most - offset, slope, share)
+    slack = SLACK * torch.finfo(size.dtype).eps * size
+    found = Plane(in_t, slope, offset - slack, most - offset, slope, share)
     if len(slope) == 1:
         return Plane(*(part[0] for part in found))
     height = slope * corners_s[:12].mean(0) - in_t * corners_t[:12].mean(0) + offset
