@@ -123,6 +123,7 @@ class BoxedPair:
         apart: by layer, intervals of the difference of the two.
         lines: by ReLU, its lines.
         found: functions below the neurons of the student, the teacher and the difference.
+        part: True for parts of other boxes.
     """
 
     def __init__(
@@ -141,6 +142,7 @@ class BoxedPair:
         self.apart: list[Interval] = []
         self.lines: list[Coupled] = []
         self.found: tuple[list[Found], list[Found], list[Found]] = [], [], []
+        self.part = False
 
     @property
     def overflow(self) -> Bool[Tensor, " batch"]:
@@ -254,6 +256,7 @@ class BoxedPair:
             together = [self._mutual(*each) for each in zip(s, t, d, strict=True)]
             s, t = ([each[side] for each in together] for side in (0, 1))
         made.student, made.teacher = (net.on(parents, box, each) for net, each in zip(nets, (s, t), strict=True))
+        made.part = True
         made.box, made.lines = box, [made._coupled(layer, *each) for layer, each in enumerate(together)]
         return made
 
@@ -268,7 +271,10 @@ class BoxedPair:
         return p.double() + q.double(), constant
 
     def values(self, rows: Float[Tensor, "values both"]) -> list[tuple[Tensor, Tensor]]:
-        """Bound linear functions of both outputs, by each of the relaxations."""
+        """Bound linear functions of both outputs, by each of the relaxations.
+
+        On parts of boxes those of both networks together have to do: they are nearly always the better ones.
+        """
         last, parts = len(self.chains[0].layers) - 1, rows.chunk(2, 1)
         nets, zero = (self.student, self.teacher), rows.new_zeros(len(rows))
         starts = [net.affine(last, part.contiguous(), zero) for net, part in zip(nets, parts, strict=True)]
@@ -278,7 +284,7 @@ class BoxedPair:
             if self.lines:
                 p, q = (each[0].clone() for each in repeats)
                 found[0].append(self.back(last, p, q, repeats[0][1] + repeats[1][1], part))
-            if self.relations is not Relations.DIFFERENCE:
+            if not self.lines or (self.relations is Relations.BOTH and not self.part):
                 done = [net.back(last, *each, part) for net, each in zip(nets, repeats, strict=True)]
                 found[1].append((done[0][0] + done[1][0], done[0][1] + done[1][1]))
         return [joined(each) for each in found if each]

@@ -101,7 +101,7 @@ def notched_mlp(height: float, at: Tensor) -> tuple[nn.Module, nn.Module]:
     return build(height), build(0.0)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_a_planted_difference_in_a_narrow_branch_is_never_proved(seed: int) -> None:
     at = (torch.rand(INPUTS, generator=torch.Generator().manual_seed(seed)) - 0.5) * 0.9
     engine = JointEngine(*notched_mlp(1.0, at), torch.rand(2, INPUTS), Arithmetic.FLOAT32)
@@ -111,6 +111,7 @@ def test_a_planted_difference_in_a_narrow_branch_is_never_proved(seed: int) -> N
     assert float((points.hit - at).abs().sum()) < 0.1 / 64 + 1e-6, "a point away from the bump"
 
 
+@pytest.mark.slow
 def test_a_planted_difference_of_another_structure_is_never_proved() -> None:
     at = torch.tensor([0.1, -0.2, 0.3])
     student = Notched(mlp(), notched_mlp(1.0, at)[0]).eval()
