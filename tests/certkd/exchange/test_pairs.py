@@ -137,7 +137,7 @@ def test_many_pairs_are_decided_as_programs_say(folder: Path, tmp_path: Path) ->
     assert min(verdicts.count("sat"), verdicts.count("unsat")) > 2, "both answers are met"
 
 
-@pytest.mark.parametrize("seed", [40, 41])
+@pytest.mark.parametrize("seed", [41, pytest.param(40, marks=pytest.mark.slow)])
 def test_neurons_of_pairs_are_split(seed: int, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("verifiers.properties.solver.FEW_INPUTS", 0)
     check_against_programs(seed, folder, tmp_path)
