@@ -5,6 +5,7 @@ A graph that is wrong would prove that a student follows its teacher where it do
 
 import copy
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ from verifiers.graph.operators import Interval
 from verifiers.graph.program import Pair
 from verifiers.graph.relaxations.lines import Alpha
 from verifiers.graph.relaxations.piecewise import Relu
-from verifiers.graph.relaxations.relu_difference import ReluDifference
+from verifiers.graph.relaxations.relu_difference import ReluDifference, _corners
 from verifiers.graph.rows import Rows
 
 KINDS = {**CASES, **BY_NAME}
@@ -62,6 +63,21 @@ def boxes_of(count: int, scale: float, seed: int = 0) -> list[Interval]:
         for i, box in enumerate((t, d))
     )
     return [t, Interval(t.low + d.low, t.high + d.high), d]
+
+
+def unstable_boxes(count: int, scale: float, seed: int = 0) -> list[Interval]:
+    """Linked boxes of t, s and d in which t and s have both signs; d is narrow or wide, and of any sign."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(shape: int) -> Tensor:
+        return torch.rand(shape, 1, 4 * count, generator=generator, dtype=torch.float64)
+
+    ends, (width, centre) = scale * draw(2), draw(2)
+    size = scale * 10 ** (-6 * width) * 2
+    t, d = Interval(-ends[0], ends[1]), Interval(size * (centre - 1), size * centre + size / 4 * (centre > 0.5))
+    boxes = list(linked(*tightened([t, Interval(t.low + d.low, t.high + d.high), d], seed), common))
+    chosen = ReluDifference.open(*boxes[:2])[0].nonzero().flatten()[:count]
+    return [Interval(box.low[:, chosen], box.high[:, chosen]) for box in boxes]
 
 
 def tightened(boxes: list[Interval], seed: int = 1) -> list[Interval]:
@@ -124,11 +140,11 @@ def draw(seed: int, count: int) -> Alpha:
 SCALES = [1.0, 1e4, 1e-150, 1e150]
 
 
-@pytest.mark.parametrize("tight", [False, True], ids=["whole", "tighter s"])
+@pytest.mark.parametrize("tight", [False, True, None], ids=["whole", "tighter s", "both unstable"])
 @pytest.mark.parametrize("scale", SCALES)
-def test_planes_and_interval_enclose_the_difference(scale: float, tight: bool) -> None:
+def test_planes_and_interval_enclose_the_difference(scale: float, tight: bool | None) -> None:
     for seed in range(2):
-        boxes = boxes_of(400, scale, seed)
+        boxes = unstable_boxes(400, scale, seed) if tight is None else boxes_of(400, scale, seed)
         boxes = linked_boxes(tightened(boxes, seed)) if tight else boxes
         points = points_of(boxes)
         value, free = difference(points), draw(seed, 400)
@@ -148,6 +164,21 @@ def test_planes_and_interval_enclose_the_difference(scale: float, tight: bool) -
                 f"{name} of t {boxes[0].low[0, at]:.3g} .. {boxes[0].high[0, at]:.3g}, d {boxes[2].low[0, at]:.3g} .. "
                 f"{boxes[2].high[0, at]:.3g} broken by {worst[at] / size[0, at]:.3g} of their size"
             )
+
+
+def test_planes_hold_in_exact_arithmetic_where_they_touch() -> None:
+    """Without a tolerance: the offset leaves room for the rounding with which it is computed."""
+    t, s, d = unstable_boxes(60, 1.0)
+    below, above = ReluDifference().relax(inputs([t, s, d]))
+    at_t, at_s = _corners(*(Interval(box.low[0], box.high[0]) for box in (t, s, d)))
+    assert at_t.shape[1] == 60, "too few boxes to look at"
+    for sign, plane in ((1, below), (-1, above)):
+        in_t, in_s, offset = ([Fraction(v) for v in part[0].tolist()] for part in plane[:3])
+        for xs, ys in zip(at_t.tolist(), at_s.tolist(), strict=True):
+            for i, (x, y) in enumerate(zip(map(Fraction, xs), map(Fraction, ys), strict=True)):
+                value = in_s[i] * y - in_t[i] * x + offset[i]
+                broken = sign * (value - (max(y, Fraction(0)) - max(x, Fraction(0))))
+                assert broken <= 0, f"a plane is broken by {float(broken):.3g}"
 
 
 def test_every_case_of_signs_is_among_the_boxes() -> None:

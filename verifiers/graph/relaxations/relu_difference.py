@@ -12,8 +12,8 @@ from verifiers.graph.relaxations.lines import Alpha
 from verifiers.graph.relaxations.piecewise import Relu
 from verifiers.graph.rows import Rows
 
-#: PlanePair move outward by this share of the size of the box, which covers their rounding.
-SLACK = 16 * torch.finfo(torch.float64).eps
+#: Planes move outward by this many units in the last place of the size of the box, which covers their rounding.
+SLACK = 16
 
 
 def relu_difference(t: Interval, s: Interval, d: Interval) -> Interval:
