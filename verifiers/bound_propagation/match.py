@@ -87,7 +87,7 @@ class _Rows:
         """Charge the time since the start to rows, in equal shares."""
         self.seconds[rows.numpy()] += (time.monotonic() - started) / max(1, len(rows))
 
-    def set(self, row: int, **values: float) -> None:
+    def set(self, row: int, **values: int | float) -> None:
         """Set some columns of a row."""
         for name, value in values.items():
             self.columns[name][row] = value

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from verifiers.core.quantities import Norm
@@ -65,7 +65,7 @@ class Balls:
         return (self.x + moved).clamp(0.0, 1.0)
 
 
-def per_sample(values: Float[Tensor, " batch"], like: Float[Tensor, "batch *shape"]) -> Tensor:
+def per_sample(values: Shaped[Tensor, " batch"], like: Float[Tensor, "batch *shape"]) -> Tensor:
     """Reshape one value per sample so that it broadcasts over the sample's pixels."""
     return values.reshape(-1, *[1] * (like.dim() - 1))
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int, Int8
@@ -48,6 +48,7 @@ class Bounded:
 Parts = Callable[[Int[Tensor, " parts"], Tensor, Tensor], Bounded]
 
 
+@runtime_checkable
 class Bounder(Protocol):
     """Bound values of one set of cases; ``size`` is the number of boxes of a round, ``neurons`` that of signs kept."""
 
