@@ -208,7 +208,7 @@ class MatchCertifier:
     def _finish(self, rows: _Rows, row: int, batch: Batch, c: Int[Tensor, " batch"], bounds: Tensor) -> None:
         """Decide one sample within the rest of its time."""
         started = time.monotonic()
-        deadline = started + max(0.0, self.settings.time_limit - rows.seconds[row])
+        deadline = started + max(0.0, self.settings.time_limit - float(rows.seconds[row]))
         end = self._search(batch, row, c).decide(self.settings.relation, bounds, deadline)
         rows.set(row, stage=end.stage, domains=end.parts)
         if end.point is not None:
@@ -230,7 +230,7 @@ class MatchCertifier:
         if rows.columns["status"][row] == Status.CERTIFIED:
             high = min(high, relation.threshold)
         if rows.columns["status"][row] == Status.FALSIFIED:
-            low = relation.threshold + rows.columns["violation"][row]
+            low = relation.threshold + float(rows.columns["violation"][row])
         search, deadline = self._search(batch, row, c), started + self.settings.time_limit
         for _ in range(HALVINGS):
             if not low < high * (1 - CLOSE_ENOUGH) or not np.isfinite(high) or time.monotonic() > deadline:

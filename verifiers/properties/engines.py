@@ -2,7 +2,7 @@
 
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -28,6 +28,7 @@ from verifiers.geometry.boxes import Boxes
 from verifiers.graph.program import PairProgram, Program
 
 
+@runtime_checkable
 class Bounding(Protocol):
     """Bound and refute cases on one box."""
 
