@@ -203,7 +203,7 @@ class Pair:
         )
         return cls(functions, wiring, PairProgram(first, second), (wiring.size,))
 
-    def inputs(self, point: Float[np.ndarray, "*shape"]) -> list[Float[np.ndarray, "*shape"]]:
+    def inputs(self, point: Float[np.ndarray, "*shape"]) -> list[Float[np.ndarray, "..."]]:
         """Return what the networks get."""
         flat = point.reshape(-1)
         parts = zip(self.networks, self.wiring.places, strict=True)

@@ -3,7 +3,6 @@
 import csv
 from fractions import Fraction
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +16,7 @@ from certkd.exchange.vnnlib_file import read_query
 from certkd.networks.builders import ModelSpec, build
 from certkd.networks.checkpoint import Checkpoint
 from certkd.networks.checkpoint import save as save_checkpoint
+from certkd.networks.onnx.function import Function
 from tests.cli import refused, succeeds
 from verifiers.bound_propagation import unsafe
 from verifiers.bound_propagation.relations import violation
@@ -52,7 +52,9 @@ def test_the_unsafe_set_is_where_the_relation_fails(relation: Relation, tmp_path
     query = written(relation, tmp_path)
     wiring = wiring_of(query)
     assert wiring.shared and wiring.size == IMAGE.size, "both networks get the same image"
-    function = SimpleNamespace(shape=IMAGE.shape, outputs=CLASSES)
+    function = object.__new__(Function)  # of which only these are read
+    for name, value in {"shape": tuple(IMAGE.shape), "outputs": CLASSES}.items():
+        object.__setattr__(function, name, value)
     found = pair_property(query, wiring, [function, function])  # type: ignore[list-item]
     assert len({id(case.box) for case in found.cases}) == 1
     box = found.cases[0].box

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.marks import MANY
+from tests.marks import MANY, only
 from tests.verifiers.bound_propagation.pairs import RELATIONS, Tiny, broken, copied, matched, network, tiny, truth
 from verifiers.core.quantities import Arithmetic
 from verifiers.core.relation import Property, Relation
@@ -103,16 +103,16 @@ def test_the_image_itself_refutes() -> None:
     assert (columns["student_class"][0], columns["teacher_class"][0]) == ((best + 1) % 3, best)
 
 
+@pytest.mark.parametrize("seed", only([5], [5, 7, 13]))
 @pytest.mark.parametrize("arithmetic", list(Arithmetic))
-def test_least_tolerances_bracket_the_truth(arithmetic: Arithmetic) -> None:
+def test_least_tolerances_bracket_the_truth(arithmetic: Arithmetic, seed: int) -> None:
     """The least tolerance proved is at least the largest violation at tolerance 0, and not far above it."""
-    for seed in (5, 7, 13):
-        pair = tiny(seed)
-        for relation in (Relation(Property.CLOSE, 0.05), Relation(Property.NOT_WORSE, 0.05)):
-            worst = truth(pair, relation) + relation.tolerance
-            least = matched(pair, relation, arithmetic, bisect=True)["least"][0]
-            assert least >= worst - 1e-6, f"seed {seed}: proved {least}, and {worst} happens"
-            assert least <= 1.05 * max(worst, 0.0) + 0.01, f"seed {seed}: {least} is far above {worst}"
+    pair = tiny(seed)
+    for relation in (Relation(Property.CLOSE, 0.05), Relation(Property.NOT_WORSE, 0.05)):
+        worst = truth(pair, relation) + relation.tolerance
+        least = matched(pair, relation, arithmetic, bisect=True)["least"][0]
+        assert least >= worst - 1e-6, f"proved {least}, and {worst} happens"
+        assert least <= 1.05 * max(worst, 0.0) + 0.01, f"{least} is far above {worst}"
 
 
 def test_an_unsure_teacher_is_no_disagreement() -> None:

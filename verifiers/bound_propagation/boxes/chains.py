@@ -113,7 +113,7 @@ class Chain:
         return [self.layers[0].weight.shape[1], *(len(layer.bias) for layer in self.layers)]
 
 
-def without(chain: Chain, kept: Sequence[Int[Tensor, " kept"]]) -> Chain | None:
+def without(chain: Chain, kept: Sequence[Int[Tensor, " _"]]) -> Chain | None:
     """Leave out ReLUs that are always 0, given the others of every layer; None if the operators do not allow it."""
     outputs, inputs = [*kept, None], [None, *kept]
     layers = [layer.take(*each) for layer, *each in zip(chain.layers, outputs, inputs, strict=True)]

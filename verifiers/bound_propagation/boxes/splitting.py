@@ -54,7 +54,7 @@ class Parts(NamedTuple):
 def last_parts(waiting: list[Parts], size: int) -> Parts:
     """Take the last parts, at most ``size``, out of the list."""
     taken = []
-    while waiting and size:
+    while waiting and size > 0:
         part = waiting.pop()
         if len(part.low) > size:
             waiting.append(part.take(slice(0, -size)))
@@ -102,7 +102,7 @@ class InputSplitting:
 
     def _in_time(self) -> int:
         """Return how many boxes to bound in a round: at most those of half of the time that is left, if any fits in."""
-        left, size = self.deadline - time.monotonic(), self.bounder.size
+        left, size = max(0.0, self.deadline - time.monotonic()), self.bounder.size
         if not self.pace:
             return size * (left > 0)
         fit = left / self.pace

@@ -144,6 +144,27 @@ def test_rounds_shrink_towards_the_deadline(engine: JointEngine, monkeypatch: py
     assert end.late and now[0] == end.parts == 200
 
 
+def test_a_round_that_ends_long_after_the_deadline_is_the_last(
+    engine: JointEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first box takes a second, the next ones a hundred: the time that is left is then below zero."""
+    spaces, now = close(1e-4), [0.0]
+    inner = pair_bounder_of(engine, spaces)
+
+    class Slower:
+        size, neurons = 64, inner.neurons
+
+        def __call__(self, low: Tensor, high: Tensor, signs: Tensor) -> object:
+            now[0] += 100 if now[0] else 1
+            return inner(low, high, signs)[0], None
+
+    monkeypatch.setattr(splitting.time, "monotonic", lambda: now[0])
+    end = InputSplitting(Slower(), spaces, deadline=20.0, tries=lambda z: torch.zeros(len(z)).bool()).run(  # type: ignore[arg-type]
+        Boxes.between(*BOX)
+    )
+    assert end.late and not end.proved and now[0] == 101
+
+
 def test_several_boxes_are_parts_of_one_question(engine: JointEngine) -> None:
     low, high = boxes_of(5, 0.3)
     spaces = close(1.5 * largest(engine))
