@@ -133,7 +133,7 @@ class JointEngine:
         return _pair_bounds(self.ask(balls, asked, "crown", memory=memory), balls.eps)
 
 
-def representations(rows: Float[Tensor, "batch rows both"]) -> list[Float[Tensor, "batch rows three"]]:
+def representations(rows: Float[Tensor, "*rows both"]) -> list[Float[Tensor, "*rows three"]]:
     """Express rows of [S, T] in the outputs [S, T, S - T] of the coupled graph.
 
     One is enough: the graph itself divides rows between S, T and their difference, node by node.

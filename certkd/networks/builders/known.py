@@ -30,7 +30,7 @@ def check_known(name: str) -> None:
     if source == "timm":
         import timm
 
-        known = timm.is_model(rest) or rest.startswith("hf-hub:")
+        known = timm.is_model(rest) or rest.startswith(("hf-hub:", "hf_hub:", "local-dir:"))
     else:
         known = source in ("certkd", "torchvision") and name in known_models(source)
     if not rest or not known:

@@ -481,7 +481,7 @@ def test_the_data_root_is_a_path_and_not_yaml(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_radius_curve_is_certified_accuracy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Any] = []
-    monkeypatch.setattr(plots, "_save", lambda figure, path: drawn.append(figure))
+    monkeypatch.setattr(plots, "save", lambda figure, path: drawn.append(figure))
     values = np.array([0.0, 0.1, 0.1, 0.3, 0.0, 0.25])
     plots.radius_curves(tmp_path / "x.png", {"net": values}, norm="linf", eps=0.1, samples=6)
     line = next(line for line in drawn[0].axes[0].lines if line.get_label() == "net")
