@@ -13,6 +13,7 @@ from certkd.networks.onnx.function import Session
 from certkd.networks.onnx.network import OnnxNetwork
 from verifiers.certify.audit.points import violation
 from verifiers.core.relation import Relation
+from verifiers.runtime.alone import logits_alone
 from verifiers.runtime.samples import device_of
 
 
@@ -43,8 +44,7 @@ def broken_in_onnxruntime(
 
 
 def _alone(network: nn.Module, points: Tensor) -> Float[Tensor, "points classes"]:
-    with torch.no_grad():
-        return torch.cat([network(point) for point in points.to(device_of(network)).split(1)]).double().cpu()
+    return logits_alone(network, points.to(device_of(network))).cpu()
 
 
 def _replace(stack: ExitStack, path: str, network: nn.Module, image: Tensor) -> None:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from verifiers.bound_propagation.auto_lirpa.compat import version as auto_lirpa_version
     from verifiers.bound_propagation.box_proofs import by_neurons
     from verifiers.bound_propagation.boxes.bounders import pair_bounder_of
-    from verifiers.bound_propagation.boxes.splitting import InputSplitting, Tries, split_pair
+    from verifiers.bound_propagation.boxes.splitting import FEW_INPUTS, InputSplitting, Tries, split_pair
     from verifiers.bound_propagation.certifier import MarginCertifier
     from verifiers.bound_propagation.checks import attack_bounds, check_sandwich
     from verifiers.bound_propagation.complete import Complete
@@ -43,6 +43,7 @@ _WHERE = {
     "CrossCheck": "cross_check",
     "ENGINES": "engines",
     "Ended": "half_spaces",
+    "FEW_INPUTS": "boxes.splitting",
     "Engine": "engine",
     "Evaluation": "radius",
     "HalfSpaces": "half_spaces",
@@ -83,6 +84,7 @@ _WHERE = {
 
 __all__ = [
     "ENGINES",
+    "FEW_INPUTS",
     "ITERATIONS",
     "METHODS",
     "Bounds",

@@ -5,11 +5,12 @@ at every point, that is, where the largest of the case's values is positive.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import functional as F
 
 from verifiers.bound_propagation.engine import Planes
 from verifiers.bound_propagation.native.backward import BackwardRows
@@ -51,6 +52,10 @@ class HalfSpaces:
         number[cases] = torch.arange(len(cases), device=cases.device)
         inputs = None if self.inputs is None else self.inputs[chosen]
         return HalfSpaces(self.outputs[chosen], inputs, self.constant[chosen], number[self.case[chosen]])
+
+    def padded(self, outputs: int) -> "HalfSpaces":
+        """Return the same values of a graph with further outputs, which count for nothing."""
+        return replace(self, outputs=F.pad(self.outputs, (0, outputs - self.outputs.shape[1])))
 
     def values(
         self, x: Float[Tensor, "batch *shape"], y: Float[Tensor, "batch outputs"]

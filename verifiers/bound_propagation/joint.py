@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from verifiers.bound_propagation.checks import attack_bounds
 from verifiers.bound_propagation.engine import ITERATIONS, Memory, Planes, better
@@ -101,6 +102,11 @@ class JointEngine:
         """True if the two networks are of one architecture."""
         return self.coupled is not None
 
+    @property
+    def notes(self) -> dict[str, str]:
+        """Its name and its graphs."""
+        return {"engine": self.name, "graphs": "joint and coupled" if self.copies else "joint"}
+
     def ask(
         self,
         balls: Balls,
@@ -114,9 +120,8 @@ class JointEngine:
         found = self.joint.ask(balls, rows, method, iterations=iterations, memory=memory)
         if self.coupled is None:
             return found
-        for asked in representations(rows):
-            found = better(found, self.coupled.ask(balls, asked, method, iterations=iterations, memory=memory))
-        return found
+        asked = with_difference(rows)
+        return better(found, self.coupled.ask(balls, asked, method, iterations=iterations, memory=memory))
 
     def pair_bounds(
         self, balls: Balls, predicted: Int[Tensor, " batch"], *, memory: Memory | None = None
@@ -133,12 +138,12 @@ class JointEngine:
         return _pair_bounds(self.ask(balls, asked, "crown", memory=memory), balls.eps)
 
 
-def representations(rows: Float[Tensor, "*rows both"]) -> list[Float[Tensor, "*rows three"]]:
-    """Express rows of [S, T] in the outputs [S, T, S - T] of the coupled graph.
+def with_difference(rows: Float[Tensor, "*rows both"]) -> Float[Tensor, "*rows three"]:
+    """Write rows of [S, T] as rows of [S, T, S - T], the outputs of the coupled graph.
 
-    One is enough: the graph itself divides rows between S, T and their difference, node by node.
+    No coefficient of S - T is needed: the graph itself divides rows between S, T and their difference, node by node.
     """
-    return [torch.cat([rows, torch.zeros_like(rows[..., : rows.shape[-1] // 2])], -1)]
+    return F.pad(rows, (0, rows.shape[-1] // 2))
 
 
 def _pair_bounds(planes: Planes, eps: Tensor) -> PairBounds:

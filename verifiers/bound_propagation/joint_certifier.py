@@ -46,8 +46,7 @@ class JointCertifier:
     @property
     def notes(self) -> dict[str, str]:
         """The engine and its graphs."""
-        graphs = "joint and coupled" if self.engine.copies else "joint"
-        return {"engine": self.engine.name, "graphs": graphs}
+        return self.engine.notes
 
     def __call__(self, batch: Batch) -> Iterator[Answer]:
         """Bound both margins and their difference at eps, then search for the largest radius."""

@@ -123,8 +123,7 @@ class MatchCertifier:
     @property
     def notes(self) -> Mapping[str, str]:
         """The engine and its graphs."""
-        graphs = "joint and coupled" if self.engine.copies else "joint"
-        return {"engine": self.engine.name, "graphs": graphs}
+        return self.engine.notes
 
     @property
     def _attack(self) -> PairAttack:
@@ -138,7 +137,7 @@ class MatchCertifier:
             question.seed,
             settings.steps,
             settings.restarts,
-            follow=relation.kind in (Property.SAME_CLASS, Property.TRANSFER),
+            follow=relation.of_classes,
         )
 
     def __call__(self, batch: Batch) -> Iterator[Answer]:

@@ -8,10 +8,9 @@ from functools import partial
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn import functional as F
 
 from verifiers.bound_propagation.box_proofs import Tries, by_neurons
-from verifiers.bound_propagation.boxes.splitting import split_pair
+from verifiers.bound_propagation.boxes.splitting import FEW_INPUTS, split_pair
 from verifiers.bound_propagation.half_spaces import Ended, HalfSpaces
 from verifiers.bound_propagation.joint import JointEngine
 from verifiers.bound_propagation.native.domains import is_relu
@@ -29,8 +28,8 @@ from verifiers.results.summaries.match import Stage
 
 #: The share of the time that is left which each network alone may take.
 ALONE_SHARE = 0.3
-#: With at most so many inputs balls are split too; with at most so many ReLUs in both networks, after neurons.
-FEW_INPUTS, FEW_NEURONS = 12, 100
+#: With at most so many ReLUs in both networks, neurons are split before the ball.
+FEW_NEURONS = 100
 #: The share of the time that is left which the first of the two may take.
 FIRST_SHARE = 0.7
 #: Points of a round that are followed, the most promising first.
@@ -88,9 +87,7 @@ class PairSearch:
         """Decide a relation; ``bounds`` are those of ``screening_rows``, and the deadline is on ``time.monotonic``."""
         self.found = Decision()
         self.attack = replace(self.attack, violation=partial(violation, relation))
-        if relation.kind in (Property.SAME_CLASS, Property.TRANSFER) and self._each_alone(relation, bounds, deadline):
-            return self.found
-        if self.found.point is None and not self.found.full:
+        if not (relation.of_classes and self._each_alone(relation, bounds, deadline)):
             self._together(relation, bounds, deadline)
         return self.found
 
@@ -150,8 +147,7 @@ class PairSearch:
 
     def _by_neurons(self, spaces: HalfSpaces, deadline: float) -> Ended:
         engine = self.engine.engines[-1]  # the coupled graph where there is one; its further outputs count for nothing
-        outputs = F.pad(spaces.outputs, (0, engine.graph.classes - spaces.outputs.shape[1]))
-        return self._refute(engine, replace(spaces, outputs=outputs), deadline, self._fails)
+        return self._refute(engine, spaces.padded(engine.graph.classes), deadline, self._fails)
 
     def _by_boxes(self, spaces: HalfSpaces, deadline: float) -> Ended:
         boxes = Boxes.between(*self._region.box())

@@ -58,6 +58,11 @@ class Relation:
         """The property and its threshold in the name of a file."""
         return f"{self.kind}{self.threshold:g}" if self.threshold else str(self.kind)
 
+    @property
+    def of_classes(self) -> bool:
+        """True if the property compares the classes of both networks, and not their logits."""
+        return self.kind not in TOLERANT
+
     def at(self, threshold: float) -> "Relation":
         """Return the same property with another threshold."""
         if self.kind is Property.SAME_CLASS:

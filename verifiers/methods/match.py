@@ -122,7 +122,7 @@ class Match(Method):
 
     def _of_classes(self, proved: np.ndarray, refuted: np.ndarray, rows: MethodRows) -> Problems:
         """Mark rows whose classes are not those of their answer, in the properties about classes."""
-        if self.property not in (Property.SAME_CLASS, Property.TRANSFER):
+        if not self.relation.of_classes:
             return {}
         same = rows["student_class"] == rows["teacher_class"]
         return {

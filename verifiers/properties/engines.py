@@ -1,13 +1,12 @@
 """What bounds the values of cases: the engine of one network, or the engines of a pair."""
 
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional as F
 
 from verifiers.bound_propagation import (
     Ended,
@@ -74,8 +73,7 @@ class Joint:
 
     def by_neurons(self, boxes: Boxes, spaces: HalfSpaces, *, iterations: int, deadline: float, tries: Tries) -> Ended:
         native = self.engine.engines[-1]  # of copies the coupled graph, whose further outputs count for nothing
-        spare = native.graph.classes - spaces.outputs.shape[1]
-        spaces = replace(spaces, outputs=F.pad(spaces.outputs, (0, spare)))
+        spaces = spaces.padded(native.graph.classes)
         return by_neurons(native, spaces, boxes, iterations=iterations, deadline=deadline, tries=tries)
 
 

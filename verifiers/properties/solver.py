@@ -8,7 +8,7 @@ from enum import StrEnum
 import torch
 from torch import Tensor
 
-from verifiers.bound_propagation import ITERATIONS, Ended, HalfSpaces
+from verifiers.bound_propagation import FEW_INPUTS, ITERATIONS, Ended, HalfSpaces
 from verifiers.core.errors import Contradiction, Unsupported
 from verifiers.core.quantities import Arithmetic
 from verifiers.geometry.boxes import Boxes
@@ -20,8 +20,6 @@ from verifiers.properties.witnesses import Descent, Reference, Search, Witness
 from verifiers.runtime.modes import eval_mode, trusted_arithmetic
 from verifiers.runtime.oom import MEMORY_ERRORS, out_of_memory
 
-#: The most inputs with a side for which boxes are split; with more, neurons are.
-FEW_INPUTS = 12
 #: Boxes beyond which bounds come before the search for counterexamples.
 MANY = 16
 

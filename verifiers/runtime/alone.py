@@ -56,6 +56,12 @@ def probes(network: nn.Module, first: Float[Tensor, "batch *shape"]) -> Float[Te
     return images
 
 
+def logits_alone(network: nn.Module, points: Float[Tensor, "points *shape"]) -> Float[Tensor, "points classes"]:
+    """Run each point alone, as a person would run it; the logits are the network's own, in float64."""
+    with torch.no_grad():
+        return torch.cat([network(point) for point in points.split(1)]).double()
+
+
 def check_alone(
     network: nn.Module, images: Float[Tensor, "batch *shape"], rounding: Rounding = lambda x: None
 ) -> Float[Tensor, "batch classes"]:

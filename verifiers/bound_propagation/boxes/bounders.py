@@ -1,13 +1,12 @@
 """Bound the values of cases over thousands of boxes at once: by matrices where they fit, else by the native engine."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int, Int8
 from torch import Tensor
-from torch.nn import functional as F
 
 from verifiers.bound_propagation.boxes.chains import Chain, chain_of, without
 from verifiers.bound_propagation.boxes.network import Boxed, least, signs_of
@@ -69,11 +68,7 @@ class ByEngine:
     neurons = 0
 
     def __init__(self, engines: list[Native], spaces: HalfSpaces) -> None:
-        outputs = spaces.outputs
-        self.asked = [
-            (engine, replace(spaces, outputs=F.pad(outputs, (0, engine.graph.classes - outputs.shape[1]))))
-            for engine in engines
-        ]
+        self.asked = [(engine, spaces.padded(engine.graph.classes)) for engine in engines]
         nodes = max(sum(shape_size(node.shape) for node in engine.graph.nodes) for engine in engines)
         self.size = max(1, min(ENGINE_BOXES, ROUND // nodes))
 

@@ -8,6 +8,7 @@ Rows that bound float32 machines are in float32 themselves, and lose what their 
 """
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -276,16 +277,11 @@ class Boxed:
 
     def rows_of(self, layer: int, interval: Interval, chosen: Tensor) -> tuple[Interval, Found]:
         """Tighten the intervals of chosen outputs by rows."""
-        at, entry = chosen.nonzero(as_tuple=True)
-        width = self.chain.shape[layer]
-        slopes, constants = [interval.low.new_zeros((2, 0, self.chain.shape[0]))], [interval.low.new_zeros((2, 0))]
-        for part in torch.arange(len(at), device=at.device).split(max(1, BLOCK // (2 * width))):
-            rows, constant = self.back(layer, *self.start(layer, entry[part]), at[part])
-            slopes.append(rows)
-            constants.append(constant)
-        found = Found(layer, at, entry, torch.cat(slopes, 1), torch.cat(constants, 1))
-        bound = least(found.slopes, found.constant, Interval(*(end[at] for end in self.box)))
-        return tightened(interval, at, entry, bound), found
+
+        def below(entry: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
+            return self.back(layer, *self.start(layer, entry), at)
+
+        return tightened_by(below, layer, interval, chosen, self.box, self.chain.shape[layer])
 
     def values(self, rows: Float[Tensor, "values outputs"]) -> tuple[Tensor, Tensor]:
         """Bound linear functions of the outputs; return their rows of the inputs, and the constants."""
@@ -332,6 +328,35 @@ def signs_of(intervals: list[Interval]) -> Int8[Tensor, "batch neurons"]:
     """Return the signs that intervals settle: 1, -1, or 0 if none."""
     ends = [torch.cat(each, 1) for each in zip(*intervals, strict=True)]
     return (ends[0] >= 0).to(torch.int8) - ((ends[1] <= 0) & (ends[0] < 0)).to(torch.int8)
+
+
+def tightened_by(
+    below: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+    layer: int,
+    interval: Interval,
+    chosen: Bool[Tensor, "batch neurons"],
+    box: Interval,
+    width: int,
+) -> tuple[Interval, Found]:
+    """Tighten chosen entries of a layer's intervals by functions of the inputs.
+
+    Args:
+        below: returns slopes and constants below entries and their negations, given the entries and their boxes.
+        layer: the layer.
+        interval: its intervals.
+        chosen: the entries.
+        box: the boxes.
+        width: the number of coefficients of a row at the layer's inputs.
+    """
+    at, entry = chosen.nonzero(as_tuple=True)
+    slopes, constants = [box.low.new_zeros((2, 0, box.low.shape[1]))], [box.low.new_zeros((2, 0))]
+    for part in torch.arange(len(at), device=at.device).split(max(1, BLOCK // (2 * width))):
+        rows, constant = below(entry[part], at[part])
+        slopes.append(rows)
+        constants.append(constant)
+    found = Found(layer, at, entry, torch.cat(slopes, 1), torch.cat(constants, 1))
+    bound = least(found.slopes, found.constant, Interval(*(end[at] for end in box)))
+    return tightened(interval, at, entry, bound), found
 
 
 def tightened(interval: Interval, at: Tensor, entry: Tensor, bound: Float[Tensor, "2 rows"]) -> Interval:

@@ -15,16 +15,14 @@ from torch import Tensor
 
 from verifiers.bound_propagation.boxes.chains import Chain
 from verifiers.bound_propagation.boxes.network import (
-    BLOCK,
     Boxed,
     Found,
     Turned,
     blocks,
     joined,
-    least,
     open_signs,
     repeated,
-    tightened,
+    tightened_by,
 )
 from verifiers.bound_propagation.native.bounds import common
 from verifiers.graph.operators import Interval
@@ -222,19 +220,15 @@ class BoxedPair:
 
     def _rows_of(self, layer: int, chosen: Tensor, d: Interval) -> Interval:
         """Tighten chosen differences by rows of both networks."""
-        at, entry = chosen.nonzero(as_tuple=True)
-        width = self.chains[0].shape[layer]
-        slopes, constants = [d.low.new_zeros((2, 0, self.box.low.shape[1]))], [d.low.new_zeros((2, 0))]
-        for part in torch.arange(len(at), device=at.device).split(max(1, BLOCK // (2 * width))):
-            (p, first), (q, second) = (net.start(layer, entry[part]) for net in (self.student, self.teacher))
+
+        def below(entry: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
+            (p, first), (q, second) = (net.start(layer, entry) for net in (self.student, self.teacher))
             less = second.flip(0)  # the teacher's rows are subtracted
-            rows, constant = self.back(layer, p, q.neg_(), first + less, at[part])
-            slopes.append(rows)
-            constants.append(constant)
-        found = Found(layer, at, entry, torch.cat(slopes, 1), torch.cat(constants, 1))
+            return self.back(layer, p, q.neg_(), first + less, at)
+
+        d, found = tightened_by(below, layer, d, chosen, self.box, self.chains[0].shape[layer])
         self.found[2].append(found)
-        bound = least(found.slopes, found.constant, Interval(*(end[at] for end in self.box)))
-        return tightened(d, at, entry, bound)
+        return d
 
     def _mutual(self, s: Interval, t: Interval, d: Interval) -> tuple[Interval, Interval, Interval]:
         """Intersect each of s, t and d = s - t with what the other two leave."""

@@ -18,6 +18,8 @@ from verifiers.geometry.boxes import Boxes
 WAITING = 2**28
 #: A side that is shorter than this share of its ends holds only a few float32 numbers and is not split.
 SHORTEST = 2.0**-22
+#: With at most so many inputs, boxes are split: with more, neurons are.
+FEW_INPUTS = 12
 #: How often the parts of a box are halved and bounded by the functions below its neurons, before these are renewed.
 LEVELS = 5
 #: They are renewed earlier where less than this share of the parts was refuted by them.

@@ -19,6 +19,7 @@ from verifiers.methods.registry import find
 from verifiers.results.reader import read_images
 from verifiers.results.rows import MethodRows
 from verifiers.results.summaries.match import Matched
+from verifiers.runtime.alone import logits_alone
 
 #: The attack on every ball: steps and restarts.
 STEPS, RESTARTS = 20, 2
@@ -46,7 +47,7 @@ def check_points(subject: Subject, rows: MethodRows) -> Finding:
 def _problems(subject: Subject, rows: MethodRows, block: np.ndarray, points: Tensor) -> dict[str, np.ndarray]:
     x = subject.samples.batch(block, points.device)
     distance = norms(points.double() - x.double(), subject.norm).cpu().numpy()
-    student = _alone(subject.program.module, points)
+    student = logits_alone(subject.program.module, points)
     problems = {
         "is outside the ball": ~(distance <= rows.eps),
         "is outside the image box": ~((points >= 0) & (points <= 1)).flatten(1).all(1).cpu().numpy(),
@@ -55,7 +56,7 @@ def _problems(subject: Subject, rows: MethodRows, block: np.ndarray, points: Ten
     }
     if subject.teacher is None:
         return problems
-    teacher, relation = _alone(subject.teacher.module, points), Matched.of(rows, subject.certificates).relation
+    teacher, relation = logits_alone(subject.teacher.module, points), Matched.of(rows, subject.certificates).relation
     size = violation(relation, student, teacher, _classes(subject.teacher.module, x)).cpu().numpy()
     slack = 10 * LOGIT_ROUNDING * torch.cat([student, teacher], 1).abs().amax(1).clamp_min(1.0).cpu().numpy()
     return {
@@ -64,12 +65,6 @@ def _problems(subject: Subject, rows: MethodRows, block: np.ndarray, points: Ten
         "does not break the property": ~(size > 0),
         "breaks it by another amount": ~(np.abs(size - rows["violation"][block]) <= slack + ROUNDING * np.abs(size)),
     }
-
-
-def _alone(network: nn.Module, points: Float[Tensor, "points *shape"]) -> Float[Tensor, "points classes"]:
-    """Run each point alone; the logits are float32's, in float64."""
-    with torch.no_grad():
-        return torch.cat([network(point) for point in points.split(1)]).double()
 
 
 def _classes(network: nn.Module, x: Float[Tensor, "batch *shape"]) -> Int[Tensor, " batch"]:
@@ -139,13 +134,12 @@ def _broken(subject: Subject, rows: MethodRows, held: np.ndarray, relation: Rela
         least = LOGIT_ROUNDING * torch.cat([student, teacher], 1).abs().amax(1).clamp_min(1.0)
         return violation(relation, student, teacher, c) - (0.0 if subject.arithmetic is Arithmetic.FLOAT32 else least)
 
-    follow = relation.kind in (Property.SAME_CLASS, Property.TRANSFER)
-    attack = PairAttack(*networks, size, rows.eps, subject.norm, subject.seed, STEPS, RESTARTS, follow)
+    attack = PairAttack(*networks, size, rows.eps, subject.norm, subject.seed, STEPS, RESTARTS, relation.of_classes)
     broken = attack(x, rows["index"][held].tolist()).found
     c = _classes(networks[1], x)
     for point in _counterexamples(subject, held, x):
         inside = norms(point.double() - x.double(), subject.norm) <= rows.eps
-        broken = broken | (inside & (size(_alone(networks[0], point), _alone(networks[1], point), c) > 0))
+        broken = broken | (inside & (size(logits_alone(networks[0], point), logits_alone(networks[1], point), c) > 0))
     return broken.cpu().numpy()
 
 

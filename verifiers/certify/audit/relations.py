@@ -66,7 +66,7 @@ def relation_to_teacher(
     differs = rows["teacher_class"] != named
     answered = proved | refuted | (rows["status"] == Status.TIMEOUT)
     apart = np.zeros(len(rows), bool)  # points of the ball at which the classes are known to differ
-    if relation.kind in (Property.SAME_CLASS, Property.TRANSFER) and not relation.delta:
+    if relation.of_classes and not relation.delta:
         apart |= nearest[1] <= np.minimum(kept_radius(teacher), rows.eps)
     if relation.kind is Property.SAME_CLASS and not relation.delta:
         apart |= nearest[0] <= np.minimum(kept_radius(student), rows.eps)

@@ -14,7 +14,7 @@ from tests.verifiers.bound_propagation.pairs import Tiny, copied, network, truth
 from tests.zoo import BY_NAME, mlp
 from verifiers.bound_propagation.box_proofs import by_neurons
 from verifiers.bound_propagation.half_spaces import HalfSpaces
-from verifiers.bound_propagation.joint import JointEngine, representations
+from verifiers.bound_propagation.joint import JointEngine, with_difference
 from verifiers.bound_propagation.native.alpha import optimized
 from verifiers.bound_propagation.native.bounds import common
 from verifiers.bound_propagation.native.coupling import divide, linked
@@ -136,7 +136,7 @@ def bounds(
     engine: Native | JointEngine, balls: Balls, rows: Tensor, method: str = "crown", iterations: int = 5
 ) -> Tensor:
     three = isinstance(engine, Native) and engine.graph.classes > rows.shape[1]
-    padded = representations(rows)[0] if three else rows
+    padded = with_difference(rows) if three else rows
     return engine.ask(balls, padded.expand(len(balls), -1, -1), method, iterations=iterations).bound
 
 
@@ -199,7 +199,7 @@ def test_alpha_takes_no_step_above_the_goal(teacher: nn.Module) -> None:
     engine = JointEngine(pruned(teacher, 0.1), teacher, x).coupled
     assert engine is not None
     balls = Balls(x.double(), torch.full((2,), 0.1, dtype=torch.float64), Norm.LINF)
-    rows = representations(differences(5))[0].expand(2, -1, -1)
+    rows = with_difference(differences(5)).expand(2, -1, -1)
     crown, still, moved = (optimized(engine.bounds(balls), rows, n, goal=goal).bound for n, goal in GOALS)
     assert torch.equal(crown, still), "steps are taken although every bound is above the goal"
     assert bool((moved > crown).any()), "no step is taken"

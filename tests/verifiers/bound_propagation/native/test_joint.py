@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tests.certifying import certify
 from tests.marks import only
 from tests.zoo import BY_NAME, mlp, planted
-from verifiers.bound_propagation.joint import JointEngine, PairBounds, representations
+from verifiers.bound_propagation.joint import JointEngine, PairBounds, with_difference
 from verifiers.bound_propagation.native.engine import Native
 from verifiers.core.errors import InputError, Unsupported
 from verifiers.core.quantities import Arithmetic, Norm
@@ -205,7 +205,7 @@ def test_a_graph_that_gives_no_number_does_not_count(monkeypatch: pytest.MonkeyP
     assert engine.coupled is not None
     balls = Balls(x, eps, Norm.LINF)
     joint = engine.joint.ask(balls, rows, "crown"), engine.joint
-    coupled = engine.coupled.ask(balls, representations(rows)[0], "crown"), engine.coupled
+    coupled = engine.coupled.ask(balls, with_difference(rows), "crown"), engine.coupled
     for (_, broken), (other, _) in ((joint, coupled), (coupled, joint)):
         nothing = type(other)(*[torch.full_like(other.bound, torch.nan)] * 4)
         with monkeypatch.context() as patch:
