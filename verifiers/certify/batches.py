@@ -12,6 +12,7 @@ from torch import Tensor
 from verifiers.certify.attacked import refuted
 from verifiers.core.columns import COMMON_COLUMNS, Columns
 from verifiers.core.errors import Contradiction, Unsupported, one_line
+from verifiers.core.quantities import Arithmetic
 from verifiers.core.question import Question
 from verifiers.core.reporter import Reporter
 from verifiers.core.status import About, Guarantee, Status
@@ -94,6 +95,11 @@ class Run:
     def smoothed(self) -> bool:
         """True if the method makes its own predictions, for every sample."""
         return self.method.about is About.SMOOTHED
+
+    @property
+    def _deployed(self) -> bool:
+        """True if radii are those of the network in float32."""
+        return self.question.arithmetic is Arithmetic.FLOAT32
 
     @property
     def _asked(self) -> Tensor:
@@ -268,28 +274,25 @@ class Run:
         unsure, claimed = np.zeros(len(rows), bool), np.flatnonzero((columns["radius"] > 0) & ~contradicted)
         if not len(claimed) or self.program.captured is None:
             return unsure
-        samples, device = self.samples, self.program.device
-        chosen = rows[claimed]
-        found = refuted(
-            self.program,
-            self.question,
-            samples.batch(chosen, device),
-            samples.predicted[chosen].to(device),
-            torch.as_tensor(columns["radius"][claimed], device=device),
-            samples.indices[chosen],
-        )
+        batch = self.asked.batch(rows[claimed])
+        if not self._deployed:  # a stored counterexample is float32's
+            batch = replace(batch, known=lambda: self.file.counterexamples(rows[claimed]))
+        radius = torch.as_tensor(columns["radius"][claimed], device=self.program.device)
+        found = refuted(self.program, self.question, batch, radius)
         contradicted[claimed], unsure[claimed] = (each.cpu().numpy() for each in found)
         return unsure
 
     def _check_against_attack(self, rows: Rows, columns: Columns) -> None:
         """Turn a row whose radius contains a counterexample into an ERROR: that is a contradiction.
 
-        A row of which float64 cannot tell is UNSUPPORTED.
+        Over the real numbers, a stored one counts if it is one in float64 too; a row of which float64 cannot tell is
+        UNSUPPORTED.
         """
         contradicted, unsure = np.zeros((2, len(rows)), bool)
         if self.method.guarantee is Guarantee.DETERMINISTIC and not self.method.relational:
-            distance = self.file.attack_distance(rows, skip=RELATIONAL)
-            contradicted = (columns["radius"] > 0) & (columns["radius"] >= distance)  # nan compares false
+            if self._deployed:
+                distance = self.file.attack_distance(rows, skip=RELATIONAL)
+                contradicted = (columns["radius"] > 0) & (columns["radius"] >= distance)  # nan compares false
             unsure = self._attack(rows, columns, contradicted)
         if contradicted.any():
             columns["status"][contradicted] = Status.ERROR

@@ -199,7 +199,7 @@ def _limits(subject: Subject, findings: list[Finding]) -> list[str]:
             f"{of_rows(few, total)} were run again and proved again; the other radii were attacked, or computed from "
             "their votes"
         )
-    for words, what in (("proofs", "did not end in time"), ("run again", "could not be decided again")):
+    for words, what in (("proofs", "could not be proved again"), ("run again", "could not be decided again")):
         left = {f.method: f.open for f in findings if f.remark.startswith(words) and f.open}
         lines += [f"{counted(count, 'row')} of {name} {what}" for name, count in left.items()]
     lines += [

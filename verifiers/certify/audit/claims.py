@@ -4,12 +4,15 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import nn
 
+from verifiers.certify.attacked import Judge
+from verifiers.certify.audit.counterexamples import stored_counterexamples
 from verifiers.certify.audit.findings import Finding
 from verifiers.certify.audit.subject import Subject, blocks
+from verifiers.core.quantities import Arithmetic
 from verifiers.geometry.attack import Attack, Found
-from verifiers.geometry.balls import Balls
+from verifiers.geometry.balls import Balls, norms, per_sample
+from verifiers.graph.program import Program
 from verifiers.methods.registry import find, keeps
 from verifiers.results.rows import MethodRows
 
@@ -21,27 +24,30 @@ def attack_claims(subject: Subject) -> list[Finding]:
     """Attack the claims of all methods about the network, and those about the teacher too if it is given.
 
     The largest claim of a row is attacked; its ball contains those of the others. A counterexample that excludes it
-    leaves the smaller claims, which are attacked next.
+    leaves the smaller claims, which are attacked next. Claims about the real numbers are attacked in float64, and by
+    the stored counterexamples, which are those of float32.
     """
     claims = [rows for rows in subject.certificates if keeps(rows.name) and (rows["radius"] > 0).any()]
     both = [rows for rows in claims if find(rows.name).both]
-    findings = _attacked(subject, claims, subject.program.module, "the prediction")
+    findings = _attacked(subject, claims, subject.program, "the prediction")
     if subject.teacher is not None:
-        findings += _attacked(subject, both, subject.teacher.module, "the teacher's prediction")
+        findings += _attacked(subject, both, subject.teacher, "the teacher's prediction")
     return findings
 
 
-def _attacked(subject: Subject, claims: Sequence[MethodRows], network: nn.Module, what: str) -> list[Finding]:
+def _attacked(subject: Subject, claims: Sequence[MethodRows], program: Program, what: str) -> list[Finding]:
     if not claims:
         return []
-    radii = np.stack([rows["radius"] for rows in claims])
+    radii, judge = np.stack([rows["radius"] for rows in claims]), Judge(program, subject.arithmetic)
     nearest = np.full(radii.shape[1], np.inf)
-    largest = radii.max(0)
+    if program is subject.program and subject.arithmetic is Arithmetic.REAL:
+        nearest = _nearest_stored(subject, np.flatnonzero(radii.max(0) > 0), judge)
+    largest = np.where(radii < nearest, radii, 0.0).max(0)
     subject.reporter.start("attack", int((largest > 0).sum()), 0)
     while (left := np.flatnonzero(largest > 0)).size:
         hit = np.zeros(len(nearest), bool)
         for block in blocks(left):
-            found = _attack(subject, network, block, largest[block])
+            found = _attack(subject, judge, block, largest[block])
             broken = block[found.broken.cpu().numpy()]
             hit[broken] = True
             nearest[broken] = found.distance[found.broken].cpu().numpy()
@@ -51,13 +57,27 @@ def _attacked(subject: Subject, claims: Sequence[MethodRows], network: nn.Module
     return [_finding(rows, nearest, what) for rows in claims]
 
 
-def _attack(subject: Subject, network: nn.Module, block: np.ndarray, radius: np.ndarray) -> Found:
+def _nearest_stored(subject: Subject, claimed: np.ndarray, judge: Judge) -> np.ndarray:
+    """Return the distances of stored counterexamples that are counterexamples of the claims too; inf where none is."""
+    nearest = np.full(len(subject.samples.labels), np.inf)
+    for block in blocks(claimed):
+        x = subject.samples.batch(block, subject.program.device)
+        for point in stored_counterexamples(subject, block, x):
+            hit = judge(point, subject.samples.predicted[block].to(x.device)).broken
+            distance = torch.where(hit, norms(point.double() - x.double(), subject.norm), torch.inf)
+            nearest[block] = np.fmin(nearest[block], distance.cpu().numpy())
+    return nearest
+
+
+def _attack(subject: Subject, judge: Judge, block: np.ndarray, radius: np.ndarray) -> Found:
     """Attack some rows, each at its own radius."""
     samples, device = subject.samples, subject.program.device
-    x = samples.batch(block, device)
+    x, predicted = judge.cast(samples.batch(block, device)), samples.predicted[block].to(device)
     balls = Balls(x, torch.as_tensor(radius, dtype=torch.float64, device=device), subject.norm)
     attack = Attack(float(radius.max()), subject.norm, subject.seed, STEPS, RESTARTS, TARGETS)
-    return attack.within(network, balls, samples.predicted[block].to(device), samples.indices[block].tolist())
+    found = attack.within(judge.network, balls, predicted, samples.indices[block].tolist())
+    sure = judge(torch.where(per_sample(found.broken, x), found.point, x), predicted).broken
+    return found._replace(broken=found.broken & sure)
 
 
 def _finding(rows: MethodRows, nearest: np.ndarray, what: str) -> Finding:

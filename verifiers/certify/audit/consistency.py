@@ -82,8 +82,13 @@ def _own_problems(certificates: Certificates, rows: MethodRows, pixels: int | No
 
 
 def nearest_counterexample(certificates: Certificates) -> np.ndarray:
-    """Return the distance of the nearest stored counterexample of each row; inf if there is none."""
+    """Return the distance of the nearest stored counterexample of each row; inf if there is none.
+
+    Over the real numbers there is none without the network: stored counterexamples are those of float32.
+    """
     nearest = np.full(len(next(iter(certificates))), np.inf)
+    if certificates.attributes.get("arithmetic") == Arithmetic.REAL:
+        return nearest
     for rows in certificates:
         if "distance" in rows.columns and not find(rows.name).relational:
             found = np.where(rows["status"] == Status.FALSIFIED, rows["distance"], np.inf)

@@ -1,14 +1,18 @@
 """Run every stored counterexample through the network again."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from verifiers.certify.audit.findings import Finding
 from verifiers.certify.audit.subject import Subject, blocks
-from verifiers.core.status import Status
-from verifiers.geometry.balls import norms
+from verifiers.core.status import About, Status
+from verifiers.geometry.balls import norms, per_sample
 from verifiers.geometry.margins import margins
+from verifiers.methods.registry import find
 from verifiers.results.reader import read_images
 from verifiers.results.rows import MethodRows
 
@@ -51,3 +55,15 @@ def _problems(
         "has another margin": ~(np.abs(margin - rows["margin"][block]) <= 10 * slack + ROUNDING * np.abs(margin)),
     }
     return problems, margin
+
+
+def stored_counterexamples(
+    subject: Subject, block: np.ndarray, x: Float[Tensor, "batch *shape"]
+) -> Iterator[Float[Tensor, "batch *shape"]]:
+    """Yield the stored counterexamples of the student by each method; the image where there is none."""
+    for rows in subject.certificates:
+        method = find(rows.name)
+        if method.about is About.NETWORK and any(column.name == "counterexample" for column in method.columns):
+            stored = torch.from_numpy(read_images(subject.certificates.path, rows.name, "counterexample", block)).to(x)
+            held = torch.as_tensor(rows["status"][block] == Status.FALSIFIED, device=x.device)
+            yield torch.where(per_sample(held, x), stored, x)

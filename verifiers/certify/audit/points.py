@@ -1,21 +1,18 @@
 """Run the stored points of a relation of two networks again, and attack the balls where it is proved."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from verifiers.certify.audit.counterexamples import LOGIT_ROUNDING, ROUNDING
+from verifiers.certify.audit.counterexamples import LOGIT_ROUNDING, ROUNDING, stored_counterexamples
 from verifiers.certify.audit.findings import Finding, marked
 from verifiers.certify.audit.subject import Subject, blocks
 from verifiers.core.quantities import Arithmetic
 from verifiers.core.relation import Property, Relation
-from verifiers.core.status import About, Status
-from verifiers.geometry.balls import norms, per_sample
+from verifiers.core.status import Status
+from verifiers.geometry.balls import norms
 from verifiers.geometry.disagreement import PairAttack
-from verifiers.methods.registry import find
 from verifiers.results.reader import read_images
 from verifiers.results.rows import MethodRows
 from verifiers.results.summaries.match import Matched
@@ -137,17 +134,7 @@ def _broken(subject: Subject, rows: MethodRows, held: np.ndarray, relation: Rela
     attack = PairAttack(*networks, size, rows.eps, subject.norm, subject.seed, STEPS, RESTARTS, relation.of_classes)
     broken = attack(x, rows["index"][held].tolist()).found
     c = _classes(networks[1], x)
-    for point in _counterexamples(subject, held, x):
+    for point in stored_counterexamples(subject, held, x):
         inside = norms(point.double() - x.double(), subject.norm) <= rows.eps
         broken = broken | (inside & (size(logits_alone(networks[0], point), logits_alone(networks[1], point), c) > 0))
     return broken.cpu().numpy()
-
-
-def _counterexamples(subject: Subject, block: np.ndarray, x: Tensor) -> Iterator[Tensor]:
-    """Yield the stored counterexamples of the student by each method; the image where there is none."""
-    for rows in subject.certificates:
-        method = find(rows.name)
-        if method.about is About.NETWORK and any(column.name == "counterexample" for column in method.columns):
-            stored = torch.from_numpy(read_images(subject.certificates.path, rows.name, "counterexample", block)).to(x)
-            held = torch.as_tensor(rows["status"][block] == Status.FALSIFIED, device=x.device)
-            yield torch.where(per_sample(held, x), stored, x)

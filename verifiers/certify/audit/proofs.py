@@ -3,8 +3,10 @@
 from typing import Any, Literal
 
 import numpy as np
+import torch
 
 from verifiers.bound_propagation import Complete as Prover
+from verifiers.certify.attacked import Judge
 from verifiers.certify.audit.findings import Finding
 from verifiers.certify.audit.subject import Subject
 from verifiers.certify.batches import Asked
@@ -40,7 +42,7 @@ def prove(subject: Subject, rows: MethodRows) -> Finding:
             if answer["status"] == Status.CERTIFIED:
                 found.again += 1
                 stages.append(Stage(int(answer["stage"])))
-            if answer["status"] == Status.FALSIFIED:
+            if answer["status"] == Status.FALSIFIED and _refutes(subject, int(row), answer["counterexample"]):
                 found.contradictions.append(
                     f"{rows.name}, sample {rows['index'][row]}: a point at distance {answer['distance']:.6g} changes "
                     f"the prediction, its certified radius is {rows['radius'][row]:.6g}"
@@ -81,3 +83,10 @@ def _answer(prover: Prover, samples: Samples, row: int, radius: float) -> dict[s
     eps = Epsilon.parse(radius * (1 - ENGINE_ROUNDING))
     (answer,) = prover.at(eps)(Asked(prover.program, samples).batch(np.array([row])))
     return {name: values[0] for name, values in answer.columns.items()}
+
+
+def _refutes(subject: Subject, row: int, point: np.ndarray) -> bool:
+    """Return whether a counterexample of the float32 network is one in the arithmetic of the file too."""
+    found = torch.from_numpy(point)[None].to(subject.program.device)
+    predicted = subject.samples.predicted[row : row + 1].to(found.device)
+    return bool(Judge(subject.program, subject.arithmetic)(found, predicted).broken)

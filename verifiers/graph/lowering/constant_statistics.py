@@ -1,23 +1,19 @@
-"""Bound the error of float32 in statistics of constants: deviations, standardised weights, running sums, extremes.
+"""Bound the error of float32 in statistics of constants: standardised weights, running sums, extremes.
 
 Weight standardisation (Qiao et al., arXiv 1903.10520) is an example: the network standardises its weights each time it
 runs. A statistic is computed from float32 values, which are at most their own error away from the exact constants.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from verifiers.graph.lowering.shapes import axes_of
 from verifiers.graph.operators import Interval
 from verifiers.graph.relaxations.normalization import Normalization
-from verifiers.graph.rounding import LARGEST, LIBRARY, TINY, UP, accumulated, gamma, magnitude
+from verifiers.graph.rounding import LARGEST, TINY, UP, accumulated, gamma, magnitude
 
-#: Variances and standard deviations, and the same together with the mean.
-SPREADS = frozenset("var std var_mean std_mean".split())
 #: Batch normalisation, which takes its statistics from a constant in training mode.
 BATCH_NORMS = frozenset("batch_norm native_batch_norm _native_batch_norm_legit".split())
 #: Operators that return some of their entries.
@@ -45,8 +41,6 @@ def of_statistic(kind: str, given: Mapping[str, Any], errors: Errors, found: lis
         errors: bounds the error of a constant.
         found: its results in float64.
     """
-    if kind in SPREADS:
-        return _of_spread(kind, given, errors, found)
     if kind in BATCH_NORMS and given.get("training"):
         rest = [torch.full_like(part, torch.inf) for part in found[1:]]
         return [_of_batch_norm(given, errors, found[0]), *rest]
@@ -64,44 +58,6 @@ def of_statistic(kind: str, given: Mapping[str, Any], errors: Errors, found: lis
 
 def _box(constant: Tensor, error: Tensor, arranged: Callable[[Tensor], Tensor]) -> Interval:
     return Interval(arranged(constant - error)[None], arranged(constant + error)[None])
-
-
-def _of_spread(kind: str, given: Mapping[str, Any], errors: Errors, found: list[Tensor]) -> list[Tensor]:
-    """Bound the errors of variances V or standard deviations, and of means that are returned with them.
-
-    V of the values that a machine has is in the range that ``Normalization`` gives for their box. The machine is off by
-    the share of V that ``Normalization.moments`` bounds (two passes, updates, or E[x^2] - mean^2). The quotient by
-    n - c instead of n, and the root, add LIBRARY + 2 roundings; that a root halves relative errors is not used. Nothing
-    is known if V may be mostly rounding, or if squares may overflow.
-    """
-    constant = given["self"]
-    if not constant.dim():
-        return [torch.full_like(part, torch.inf) for part in found]
-    chosen = axes_of(given.get("dim"), constant.dim())
-    correction = given.get("correction", 1 if given.get("unbiased", True) else 0)
-    kept = [axis for axis in range(constant.dim()) if axis not in chosen]
-    count = math.prod(constant.shape[axis] for axis in chosen)
-
-    def arranged(values: Tensor) -> Tensor:
-        return values.permute(*kept, *chosen).reshape(*(values.shape[axis] for axis in kept), count)
-
-    box = _box(constant, errors(constant), arranged)
-    made = Normalization(0.0, tuple(box.low.shape[1:]), squares=True)
-    scale = made.ranges(box)[1]
-    off_mean, share = made.moments(box, scale)
-    off = share + gamma(LIBRARY + 2) * (1 + share)
-    taken = 1 if correction is None else correction
-    ratio = count / (count - taken) if count > taken else math.inf
-    power = 1 if kind.startswith("std") else 2
-    low, high = (ratio ** (power / 2) / end**power for end in (scale.high, scale.low))
-    value = found[0].reshape(high.shape)
-    error = torch.maximum(high * (1 + off) - value, value - low * (1 - off)) * UP + FLOAT64 * value + TINY
-    usable = (share <= 0.75) & (count * magnitude(box).square().amax(-1, keepdim=True) <= LARGEST)
-    bounds = [torch.where(usable, error, torch.inf).nan_to_num(torch.inf, torch.inf, torch.inf).reshape(found[0].shape)]
-    if len(found) > 1:
-        moved = arranged(errors(constant)).mean(-1)
-        bounds.append(((off_mean[0, ..., 0] + moved) * UP).reshape(found[1].shape))
-    return bounds
 
 
 def _of_batch_norm(given: Mapping[str, Any], errors: Errors, value: Tensor) -> Tensor:

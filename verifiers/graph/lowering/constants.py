@@ -19,7 +19,7 @@ from verifiers.graph.lowering.arithmetic import mul
 from verifiers.graph.lowering.constant_statistics import named, of_statistic
 from verifiers.graph.lowering.shapes import note_rounded
 from verifiers.graph.operators import Interval
-from verifiers.graph.rounding import LIBRARY, UP, accumulated, representable
+from verifiers.graph.rounding import LARGEST, LIBRARY, UP, accumulated, magnitude, representable
 from verifiers.runtime.oom import pass_on_memory
 
 #: Operators that only move entries, make constants, or give integers.
@@ -73,7 +73,7 @@ def fold(builder: Builder, target: Callable[..., Any], args: Any, kwargs: Any, l
         for part, error in zip(found, known, strict=True):
             builder.note(part, error)
         return value
-    for part in found:
+    for i, part in enumerate(found):
         bound: Tensor | None
         if builder.kind in NORMS and not rounded and _usual(builder.kind, args, kwargs):
             weighted = builder.kind == "_weight_norm"
@@ -82,7 +82,7 @@ def fold(builder: Builder, target: Callable[..., Any], args: Any, kwargs: Any, l
         elif builder.kind in BILINEAR and len(given) == 2:
             bound = _of_products(builder, target, given)
         else:
-            bound = _bounded(builder, lower, args, kwargs, part) if len(found) == 1 else None
+            bound = _bounded(builder, lower, args, kwargs, found, i)
         builder.note(part, torch.full_like(part, torch.inf) if bound is None else bound)
     return value
 
@@ -149,9 +149,12 @@ def _replaced(tree: Any, by: Callable[[Tensor], Any]) -> Any:
 
 
 def _bounded(
-    builder: Builder, lower: Callable[..., Any] | None, args: Any, kwargs: Any, value: Tensor
+    builder: Builder, lower: Callable[..., Any] | None, args: Any, kwargs: Any, found: list[Tensor], place: int
 ) -> Tensor | None:
-    """Bound the error of a computed constant by the errors of the operators that it is lowered to; None if unknown."""
+    """Bound the error of a computed constant by the errors of the operators that it is lowered to; None if unknown.
+
+    ``place`` is that of the constant among all that the operator returns.
+    """
     if lower is None:
         return None
     small = Builder(builder.like, checked=False)
@@ -165,19 +168,23 @@ def _bounded(
 
     try:
         args, kwargs = _replaced((args, kwargs), source)
-        result = lower(small, *args, **kwargs)
+        results = lower(small, *args, **kwargs)
     except (Unsupported, ValueError, IndexError, TypeError, AttributeError, NotImplementedError, RuntimeError) as error:
         pass_on_memory(error)
         return None
-    if not isinstance(result, Ref):
+    results = results if isinstance(results, list) else [results]
+    if len(results) != len(found) or not isinstance(results[place], Ref):
         return None
     for node in small.nodes[len(boxes) :]:
         assert node.operator is not None
         inputs = [boxes[i] for i in node.inputs]
         after = node.operator.interval(*inputs)
         rounding = node.operator.rounding(inputs, after)
-        boxes.append(after if rounding is None else Interval(after.low - rounding, after.high + rounding))
-    low, high = boxes[result.node]
+        if rounding is not None:
+            rounding = torch.where(magnitude(after) + rounding <= LARGEST, rounding, torch.inf)
+            after = Interval(after.low - rounding, after.high + rounding)
+        boxes.append(after)
+    (low, high), value = boxes[results[place].node], found[place]
     return (torch.maximum(high[0] - value, value - low[0]) * UP).nan_to_num(torch.inf, torch.inf, torch.inf)
 
 

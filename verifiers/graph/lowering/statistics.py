@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from math import log2
 from typing import Any
 
 import torch
@@ -16,9 +15,10 @@ from verifiers.graph.lowering.selection import amax
 from verifiers.graph.lowering.shapes import Value, axes_of, general
 from verifiers.graph.operators import Elementwise
 from verifiers.graph.relaxations.convex import Rsqrt, Square
+from verifiers.graph.relaxations.normalization import of_moments
 from verifiers.graph.relaxations.piecewise import Abs
 from verifiers.graph.relaxations.powers import Root
-from verifiers.graph.rounding import LARGEST, TINY, UP, accumulated, gamma
+from verifiers.graph.rounding import LARGEST, UP, accumulated
 from verifiers.graph.rows import Shape, shape_size
 
 aten = torch.ops.aten
@@ -51,10 +51,7 @@ def vector_norm(
 class Variance(General):
     """The sum of squared deviations over n - correction, of inputs d^2 and x; x only enters the rounding.
 
-    Float32 may find the variance in two passes or by updates (Welford, Chan), as
-    :meth:`verifiers.graph.relaxations.normalization.Normalization.moments` describes. With V the variance and Q the
-    mean of x^2, two passes are off by gamma(n + 5) V and the square of the mean's error, and updates by
-    by_updates sqrt(Q V) and by_updates^2 Q, all times n / (n - correction).
+    Float32 may find the variance in two passes or by updates (Welford, Chan); ``of_moments`` bounds the error of both.
     """
 
     def __init__(self, axes: list[int], correction: int | float, shape: Shape, like: Tensor, *, keepdim: bool) -> None:
@@ -72,11 +69,9 @@ class Variance(General):
         n, share = self.count, self.count * self.share
         over = [axis + 1 for axis in self.axes]
         square, size = (value.mean(over, self.keepdim) for value in (sizes[1].square(), sizes[1]))
-        g = 4 * log2(n + 1) ** 0.5 + 1
-        by_updates = gamma(2 * (4 * n * n + 8 * g * g * n) ** 0.5 + n + 8).to(after.device)
         variance = sizes[0].mean(over, self.keepdim)
-        off_mean = gamma(n + 8).to(after.device) * size + gamma(g).to(after.device) * square.sqrt() + n * TINY
-        lost = by_updates * (square * variance).sqrt() + by_updates.square() * square + off_mean.square() + n * TINY
+        _, by_updates, lost = of_moments(n, size, square)
+        lost = by_updates * (square * variance).sqrt() + lost
         usual = accumulated(variance * share, n + 12, tiny=n, largest=n)
         error = (usual + lost * share * 2 * UP).nan_to_num(torch.inf, torch.inf)
         return torch.where(n * size <= LARGEST, error, torch.inf)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from math import log2
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from verifiers.graph.operators import Interval
@@ -87,28 +88,15 @@ class Normalization:
         """Bound the error of the mean in float32, and the share of variance + eps that the variance is off by: in two
         passes, by updates, and with ``squares`` as E[x^2] - mean^2; eps and its sum with the variance are rounded too.
 
-        Let A be the mean of |x|, Q that of x^2, V the variance and M the mean. The mean as a sum is off by
-        gamma(n + 1) A, two passes by gamma(n + 4) V and the square of that, and the difference by
-        gamma(n + 8) (Q + 2 M A) and that square.
-        Updates merge two parts of n_a >= n_b entries (n_b = 1: Welford; in general: Chan): with d the difference of
-        their means, the mean is mean_a + d n_b / n, and d^2 n_a n_b / n is added to the sum of squares. All these add
-        up to n V. So the rounding of d n_b / n, at most 4 u each, adds up to 4 u n sqrt(V log2 n), as the n_b add up to
-        n log2(n) / 2; the rounding of the sums adds u depth A. A part's mean is thus off by u (depth + g) sqrt(Q) with
-        g = 4 sqrt(log2 n) + 1, Q its own mean of squares. By Cauchy-Schwarz the sum of squares is off by at most
-        2 sqrt(n V) times the root of the sum of 2 (e_a^2 + e_b^2) n_b, which is at most u^2 n Q (4 n^2 + 8 g^2 n), as
-        the n_a n_b add up to less than n^2 / 2. Its own roundings add n + 8 of V. Relative to V + eps that is largest
-        where V is nearest to eps.
+        ``of_moments`` has the formulas. Relative to V + eps the error of V is largest where V is nearest to eps.
         """
         n, size = self.count, magnitude(box)
         mean, square = size.mean(-1, keepdim=True), size.square().mean(-1, keepdim=True)
         middle = box.center.mean(-1, keepdim=True).abs() + box.half_width.mean(-1, keepdim=True)
         least, most = (((1 / t.square()) - self.eps).clamp_min(0) for t in (scale.high, scale.low))
         steepest = most.minimum(least.clamp_min(self.eps)) * UP
-        g = 4 * log2(n + 1) ** 0.5 + 1
-        by_updates = gamma(2 * (4 * n * n + 8 * g * g * n) ** 0.5 + n + 8)
-        off_mean = gamma(n + 8) * mean + gamma(g) * square.sqrt() + n * TINY
+        off_mean, by_updates, lost = of_moments(n, mean, square)
         share = by_updates * (square * steepest).sqrt() / (steepest + self.eps) + gamma(n + 8) + 4 * UNIT
-        lost = by_updates.square() * square + off_mean.square() + n * TINY
         if self.squares:
             lost = lost + gamma(n + 8) * (square + 2 * middle * mean)
         return off_mean * UP, (share + lost * scale.high.square()) * UP
@@ -131,3 +119,33 @@ class Normalization:
             return gather(t) * (values - mixed / n)
 
         return MeanValue(self.forward(center), error, span, center, transpose, self.shape)
+
+
+def of_moments(
+    n: int, mean: Float[Tensor, "*shape"], square: Float[Tensor, "*shape"]
+) -> tuple[Float[Tensor, "*shape"], Float[Tensor, ""], Float[Tensor, "*shape"]]:
+    """Bound the errors of the mean and of the variance of n numbers in float32, in two passes or by updates.
+
+    Let A be the mean of |x|, Q that of x^2, V the variance and M the mean. The mean as a sum is off by
+    gamma(n + 1) A, two passes by gamma(n + 4) V and the square of that, and E[x^2] - M^2 by gamma(n + 8) (Q + 2 M A)
+    and that square.
+    Updates merge two parts of n_a >= n_b entries (n_b = 1: Welford; in general: Chan): with d the difference of their
+    means, the mean is mean_a + d n_b / n, and d^2 n_a n_b / n is added to the sum of squares. All these add up to n V.
+    So the rounding of d n_b / n, at most 4 u each, adds up to 4 u n sqrt(V log2 n), as the n_b add up to n log2(n) / 2;
+    the rounding of the sums adds u depth A. A part's mean is thus off by u (depth + g) sqrt(Q) with
+    g = 4 sqrt(log2 n) + 1, Q its own mean of squares. By Cauchy-Schwarz the sum of squares is off by at most
+    2 sqrt(n V) times the root of the sum of 2 (e_a^2 + e_b^2) n_b, which is at most u^2 n Q (4 n^2 + 8 g^2 n), as the
+    n_a n_b add up to less than n^2 / 2. Its own roundings add n + 8 of V.
+
+    Args:
+        n: the number of entries.
+        mean: bounds of A.
+        square: bounds of Q.
+
+    Returns:
+        The error of the mean; U and L such that V is off by at most gamma(n + 8) V + U sqrt(Q V) + L.
+    """
+    g = 4 * log2(n + 1) ** 0.5 + 1
+    by_updates = gamma(2 * (4 * n * n + 8 * g * g * n) ** 0.5 + n + 8)
+    off_mean = gamma(n + 8) * mean + gamma(g) * square.sqrt() + n * TINY
+    return off_mean, by_updates, by_updates.square() * square + off_mean.square() + n * TINY
