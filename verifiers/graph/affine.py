@@ -44,8 +44,12 @@ class Affine:
     def push(self, rows: Rows, samples: Tensor) -> Pushed:
         raise NotImplementedError
 
+    def middle(self, *boxes: Interval) -> tuple[Tensor, Tensor]:
+        """Compute the centre and the half-width of the outputs over a box of the inputs."""
+        return self.forward(*(box.center for box in boxes)), self.half_width(*(box.half_width for box in boxes))
+
     def interval(self, *boxes: Interval) -> Interval:
-        center, half = self.forward(*(box.center for box in boxes)), self.half_width(*(box.half_width for box in boxes))
+        center, half = self.middle(*boxes)
         return Interval(center - half, center + half)
 
     def relax(self, boxes: Sequence[Interval], alpha: Alpha | None = None) -> "Affine":
@@ -93,13 +97,16 @@ class Dense(Affine):
     """Apply x W^T + b to the last axis."""
 
     def __init__(self, weight: Float[Tensor, "out in"], bias: Float[Tensor, " out"] | None, after: Shape) -> None:
-        self.weight, self.bias, self.magnitude, self.after = weight, bias, weight.abs(), after
+        self.weight, self.bias, self.after = weight, bias, after
 
-    def interval(self, *boxes: Interval) -> Interval:
-        low, high = boxes[0]
-        center = F.linear(low + high, self.weight / 2, self.bias)  # exact, and cheaper than halving the values
-        half = F.linear(high - low, self.magnitude / 2)
-        return Interval(center - half, center + half)
+    @cached_property
+    def magnitude(self) -> Tensor:
+        """The magnitude of each weight."""
+        return self.weight.abs()
+
+    def middle(self, *boxes: Interval) -> tuple[Tensor, Tensor]:
+        (low, high), half = boxes[0], self.weight / 2  # exact, and cheaper than halving the values
+        return F.linear(low + high, half, self.bias), F.linear(high - low, half.abs())
 
     def forward(self, *values: Tensor) -> Tensor:
         return F.linear(values[0], self.weight, self.bias)
@@ -227,20 +234,23 @@ class Convolution(Affine):
         before: Shape,
         after: Shape,
     ) -> None:
-        self.weight, self.bias, self.magnitude = weight, bias, weight.abs()
+        self.weight, self.bias = weight, bias
         self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
         self.before, self.after = before, after
+
+    @cached_property
+    def magnitude(self) -> Tensor:
+        """The magnitude of each weight."""
+        return self.weight.abs()
 
     @cached_property
     def last(self) -> Tensor:
         """The weight with its channels last in memory."""
         return self.weight.contiguous(memory_format=torch.channels_last)
 
-    def interval(self, *boxes: Interval) -> Interval:
-        low, high = boxes[0]
-        center = self._convolve(low + high, self.weight / 2, self.bias)  # exact, and cheaper than halving the values
-        half = self._convolve(high - low, self.magnitude / 2, None)
-        return Interval(center - half, center + half)
+    def middle(self, *boxes: Interval) -> tuple[Tensor, Tensor]:
+        (low, high), half = boxes[0], self.weight / 2  # exact, and cheaper than halving the values
+        return self._convolve(low + high, half, self.bias), self._convolve(high - low, half.abs(), None)
 
     def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         maps = F.conv2d(x.flatten(0, -4), weight, bias, self.stride, self.padding, self.dilation, self.groups)

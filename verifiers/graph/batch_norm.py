@@ -1,12 +1,16 @@
 """Batch normalisation with fixed statistics: an affine operator that float32 computes in several ways."""
 
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from verifiers.graph.affine import Scale
+from verifiers.graph.affine import Convolution, Dense, Scale
+from verifiers.graph.graph import Node
+from verifiers.graph.operators import Operator
 from verifiers.graph.rounding import LARGEST, NORMAL, accumulated
 from verifiers.graph.rows import Shape
 
@@ -52,3 +56,40 @@ class BatchNorm(Scale):
         largest = moved * self.variance.rsqrt().clamp_min(1.0)
         usable = (self.variance >= NORMAL) & (largest <= LARGEST / 2)
         return torch.where(usable, accumulated(size, STEPS, tiny=tiny), torch.inf)
+
+
+def folded(nodes: Sequence[Node]) -> list[Node]:
+    """Fold each batch normalisation into the layer before it, where nothing else reads that layer.
+
+    The nodes compute the same function over the real numbers, with other roundings: for bounds that certify nothing.
+    """
+    uses = Counter(i for node in nodes for i in node.inputs)
+    made: list[Node] = []
+    place: list[int] = []
+    for node in nodes:
+        before = place[node.inputs[0]] if node.inputs else -1
+        layer = None
+        if isinstance(node.operator, BatchNorm) and uses[node.inputs[0]] == 1:
+            layer = _scaled(made[before].operator, node.operator)
+        if layer is None:
+            made.append(replace(node, inputs=tuple(place[i] for i in node.inputs)))
+            place.append(len(made) - 1)
+        else:
+            made[before] = replace(made[before], operator=layer)
+            place.append(before)
+    return made[: place[-1] + 1]
+
+
+def _scaled(layer: Operator | None, norm: BatchNorm) -> Operator | None:
+    """Return a layer with its outputs normalised; None if that is not one layer."""
+    scale = norm.scale.flatten()
+    shift = norm.bias.flatten() - norm.mean.flatten() * scale
+    if type(layer) is Dense and len(norm.shape) == 2:
+        bias = shift if layer.bias is None else layer.bias * scale + shift
+        return Dense(layer.weight * scale[:, None], bias, layer.after)
+    if type(layer) is Convolution:
+        bias = shift if layer.bias is None else layer.bias * scale + shift
+        weight = layer.weight * scale[:, None, None, None]
+        form = (layer.stride, layer.padding, layer.dilation, layer.groups, layer.before, layer.after)
+        return Convolution(weight, bias, *form)
+    return None

@@ -141,6 +141,11 @@ class Builder:
         """Record how far float32 may be from a constant that the network computes."""
         self._errors[id(constant)] = constant, error
 
+    @property
+    def exact(self) -> bool:
+        """True if no constant has a recorded error."""
+        return not self._errors
+
     def error(self, constant: Tensor) -> Tensor | None:
         """Return the recorded error of a constant; None if it is a float32 number."""
         return self._errors[id(constant)][1] if id(constant) in self._errors else None

@@ -45,7 +45,7 @@ class Rows:
 
     def take(self, values: Tensor) -> "Rows":
         """Return the same rows with other coefficients."""
-        return replace(self, values=values)
+        return Rows(values, self.window, self.each)
 
     def keep(self, chosen: Bool[Tensor, " rows"]) -> "Rows":
         """Return the chosen rows."""

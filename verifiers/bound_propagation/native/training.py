@@ -1,7 +1,7 @@
 """Bound margins over boxes differentiably, for certified training, by a graph over the network's own weights."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -16,10 +16,11 @@ from verifiers.core.errors import Contradiction, InputError, Unsupported
 from verifiers.core.quantities import Norm
 from verifiers.core.settings import BoundMethod
 from verifiers.geometry.balls import Balls
-from verifiers.graph.affine import Reshape, Sum
+from verifiers.graph.affine import Affine, Reshape, Sum
+from verifiers.graph.batch_norm import folded
 from verifiers.graph.capture import Exported, export, lower
 from verifiers.graph.graph import Builder, Graph
-from verifiers.graph.operators import Interval
+from verifiers.graph.operators import Interval, Operator
 
 Box = tuple[Float[Tensor, "batch *shape"], Float[Tensor, "batch *shape"]]
 
@@ -91,11 +92,7 @@ def _bounds(
     bounds.intervals = [Interval(low.reshape(shape), high.reshape(shape))]
     for node in graph.nodes[1:]:
         assert node.operator is not None
-        boxes = [bounds.intervals[i] for i in node.inputs]
-        if isinstance(node.operator, Reshape):
-            bounds.intervals.append(Interval(*(node.operator.forward(end) for end in boxes[0])))
-        else:
-            bounds.intervals.append(node.operator.interval(*boxes))
+        bounds.intervals.append(_interval(node.operator, [bounds.intervals[i] for i in node.inputs]))
     start, samples = bounds.merged(rows)
     start = replace(start, each=rows.shape[1])
     if method == "crown-ibp":
@@ -104,6 +101,36 @@ def _bounds(
     if graph.affine_operator(graph.output):
         bounds.step(back, graph.output)
     return bounds.over_boxes(back).reshape(rows.shape[:2])
+
+
+class _Middle(Interval):
+    """An interval that knows its centre and half-width, from which the next affine operator is bounded."""
+
+    def __new__(cls, center: Tensor, half_width: Tensor) -> "_Middle":
+        made = super().__new__(cls, center - half_width, center + half_width)
+        made.known = center, half_width
+        return made
+
+    known: tuple[Tensor, Tensor]
+
+    @property
+    def center(self) -> Tensor:
+        return self.known[0]
+
+    @property
+    def half_width(self) -> Tensor:
+        return self.known[1]
+
+
+def _interval(operator: Operator, boxes: Sequence[Interval]) -> Interval:
+    """Bound an operator; successive affine operators pass on centres and half-widths."""
+    if not isinstance(operator, Affine):
+        return operator.interval(*boxes)
+    if any(isinstance(box, _Middle) for box in boxes):
+        return _Middle(*Affine.middle(operator, *boxes))
+    if isinstance(operator, Reshape):
+        return Interval(*(operator.forward(end) for end in boxes[0]))
+    return _Middle(*operator.middle(*boxes))
 
 
 #: The exported network with its dtype, device and image shape, kept while the network is alive.
@@ -122,7 +149,7 @@ def _graph(model: nn.Module, minus: nn.Module | None, x: Float[Tensor, "batch *s
         if first.shape != second.shape:
             raise Unsupported(f"logits of shapes {first.shape} and {second.shape}")
         first = builder.add(Sum([1, -1]), [first, second], first.shape)
-    return Graph(builder.nodes[: first.node + 1], builder.like)
+    return Graph(folded(builder.nodes[: first.node + 1]), builder.like)
 
 
 def _exported(model: nn.Module, x: Float[Tensor, "batch *shape"]) -> Exported:

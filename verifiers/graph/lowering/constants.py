@@ -194,7 +194,7 @@ def perturb(builder: Builder, before: int, args: Any, kwargs: Any, lower: Callab
     For an operator that is linear in its constants c, |op(x, c + e) - op(x, c)| is at most op(|x|, |e|) - op(|x|, 0)
     with magnitudes throughout. For any other, the error is infinite.
     """
-    if all(builder.error(constant) is None for constant in floating((args, kwargs))):
+    if builder.exact or all(builder.error(constant) is None for constant in floating((args, kwargs))):
         return result
     if builder.kind == "div" and isinstance(args[1], Tensor):
         args, lower = (args[0], _inverse(builder, args[1])), mul

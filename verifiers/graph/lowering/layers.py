@@ -44,9 +44,11 @@ def conv2d(
     refuse_refs(builder, (weight, bias), {})
     if isinstance(padding, str):
         x, padding = _same(builder, x, weight, padding, _pair(dilation))
-    arguments = (_pair(stride), _pair(padding), _pair(dilation), groups)
-    like = builder.like.new_zeros(x.shape)
-    after = tuple(torch.nn.functional.conv2d(like, weight, None, *arguments).shape)
+    stride, padding, dilation = _pair(stride), _pair(padding), _pair(dilation)
+    arguments = (stride, padding, dilation, groups)
+    span = [dilation[i] * (weight.shape[i + 2] - 1) + 1 for i in (0, 1)]
+    size = [(x.shape[i - 2] + 2 * padding[i] - span[i]) // stride[i] + 1 for i in (0, 1)]
+    after = (*x.shape[:-3], len(weight), *size)
     return builder.add(Convolution(weight, bias, *arguments, before=x.shape, after=after), [x], after)
 
 
