@@ -9,6 +9,7 @@ from pathlib import Path
 from certkd.data.selection import Selection, named, text_of
 from verifiers.core.errors import InputError
 from verifiers.core.quantities import Epsilon
+from verifiers.core.table import counted
 
 #: Possible names of the column with an image's number; the first one present counts.
 INDEX_COLUMNS = ("image_index", "index", "image")
@@ -79,10 +80,12 @@ def _lines(path: Path) -> Iterator[tuple[int, Mapping[str, str]]]:
         header = [name.strip().lower() for name in next(reader, [])]
         _check_header(path, header)
         for cells in reader:
-            if len(cells) > 1 and len(cells) != len(header):
-                raise InputError(f"{path} line {reader.line_num} has {len(cells)} cells, its header {len(header)}")
-            if any(cell.strip() for cell in cells):
-                yield reader.line_num, dict(zip(header, (cell.strip() for cell in cells), strict=False))
+            if not any(cell.strip() for cell in cells):
+                continue
+            if len(cells) != len(header):
+                found = f"{counted(len(cells), 'cell')}, its header {len(header)}"
+                raise InputError(f"{path} line {reader.line_num} has {found}")
+            yield reader.line_num, dict(zip(header, (cell.strip() for cell in cells), strict=True))
     except csv.Error as error:
         raise InputError(f"{path} line {reader.line_num} is not CSV: {error}") from None
 

@@ -21,7 +21,7 @@ from verifiers.certify.audit.columns import check_columns
 from verifiers.certify.audit.counterexamples import check_counterexamples
 from verifiers.certify.audit.findings import Audit, Finding, of_rows
 from verifiers.certify.audit.meaning import disagreements, indices_of, refuse_absurd
-from verifiers.certify.audit.points import check_balls, check_points
+from verifiers.certify.audit.points import check_balls, check_least, check_points
 from verifiers.certify.audit.proofs import prove
 from verifiers.certify.audit.subject import Subject
 from verifiers.certify.audit.votes import recount
@@ -40,7 +40,10 @@ from verifiers.runtime.modes import eval_mode, trusted_arithmetic
 from verifiers.runtime.samples import Data, Samples, validate
 
 #: What no audit looks at.
-UNCHECKED = "seconds, notes, versions, device, command line and start of the run are as the file says"
+UNCHECKED = (
+    "seconds, notes, versions, device, command line and start of the run are as the file says, and so are stages, "
+    "numbers of parts, and margins of stages after CROWN"
+)
 
 
 class VerifyConfig(Strict):
@@ -160,7 +163,7 @@ def _checked(subject: Subject, facts: Finding) -> list[Finding]:
         findings.append(check_columns(subject, rows))
         if find(rows.name).relational:
             findings.append(check_points(subject, rows))
-            findings += [] if subject.teacher is None else [check_balls(subject, rows)]
+            findings += [] if subject.teacher is None else [check_balls(subject, rows), check_least(subject, rows)]
         elif any(column.name == "counterexample" for column in find(rows.name).columns):
             findings.append(check_counterexamples(subject, rows))
     findings += attack_claims(subject)

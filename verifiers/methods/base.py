@@ -113,6 +113,14 @@ class Method(Strict):
         """
         return {}
 
+    def repeats(self, stored: MethodRows, again: MethodRows) -> Mapping[str, np.ndarray]:
+        """Mark the rows in which columns of spread inf repeat after all, within ``REPEATS``."""
+        return {}
+
+    def claims_more(self, stored: MethodRows, again: MethodRows) -> np.ndarray:
+        """Mark rows that claim more than was proved again, where time decides how much is proved."""
+        return np.zeros(len(again), bool)
+
     def again(self, time_limit: float) -> "Method":
         """Return the settings for computing rows again, with at most ``time_limit`` seconds each if that is enough."""
         return self

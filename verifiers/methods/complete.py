@@ -59,6 +59,9 @@ class Complete(Method):
         columns = ("margin", "distance", "stage", "domains")  # of the stage that decides first
         return dict.fromkeys(columns, math.inf)
 
+    def repeats(self, stored: MethodRows, again: MethodRows) -> Mapping[str, np.ndarray]:
+        return {"margin": (stored["stage"] == again["stage"]) & np.isin(again["stage"], (Stage.IBP, Stage.CROWN))}
+
     def again(self, time_limit: float) -> Method:
         return self.model_copy(update={"time_limit": min(self.time_limit, time_limit)})
 

@@ -14,8 +14,8 @@ from verifiers.core.question import Question
 from verifiers.core.relation import Property, Relation
 from verifiers.core.settings import Count, Number, Positive
 from verifiers.core.status import About, Guarantee, Status
+from verifiers.methods.base import REPEATS, Method, Problems, Summary
 from verifiers.methods.base import ROUNDING as ROUNDED
-from verifiers.methods.base import Method, Problems, Summary
 from verifiers.results.rows import MethodRows
 from verifiers.results.summaries import match
 from verifiers.results.summaries.match import SEARCHES, Stage
@@ -98,6 +98,16 @@ class Match(Method):
     def spreads(self) -> Mapping[str, float]:
         names = (column.name for column in self.columns)  # of the stage that decides first
         return dict.fromkeys(("margin", *names), math.inf)
+
+    def repeats(self, stored: MethodRows, again: MethodRows) -> Mapping[str, np.ndarray]:
+        screened = (stored["stage"] >= Stage.CROWN) & (again["stage"] >= Stage.CROWN)
+        return {
+            "rounding": screened,
+            "margin": screened & (stored["stage"] == again["stage"]) & (again["stage"] == Stage.CROWN),
+        }
+
+    def claims_more(self, stored: MethodRows, again: MethodRows) -> np.ndarray:
+        return np.isfinite(stored["least"]) & ~(again["least"] <= stored["least"] * (1 + REPEATS))
 
     def again(self, time_limit: float) -> Method:
         return self.model_copy(update={"time_limit": min(self.time_limit, time_limit)})

@@ -69,6 +69,7 @@ def test_of_several_networks_one_is_taken(tmp_path: Path) -> None:
         ("index,label,eps\n0,7,2/0\n", "line 2: eps: '2/0' divides by zero"),
         ("index,label,eps\n0,7,-0.1\n", "line 2: eps must be positive and finite, got '-0.1'"),
         ("index,label,eps\n0,7,\n", "line 2: eps: '' is not a number"),
+        ("net,index,label,eps\nx", "line 2 has 1 cell, its header 4"),
         ("index,label,eps\n0,7\n", "line 2 has 2 cells, its header 3"),
         ("index,label,eps\n0,7,0.1,9\n", "line 2 has 4 cells, its header 3"),
         ('index,label,eps\n0,7,"0.1\n', "is not CSV"),

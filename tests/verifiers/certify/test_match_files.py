@@ -212,6 +212,8 @@ FORGERIES: list[tuple[str, Forge]] = [
     ("another radius", moved("match", "radius", 0.5)),
     ("another margin", moved("match", "margin", -1.0)),
     ("another stage", moved("match", "stage", 0.0)),
+    ("no rounding", moved("match", "rounding", 0.0)),
+    ("a margin of CROWN", moved("match", "margin", 1.01)),
     ("no such property", restamped({"match": {"property": "alike"}})),
 ]
 
@@ -225,6 +227,21 @@ def test_a_forgery_does_not_pass(honest: Path, tmp_path: Path, name: str, forge:
         assert str(path) in str(error) and "\n" not in str(error)
         return
     assert found.contradictions, f"{name} passes: {[(one.remark, one.again) for one in found.findings]}"
+
+
+@pytest.mark.slow
+def test_the_least_thresholds_are_attacked_and_proved_again(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.h5", count=3, bisect=True, property="close", tolerance=0.5)
+    found, least = audit(path), read(path)["match"]["least"]
+    assert found.holds, [*found.contradictions, *found.missing]
+    attacked = [finding for finding in found.findings if finding.remark == "attacks on the least thresholds"]
+    assert [finding.again for finding in attacked] == [3] and (least > 0).all()
+    broken, open_ = "breaks the property at the least threshold proved", "could not be decided again"
+    for factor, words in ((0.3, (broken,)), (0.0, (broken,)), (0.99, (broken, open_))):
+        found = audit(forged(path, tmp_path, moved("match", "least", factor)))
+        lines = [*found.contradictions, *found.limits]
+        assert any(word in line for word in words for line in lines), lines
+        assert factor == 0.99 or not found.holds
 
 
 def test_a_point_is_run_again_strictly(honest: Path, tmp_path: Path) -> None:

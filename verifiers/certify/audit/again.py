@@ -91,7 +91,7 @@ def _problems(method: Method, stored: MethodRows, again: MethodRows) -> tuple[di
     for column in (*COMMON_COLUMNS, *method.columns):
         if column.name in again.columns and column.name not in _PLAIN and column.units != "seconds":
             problems |= _column(method, column, stored, again, same & ~near)
-    return problems, undecided
+    return problems, undecided | (same & method.claims_more(stored, again))
 
 
 def _near_the_boundary(method: Method, stored: MethodRows, again: MethodRows) -> np.ndarray:
@@ -114,7 +114,7 @@ def _column(
     whole = not column.dtype.startswith("float")
     spread = method.spreads().get(column.name, ATTACKED if estimate else 0.0 if whole else REPEATS)
     if spread == np.inf:
-        return {}
+        asked, spread = asked & method.repeats(stored, again).get(column.name, False), REPEATS
     was, now = stored[column.name], again[column.name]
     if whole:
         differ = asked & (was != now)

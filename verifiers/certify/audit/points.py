@@ -20,6 +20,8 @@ from verifiers.runtime.alone import logits_alone
 
 #: The attack on every ball: steps and restarts.
 STEPS, RESTARTS = 20, 2
+#: Stands for a threshold of 0 where a property needs more.
+SMALLEST = 1e-300
 
 
 def check_points(subject: Subject, rows: MethodRows) -> Finding:
@@ -117,6 +119,17 @@ def check_balls(subject: Subject, rows: MethodRows) -> Finding:
     found = marked(rows, asked, problems, "attacks on the property within each ball", rows["index"])
     found.claims = int(asked.sum())
     return found
+
+
+def check_least(subject: Subject, rows: MethodRows) -> Finding:
+    """Attack the least tolerance or delta that is proved for each row, with the property at that threshold."""
+    asked = np.isfinite(rows["least"]) & (rows["status"] != Status.PENDING)
+    relation, broken = Matched.of(rows, subject.certificates).relation, np.zeros(len(rows), bool)
+    for row in np.flatnonzero(asked):
+        threshold = max(float(rows["least"][row]), SMALLEST)
+        broken[row] = _broken(subject, rows, np.array([row]), relation.at(threshold))[0]
+    problems = {"a point of its ball breaks the property at the least threshold proved": broken}
+    return marked(rows, asked, problems, "attacks on the least thresholds", rows["index"])
 
 
 def _broken(subject: Subject, rows: MethodRows, held: np.ndarray, relation: Relation) -> np.ndarray:

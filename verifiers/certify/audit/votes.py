@@ -41,10 +41,15 @@ def _recounted(subject: Subject, rows: MethodRows) -> Finding:
                 batches.batch(block), _stored(subject, rows, block), subject.seed, len(chosen)
             ).items():
                 problems.setdefault(words, np.zeros(len(rows), bool))[block] = mask
+        failed = np.isin(rows["status"], (Status.ERROR, Status.UNSUPPORTED)) & subject.samples.finite.numpy()
+        for block in blocks(subject.chosen[failed[subject.chosen]]):
+            certifier.recount(batches.batch(block), _stored(subject, rows, block), subject.seed, len(chosen) + 1)
+            asked[block] = True
+            problems["it has no answer, and its copies vote when they are counted again"] = failed & asked
     except (Unsupported, Contradiction) as error:
         remark = str(error)
     found = marked(rows, asked, problems, remark, rows["index"])
-    found.claims = int(answered.sum())
+    found.claims = int((answered | asked).sum())
     return found
 
 
