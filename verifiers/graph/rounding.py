@@ -19,6 +19,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from verifiers.core.errors import Unsupported
+
 #: The unit roundoff of float32.
 UNIT = 2.0**-24
 #: The smallest positive float32 number.
@@ -64,6 +66,18 @@ def accumulated(
     """
     error = (gamma(steps).to(size.device) * size + tiny * TINY) * UP
     return torch.where((size + error) * largest <= LARGEST, error, torch.inf)
+
+
+def counted(activation: object, steps: int | float, size: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """Bound the error of a function that float32 computes with a known number of roundings: gamma(steps) |f|.
+
+    Raises:
+        Unsupported: the number is not known.
+    """
+    if steps == torch.inf:
+        name = type(activation).__name__
+        raise Unsupported(f"{name} does not say how many roundings float32 makes: set `steps` in {name}")
+    return accumulated(size, steps, tiny=steps)
 
 
 def nearest(value: Tensor) -> Tensor:

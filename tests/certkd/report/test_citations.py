@@ -21,10 +21,11 @@ ENTRY = re.compile(r"@(misc|inproceedings)\{[\w.]+,\n(  \w+ = \{.+\},\n)+\}")
 @pytest.mark.parametrize("paper", NAMED)
 def test_every_paper_that_is_named_has_its_entry(paper: str) -> None:
     entries = entries_of(paper)
-    assert entries, "nothing to cite"
+    assert entries, (
+        f'{paper!r} names no arXiv number and no paper of certkd/report/citations.py; an own idea has paper = ""'
+    )
     for number in re.findall(r"\d{4}\.\d{5}", paper):
-        (entry,) = (entry for entry in entries if f"eprint = {{{number}}}" in entry)
-        assert "author = " in entry and "title = " in entry, "only a number"
+        assert sum(f"eprint = {{{number}}}" in entry for entry in entries) == 1
     assert all(ENTRY.fullmatch(entry) and entry.count("{") == entry.count("}") for entry in entries)
 
 

@@ -10,11 +10,12 @@ from mpmath import mp
 from torch import Tensor
 
 from tests.verifiers.graph.test_relaxations import CASES, Case
+from verifiers.core.errors import Unsupported
 from verifiers.graph.relaxations.convex import Curved, Elu, Exp, Reciprocal, Rsqrt, Softplus, Square
 from verifiers.graph.relaxations.gelu import Gelu, Mish, Silu
 from verifiers.graph.relaxations.lines import Activation
 from verifiers.graph.relaxations.piecewise import Clamp, HardSigmoid, HardSwish, LeakyRelu, Relu
-from verifiers.graph.relaxations.sigmoidal import Sigmoid, Tanh
+from verifiers.graph.relaxations.sigmoidal import Sigmoid, SShape, Tanh
 from verifiers.graph.rounding import LARGEST, UNIT
 
 Form = Callable[[Tensor], Tensor]
@@ -205,9 +206,8 @@ def test_what_overflows_has_no_bound() -> None:
     assert error is not None and error.isinf().tolist() == [False, True]
 
 
-def test_a_curve_without_a_count_of_its_roundings_has_no_bound() -> None:
-    class Unknown(Curved):
-        pass
-
-    x = torch.ones(2, dtype=torch.float64)
-    assert bool(Unknown().rounding(x, x, x).isinf().all())
+@pytest.mark.parametrize("base", [Curved, SShape])
+def test_a_curve_without_a_count_of_its_roundings_is_refused_by_name(base: type[Curved | SShape]) -> None:
+    unknown, x = type("Cosh", (base,), {})(), torch.ones(2, dtype=torch.float64)
+    with pytest.raises(Unsupported, match=r"^Cosh does not say how many roundings float32 makes: set `steps` in Cosh$"):
+        unknown.rounding(x, x, x)

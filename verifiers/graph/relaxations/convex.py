@@ -21,7 +21,7 @@ from verifiers.graph.relaxations.sigmoidal import (
     supporting,
     widened,
 )
-from verifiers.graph.rounding import LIBRARY, accumulated, gamma, steps_of
+from verifiers.graph.rounding import LIBRARY, accumulated, counted, gamma, steps_of
 
 #: Relative distance between a jump and its position in float64, at most.
 NEAR = 1e-6
@@ -85,7 +85,7 @@ class Curved:
 
     def rounding(self, low: Tensor, high: Tensor, size: Tensor) -> Tensor:
         """gamma(steps) |f|."""
-        return accumulated(size, self.steps, tiny=self.steps)
+        return counted(self, self.steps, size)
 
     def _lines(self, low: Tensor, high: Tensor, alpha: Alpha | None) -> Lines:
         sign, chord = self.sign(low), self.chord(low, high)

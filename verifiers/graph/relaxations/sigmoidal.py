@@ -8,14 +8,15 @@ written for lower lines; an upper line of f is a lower line of -f, with ``sign``
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import reduce
-from typing import NamedTuple, Protocol, runtime_checkable
+from math import inf
+from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from verifiers.graph.relaxations.lines import Alpha, Lines
-from verifiers.graph.rounding import LIBRARY, NORMAL, TINY, accumulated
+from verifiers.graph.rounding import LIBRARY, NORMAL, TINY, accumulated, counted
 
 #: Offsets move outward by this many units of rounding of the largest term they were computed from.
 SLACK = 16.0
@@ -194,6 +195,9 @@ class SShape:
     tails, and the derivative's rounding times the width is below the slack of ``slope * x``.
     """
 
+    #: The roundings of float32, as in :class:`verifiers.graph.relaxations.convex.Curved`.
+    steps: ClassVar[int | float] = inf
+
     def __call__(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         raise NotImplementedError
 
@@ -219,22 +223,20 @@ class SShape:
         return low < high
 
     def rounding(self, low: Tensor, high: Tensor, size: Tensor) -> Tensor:
-        """Bound the error of float32, as :class:`verifiers.graph.relaxations.lines.Activation` does."""
-        raise NotImplementedError
+        """gamma(steps) |f|."""
+        return counted(self, self.steps, size)
 
 
 class Tanh(SShape):
-    """tanh(x)."""
+    """tanh(x), within 4 ulp."""
+
+    steps = LIBRARY
 
     def __call__(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         return torch.tanh(x)
 
     def derivative(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         return 4 * torch.sigmoid(2 * x) * torch.sigmoid(-2 * x)
-
-    def rounding(self, low: Tensor, high: Tensor, size: Tensor) -> Tensor:
-        """4 ulp."""
-        return accumulated(size, LIBRARY, tiny=LIBRARY)
 
 
 class Sigmoid(SShape):
