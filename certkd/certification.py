@@ -29,13 +29,13 @@ def split_of(data: DataSet, name: str) -> Split:
     return data.splits[name]
 
 
-def chosen_samples(known: Checkpoint, data: DataSet, split: str, selection: Selection = EVERYTHING) -> Split:
+def chosen_samples(checkpoint: Checkpoint, data: DataSet, split: str, selection: Selection = EVERYTHING) -> Split:
     """Return the chosen samples of a split, for a network that takes them.
 
     Raises:
         InputError: another input shape or too few classes, an unknown split, or samples that it does not have.
     """
-    whole, spec = split_of(data, split), known.model.spec
+    whole, spec = split_of(data, split), checkpoint.model.spec
     if spec.shape != data.shape or spec.classes < data.classes:
         counted = data.classes == spec.classes + 1 and int(whole.labels.min()) == 1
         raise InputError(
@@ -61,15 +61,15 @@ def rows_of(certificates: Certificates, data: DataSet) -> Split:
 
 
 def data_for(
-    known: Checkpoint, data: DataSet, config: DataConfig, split: str = "test", selection: Selection = EVERYTHING
+    checkpoint: Checkpoint, data: DataSet, config: DataConfig, split: str = "test", selection: Selection = EVERYTHING
 ) -> Data:
     """Return the chosen samples of a split, with the facts about network and data that a certificate file stores.
 
     Raises:
         InputError: another input shape or too few classes, an unknown split, or samples that it does not have.
     """
-    samples = chosen_samples(known, data, split, selection)
-    about = {**about_of(known), "data": config.name, "data_seed": config.seed, "split": split}
+    samples = chosen_samples(checkpoint, data, split, selection)
+    about = {**about_of(checkpoint), "data": config.name, "data_seed": config.seed, "split": split}
     return Data(samples.images, samples.labels, samples.indices, about, others=_lookup(split_of(data, split)))
 
 
@@ -86,13 +86,13 @@ def _lookup(whole: Split) -> Others:
     return others
 
 
-def about_of(known: Checkpoint) -> dict[str, str]:
+def about_of(checkpoint: Checkpoint) -> dict[str, str]:
     """State a network's architecture, its teacher and its objective with the paper, where the checkpoint says so."""
-    spec, kind = known.model.spec, str((known.training.get("objective") or {}).get("kind", ""))
+    spec, kind = checkpoint.model.spec, str((checkpoint.training.get("objective") or {}).get("kind", ""))
     papers = {str(objective.model_fields["kind"].default): objective.paper for objective in OBJECTIVES}
     return {
         "architecture": f"{short(spec.name)} {json.dumps(spec.options)}" if spec.options else short(spec.name),
-        "teacher_sha256": known.teacher_sha256,
+        "teacher_sha256": checkpoint.teacher_sha256,
         "objective": kind,
         "objective_paper": papers.get(kind, ""),
     }

@@ -184,8 +184,8 @@ def _check_two(teacher: str, reference: "Checkpoint", model: str, student: "Chec
 
 
 def _requirements(options: dict[str, Any], config: "CertifyConfig") -> "list[Requirement]":
+    from certkd.comparison.carried_over import CARRY_OVER_METRICS
     from certkd.comparison.requirement import Requirement
-    from certkd.comparison.verdict import VERDICT_METRICS
 
     requirements = [Requirement.parse(text) for text in options["conditions"]]
     if requirements and options["teacher"] is None:
@@ -197,7 +197,7 @@ def _requirements(options: dict[str, Any], config: "CertifyConfig") -> "list[Req
         if options["teacher_out"] is not None:
             raise InputError(f"--teacher-out {options['teacher_out']}: the rows of {kinds} are in one file, drop it")
     for requirement in requirements:
-        if requirement.metric in VERDICT_METRICS and "transfer" not in config.kinds:
+        if requirement.metric in CARRY_OVER_METRICS and "transfer" not in config.kinds:
             raise InputError(f"--require {requirement.text!r} needs the method transfer: run 'certkd transfer'")
     return requirements
 

@@ -38,7 +38,7 @@ def run(config: str, overrides: tuple[str, ...], overwrite: bool, **options: Any
     record(files=[{"role": name, **tables.figures(certificates)} for name, certificates in done.networks.items()])
     record(comparisons={name: result.to_dict() for name, result in done.comparisons.items()})
     for name, result in done.comparisons.items():
-        lines = [*(tables.kept(result.verdict) if result.verdict is not None else [])]
+        lines = [*(tables.kept(result.carried_over) if result.carried_over is not None else [])]
         lines += [result.match.sentence] if result.match is not None else []
         display(*(f"{name}: {line}" for line in lines))
     display(f"plots and summary.json are in {done.folder / 'report'}, certificates in {done.folder / 'certificates'}")

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from certkd.comparison import methods
+from certkd.comparison.carried_over import CARRY_OVER_METRICS, CarriedOver, carry_over
 from certkd.comparison.methods import check_known, check_same, check_types, common_methods, same_teacher, settings_of
 from certkd.comparison.statistics import AtRadius, Difference, Outcomes, Side, at_radius, differences, radii_shown
-from certkd.comparison.verdict import VERDICT_METRICS, Verdict, reach_verdict
 from verifiers.core.statistics import Proportion, mcnemar, wilson
 from verifiers.core.status import About, Status
 from verifiers.methods.registry import find, proves
@@ -29,7 +29,7 @@ FIGURES = ("clean", "pgd", "certified", "mean_radius")
 #: Every metric that a requirement may name.
 METRICS = (
     *("retention", "radius_retention", *FIGURES, *(f"teacher_{name}" for name in FIGURES)),
-    *("gains", "losses", "mcnemar", *VERDICT_METRICS),
+    *("gains", "losses", "mcnemar", *CARRY_OVER_METRICS),
 )
 
 
@@ -49,7 +49,7 @@ class Comparison:
         gains, losses: sample indices certified at eps by the student only, by the teacher only.
         mcnemar: two-sided p-value of McNemar's exact test on gains and losses.
         curve: both networks at several radii, eps among them; at eps alone if votes stopped once eps was decided.
-        verdict: what carried the teacher's certificates over and what did not; None without transfer rows.
+        carried_over: what carried the teacher's certificates over and what did not; None without transfer rows.
         same_copies: the votes of both networks on the same noisy copies of smoothing; None unless the student's run
             showed its copies to this teacher.
         diagnosis: input gradients and attacks of both networks; None without diagnostics.
@@ -71,7 +71,7 @@ class Comparison:
     losses: tuple[int, ...]
     mcnemar: float
     curve: tuple[AtRadius, ...]
-    verdict: Verdict | None
+    carried_over: CarriedOver | None
     same_copies: SameCopies | None
     diagnosis: Diagnosis | None
     match: Matched | None
@@ -89,7 +89,7 @@ class Comparison:
             values[f"teacher_{name}"] = getattr(self.teacher, name)
         values["gains"], values["losses"] = float(len(self.gains)), float(len(self.losses))
         values["mcnemar"] = self.mcnemar
-        return values if self.verdict is None else {**values, **self.verdict.metrics()}
+        return values if self.carried_over is None else {**values, **self.carried_over.metrics()}
 
 
 def compare(teacher: Certificates, student: Certificates, *, method: str = "best") -> Comparison:
@@ -134,7 +134,7 @@ def compare(teacher: Certificates, student: Certificates, *, method: str = "best
         losses=losses,
         mcnemar=mcnemar(len(gains), len(losses)),
         curve=tuple(at_radius(radius, ours.radius, theirs.radius) for radius in shown),
-        verdict=reach_verdict(teacher, student, had, kept, at_least),
+        carried_over=carry_over(teacher, student, had, kept, at_least),
         same_copies=_same_copies(teacher, student, names[0]),
         diagnosis=_diagnosis(teacher, student),
         match=_match(teacher, student),

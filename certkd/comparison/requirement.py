@@ -43,7 +43,7 @@ class Requirement:
         """Return whether the comparison meets it; a metric that is nan never does.
 
         Raises:
-            InputError: it needs a verdict, and there is none.
+            InputError: it needs transfer rows, and there are none.
         """
         metrics = comparison.metrics()
         if self.metric not in metrics:

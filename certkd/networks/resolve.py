@@ -290,19 +290,19 @@ def parse_architecture(text: str, classes: int, shape: tuple[int, ...]) -> Model
     return ModelSpec(name=name, options=options, classes=classes, shape=shape)
 
 
-def data_of(known: Checkpoint, named: DataConfig) -> DataConfig:
+def data_of(checkpoint: Checkpoint, named: DataConfig) -> DataConfig:
     """Choose the data set for certification: the named one, or the checkpoint's own.
 
     Images in folders get the size and the channels that the network takes, unless a size is given.
 
     Args:
-        known: the network.
+        checkpoint: the network.
         named: the settings that were given; only those count.
 
     Raises:
         InputError: no data set was named, and the checkpoint has none or a file outside of the current folder.
     """
-    given, stored, shape = named.model_dump(exclude_unset=True), dict(known.data), known.model.spec.shape
+    given, stored, shape = named.model_dump(exclude_unset=True), dict(checkpoint.data), checkpoint.model.spec.shape
     if given.get("name", stored.get("name")) != stored.get("name"):
         stored = {}
     if not stored and "name" not in given:

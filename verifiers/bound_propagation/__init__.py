@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from verifiers.bound_propagation.checks import attack_bounds, check_sandwich
     from verifiers.bound_propagation.complete import Complete
     from verifiers.bound_propagation.cross_check import CrossCheck
-    from verifiers.bound_propagation.engine import ITERATIONS, METHODS, Engine, Memory, Planes
+    from verifiers.bound_propagation.engine import BOUND_METHODS, ITERATIONS, Engine, Memory, Planes
     from verifiers.bound_propagation.engines import ENGINES, build, engine_of, names_of, native_engine
     from verifiers.bound_propagation.half_spaces import Ended, HalfSpaces, lower_values
     from verifiers.bound_propagation.joint import JointEngine, PairBounds
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
         lower_margins,
         robust_cross_entropy,
     )
-    from verifiers.bound_propagation.radius import Evaluation, MarginBound, RadiusSearch, Search
+    from verifiers.bound_propagation.radius import Evaluation, MarginBound, RadiusSearch, SearchResult
     from verifiers.bound_propagation.relations import unsafe
     from verifiers.bound_propagation.rounding import deviation
 
@@ -51,7 +51,7 @@ _WHERE = {
     "InputSplitting": "boxes.splitting",
     "JointCertifier": "joint_certifier",
     "JointEngine": "joint",
-    "METHODS": "engine",
+    "BOUND_METHODS": "engine",
     "MarginBound": "radius",
     "MarginCertifier": "certifier",
     "MatchCertifier": "match",
@@ -59,7 +59,7 @@ _WHERE = {
     "Native": "native.engine",
     "PairBounds": "joint",
     "Planes": "engine",
-    "Search": "radius",
+    "SearchResult": "radius",
     "Tries": "boxes.splitting",
     "attack_bounds": "checks",
     "auto_lirpa_version": "auto_lirpa.compat:version",
@@ -83,10 +83,10 @@ _WHERE = {
 }
 
 __all__ = [
+    "BOUND_METHODS",
     "ENGINES",
     "FEW_INPUTS",
     "ITERATIONS",
-    "METHODS",
     "Bounds",
     "Box",
     "Complete",
@@ -106,7 +106,7 @@ __all__ = [
     "PairBounds",
     "Planes",
     "RadiusSearch",
-    "Search",
+    "SearchResult",
     "Tries",
     "attack_bounds",
     "auto_lirpa_version",

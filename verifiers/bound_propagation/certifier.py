@@ -12,7 +12,7 @@ from torch import Tensor
 
 from verifiers.bound_propagation.engine import ITERATIONS, Engine, Memory, Planes
 from verifiers.bound_propagation.engines import build
-from verifiers.bound_propagation.radius import Evaluation, RadiusSearch, Search
+from verifiers.bound_propagation.radius import Evaluation, RadiusSearch, SearchResult
 from verifiers.bound_propagation.second_opinion import SecondOpinion
 from verifiers.core.columns import Columns
 from verifiers.core.question import Question
@@ -85,7 +85,7 @@ class MarginCertifier:
         found = self._search(batch)
         yield Answer(batch.rows, radius_columns(found, self.question.eps.value))
 
-    def _search(self, batch: Batch) -> Search:
+    def _search(self, batch: Batch) -> SearchResult:
         """Run the method's search; alpha-CROWN starts from the radius that CROWN proves at a fraction of the cost."""
         searching, started = RadiusSearch.of(self.settings, self.question, batch), time.perf_counter()
         search = partial(searching, margin=batch.margin)
@@ -121,7 +121,7 @@ def _evaluation(planes: Planes, eps: Float[Tensor, " batch"]) -> Evaluation:
     return Evaluation(margin, torch.minimum(radius, eps), rounding)
 
 
-def radius_columns(found: Search, eps: float) -> Columns:
+def radius_columns(found: SearchResult, eps: float) -> Columns:
     """Build the columns of a search; stored radii are rounded down, except eps, which itself was proved."""
     radius = torch.where(found.margin > 0, found.radius.clamp_min(eps), found.radius)
     nothing = torch.where(found.finished, Status.NOT_CERTIFIED.value, Status.TIMEOUT.value)

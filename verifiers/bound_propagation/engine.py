@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from verifiers.geometry.balls import Balls
 
 #: Methods that an engine may offer, from the cheapest to the tightest.
-METHODS = ("ibp", "crown-ibp", "crown", "alpha-crown")
+BOUND_METHODS = ("ibp", "crown-ibp", "crown", "alpha-crown")
 #: Steps of alpha-CROWN's optimiser.
 ITERATIONS = 20
 
@@ -97,7 +97,7 @@ class Engine(Protocol):
         Args:
             balls: one for each sample.
             rows: linear functions of the logits.
-            method: one of ``METHODS``.
+            method: one of ``BOUND_METHODS``.
             iterations: steps of alpha-CROWN's optimiser; other methods ignore it.
             memory: memory of the batch of the samples; an engine may ignore it.
 

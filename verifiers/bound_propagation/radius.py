@@ -39,7 +39,7 @@ class Evaluation(NamedTuple):
 MarginBound = Callable[[Int[Tensor, " rows"], Float[Tensor, " rows"]], Evaluation]
 
 
-class Search(NamedTuple):
+class SearchResult(NamedTuple):
     """Result of a search, one value per row.
 
     Attributes:
@@ -178,7 +178,7 @@ class RadiusSearch:
         margin: Float[Tensor, " batch"],
         known: Float[Tensor, " batch"] | None = None,
         spent: float = 0.0,
-    ) -> Search:
+    ) -> SearchResult:
         """Search for the largest certified radius of every sample.
 
         Args:
@@ -213,4 +213,4 @@ class RadiusSearch:
         radius = torch.nextafter(state.proved, torch.zeros_like(state.proved))
         if known is not None:  # already rounded down
             radius = torch.where(state.proved == known, state.proved, radius)
-        return Search(radius, margins_at_eps, ~state.active, rounding)
+        return SearchResult(radius, margins_at_eps, ~state.active, rounding)

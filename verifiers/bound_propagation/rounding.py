@@ -122,8 +122,8 @@ def _affine(operator: Affine, here: Coefficients, boxes: list[Interval]) -> list
     if not bool(spread.any()):
         return [Coefficients(center, center) for center in centers]
     # The half-widths |A| r are linear in r; their transpose is |A|^T.
-    reach = torch.func.vjp(operator.half_width, *(torch.zeros_like(box.low) for box in boxes))[1](spread)
-    return [Coefficients(center - half, center + half) for center, half in zip(centers, reach, strict=True)]
+    halves = torch.func.vjp(operator.half_width, *(torch.zeros_like(box.low) for box in boxes))[1](spread)
+    return [Coefficients(center - half, center + half) for center, half in zip(centers, halves, strict=True)]
 
 
 def _elementwise(operator: Elementwise, here: Coefficients, boxes: list[Interval]) -> list[Coefficients]:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from verifiers.bound_propagation import ENGINES, ITERATIONS, METHODS, Engine, Native, block_of, engine_of
+from verifiers.bound_propagation import BOUND_METHODS, ENGINES, ITERATIONS, Engine, Native, block_of, engine_of
 from verifiers.core.errors import Contradiction, Unsupported
 from verifiers.core.quantities import Norm
 from verifiers.geometry.balls import Balls
@@ -154,12 +154,12 @@ def _refused(engine: Engine, x: Float[Tensor, "1 *shape"], eps: float, norm: Nor
     if isinstance(engine, Native):
         return refused
     if not small:
-        return dict.fromkeys(METHODS, NOT_TRIED)
+        return dict.fromkeys(BOUND_METHODS, NOT_TRIED)
     ball = Balls.around(x.double(), eps, norm)
     with torch.no_grad():
         classes = engine.model(ball.x).shape[1]
     row = margin_specification(ball.eps.long() * 0, classes, torch.float64)[:, :1]
-    for method in METHODS:
+    for method in BOUND_METHODS:
         try:
             ask = partial(engine.ask, ball, row, method, iterations=1)
             if not fits(ask):

@@ -160,7 +160,7 @@ def attack_agreement(
         with torch.no_grad():
             before = teacher(x)
             _check_classes(student(x), before)
-        search = _Search(student, x, y, attack, starts)
+        search = _Ascents(student, x, y, attack, starts)
         loss, low = search.weakest(cross_entropy_of(student, y)), search.weakest(lambda z: -margins(student(z), y))
         point, lower = loss.point.clone(), low.margin <= loss.margin
         point[lower] = low.point[lower]
@@ -182,7 +182,7 @@ class _Found(NamedTuple):
     margin: Float[Tensor, " batch"]
 
 
-class _Search(NamedTuple):
+class _Ascents(NamedTuple):
     """Take gradient steps within the ball from given perturbations."""
 
     model: nn.Module

@@ -168,9 +168,9 @@ def interval_jacobian(ranges: SlopeRanges, rows: Float[Tensor, "batch rows class
     found: list[Interval | None] = [None] * len(layers.layers)
 
     def spread(low: Tensor, high: Tensor, weights: dict[int, Tensor]) -> None:
-        center, reach = (low + high) / 2, (high - low) / 2
+        center, half = (low + high) / 2, (high - low) / 2
         for source, weight in weights.items():
-            middle, width = center @ weight, reach @ weight.abs()
+            middle, width = center @ weight, half @ weight.abs()
             before = found[source] or Interval(zero, zero)
             found[source] = Interval(before.low + middle - width, before.high + middle + width)
 

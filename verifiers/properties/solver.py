@@ -16,7 +16,7 @@ from verifiers.graph.program import Program
 from verifiers.properties.engines import Bounding, bounding_of
 from verifiers.properties.property import Case, Property
 from verifiers.properties.spaces import half_spaces
-from verifiers.properties.witnesses import Descent, Reference, Search, Witness
+from verifiers.properties.witnesses import Descent, Reference, Witness, WitnessSearch
 from verifiers.runtime.modes import eval_mode, trusted_arithmetic
 from verifiers.runtime.oom import MEMORY_ERRORS, out_of_memory
 
@@ -87,7 +87,7 @@ class Solver:
         for cases in groups:
             if late or time.monotonic() > deadline:
                 return Answer(Verdict.UNKNOWN if reason else Verdict.TIMEOUT, reason=reason, parts=parts)
-            search = Search(self.program.module, cases, self.shape, self.reference)
+            search = WitnessSearch(self.program.module, cases, self.shape, self.reference)
             end = self._refute(engine, search, question, deadline, many=len(groups) > MANY)
             parts, late = parts + end.parts, end.late
             if search.found is not None:
@@ -111,7 +111,7 @@ class Solver:
             return str(error)
 
     def _refute(
-        self, engine: Bounding | str, search: Search, question: Property, deadline: float, *, many: bool
+        self, engine: Bounding | str, search: WitnessSearch, question: Property, deadline: float, *, many: bool
     ) -> Ended:
         """Refute the cases of one box or find a counterexample; every failure but a lack of time gives a reason.
 
@@ -142,7 +142,7 @@ class Solver:
                 raise
             return Ended(False, reason="a bound does not fit into memory")
 
-    def _split(self, engine: Bounding, search: Search, spaces: HalfSpaces, deadline: float) -> Ended:
+    def _split(self, engine: Bounding, search: WitnessSearch, spaces: HalfSpaces, deadline: float) -> Ended:
         """Refute cases by splitting inputs or neurons."""
         boxes = self._boxes(search)
 
@@ -153,10 +153,10 @@ class Solver:
             return engine.by_inputs(boxes, spaces, deadline=deadline, tries=tries)
         return engine.by_neurons(boxes, spaces, iterations=self.iterations, deadline=deadline, tries=tries)
 
-    def _boxes(self, search: Search) -> Boxes:
+    def _boxes(self, search: WitnessSearch) -> Boxes:
         return Boxes.between(*(torch.from_numpy(end).reshape(1, *self.shape).double() for end in search.box.hull))
 
-    def _left(self, engine: Bounding, search: Search, spaces: HalfSpaces) -> Tensor:
+    def _left(self, engine: Bounding, search: WitnessSearch, spaces: HalfSpaces) -> Tensor:
         """Return the numbers of the cases that CROWN does not refute on the whole box.
 
         Raises:
@@ -166,7 +166,7 @@ class Solver:
         self._check(search, spaces, values)
         return (~(spaces.largest(values)[0] > 0)).nonzero().flatten()
 
-    def _check(self, search: Search, spaces: HalfSpaces, values: Tensor) -> None:
+    def _check(self, search: WitnessSearch, spaces: HalfSpaces, values: Tensor) -> None:
         """Check bounds at corners and the centre.
 
         Raises:

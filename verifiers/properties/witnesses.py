@@ -45,7 +45,7 @@ def holds(cases: Sequence[Case], point: Sequence[Fraction], outputs: Float[np.nd
     return any(all(inequality.holds(point, y) for inequality in case.inequalities) for case in cases)
 
 
-class Search:
+class WitnessSearch:
     """Try points of one box.
 
     Args:
@@ -114,12 +114,12 @@ class Descent:
     restarts: int = 8
     seed: int = 0
 
-    def first(self, search: Search, spaces: HalfSpaces) -> None:
+    def first(self, search: WitnessSearch, spaces: HalfSpaces) -> None:
         """Descend from the centre towards the nearest case at every step."""
         cube, values = _Cube(search, spaces).parts
         search.tries(self._end(search, cube, lambda z: -values(z).amin(1), None, 2.5 / self.steps), spaces)
 
-    def __call__(self, search: Search, spaces: HalfSpaces, deadline: float) -> None:
+    def __call__(self, search: WitnessSearch, spaces: HalfSpaces, deadline: float) -> None:
         """Descend from random starts, each towards one case, the nearest first, until a point is found.
 
         Each restart continues with ever smaller steps, because the unsafe sets of several conditions are thin. None of
@@ -144,7 +144,7 @@ class Descent:
                 pace = time.monotonic() - started
 
     def _end(
-        self, search: Search, cube: Balls, goal: PerSampleLoss, start: Tensor | None, step: float
+        self, search: WitnessSearch, cube: Balls, goal: PerSampleLoss, start: Tensor | None, step: float
     ) -> Float[Tensor, "1 *shape"]:
         place = ascend(goal, cube, steps=self.steps, start=start, step_size=step)
         return search.low + (search.high - search.low) * place
@@ -153,7 +153,7 @@ class Descent:
 class _Cube:
     """The unit cube in the place of a box, with the values of the cases on it."""
 
-    def __init__(self, search: Search, spaces: HalfSpaces) -> None:
+    def __init__(self, search: WitnessSearch, spaces: HalfSpaces) -> None:
         self.search, self.spaces = search, spaces
 
     @property

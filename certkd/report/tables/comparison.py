@@ -2,9 +2,9 @@
 
 import math
 
+from certkd.comparison.carried_over import CarriedOver
 from certkd.comparison.compare import Comparison
 from certkd.comparison.statistics import QUANTILES, Side
-from certkd.comparison.verdict import Verdict
 from verifiers.core.quantities import Epsilon
 from verifiers.core.statistics import wilson
 from verifiers.core.table import Part, Table, counted, percent
@@ -31,7 +31,7 @@ def comparison(result: Comparison, teacher: str, student: str) -> list[Part]:
     parts += [Table(f"{student} minus {teacher}, paired", columns, rows), curve(result, teacher, student)]
     parts += [basis(settings) for settings in result.settings.values() if "sigma" in settings]
     parts.append(_headline(result))
-    parts += kept(result.verdict) if result.verdict is not None else []
+    parts += kept(result.carried_over) if result.carried_over is not None else []
     parts += [_same_copies(result.same_copies)] if result.same_copies is not None else []
     for word, indices in (("gained", result.gains), ("lost", result.losses)):
         shown = ", ".join(str(i) for i in indices[:20]) + (" ..." if len(indices) > 20 else "")
@@ -77,25 +77,25 @@ def _headline(result: Comparison) -> str:
     )
 
 
-def kept(verdict: Verdict) -> list[str]:
+def kept(carried: CarriedOver) -> list[str]:
     """Say which of the teacher's certificates carry over, and what blocks the others."""
-    if verdict.held == 0:
+    if carried.held == 0:
         return []
-    share = wilson(verdict.kept, verdict.held)
+    share = wilson(carried.kept, carried.held)
     lines = [
         "Including what carries over from the teacher, it keeps "
         f"{share.value:.1%} [{share.low:.1%}, {share.high:.1%}]: "
-        f"{verdict.direct} of {verdict.held} by its own certificates, {verdict.through} through the teacher's; "
-        f"{verdict.at_least} with a radius at least the teacher's."
+        f"{carried.direct} of {carried.held} by its own certificates, {carried.through} through the teacher's; "
+        f"{carried.at_least} with a radius at least the teacher's."
     ]
-    if verdict.blocked:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in verdict.blocked.items())
-        lines.append(f"Of the {verdict.held - verdict.kept} that it loses: {reasons}.")
-    if not math.isnan(verdict.shortfall):
+    if carried.blocked:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in carried.blocked.items())
+        lines.append(f"Of the {carried.held - carried.kept} that it loses: {reasons}.")
+    if not math.isnan(carried.shortfall):
         lines.append(
             "The condition for a student to inherit its teacher's radius to first order (output deficit + eps x "
-            f"gradient gap + its non-linearity at most the teacher's own) is proved on {verdict.to_first_order} of "
-            f"{verdict.held}; on the median sample it lacks {max(verdict.shortfall, 0.0):.3g} logits."
+            f"gradient gap + its non-linearity at most the teacher's own) is proved on {carried.to_first_order} of "
+            f"{carried.held}; on the median sample it lacks {max(carried.shortfall, 0.0):.3g} logits."
         )
     return lines
 

@@ -11,7 +11,7 @@ from certkd.networks.checkpoint import Checkpoint, save
 from certkd.report import tables
 from tests.cli import refused, succeeds
 from verifiers.bound_propagation.auto_lirpa.adapter import AutoLirpa
-from verifiers.bound_propagation.engine import METHODS
+from verifiers.bound_propagation.engine import BOUND_METHODS
 from verifiers.bound_propagation.native.engine import Native
 from verifiers.certify.inspect import NO_MEMORY, NOT_TRIED, preflight
 from verifiers.results.reader import read
@@ -68,7 +68,7 @@ def test_methods_that_would_take_long_are_not_tried(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("verifiers.certify.inspect.LARGEST_TRIED", 0)
     network = build(ModelSpec(name="certkd:mlp", options={"hidden": [8]}, classes=10, shape=(1, 8, 8))).eval()
     found = preflight(network, torch.rand(2, 1, 8, 8), 0.01)
-    assert found.refused == {"auto-lirpa": dict.fromkeys(METHODS, NOT_TRIED), "native": {}}
+    assert found.refused == {"auto-lirpa": dict.fromkeys(BOUND_METHODS, NOT_TRIED), "native": {}}
 
 
 def test_inspect_goes_on_without_memory(monkeypatch: pytest.MonkeyPatch) -> None:

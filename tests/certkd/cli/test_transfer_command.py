@@ -1,4 +1,4 @@
-"""``certkd transfer``, the verdict in ``compare`` and ``run``, and what they refuse."""
+"""``certkd transfer``, what ``compare`` says of it and ``run``, and what they refuse."""
 
 import json
 from pathlib import Path
@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from certkd.comparison.carried_over import MISCLASSIFIED, CarriedOver
 from certkd.comparison.compare import compare
 from certkd.comparison.requirement import Requirement
-from certkd.comparison.verdict import MISCLASSIFIED, Verdict
 from certkd.report import tables
 from tests.certifying import certify
 from tests.cli import certkd
@@ -39,7 +39,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {**paths, "printed": folder / "printed"}
 
 
-def test_the_command_prints_a_verdict(files: dict[str, Path]) -> None:
+def test_the_command_prints_what_is_kept(files: dict[str, Path]) -> None:
     printed = files["printed"].read_text()
     assert "Including what carries over from the teacher, it keeps" in printed
     for text in ("Bounds that certify the student at eps", "C2: as A, in the cross-entropy", "gradient gap, eps b"):
@@ -60,24 +60,24 @@ def test_rows_of_the_reference_pair_agree_with_each_other(files: dict[str, Path]
     assert not (carried & pgd).any()
 
 
-def test_compare_repeats_the_verdict_and_can_require_it(files: dict[str, Path]) -> None:
+def test_compare_repeats_what_is_kept_and_can_require_it(files: dict[str, Path]) -> None:
     plain = certkd("compare", files["teacher"], files["student"])
     assert plain.code == 0 and "Including what carries over from the teacher" in plain.out
     as_json = json.loads(certkd("compare", files["teacher"], files["student"], "--json").out)
-    verdict = as_json["verdict"]
-    assert verdict["held"] == verdict["direct"] + verdict["through"] + sum(verdict["blocked"].values())
-    assert as_json["metrics"]["kept"] == pytest.approx((verdict["direct"] + verdict["through"]) / verdict["held"])
-    assert set(verdict["blocked"]) <= {*REASONS.values(), MISCLASSIFIED, "without an answer"}
+    carried = as_json["carried_over"]
+    assert carried["held"] == carried["direct"] + carried["through"] + sum(carried["blocked"].values())
+    assert as_json["metrics"]["kept"] == pytest.approx((carried["direct"] + carried["through"]) / carried["held"])
+    assert set(carried["blocked"]) <= {*REASONS.values(), MISCLASSIFIED, "without an answer"}
     refused = certkd("compare", files["teacher"], files["student"], "--require", "kept>=1.01")
     assert refused.code == 1 and "not met: kept>=1.01" in refused.err
 
 
-def test_another_teacher_gives_no_verdict(files: dict[str, Path], tmp_path: Path) -> None:
+def test_another_teacher_gives_no_counts(files: dict[str, Path], tmp_path: Path) -> None:
     other = tmp_path / "kd.h5"
     arguments = ("--eps", "0.05", "--limit", "40", "--methods", "pgd,crown", "--out", other)
     assert certkd("certify", "--model", REFERENCE / "kd.pt", *arguments).code == 0
     result = compare(read(other), read(files["student"]))
-    assert result.verdict is None
+    assert result.carried_over is None
     asked = certkd("compare", other, files["student"], "--require", "kept>=0.5")
     assert (
         asked.code == 2
@@ -130,24 +130,24 @@ def pair(student: nn.Module, teacher: nn.Module, y: int = 0) -> tuple[Certificat
     ids=["gradient", "bend"],
 )
 def test_a_lost_sample_is_counted_under_what_blocks_it(student: nn.Module, blocker: Blocker) -> None:
-    verdict = compare(*pair(student, fixed(1.0))).verdict
-    assert isinstance(verdict, Verdict)
-    assert (verdict.held, verdict.kept, verdict.blocked) == (1, 0, {REASONS[blocker]: 1})
-    text = " ".join(tables.kept(verdict))
+    carried = compare(*pair(student, fixed(1.0))).carried_over
+    assert isinstance(carried, CarriedOver)
+    assert (carried.held, carried.kept, carried.blocked) == (1, 0, {REASONS[blocker]: 1})
+    text = " ".join(tables.kept(carried))
     assert "0 of 1 by its own certificates" in text and f"1 {REASONS[blocker]}" in text
 
 
 def test_kept_samples_and_samples_that_the_student_gets_wrong() -> None:
-    kept = compare(*pair(fixed(1.0), fixed(1.0))).verdict
+    kept = compare(*pair(fixed(1.0), fixed(1.0))).carried_over
     assert kept is not None and (kept.direct, kept.through, kept.blocked) == (1, 0, {})
-    wrong = compare(*pair(fixed(-12.0, bend=0.0).requires_grad_(False), fixed(1.0))).verdict
+    wrong = compare(*pair(fixed(-12.0, bend=0.0).requires_grad_(False), fixed(1.0))).carried_over
     assert wrong is not None and wrong.held == 1
     lost = fixed(1.0)
     with torch.no_grad():
         lost[3].bias.copy_(torch.tensor([-5.0, 0.0]))
-    misclassified = compare(*pair(lost, fixed(1.0))).verdict
+    misclassified = compare(*pair(lost, fixed(1.0))).carried_over
     assert misclassified is not None and misclassified.blocked == {MISCLASSIFIED: 1}
-    nothing = compare(*pair(fixed(1.0), fixed(20.0))).verdict
+    nothing = compare(*pair(fixed(1.0), fixed(20.0))).carried_over
     assert nothing is not None and nothing.held == 0 and tables.kept(nothing) == []
     assert np.isnan(nothing.metrics()["kept"])
     missed = Requirement.parse("kept>=0.5").missed(compare(*pair(fixed(1.0), fixed(20.0))))
@@ -173,6 +173,6 @@ certify: {{eps: 0.01, methods: [crown, transfer, {{kind: match, time_limit: 1}}]
     assert "kd: Including what carries over from the teacher, it keeps" in done.out
     assert "kd: The student gives the teacher's class everywhere in the ball for " in done.out
     summary = json.loads((tmp_path / "run" / "report" / "summary.json").read_text())
-    assert summary["comparisons"]["kd"]["verdict"]["samples"] == 30
+    assert summary["comparisons"]["kd"]["carried_over"]["samples"] == 30
     assert summary["comparisons"]["kd"]["match"]["samples"] == 30
     assert set(read(tmp_path / "run" / "certificates" / "teacher.h5").methods) == {"crown"}

@@ -6,14 +6,14 @@ from dataclasses import replace
 
 import pytest
 
-from certkd.comparison.verdict import Verdict
+from certkd.comparison.carried_over import CarriedOver
 from certkd.report.tables.certification import inspection, verification
 from certkd.report.tables.comparison import kept
 from verifiers.certify.audit.findings import Audit, Finding
 from verifiers.certify.inspect import Cost, Preflight
 from verifiers.core.table import Part, Table
 
-VERDICT = Verdict(
+CARRIED = CarriedOver(
     samples=50,
     norm="linf",
     eps="2/255",
@@ -35,16 +35,16 @@ def cells(parts: Sequence[Part], title: str) -> list[list[str]]:
 
 
 def test_a_verdict_in_words() -> None:
-    share, blocked, order = kept(VERDICT)
+    share, blocked, order = kept(CARRIED)
     assert "it keeps 75.0% [59.8%, 85.8%]: 20 of 40 by its own certificates, 10 through the teacher's; 15" in share
     assert blocked == "Of the 10 that it loses: 7 by the gradient, 3 by the output."
     assert "is proved on 12 of 40; on the median sample it lacks 0.25 logits." in order
 
 
 def test_a_verdict_says_no_more_than_is_known() -> None:
-    assert kept(replace(VERDICT, held=0)) == [], "there is nothing to keep"
-    assert len(kept(replace(VERDICT, blocked={}, shortfall=math.nan))) == 1
-    assert "it lacks 0 logits" in kept(replace(VERDICT, shortfall=-0.5))[-1], "a condition with room lacks less than 0"
+    assert kept(replace(CARRIED, held=0)) == [], "there is nothing to keep"
+    assert len(kept(replace(CARRIED, blocked={}, shortfall=math.nan))) == 1
+    assert "it lacks 0 logits" in kept(replace(CARRIED, shortfall=-0.5))[-1], "a condition with room lacks less than 0"
 
 
 PREFLIGHT = Preflight(

@@ -438,7 +438,7 @@ def test_the_number_of_steps_has_two_names(key: str) -> None:
 
 
 def test_every_method_has_its_name() -> None:
-    assert list(adapter.METHODS) == ["ibp", "crown-ibp", "crown", "alpha-crown"]
+    assert list(adapter.LIRPA_NAMES) == ["ibp", "crown-ibp", "crown", "alpha-crown"]
 
 
 def test_crown_and_alpha_crown_share_one_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from tests.zoo import BY_NAME
-from verifiers.bound_propagation import ENGINES, METHODS, Engine, Memory, attack_bounds, auto_lirpa_version
+from verifiers.bound_propagation import BOUND_METHODS, ENGINES, Engine, Memory, attack_bounds, auto_lirpa_version
 from verifiers.core.errors import Unsupported
 from verifiers.core.quantities import Norm
 from verifiers.geometry.balls import Balls
@@ -25,7 +25,7 @@ engines = pytest.mark.parametrize(
         for name in ENGINES
     ],
 )
-methods = pytest.mark.parametrize("method", METHODS)
+methods = pytest.mark.parametrize("method", BOUND_METHODS)
 norms = pytest.mark.parametrize("norm", list(Norm), ids=str)
 
 

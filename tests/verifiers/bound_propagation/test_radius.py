@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from verifiers.bound_propagation.radius import Evaluation, RadiusSearch, Search
+from verifiers.bound_propagation.radius import Evaluation, RadiusSearch, SearchResult
 
 Margin = Callable[[int, float], float]
 
@@ -195,7 +195,7 @@ def test_monotone_bounds_are_followed_to_their_zero(zero: float, power: float, c
 
 def planes_search(
     evaluate: Callable[[int, float], tuple[float, float]], clean: Sequence[float], **more: Any
-) -> tuple[Search, list[tuple[int, float, float, float]]]:
+) -> tuple[SearchResult, list[tuple[int, float, float, float]]]:
     """Search bounds that tell a margin and a free radius; every evaluation as (row, eps, margin, free radius)."""
     seen: list[tuple[int, float, float, float]] = []
 

@@ -17,7 +17,7 @@ from tests.verifiers.graph.nets import CASES
 from tests.zoo import BY_NAME, Kind, images, mlp, planted
 from verifiers.bound_propagation.auto_lirpa import compat
 from verifiers.bound_propagation.auto_lirpa.adapter import AutoLirpa
-from verifiers.bound_propagation.engine import METHODS, Memory, Planes
+from verifiers.bound_propagation.engine import BOUND_METHODS, Memory, Planes
 from verifiers.bound_propagation.native.engine import Native
 from verifiers.core.quantities import Norm
 from verifiers.geometry.ascent import ascend
@@ -202,7 +202,7 @@ def test_planes_bound_every_smaller_ball(name: str, norm: Norm) -> None:
 
 
 #: Networks with kinks that every image lies on: two windows share their largest entry, y - y is not known to be 0.
-KINKED = {"max pool of relu": METHODS, "cancellation": ("crown-ibp",)}
+KINKED = {"max pool of relu": BOUND_METHODS, "cancellation": ("crown-ibp",)}
 
 
 @every_ball
@@ -271,7 +271,7 @@ def test_bounds_stay_below_the_exact_minimum(sizes: tuple[int, ...], norm: Norm)
     for eps in (0.05, 0.3):
         exact = oracles.exact_minimum(layers, x[0].double().numpy(), eps, norm.value, row.numpy())
         ball, rows = Balls.around(x[:1].double(), eps, norm), row[None, None]
-        found = {method: float(engine.ask(ball, rows, method, iterations=10).bound) for method in METHODS}
+        found = {method: float(engine.ask(ball, rows, method, iterations=10).bound) for method in BOUND_METHODS}
         assert max(found.values()) <= exact + 1e-9, f"{found} above the minimum {exact} for eps {eps}"
         assert found["crown"] >= exact - 1.5, f"{found} far below the minimum {exact} for eps {eps}"
 
@@ -292,7 +292,7 @@ class _OnMaps(nn.Module):
         return self.network(self.back(torch.relu(self.shift(maps))).flatten(1))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", BOUND_METHODS)
 @pytest.mark.parametrize("maps", [False, True], ids=["flat", "maps"])
 @pytest.mark.thin(3)
 def test_a_planted_counterexample_is_never_certified(method: str, maps: bool) -> None:

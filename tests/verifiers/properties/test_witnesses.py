@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tests.verifiers.properties.milp import box, inequality
 from verifiers.properties.property import Box, Case
 from verifiers.properties.spaces import half_spaces
-from verifiers.properties.witnesses import MOST, Descent, Search, holds
+from verifiers.properties.witnesses import MOST, Descent, WitnessSearch, holds
 
 UNIT = box([0.0, 0.0], [1.0, 1.0])
 
@@ -48,7 +48,7 @@ def test_points_are_rounded_into_the_box() -> None:
     """A side between two float32 numbers keeps its one input; others are cut at their ends."""
     thin = (Fraction(1, 10), Fraction(1, 10) + Fraction(1, 10**12))
     case = Case(Box((thin[0], Fraction(0)), (thin[1], Fraction(1))), (inequality({1: -1}, 1.0),))
-    search = Search(Product(), [case], (2,))
+    search = WitnessSearch(Product(), [case], (2,))
     hits = search.tries(torch.tensor([[9.0, 0.5], [9.0, 9.0]], dtype=torch.float64), half_spaces([case], 2, 2))
     assert hits.tolist() == [False, True] and search.found is not None
     point, image = search.found.point, search.found.image
@@ -58,7 +58,7 @@ def test_points_are_rounded_into_the_box() -> None:
 
 def test_only_the_nearest_points_are_checked_exactly() -> None:
     case, network = Case(UNIT, (inequality({0: -1}, 1, strict=True),)), Product()
-    search = Search(network, [case], (2,))
+    search = WitnessSearch(network, [case], (2,))
     points = torch.cat([torch.ones(20, 2), torch.zeros(20, 2)]).double()
     assert not search.tries(points, half_spaces([case], 2, 2)).any() and search.found is None
     assert network.runs == 1 + MOST, "one batch, then the nearest alone"
@@ -66,9 +66,9 @@ def test_only_the_nearest_points_are_checked_exactly() -> None:
 
 def test_a_point_is_checked_by_the_exact_rule_not_by_float64() -> None:
     """x0 x1 = 1 at the corner: not above 1, and the search must not take it."""
-    search = Search(Product(), [Case(UNIT, (inequality({0: -1}, 1, strict=True),))], (2,))
+    search = WitnessSearch(Product(), [Case(UNIT, (inequality({0: -1}, 1, strict=True),))], (2,))
     assert not search.check(torch.ones(2)) and search.found is None and not search.doubt
-    closed = Search(Product(), [Case(UNIT, (inequality({0: -1}, 1),))], (2,))
+    closed = WitnessSearch(Product(), [Case(UNIT, (inequality({0: -1}, 1),))], (2,))
     assert closed.check(torch.ones(2)) and closed.found is not None
 
 
@@ -81,7 +81,7 @@ def test_both_implementations_must_agree(theirs: list[float], said: str | None) 
         calls.append(image)
         return np.array(theirs, np.float32)
 
-    search = Search(Product(), [case], (2,), reference)
+    search = WitnessSearch(Product(), [case], (2,), reference)
     assert search.check(torch.ones(2)) == (said is None) == (search.found is not None)
     assert calls[0].tolist() == [1.0, 1.0] and calls[0].dtype == np.float32
     assert (said or "") in search.doubt and bool(search.doubt) == (said is not None)
@@ -99,7 +99,7 @@ def test_both_implementations_must_agree(theirs: list[float], said: str | None) 
 )
 def test_descent_finds_points_where_there_are_some(inequalities: tuple, exists: bool) -> None:
     case = Case(UNIT, inequalities)
-    search, spaces = Search(Product(), [case], (2,)), half_spaces([case], 2, 2)
+    search, spaces = WitnessSearch(Product(), [case], (2,)), half_spaces([case], 2, 2)
     Descent(steps=30, restarts=6)(search, spaces, math.inf)
     assert (search.found is not None) == exists
     if search.found is not None:
@@ -114,7 +114,7 @@ def test_descent_visits_every_case_and_repeats_itself() -> None:
     ]
     spaces, found = half_spaces(cases, 2, 2), []
     for seed in (0, 0, 1):
-        search = Search(Product(), cases, (2,))
+        search = WitnessSearch(Product(), cases, (2,))
         Descent(steps=20, restarts=4, seed=seed)(search, spaces, math.inf)
         assert search.found is not None
         found.append(search.found.image.tolist())
@@ -123,12 +123,12 @@ def test_descent_visits_every_case_and_repeats_itself() -> None:
 
 def test_descent_stops_when_time_is_up() -> None:
     case, network = Case(UNIT, (inequality({0: -1}, 2),)), Product()
-    Descent(steps=30, restarts=6)(Search(network, [case], (2,)), half_spaces([case], 2, 2), -math.inf)
+    Descent(steps=30, restarts=6)(WitnessSearch(network, [case], (2,)), half_spaces([case], 2, 2), -math.inf)
     assert network.runs <= 1
 
 
 def test_the_first_descent_takes_the_nearest_case() -> None:
     cases = [Case(UNIT, (inequality({1: 1}, 0.001),)), Case(UNIT, (inequality({0: -1}, 0.5),))]
-    search = Search(Product(), cases, (2,))
+    search = WitnessSearch(Product(), cases, (2,))
     Descent(steps=20).first(search, half_spaces(cases, 2, 2))
     assert search.found is not None and search.found.image.tolist() == [1.0, 1.0]

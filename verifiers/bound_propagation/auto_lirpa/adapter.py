@@ -23,7 +23,7 @@ from verifiers.geometry.balls import Balls, per_sample
 from verifiers.graph.program import Program
 from verifiers.runtime.oom import pass_on_memory
 
-METHODS = {"ibp": "IBP", "crown-ibp": "CROWN-IBP", "crown": "CROWN", "alpha-crown": "CROWN-Optimized"}
+LIRPA_NAMES = {"ibp": "IBP", "crown-ibp": "CROWN-IBP", "crown": "CROWN", "alpha-crown": "CROWN-Optimized"}
 #: Operators whose relaxation alpha-CROWN optimises here. Max pooling keeps CROWN's: in 0.3 its weights are float32 and
 #: sum only nearly to 1, and networks with another layer after it fail.
 OPTIMIZED = ("BoundRelu", "BoundTanh", "BoundSigmoid")
@@ -105,7 +105,9 @@ class AutoLirpa:
         """
         x = self._samples
         try:
-            same = _agree(self._graph(x), self.model(x)) and all(self._batch_is_samples(m) for m in list(METHODS)[:-1])
+            same = _agree(self._graph(x), self.model(x)) and all(
+                self._batch_is_samples(m) for m in list(LIRPA_NAMES)[:-1]
+            )
         except FAILURES as error:
             pass_on_memory(error)
             same = False
@@ -142,7 +144,7 @@ class AutoLirpa:
             ValueError: iterations is below 1.
             Unsupported: auto-LiRPA has no such method, or fails on an operator in it.
         """
-        if method not in METHODS:
+        if method not in LIRPA_NAMES:
             raise Unsupported(f"auto-LiRPA: no method {method!r}")
         if iterations < 1:
             raise ValueError(f"alpha-CROWN takes at least one step, not {iterations}")
@@ -167,7 +169,7 @@ class AutoLirpa:
                 self._alpha_batch = 1
                 return self._bounds(balls, rows, method, iterations)
             where = guard.name_unoptimizable(iter(self._graph._modules.items())) if method == "alpha-crown" else ""
-            raise Unsupported(f"auto-LiRPA fails in {METHODS[method]}{where}: {_told(error)}") from error
+            raise Unsupported(f"auto-LiRPA fails in {LIRPA_NAMES[method]}{where}: {_told(error)}") from error
         return torch.cat(bounds)
 
     def _run(self, x: Tensor, eps: Tensor, specification: Tensor, norm: Norm, method: str) -> Tensor:
@@ -183,7 +185,7 @@ class AutoLirpa:
             lower, _ = graph.compute_bounds(
                 x=(self._ball(x, eps, norm),),
                 C=specification.contiguous(),
-                method=METHODS[method],
+                method=LIRPA_NAMES[method],
                 bound_upper=False,
                 **{compat.bounds_argument(graph): known},
             )

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from verifiers.bound_propagation.auto_lirpa import compat, guard
-from verifiers.bound_propagation.auto_lirpa.adapter import FAILURES, METHODS, quiet, without_dropout
+from verifiers.bound_propagation.auto_lirpa.adapter import FAILURES, LIRPA_NAMES, quiet, without_dropout
 from verifiers.bound_propagation.checks import check_forward
 from verifiers.bound_propagation.native.training import BoundMethod, Box
 from verifiers.core.errors import Contradiction, InputError, Unsupported, one_line
@@ -37,7 +37,7 @@ def lower_margins(
             eye = torch.eye(graph.final_shape[-1], dtype=lower.dtype, device=lower.device)
             rows = sign * (eye[y].unsqueeze(1) - eye[None])
             given = (_within(lower, upper),)
-            return graph.compute_bounds(x=given, C=rows, method=METHODS[method], bound_upper=False)[0]
+            return graph.compute_bounds(x=given, C=rows, method=LIRPA_NAMES[method], bound_upper=False)[0]
     except compat.AutoLirpaMissing as missing:
         raise InputError(f"certified training needs auto-LiRPA: {missing}") from None
     except (Unsupported, Contradiction, *FAILURES) as error:

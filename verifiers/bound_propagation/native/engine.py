@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from verifiers.bound_propagation.checks import check_forward
-from verifiers.bound_propagation.engine import ITERATIONS, METHODS, Memory, Planes, better, check_rows, joined
+from verifiers.bound_propagation.engine import BOUND_METHODS, ITERATIONS, Memory, Planes, better, check_rows, joined
 from verifiers.bound_propagation.native.alpha import optimized
 from verifiers.bound_propagation.native.bounds import Bounds, dual_norms
 from verifiers.bound_propagation.native.memory import KnownIntervals
@@ -72,7 +72,7 @@ class Native:
         memory: Memory | None = None,
     ) -> Planes:
         """Bound rows as ``Engine.ask``; with a memory, smaller balls are bounded faster."""
-        if method not in METHODS:
+        if method not in BOUND_METHODS:
             raise Unsupported(f"native: no method {method!r}")
         check_rows(balls, rows)
         known, samples = None, torch.arange(len(balls), device=balls.x.device)

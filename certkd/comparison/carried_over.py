@@ -11,13 +11,13 @@ from verifiers.core.status import Status
 from verifiers.results.rows import Certificates
 from verifiers.results.summaries.transfer import REASONS
 
-#: The metrics that a verdict adds to a comparison.
-VERDICT_METRICS = ("kept", "kept_directly")
+#: The metrics that these counts add to a comparison.
+CARRY_OVER_METRICS = ("kept", "kept_directly")
 MISCLASSIFIED = "misclassified by the student"
 
 
 @dataclass(frozen=True)
-class Verdict:
+class CarriedOver:
     """What became of the samples that the teacher has certified at eps.
 
     Attributes:
@@ -51,17 +51,19 @@ class Verdict:
     def metrics(self) -> dict[str, float]:
         """Return the numbers that a requirement may name."""
         counts = (self.kept, self.direct)
-        return {name: n / self.held if self.held else math.nan for name, n in zip(VERDICT_METRICS, counts, strict=True)}
+        return {
+            name: n / self.held if self.held else math.nan for name, n in zip(CARRY_OVER_METRICS, counts, strict=True)
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to plain values."""
         return {**vars(self), "kept": self.kept}
 
 
-def reach_verdict(
+def carry_over(
     teacher: Certificates, student: Certificates, held: np.ndarray, direct: np.ndarray, at_least: np.ndarray
-) -> Verdict | None:
-    """Reach a verdict; None where the student's file has no transfer rows about this teacher.
+) -> CarriedOver | None:
+    """Count what the student keeps; None where the student's file has no transfer rows about this teacher.
 
     Args:
         held: samples that the teacher has certified at eps.
@@ -80,7 +82,7 @@ def reach_verdict(
         blocked[reason] = int((lost & ~wrong & (rows["blocker"] == blocker)).sum())
     blocked["without an answer"] = int(lost.sum()) - sum(blocked.values())
     shortfall = rows["shortfall"][held & np.isfinite(rows["shortfall"])]
-    return Verdict(
+    return CarriedOver(
         samples=len(rows),
         norm=student.norm,
         eps=student.eps_text,
