@@ -11,21 +11,21 @@ import torch
 
 
 def alternate(ways: dict[str, Callable[[], object]], runs: int, warmup: int = 1) -> dict[str, list[float]]:
-    """Seconds of each run of each way; the ways take turns, so that drift of the machine hits all of them."""
+    """CPU seconds of each run of each way; the ways take turns, so that drift of the machine hits all of them."""
     for _ in range(warmup):
         for way in ways.values():
             way()
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(runs):
         for name, way in ways.items():
-            start = time.perf_counter()
+            start = time.process_time()
             way()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(time.process_time() - start)
     return seconds
 
 
 def report(title: str, seconds: dict[str, list[float]], base: str) -> None:
-    """Median seconds of each way, and the median of the run-by-run ratios to ``base``."""
+    """Median CPU seconds of each way, and the median of the run-by-run ratios to ``base``."""
     print(f"{title}   ({torch.get_num_threads()} threads, {len(seconds[base])} alternating runs)")
     for name, values in seconds.items():
         ratios = sorted(value / other for value, other in zip(values, seconds[base], strict=True))

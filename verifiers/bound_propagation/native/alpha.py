@@ -32,8 +32,9 @@ DECAY = 0.98
 def _angles(bounds: Bounds, rows: int) -> dict[tuple[int, int, int], Tensor]:
     """Make the angles of the free lines for every pair of a start node and a relaxed node below it.
 
-    Each row of the specification has its own lines, ``(2, batch * rows, *shape)``. The lower bounds of an inner node's
-    entries share the lines of their sample, ``(2, batch, *shape)``, and so do the upper bounds.
+    Each row of the specification has its own lines, ``(2, batch * rows, *shape)``. So has each entry of a small inner
+    node, on each side. The lower bounds of the entries of other inner nodes share the lines of their sample,
+    ``(2, batch, *shape)``, and so do the upper bounds.
     """
     graph = bounds.graph
     relaxed = [i for i, node in enumerate(graph.nodes) if isinstance(node.operator, Elementwise | ReluDifference)]
@@ -41,12 +42,12 @@ def _angles(bounds: Bounds, rows: int) -> dict[tuple[int, int, int], Tensor]:
     mixed = {triple.d for triple in graph.triples.values()} | {graph.output}
     angles = {}
     for start, side in [*starts, (graph.output, 0)]:
+        own_lines = rows if start == graph.output else bounds.lines_per_sample(start)
         for position in (i for i in relaxed if i <= start):
             if isinstance(graph.nodes[position].operator, ReluDifference) and start not in mixed:
                 continue  # rows of one network
             initial = _initial(bounds, position)
-            own = initial.repeat_interleave(rows, 1) if start == graph.output else initial
-            angles[start, side, position] = own.requires_grad_(True)
+            angles[start, side, position] = initial.repeat_interleave(own_lines, 1).requires_grad_(True)
     return angles
 
 

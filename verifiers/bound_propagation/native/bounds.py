@@ -26,6 +26,9 @@ from verifiers.graph.operators import Interval, Paired
 from verifiers.graph.relaxations.relu_difference import ReluDifference
 from verifiers.graph.rows import shape_size
 
+#: The most free lines of a sample for the rows of an inner node, on one side and below one node.
+OWN_LINES = 2**14
+
 
 @dataclass
 class Bounds(BackwardPass):
@@ -140,12 +143,21 @@ class Bounds(BackwardPass):
 
     def lower(self, start: int, samples: Int[Tensor, " rows"], entries: Int[Tensor, " rows"], sign: float) -> Planes:
         """Bound ``sign * node[entry]`` from below, block by block."""
-        parts = []
+        parts, each = [], self.lines_per_sample(start)
         for chunk in self.blocks(start, len(samples)):
             signs, shape = self.balls.x.new_full((len(chunk),), sign), self.graph.nodes[start].shape
             back = BackwardRows.at_entries(start, shape, samples[chunk], entries[chunk], signs, self.noise)
-            parts.append(self.finish(back, start, side=0 if sign > 0 else 1))
+            lines = samples[chunk] * each + entries[chunk] if self.alphas and each > 1 else None
+            parts.append(self.finish(back, start, 0 if sign > 0 else 1, lines))
         return joined(parts)
+
+    def lines_per_sample(self, start: int) -> int:
+        """Return how many sets of free lines a sample has for rows of an inner node: one an entry, if it is small.
+
+        Nodes of two networks share theirs: small changes count much where networks nearly cancel.
+        """
+        sizes = [shape_size(node.shape) for node in self.graph.nodes[: start + 1]]
+        return sizes[-1] if not self.graph.triples and sizes[-1] * max(sizes) <= OWN_LINES else 1
 
     def by_intervals(self, specification: Float[Tensor, "batch rows classes"]) -> Planes:
         """Bound the specification, merged with the last affine operator, by intervals; the planes are constant."""
