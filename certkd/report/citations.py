@@ -187,6 +187,15 @@ PAPERS = (
         "2011.13824",
     ),
     Paper(
+        "chiu2025sdp",
+        "Chiu, Hong-Ming and Chen, Hao and Zhang, Huan and Zhang, Richard Y.",
+        "{SDP-CROWN}: Efficient Bound Propagation for Neural Network Verification with Tightness of Semidefinite "
+        "Programming",
+        2025,
+        _ICML,
+        "2506.06665",
+    ),
+    Paper(
         "wang2021beta",
         "Wang, Shiqi and Zhang, Huan and Xu, Kaidi and Lin, Xue and Jana, Suman and Hsieh, Cho-Jui and Kolter, J. Zico",
         "Beta-{CROWN}: Efficient Bound Propagation with Per-neuron Split Constraints for Neural Network Robustness "

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from verifiers.bound_propagation.engine import ITERATIONS, Engine, Memory, Planes
+from verifiers.bound_propagation.engine import ITERATIONS, SDP_CROWN, Engine, Memory, Planes
 from verifiers.bound_propagation.engines import build
 from verifiers.bound_propagation.radius import Evaluation, RadiusSearch, SearchResult
 from verifiers.bound_propagation.second_opinion import SecondOpinion
@@ -86,10 +86,10 @@ class MarginCertifier:
         yield Answer(batch.rows, radius_columns(found, self.question.eps.value))
 
     def _search(self, batch: Batch) -> SearchResult:
-        """Run the method's search; alpha-CROWN starts from the radius that CROWN proves at a fraction of the cost."""
+        """Run the method's search; one that optimises starts from the radius that CROWN proves at less cost."""
         searching, started = RadiusSearch.of(self.settings, self.question, batch), time.perf_counter()
         search = partial(searching, margin=batch.margin)
-        if self.settings.kind != "alpha-crown":
+        if self.settings.kind not in ("alpha-crown", SDP_CROWN):
             return search(self._bound(self.settings.kind, batch))
         first = search(self._bound("crown", batch))
         spent, begun = time.perf_counter() - started, first._replace(finished=torch.zeros_like(first.finished))

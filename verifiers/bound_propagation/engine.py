@@ -12,6 +12,8 @@ from verifiers.geometry.balls import Balls
 
 #: Methods that an engine may offer, from the cheapest to the tightest.
 BOUND_METHODS = ("ibp", "crown-ibp", "crown", "alpha-crown")
+#: A method for l2 balls alone, by the native engine alone.
+SDP_CROWN = "sdp-crown"
 #: Steps of alpha-CROWN's optimiser.
 ITERATIONS = 20
 
@@ -97,8 +99,8 @@ class Engine(Protocol):
         Args:
             balls: one for each sample.
             rows: linear functions of the logits.
-            method: one of ``BOUND_METHODS``.
-            iterations: steps of alpha-CROWN's optimiser; other methods ignore it.
+            method: one of ``BOUND_METHODS``, or ``SDP_CROWN``.
+            iterations: steps of the optimiser of alpha-CROWN or SDP-CROWN; other methods ignore it.
             memory: memory of the batch of the samples; an engine may ignore it.
 
         Raises:

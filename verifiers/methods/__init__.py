@@ -2,7 +2,7 @@
 
 from verifiers.methods.base import Method
 from verifiers.methods.complete import Complete
-from verifiers.methods.crown import AlphaCrown, Crown, CrownIbp, Ibp
+from verifiers.methods.crown import AlphaCrown, Crown, CrownIbp, Ibp, SdpCrown
 from verifiers.methods.diagnostics import Diagnostics
 from verifiers.methods.joint import Joint
 from verifiers.methods.lipschitz import Lipschitz
@@ -23,6 +23,7 @@ __all__ = [
     "LocalLinearity",
     "Method",
     "Pgd",
+    "SdpCrown",
     "Smoothing",
     "Transfer",
 ]

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from verifiers.core.columns import ROUNDING, Column
+from verifiers.core.quantities import Norm
 from verifiers.core.question import Question
 from verifiers.core.settings import Count, CountOrZero, Positive
 from verifiers.core.status import Guarantee
@@ -88,3 +89,17 @@ class AlphaCrown(_MarginBound):
     claim: ClassVar[str] = "linear relaxation bounds with optimised slopes are positive on the ball"
     paper: ClassVar[str] = "Xu et al., arXiv 2011.13824"
     cost: ClassVar[str] = "CROWN, and 2 to 3 times its cost per iteration and radius tried"
+
+
+class SdpCrown(_MarginBound):
+    """Bound margins on l2 balls by CROWN with a multiplier for every unstable ReLU, which follows the ball.
+
+    iterations: steps of the optimiser.
+    """
+
+    kind: Literal["sdp-crown"] = "sdp-crown"
+    iterations: Count = 30
+    norms: ClassVar[tuple[Norm, ...]] = (Norm.L2,)
+    claim: ClassVar[str] = "relaxation bounds that follow the l2 ball through the network are positive on it"
+    paper: ClassVar[str] = "after Chiu et al., arXiv 2506.06665 (SDP-CROWN)"
+    cost: ClassVar[str] = "2 to 3 times CROWN, and about a backward pass per class and iteration, per radius tried"

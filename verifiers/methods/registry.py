@@ -7,7 +7,7 @@ from verifiers.core.errors import InputError, did_you_mean
 from verifiers.core.status import About, Guarantee
 from verifiers.methods.base import Method
 from verifiers.methods.complete import Complete
-from verifiers.methods.crown import AlphaCrown, Crown, CrownIbp, Ibp
+from verifiers.methods.crown import AlphaCrown, Crown, CrownIbp, Ibp, SdpCrown
 from verifiers.methods.diagnostics import Diagnostics
 from verifiers.methods.joint import Joint
 from verifiers.methods.lipschitz import Lipschitz
@@ -24,6 +24,7 @@ METHODS: tuple[type[Method], ...] = (
     CrownIbp,
     Crown,
     AlphaCrown,
+    SdpCrown,
     Complete,
     Joint,
     Match,

@@ -224,6 +224,7 @@ def check(network: nn.Module, teacher: nn.Module | None, x: Tensor, norm: Norm, 
     """Certify by all methods and try to break every radius; return the number of radii."""
     predicted = network(x).argmax(1)
     methods = more.pop("methods", ALONE if teacher is None else PAIRS)
+    methods = tuple(method for method in methods if norm in find(method).norms)
     try:
         result = certify(
             network,

@@ -23,7 +23,7 @@ from verifiers.geometry.balls import Balls, norms, random_start
 from verifiers.geometry.margins import margins
 from verifiers.methods.base import Method
 from verifiers.methods.complete import Complete
-from verifiers.methods.crown import AlphaCrown, Crown, CrownIbp, Ibp
+from verifiers.methods.crown import AlphaCrown, Crown, CrownIbp, Ibp, SdpCrown
 from verifiers.methods.diagnostics import Diagnostics
 from verifiers.methods.joint import Joint
 from verifiers.methods.lipschitz import Lipschitz
@@ -70,6 +70,7 @@ CASES = (
     Case(CrownIbp(tolerance=0.05, cross_check=0)),
     Case(Crown(tolerance=0.05, cross_check=0)),
     Case(AlphaCrown(tolerance=0.05, cross_check=0, iterations=2)),
+    Case(SdpCrown(tolerance=0.05, cross_check=0, iterations=2), norms=frozenset({Norm.L2})),
     Case(Complete(steps=3, restarts=1, iterations=2, time_limit=300.0)),
     Case(Joint(tolerance=0.05), teacher=True),
     Case(Match(steps=3, restarts=1, iterations=2, time_limit=300.0), teacher=True),
@@ -82,7 +83,9 @@ CASES = (
 TABLE = {case.method.kind: case for case in CASES}
 BALLS = [(case.method.kind, norm) for case in CASES for norm in Norm if norm in case.norms]
 #: Each method in its first norm, and some in the other norms.
-QUICK = [(case.method.kind, next(norm for norm in Norm if norm in case.norms)) for case in CASES] + [
+FIRST = {case.method.kind: next(norm for norm in Norm if norm in case.norms) for case in CASES}
+QUICK = [
+    *FIRST.items(),
     ("crown", Norm.L2),
     ("lipschitz", Norm.L2),
     ("joint", Norm.L1),
@@ -150,9 +153,9 @@ def state_of(*networks: nn.Module) -> dict[str, Any]:
     }
 
 
-def run(kind: str, norm: Norm = Norm.LINF, **more: Any) -> MethodRows:
-    """Certify the subject by one method of the table."""
-    case = TABLE[kind]
+def run(kind: str, norm: Norm | None = None, **more: Any) -> MethodRows:
+    """Certify the subject by one method of the table; by default in its first norm."""
+    case, norm = TABLE[kind], norm or FIRST[kind]
     if case.teacher:
         more = {"teacher": Subject(noise=0.01), **more}
     asked = {"eps": EPS[norm], "norm": norm, "methods": (case.method,), "batch_size": BATCH, **more}
@@ -170,9 +173,9 @@ def observed(kind: str, norm: Norm) -> tuple[MethodRows, list[str]]:
     return rows, [name for name in before if before[name] != after[name]]
 
 
-def whole(kind: str, norm: Norm = Norm.LINF) -> MethodRows:
+def whole(kind: str, norm: Norm | None = None) -> MethodRows:
     """The rows of all samples."""
-    return observed(kind, norm)[0]
+    return observed(kind, norm or FIRST[kind])[0]
 
 
 # Facts and settings
@@ -326,7 +329,7 @@ def test_an_interrupted_run_ends_in_the_same_file(kind: str, tmp_path: Path) -> 
 
 @every_method
 def test_networks_and_torch_are_left_as_they_were(kind: str) -> None:
-    assert observed(kind, Norm.LINF)[1] == []
+    assert observed(kind, FIRST[kind])[1] == []
 
 
 @pairs

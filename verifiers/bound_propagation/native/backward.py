@@ -11,6 +11,7 @@ from verifiers.bound_propagation.engine import Planes, joined
 from verifiers.bound_propagation.native.coupling import divide
 from verifiers.bound_propagation.native.noise import Noise
 from verifiers.core.quantities import Norm
+from verifiers.geometry import cut_balls
 from verifiers.geometry.balls import DUAL, Balls
 from verifiers.graph.graph import Graph
 from verifiers.graph.operators import Interval, Relaxation
@@ -103,6 +104,7 @@ class BackwardPass:
         intervals: the intervals of every node.
         relaxations: filled by ``push``.
         noise: the rounding of the deployed network; None bounds the network over the real numbers.
+        cut: minimise rows over l2 balls cut at the image box, and not over the larger of the two alone.
     """
 
     graph: Graph
@@ -111,6 +113,7 @@ class BackwardPass:
     intervals: list[Interval] = field(default_factory=list)
     relaxations: dict[tuple[int, int, int], Relaxation] = field(default_factory=dict)
     noise: Noise | None = None
+    cut: bool = False
 
     @property
     def overflows(self) -> bool:
@@ -236,8 +239,18 @@ class BackwardPass:
         value = constant + rows.dot(self.balls.x.reshape(len(self.balls.x), *shape), samples)
         inside = rows.masked(shape).values.flatten(1)
         steepness = torch.linalg.vector_norm(inside, DUAL[self.balls.norm], dim=1)
-        by_ball = value - self.balls.eps[samples] * steepness
+        if self.cut and self.balls.norm is Norm.L2:
+            by_ball = value + self.least_on_cut_balls(rows.dense(shape).values.flatten(1), samples)
+        else:
+            by_ball = value - self.balls.eps[samples] * steepness
         return Planes(by_box if linf else torch.maximum(by_box, by_ball), value, steepness, back.rounding)
+
+    def least_on_cut_balls(
+        self, slopes: Float[Tensor, "rows pixels"], samples: Int[Tensor, " rows"]
+    ) -> Float[Tensor, " rows"]:
+        """Minimise linear functions of the perturbation over the balls of their samples, cut at the image box."""
+        low, high = (end - self.balls.x for end in self.balls.box())
+        return cut_balls.least(slopes, low.flatten(1)[samples], high.flatten(1)[samples], self.balls.eps[samples])
 
     def over_boxes(self, back: BackwardRows) -> Float[Tensor, " rows"]:
         """Minimise rows at their current nodes, over the boxes of those nodes."""

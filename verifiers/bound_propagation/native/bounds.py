@@ -103,7 +103,7 @@ class Bounds(BackwardPass):
     def _exact(self, position: int) -> bool:
         """Return whether a node's interval is already exact: one mixing operator of the box, or a known dual norm."""
         if position in self.dual_norms:
-            return True
+            return not self.cut
         operator, inputs = self.graph.nodes[position].operator, self.graph.nodes[position].inputs
         if isinstance(operator, AffineDifference):
             return operator.follows_image and all(self._exact(i) for i in inputs[:2])

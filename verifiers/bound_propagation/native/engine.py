@@ -5,10 +5,20 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from verifiers.bound_propagation.checks import check_forward
-from verifiers.bound_propagation.engine import BOUND_METHODS, ITERATIONS, Memory, Planes, better, check_rows, joined
+from verifiers.bound_propagation.engine import (
+    BOUND_METHODS,
+    ITERATIONS,
+    SDP_CROWN,
+    Memory,
+    Planes,
+    better,
+    check_rows,
+    joined,
+)
 from verifiers.bound_propagation.native.alpha import optimized
 from verifiers.bound_propagation.native.bounds import Bounds, dual_norms
 from verifiers.bound_propagation.native.memory import KnownIntervals
+from verifiers.bound_propagation.native.sdp import SAMPLES, followed_ball
 from verifiers.bound_propagation.rounding import deviation
 from verifiers.core.errors import Unsupported
 from verifiers.core.quantities import Arithmetic, Norm
@@ -72,14 +82,17 @@ class Native:
         memory: Memory | None = None,
     ) -> Planes:
         """Bound rows as ``Engine.ask``; with a memory, smaller balls are bounded faster."""
-        if method not in BOUND_METHODS:
+        if method not in (*BOUND_METHODS, SDP_CROWN):
             raise Unsupported(f"native: no method {method!r}")
+        if method == SDP_CROWN and balls.norm is not Norm.L2:
+            raise Unsupported(f"{method} follows l2 balls, and these are {balls.norm} balls; use crown or alpha-crown")
         check_rows(balls, rows)
         known, samples = None, torch.arange(len(balls), device=balls.x.device)
         if memory and self.intersect:
             known = memory.kept.setdefault(self, KnownIntervals(memory.samples))
             samples = samples if memory.chosen is None else memory.chosen
-        balls, rows, size = balls.to(self.dtype), rows.to(self.dtype), self.batch_size
+        size = min(self.batch_size, SAMPLES) if method == SDP_CROWN else self.batch_size
+        balls, rows = balls.to(self.dtype), rows.to(self.dtype)
         found = []
         for part, asked, chosen in zip(balls.split(size), rows.split(size), samples.split(size), strict=True):
             bounds = self.bounds(part)
@@ -124,10 +137,19 @@ class Native:
         if method == "alpha-crown":
             return self._at_least_intervals(bounds, optimized(bounds, specification, iterations), specification)
         with torch.no_grad():
-            bounds.propagate(refine=method == "crown")
+            bounds.propagate(refine=method in ("crown", SDP_CROWN))
             if method == "ibp" and not self.graph.affine[self.graph.output]:
                 return bounds.by_intervals(specification)
-            return self._at_least_intervals(bounds, bounds.by_rows(specification), specification)
+            planes = self._at_least_intervals(bounds, bounds.by_rows(specification), specification)
+        return self._followed(bounds, planes, specification, iterations) if method == SDP_CROWN else planes
+
+    def _followed(self, bounds: Bounds, crown: Planes, specification: Tensor, iterations: int) -> Planes:
+        """Tighten the bounds of CROWN over balls cut at the image box, and let them follow the ball."""
+        known = {i: bounds.intervals[i] for i in bounds.refined}
+        bounds.cut, bounds.known, bounds.relaxations = True, known, {}
+        with torch.no_grad():
+            bounds.propagate(refine=True)
+        return better(crown, followed_ball(bounds, specification, iterations))
 
     def _at_least_intervals(self, bounds: Bounds, planes: Planes, specification: Tensor) -> Planes:
         """Improve planes by interval bounds, which are better on some large balls."""
