@@ -21,6 +21,7 @@ from torch import nn
 from certkd.config.settings import DataConfig
 from certkd.data import sources as data
 from certkd.data.splits import Split
+from certkd.networks.resolve import FileFormat
 from certkd.networks.resolve import load as load_network
 from verifiers.bound_propagation.native.engine import Native
 from verifiers.certify.certify import certify
@@ -50,7 +51,7 @@ def network_of(row: dict[str, str], folder: Path) -> tuple[nn.Module, Split]:
     """A network with its normalisation, and its test images."""
     known = data.load(DataConfig(name=row["dataset"]))
     mean, std = (tuple(map(float, row[key].split())) for key in ("mean", "std"))
-    model = load_network(str(folder / row["file"]), data=known, mean=mean, std=std).model
+    model = load_network(str(folder / row["file"]), data=known, form=FileFormat(mean=mean, std=std)).model
     return model.eval(), known.splits["test"]
 
 

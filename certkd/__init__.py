@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from certkd.config.settings import OptimizerConfig, SelectionConfig, TrainConfig
     from certkd.networks.builders.build import Normalize
     from certkd.networks.output import Output
+    from certkd.networks.resolve import FileFormat
     from certkd.networks.resolve import load as load_checkpoint
     from certkd.objectives import (
         AdaAd,
@@ -54,6 +55,7 @@ __all__ = [
     "CertifyConfig",
     "Consistency",
     "Crt",
+    "FileFormat",
     "Gaussian",
     "Iad",
     "Ibp",
@@ -86,6 +88,7 @@ __all__ = [
 #: Where the names live; every other name is an objective's.
 _MODULES = {
     "CertifyConfig": "verifiers.certify.config",
+    "FileFormat": "certkd.networks.resolve",
     "InputError": "verifiers.core.errors",
     "Normalize": "certkd.networks.builders.build",
     "OptimizerConfig": "certkd.config.settings",

@@ -9,7 +9,9 @@ import pytest
 from tests.paths import ROOT
 
 PACKAGES = ("certkd", "verifiers")
-LINES_OF_A_MODULE, LINES_OF_A_FUNCTION = 400, 60
+LINES_OF_A_MODULE, LINES_OF_A_FUNCTION, ARGUMENTS = 400, 60, 6
+#: Functions that are named after operators take what the operators take.
+OPERATORS = ("verifiers/graph/lowering/", "certkd/networks/onnx/")
 #: The only module that may print.
 CONSOLE = "certkd/report/console.py"
 
@@ -55,6 +57,24 @@ def test_no_function_is_long(trees: dict[str, ast.Module]) -> None:
         if isinstance(node, Function) and node.end_lineno and node.end_lineno - node.lineno >= LINES_OF_A_FUNCTION
     }
     assert not long, f"functions of more than {LINES_OF_A_FUNCTION} lines: {long}"
+
+
+def arguments(node: Function) -> list[str]:
+    """The names that a caller may give."""
+    given = node.args
+    names = [each.arg for each in (*given.posonlyargs, *given.args, *given.kwonlyargs)]
+    return names[1:] if names[:1] in (["self"], ["cls"]) else names
+
+
+def test_no_public_function_takes_many_arguments(trees: dict[str, ast.Module]) -> None:
+    many = {
+        f"{path}:{node.lineno} {node.name}": len(arguments(node))
+        for path, tree in trees.items()
+        for node in ast.walk(tree)
+        if isinstance(node, Function) and not node.name.startswith("_") and len(arguments(node)) > ARGUMENTS
+    }
+    many = {place: count for place, count in many.items() if not place.startswith(OPERATORS)}
+    assert not many, f"public functions of more than {ARGUMENTS} arguments: {many}"
 
 
 def test_there_are_at_least_as_many_lines_of_tests() -> None:

@@ -82,22 +82,23 @@ def network(name: str, options: dict[str, Any], load: "Load") -> "Checkpoint":
     wanted = named_data(options) if options["data"] else None
     mixed = len(options["kinds"]) > 1
     normalised = not mixed or onnx or options["arch"] is not None
-    settings: dict[str, Any] = {
-        "architecture": None if mixed and onnx else options["arch"],
-        "mean": numbers(options["mean"], "--mean") if normalised else (),
-        "std": numbers(options["std"], "--std") if normalised else (),
-        "layout": None if mixed and not onnx else options["layout"],
-        "output": None if mixed and not onnx and options["arch"] is None else options["output"],
-        "weights_key": options.get("weights_key"),
-    }
-    networks.check_units(settings["mean"], settings["std"])  # before data are loaded
-    networks.check_names(name, settings["architecture"])
-    if wanted is not None and wanted.in_folders and options["image_size"] is None and settings["architecture"] is None:
+    architecture = None if mixed and onnx else options["arch"]
+    form = networks.FileFormat(
+        mean=numbers(options["mean"], "--mean") if normalised else (),
+        std=numbers(options["std"], "--std") if normalised else (),
+        layout=None if mixed and not onnx else options["layout"],
+        output=None if mixed and not onnx and options["arch"] is None else options["output"],
+        weights_key=options.get("weights_key"),
+    )
+    networks.check_units(form.mean, form.std)  # before data are loaded
+    networks.check_names(name, architecture)
+    if wanted is not None and wanted.in_folders and options["image_size"] is None and architecture is None:
         with suppress(InputError):  # the images can have any size: the network decides, if it can
-            known = networks.load(name, **settings)
+            known = networks.load(name, form=form)
             if len(known.model.spec.shape) == 3:
                 return _said(known, name)
-    return _said(networks.load(name, data=None if wanted is None else load(wanted), **settings), name)
+    data = None if wanted is None else load(wanted)
+    return _said(networks.load(name, architecture=architecture, data=data, form=form), name)
 
 
 def check_network(name: str) -> None:

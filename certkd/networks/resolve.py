@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -150,16 +150,48 @@ def describes_itself(name: str) -> bool:
     return checkpoint.describes(name) and checkpoint.class_of(name) is None
 
 
+@dataclass(frozen=True)
+class FileFormat:
+    """Say what the file of a network does not say itself.
+
+    Attributes:
+        mean, std: normalisation that bare weights or an ONNX file expect, per channel.
+        layout: arrangement of an ONNX file's images; see ``certkd.networks.onnx.classifier``.
+        output: name or place of the logits among several outputs of an ONNX file, or of a network of the user's own.
+        weights_key: the name of the weights in a file with several, like ``model_ema``.
+    """
+
+    mean: Sequence[float] = ()
+    std: Sequence[float] = ()
+    layout: str | None = None
+    output: str | int | None = None
+    weights_key: str | None = None
+
+    def check(self, name: str, architecture: str | None) -> None:
+        """Refuse what does not fit a kind of file.
+
+        Raises:
+            InputError: an option has no effect on this file, or is no normalisation.
+        """
+        mean, std, onnx = self.mean, self.std, name.endswith(".onnx")
+        if len(mean) != len(std) or min(std, default=1) <= 0 or (std and architecture is None and not onnx):
+            raise InputError(
+                "--mean and --std belong together and to --arch or an .onnx file, --std is positive: "
+                f"got {mean} and {std}"
+            )
+        check_units(mean, std)
+        if self.layout is not None and not onnx:
+            raise InputError(f"--layout {self.layout} is for .onnx files: {name} describes its own images")
+        if self.output is not None and not onnx and architecture is None:
+            raise InputError(f"--output {self.output} is for .onnx files and for --arch: {name} has one output")
+
+
 def load(
     name: str | os.PathLike[str],
     *,
     architecture: str | None = None,
     data: DataSet | None = None,
-    mean: Sequence[float] = (),
-    std: Sequence[float] = (),
-    layout: str | None = None,
-    output: str | int | None = None,
-    weights_key: str | None = None,
+    form: FileFormat = FileFormat(),
 ) -> Checkpoint:
     """Load a trained network: a checkpoint, bare weights, an ONNX file, or a source's pre-trained network.
 
@@ -172,36 +204,24 @@ def load(
         architecture: ``source:name`` and options of bare weights, as in ``certkd:resnet,depth=20``; or a class in a
             file, ``path/file.py:Class,width=8``, whose code is run, for bare weights or what was trained from it.
         data: the data set, whose classes and shape are used if there is no checkpoint.
-        mean, std: normalisation that bare weights or an ONNX file expect, per channel.
-        layout: arrangement of an ONNX file's images; see ``certkd.networks.onnx.classifier``.
-        output: name or place of the logits among several outputs of an ONNX file, or of a network of the user's own.
-        weights_key: the name of the weights in a file with several, like ``model_ema``.
+        form: what the file does not say itself.
 
     Raises:
         InputError: as for ``checkpoint.load``, ``classifier`` and ``build``, or a needed data set is missing.
     """
-    name = os.fspath(name)
-    onnx = name.endswith(".onnx")
-    if len(mean) != len(std) or min(std, default=1) <= 0 or (std and architecture is None and not onnx):
-        raise InputError(
-            f"--mean and --std belong together and to --arch or an .onnx file, --std is positive: got {mean} and {std}"
-        )
-    check_units(mean, std)
-    if layout is not None and not onnx:
-        raise InputError(f"--layout {layout} is for .onnx files: {name} describes its own images")
-    if output is not None and not onnx and architecture is None:
-        raise InputError(f"--output {output} is for .onnx files and for --arch: {name} has one output")
-    if onnx and architecture is not None:
-        raise InputError(f"{name} describes its own network: drop --arch")
-    if onnx:
-        shape = None if data is None else data.shape
-        return classifier(name, shape=shape, layout=layout or "nchw", mean=mean, std=std, output=output)
+    name, output = os.fspath(name), form.output
+    form.check(name, architecture)
+    if name.endswith(".onnx"):
+        if architecture is not None:
+            raise InputError(f"{name} describes its own network: drop --arch")
+        shape, layout = None if data is None else data.shape, form.layout or "nchw"
+        return classifier(name, shape=shape, layout=layout, mean=form.mean, std=form.std, output=output)
     check_names(name)
     if is_path(name) or ":" not in name:
         own = _own(name, architecture)
-        bare = None if own is not None else _bare(architecture, data, mean, std)
+        bare = None if own is not None else _bare(architecture, data, form.mean, form.std)
         bare = bare if bare is None or output is None else bare.model_copy(update={"output": output})
-        return checkpoint.load(name, architecture=bare, own=own, key=weights_key)
+        return checkpoint.load(name, architecture=bare, own=own, key=form.weights_key)
     if data is None:
         raise InputError(f"{name} needs --data, which says how many classes and what shape")
     return Checkpoint(build(parse_architecture(name, data.classes, data.shape), pretrained=True).eval())

@@ -166,12 +166,12 @@ def test_names_of_classes_look_like_files(name: str, own: bool) -> None:
 def test_one_output_of_several_is_chosen(file: Path, tmp_path: Path, data: DataSet) -> None:
     name = f"{file}:Named"
     torch.save(build(spec(file)).network.state_dict(), tmp_path / "w.pt")
-    known = resolve.load(tmp_path / "w.pt", architecture=name, data=data, output="logits")
+    known = resolve.load(tmp_path / "w.pt", architecture=name, data=data, form=resolve.FileFormat(output="logits"))
     x = torch.rand(2, 1, 2, 2)
     plain = resolve.load(tmp_path / "w.pt", architecture=f"{file}:Net", data=data)
     assert torch.equal(known.model(x), plain.model(x))
     with pytest.raises(InputError, match="with no tensor 'scores': choose another output"):
-        resolve.load(tmp_path / "w.pt", architecture=name, data=data, output="scores")
+        resolve.load(tmp_path / "w.pt", architecture=name, data=data, form=resolve.FileFormat(output="scores"))
 
 
 # Checkpoints

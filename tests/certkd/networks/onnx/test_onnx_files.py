@@ -249,7 +249,7 @@ def test_networks_reads_it_by_its_suffix(tmp_path: Path) -> None:
     path = good(tmp_path)
     assert networks.is_path(str(path)) and networks.load(str(path)).model.spec.classes == 4
     with pytest.raises(InputError, match="--mean"):
-        networks.load(str(path), mean=(0.5, 0.5))
+        networks.load(str(path), form=networks.FileFormat(mean=(0.5, 0.5)))
 
 
 def test_scalar_weights_stay_weights(tmp_path: Path) -> None:
