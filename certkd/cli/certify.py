@@ -11,10 +11,11 @@ from certkd.cli.options import (
     Assignment,
     EpsilonType,
     Value,
-    Whole,
     bare_or_named,
     data_options,
     network_options,
+    run_options,
+    sample_options,
     teacher_options,
 )
 from verifiers.core.errors import InputError
@@ -43,27 +44,15 @@ if TYPE_CHECKING:
 @click.option(
     "--cross-check", type=Value(), metavar="N", help="Samples whose bounds the other engine checks.  [default: 2]"
 )
-@click.option(
-    "--arithmetic",
-    default="float32",
-    show_default=True,
-    help="float32 proves the network as it runs, with its rounding; real the network over the real numbers.",
-)
-@click.option("--data", metavar="NAME", help="Data set.  [default: the checkpoint's own]")
-@click.option("--split", default="test", show_default=True, help="train, validation or test.")
-@click.option("--limit", type=Whole(1), help="Only the first N samples.")
-@click.option("--indices", metavar="I,J-K,...", help="Only these samples of the split, like 3,17,40-99.")
-@click.option("--indices-file", metavar="FILE", help="Only the samples that a file lists, an index or range a line.")
+@sample_options
 @click.option(
     "--instances", metavar="FILE.csv", help="A list instead of --eps: image_index, label, eps; or what export wrote."
 )
 @click.option("--out", metavar="FILE", help="Certificate file.  [default: next to the checkpoint]")
 @click.option("--teacher-out", metavar="FILE", help="The teacher's certificate file.  [default: next to the teacher]")
-@click.option("--overwrite", is_flag=True, help="Begin the certificate files again if they are there.")
+@run_options
 @network_options
 @teacher_options
-@click.option("--seed", type=Whole(0), default=0, show_default=True, help="Seed of all randomness.")
-@click.option("--batch-size", type=Whole(1), help="Samples at a time.  [default: the method's own]")
 @click.option(
     "--sigma", type=Value(), metavar="NUMBER", help="Smoothing: standard deviation of the noise, pixel units."
 )

@@ -8,12 +8,14 @@ import click
 from certkd.cli.certify import Certified, certified, certify
 from certkd.cli.networks import named_data
 from certkd.cli.options import (
-    EpsilonType,
     Value,
-    Whole,
+    ball_options,
     bare_or_named,
     data_options,
     network_options,
+    pair_options,
+    run_options,
+    sample_options,
     teacher_options,
 )
 from verifiers.core.errors import InputError
@@ -34,25 +36,16 @@ SHOWN = 24
 
 @click.command()
 @click.argument("bare", metavar="[STUDENT]", required=False)
-@click.option("--student", metavar="NETWORK", help="The same: checkpoint, .onnx, or source:name.")
-@click.option("--teacher", metavar="NETWORK", help="The teacher: checkpoint, .onnx, or source:name.")
-@click.option("--eps", required=True, type=EpsilonType(), help="Radius in pixel units, like 8/255.")
-@click.option("--norm", default="linf", show_default=True, help="linf, l2 or l1.")
+@pair_options
+@ball_options
 @click.option("--property", metavar="NAME", help="same-class, close, not-worse or transfer.  [default: same-class]")
 @click.option("--tolerance", type=Value(), metavar="T", help="Of close and not-worse, in logits.  [default: 0]")
 @click.option("--delta", type=Value(), metavar="D", help="Of same-class: where the teacher is surer.  [default: 0]")
 @click.option("--bisect", is_flag=True, default=None, help="Bisect the least tolerance, or delta, proved too.")
 @click.option("--time-limit", type=Value(), metavar="SECONDS", help="Limit for one sample.  [default: 30]")
-@click.option("--data", metavar="NAME", help="Data set.  [default: the student's own]")
-@click.option("--split", default="test", show_default=True, help="train, validation or test.")
-@click.option("--limit", type=Whole(1), help="Only the first N samples.")
-@click.option("--indices", metavar="I,J-K,...", help="Only these samples of the split, like 3,17,40-99.")
-@click.option("--indices-file", metavar="FILE", help="Only the samples that a file lists, an index or range a line.")
+@sample_options
 @click.option("--out", metavar="FILE", help="Certificate file.  [default: next to the student]")
-@click.option("--overwrite", is_flag=True, help="Begin the certificate file again if it is there.")
-@click.option("--arithmetic", default="float32", show_default=True, help="As in certify: float32 or real.")
-@click.option("--seed", type=Whole(0), default=0, show_default=True, help="Seed of all randomness.")
-@click.option("--batch-size", type=Whole(1), help="Samples at a time.  [default: the method's own]")
+@run_options
 @network_options
 @teacher_options
 @data_options

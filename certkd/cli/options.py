@@ -116,6 +116,51 @@ def overrides(command: Callable[..., Any]) -> Callable[..., Any]:
     )(command)
 
 
+def _all(*options: Callable[..., Any]) -> Callable[..., Any]:
+    """Make one decorator of several options, which keep their order."""
+
+    def add(command: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
+#: The two networks of a pair.
+pair_options = _all(
+    click.option("--student", metavar="NETWORK", help="The same: checkpoint, .onnx, or source:name."),
+    click.option("--teacher", metavar="NETWORK", help="The teacher: checkpoint, .onnx, or source:name."),
+)
+#: The ball of a question that needs one.
+ball_options = _all(
+    click.option("--eps", required=True, type=EpsilonType(), help="Radius in pixel units, like 8/255."),
+    click.option("--norm", default="linf", show_default=True, help="linf, l2 or l1."),
+)
+#: The samples of a data set.
+sample_options = _all(
+    click.option("--data", metavar="NAME", help="Data set.  [default: the network's own]"),
+    click.option("--split", default="test", show_default=True, help="train, validation or test."),
+    click.option("--limit", type=Whole(1), help="Only the first N samples."),
+    click.option("--indices", metavar="I,J-K,...", help="Only these samples of the split, like 3,17,40-99."),
+    click.option(
+        "--indices-file", metavar="FILE", help="Only the samples that a file lists, an index or range a line."
+    ),
+)
+#: How a run computes, and what it does with files that are there.
+run_options = _all(
+    click.option("--overwrite", is_flag=True, help="Begin certificate files again if they are there."),
+    click.option(
+        "--arithmetic",
+        default="float32",
+        show_default=True,
+        help="float32 proves the network as it runs, with its rounding; real the network over the real numbers.",
+    ),
+    click.option("--seed", type=Whole(0), default=0, show_default=True, help="Seed of all randomness."),
+    click.option("--batch-size", type=Whole(1), help="Samples at a time.  [default: the method's own]"),
+)
+
+
 def network_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that describe a network whose file does not describe it."""
     for option in (

@@ -5,22 +5,27 @@ from typing import Any
 import click
 
 from certkd.cli.certify import certify
-from certkd.cli.options import EpsilonType, Whole, bare_or_named, data_options, network_options, teacher_options
+from certkd.cli.options import (
+    ball_options,
+    bare_or_named,
+    data_options,
+    network_options,
+    pair_options,
+    run_options,
+    sample_options,
+    teacher_options,
+)
 from verifiers.core.errors import InputError
 
 
 @click.command()
 @click.argument("bare", metavar="[STUDENT]", required=False)
-@click.option("--student", metavar="NETWORK", help="The same: checkpoint, or source:name.")
-@click.option("--teacher", metavar="NETWORK", help="The teacher: checkpoint, or source:name.")
-@click.option("--eps", required=True, type=EpsilonType(), help="Radius in pixel units, like 8/255.")
-@click.option("--norm", default="linf", show_default=True, help="linf, l2 or l1.")
-@click.option("--data", metavar="NAME", help="Data set.  [default: the student's own]")
-@click.option("--split", default="test", show_default=True, help="train, validation or test.")
-@click.option("--limit", type=Whole(1), help="Only the first N samples.")
+@pair_options
+@ball_options
+@sample_options
 @click.option("--out", metavar="FILE", help="The student's certificate file.  [default: next to the checkpoint]")
 @click.option("--teacher-out", metavar="FILE", help="The teacher's certificate file.  [default: next to the teacher]")
-@click.option("--overwrite", is_flag=True, help="Begin the certificate files again if they are there.")
+@run_options
 @click.option("--require", "conditions", multiple=True, metavar="CONDITION", help="Like 'kept>=0.9': exit 1 if not.")
 @network_options
 @teacher_options

@@ -54,6 +54,22 @@ class CompleteSettings(Protocol):
     def engine(self) -> str: ...
 
 
+def undecided(x: Float[Tensor, "batch *shape"], **more: np.ndarray) -> Columns:
+    """Return the columns of a batch whose rows are PENDING until they are decided."""
+    rows = len(x)
+    return {
+        "status": np.full(rows, Status.PENDING.value, "uint8"),
+        "radius": np.zeros(rows),
+        "margin": np.full(rows, np.nan),
+        "rounding": np.full(rows, np.nan),
+        "stage": np.zeros(rows, "uint8"),
+        "domains": np.zeros(rows, "int64"),
+        "distance": np.full(rows, np.nan),
+        "counterexample": np.full(x.shape, np.nan, "float32"),
+        **more,
+    }
+
+
 @dataclass
 class _Answers:
     """The columns of a batch under verification; rows are PENDING until they are decided."""
@@ -63,20 +79,7 @@ class _Answers:
 
     @classmethod
     def blank(cls, x: Float[Tensor, "batch *shape"]) -> "_Answers":
-        rows = len(x)
-        return cls(
-            {
-                "status": np.full(rows, Status.PENDING.value, "uint8"),
-                "radius": np.zeros(rows),
-                "margin": np.full(rows, np.nan),
-                "rounding": np.full(rows, np.nan),
-                "stage": np.zeros(rows, "uint8"),
-                "domains": np.zeros(rows, "int64"),
-                "distance": np.full(rows, np.nan),
-                "counterexample": np.full(x.shape, np.nan, "float32"),
-            },
-            np.zeros((rows, len(Stage))),
-        )
+        return cls(undecided(x), np.zeros((len(x), len(Stage))))
 
     @property
     def decided(self) -> Int[np.ndarray, " rows"]:

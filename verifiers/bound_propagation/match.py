@@ -15,12 +15,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from verifiers.bound_propagation.complete import undecided
 from verifiers.bound_propagation.engines import native_engine
 from verifiers.bound_propagation.joint import JointEngine
 from verifiers.bound_propagation.native.engine import Native
 from verifiers.bound_propagation.pair_search import PairSearch
 from verifiers.bound_propagation.relations import least_threshold, screened, screening_rows, violation
-from verifiers.core.columns import Columns
 from verifiers.core.question import Question
 from verifiers.core.relation import Property, Relation
 from verifiers.core.status import Status
@@ -58,20 +58,13 @@ class _Rows:
     def __init__(self, x: Float[Tensor, "batch *shape"]) -> None:
         rows = len(x)
         self.seconds = np.zeros(rows)
-        self.columns: dict[str, np.ndarray] = {
-            "status": np.full(rows, Status.PENDING.value, "uint8"),
-            "radius": np.zeros(rows),
-            "margin": np.full(rows, np.nan),
-            "rounding": np.full(rows, np.nan),
-            "stage": np.zeros(rows, "uint8"),
-            "domains": np.zeros(rows, "int64"),
-            "student_class": np.full(rows, -1, "int64"),
-            "teacher_class": np.full(rows, -1, "int64"),
-            "distance": np.full(rows, np.nan),
-            "violation": np.full(rows, np.nan),
-            "least": np.full(rows, np.nan),
-            "counterexample": np.full(x.shape, np.nan, "float32"),
-        }
+        self.columns = undecided(
+            x,
+            student_class=np.full(rows, -1, "int64"),
+            teacher_class=np.full(rows, -1, "int64"),
+            violation=np.full(rows, np.nan),
+            least=np.full(rows, np.nan),
+        )
 
     @property
     def open(self) -> Int[Tensor, " rows"]:
@@ -80,7 +73,7 @@ class _Rows:
 
     def of(self, rows: np.ndarray) -> Answer:
         """Return all columns of some rows."""
-        columns: Columns = {**self.columns, "seconds": self.seconds}
+        columns = {**self.columns, "seconds": self.seconds}
         return Answer(rows, {name: values[rows] for name, values in columns.items()})
 
     def spend(self, rows: Int[Tensor, " some"], started: float) -> None:
