@@ -41,7 +41,7 @@ MOST = 256
 #: The most samples of one ascent.
 SAMPLES = 16
 #: The first multipliers, as a share of a coefficient over the half-width of its neuron; Adam's rate and its decay.
-FIRST, RATE, DECAY = 0.1, 0.2, 0.97
+FIRST, RATE, DECAY = 0.3, 0.12, 0.97
 #: The first slopes stay this far from the ends of [0, 1], so that they are free to move.
 NEAR = 0.03
 #: Covers the rounding of E.
