@@ -1,8 +1,8 @@
 """Complete verification: decide every sample at eps by the first stage of a cascade that can.
 
-Attack, IBP and CROWN run on whole batches. The open samples are decided one at a time, by alpha-CROWN and by branch and
-bound over the intervals from alpha-CROWN. On networks of affine layers and ReLUs in linf balls, branch and bound
-terminates; elsewhere it may run out of neurons to split.
+Attack, IBP and CROWN run on whole batches. The open samples are decided one at a time, by alpha-CROWN, on l2 balls by
+bounds that follow the ball too, and by branch and bound over the intervals from them. On networks of affine layers and
+ReLUs in linf balls, branch and bound terminates; elsewhere it may run out of neurons to split.
 """
 
 import time
@@ -16,13 +16,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from verifiers.bound_propagation.checks import attack_bounds
-from verifiers.bound_propagation.engine import Engine
+from verifiers.bound_propagation.engine import Engine, better
 from verifiers.bound_propagation.engines import build, native_engine
-from verifiers.bound_propagation.native import alpha
+from verifiers.bound_propagation.native import alpha, sdp
 from verifiers.bound_propagation.native.branch_and_bound import BranchAndBound
 from verifiers.bound_propagation.native.engine import Native
 from verifiers.core.columns import Columns
-from verifiers.core.quantities import Epsilon
+from verifiers.core.quantities import Epsilon, Norm
 from verifiers.core.question import Question
 from verifiers.core.status import Status
 from verifiers.core.table import counted
@@ -34,7 +34,8 @@ from verifiers.results.summaries.complete import Stage
 from verifiers.runtime.certifier import Answer, Batch
 
 SCREENS = (Stage.IBP, Stage.CROWN)
-#: alpha-CROWN starts no step after this share of the time, so that some is left to branch and bound.
+#: alpha-CROWN starts no step after this share of the time, and bounds that follow an l2 ball start none after twice
+#: that share, so that some is left to branch and bound.
 ALPHA_SHARE = 0.25
 
 
@@ -196,6 +197,11 @@ class Complete:
         specification = margin_specification(one.predicted, one.classes, torch.float64)
         bounds = self.native.bounds(Balls.around(one.x.double(), eps, self.question.norm))
         planes = alpha.optimized(bounds, specification, self.settings.iterations, started + ALPHA_SHARE * left)
+        if self.question.norm is Norm.L2 and not bool((planes.bound > 0).all()):
+            sdp.cut_at_box(bounds)
+            until = started + 2 * ALPHA_SHARE * left
+            followed = sdp.followed_ball(bounds, specification, self.settings.iterations, until, goal=0.0)
+            planes = better(planes, followed)
         proved = planes.bound[0]
         answers.seconds[row, Stage.ALPHA_CROWN - 1] = time.monotonic() - started
         least = float(proved.amin())

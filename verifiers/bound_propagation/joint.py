@@ -82,8 +82,10 @@ class JointEngine:
         self.batch_size = min(engine.batch_size for engine in self.engines)
 
     @classmethod
-    def prepare(cls, program: Program, samples: Float[Tensor, "two *shape"], question: Question) -> "JointEngine":
-        """Build the engine of a network and the question's teacher, and attack its bounds on the samples.
+    def prepare(
+        cls, program: Program, samples: Float[Tensor, "two *shape"], question: Question, method: str = "crown"
+    ) -> "JointEngine":
+        """Build the engine of a network and the question's teacher, and attack its bounds by the method on the samples.
 
         Raises:
             Unsupported: there is no teacher, or a network cannot be captured.
@@ -94,7 +96,7 @@ class JointEngine:
             raise Unsupported("joint bounds compare with a teacher: give one")
         arithmetic = question.arithmetic
         engine = program.once(("joint", teacher, arithmetic), lambda: cls(program, teacher, samples, arithmetic))
-        attack_bounds(engine, samples, question.eps.value, norm=question.norm, method="crown")
+        attack_bounds(engine, samples, question.eps.value, norm=question.norm, method=method)
         return engine
 
     @property
@@ -124,9 +126,14 @@ class JointEngine:
         return better(found, self.coupled.ask(balls, asked, method, iterations=iterations, memory=memory))
 
     def pair_bounds(
-        self, balls: Balls, predicted: Int[Tensor, " batch"], *, memory: Memory | None = None
+        self,
+        balls: Balls,
+        predicted: Int[Tensor, " batch"],
+        *,
+        method: str = "crown",
+        memory: Memory | None = None,
     ) -> PairBounds:
-        """Bound both margins towards every other class, and their difference, over each sample's ball, by CROWN.
+        """Bound both margins towards every other class, and their difference, over each sample's ball.
 
         Let m_j be the margins towards class j. The smallest margins differ by at most the largest difference of an m_j.
         The student's m_j is positive if its own bound is, or if the teacher's bound exceeds the deficit's.
@@ -135,7 +142,7 @@ class JointEngine:
         none = torch.zeros_like(rows)
         student, teacher = torch.cat([rows, none], 2), torch.cat([none, rows], 2)
         asked = torch.cat([student, teacher, student - teacher, teacher - student], 1)
-        return _pair_bounds(self.ask(balls, asked, "crown", memory=memory), balls.eps)
+        return _pair_bounds(self.ask(balls, asked, method, memory=memory), balls.eps)
 
 
 def with_difference(rows: Float[Tensor, "*rows both"]) -> Float[Tensor, "*rows three"]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -10,7 +11,7 @@ from torch import Tensor
 from verifiers.bound_propagation.certifier import radius_columns
 from verifiers.bound_propagation.engine import Memory
 from verifiers.bound_propagation.joint import JointEngine
-from verifiers.bound_propagation.radius import Evaluation, RadiusSearch, SearchSettings
+from verifiers.bound_propagation.radius import Evaluation, RadiusSearch
 from verifiers.core.question import Question
 from verifiers.geometry.balls import Balls
 from verifiers.geometry.margins import margins
@@ -18,17 +19,29 @@ from verifiers.graph.program import Program
 from verifiers.runtime.certifier import Answer, Batch
 
 
+@runtime_checkable
+class JointSettings(Protocol):
+    """The settings of the method; see ``verifiers.methods.joint``."""
+
+    @property
+    def bound(self) -> str: ...
+    @property
+    def tolerance(self) -> float: ...
+    @property
+    def time_limit(self) -> float: ...
+
+
 @dataclass
 class JointCertifier:
     """The method prepared for a pair of networks."""
 
     engine: JointEngine
-    settings: SearchSettings
+    settings: JointSettings
     question: Question
 
     @classmethod
     def prepare(
-        cls, program: Program, samples: Float[Tensor, "two *shape"], question: Question, settings: SearchSettings
+        cls, program: Program, samples: Float[Tensor, "two *shape"], question: Question, settings: JointSettings
     ) -> "JointCertifier":
         """Build both graphs and attack their bounds on the samples.
 
@@ -36,7 +49,7 @@ class JointCertifier:
             Unsupported: there is no teacher, or a network cannot be captured.
             Contradiction: a point of the ball breaks a bound.
         """
-        return cls(JointEngine.prepare(program, samples, question), settings, question)
+        return cls(JointEngine.prepare(program, samples, question, settings.bound), settings, question)
 
     @property
     def batch_size(self) -> int:
@@ -52,13 +65,14 @@ class JointCertifier:
         """Bound both margins and their difference at eps, then search for the largest radius."""
         question, memory = self.question, Memory(len(batch))
         balls = Balls.around(batch.x, question.eps.value, question.norm)
-        at_eps = self.engine.pair_bounds(balls, batch.predicted, memory=memory)
+        at_eps = self.engine.pair_bounds(balls, batch.predicted, method=self.settings.bound, memory=memory)
 
         def bound(rows: Tensor, radius: Tensor) -> Evaluation:
             if torch.equal(radius, balls.eps[rows]):
                 return Evaluation(at_eps.agreement[rows], at_eps.radius[rows], at_eps.rounding[rows])
             chosen = Balls(batch.x[rows], radius, question.norm)
-            found = self.engine.pair_bounds(chosen, batch.predicted[rows], memory=memory.of(rows))
+            asked = (chosen, batch.predicted[rows])
+            found = self.engine.pair_bounds(*asked, method=self.settings.bound, memory=memory.of(rows))
             return Evaluation(found.agreement, found.radius, found.rounding)
 
         search = RadiusSearch.of(self.settings, question, batch)

@@ -26,7 +26,7 @@ class Complete(Method):
     """Decide each sample by the first stage that can: attack, IBP, CROWN, alpha-CROWN, branch and bound.
 
     time_limit: seconds per sample.
-    iterations: steps of alpha-CROWN's optimiser.
+    iterations: steps of alpha-CROWN's optimiser; on l2 balls the same stage then makes as many of sdp-crown's.
     steps, restarts: steps and restarts of the attack.
     engine: the engine of IBP and CROWN; the later stages are native.
     """

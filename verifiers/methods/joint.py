@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from verifiers.core.columns import ROUNDING, Column
+from verifiers.core.errors import InputError
+from verifiers.core.quantities import Norm
 from verifiers.core.question import Question
 from verifiers.core.settings import Positive
 from verifiers.core.status import About, Guarantee
@@ -21,11 +23,13 @@ if TYPE_CHECKING:
 class Joint(Method):
     """Bound both networks by CROWN in one graph; for copies of one architecture, also the difference of every neuron.
 
+    bound: crown, or sdp-crown for l2 balls.
     tolerance: the search ends when the bracket around the largest certified radius is this share of it.
     time_limit: seconds per sample; after that, the largest radius proved so far counts.
     """
 
     kind: Literal["joint"] = "joint"
+    bound: Literal["crown", "sdp-crown"] = "crown"
     tolerance: Positive = 0.005
     time_limit: Positive = 3600.0
     guarantee: ClassVar[Guarantee] = Guarantee.DETERMINISTIC
@@ -40,6 +44,10 @@ class Joint(Method):
         Column("gap", "float64", "logits", "upper bound of |student margin - teacher margin| on the ball at eps"),
         Column("deficit", "float64", "logits", "upper bound of teacher margin - student margin on the ball at eps"),
     )
+
+    def check(self, question: Question) -> None:
+        if self.bound == "sdp-crown" and question.norm is not Norm.L2:
+            raise InputError(f"method joint: bound 'sdp-crown' follows l2 balls, and the norm is {question.norm}")
 
     def spreads(self) -> Mapping[str, float]:
         return {"radius": 2 * self.tolerance}

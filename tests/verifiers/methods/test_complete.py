@@ -326,6 +326,29 @@ def test_other_hinges_against_a_fine_grid(name: str, monkeypatch: pytest.MonkeyP
     assert seen == {Status.CERTIFIED, Status.FALSIFIED}
 
 
+@pytest.mark.slow
+def test_an_l2_ball_is_followed_before_anything_is_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At a radius that only sdp-crown proves, the stage of alpha-CROWN certifies; without it, parts are needed."""
+    network, x = network_of((3, 12, 12, 2), 3), images((3,), 6)
+    with torch.no_grad():
+        labels = network(x).argmax(1)
+    followed, crown = (
+        certify(
+            network, x, labels, eps="1/10", norm="l2", methods=(method,), options={"iterations": 20, "tolerance": 0.02}
+        )[method]["radius"]
+        for method in ("sdp-crown", "alpha-crown")
+    )
+    i = int((followed / crown).argmax())
+    assert followed[i] > 1.02 * crown[i], "nothing is gained here"
+    eps = (float(followed[i]) + float(crown[i])) / 2
+    one = {"eps": f"{eps:.6f}", "norm": "l2", "methods": ("complete",), "options": {"time_limit": 60.0}}
+    (row,) = certify(network, x[i : i + 1], labels[i : i + 1], **one)["complete"]["stage"]
+    assert row == Stage.ALPHA_CROWN
+    monkeypatch.setattr(complete.sdp, "followed_ball", lambda bounds, rows, *_, **__: bounds.by_rows(rows))
+    (row,) = certify(network, x[i : i + 1], labels[i : i + 1], **one)["complete"]["stage"]
+    assert row in (Stage.ALPHA_CROWN, Stage.BRANCH_AND_BOUND)
+
+
 BALLS = [(kind, norm) for kind in ZOO for norm in Norm]
 QUICK = [("mlp", Norm.L2), ("residual", Norm.L1), ("max pool", Norm.LINF)]
 

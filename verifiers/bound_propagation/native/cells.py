@@ -128,6 +128,7 @@ class DomainBounds:
             multipliers=by_node(beta),
             watched=frozenset(reader for reader, _ in self.relus.readers) | self.differences,
             noise=self.noise(count),
+            cut=root.cut,
         )
 
     def noise(self, domains: int) -> Noise | None:

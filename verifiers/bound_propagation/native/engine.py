@@ -18,7 +18,7 @@ from verifiers.bound_propagation.engine import (
 from verifiers.bound_propagation.native.alpha import optimized
 from verifiers.bound_propagation.native.bounds import Bounds, dual_norms
 from verifiers.bound_propagation.native.memory import KnownIntervals
-from verifiers.bound_propagation.native.sdp import SAMPLES, followed_ball
+from verifiers.bound_propagation.native.sdp import SAMPLES, cut_at_box, followed_ball
 from verifiers.bound_propagation.rounding import deviation
 from verifiers.core.errors import Unsupported
 from verifiers.core.quantities import Arithmetic, Norm
@@ -141,15 +141,10 @@ class Native:
             if method == "ibp" and not self.graph.affine[self.graph.output]:
                 return bounds.by_intervals(specification)
             planes = self._at_least_intervals(bounds, bounds.by_rows(specification), specification)
-        return self._followed(bounds, planes, specification, iterations) if method == SDP_CROWN else planes
-
-    def _followed(self, bounds: Bounds, crown: Planes, specification: Tensor, iterations: int) -> Planes:
-        """Tighten the bounds of CROWN over balls cut at the image box, and let them follow the ball."""
-        known = {i: bounds.intervals[i] for i in bounds.refined}
-        bounds.cut, bounds.known, bounds.relaxations = True, known, {}
-        with torch.no_grad():
-            bounds.propagate(refine=True)
-        return better(crown, followed_ball(bounds, specification, iterations))
+        if method != SDP_CROWN:
+            return planes
+        cut_at_box(bounds)
+        return better(planes, followed_ball(bounds, specification, iterations))
 
     def _at_least_intervals(self, bounds: Bounds, planes: Planes, specification: Tensor) -> Planes:
         """Improve planes by interval bounds, which are better on some large balls."""

