@@ -13,8 +13,7 @@ if TYPE_CHECKING:
     from certkd.config.settings import OptimizerConfig, SelectionConfig, TrainConfig
     from certkd.networks.builders.build import Normalize
     from certkd.networks.output import Output
-    from certkd.networks.resolve import FileFormat
-    from certkd.networks.resolve import load as load_checkpoint
+    from certkd.networks.resolve import FileFormat, load_checkpoint
     from certkd.objectives import (
         AdaAd,
         Adversarial,
@@ -99,7 +98,7 @@ _MODULES = {
     "TrainingFolder": "certkd.training.resume",
     "certify": "verifiers.certify.certify",
     "compare": "certkd.comparison.compare",
-    "load_checkpoint": "certkd.networks.resolve:load",
+    "load_checkpoint": "certkd.networks.resolve",
     "read_certificates": "verifiers.results.reader:read",
     "train": "certkd.training.loop",
 }

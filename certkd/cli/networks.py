@@ -92,7 +92,10 @@ def network(name: str, options: dict[str, Any], load: "Load") -> "Checkpoint":
     )
     networks.check_units(form.mean, form.std)  # before data are loaded
     networks.check_names(name, architecture)
-    if wanted is not None and wanted.in_folders and options["image_size"] is None and architecture is None:
+    free = wanted is not None and wanted.in_folders and options["image_size"] is None
+    if free and architecture is not None:
+        wanted = named_data({**options, "image_size": networks.image_size(architecture)})
+    elif free:
         with suppress(InputError):  # the images can have any size: the network decides, if it can
             known = networks.load(name, form=form)
             if len(known.model.spec.shape) == 3:

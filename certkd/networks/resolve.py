@@ -2,8 +2,10 @@
 
 import os
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -227,6 +229,22 @@ def load(
     return Checkpoint(build(parse_architecture(name, data.classes, data.shape), pretrained=True).eval())
 
 
+@wraps(load)
+def load_checkpoint(*args: Any, **options: Any) -> Checkpoint:
+    """Load a trained network as ``load`` does, and warn of what was chosen or converted on the way."""
+    found = load(*args, **options)
+    for remark in found.remarks:
+        warnings.warn(f"{args[0] if args else options['name']}: {remark}", stacklevel=2)
+    return found
+
+
+def image_size(architecture: str) -> str | None:
+    """Return the size of images that an architecture's options name, as "H,W"; None if they name none."""
+    given = parse_architecture(architecture, 1, (1,)).options.get("img_size")
+    sides = list(given) if isinstance(given, list | tuple) else [given, given]
+    return ",".join(map(str, sides)) if all(isinstance(side, int) for side in sides) else None
+
+
 def _own(path: str, architecture: str | None) -> tuple[str, dict[str, Any]] | None:
     """Return the user's class and options for a checkpoint that was trained from a class; None for any other file."""
     if architecture is None or not is_own(architecture.partition(",")[0]) or checkpoint.class_of(path) is None:
@@ -326,7 +344,10 @@ def data_of(checkpoint: Checkpoint, named: DataConfig) -> DataConfig:
     if given.get("name", stored.get("name")) != stored.get("name"):
         stored = {}
     if not stored and "name" not in given:
-        raise InputError("the checkpoint does not name its data set: name it with --data")
+        raise InputError(
+            f"{quoted(known.model.spec.name)} does not name its data set: name it with --data, as digits, cifar10, a "
+            "folder of images, or a file like images.npz"
+        )
     if "name" not in given:
         _check_inside(str(stored.get("name", "digits")), named.root)
     config = DataConfig(**{**stored, "root": None, "download": False, **given})

@@ -107,6 +107,7 @@ def _noted(made: fx.Node, node: fx.Node, *, image: bool) -> fx.Node:
         "shape": tuple(value.shape) if isinstance(value, Tensor) else None,
         "image": image,
         "bool": isinstance(value, Tensor) and value.dtype == torch.bool,
+        "made": node.op == "call_function" and not node.all_input_nodes and [p.dtype for p in parts] == [torch.float32],
         "half": any(part.is_floating_point() and part.element_size() < 4 for part in parts),
         "stack_trace": node.meta.get("stack_trace"),
     }
@@ -175,6 +176,8 @@ def converted(module: fx.GraphModule, dtype: torch.dtype) -> fx.GraphModule:
     made = copy.deepcopy(module).to(dtype)
     for node in made.graph.nodes:
         node.args, node.kwargs = _of_dtype(node.args, dtype), _of_dtype(node.kwargs, dtype)
+        if node.meta.get("made") and any(given.name == "dtype" for given in node.target._schema.arguments):
+            node.kwargs = {**node.kwargs, "dtype": node.kwargs.get("dtype") or dtype}
     made.recompile()
     return made
 

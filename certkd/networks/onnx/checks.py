@@ -62,8 +62,10 @@ def _used(graph: Any, given: set[str], path: Path) -> list[Any]:
     """Return the nodes that the outputs depend on, each after those that it uses."""
     makers: dict[str, int] = {}
     for place, node in enumerate(graph.node):
-        if not node.output or not node.output[0]:
+        if not any(node.output):
             raise InputError(f"{path} is damaged: node {quoted(node.name)} ({quoted(node.op_type)}) has no output")
+        if not node.output[0]:  # a recurrent layer may give its last state alone
+            node.output[0] = f"unused output {place}"
         for name in filter(None, node.output):
             if makers.setdefault(name, place) != place or name in given:
                 raise InputError(f"{path} is damaged: two nodes compute {quoted(name)}")
@@ -107,7 +109,7 @@ def _before(node: Any, makers: dict[str, int], given: set[str], state: dict[int,
 def _check_attributes(node: Any, path: Path) -> None:
     where = f"{path}: node {quoted(node.name)} ({quoted(node.op_type)})"
     if node.op_type in _CONTROL:
-        raise InputError(f"{where}: the network branches, export it for one fixed path")
+        raise InputError(f"{where}: the network branches on a computed value, export it for one fixed path")
     names = [attribute.name for attribute in node.attribute]
     if len(set(names)) < len(names):
         raise InputError(f"{where}: has an attribute twice")

@@ -12,6 +12,7 @@ import numpy as np
 
 from certkd.files import sniff
 from certkd.networks.builders.build import MOST_PIXELS
+from certkd.networks.onnx.branches import fold_branches
 from certkd.networks.onnx.checks import check_model
 from certkd.networks.onnx.inline import inline_functions
 from certkd.networks.onnx.upgrade import FLOAT32, OLDEST, OTHER_FLOATS, to_broadcasting, to_float32
@@ -36,6 +37,7 @@ class OnnxFile:
         image, logits: names of the graph's input and output.
         shape: shape of one image, without the batch.
         count: number of images that it takes at a time; None for any number.
+        single: True if it takes one flat image without an axis for the batch.
         constants: weights and other fixed values by name.
         remarks: what was converted or chosen, a line each.
     """
@@ -50,6 +52,7 @@ class OnnxFile:
     count: int | None
     constants: Mapping[str, np.ndarray]
     remarks: tuple[str, ...] = ()
+    single: bool = False
 
 
 def packages() -> tuple[ModuleType, ModuleType]:
@@ -83,6 +86,7 @@ def read(path: Path, *, shape: Sequence[int] | None = None, output: str | int | 
     graph, opset = model.graph, _opset(model, path)
     chosen, remark = _output(graph, output, path)
     inline_functions(model, path)
+    fold_branches(model, path)
     graph.ClearField("output")
     graph.output.append(chosen)
     check_model(model, path)
@@ -104,6 +108,7 @@ def read(path: Path, *, shape: Sequence[int] | None = None, output: str | int | 
         count=count,
         constants=constants,
         remarks=tuple(text for text in remarks if text is not None),
+        single=len(inputs[0].type.tensor_type.shape.dim) == 1,
     )
 
 
@@ -131,6 +136,9 @@ def _opset(model: Any, path: Path) -> int:
 
     versions = [entry.version for entry in model.opset_import if entry.domain in DOMAINS]
     if not versions:
+        others = ", ".join(quoted(entry.domain) for entry in model.opset_import[:9])
+        if others:
+            raise InputError(f"{path} has operators of {others} only: it is not a neural network")
         raise InputError(f"{path} is damaged: it does not name its operators' opset")
     newest = onnx.defs.onnx_opset_version()
     if not OLDEST <= versions[0] <= newest:
@@ -196,6 +204,8 @@ def _image(value: Any, path: Path, wanted: Sequence[int] | None) -> tuple[tuple[
     sides = [side.dim_value if side.HasField("dim_value") else side.dim_param or "?" for side in tensor.shape.dim]
     if not tensor.HasField("shape") and wanted is not None:
         sides = ["?", *wanted]
+    if len(sides) == 1 and isinstance(sides[0], int) and sides[0] > 0:
+        sides = [1, *sides]
     if tensor.HasField("shape") and len(sides) < 2:
         raise InputError(f"{path} takes an input of shape {quoted(sides)}: only a batch of images is supported")
     first = sides[0] if sides else 0

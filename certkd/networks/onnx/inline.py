@@ -1,6 +1,6 @@
 """Put the bodies of a file's own functions in the place of their calls; PyTorch's exporter wrote such files."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from verifiers.core.errors import InputError, quoted
@@ -32,7 +32,7 @@ class _Inliner:
         self.functions = {(each.domain, each.name, getattr(each, "overload", "")): each for each in model.functions}
         if len(self.functions) < len(model.functions) or any(key[0] in ("", "ai.onnx") for key in self.functions):
             raise InputError(f"{path} is damaged: it has a function twice, or one in the place of an operator")
-        self.prefix = _unused(model)
+        self.prefix = unused(model.graph, "call", model.functions)
         self.opset = {entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")}
 
     def expanded(
@@ -77,12 +77,10 @@ class _Inliner:
         yield from self.expanded(function.node, names, given, inside, depth + 1)
 
 
-def _unused(model: Any) -> str:
-    """Return a text that no name of a value begins with."""
-    bodies = [model.graph, *model.functions]
-    names = {name for body in bodies for node in body.node for name in (*node.input, *node.output)}
-    names |= {value.name for value in (*model.graph.initializer, *model.graph.input)}
-    prefix = "call"
+def unused(graph: Any, prefix: str, bodies: Sequence[Any] = ()) -> str:
+    """Return a text that no name of a value of the graph or of functions begins with."""
+    names = {name for body in (graph, *bodies) for node in body.node for name in (*node.input, *node.output)}
+    names |= {value.name for value in (*graph.initializer, *graph.input)}
     while any(name.startswith(prefix) for name in names):
         prefix += "_"
     return prefix

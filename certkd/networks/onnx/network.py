@@ -40,7 +40,11 @@ NUMBERS = ("Resize", "Upsample")
 #: Operators whose number of outputs means something, even if they are not used.
 COUNTED = ("BatchNormalization", "Split")
 #: Operators whose float constants are weights, however few.
-WEIGHTED = frozenset("Conv Gemm MatMul BatchNormalization InstanceNormalization LayerNormalization PRelu".split())
+WEIGHTED = frozenset(
+    "Conv ConvTranspose Gemm GRU GroupNormalization LSTM MatMul BatchNormalization InstanceNormalization "
+    "LayerNormalization PRelu RNN com.microsoft:FusedConv com.microsoft:FusedMatMul "
+    "com.microsoft:SkipLayerNormalization".split()
+)
 
 
 def _is_weight(value: Value, kind: str) -> bool:
@@ -114,6 +118,7 @@ class OnnxNetwork(nn.Module):
         super().__init__()
         self.image, self.logits, self.sha256 = file.image, file.logits, file.sha256
         self.count = (file.count or 1) if literal else None
+        self.single = file.single
         self.weights, self.steps = Weights(), nn.ModuleDict()
         self._plan: list[tuple[Operation, str | Known]] = []
         self._constants: dict[str, np.ndarray] = {}
@@ -130,7 +135,7 @@ class OnnxNetwork(nn.Module):
         """Run an image as often as the file takes images."""
         count = self.count or 1
         if count == 1:
-            return self._run(image).reshape(1, -1)
+            return self._run(image[0] if self.single else image).reshape(1, -1)
         return self._run(image.expand(count, *image.shape[1:]))[:1].flatten(1)
 
     def _run(self, x: Tensor) -> Tensor:
@@ -331,7 +336,7 @@ def load(
     path = Path(path)
     with loading(path, "an ONNX file that can be read"):
         file = read(path, shape=shape, output=output)
-        network = OnnxNetwork(file)
+        network = OnnxNetwork(file, literal=file.single)
         try:
             return network, file, _compared(network, file)
         except OneByOne:

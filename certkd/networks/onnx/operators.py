@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from certkd.networks.onnx import layers, resizing, shaping
+from certkd.networks.onnx import layers, microsoft, recurrent, resizing, shaping
 from certkd.networks.onnx.call import Call, Value, axes_of, axis_of, number, tensor
 
 
@@ -244,6 +244,8 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "Gather": shaping.gather,
     "Gelu": gelu,
     "Gemm": gemm,
+    "GRU": recurrent.gru,
+    "GatherND": shaping.gather_nd,
     "GlobalAveragePool": layers.global_average_pool,
     "GlobalMaxPool": layers.global_max_pool,
     "Greater": binary(torch.gt),
@@ -252,6 +254,7 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "HardSigmoid": hard_sigmoid,
     "HardSwish": elementwise(F.hardswish),
     "Identity": elementwise(lambda x: x),
+    "LSTM": recurrent.lstm,
     "LRN": layers.local_response,
     "InstanceNormalization": layers.instance_norm,
     "LayerNormalization": layers.layer_norm,
@@ -274,9 +277,12 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "PRelu": prelu,
     "Pad": shaping.pad,
     "Pow": power,
+    "RNN": recurrent.rnn,
     "Reciprocal": elementwise(torch.reciprocal),
     "ReduceL1": reduced(lambda x, axes, keep: x.abs().sum(axes, keep)),
     "ReduceL2": reduced(lambda x, axes, keep: (x * x).sum(axes, keep).sqrt()),
+    "ReduceLogSum": reduced(lambda x, axes, keep: x.sum(axes, keep).log()),
+    "ReduceLogSumExp": reduced(torch.logsumexp),
     "ReduceMax": reduced(torch.amax),
     "ReduceMean": reduced(torch.mean),
     "ReduceMin": reduced(torch.amin),
@@ -308,4 +314,5 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "Unsqueeze": shaping.unsqueeze,
     "Upsample": resizing.upsample,
     "Where": shaping.where,
+    **microsoft.OPERATORS,
 }

@@ -11,6 +11,10 @@ from typing import Any
 
 import numpy as np
 
+#: How far the scale of a GELU written out may be from 1 / sqrt 2: exporters round it to float32, or its inverse, or one
+#: and then the other. So the joined function differs from the file's by roundings of one product.
+SCALE = 2.0**-22
+
 
 @dataclass(frozen=True)
 class Operation:
@@ -65,7 +69,7 @@ class _Graph:
         if inner is None or inner.kind == "Add" or after is None or after.kind != "Add" or self._scaled(inner) is None:
             return
         image, scale = self._scaled(inner) or ("", 0.0)
-        if abs(scale * math.sqrt(2) - 1) > 1e-6 or self._scaled(after) != (erf.outputs[0], 1.0):
+        if abs(scale * math.sqrt(2) - 1) > SCALE or self._scaled(after) != (erf.outputs[0], 1.0):
             return
         chain, half, seen = [after], 1.0, False
         while not (seen and half == 0.5):

@@ -72,8 +72,9 @@ class Reference:
         return np.concatenate([self._run(batch) for batch in batches])[: len(images)]
 
     def _run(self, images: np.ndarray) -> np.ndarray:
+        given = images[0] if self._file.single else images
         try:
-            found = self._session.run([self._file.logits], {self._file.image: images})[0]
+            found = self._session.run([self._file.logits], {self._file.image: given})[0]
         except Exception as error:  # noqa: BLE001 - see above
             raise InputError(f"{self._file.path} cannot be run on {len(images)} images: {one_line(error)}") from None
         rows = _rows(found.shape, len(images)) if isinstance(found, np.ndarray) else None

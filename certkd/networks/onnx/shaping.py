@@ -136,6 +136,18 @@ def gather(call: Call, x: Tensor, indices: Value, *, axis: int = 0) -> Tensor:
     return x.index_select(axis, rows) if np.ndim(indices) == 1 else x.index_select(axis, rows).reshape(after)
 
 
+def gather_nd(call: Call, x: Tensor, indices: Value, *, batch_dims: int = 0) -> Tensor:
+    """Pick entries by constant indices of the first axes, which become one."""
+    if isinstance(indices, Tensor) or batch_dims:
+        raise call.refuse("looks up indices that depend on the image, or others for each image")
+    index = np.asarray(indices)
+    depth, sides = index.shape[-1], [int(side) for side in x.shape]
+    places = [index[..., axis] % sides[axis] for axis in range(depth)]
+    rows = torch.as_tensor(np.ravel_multi_index(places, sides[:depth]).reshape(-1), device=x.device)
+    picked = x.reshape(-1, *sides[depth:]).index_select(0, rows)
+    return picked.reshape(*index.shape[:-1], *sides[depth:])
+
+
 def pad(
     call: Call,
     x: Tensor,

@@ -11,7 +11,7 @@ import numpy as np
 from verifiers.core.errors import InputError, quoted
 
 #: The oldest opset that is rewritten, and the first whose operators broadcast as today's.
-OLDEST, BROADCASTING = 3, 7
+OLDEST, BROADCASTING = 1, 7
 #: Float types by number: float32 stays, the others are converted.
 FLOAT32 = 1
 OTHER_FLOATS = {10: "float16", 11: "float64", 16: "bfloat16"}
@@ -229,11 +229,29 @@ def _gemm(node: Any, names: _Names) -> list[Any]:
     return [node]
 
 
+def _pad(node: Any, names: _Names) -> list[Any]:
+    for attribute in node.attribute:
+        if attribute.name == "paddings":  # its name in opset 1
+            attribute.name = "pads"
+    return [node]
+
+
+def _upsample(node: Any, names: _Names) -> list[Any]:
+    from onnx import helper
+
+    scales = [_take(node, "height_scale"), _take(node, "width_scale")]  # opset 1 has one attribute for each
+    if None not in scales:
+        node.attribute.append(helper.make_attribute("scales", [1.0, 1.0, *scales]))
+    return [node]
+
+
 _REWRITES: dict[str, Rewrite] = {
     **dict.fromkeys(_BINARY, _binary),
     "Cast": _cast,
     "Concat": _concat,
     "Gemm": _gemm,
     "PRelu": _slope,
+    "Pad": _pad,
     "Reshape": _reshape,
+    "Upsample": _upsample,
 }

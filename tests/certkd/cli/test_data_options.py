@@ -10,10 +10,12 @@ import torch
 from PIL import Image
 from torch import nn
 
+from certkd.cli.networks import network as named_network
 from certkd.config.reading import read
 from certkd.config.settings import DataConfig, Recipe, SelectionConfig, Threat, TrainJob
 from certkd.data import folders
 from certkd.data.sources import load as load_data
+from certkd.data.splits import DataSet
 from certkd.networks.builders import ModelSpec, build
 from certkd.networks.checkpoint import Checkpoint, save
 from certkd.networks.onnx.export import export
@@ -138,6 +140,23 @@ def test_the_size_of_a_checkpoints_own_folders_is_kept(places: Path) -> None:
     assert data_of(wicked, DataConfig()).model_dump(include={"download", "root"}) == {"download": False, "root": None}
     with pytest.raises(InputError, match="does not name its data set"):
         data_of(network(), DataConfig())
+
+
+@pytest.mark.parametrize(
+    ("option", "expected"), [(",img_size=32", 32), (",img_size=[32,48]", "32,48"), ("", DataConfig().image_size)]
+)
+def test_images_have_the_size_that_the_architecture_names(places: Path, option: str, expected: object) -> None:
+    seen: list[DataConfig] = []
+
+    def read(config: DataConfig) -> DataSet:
+        seen.append(config)
+        raise InputError("the data are not needed")
+
+    given = {"data": "folder", "data_root": str(places / "images"), "arch": f"timm:vit_tiny_patch16_224{option}"}
+    options = dict.fromkeys("download image_size layout output mean std weights_key".split()) | given
+    with pytest.raises(InputError, match="not needed"):
+        named_network("weights.pth", {**options, "kinds": {False}}, read)
+    assert [config.image_size for config in seen] == [expected]
 
 
 def test_folders_below_the_root_get_the_size_of_the_network(

@@ -8,10 +8,13 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from onnx import helper
 
 from certkd.networks.builders import ModelSpec, build
 from certkd.networks.checkpoint import Checkpoint, load, save
 from tests.certificate_files import write_file
+from tests.certkd.exchange.models import head
+from tests.certkd.exchange.models import save as write_onnx
 from tests.cli import refused
 from tests.paths import ROOT
 from verifiers.core.status import Status
@@ -44,7 +47,10 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "out: x\nteacher: {objective: {kind: standard}}\n"
         "students: {objectives: {kd: {kind: kd}}}\ncertify: {eps: 0.1}\n"
     )
+    nodes, weights = head(72)
+    onnx = write_onnx(folder / "soft.onnx", [helper.make_node("Relu", ["x"], ["h"]), *nodes], weights, shape=("N", 72))
     return {
+        "SOFT": str(onnx),
         "FOLDER/x.txt": str(folder / "certificates" / "x.txt"),
         "NET": str(folder / "net.pt"),
         "STUDENT": str(folder / "student.pt"),
@@ -69,6 +75,7 @@ MISTAKES: list[tuple[str, str]] = [
     ("certify NET extra --eps 0.1", "extra"),
     ("certify none.pt --eps 0.1 --data digits", "no such checkpoint: none.pt"),
     ("certify none.onnx --eps 0.1 --data digits", "no such ONNX file: none.onnx"),
+    ("certify SOFT --eps 0.1", "'onnx:soft' does not name its data set: name it with --data, as digits, cifar10"),
     ("certify FOLDER --eps 0.1", "FOLDER is a folder"),
     ("certify GOOD --eps 0.1", "GOOD is an HDF5 file, as certificates are, not a network: 'certkd show' prints those"),
     ("CERTIFY --teacher none.pt", "no such checkpoint: none.pt"),

@@ -33,7 +33,8 @@ def save(
         entries += [helper.make_tensor_value_info(w.name, w.data_type, w.dims) for w in weights]
     made = [helper.make_tensor_value_info(name, kind, None) for name in outputs]
     graph = helper.make_graph(list(nodes), "test", entries, made, weights)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
+    others = [helper.make_opsetid(domain, 1) for domain in sorted({each.domain for each in nodes} - {""})]
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset), *others])
     model.ir_version = 3 if listed else min(model.ir_version, 8)
     path.write_bytes(model.SerializeToString())
     return path

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ import pytest
 import torch
 from torch import nn
 
+import certkd
+from certkd.config.settings import DataConfig
+from certkd.data import sources as data
 from certkd.files import write_whole
 from certkd.networks import checkpoint
 from certkd.networks.builders import ModelSpec, build
@@ -380,3 +384,19 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, suffix: str) ->
     for path in (tmp_path / "file" / f"s{suffix}", tmp_path / f"{'n' * 300}{suffix}"):
         with pytest.raises(InputError, match="cannot write"):
             save(example(), path)
+
+
+def test_python_is_told_which_weights_were_taken(tmp_path: Path) -> None:
+    spec = ModelSpec(name="certkd:mlp", options={"hidden": [3]}, classes=10, shape=(1, 8, 8))
+    plain, averaged = build(spec).state_dict(), build(spec).state_dict()
+    torch.save({"state_dict": plain, "state_dict_ema": averaged}, tmp_path / "both.pt")
+    given = {"architecture": "certkd:mlp,hidden=[3]", "data": data.load(DataConfig())}
+    with pytest.warns(UserWarning, match=r"both.pt: the weights under 'state_dict' are taken; choose others"):
+        found = certkd.load_checkpoint(tmp_path / "both.pt", **given)
+    assert all(torch.equal(value, plain[key]) for key, value in found.model.state_dict().items())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = certkd.load_checkpoint(
+            tmp_path / "both.pt", form=certkd.FileFormat(weights_key="state_dict_ema"), **given
+        )
+    assert all(torch.equal(value, averaged[key]) for key, value in found.model.state_dict().items())

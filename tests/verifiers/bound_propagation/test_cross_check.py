@@ -168,6 +168,18 @@ def test_a_small_lie_makes_rows_errors(engine: str, lying: Callable[[str, Lie], 
     assert "\n" not in reason and all(name in reason for name in ENGINE_NAMES), f"reason: {reason}"
 
 
+def test_ibp_of_an_affine_network_may_differ() -> None:
+    """Of two linear layers the native engine bounds the product, and auto-LiRPA one after the other."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 3)).eval()
+    rows = run(
+        network, torch.rand(2, 6, generator=torch.Generator().manual_seed(1)), "ibp", engine="native", cross_check=2
+    )
+    assert rows.count(Status.ERROR) == 0 and "reason" not in rows.attributes, rows.attributes
+    assert rows.attributes["cross_check"].endswith("cross-checked by auto-lirpa")
+
+
 def test_a_check_changes_no_answer() -> None:
     kind = BY_NAME["mlp"]
     network, x = kind.network(), kind.images(5)

@@ -137,6 +137,10 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "log": lambda: Fn(lambda x: torch.log(x.abs() + 0.3)),
     "powers": lambda: Fn(lambda x: (x.abs() + 0.2) ** 0.5 + (x.abs() + 0.2) ** -1 + (x.abs() + 0.2) ** -0.5),
     "softmax": lambda: nn.Softmax(-1),
+    "log softmax": lambda: nn.LogSoftmax(-1),
+    "log of sums of exp": lambda: Fn(lambda x: x.logsumexp(-1, keepdim=True) * 0.5 + x),
+    "log sigmoid": nn.LogSigmoid,
+    "log1p": lambda: Fn(lambda x: torch.log1p(x.abs())),
 }
 
 
@@ -243,6 +247,8 @@ NORMALIZATIONS: dict[str, Callable[[], nn.Module]] = {
     "layer norm of two axes": _normal(lambda: nn.LayerNorm((2, 2), elementwise_affine=False)),
     "layer norm without bias": _normal(lambda: nn.LayerNorm((4, 2, 2), bias=False)),
     "softmax over channels": _normal(lambda: nn.Softmax(1)),
+    "log softmax over channels": _normal(lambda: nn.LogSoftmax(1)),
+    "log of sums of exp over two axes": _normal(lambda: Fn(lambda x: x.logsumexp((1, 3)))),
     "softmax of large values": _normal(lambda: Fn(lambda x: (30 * x).softmax(2))),
 }
 
@@ -461,6 +467,7 @@ def _cases() -> list[Kind]:
         "tanh",
         "sigmoid",
         "softmax",
+        "log softmax",
     ):
         cases.append(Kind(f"{name}, large weights", on(FLAT, partial(within_mlp, ACTIVATIONS[name]), 12.0), FLAT))
     for table in (CONVOLUTIONS, POOLS):

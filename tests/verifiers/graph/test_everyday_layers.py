@@ -106,6 +106,16 @@ LAYERS: dict[str, tuple[tuple[int, ...], Make]] = {
             lambda n, x: n.b(torch.einsum("bij,bkl->bjl", n.a(x), n.c(x)).flatten(1)), a=L(4, 2), c=L(4, 2), b=L(4, 3)
         ),
     ),
+    "einsum with a constant made on the way": (
+        FLAT,
+        one(lambda h: torch.einsum("bi,ij->bj", h.relu(), torch.eye(6) + torch.full((6, 6), 0.1))),
+    ),
+    "einsum with a computed weight": (
+        FLAT,
+        lambda: Net(
+            lambda n, x: n.c(torch.einsum("bi,ji->bj", x, F.normalize(n.a.weight, dim=1))), a=L(8, 5), c=L(5, 3)
+        ),
+    ),
     "std": (FLAT, one(lambda h: (h - h.mean(1, keepdim=True)) / (h.std(1, keepdim=True) + 0.1))),
     "var": (FLAT, one(lambda h: (h - h.mean(1, keepdim=True)) / (h.var(1, keepdim=True, unbiased=False) + 0.1))),
     "var_mean": (

@@ -29,7 +29,7 @@ SCALE = {Norm.LINF: 1.0, Norm.L2: 1.5, Norm.L1: 3.0}
 ASKED = (("ibp", True), ("crown-ibp", True), ("crown", True), ("crown", False), ("alpha-crown", True))
 
 #: Networks with functions whose domain is a half-line, which plain CROWN's intervals may leave.
-PARTIAL = ("sqrt", "rsqrt", "reciprocal", "powers", "log", "quotient")
+PARTIAL = ("sqrt", "rsqrt", "reciprocal", "powers", "log", "log1p", "quotient")
 
 every_case = pytest.mark.parametrize("name", thin(CASES, every=5))
 #: The largest norm for all networks, and one of the others for every sixth.

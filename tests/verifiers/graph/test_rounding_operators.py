@@ -22,7 +22,7 @@ from verifiers.graph.affine_difference import AffineDifference
 from verifiers.graph.graph import Builder, Ref
 from verifiers.graph.lowering import LOWERINGS
 from verifiers.graph.lowering.statistics import Variance
-from verifiers.graph.operators import Elementwise, Operator
+from verifiers.graph.operators import Elementwise, Interval, Operator
 from verifiers.graph.relaxations.normalization import Normalization
 from verifiers.graph.relaxations.powers import Root
 from verifiers.graph.relaxations.products import Product
@@ -151,6 +151,22 @@ def softmaxed(operator: Operator, values: Sequence[Tensor]) -> Ways:
     yield "torch", values[0].float().softmax(-1).numpy().ravel()
     if isinstance(operator, Softmax) and operator.fused:
         yield "block by block", _online(x).ravel()
+
+
+def log_summed(operator: Operator, values: Sequence[Tensor]) -> Ways:
+    """Find the log of the sum of exp in any order, with exp off by up to 20 ulp and log off by 3."""
+    x = values[0].numpy().astype(f32)
+    top = x.max(-1, keepdims=True)
+    for name, add in SUMS.items():
+        for ulps in (0, 19, -19):
+            total = add(_exp(x - top, ulps).reshape(-1, x.shape[-1])).reshape(top.shape)
+            for last in (0, 3):
+                yield f"{name}, {ulps} ulp", (top + _log(total, last)).ravel()
+    yield "torch", values[0].float().logsumexp(-1).numpy().ravel()
+
+
+def _log(x: Array, ulps: int = 0) -> Array:
+    return (np.log(x.astype(np.float64)) * (1 + ulps * 2.0**-23)).astype(f32)
 
 
 def _online(x: Array, block: int = 16) -> Array:
@@ -387,6 +403,10 @@ ROWS: dict[str, Row] = {
     "softmax, steep": row(
         "softmax", -1, shape=(1, 12), ways=softmaxed, inputs=_normal_inputs(40.0, (1, 12)), loose=500.0
     ),
+    "logsumexp": row("logsumexp", -1, True, shape=(1, 12), ways=log_summed, loose=200.0),
+    "logsumexp, steep": row(
+        "logsumexp", -1, True, shape=(1, 12), ways=log_summed, inputs=_normal_inputs(40.0, (1, 12)), loose=500.0
+    ),
     "softmax of attention": Row(
         lambda: Softmax(-1, (3, 40), fused=True), [(3, 40)], softmaxed, "softmax", 500.0, _normal_inputs(2.0, (3, 40))
     ),
@@ -442,7 +462,7 @@ MOVES = (
     "zeros_like ones_like full_like expand_as view_as reshape_as broadcast_to reflection_pad1d replication_pad1d "
     "upsample_nearest1d max min amax amin maximum minimum max_pool1d adaptive_max_pool1d adaptive_max_pool2d "
     "adaptive_max_pool3d logical_not bitwise_not masked_fill einsum glu instance_norm rms_norm linalg_vector_norm norm "
-    "std std_mean var_mean clamp clamp_min"
+    "std std_mean var_mean clamp clamp_min log_softmax log_sigmoid"
 ).split()
 SAME = {
     "add_": "add",
@@ -450,6 +470,7 @@ SAME = {
     "mm": "matmul",
     "addmm": "matmul",
     "_softmax": "softmax",
+    "_log_softmax": "log_softmax",
     "ge": "gt",
     "lt": "gt",
     "le": "gt",
@@ -484,6 +505,29 @@ def test_float32_is_within_the_bound(name: str) -> None:
             worst = max(worst, float((distance / np.maximum(bound, 1e-300)).max()))
     if given.ways is not None:
         assert worst >= 1 / given.loose, f"the worst error is {worst:.3g} of the bound"
+
+
+@pytest.mark.parametrize("spread", [0.1, 3.0, 60.0])
+def test_log_softmax_is_within_the_bounds_of_its_parts(spread: float) -> None:
+    """The largest entry, the log of the sum and x itself are taken from each other in any order."""
+    builder, like = Builder(torch.zeros(1, dtype=torch.float64)), Ref(0, (1, 7))
+    LOWERINGS["log_softmax"](builder, like, -1)
+    inner, outer = (node.operator for node in builder.nodes[-2:])
+    assert inner is not None and outer is not None
+    for (value,) in _normal_inputs(spread, (1, 7))():
+        box = point(value[None])
+        between, exact = inner.interval(box), value.log_softmax(-1)
+        off = inner.rounding([box], between)
+        assert off is not None
+        widened = Interval(between.low - off, between.high + off)
+        last = outer.rounding([box, widened], outer.interval(box, widened))
+        bound = float(FLOAT64) * (off + (0 if last is None else last))[0].numpy()
+        x = value.numpy().astype(f32)
+        top = x.max(-1, keepdims=True)
+        for ulps in (0, 19):
+            logarithm = _log(_exp(x - top, ulps).sum(-1, keepdims=True), 3)
+            for found in ((x - top) - logarithm, x - (top + logarithm), value.float().log_softmax(-1).numpy()):
+                assert (np.abs(found.astype(np.float64) - exact.numpy()) <= bound).all()
 
 
 def test_a_difference_holds_the_errors_of_both_networks() -> None:

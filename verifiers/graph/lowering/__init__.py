@@ -9,7 +9,20 @@ from typing import Any
 import torch
 
 from verifiers.graph.lowering.activations import elementwise, prelu
-from verifiers.graph.lowering.arithmetic import add, addmm, attention, div, matmul, mul, power, rsub, softmax, sub
+from verifiers.graph.lowering.arithmetic import (
+    add,
+    addmm,
+    attention,
+    div,
+    log_softmax,
+    log_sum_exp,
+    matmul,
+    mul,
+    power,
+    rsub,
+    softmax,
+    sub,
+)
 from verifiers.graph.lowering.contraction import einsum, glu
 from verifiers.graph.lowering.layers import (
     avg_pool1d,
@@ -73,6 +86,10 @@ _PICKS = (
     "pixel_shuffle pixel_unshuffle tril triu"
 )
 _CONSTANTS = "new_zeros new_ones new_full zeros_like ones_like full_like"
+#: The threshold of a softplus that is smooth everywhere.
+ENDLESS = 1e30
+
+softplus = elementwise(lambda beta=1.0, threshold=20.0: Softplus(beta, threshold))
 
 LOWERINGS: dict[str, Callable[..., Any]] = {
     **{name: reshape(getattr(aten, name)) for name in _RESHAPES.split()},
@@ -133,6 +150,9 @@ LOWERINGS: dict[str, Callable[..., Any]] = {
     "scaled_dot_product_attention": attention,
     "softmax": softmax,
     "_softmax": softmax,
+    "log_softmax": log_softmax,
+    "_log_softmax": log_softmax,
+    "logsumexp": log_sum_exp,
     "max_pool1d": max_pool1d,
     "max_pool2d": max_pool2d,
     "adaptive_max_pool1d": adaptive_max_pool(1),
@@ -174,10 +194,11 @@ LOWERINGS: dict[str, Callable[..., Any]] = {
     "sign": elementwise(Sign),
     "exp": elementwise(Exp),
     "log": elementwise(Log),
+    "log1p": lambda builder, x: elementwise(Log)(builder, add(builder, x, 1.0)),
     "sqrt": elementwise(Sqrt),
     "rsqrt": elementwise(Rsqrt),
     "reciprocal": elementwise(Reciprocal),
-    "softplus": elementwise(lambda beta=1.0, threshold=20.0: Softplus(beta, threshold)),
+    "softplus": softplus,
     "elu": elementwise(lambda alpha=1.0, scale=1.0, input_scale=1.0: Elu(alpha, scale, input_scale)),
     "selu": elementwise(lambda: Elu(1.6732632423543772, 1.0507009873554805, 1.0)),
     "celu": elementwise(lambda alpha=1.0: Elu(alpha, 1.0, 1.0 / alpha)),
@@ -186,4 +207,5 @@ LOWERINGS: dict[str, Callable[..., Any]] = {
     "gelu": elementwise(lambda approximate="none": Gelu(approximate)),
     "silu": elementwise(Silu),
     "mish": elementwise(Mish),
+    "log_sigmoid": lambda builder, x: mul(builder, softplus(builder, mul(builder, x, -1.0), threshold=ENDLESS), -1.0),
 }

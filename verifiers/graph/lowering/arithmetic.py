@@ -1,6 +1,7 @@
-"""Lower sums, products, powers, softmax and attention."""
+"""Lower sums, products, powers, softmax and its log, and attention."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -8,10 +9,11 @@ from torch import Tensor
 
 from verifiers.graph.affine import Scale, Sum
 from verifiers.graph.graph import Builder, Ref
-from verifiers.graph.lowering.shapes import Value, general
+from verifiers.graph.lowering.shapes import Value, axes_of, general
 from verifiers.graph.operators import Elementwise
 from verifiers.graph.relaxations.convex import Reciprocal, Rsqrt, Sqrt, Square
 from verifiers.graph.relaxations.lines import Activation
+from verifiers.graph.relaxations.log_sum_exp import LogSumExp
 from verifiers.graph.relaxations.powers import OddPower, Power
 from verifiers.graph.relaxations.products import Product
 from verifiers.graph.relaxations.softmax import Softmax
@@ -139,3 +141,23 @@ def attention(
 
 def softmax(builder: Builder, x: Ref, dim: int, *_: Any) -> Ref:
     return builder.add(Softmax(dim if dim < 0 else dim - len(x.shape), x.shape), [x], x.shape)
+
+
+def log_softmax(builder: Builder, x: Ref, dim: int, *_: Any) -> Ref:
+    """Lower x - log sum exp(x), whose rounding covers every order in which float32 takes the three parts."""
+    return sub(builder, x, log_sum_exp(builder, x, dim, keepdim=True))
+
+
+def log_sum_exp(builder: Builder, x: Ref, dims: int | Sequence[int], keepdim: bool = False) -> Ref:
+    """Lower the log of the sum of exp along axes, which are put side by side at the end."""
+    axes = axes_of(dims, len(x.shape))
+    kept = [axis for axis in range(len(x.shape)) if axis not in axes]
+    after = tuple(1 if axis in axes else x.shape[axis] for axis in range(len(x.shape)) if keepdim or axis in kept)
+    if len(axes) == 1:
+        axis = axes[0] - len(x.shape)
+    else:
+        sides = (*(x.shape[axis] for axis in kept), math.prod(x.shape[axis] for axis in axes))
+        x, axis = general(builder, lambda value: value.permute(*kept, *axes).reshape(sides), [x], steps=0), -1
+    operator = LogSumExp(axis, x.shape)
+    found = builder.add(operator, [x], operator.after)
+    return found if found.shape == after else general(builder, lambda value: value.reshape(after), [found], steps=0)

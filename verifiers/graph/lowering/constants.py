@@ -200,7 +200,8 @@ def perturb(builder: Builder, before: int, args: Any, kwargs: Any, lower: Callab
         args, lower = (args[0], _inverse(builder, args[1])), mul
     made = builder.nodes[before:]
     operator = made[0].operator if len(made) == 1 else None
-    if (builder.kind in LINEAR or lower is mul) and isinstance(operator, Affine):
+    linear = builder.kind in LINEAR or lower is mul or (builder.kind == "einsum" and len(args[1]) == 2)
+    if linear and isinstance(operator, Affine):
         errors, zeros = (
             _operator(builder, _replaced((args, kwargs), by), lower)
             for by in (lambda part: _or_zero(builder, part), torch.zeros_like)

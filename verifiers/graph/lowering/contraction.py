@@ -20,7 +20,8 @@ def einsum(builder: Builder, equation: str, operands: Sequence[Value], *, path: 
     values = [operand for operand in operands if isinstance(operand, Ref)]
     inputs, output = _letters(builder, equation, [len(operand.shape) for operand in operands])
     if len(values) == 1:
-        return _affine(builder, inputs, output, operands)
+        parts = [part if isinstance(part, Ref) else part.to(builder.like) for part in operands]
+        return _affine(builder, inputs, output, parts)
     if len(values) == 2 and len(operands) == 2:
         return _bilinear(builder, inputs, output, values)
     raise builder.refuse("einsum of more than two values that depend on the image")

@@ -7,6 +7,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+import torch.nn.functional as F
 from onnx import TensorProto, helper, numpy_helper
 
 import certkd
@@ -15,7 +16,7 @@ from certkd.networks.onnx.classifier import classifier
 from certkd.networks.onnx.file import read
 from certkd.networks.onnx.reference import Reference
 from tests.certkd.exchange.models import random, save
-from tests.certkd.networks.onnx.exporters import BUILDS, IMAGE, Build, head, n
+from tests.certkd.networks.onnx.exporters import BUILDS, IMAGE, Build, head, n, value
 from tests.cli import refused
 from tests.marks import thin
 from verifiers.bound_propagation.native.engine import Native
@@ -254,9 +255,15 @@ REFUSED: dict[str, tuple[Build, str]] = {
     ),
     "a batch that is mixed": (mixed("N"), "mixes the images of a batch"),
     "ten images that are mixed": (mixed(10), "mixes the images of a batch"),
-    "a long short-term memory": (
-        quantised(n("LSTM", "x w r", "h", hidden_size=2), w=random(1, 8, 4), r=random(1, 8, 2)),
-        "(LSTM, opset 13): is an operator without translation",
+    "peepholes": (
+        quantised(
+            n("LSTM", "x w r _ _ _ _ p", "h", hidden_size=2), w=random(1, 8, 4), r=random(1, 8, 2), p=random(1, 6)
+        ),
+        "(LSTM, opset 13): has peepholes: they are not supported",
+    ),
+    "other activations": (
+        quantised(n("GRU", "x w r", "h", activations=["Tanh", "Tanh"]), w=random(1, 6, 4), r=random(1, 6, 2)),
+        "(GRU, opset 13): activations=['Tanh', 'Tanh'] are not the usual ones",
     ),
     "whole numbers of the image": (
         quantised(n("Cast", "x", "i", to=6), n("Cast", "i", "h", to=1)),
@@ -279,6 +286,50 @@ def test_a_refusal_tells_the_true_reason(name: str, tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         onnx_network.load(build(tmp_path))
     assert told in str(caught.value) and "\n" not in str(caught.value)
+
+
+def branching(path: Path, condition: Any, *conditions: Any) -> Path:
+    """Two branches, one with a weight of its own and a branch inside it; both read values from outside of them."""
+
+    def part(*nodes: Any, **weights: np.ndarray) -> Any:
+        result = helper.make_tensor_value_info(nodes[-1].output[0], TensorProto.FLOAT, None)
+        return helper.make_graph(
+            nodes, "part", [], [result], [numpy_helper.from_array(w, k) for k, w in weights.items()]
+        )
+
+    slope = np.float32(3.0).reshape(1)
+    deep, same, other = part(n("Mul", "r d", "b1"), d=slope), part(n("Identity", "r", "b2")), part(n("Neg", "r", "b4"))
+    first = part(n("If", "no", "i", then_branch=same, else_branch=deep), n("Sub", "i e", "b3"), e=slope)
+    last, weights = head(32)
+    nodes = [n("Relu", "x", "r"), condition, value("no", np.array(False)), *conditions]
+    nodes.append(n("If", "yes", "h", then_branch=first, else_branch=other))
+    return save(path / "n.onnx", [*nodes, *last], weights, shape=("N", *IMAGE))
+
+
+@pytest.mark.parametrize("truth", [True, False])
+def test_a_constant_branch_is_taken(truth: bool, tmp_path: Path) -> None:
+    path = branching(tmp_path, value("yes", np.array([truth])))
+    images = np.random.default_rng(5).random((3, *IMAGE), dtype=np.float32)
+    found = onnx_network.load(path)[0](torch.from_numpy(images)).numpy()
+    np.testing.assert_allclose(found, original(path, images), rtol=1e-5, atol=1e-5)
+
+
+def test_a_branch_on_the_image_is_refused(tmp_path: Path) -> None:
+    path = branching(tmp_path, n("ReduceMax", "x", "m", keepdims=0), n("Cast", "m", "yes", to=TensorProto.BOOL))
+    with pytest.raises(InputError, match="branches on a computed value, export it for one fixed path"):
+        onnx_network.load(path)
+
+
+def test_the_first_opset(tmp_path: Path) -> None:
+    """Names of attributes that later opsets do not have; onnxruntime begins at opset 7."""
+    last, weights = head(100)
+    pad = n("Pad", "x", "p", paddings=[0, 0, 0, 1, 0, 0, 1, 0])
+    upsample = n("Upsample", "p", "h", height_scale=2.0, width_scale=1.0)
+    path = save(tmp_path / "n.onnx", [pad, upsample, *last], weights, opset=1, shape=("N", *IMAGE))
+    images = torch.rand(3, *IMAGE, generator=torch.Generator().manual_seed(0))
+    features = F.interpolate(F.pad(images, (1, 0, 0, 1)), scale_factor=(2.0, 1.0)).flatten(1)
+    expected = features @ torch.from_numpy(weights["last_w"]).T + torch.from_numpy(weights["last_b"])
+    torch.testing.assert_close(onnx_network.load(path)[0](images), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_old_files_that_do_not_keep_to_their_opset(tmp_path: Path) -> None:

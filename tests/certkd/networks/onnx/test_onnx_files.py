@@ -15,9 +15,11 @@ from certkd.networks import resolve as networks
 from certkd.networks.onnx import network as onnx_network
 from certkd.networks.onnx.classifier import classifier
 from certkd.networks.onnx.reference import Reference
+from tests.certifying import certify
 from tests.certkd.exchange.models import IMAGE, head, random, save
 from tests.cli import refused
 from verifiers.core.errors import InputError
+from verifiers.core.status import Status
 from verifiers.runtime.fingerprint import structure_sha256
 
 node = helper.make_node
@@ -110,12 +112,12 @@ BROKEN: dict[str, tuple[Callable[[Path], Path], str]] = {
     "pointer": (content(POINTER), "git lfs pull"),
     "text": (content(b"hello, I am not a network at all\n" * 9), "not an ONNX file"),
     "truncated": (truncated, "truncated"),
-    "old": (lambda path: good(path, opset=2), "opset 2"),
+    "old": (lambda path: good(path, opset=0), "opset 0"),
     "new": (lambda path: good(path, opset=99), "opset 99"),
     "external": (external, "must be in the same folder"),
     "dynamic": (lambda path: good(path, shape=("N", 2, "H", 6)), "'H'"),
     "batch": (lambda path: good(path, shape=(5000, *IMAGE)), "5000 images at a time"),
-    "vector": (lambda path: good(path, shape=(72,)), "shape [72]"),
+    "vector": (lambda path: good(path, shape=("N",)), "takes an input of shape"),
     "inputs": (inputs, "2 inputs ('x', 'z')"),
     "outputs": (outputs, "2 outputs ('y', 'h')"),
     "picture": (picture, "only one row of float logits"),
@@ -177,6 +179,18 @@ def test_files_for_one_image_take_batches(tmp_path: Path) -> None:
     network, _, _ = onnx_network.load(path)  # compares a batch with single images
     images = torch.rand(5, *IMAGE)
     torch.testing.assert_close(network(images), torch.cat([network(image[None]) for image in images]))
+
+
+def test_an_input_without_a_batch_axis_is_one_image(tmp_path: Path) -> None:
+    nodes = [node("MatMul", ["x", "a"], ["m"]), node("Relu", ["m"], ["h"]), node("MatMul", ["h", "b"], ["y"])]
+    weights = {"a": random(4, 5), "b": random(5, 3, seed=1)}
+    path = save(tmp_path / "flat.onnx", nodes, weights, shape=(4,))
+    model, images = classifier(path).model, torch.rand(3, 4, generator=torch.Generator().manual_seed(0))
+    assert model.spec.shape == (4,) and model.spec.classes == 3
+    expected = (images @ torch.from_numpy(weights["a"])).relu() @ torch.from_numpy(weights["b"])
+    torch.testing.assert_close(model(images), expected)
+    found = certify(model, images, expected.argmax(1), eps="1/1000", methods=("ibp", "crown"))
+    assert all((rows.columns["status"] == Status.CERTIFIED).all() for rows in found.methods.values())
 
 
 def test_a_networks_identity_is_its_weights_and_its_file(tmp_path: Path) -> None:

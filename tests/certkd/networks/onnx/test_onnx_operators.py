@@ -62,6 +62,7 @@ case("PRelu each", 13, simple("PRelu", inputs=("k",)), k=random(2, 6, 6))
 case("Clip", 6 + 1, simple("Clip", min=-0.5, max=0.7))
 case("Clip", 13, simple("Clip", inputs=("lo", "hi")), lo=number(-0.5), hi=number(0.7))
 case("Clip above", 13, simple("Clip", inputs=("", "hi")), hi=number(0.7))
+case("ConvTranspose to one channel", 13, simple("ConvTranspose", inputs=("w", "b")), w=random(2, 1, 2, 2), b=random(1))
 case("Dropout", 10, simple("Dropout", ratio=0.5))
 case("Dropout", 13, simple("Dropout", inputs=("p",)), p=number(0.5))
 case("Cast", 13, simple("Cast", to=1))
@@ -260,6 +261,65 @@ case(
     s=np.array([1, 1, 1.3, 0.7], np.float32),
 )
 case("Resize outside", 13, simple("Resize", inputs=("", "k"), mode="cubic", exclude_outside=1), k=odd)
+case("GatherND", 13, [node("Transpose", ["x"], ["t"], perm=[1, 2, 3, 0]), node("GatherND", ["t", "k"], ["p"]),
+    node("Transpose", ["p"], ["h"], perm=[2, 0, 1])], k=np.array([[0, 1], [1, -1], [0, 1]]))  # fmt: skip
+for kind, given in (("ReduceLogSum", "e"), ("ReduceLogSumExp", "x")):
+    case(kind, 13, [node("Exp", ["x"], ["e"]), node(kind, [given], ["h"], axes=[2], keepdims=0)])
+
+
+def recurrent(name: str, kind: str, gates: int, *, count: int = 1, bias: bool = True, **attributes: Any) -> None:
+    """A layer of three units on the images as sequences of three steps."""
+    nodes = [
+        node("Reshape", ["x", "rows"], ["s"]),
+        node("Transpose", ["s"], ["t"], perm=[1, 0, 2]),
+        node(kind, ["t", "w", "r", *(["b"] if bias else [])], ["o", "last"], hidden_size=3, **attributes),
+        node("Concat", ["o1", "last"], ["j"], axis=0),
+        node("Transpose", ["j"], ["h"], perm=[1, 0, 2]),
+    ]
+    nodes.insert(3, node("Reshape", ["o", "places"], ["o1"]))
+    weights = {"w": 0.3 * random(count, 3 * gates, 24), "r": random(count, 3 * gates, 3, seed=1)}
+    if bias:
+        weights["b"] = random(count, 6 * gates, seed=2)
+    case(name, 14, nodes, rows=ints(0, 3, 24), places=ints(3 * count, -1, 3), **weights)
+
+
+recurrent("LSTM", "LSTM", 4)
+recurrent("LSTM without biases", "LSTM", 4, bias=False)
+recurrent("LSTM backwards", "LSTM", 4, direction="reverse")
+recurrent("LSTM both ways", "LSTM", 4, count=2, direction="bidirectional")
+recurrent("GRU", "GRU", 3)
+recurrent("GRU of torch", "GRU", 3, linear_before_reset=1)
+recurrent("RNN", "RNN", 1)
+last_state = [
+    node("Reshape", ["x", "rows"], ["s"]),
+    node("Transpose", ["s"], ["x1"], perm=[1, 0, 2]),
+    node("Tanh", ["x1"], ["x2"]),
+    node("LSTM", ["x1", "w", "r"], ["", "h1"], hidden_size=3),
+    node("LSTM", ["x2", "w", "r"], ["", "h2"], hidden_size=3),
+    node("Sub", ["h1", "h2"], ["d"]),
+    node("Transpose", ["d"], ["h"], perm=[1, 0, 2]),
+]
+long = {"rows": ints(0, 3, 24), "w": 0.3 * random(1, 12, 24), "r": random(1, 12, 3, seed=1)}
+case("LSTM, the last state", 14, last_state, **long)
+recurrent("RNN relu", "RNN", 1, activations=["Relu"])
+
+
+def microsoft(name: str, inputs: tuple[str, ...] = (), outputs: tuple[str, ...] = ("h",), **attributes: Any) -> Any:
+    return node(name, ["x", *inputs], list(outputs), domain="com.microsoft", **attributes)
+
+
+case("BiasGelu", 13, [microsoft("BiasGelu", ("k",))], k=random(6))
+case("FastGelu", 13, [microsoft("FastGelu", ("k",))], k=random(6))
+case("Microsoft's Gelu", 13, [microsoft("Gelu")])
+case("QuickGelu", 13, [microsoft("QuickGelu", alpha=1.5)])
+filters = {"w": random(3, 2, 3, 3), "b": random(3)}
+case("FusedConv", 13, [microsoft("FusedConv", ("w", "b"), activation="Relu", pads=[1] * 4)], **filters)
+sloped = microsoft("FusedConv", ("w", "b"), activation="LeakyRelu", activation_params=[0.3])
+case("FusedConv of a slope", 13, [sloped], **filters)
+case("FusedMatMul", 13, [microsoft("FusedMatMul", ("k",), transB=1, alpha=0.5)], k=random(5, 6))
+joined = [node("Reshape", ["x", "rows"], ["t"]), node("Tanh", ["t"], ["u"])]
+normed = node("SkipLayerNormalization", ["t", "u", "g", "k"], ["h"], domain="com.microsoft", epsilon=1e-3)
+case("SkipLayerNormalization", 13, [*joined, normed], rows=ints(0, 3, 24), g=random(24), k=random(24, seed=1))
 
 
 def written(name: str, path: Path) -> Path:
@@ -299,7 +359,8 @@ def test_selu_with_rounded_numbers_is_not_the_usual_one() -> None:
 
 
 def test_every_operator_has_a_case() -> None:
-    shown = {made.op_type for _, nodes, _ in CASES.values() for made in nodes} | {"Flatten", "Gemm"}
+    made = [made for _, nodes, _ in CASES.values() for made in nodes]
+    shown = {f"{each.domain}:{each.op_type}" if each.domain else each.op_type for each in made} | {"Flatten", "Gemm"}
     assert set(OPERATORS) - shown == {"Silu", "Standardise"}, (
         "an operator without a test (two are only made by joining)"
     )
@@ -346,6 +407,7 @@ JOINED = {
 }
 APART = {
     "another root": gelu(*usual, root=1.4),
+    "a root of six digits": gelu(*usual, root=1.414214),
     "a quarter": gelu(*usual, half=0.25),
     "plus two": gelu(*usual, one=2.0),
     "used twice": gelu(usual[0], node("Mul", ["m", "half"], ["k"]), node("Add", ["k", "e"], ["h"])),
