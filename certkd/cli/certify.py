@@ -1,5 +1,6 @@
 """``certkd certify``."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -220,6 +221,7 @@ class _Certification:
         from certkd.networks import resolve as networks
         from certkd.report.progress import CertifyProgress
         from verifiers.certify.certify import certify as certify_network
+        from verifiers.certify.finished import may_answer
         from verifiers.results.writer import discard
         from verifiers.runtime.device import choose_device
 
@@ -233,14 +235,21 @@ class _Certification:
         data = data_for(known, samples, source, split, self.selection)
         if options["overwrite"]:
             discard(out)
-        return certify_network(
-            known.model.to(device),
-            data,
-            config,
-            teacher=None if teacher is None else teacher.model.to(device),
-            out=out,
-            reporter=reporter,
-        )
+        network, reference = known.model.to(device), None if teacher is None else teacher.model.to(device)
+        for place in () if out.exists() else self._larger(name, config, teacher):
+            with suppress(InputError):  # damaged, or about other data, say: the question gets a file of its own
+                if data.indices is not None and may_answer(place, known.model, config, data.indices):
+                    return certify_network(network, data, config, teacher=reference, out=place, reporter=reporter)
+        return certify_network(network, data, config, teacher=reference, out=out, reporter=reporter)
+
+    def _larger(self, name: str, config: "CertifyConfig", teacher: "Checkpoint | None") -> list[Path]:
+        """List the finished files that may hold the answer, where the command names none and begins nothing again."""
+        from certkd.cli.question import larger_questions, marks_of
+
+        options = self.options
+        if options["overwrite"] or any(self.outs.values()):
+            return []
+        return larger_questions(name, config, marks_of(options), options["teacher"] if teacher is not None else None)
 
 
 def _check_question(eps: Epsilon | None, options: dict[str, Any]) -> None:

@@ -80,12 +80,26 @@ def default_out(name: str, config: CertifyConfig, marks: Sequence[str] = (), tea
     The name holds network, norm, eps, noise, teacher, the marks of the samples, and the methods unless they are the
     default.
     """
+    usual = config.kinds == default_methods(teacher is not None)
+    return _named(name, config, marks, teacher, "" if usual else "+".join(config.kinds))
+
+
+def larger_questions(
+    name: str, config: CertifyConfig, marks: Sequence[str] = (), teacher: str | None = None
+) -> list[Path]:
+    """List the files that exist under the default names of questions about all samples, or with the default methods."""
+    kinds = "+".join(config.kinds)
+    others = [(marks, ""), ((), kinds), ((), "")]
+    places = [_named(name, config, each, teacher, methods) for each, methods in others]
+    return [place for place in dict.fromkeys(places) if place.is_file()]
+
+
+def _named(name: str, config: CertifyConfig, marks: Sequence[str], teacher: str | None, methods: str) -> Path:
     place = Path(name) if "/" in name or Path(name).exists() else Path(name.replace(":", "-"))
     parts = [place.stem, str(config.norm), config.eps.replace("/", "_")]
     parts += [f"sigma{sigma:g}" for method in config.methods if (sigma := getattr(method, "sigma", None)) is not None]
     parts += [] if teacher is None else [f"with-{Path(teacher.replace(':', '-')).stem}"]
-    parts += marks
-    parts += [] if config.kinds == default_methods(teacher is not None) else ["+".join(config.kinds)]
+    parts += [*marks, *([methods] if methods else [])]
     parts += [method.relation.label for method in config.methods if isinstance(method, Match)]
     return place.with_name(f"{'-'.join(parts)}.h5")
 

@@ -3,7 +3,7 @@
 An archive, or a folder of ``.npy`` files, names a split and a part in each key: ``x_test`` and ``y_test`` (Keras),
 ``test_images`` and ``test_labels`` (MedMNIST), ``testX`` and ``testY``, ``X`` and ``y`` for a test split alone. A
 ``.npy`` file of images has its labels beside it in ``labels.npy``; ``fog.npy:3`` is its third severity of five
-(CIFAR-10-C).
+(CIFAR-10-C). Images of two axes are grey pictures, or signals if one axis is short and the other long.
 """
 
 import re
@@ -31,6 +31,8 @@ IMAGE_WORDS = ("x", "image", "images", "img", "imgs", "data", "inputs", "feature
 LABEL_WORDS = ("y", "label", "labels", "target", "targets")
 #: Severities in a file of corrupted images, one after the other.
 SEVERITIES = 5
+#: Most channels of a signal, and how many times longer than wide it is at least; others of two axes are grey pictures.
+MOST_SIGNAL_CHANNELS, LONG = 16, 4
 _NAMES = "x_test and y_test, and x_train and y_train to train with"
 
 
@@ -165,5 +167,17 @@ def part_of(path: str, images: np.ndarray, images_name: str, labels: np.ndarray,
     if channels_last(tuple(read.shape[1:])):
         remarks = (*remarks, f"{images_name} of shape {tuple(read.shape[1:])} is read as (height, width, channels)")
         read = read.permute(0, 3, 1, 2).contiguous()
-    read = read[:, None] if read.dim() == 3 else read
+    if read.dim() == 3 and _is_signal(read.shape[1], read.shape[2]):
+        told = f"{images_name} of shape {tuple(read.shape[1:])} is read as signals (channels, length)"
+        remarks = (*remarks, f"{told}; pictures of these sides are saved as (1, {read.shape[1]}, {read.shape[2]})")
+    elif read.dim() == 3 and _is_signal(read.shape[2], read.shape[1]):
+        remarks = (*remarks, f"{images_name} of shape {tuple(read.shape[1:])} is read as signals (length, channels)")
+        read = read.transpose(1, 2).contiguous()
+    elif read.dim() == 3:
+        read = read[:, None]
     return Part(TensorImages(read), numbers, torch.arange(len(numbers)), classes, remarks)
+
+
+def _is_signal(channels: int, length: int) -> bool:
+    """Tell whether two sides are those of a signal, and not of a grey picture."""
+    return channels <= MOST_SIGNAL_CHANNELS and length >= LONG * channels

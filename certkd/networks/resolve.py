@@ -345,8 +345,8 @@ def data_of(checkpoint: Checkpoint, named: DataConfig) -> DataConfig:
         stored = {}
     if not stored and "name" not in given:
         raise InputError(
-            f"{quoted(known.model.spec.name)} does not name its data set: name it with --data, as digits, cifar10, a "
-            "folder of images, or a file like images.npz"
+            f"{quoted(checkpoint.model.spec.name)} does not name its data set: name it with --data, as digits, "
+            "cifar10, a folder of images, or a file like images.npz"
         )
     if "name" not in given:
         _check_inside(str(stored.get("name", "digits")), named.root)

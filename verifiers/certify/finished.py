@@ -8,15 +8,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from verifiers.certify.audit.consistency import broken_rows
 from verifiers.certify.audit.meaning import disagreements, indices_of, mixed_rows
 from verifiers.certify.audit.meaning import identity_of as stored_identity
 from verifiers.certify.config import CertifyConfig
+from verifiers.certify.identity import asked_of
 from verifiers.core.status import About
 from verifiers.results.reader import read
 from verifiers.results.rows import Certificates, MethodRows
-from verifiers.runtime.fingerprint import DataFingerprint
+from verifiers.runtime.fingerprint import DataFingerprint, weights_sha256
 from verifiers.runtime.samples import CLEAN_BATCH, Others, Samples
 
 #: What differs between a file and a question about some of its samples.
@@ -62,6 +64,22 @@ def finished_rows(
         return None
     taken = _taken(file, identity, config, rows)
     return taken if _agrees(taken, samples) else None
+
+
+def may_answer(path: Path, network: nn.Module, config: CertifyConfig, indices: Tensor) -> bool:
+    """Tell whether a finished file is about the same weights, the same settings, and these samples or more.
+
+    The program, the data and a teacher are not compared here.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    file = read(path)
+    there = stored_identity(file)
+    wanted = {**asked_of(config), "model_sha256": weights_sha256(network)}
+    alike = {**there, **wanted, **{name: there.get(name) for name in _OF_SAMPLES}}
+    held = set(indices_of(file, unfinished=True).tolist())
+    return held.issuperset(indices.tolist()) and _includes(there, alike, config) and _is_whole(file, config)
 
 
 def _includes(there: Mapping[str, Any], identity: Mapping[str, Any], config: CertifyConfig) -> bool:

@@ -110,3 +110,20 @@ def test_a_finished_file_answers_a_smaller_question(tmp_path: Path) -> None:
     assert out.read_bytes() == before
     message = certkd(*given, "--indices", "3,5", "--methods", "ibp").err.splitlines()[-1]
     assert "choose another output file" in message
+
+
+def test_a_finished_file_with_a_default_name_answers_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    spec = ModelSpec(name="certkd:mlp", options={"hidden": [4]}, classes=10, shape=(1, 8, 8))
+    save(Checkpoint(build(spec).eval(), data={"name": "digits", "seed": 0, "image_size": 224}), tmp_path / "net.pt")
+    monkeypatch.chdir(tmp_path)
+    given = ("certify", "net.pt", "--eps", "1/255", "--option", "cross_check=0", "--limit", "3")
+    assert certkd(*given).code == 0
+    found = certkd(*given, "--methods", "ibp")
+    assert found.code == 0 and "net-linf-1_255-first3.h5 is finished and holds the answer" in found.err
+    changed = certkd(*given, "--methods", "ibp", "--seed", "5")  # another question: its own file
+    assert changed.code == 0 and "is finished" not in changed.err
+    assert sorted(path.name for path in tmp_path.glob("*.h5")) == [
+        "net-linf-1_255-first3-ibp.h5",
+        "net-linf-1_255-first3.h5",
+    ]

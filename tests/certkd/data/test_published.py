@@ -90,6 +90,28 @@ def test_arrays_under_published_names(layout: str, tmp_path: Path) -> None:
     assert any("16-bit" in remark for remark in data.remarks) == (layout == "16 bits")
 
 
+@pytest.mark.parametrize(
+    ("sides", "expected", "told"),
+    [
+        ((2, 32), (2, 32), "read as signals (channels, length); pictures of these sides are saved as (1, 2, 32)"),
+        ((1, 9), (1, 9), "read as signals (channels, length)"),
+        ((100, 12), (12, 100), "read as signals (length, channels)"),
+        ((8, 8), (1, 8, 8), ""),
+        ((17, 99), (1, 17, 99), ""),
+        ((7, 5), (1, 7, 5), ""),
+    ],
+    ids=str,
+)
+def test_two_axes_are_a_grey_picture_or_a_signal(
+    sides: tuple[int, ...], expected: tuple[int, ...], told: str, tmp_path: Path
+) -> None:
+    given = RANDOM.random((6, *sides), dtype=np.float32)
+    data = load(saved(tmp_path / "data.npz", {"x_test": given, "y_test": np.arange(6) % 3}))
+    assert data.shape == expected and told in " ".join(data.remarks) and len(data.remarks) == bool(told)
+    own = given.transpose(0, 2, 1) if expected == sides[::-1] else given
+    assert np.array_equal(pixels(data).reshape(own.shape), own)
+
+
 @pytest.mark.parametrize("layout", ["keras", "capitals", "a test split alone"])
 def test_a_folder_of_npy_files_is_read_like_an_archive(layout: str, tmp_path: Path) -> None:
     for key, array in ARCHIVES[layout].items():
