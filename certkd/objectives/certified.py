@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from certkd.objectives.adversarial import Attacked
 from certkd.objectives.base import Batch, Objective, Term, Terms
-from verifiers.bound_propagation import Box, ball, lower_margins, robust_cross_entropy
+from verifiers.bound_propagation import Box, ball, blended_margins, lower_margins, robust_cross_entropy
 from verifiers.core.quantities import Norm
 from verifiers.core.settings import BoundMethod, Radius, Share
 
@@ -46,10 +46,7 @@ class Ibp(Objective):
     def _margins(self, batch: Batch) -> Float[Tensor, "batch classes"]:
         box = ball(batch.x, self.eps * batch.risen(self.ramp))
         linear = 1 - batch.risen(self.ramp) if self.method == "crown-ibp" else 0.0
-        margins = lower_margins(batch.student, box, batch.y, "ibp")
-        if linear == 0:
-            return margins
-        return linear * lower_margins(batch.student, box, batch.y, "crown-ibp") + (1 - linear) * margins
+        return blended_margins(batch.student, box, batch.y, linear)
 
 
 class _Expressive(Attacked):

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from verifiers.bound_propagation.native.training import (
         Box,
         ball,
+        blended_margins,
         deficits,
         lower_margins,
         robust_cross_entropy,
@@ -64,6 +65,7 @@ _WHERE = {
     "attack_bounds": "checks",
     "auto_lirpa_version": "auto_lirpa.compat:version",
     "ball": "native.training",
+    "blended_margins": "native.training",
     "block_of": "native.backward",
     "build": "engines",
     "by_neurons": "box_proofs",
@@ -111,6 +113,7 @@ __all__ = [
     "attack_bounds",
     "auto_lirpa_version",
     "ball",
+    "blended_margins",
     "block_of",
     "build",
     "by_neurons",

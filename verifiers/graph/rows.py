@@ -120,6 +120,8 @@ class Rows:
     ) -> "Rows":
         """Multiply coefficients by ``lower``, and add ``turn`` times the negative ones."""
         if self.each and self.window is None:
+            ordered = _channels_last(self.values)
+            lower, turn = (_back(_ordered(part, ordered), ordered) for part in (lower, turn))
             values, below = (part.unflatten(0, (-1, self.each)) for part in (self.values, negative))
             return self.take(torch.addcmul(values * lower[:, None], below, turn[:, None]).flatten(0, 1))
         return self.take(torch.addcmul(self.values * self.gather(lower, samples), negative, self.gather(turn, samples)))

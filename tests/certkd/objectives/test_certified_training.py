@@ -22,6 +22,7 @@ from tests.training import train
 from verifiers.bound_propagation.auto_lirpa import compat
 from verifiers.bound_propagation.auto_lirpa import training as second_opinion
 from verifiers.bound_propagation.native import training as bounds
+from verifiers.bound_propagation.native.backward import BackwardPass
 from verifiers.bound_propagation.native.training import (
     BoundMethod,
     Box,
@@ -401,19 +402,25 @@ def step_of(progress: float, name: str = "convolution") -> Batch:
     return Batch(made(name), frozen(name), x, y, generator(), progress)
 
 
-def boxes(objective: Objective, batch: Batch, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Box, str]]:
-    """Each box that one step bounds, and the method."""
-    found: list[tuple[Box, str]] = []
+def boxes(objective: Objective, batch: Batch, monkeypatch: pytest.MonkeyPatch) -> tuple[list[Box], set[str]]:
+    """Each box that one step bounds, and the methods."""
+    found: list[Box] = []
+    methods: set[str] = set()
+    intervals, least = bounds._intervals, bounds._least
 
-    def watched(model: nn.Module, box: Box, y: Tensor, method: BoundMethod, **rest: object) -> Tensor:
-        found.append((box, method))
-        return lower_margins(model, box, y, method, **rest)  # type: ignore[arg-type]
+    def watched(model: nn.Module, minus: nn.Module | None, box: Box, y: Tensor) -> tuple[BackwardPass, Tensor]:
+        found.append(box)
+        return intervals(model, minus, box, y)
+
+    def noted(over: BackwardPass, rows: Tensor, method: BoundMethod) -> Tensor:
+        methods.add(method)
+        return least(over, rows, method)
 
     with monkeypatch.context() as patched:
-        patched.setattr("certkd.objectives.certified.lower_margins", watched)
-        patched.setattr(bounds, "lower_margins", watched)
+        patched.setattr(bounds, "_intervals", watched)
+        patched.setattr(bounds, "_least", noted)
         objective.terms(anew(batch))
-    return found
+    return found, methods
 
 
 RAMPED = (
@@ -429,7 +436,7 @@ RAMPED = (
 def test_the_box_grows_with_progress(objective: Objective, share: float, monkeypatch: pytest.MonkeyPatch) -> None:
     for progress, grown in ((0.25, 0.5), (0.5, 1.0), (1.0, 1.0)):
         batch = step_of(progress)
-        for (lower, upper), _ in boxes(objective, batch, monkeypatch):
+        for lower, upper in boxes(objective, batch, monkeypatch)[0]:
             size = grown * share * 0.1
             assert float((upper - lower).max()) == pytest.approx(2 * size, rel=1e-5), f"at progress {progress}"
             reach = torch.maximum(upper - batch.x, batch.x - lower).max()
@@ -446,7 +453,8 @@ def test_the_share_of_linear_bounds_falls_to_zero(monkeypatch: pytest.MonkeyPatc
         expected = robust_cross_entropy(linear * crown + (1 - linear) * ibp)
         found = objective.terms(anew(batch))["ce_certified"].value
         torch.testing.assert_close(found, expected, msg=f"at progress {progress}")
-        used = {method for _, method in boxes(objective, batch, monkeypatch)}
+        bounded, used = boxes(objective, batch, monkeypatch)
+        assert len(bounded) == 1, "intervals are computed once for both methods"
         assert used == ({"ibp", "crown-ibp"} if linear else {"ibp"})
 
 

@@ -1,7 +1,8 @@
 """Bound margins over boxes differentiably, for certified training, by a graph over the network's own weights."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -48,12 +49,31 @@ def lower_margins(
     Raises:
         InputError: the network cannot be captured, or an operator has no bounds.
     """
-    lower_end, upper_end = (side.detach() for side in box)
+    with _refused(method):
+        bounds, rows = _intervals(model, minus, box, y)
+        return _least(bounds, sign * rows, method)
+
+
+def blended_margins(
+    model: nn.Module, box: Box, y: Int[Tensor, " batch"], linear: float
+) -> Float[Tensor, "batch classes"]:
+    """Bound margins by a share ``linear`` of CROWN-IBP's bounds and the rest of IBP's, over the same intervals.
+
+    Raises:
+        InputError: as ``lower_margins``.
+    """
+    if linear == 0:
+        return lower_margins(model, box, y, "ibp")
+    with _refused("crown-ibp"):
+        bounds, rows = _intervals(model, None, box, y)
+        return linear * _least(bounds, rows, "crown-ibp") + (1 - linear) * _least(bounds, rows, "ibp")
+
+
+@contextmanager
+def _refused(method: BoundMethod) -> Iterator[None]:
+    """Name what cannot be bounded while it trains."""
     try:
-        with torch.autocast(lower_end.device.type, enabled=False):
-            graph = _graph(getattr(model, "_orig_mod", model), minus, lower_end)  # a compiled network is unwrapped
-            eye = torch.eye(graph.classes, dtype=lower_end.dtype, device=lower_end.device)
-            return _bounds(graph, lower_end, upper_end, sign * (eye[y].unsqueeze(1) - eye[None]), method)
+        yield
     except (Unsupported, Contradiction) as error:
         raise InputError(
             f"this network cannot be bounded while it trains ({method}): {str(error).removeprefix('native: ')}; "
@@ -84,23 +104,36 @@ def deficits(
     return -(theirs + lower_margins(student, box, y, method))
 
 
-def _bounds(
-    graph: Graph, low: Tensor, high: Tensor, rows: Float[Tensor, "batch rows classes"], method: BoundMethod
+def _intervals(
+    model: nn.Module, minus: nn.Module | None, box: Box, y: Int[Tensor, " batch"]
+) -> tuple[BackwardPass, Float[Tensor, "batch rows classes"]]:
+    """Bound all values of a network, less another one, by intervals; return the rows f_y - f_j too."""
+    low, high = (side.detach() for side in box)
+    with torch.autocast(low.device.type, enabled=False):
+        graph = _graph(getattr(model, "_orig_mod", model), minus, low)  # a compiled network is unwrapped
+        bounds = BackwardPass(graph, Balls((low + high) / 2, low.new_zeros(len(low)), Norm.LINF))
+        shape = (len(low), *graph.nodes[0].shape)
+        bounds.intervals = [Interval(low.reshape(shape), high.reshape(shape))]
+        for node in graph.nodes[1:]:
+            assert node.operator is not None
+            bounds.intervals.append(_interval(node.operator, [bounds.intervals[i] for i in node.inputs]))
+    eye = torch.eye(graph.classes, dtype=low.dtype, device=low.device)
+    return bounds, eye[y].unsqueeze(1) - eye[None]
+
+
+def _least(
+    bounds: BackwardPass, rows: Float[Tensor, "batch rows classes"], method: BoundMethod
 ) -> Float[Tensor, "batch rows"]:
-    bounds = BackwardPass(graph, Balls((low + high) / 2, low.new_zeros(len(low)), Norm.LINF))
-    shape = (len(low), *graph.nodes[0].shape)
-    bounds.intervals = [Interval(low.reshape(shape), high.reshape(shape))]
-    for node in graph.nodes[1:]:
-        assert node.operator is not None
-        bounds.intervals.append(_interval(node.operator, [bounds.intervals[i] for i in node.inputs]))
+    """Bound rows of the logits from below."""
     start, samples = bounds.merged(rows)
-    start = replace(start, each=rows.shape[1])
-    if method == "crown-ibp":
-        return bounds.push(graph.output, start, samples).bound.reshape(rows.shape[:2])
-    back = BackwardRows.begin(graph.output, start, samples)
-    if graph.affine_operator(graph.output):
-        bounds.step(back, graph.output)
-    return bounds.over_boxes(back).reshape(rows.shape[:2])
+    start, output = replace(start, each=rows.shape[1]), bounds.graph.output
+    with torch.autocast(rows.device.type, enabled=False):
+        if method == "crown-ibp":
+            return bounds.push(output, start, samples).bound.reshape(rows.shape[:2])
+        back = BackwardRows.begin(output, start, samples)
+        if bounds.graph.affine_operator(output):
+            bounds.step(back, output)
+        return bounds.over_boxes(back).reshape(rows.shape[:2])
 
 
 class _Middle(Interval):
