@@ -74,7 +74,8 @@ def certify(
         stack.enter_context(trusted_arithmetic())
         samples = validate(network, data, reporter, partial(hold_both, program, reference))
         first = first_images(samples, network)
-        for line in (*remarks(program, reference), *_beyond(config, first), *_blind(config, program, first)):
+        own = (line for method in config.methods for line in method.warnings(program, first))
+        for line in (*remarks(program, reference), *_beyond(config, first), *own):
             reporter.warn(line)
         _check_teacher(teacher, first, samples.classes, config)
         stack.enter_context(suitable_threads(network, first[:1], CLEAN_BATCH))
@@ -158,21 +159,6 @@ def _beyond(config: CertifyConfig, first: Tensor) -> list[str]:
     """Say that the ball holds every image, if it does."""
     beyond = beyond_images(config.ball, config.norm, first[0].numel())
     return [] if beyond is None else [beyond]
-
-
-def _blind(config: CertifyConfig, program: Program, first: Tensor) -> list[str]:
-    """Say that the attack has no gradient to follow, as behind signs and steps."""
-    if "pgd" not in config.kinds or program.captured is None:
-        return []
-    noise = torch.rand(first.shape, generator=torch.Generator().manual_seed(0)).to(first)
-    images = torch.cat([first, noise]).requires_grad_(True)
-    with torch.enable_grad():
-        logits = program.module(images)
-        weights = torch.linspace(1.0, 2.0, logits[0].numel()).to(logits).reshape(logits[0].shape)
-        slopes = torch.autograd.grad((logits * weights).sum(), images)[0] if logits.requires_grad else None
-    if slopes is not None and bool(slopes.any()):
-        return []
-    return ["pgd is blind: the gradient of the logits is zero, as behind a sign or a step; what it misses says nothing"]
 
 
 def _check_teacher(teacher: nn.Module | None, first: Tensor, classes: int, config: CertifyConfig) -> None:

@@ -136,3 +136,14 @@ def _shorten(model: nn.Module, balls: Balls, adversarial: Tensor, predicted: Ten
         nearest[fooled] = point[fooled]
         high, low = torch.where(fooled, middle, high), torch.where(fooled, low, middle)
     return nearest
+
+
+def has_slope(network: nn.Module, first: Float[Tensor, "some *shape"]) -> bool:
+    """Return whether the logits have a gradient at images or at noise: behind signs and steps there is none."""
+    noise = torch.rand(first.shape, generator=torch.Generator().manual_seed(0)).to(first)
+    images = torch.cat([first, noise]).requires_grad_(True)
+    with torch.enable_grad():
+        logits = network(images)
+        weights = torch.linspace(1.0, 2.0, logits[0].numel()).to(logits).reshape(logits[0].shape)
+        slopes = torch.autograd.grad((logits * weights).sum(), images)[0] if logits.requires_grad else None
+    return slopes is not None and bool(slopes.any())

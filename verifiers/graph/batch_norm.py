@@ -72,7 +72,8 @@ def folded(nodes: Sequence[Node]) -> list[Node]:
         if isinstance(node.operator, BatchNorm) and uses[node.inputs[0]] == 1:
             layer = _scaled(made[before].operator, node.operator)
         if layer is None:
-            made.append(replace(node, inputs=tuple(place[i] for i in node.inputs)))
+            inputs = tuple(place[i] for i in node.inputs)
+            made.append(node if inputs == node.inputs else replace(node, inputs=inputs))
             place.append(len(made) - 1)
         else:
             made[before] = replace(made[before], operator=layer)

@@ -215,8 +215,15 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
+def _depends(given: Any) -> bool:
+    """Return whether arguments hold a value that depends on the image."""
+    if isinstance(given, tuple | list | dict):
+        return any(_depends(each) for each in (given.values() if isinstance(given, dict) else given))
+    return isinstance(given, Ref)
+
+
 def _lower(builder: Builder, target: Any, args: Any, kwargs: Any, table: dict[str, Callable[..., Any]]) -> Any:
-    depends = any(isinstance(leaf, Ref) for leaf in torch.utils._pytree.tree_leaves((args, kwargs)))
+    depends = _depends(args) or _depends(kwargs)
     if not depends and torch.Tag.nondeterministic_seeded in getattr(target, "tags", ()):
         raise builder.refuse("it draws random numbers")
     if target is operator.getitem:

@@ -101,6 +101,10 @@ class Method(Strict):
             InputError: the question does not fit; the message is one line.
         """
 
+    def warnings(self, program: "Program", first: "Tensor") -> Iterable[str]:
+        """Return warnings about the answers that this network can give, from its first images."""
+        return ()
+
     def preview(self, certifier: "Certifier", samples: "Samples", device: "torch.device") -> Iterable[str]:
         """Return lines to show before the run."""
         return ()

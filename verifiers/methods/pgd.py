@@ -1,7 +1,7 @@
 """The method ``pgd``: search the ball for a counterexample."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
@@ -34,6 +34,15 @@ class Pgd(Method):
         Column("distance", "float64", "pixels", "length of the shortest counterexample found; nan when none"),
         Column("counterexample", "float32", "pixels", "the misclassified image, inside the ball", axes=("image",)),
     )
+
+    def warnings(self, program: "Program", first: "Tensor") -> Iterable[str]:
+        from verifiers.geometry.attack import has_slope
+
+        if program.captured is not None and not has_slope(program.module, first):
+            yield (
+                "pgd is blind: the gradient of the logits is zero, as behind a sign or a step; what it misses says "
+                "nothing"
+            )
 
     def spreads(self) -> Mapping[str, float]:
         return {"distance": math.inf}  # of a counterexample, which runs through the network again

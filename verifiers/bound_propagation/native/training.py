@@ -111,7 +111,7 @@ def _intervals(
     low, high = (side.detach() for side in box)
     with torch.autocast(low.device.type, enabled=False):
         graph = _graph(getattr(model, "_orig_mod", model), minus, low)  # a compiled network is unwrapped
-        bounds = BackwardPass(graph, Balls((low + high) / 2, low.new_zeros(len(low)), Norm.LINF))
+        bounds = BackwardPass(graph, Balls(low, low.new_zeros(len(low)), Norm.LINF))  # only intervals are used
         shape = (len(low), *graph.nodes[0].shape)
         bounds.intervals = [Interval(low.reshape(shape), high.reshape(shape))]
         for node in graph.nodes[1:]:
