@@ -125,6 +125,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "hardsigmoid": nn.Hardsigmoid,
     "tanh": nn.Tanh,
     "sigmoid": nn.Sigmoid,
+    "erf": lambda: Fn(torch.erf),
     "softplus": lambda: nn.Softplus(2.0, 1.0),
     "abs": lambda: Fn(torch.abs),
     "square": lambda: Fn(lambda x: x**2),

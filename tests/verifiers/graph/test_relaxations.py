@@ -21,7 +21,7 @@ from verifiers.graph.relaxations.convex import NEAR, Elu, Exp, Log, Reciprocal, 
 from verifiers.graph.relaxations.gelu import Gelu, Mish, Silu
 from verifiers.graph.relaxations.lines import Activation, Lines
 from verifiers.graph.relaxations.piecewise import Abs, Clamp, HardSigmoid, HardSwish, LeakyRelu, Relu
-from verifiers.graph.relaxations.sigmoidal import Sigmoid, Tanh
+from verifiers.graph.relaxations.sigmoidal import Erf, Sigmoid, Tanh
 
 
 @dataclass(frozen=True)
@@ -114,6 +114,7 @@ CASES = {
     "reciprocal of negatives": Case(Reciprocal(), torch.reciprocal, kinks=(-1.0,), domain=(-inf, 0.0)),
     "tanh": Case(Tanh(), torch.tanh),
     "sigmoid": Case(Sigmoid(), torch.sigmoid),
+    "erf": Case(Erf(), torch.erf),
     "gelu": Case(Gelu(), F.gelu, kinks=(0.0, -(2**0.5), 2**0.5, -0.75)),
     "gelu tanh": Case(Gelu("tanh"), lambda x: F.gelu(x, approximate="tanh"), kinks=(0.0, -1.4185, 1.4185, -0.75)),
     "silu": Case(Silu(), F.silu, kinks=(0.0, -2.39935728, 2.39935728, -1.278)),

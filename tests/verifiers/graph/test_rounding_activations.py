@@ -15,7 +15,7 @@ from verifiers.graph.relaxations.convex import Curved, Elu, Exp, Reciprocal, Rsq
 from verifiers.graph.relaxations.gelu import Gelu, Mish, Silu
 from verifiers.graph.relaxations.lines import Activation
 from verifiers.graph.relaxations.piecewise import Clamp, HardSigmoid, HardSwish, LeakyRelu, Relu
-from verifiers.graph.relaxations.sigmoidal import Sigmoid, SShape, Tanh
+from verifiers.graph.relaxations.sigmoidal import Erf, Sigmoid, SShape, Tanh
 from verifiers.graph.rounding import LARGEST, UNIT
 
 Form = Callable[[Tensor], Tensor]
@@ -139,8 +139,19 @@ def test_mpmath_agrees_on_what_is_exact() -> None:
         Softplus(): lambda x: mp.log(1 + mp.exp(x)),
         Elu(1.5): lambda x: x if x > 0 else 1.5 * mp.expm1(x),
         Rsqrt(): lambda x: 1 / mp.sqrt(x),
+        Erf(): mp.erf,
     }
-    torchs = [F.gelu, F.silu, F.mish, torch.tanh, torch.sigmoid, F.softplus, lambda x: F.elu(x, 1.5), torch.rsqrt]
+    torchs = [
+        F.gelu,
+        F.silu,
+        F.mish,
+        torch.tanh,
+        torch.sigmoid,
+        F.softplus,
+        lambda x: F.elu(x, 1.5),
+        torch.rsqrt,
+        torch.erf,
+    ]
     points = [-104.0, -90.5, -20.25, -9.0, -5.75, -1.0, -1e-3, -1e-40, 1e-40, 1e-30, 0.75, 3.0, 9.5, 19.0]
     x = torch.tensor(points)
     for (activation, exact), function in zip(phi.items(), torchs, strict=True):

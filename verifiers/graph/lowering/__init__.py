@@ -73,7 +73,7 @@ from verifiers.graph.lowering.statistics import deviation, instance_norm, rms_no
 from verifiers.graph.relaxations.convex import Elu, Exp, Log, Reciprocal, Rsqrt, Softplus, Sqrt, Square
 from verifiers.graph.relaxations.gelu import Gelu, Mish, Silu
 from verifiers.graph.relaxations.piecewise import Abs, Clamp, HardSigmoid, HardSwish, LeakyRelu, Relu
-from verifiers.graph.relaxations.sigmoidal import Sigmoid, Tanh
+from verifiers.graph.relaxations.sigmoidal import Erf, Sigmoid, Tanh
 from verifiers.graph.relaxations.sign import Sign
 
 aten = torch.ops.aten
@@ -204,6 +204,7 @@ LOWERINGS: dict[str, Callable[..., Any]] = {
     "celu": elementwise(lambda alpha=1.0: Elu(alpha, 1.0, 1.0 / alpha)),
     "tanh": elementwise(Tanh),
     "sigmoid": elementwise(Sigmoid),
+    "erf": elementwise(Erf),
     "gelu": elementwise(lambda approximate="none": Gelu(approximate)),
     "silu": elementwise(Silu),
     "mish": elementwise(Mish),

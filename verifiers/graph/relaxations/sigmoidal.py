@@ -8,7 +8,7 @@ written for lower lines; an upper line of f is a lower line of -f, with ``sign``
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import reduce
-from math import inf
+from math import inf, pi, sqrt
 from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -251,3 +251,17 @@ class Sigmoid(SShape):
     def rounding(self, low: Tensor, high: Tensor, size: Tensor) -> Tensor:
         """gamma(12) |f|: exp of 4 ulp, a sum and a quotient; 2^-126 where exp(-x) overflows and the result is 0."""
         return accumulated(size, LIBRARY + 4, tiny=NORMAL / TINY)
+
+
+class Erf(SShape):
+    """erf(x)."""
+
+    def __call__(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        return torch.erf(x)
+
+    def derivative(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        return torch.exp(-x * x) * (2 / sqrt(pi))
+
+    def rounding(self, low: Tensor, high: Tensor, size: Tensor) -> Tensor:
+        """24 units of roundoff, however small the value is, as for :class:`verifiers.graph.relaxations.gelu.Gelu`."""
+        return accumulated(torch.ones_like(size), 24)

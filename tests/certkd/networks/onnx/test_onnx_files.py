@@ -63,6 +63,14 @@ def double(path: Path) -> Path:
     return save(path / "net.onnx", RELU, weights, kind=TensorProto.DOUBLE)
 
 
+def trees(path: Path) -> Path:
+    model = onnx.load(good(path))
+    del model.opset_import[:]
+    model.opset_import.append(helper.make_opsetid("ai.onnx.ml", 1))
+    onnx.save(model, path / "net.onnx")
+    return path / "net.onnx"
+
+
 def quantised(path: Path) -> Path:
     nodes = [node("QuantizeLinear", ["x", "s", "z"], ["q"]), node("DequantizeLinear", ["q", "s", "z"], ["h"])]
     constants = {"s": np.array(0.1, np.float32), "z": np.array(3, np.uint8)}
@@ -125,6 +133,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Path], str]] = {
     "mixing": (mixing, "mixes the images of a batch"),
     "double": (double, "too large for float32"),
     "integers": (lambda path: good(path, kind=TensorProto.UINT8), "uint8 images"),
+    "trees": (trees, "has operators of 'ai.onnx.ml' only: it is not a neural network"),
     "quantised": (quantised, "give the float network"),
     "branch": (branch, "fixed path"),
     "training": (training, "eval mode"),
