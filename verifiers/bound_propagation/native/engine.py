@@ -18,7 +18,7 @@ from verifiers.bound_propagation.engine import (
 from verifiers.bound_propagation.native.alpha import optimized
 from verifiers.bound_propagation.native.bounds import Bounds, dual_norms
 from verifiers.bound_propagation.native.memory import KnownIntervals
-from verifiers.bound_propagation.native.sdp import SAMPLES, cut_at_box, followed_ball
+from verifiers.bound_propagation.native.sdp import cut_at_box, followed_ball, samples_at_once
 from verifiers.bound_propagation.rounding import deviation
 from verifiers.core.errors import Unsupported
 from verifiers.core.quantities import Arithmetic, Norm
@@ -91,7 +91,9 @@ class Native:
         if memory and self.intersect:
             known = memory.kept.setdefault(self, KnownIntervals(memory.samples))
             samples = samples if memory.chosen is None else memory.chosen
-        size = min(self.batch_size, SAMPLES) if method == SDP_CROWN else self.batch_size
+        size = self.batch_size
+        if method == SDP_CROWN:
+            size = min(size, samples_at_once(self.graph, rows.shape[1]))
         balls, rows = balls.to(self.dtype), rows.to(self.dtype)
         found = []
         for part, asked, chosen in zip(balls.split(size), rows.split(size), samples.split(size), strict=True):

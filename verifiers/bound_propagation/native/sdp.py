@@ -30,6 +30,7 @@ from torch import Tensor
 from verifiers.bound_propagation.engine import Planes, better
 from verifiers.bound_propagation.native.bounds import Bounds
 from verifiers.bound_propagation.native.hinges import (
+    MOST,
     Followed,
     Hinges,
     by_crown,
@@ -39,10 +40,13 @@ from verifiers.bound_propagation.native.hinges import (
     pushed,
 )
 from verifiers.bound_propagation.native.trust_region import SLACK, State, minimum
+from verifiers.graph.graph import Graph
+from verifiers.graph.operators import Elementwise
+from verifiers.graph.rows import shape_size
 from verifiers.runtime.optimizer import Adam
 
-#: The most samples of one ascent.
-SAMPLES = 16
+#: The most samples of one ascent, and the most entries of its matrices if it has several: more do not stay in a cache.
+SAMPLES, ENTRIES = 16, 2**20
 #: The first multipliers, as a share of a coefficient over the half-width of its neuron; Adam's rate and its decay.
 FIRST, RATE, DECAY = 0.3, 0.12, 0.97
 #: The first slopes stay this far from the ends of [0, 1], so that they are free to move.
@@ -131,6 +135,13 @@ class Ascent:
             bound, value = constant + least, constant + centre
             planes = Planes(bound, value, (value - bound) / self.bounds.balls.eps[:, None], rounding.detach())
         return planes, constant + (slopes * point).sum(2) - 0.5 * (bent * lowered).sum(2)
+
+
+def samples_at_once(graph: Graph, rows: int) -> int:
+    """Return the number of samples per ascent, each with so many rows."""
+    relus = [node for node in graph.nodes if isinstance(node.operator, Elementwise)]
+    widest = min(MOST, sum(shape_size(node.shape) for node in relus))
+    return max(1, min(SAMPLES, ENTRIES // max(1, rows * widest**2)))
 
 
 def cut_at_box(bounds: Bounds) -> None:

@@ -83,7 +83,7 @@ def minimum(
     weights: Float[Tensor, "batch rows k"],
     directions: Directions,
     state: State,
-    rounds: int = 2,
+    rounds: int = 1,
 ) -> tuple[Float[Tensor, "batch rows"], Float[Tensor, "batch rows"], Float[Tensor, "batch rows pixels"]]:
     """Bound each row's minimum from below; updates the state.
 

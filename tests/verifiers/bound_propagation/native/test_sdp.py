@@ -307,6 +307,12 @@ def test_other_balls_are_refused() -> None:
         engine.ask(balls, rows_of(engine, balls.x), SDP_CROWN)
 
 
+def test_large_networks_are_followed_one_sample_at_a_time() -> None:
+    small, large = (BY_NAME["deep mlp"], Kind("wide", lambda: mlp((6, 400, 3)), (6,)))
+    sizes = [sdp.samples_at_once(Native(k.network(), k.images(2)).graph, 9) for k in (small, large)]
+    assert sizes == [sdp.SAMPLES, 1]
+
+
 def test_a_deadline_and_a_goal_end_the_ascent() -> None:
     kind = BY_NAME["deep mlp"]
     engine, balls = Native(kind.network(), kind.images(2)), balls_of(kind)
