@@ -59,7 +59,7 @@ def match(ctx: click.Context, bare: str | None, student: str | None, teacher: st
     teacher's class is at most --tolerance below the teacher's. transfer: wherever the teacher keeps its class of the
     image, the student gives it.
 
-    The refuted points are drawn beside their images in a PNG file next to the certificate file. The command is
+    The refuted points are drawn next to their images in a PNG file next to the certificate file. The command is
     'certkd certify --teacher' with the method match, and 'certkd verify --teacher' audits its file.
     """
     student = bare_or_named(bare, student, "--student", "certkd match student.pt --teacher teacher.pt --eps 8/255")
@@ -76,7 +76,7 @@ def match(ctx: click.Context, bare: str | None, student: str | None, teacher: st
 
 
 def _draw(done: Certified, options: dict[str, Any]) -> None:
-    """Draw the refuted points beside their images, next to the certificate file."""
+    """Draw the refuted points with their images, next to the certificate file."""
     from certkd.cli.question import marks_of
     from certkd.report.console import display, record
     from certkd.report.points import is_drawn, sheet

@@ -1,4 +1,4 @@
-"""Decide what became of each of the teacher's certificates."""
+"""Find which of the teacher's certificates a student keeps, and what blocks the others."""
 
 import math
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ MISCLASSIFIED = "misclassified by the student"
 
 @dataclass(frozen=True)
 class CarriedOver:
-    """What became of the samples that the teacher has certified at eps.
+    """Count the samples that the teacher has certified at eps, by what carries them over.
 
     Attributes:
         samples, norm, eps: as in the files.

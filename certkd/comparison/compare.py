@@ -35,7 +35,7 @@ METRICS = (
 
 @dataclass(frozen=True)
 class Comparison:
-    """How much of its teacher's robustness a student kept.
+    """Hold the figures of a student and its teacher: what the student kept.
 
     Attributes:
         method: whose radii are compared; "best" is the larger of all deterministic methods, sample by sample.
@@ -49,7 +49,7 @@ class Comparison:
         gains, losses: sample indices certified at eps by the student only, by the teacher only.
         mcnemar: two-sided p-value of McNemar's exact test on gains and losses.
         curve: both networks at several radii, eps among them; at eps alone if votes stopped once eps was decided.
-        carried_over: what carried the teacher's certificates over and what did not; None without transfer rows.
+        carried_over: the teacher's certificates by what carries them over; None without transfer rows.
         same_copies: the votes of both networks on the same noisy copies of smoothing; None unless the student's run
             showed its copies to this teacher.
         diagnosis: input gradients and attacks of both networks; None without diagnostics.

@@ -186,7 +186,7 @@ def _numbering(names: Sequence[str]) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class View:
-    """How an image becomes pixels.
+    """Turn an image into pixels.
 
     Attributes:
         size: height and width; an image of exactly this size keeps its pixels.

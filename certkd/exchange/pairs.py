@@ -28,7 +28,7 @@ POINT, OUTPUTS = "point", "outputs"
 
 @dataclass(frozen=True)
 class Wiring:
-    """How the entries of one point feed two networks.
+    """Assign the entries of one point to the inputs of two networks.
 
     Attributes:
         size: the number of entries of the point.

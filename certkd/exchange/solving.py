@@ -34,7 +34,7 @@ KEPT = 4
 
 @dataclass(frozen=True)
 class Task:
-    """What a query asks of its networks, as a question of one program.
+    """Turn a query about networks into a question about one program.
 
     Attributes:
         query: the query.
@@ -83,7 +83,7 @@ class Networks:
 
 @dataclass(frozen=True)
 class Settings:
-    """How instances are solved.
+    """Hold the settings for solving instances.
 
     Attributes:
         folder: where counterexamples are written.

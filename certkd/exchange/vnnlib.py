@@ -39,7 +39,7 @@ def ball(
 
 @dataclass(frozen=True)
 class Style:
-    """How a property is written.
+    """Hold the form in which properties are written.
 
     Attributes:
         version: of VNN-LIB.

@@ -175,7 +175,7 @@ def _check_described(
 
 
 class _About(Strict):
-    """What a checkpoint says about its network."""
+    """Hold a checkpoint's own description of its network."""
 
     data: dict[str, Any] = {}
     teacher_sha256: Annotated[str, Field(max_length=64, pattern="^[0-9a-f]*$")] = ""

@@ -49,7 +49,7 @@ class Stored:
 
 @dataclass(frozen=True)
 class Contents:
-    """What a file holds.
+    """Hold the contents of a file.
 
     Attributes:
         state: the weights.

@@ -24,7 +24,7 @@ _NUMBER = re.compile(r"(([<>]= )?[-+]?[\d.,]+(e[-+]?\d+)?( ?%| GiB| s| min| h| d
 
 @dataclass
 class Mode:
-    """How a command prints.
+    """Hold the way in which a command prints.
 
     Attributes:
         quiet: without progress; results and warnings are left.

@@ -1,4 +1,4 @@
-"""Draw the points at which a student does not match its teacher, beside their images."""
+"""Draw the points at which a student does not match its teacher, with their images."""
 
 import textwrap
 from collections.abc import Sequence

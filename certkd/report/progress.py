@@ -79,7 +79,7 @@ class _Pace:
 
 
 class _Shown:
-    """What is reported of a network: its bar, its pace, and lines."""
+    """Show a network's progress: its bar, its pace, and lines."""
 
     def __init__(self, name: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._name = name

@@ -28,7 +28,7 @@ from verifiers.results.summaries.match import Stage
 
 #: The share of the time that is left which each network alone may take.
 ALONE_SHARE = 0.3
-#: With at most so many ReLUs in both networks, neurons are split before the ball.
+#: Neurons are split before the ball up to this many ReLUs in both networks.
 FEW_NEURONS = 100
 #: The share of the time that is left which the first of the two may take.
 FIRST_SHARE = 0.7

@@ -103,7 +103,7 @@ class Run:
 
     @property
     def _asked(self) -> Tensor:
-        """Mark the samples that the method is asked about: as a rule, those that the network classifies correctly."""
+        """Mark the samples that the method answers: as a rule, those that the network classifies correctly."""
         if self.smoothed:
             return torch.ones_like(self.samples.finite)
         return self.samples.finite if self.method.relational else self.samples.correct

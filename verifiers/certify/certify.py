@@ -1,5 +1,6 @@
 """Certify a network sample by sample: one loop for every method."""
 
+from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
 from os import PathLike
@@ -74,8 +75,7 @@ def certify(
         stack.enter_context(trusted_arithmetic())
         samples = validate(network, data, reporter, partial(hold_both, program, reference))
         first = first_images(samples, network)
-        own = (line for method in config.methods for line in method.warnings(program, first))
-        for line in (*remarks(program, reference), *_beyond(config, first), *own):
+        for line in (*remarks(program, reference), *_warnings(config, program, first)):
             reporter.warn(line)
         _check_teacher(teacher, first, samples.classes, config)
         stack.enter_context(suitable_threads(network, first[:1], CLEAN_BATCH))
@@ -155,10 +155,13 @@ def remarks(program: Program, teacher: Program | None) -> list[str]:
     return [*refused, *said]
 
 
-def _beyond(config: CertifyConfig, first: Tensor) -> list[str]:
-    """Say that the ball holds every image, if it does."""
+def _warnings(config: CertifyConfig, program: Program, first: Tensor) -> Iterator[str]:
+    """Say that the ball holds every image, if it does, and what each method warns about."""
     beyond = beyond_images(config.ball, config.norm, first[0].numel())
-    return [] if beyond is None else [beyond]
+    if beyond is not None:
+        yield beyond
+    for method in config.methods:
+        yield from method.warnings(program, first)
 
 
 def _check_teacher(teacher: nn.Module | None, first: Tensor, classes: int, config: CertifyConfig) -> None:

@@ -47,7 +47,7 @@ def shortened(text: str, limit: int) -> str:
 
 
 def one_line(error: BaseException, limit: int | None = 200) -> str:
-    """What an error of a library says, without line breaks and control characters, cut off where it gets long."""
+    """Return the message of a library's error in one line, without control characters, cut off where it gets long."""
     try:
         text = " ".join(str(error).split())[:limit]
     except Exception:  # noqa: BLE001 - the message is a number too large to write, or broken text

@@ -3,7 +3,7 @@
 torch.export records the operators of one run. Python code that reads a value of the image (``if float(x[0]) > 0.5``,
 numpy, ``.data``) is not among them: the graph keeps the branch of one image, and is another function than the network.
 The run here is on real tensors. It follows every tensor that depends on the image by its storage, so a value that is
-read from a constant (``if (std == 0).any()``) is told from one that is read from the image.
+read from a constant (``if (std == 0).any()``) is distinguished from one that is read from the image.
 """
 
 import gc
@@ -52,7 +52,7 @@ _OTHERS = (
 
 @dataclass
 class Watched:
-    """What a run showed.
+    """Hold the findings of one run.
 
     Attributes:
         hidden: what torch.export cannot see, with the line of the network's code; None if there is nothing.

@@ -21,7 +21,7 @@ from verifiers.lipschitz.layers import Layers
 
 
 class OnBall(NamedTuple):
-    """What is known about rows on balls, ``(batch, rows)``.
+    """Hold bounds of rows on balls, ``(batch, rows)``.
 
     Attributes:
         constants: Lipschitz constants of the exact network.

@@ -70,7 +70,7 @@ class Method(Strict):
             network has its own prediction, in a column ``predicted``; its column ``base`` holds the network's.
         both: True if a certified row of a pair is about both networks, and not about the student alone.
         relational: True if a row of a pair relates the two networks and says nothing about a prediction: every sample
-            is asked, and a certified row means that the relation is proved at eps, whether the student is right or not.
+            has an answer, and a certified row means that the relation is proved at eps, even if the student is wrong.
         runs_again: True if a row can be computed again alone, and then has the same values (``spreads``); False if the
             certifier looks at stored rows in its own way (``verifiers.runtime.certifier.Recounts``).
         summary: summarises its rows after the common table; None for no summary.

@@ -1,4 +1,4 @@
-"""What bounds the values of cases: the engine of one network, or the engines of a pair."""
+"""Bound the values of cases: by the engine of one network, or by the engines of a pair."""
 
 from contextlib import suppress
 from dataclasses import dataclass

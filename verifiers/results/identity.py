@@ -1,4 +1,4 @@
-"""Compare what a certificate file was begun with and what is asked now."""
+"""Compare the question that a certificate file was begun with and the present one."""
 
 import json
 from collections.abc import Mapping

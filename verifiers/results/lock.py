@@ -14,7 +14,7 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.
 
 
 def hdf5_locks() -> bool:
-    """Whether the user has HDF5 take the lock, whatever a program wants."""
+    """Return whether the user has HDF5 take the lock, whatever a program wants."""
     return os.environ.get("HDF5_USE_FILE_LOCKING", "").upper() in ("TRUE", "1", "BEST_EFFORT")
 
 

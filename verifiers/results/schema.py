@@ -46,7 +46,7 @@ TABLES: dict[str, tuple[Column, ...]] = {}
 
 
 class _Place(NamedTuple):
-    """Where a column lies in the file, in bytes."""
+    """Hold the place of a column in the file, in bytes."""
 
     start: int
     size: int

@@ -115,7 +115,7 @@ def pixels(array: np.ndarray, name: str) -> tuple[Tensor, tuple[str, ...]]:
 
 
 def _meaning(array: np.ndarray, low: float, high: float) -> str:
-    """What values outside [0, 1] probably are, and what to do; "" if that is not clear."""
+    """Say what values outside [0, 1] probably are, and what to do; "" if that is not clear."""
     if low >= 0 and 1 < high <= 255:
         return ": divide by 255, or save them as uint8 (array.astype('uint8')) if they are whole"
     if low >= 0 and 255 < high <= 65535:

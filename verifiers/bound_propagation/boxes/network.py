@@ -80,7 +80,7 @@ class Turned(NamedTuple):
 
 
 class Charge(NamedTuple):
-    """What a row loses: per coefficient, in two dtypes, and for results that underflow."""
+    """Hold the losses of a row: per coefficient, in two dtypes, and for results that underflow."""
 
     double: Float[Tensor, " out"]
     single: Float[Tensor, " out"]

@@ -18,7 +18,7 @@ from verifiers.geometry.boxes import Boxes
 WAITING = 2**28
 #: A side that is shorter than this share of its ends holds only a few float32 numbers and is not split.
 SHORTEST = 2.0**-22
-#: With at most so many inputs, boxes are split: with more, neurons are.
+#: Boxes are split up to this many inputs; with more, neurons are.
 FEW_INPUTS = 12
 #: How often the parts of a box are halved and bounded by the functions below its neurons, before these are renewed.
 LEVELS = 5

@@ -275,7 +275,7 @@ def refuted(engine: Native, rows: Tensor, tolerance: float, balls: Balls) -> tup
         hit.append(bool(bad.any()))
         return bad
 
-    end = by_neurons(engine, spaces, balls, iterations=5, deadline=time.monotonic() + 30, tries=tries)
+    end = by_neurons(engine, spaces, balls, iterations=5, deadline=time.monotonic() + 900, tries=tries)
     assert end.proved or any(hit), f"neither proved nor refuted: {end}"
     return end.proved, any(hit)
 
