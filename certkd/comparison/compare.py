@@ -185,8 +185,9 @@ def figures(certificates: Certificates) -> Side:
 
 def _outcomes(certificates: Certificates, names: Sequence[str]) -> Outcomes:
     radius, rows = _radius(certificates, names), certificates[names[0]]
-    attack = methods.attack(certificates) if proves(rows.name) else None  # of what is certified itself
-    unbroken = np.full(len(rows), np.nan) if attack is None else attack["status"] == Status.NOT_CERTIFIED
+    attacks = methods.attacks(certificates) if proves(rows.name) else []  # on what is certified itself
+    kept = [attack["status"] == Status.NOT_CERTIFIED for attack in attacks]
+    unbroken = np.all(kept, axis=0) if kept else np.full(len(rows), np.nan)
     return Outcomes(rows["correct"].astype(bool), unbroken.astype(float), radius >= certificates.eps, radius)
 
 

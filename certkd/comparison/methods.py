@@ -33,9 +33,9 @@ SHARED = ("data_sha256", "indices_sha256", "norm", "arithmetic")
 OWN = ("dtype",)
 
 
-def attack(certificates: Certificates) -> MethodRows | None:
-    """Return the rows of the attack on the network itself: an estimate with the distance of counterexamples."""
-    return next(_rows(certificates, Guarantee.ESTIMATE, About.NETWORK, "distance"), None)
+def attacks(certificates: Certificates) -> list[MethodRows]:
+    """Return the rows of the attacks on the network itself: estimates with the distance of counterexamples."""
+    return list(_rows(certificates, Guarantee.ESTIMATE, About.NETWORK, "distance"))
 
 
 def transfer(certificates: Certificates) -> MethodRows | None:
@@ -198,10 +198,9 @@ def _check_answered(certificates: Certificates, rows: MethodRows) -> None:
 
 
 def _check_settings(teacher: Certificates, student: Certificates, names: Sequence[str]) -> None:
-    """Refuse different settings of the methods compared, and of the attack if its accuracy is shown too."""
-    attacks = [attack(certificates) for certificates in (teacher, student)]
-    shared = {rows.name for rows in attacks if rows is not None} if all(attacks) and proves(names[0]) else set()
-    for name in [*names, *(shared if len(shared) == 1 else ())]:
+    """Refuse different settings of the methods compared, and of the attacks if their accuracy is shown too."""
+    ran = [rows.name for rows in attacks(teacher) if rows.name in student] if proves(names[0]) else []
+    for name in [*names, *ran]:
         ours, theirs = (settings_of(certificates)[name] for certificates in (student, teacher))
         different = [key for key in {**theirs, **ours} if key not in OWN and ours.get(key) != theirs.get(key)]
         if different:

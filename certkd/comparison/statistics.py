@@ -23,7 +23,7 @@ class Side:
 
     Attributes:
         clean: share classified correctly; of smoothing, by the smoothed classifier, and abstaining is wrong.
-        pgd: share correct and not falsified by the attack at eps; nan when none was run, and for smoothing, whose
+        pgd: share correct and not falsified by any attack at eps; nan when none was run, and for smoothing, whose
             classifier it did not attack.
         certified: share correct and certified at eps.
         mean_radius: mean certified radius, pixel units.

@@ -88,7 +88,11 @@ def certify(
         asked = Asked(program, samples)
         for method in config.in_order:
             Run(method, program, question, samples, asked, file, reporter).finish(config.batch_size)
-        return file.read()
+        found = file.read()
+        for method in config.in_order:
+            for line in method.flags(found[method.kind]):
+                reporter.warn(f"{method.kind}: {line}")
+        return found
 
 
 def _file(

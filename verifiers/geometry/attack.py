@@ -9,8 +9,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from verifiers.core.quantities import Norm
-from verifiers.geometry.ascent import PerSampleLoss, ascend
-from verifiers.geometry.balls import Balls, keyed_start, norms, per_sample, reachable
+from verifiers.geometry.attacks.apgd import Apgd
+from verifiers.geometry.attacks.losses import margin, ranked, targeted_margin
+from verifiers.geometry.attacks.search import Aimed, Reached, Run, Victims, in_turn
+from verifiers.geometry.balls import Balls, norms, per_sample
 from verifiers.geometry.margins import margins
 
 
@@ -32,15 +34,17 @@ class Found(NamedTuple):
 
 @dataclass(frozen=True)
 class Attack:
-    """PGD on margin and cross-entropy in turn, within eps, from the image and from random starts keyed by sample index.
+    """PGD with falling steps within eps: from the image on the margin, then towards the most likely classes in turn.
 
     Attributes:
         eps, norm: the ball.
         seed: keys the random starts.
-        steps, restarts: steps and restarts.
-        targets: further restarts, each towards the next most likely class.
+        steps: steps of each run.
+        restarts: runs. Those after the first aim at one class each, on the samples that keep theirs. Once every class
+            had its run, they begin at random points.
 
-    Sources: Madry et al., arXiv 1706.06083; margin loss: Carlini and Wagner, arXiv 1608.04644.
+    Sources: Madry et al., arXiv 1706.06083; steps: Croce and Hein, arXiv 2003.01690; margin loss: Carlini and Wagner,
+    arXiv 1608.04644.
     """
 
     eps: float
@@ -48,7 +52,6 @@ class Attack:
     seed: int = 0
     steps: int = 30
     restarts: int = 4
-    targets: int = 0
 
     def __call__(
         self,
@@ -62,55 +65,32 @@ class Attack:
 
     def within(self, model: nn.Module, balls: Balls, predicted: Int[Tensor, " batch"], indices: Sequence[int]) -> Found:
         """Attack every sample within its own ball instead."""
-        x = balls.x
-        point, margin = self._weakest(model, balls, predicted, indices)
-        broken = margin < 0
-        distance = torch.full(x.shape[:1], float("nan"), dtype=torch.float64, device=x.device)
-        if bool(broken.any()):
-            point[broken] = _shorten(model, balls.take(broken), point[broken], predicted[broken])
-            distance[broken] = norms(point[broken].double() - x[broken].double(), balls.norm)
-            with torch.no_grad():
-                margin[broken] = margins(model(point[broken]), predicted[broken])
-        point[~broken] = float("nan")
-        return Found(broken, margin, point, distance)
+        victims = Victims(model, balls, predicted, indices, self.seed)
+        return nearest(victims, in_turn(victims, self._runs(victims)))
 
-    def _weakest(
-        self, model: nn.Module, balls: Balls, predicted: Tensor, indices: Sequence[int]
-    ) -> tuple[Tensor, Tensor]:
-        """Find the point of smallest margin over all restarts and losses, and that margin."""
-        x, norm = balls.x, balls.norm
-        eps = torch.stack([balls.eps.new_tensor(reachable(float(r), norm, x)) for r in balls.eps]).to(x.dtype)
+    def _runs(self, victims: Victims) -> Iterator[Run]:
+        """Yield the runs: on the margin, then towards each class, from the image and then from random points."""
+        yield Aimed(Apgd(margin, self.steps, stops=False), victims.own)
+        targets = ranked(victims.logits(), victims.own, self.restarts)
+        aimed = Apgd(targeted_margin, self.steps, stops=False)
+        for restart in range(1, self.restarts):
+            lap, place = divmod(restart - 1, targets.shape[1])
+            yield Aimed(aimed, targets[:, place], lap or None)
+
+
+def nearest(victims: Victims, reached: Reached) -> Found:
+    """Bring every counterexample as near to its image as the segment between them allows, and measure it."""
+    balls, predicted, model = victims.balls, victims.own, victims.model
+    x, point, margin = balls.x, reached.point.clone(), reached.margin.clone()
+    broken = margin < 0
+    distance = torch.full(x.shape[:1], float("nan"), dtype=torch.float64, device=x.device)
+    if bool(broken.any()):
+        point[broken] = _shorten(model, balls.take(broken), point[broken], predicted[broken])
+        distance[broken] = norms(point[broken].double() - x[broken].double(), balls.norm)
         with torch.no_grad():
-            logits = model(x)
-            best, worst_margin = x.clone(), margins(logits, predicted)
-        for restart, loss in enumerate(self._losses(model, logits, predicted)):
-            start = keyed_start(x, eps, norm, self.seed, indices, restart) if restart else None
-            adversarial = ascend(loss, Balls(x, eps, norm), steps=self.steps, start=start)
-            with torch.no_grad():
-                margin = margins(model(adversarial), predicted)
-            better = (margin < worst_margin) & _inside(balls, adversarial)
-            best[better], worst_margin[better] = adversarial[better], margin[better]
-        return best, worst_margin
-
-    def _losses(self, model: nn.Module, logits: Tensor, predicted: Tensor) -> Iterator[PerSampleLoss]:
-        """Yield the loss of each restart: margin and cross-entropy in turn, then the gap to the most likely classes."""
-        for restart in range(self.restarts):
-            if restart % 2:
-                yield lambda z: nn.functional.cross_entropy(model(z), predicted, reduction="none")
-            else:
-                yield lambda z: -margins(model(z), predicted)
-        others = logits.scatter(1, predicted[:, None], -float("inf")).argsort(1, descending=True)
-        for target in others[:, : min(self.targets, logits.shape[1] - 1)].unbind(1):
-            yield lambda z, goal=target: _gap(model(z), goal, predicted)  # type: ignore[misc]
-
-
-def _gap(logits: Tensor, goal: Tensor, predicted: Tensor) -> Tensor:
-    """Compute how far the goal's logit is above the predicted class's."""
-    return (logits.gather(1, goal[:, None]) - logits.gather(1, predicted[:, None]))[:, 0]
-
-
-def _inside(balls: Balls, point: Tensor) -> Tensor:
-    return inside(balls.x, point, balls.eps, balls.norm)
+            margin[broken] = margins(model(point[broken]), predicted[broken])
+    point[~broken] = float("nan")
+    return Found(broken, margin, point, distance)
 
 
 def inside(
@@ -130,9 +110,9 @@ def _shorten(model: nn.Module, balls: Balls, adversarial: Tensor, predicted: Ten
     nearest = adversarial.clone()
     for _ in range(steps):
         middle = (low + high) / 2
-        point = (x + per_sample(middle.to(x.dtype), x) * (adversarial - x)).clamp(0.0, 1.0)
+        point = (x + per_sample(middle.to(x.dtype), x) * (adversarial - x)).clamp(*balls.edges())
         with torch.no_grad():
-            fooled = (margins(model(point), predicted) < 0) & _inside(balls, point)
+            fooled = (margins(model(point), predicted) < 0) & balls.contain(point)
         nearest[fooled] = point[fooled]
         high, low = torch.where(fooled, middle, high), torch.where(fooled, low, middle)
     return nearest

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from verifiers.core.quantities import Norm
@@ -54,6 +54,33 @@ class Balls:
         low, high = (self.x - radius).clamp_min(0.0), (self.x + radius).clamp_max(1.0)
         return torch.minimum(low, self.x), torch.maximum(high, self.x)
 
+    def edges(self) -> tuple[Float[Tensor, "..."], Float[Tensor, "..."]]:
+        """Return the corners of the image box."""
+        return self.x.new_zeros(()), self.x.new_ones(())
+
+    def inner(self) -> "Balls":
+        """Shrink the balls so that rounding to the images' dtype moves no point outside."""
+        radii = [reachable(float(radius), self.norm, self.x) for radius in self.eps]
+        return Balls(self.x, self.x.new_tensor(radii), self.norm)
+
+    def nearest(self, points: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch *shape"]:
+        """Move each point into its ball and the image box: for linf and l1, to the nearest such point."""
+        low, high = self.edges()
+        if self.norm is Norm.LINF:
+            least, most = self.box()
+            return torch.maximum(torch.minimum(points, most), least).to(points.dtype)
+        delta, radius = points - self.x, self.eps.to(points.dtype)
+        if self.norm is Norm.L2:
+            return (self.x + project(delta, radius, self.norm)).clamp(low, high)
+        room = torch.where(delta > 0, high - self.x, self.x - low)
+        return (self.x + _shrunk(delta.flatten(1), radius, room.flatten(1)).reshape(delta.shape)).clamp(low, high)
+
+    def contain(self, points: Float[Tensor, "batch *shape"]) -> Bool[Tensor, " batch"]:
+        """Return which points are within eps of their images, computed in float64, and in the image box."""
+        low, high = self.edges()
+        within = ((points >= low) & (points <= high)).flatten(1).all(1)
+        return within & (norms(points.double() - self.x.double(), self.norm) <= self.eps.double())
+
     def lowest(self, slopes: Float[Tensor, "points *shape"]) -> Float[Tensor, "points *shape"]:
         """Return the point of the only ball, before it is cut at the image box, where each linear function is least."""
         return self.x - per_sample(self.eps, self.x) * steepest(slopes, self.norm)
@@ -79,36 +106,59 @@ def norms(delta: Float[Tensor, "batch *shape"], norm: Norm) -> Float[Tensor, " b
 def project(
     delta: Float[Tensor, "batch *shape"], eps: Float[Tensor, " batch"], norm: Norm
 ) -> Float[Tensor, "batch *shape"]:
-    """Project each sample's perturbation onto its ball; for l1, exactly, by sorting.
-
-    Source of the l1 projection: Duchi et al., "Efficient projections onto the l1-ball", ICML 2008.
-    """
+    """Project each sample's perturbation onto its ball."""
     if norm is Norm.LINF:
         limit = per_sample(eps, delta)
         return torch.maximum(torch.minimum(delta, limit), -limit)
-    length = norms(delta, norm)
     if norm is Norm.L2:
+        length = norms(delta, norm)
         return delta * per_sample((eps / length.clamp_min(1e-30)).clamp_max(1.0), delta)
-    flat = delta.flatten(1)
-    ordered, _ = flat.abs().sort(dim=1, descending=True)
-    excess = (ordered.cumsum(1) - eps[:, None]) / torch.arange(1, flat.shape[1] + 1, device=flat.device)
-    last = (ordered > excess).sum(1, keepdim=True).clamp_min(1) - 1
-    threshold = excess.gather(1, last).clamp_min(0.0)
-    inside = (length <= eps)[:, None]
-    shrunk = flat.sign() * (flat.abs() - threshold).clamp_min(0.0)
-    return torch.where(inside, flat, shrunk).reshape(delta.shape)
+    return _shrunk(delta.flatten(1), eps).reshape(delta.shape)
 
 
-def steepest(gradient: Float[Tensor, "batch *shape"], norm: Norm) -> Float[Tensor, "batch *shape"]:
-    """Return the unit direction in ``norm`` that raises the objective most (for l1, spread over the top 5 %)."""
+def _shrunk(
+    flat: Float[Tensor, "batch pixels"],
+    eps: Float[Tensor, " batch"],
+    room: Float[Tensor, "batch pixels"] | None = None,
+) -> Float[Tensor, "batch pixels"]:
+    """Find the nearest perturbation of l1 norm at most eps, none of whose entries is larger than its room.
+
+    The entries of the answer are ``min(max(size - t, 0), room)``. Their sum is piecewise linear in t, with a kink at
+    every size and at every size less its room.
+
+    Source: Croce and Hein, arXiv 2103.01208, proposition 2.1.
+    """
+    size = flat.abs()
+    most = size if room is None else torch.minimum(size, room)
+    kinks = size if room is None else torch.cat([size, (size - room).clamp_min(0.0)], 1)
+    kinks, order = kinks.sort(dim=1, descending=True)
+    slope = torch.where(order < size.shape[1], 1.0, -1.0).to(size.dtype)
+    slopes, sums = slope.cumsum(1), (slope * kinks).cumsum(1)
+    last = ((sums - kinks * slopes) < eps[:, None]).sum(1, keepdim=True).clamp_min(1) - 1  # kinks above t
+    threshold = ((sums - eps[:, None]) / slopes.clamp_min(1.0)).gather(1, last).clamp_min(0.0)
+    shrunk = torch.minimum((size - threshold).clamp_min(0.0), most)
+    shrunk = shrunk * (eps / shrunk.sum(1).clamp_min(1e-30)).clamp_max(1.0)[:, None]  # the sums above are rounded
+    return flat.sign() * torch.where((most.sum(1) <= eps)[:, None], most, shrunk)
+
+
+def steepest(
+    gradient: Float[Tensor, "batch *shape"], norm: Norm, counts: Int[Tensor, " batch"] | None = None
+) -> Float[Tensor, "batch *shape"]:
+    """Return the unit direction in ``norm`` that raises the objective most.
+
+    For l1 it is spread over the largest entries: ``counts`` of them, or 5 % when None.
+    """
     if norm is Norm.LINF:
         return gradient.sign()
     if norm is Norm.L2:
         return gradient / per_sample(norms(gradient, norm).clamp_min(1e-30), gradient)
     flat = gradient.flatten(1)
-    count = max(1, flat.shape[1] // 20)
-    top = flat.abs().topk(count, dim=1).indices
-    return torch.zeros_like(flat).scatter(1, top, flat.gather(1, top).sign() / count).reshape(gradient.shape)
+    if counts is None:
+        counts = torch.full((len(flat),), max(1, flat.shape[1] // 20), device=flat.device)
+    top = flat.abs().topk(max(1, int(counts.max())) if len(counts) else 1, dim=1).indices
+    chosen = torch.arange(top.shape[1], device=flat.device) < counts[:, None]
+    signs = flat.gather(1, top).sign() * chosen / counts.clamp_min(1)[:, None]
+    return torch.zeros_like(flat).scatter(1, top, signs.to(flat.dtype)).reshape(gradient.shape)
 
 
 def random_start(
@@ -140,12 +190,17 @@ def keyed_start(
     restart: int,
 ) -> Float[Tensor, "batch *shape"]:
     """Draw ``random_start`` keyed by the seed, each sample's index and the restart, independent of the batch."""
-    rows = []
-    for i, index in enumerate(indices):
-        key = np.random.SeedSequence([seed, index, restart]).generate_state(1, np.uint64)[0]
-        generator = torch.Generator().manual_seed(int(key >> np.uint64(1)))
-        rows.append(random_start(x[i : i + 1], eps[i : i + 1], norm, generator))
-    return torch.cat(rows)
+    rows = [
+        random_start(x[i : i + 1], eps[i : i + 1], norm, keyed_generator(seed, index, restart))
+        for i, index in enumerate(indices)
+    ]
+    return torch.cat(rows) if rows else torch.zeros_like(x)
+
+
+def keyed_generator(*keys: int) -> torch.Generator:
+    """Seed a generator on the CPU by whole numbers, such as the seed and a sample's index."""
+    state = np.random.SeedSequence(keys).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state >> np.uint64(1)))
 
 
 def reachable(eps: float, norm: Norm, x: Float[Tensor, "batch *shape"]) -> float:

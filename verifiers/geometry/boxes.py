@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from verifiers.core.quantities import Norm
@@ -50,6 +50,18 @@ class Boxes(Balls):
     def box(self) -> tuple[Float[Tensor, "batch *shape"], Float[Tensor, "batch *shape"]]:
         """Return the corners."""
         return self.low, self.high
+
+    def edges(self) -> tuple[Float[Tensor, "batch *shape"], Float[Tensor, "batch *shape"]]:
+        """Return the corners, which take the place of the image box."""
+        return self.low, self.high
+
+    def inner(self) -> "Boxes":
+        """Return the boxes, whose corners are exact."""
+        return self
+
+    def contain(self, points: Float[Tensor, "batch *shape"]) -> Bool[Tensor, " batch"]:
+        """Return which points are in their boxes."""
+        return ((points >= self.low) & (points <= self.high)).flatten(1).all(1)
 
     def lowest(self, slopes: Float[Tensor, "points *shape"]) -> Float[Tensor, "points *shape"]:
         """Return the corner of the only box where each linear function is least."""

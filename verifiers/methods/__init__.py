@@ -1,5 +1,6 @@
 """The certificate methods, as settings: ``Crown(tolerance=0.01)``."""
 
+from verifiers.methods.autoattack import AutoAttack
 from verifiers.methods.base import Method
 from verifiers.methods.complete import Complete
 from verifiers.methods.crown import AlphaCrown, Crown, CrownIbp, Ibp, SdpCrown
@@ -13,6 +14,7 @@ from verifiers.methods.transfer import Transfer
 
 __all__ = [
     "AlphaCrown",
+    "AutoAttack",
     "Complete",
     "Crown",
     "CrownIbp",

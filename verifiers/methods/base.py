@@ -125,6 +125,10 @@ class Method(Strict):
         """Mark rows that claim more than was proved again, where time decides how much is proved."""
         return np.zeros(len(again), bool)
 
+    def flags(self, rows: MethodRows) -> Iterable[str]:
+        """Return warnings that follow from the finished rows."""
+        return ()
+
     def again(self, time_limit: float) -> "Method":
         """Return the settings for computing rows again, with at most ``time_limit`` seconds each if that is enough."""
         return self

@@ -21,14 +21,21 @@ if TYPE_CHECKING:
 
 
 class Pgd(Method):
-    """Attack by projected gradient descent on margin and cross-entropy in turn, from starts keyed by sample index."""
+    """Attack by projected gradient descent with falling steps: on the margin, then towards the next likely classes.
+
+    steps: steps of each run.
+    restarts: runs; each after the first aims at one class, the most likely first, then again from random starts.
+    """
 
     kind: Literal["pgd"] = "pgd"
     steps: Count = 30
     restarts: Count = 4
     guarantee: ClassVar[Guarantee] = Guarantee.ESTIMATE
     claim: ClassVar[str] = "no counterexample found by projected gradient descent at eps, or one is stored"
-    paper: ClassVar[str] = "Madry et al., arXiv 1706.06083; margin loss: Carlini and Wagner, arXiv 1608.04644"
+    paper: ClassVar[str] = (
+        "Madry et al., arXiv 1706.06083; steps: Croce and Hein, arXiv 2003.01690; margin loss: Carlini and Wagner, "
+        "arXiv 1608.04644"
+    )
     cost: ClassVar[str] = "2 x steps x restarts forward passes"
     columns: ClassVar[tuple[Column, ...]] = (
         Column("distance", "float64", "pixels", "length of the shortest counterexample found; nan when none"),

@@ -5,6 +5,7 @@ from typing import Any
 
 from verifiers.core.errors import InputError, did_you_mean
 from verifiers.core.status import About, Guarantee
+from verifiers.methods.autoattack import AutoAttack
 from verifiers.methods.base import Method
 from verifiers.methods.complete import Complete
 from verifiers.methods.crown import AlphaCrown, Crown, CrownIbp, Ibp, SdpCrown
@@ -20,6 +21,7 @@ from verifiers.results import schema
 
 METHODS: tuple[type[Method], ...] = (
     Pgd,
+    AutoAttack,
     Ibp,
     CrownIbp,
     Crown,

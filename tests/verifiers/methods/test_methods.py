@@ -21,6 +21,7 @@ from verifiers.core.status import FAILURES, About, Guarantee, Status
 from verifiers.geometry.ascent import ascend
 from verifiers.geometry.balls import Balls, norms, random_start
 from verifiers.geometry.margins import margins
+from verifiers.methods.autoattack import AutoAttack
 from verifiers.methods.base import Method
 from verifiers.methods.complete import Complete
 from verifiers.methods.crown import AlphaCrown, Crown, CrownIbp, Ibp, SdpCrown
@@ -66,6 +67,7 @@ class Case:
 
 CASES = (
     Case(Pgd(steps=5, restarts=2), "estimate"),
+    Case(AutoAttack(steps=5, queries=10), "estimate"),
     Case(Ibp(tolerance=0.05, cross_check=0)),
     Case(CrownIbp(tolerance=0.05, cross_check=0)),
     Case(Crown(tolerance=0.05, cross_check=0)),

@@ -19,6 +19,7 @@ from verifiers.core.quantities import Epsilon, Norm
 from verifiers.core.status import Status
 from verifiers.geometry.ascent import ascend
 from verifiers.geometry.attack import Attack
+from verifiers.geometry.attacks.search import Victims, in_turn
 from verifiers.geometry.balls import Balls, keyed_start, norms, project, random_start, reachable, steepest
 from verifiers.geometry.margins import margins
 from verifiers.methods.pgd import Pgd
@@ -150,7 +151,8 @@ def test_large_images_are_not_attacked_from_outside_the_ball(eps: str) -> None:
         attack = Attack(limit.value, norm, seed=0, steps=Pgd().steps, restarts=Pgd().restarts)
         with torch.no_grad():
             predicted = network(x).argmax(1)
-        best, _ = attack._weakest(network, Balls.around(x, limit.value, norm), predicted, list(range(16)))
+        victims = Victims(network, Balls.around(x, limit.value, norm), predicted, list(range(16)))
+        best = in_turn(victims, attack._runs(victims)).point
         length = norms(best.double() - x.double(), norm)
         assert bool((length <= limit.value).all()), f"{norm}: outside by {float(length.max()) - limit.value:.3g}"
         assert bool((length > 0.5 * limit.value).all()), f"{norm}: the attack does not use its ball"

@@ -16,8 +16,8 @@ from verifiers.graph.program import Program
 from verifiers.methods.registry import find, keeps
 from verifiers.results.rows import MethodRows
 
-#: The attack on every claim: steps, restarts, and further restarts towards single classes.
-STEPS, RESTARTS, TARGETS = 25, 4, 3
+#: The steps and restarts of the attack on every claim.
+STEPS, RESTARTS = 25, 7
 
 
 def attack_claims(subject: Subject) -> list[Finding]:
@@ -74,7 +74,7 @@ def _attack(subject: Subject, judge: Judge, block: np.ndarray, radius: np.ndarra
     samples, device = subject.samples, subject.program.device
     x, predicted = judge.cast(samples.batch(block, device)), samples.predicted[block].to(device)
     balls = Balls(x, torch.as_tensor(radius, dtype=torch.float64, device=device), subject.norm)
-    attack = Attack(float(radius.max()), subject.norm, subject.seed, STEPS, RESTARTS, TARGETS)
+    attack = Attack(float(radius.max()), subject.norm, subject.seed, STEPS, RESTARTS)
     found = attack.within(judge.network, balls, predicted, samples.indices[block].tolist())
     sure = judge(torch.where(per_sample(found.broken, x), found.point, x), predicted).broken
     return found._replace(broken=found.broken & sure)
