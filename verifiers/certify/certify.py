@@ -88,11 +88,15 @@ def certify(
         asked = Asked(program, samples)
         for method in config.in_order:
             Run(method, program, question, samples, asked, file, reporter).finish(config.batch_size)
-        found = file.read()
-        for method in config.in_order:
-            for line in method.flags(found[method.kind]):
-                reporter.warn(f"{method.kind}: {line}")
-        return found
+        return _flagged(config, file.read(), reporter)
+
+
+def _flagged(config: CertifyConfig, found: Certificates, reporter: Reporter) -> Certificates:
+    """Warn of what the rows themselves give away, and return them."""
+    for method in config.in_order:
+        for line in method.flags(found[method.kind]):
+            reporter.warn(f"{method.kind}: {line}")
+    return found
 
 
 def _file(

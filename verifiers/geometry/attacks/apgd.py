@@ -75,6 +75,7 @@ class Apgd:
         loss: the loss, to be raised.
         steps: steps of a run.
         stops: a run drops a sample whose class changes; otherwise it goes on to lessen the margin.
+        first_step: length of the first steps in eps; None for the method's own, 2 eps, and in l1 eps.
 
     Source: Croce and Hein, arXiv 2003.01690; in l1: arXiv 2103.01208. Components of the gradient that the image box
     blocks are left out.
@@ -83,6 +84,7 @@ class Apgd:
     loss: Loss
     steps: int = 100
     stops: bool = True
+    first_step: float | None = None
 
     def run(
         self,
@@ -132,7 +134,8 @@ class Apgd:
         nonzero = (z != balls.x).flatten(1).sum(1)
         dense = torch.full_like(nonzero, math.ceil(DENSE * pixels))
         counts = torch.where(nonzero > 0, (nonzero / SPARSER).long(), dense).clamp_min(1)
-        rate = balls.eps.to(z.dtype) * (1.0 if balls.norm is Norm.L1 else 2.0)
+        own = 1.0 if balls.norm is Norm.L1 else 2.0
+        rate = balls.eps.to(z.dtype) * (own if self.first_step is None else self.first_step)
         return _State(
             rows=rows,
             own=victims.own,

@@ -47,15 +47,14 @@ def targeted_ratio(
 ) -> Float[Tensor, " batch"]:
     """Compute the targeted difference of logits ratio: the targeted margin over the spread of the largest logits.
 
-    The spread is the largest logit less the mean of the third and the fourth. With three classes it is the largest
-    less the third. Two classes have no such ratio, and the margin itself is used.
+    The spread is the largest logit less the mean of the third and the fourth. With fewer than four classes the margin
+    itself is used: a spread of the largest and the least logit cancels where these are the two classes.
 
     Source: Croce and Hein, arXiv 2003.01690, equation 7.
     """
-    classes = logits.shape[1]
-    if classes < 3:
+    if logits.shape[1] < 4:
         return targeted_margin(logits, own, target)
-    top = logits.topk(min(4, classes), dim=1).values
+    top = logits.topk(4, dim=1).values
     return targeted_margin(logits, own, target) / (top[:, 0] - top[:, 2:].mean(1) + TINY)
 
 

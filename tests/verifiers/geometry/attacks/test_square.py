@@ -96,16 +96,16 @@ def test_queries_only_ever_lessen_the_margin(norm: Norm) -> None:
 
 @every_norm
 def test_a_sample_depends_on_its_index_and_seed_and_not_on_its_batch(norm: Norm) -> None:
-    network, x = perceptron().double(), pictures(5).double()
-    indices = [40, 3, 17, 8, 25]
+    network, x = perceptron().double(), pictures(3).double()
+    indices = [40, 3, 17]
     whole = victims(network, x, norm, indices=indices)
-    together = Square(130).run(whole)
-    for row in range(5):
+    together = Square(102).run(whole)
+    for row in range(3):
         one = whole.take(torch.tensor([row]))
-        torch.testing.assert_close(Square(130).run(one).margin, together.margin[row : row + 1], rtol=1e-6, atol=1e-9)
-    others = Square(130).run(victims(network, x, norm, indices=[1, 2, 4, 5, 6]))
+        torch.testing.assert_close(Square(102).run(one).margin, together.margin[row : row + 1], rtol=1e-6, atol=1e-9)
+    others = Square(102).run(victims(network, x, norm, indices=[1, 2, 4]))
     assert not torch.equal(others.point, together.point), "indices do not key the search"
-    assert not torch.equal(Square(130, number=1).run(whole).point, together.point), "restarts repeat the search"
+    assert not torch.equal(Square(102, number=1).run(whole).point, together.point), "restarts repeat the search"
 
 
 def test_a_network_without_gradients_is_broken() -> None:
