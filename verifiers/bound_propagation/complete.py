@@ -27,6 +27,8 @@ from verifiers.core.question import Question
 from verifiers.core.status import Status
 from verifiers.core.table import counted
 from verifiers.geometry.attack import Attack
+from verifiers.geometry.attacks.hunt import Hunt
+from verifiers.geometry.attacks.search import Victims
 from verifiers.geometry.balls import Balls, norms
 from verifiers.geometry.margins import margin_specification, margins
 from verifiers.graph.program import Program
@@ -37,6 +39,8 @@ SCREENS = (Stage.IBP, Stage.CROWN)
 #: alpha-CROWN starts no step after this share of the time, and bounds that follow an l2 ball start none after twice
 #: that share, so that some is left to branch and bound.
 ALPHA_SHARE = 0.25
+#: The search before branch and bound starts no query after this share of the time that is left.
+HUNT_SHARE = 0.1
 
 
 @runtime_checkable
@@ -213,6 +217,11 @@ class Complete:
             answers.decide(row, Stage.ALPHA_CROWN, Status.CERTIFIED, eps, least)
             return
         begun = time.monotonic()
+        point = self._hunted(one, begun + HUNT_SHARE * (started + left - begun))
+        if point is not None:
+            answers.seconds[row, Stage.BRANCH_AND_BOUND - 1] = time.monotonic() - begun
+            self._keep(answers, row, one, point)
+            return
         end = BranchAndBound(
             bounds, specification, proved, 0.0, deadline=started + left, broken=lambda z: self._broken(z, one)
         ).run()
@@ -226,8 +235,15 @@ class Complete:
         self.full += status is Status.OUT_OF_MEMORY
         answers.decide(row, Stage.BRANCH_AND_BOUND, status, eps, end.bound)
 
+    def _hunted(self, one: Batch, deadline: float) -> Float[Tensor, "1 *shape"] | None:
+        """Search once more, without gradients from the image, before the ball is split."""
+        balls = Balls.around(one.x, self.question.eps.value, self.question.norm)
+        victims = Victims(self.program.module, balls, one.predicted, one.indices.tolist(), self.question.seed)
+        point = Hunt(deadline=deadline).run(victims).point
+        return point if bool(self._broken(point, one)) else None
+
     def _keep(self, answers: _Answers, row: int, one: Batch, point: Tensor) -> None:
-        """Store a counterexample from branch and bound."""
+        """Store a counterexample that the last stage found."""
         with torch.no_grad():
             margin = float(margins(self.program.module(point), one.predicted))
         answers.decide(row, Stage.BRANCH_AND_BOUND, Status.FALSIFIED, 0.0, margin)

@@ -1,6 +1,7 @@
 """Square attack: random search over squares, which needs no gradient."""
 
 import math
+import time
 from dataclasses import dataclass
 
 import torch
@@ -29,6 +30,7 @@ class Square:
     Attributes:
         queries: proposals for each sample.
         number: of the run, which keys its random numbers.
+        deadline: on ``time.monotonic``; no query begins after it.
 
     Images have the axes channel, height and width. Where there are fewer axes, they are the last ones.
 
@@ -37,6 +39,7 @@ class Square:
 
     queries: int = 5000
     number: int = 0
+    deadline: float = math.inf
 
     def __call__(self, victims: Victims, rows: Int[Tensor, " some"]) -> Reached:
         """Run on samples that are some of all; only they themselves matter."""
@@ -50,6 +53,8 @@ class Square:
         now = _margin(victims, z, victims.own)
         point, margin = z.clone(), now.clone()
         for query in range(self.queries):
+            if time.monotonic() > self.deadline:
+                break
             lost = now < 0
             if bool(lost.any()):
                 point[rows[lost]], margin[rows[lost]] = z[lost], now[lost]
