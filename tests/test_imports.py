@@ -8,7 +8,7 @@ import pytest
 
 from tests.paths import REFERENCE, ROOT
 
-HEAVY = ("matplotlib", "scipy", "sklearn", "timm", "torch", "torchvision")
+HEAVY = ("jaxtyping", "matplotlib", "scipy", "sklearn", "timm", "torch", "torchvision")
 LIGHT = (
     "certkd.cli",
     "certkd.comparison.compare",

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float
 
 from verifiers.core.statistics import mcnemar
 
@@ -78,10 +77,10 @@ class Outcomes:
         radius: certified radius, 0 where misclassified or abstained.
     """
 
-    clean: Bool[np.ndarray, " samples"]
-    pgd: Float[np.ndarray, " samples"]
-    certified: Bool[np.ndarray, " samples"]
-    radius: Float[np.ndarray, " samples"]
+    clean: np.ndarray
+    pgd: np.ndarray
+    certified: np.ndarray
+    radius: np.ndarray
 
     def side(self) -> Side:
         """Average over the samples."""
@@ -110,7 +109,7 @@ def _standard_error(values: np.ndarray) -> float:
     return float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan
 
 
-def at_radius(radius: float, ours: Float[np.ndarray, " samples"], theirs: Float[np.ndarray, " samples"]) -> AtRadius:
+def at_radius(radius: float, ours: np.ndarray, theirs: np.ndarray) -> AtRadius:
     """Compare student (ours) and teacher (theirs) at one radius, from their certified radii."""
     kept, had = ((radii >= radius) & (radii > 0) for radii in (ours, theirs))
     both, gains, losses = int((kept & had).sum()), int((kept & ~had).sum()), int((had & ~kept).sum())

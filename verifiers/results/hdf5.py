@@ -9,7 +9,6 @@ from typing import Any
 
 import h5py
 import numpy as np
-from jaxtyping import Bool, Int
 
 from verifiers.core.errors import InputError, one_line, quoted
 from verifiers.results.lock import hdf5_locks
@@ -18,14 +17,14 @@ from verifiers.results.schema import FORMAT, FORMAT_VERSION
 _NO_SPACE = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO)
 
 
-def put(column: h5py.Dataset, rows: Int[np.ndarray, " rows"], values: np.ndarray) -> None:
+def put(column: h5py.Dataset, rows: np.ndarray, values: np.ndarray) -> None:
     """Write the values of some rows, in one piece where the rows are consecutive."""
     if len(rows):
         consecutive = rows[-1] - rows[0] == len(rows) - 1
         column[slice(int(rows[0]), int(rows[-1]) + 1) if consecutive else rows] = values
 
 
-def has_value(values: np.ndarray) -> Bool[np.ndarray, " rows"]:
+def has_value(values: np.ndarray) -> np.ndarray:
     """Mark the rows to write: all, except images that are all nan, which stay holes."""
     if values.ndim == 1 or values.dtype.kind != "f":
         return np.ones(len(values), bool)

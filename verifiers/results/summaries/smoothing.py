@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
 
 from verifiers.core.table import Part
 from verifiers.results.reader import read_images
@@ -31,11 +30,11 @@ class SharedVotes:
         unpaired_variance: the variance if each had voted on its own copies.
     """
 
-    agreement: Float[np.ndarray, " samples"]
-    lost: Float[np.ndarray, " samples"]
-    gained: Float[np.ndarray, " samples"]
-    variance: Float[np.ndarray, " samples"]
-    unpaired_variance: Float[np.ndarray, " samples"]
+    agreement: np.ndarray
+    lost: np.ndarray
+    gained: np.ndarray
+    variance: np.ndarray
+    unpaired_variance: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -69,13 +68,13 @@ def shared_votes(rows: MethodRows, path: str) -> SharedVotes | None:
 
 
 def of_counts(
-    own: Int[np.ndarray, "samples classes"],
-    teacher: Int[np.ndarray, "samples classes"],
-    same: Int[np.ndarray, "samples classes"],
-    selected: Int[np.ndarray, " samples"],
-    copies: Int[np.ndarray, " samples"],
+    own: np.ndarray,
+    teacher: np.ndarray,
+    same: np.ndarray,
+    selected: np.ndarray,
+    copies: np.ndarray,
 ) -> SharedVotes:
-    """Count shares and variances per sample.
+    """Count shares and variances per sample, from votes ``(samples, classes)`` and selected classes and copies.
 
     With b lost and c gained, the difference c - b has variance (b + c - (b - c)^2) / n on the same copies.
     """
