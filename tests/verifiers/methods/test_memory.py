@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 from tests.certifying import certify
 from tests.marks import thin
 from verifiers.certify import batches
+from verifiers.core.quantities import Norm
 from verifiers.core.reporter import Reporter
 from verifiers.core.status import About, Status
 from verifiers.methods.registry import METHODS, settings_of
@@ -62,7 +63,7 @@ def run(kind: str, **more: Any) -> MethodRows:
         y = model(x).argmax(1)
     y[0] = (y[0] + 1) % 3
     more |= {"teacher": network(1)} if KINDS[kind].about is About.PAIR else {}
-    more |= {"norm": "l2"} if kind == "smoothing" else {}
+    more |= {"norm": "l2"} if kind == "smoothing" or Norm.LINF not in KINDS[kind].norms else {}
     known = set(settings_of(KINDS[kind])) - ({"tolerance"} if KINDS[kind].relational else set())
     options = {name: value for name, value in SMALL.items() if name in known}
     return certify(model, x, y, eps="0.01", methods=[kind], options=options, **more)[kind]
