@@ -55,8 +55,9 @@ class Session:
             InputError: onnxruntime fails, or the output is no float tensor.
         """
         file, count = self._file, self._file.count or 1
+        given = image if file.single else np.repeat(image[None], count, axis=0)
         try:
-            found = self._session.run([file.logits], {file.image: np.repeat(image[None], count, axis=0)})[0]
+            found = self._session.run([file.logits], {file.image: given})[0]
         except Exception as error:  # noqa: BLE001 - onnxruntime's errors have no other common class
             raise InputError(f"{file.path} cannot be run on one input: {one_line(error)}") from None
         if not isinstance(found, np.ndarray) or found.dtype != np.float32 or found.size % count:
@@ -77,7 +78,7 @@ def function(path: Path) -> Function:
             raise InputError(f"{path}: {file.remarks[0]}; a property is about the file as it is: convert it first")
         session = Session(file)
         try:
-            network, outputs = _compared(OnnxNetwork(file), file, session)
+            network, outputs = _compared(OnnxNetwork(file, literal=file.single), file, session)
         except InputError:  # perhaps its constants hold the number of inputs: only as many are right
             network, outputs = _compared(OnnxNetwork(file, literal=True), file, session)
         return Function(network, file.shape, outputs, session, file.sha256)

@@ -146,6 +146,18 @@ def test_a_file_for_several_inputs_at_a_time(tmp_path: Path) -> None:
     np.testing.assert_allclose(rows, np.tile(found.reference(image), (5, 1)), rtol=1e-5, atol=1e-6)
 
 
+def test_a_file_for_one_input_without_a_batch_axis(tmp_path: Path) -> None:
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["h"]), helper.make_node("Relu", ["h"], ["y"])]
+    found = function(save(tmp_path / "net.onnx", nodes, {"w": random(4, 3)}, shape=(4,)))
+    image = random(4, seed=3)
+    expected = (image @ random(4, 3)).clip(0)
+    assert (found.shape, found.outputs) == ((4,), 3) and expected.max() > 0
+    np.testing.assert_allclose(found.reference(image), expected, rtol=1e-5, atol=1e-6)
+    with torch.no_grad():
+        rows = found.module(torch.from_numpy(image)[None].repeat(5, 1)).numpy()
+    np.testing.assert_allclose(rows, np.tile(expected, (5, 1)), rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize(("name", "shown"), [("/block/act.1", "/block/act.1"), ("", "Sin_1")])
 def test_an_operator_without_bounds_is_named_as_the_file_names_it(name: str, shown: str, tmp_path: Path) -> None:
     found = made(tmp_path / "net.onnx", [helper.make_node("Sin", ["h"], ["y"], name=name)])
