@@ -11,7 +11,8 @@ from verifiers.bound_propagation.engine import Engine
 from verifiers.core.errors import Contradiction
 from verifiers.core.quantities import Norm
 from verifiers.geometry.ascent import ascend
-from verifiers.geometry.balls import Balls, project, random_start
+from verifiers.geometry.balls import Balls, norms, per_sample, project, random_start, reachable
+from verifiers.graph.capture import precision_of
 from verifiers.runtime.last_places import refuse_coarse
 from verifiers.runtime.oom import fits
 
@@ -38,7 +39,7 @@ def check_forward(
 def check_sandwich(model: nn.Module, engine: Engine, balls: Balls, method: str, *, points: int = 32) -> None:
     """Attack bounds by corners, random points and PGD on every logit, from both sides.
 
-    A bound that is nan claims nothing.
+    A bound that is nan claims nothing. Bounds of the deployed network are held by its own logits at these points too.
 
     Raises:
         Contradiction: a point breaks a bound; the message has the size of the break.
@@ -63,6 +64,29 @@ def check_sandwich(model: nn.Module, engine: Engine, balls: Balls, method: str, 
                 f"the {method} bound of engine {engine.name} is broken by a point inside the {balls.norm} ball "
                 f"by {float(broken):.3g}"
             )
+        if (deployed := getattr(engine, "deployed", None)) is not None:
+            _check_deployed(deployed, engine.name, balls, attacked, bounds - slack)
+
+
+def _check_deployed(deployed: nn.Module, name: str, balls: Balls, points: Tensor, bounds: Tensor) -> None:
+    """Check bounds by the network in its own precision, at points that are moved as far inside as rounding needs.
+
+    Raises:
+        Contradiction: its logits break one.
+    """
+    x, eps, norm = balls.x, balls.eps, balls.norm
+    share = x.new_tensor([reachable(float(radius), norm, x.float()) / max(float(radius), 1e-300) for radius in eps])
+    near = (x + per_sample(share, x) * (points - x)).clamp(0.0, 1.0).float()
+    inside = norms(near.double() - x.double(), norm) <= eps
+    with torch.no_grad():
+        logits = deployed(near.to(precision_of(deployed, near))).double()
+    excess = bounds - torch.cat([logits, -logits], dim=1)
+    asked = inside[:, None] & (bounds > -float("inf"))
+    if not float(excess.where(asked, -float("inf")).amax()) <= 0:
+        raise Contradiction(
+            f"the network in float32 breaks a bound of engine {name} by {float(excess.where(asked, 0.0).amax()):.3g}: "
+            "it does something else than in float64"
+        )
 
 
 def _values(points: Tensor, model: nn.Module) -> Tensor:

@@ -53,6 +53,7 @@ class JointEngine:
         joint: the engine of both networks in one graph, with outputs [S, T].
         coupled: for copies the engine of both networks and their difference, with outputs [S, T, S - T]; else None.
         engines: both, without None.
+        deployed: both networks in their own precision, in float32 arithmetic; else None.
 
     Raises:
         Unsupported: a network cannot be captured, or the classes differ.
@@ -71,6 +72,7 @@ class JointEngine:
         programs = Program.of(student), Program.of(teacher)
         pair = PairProgram(*programs)
         self.joint, self.model, self.pair = Native(pair, x, arithmetic=arithmetic), pair.exact, pair.module
+        self.deployed = pair.module if arithmetic is Arithmetic.FLOAT32 else None
         self.coupled: Native | None = None
         self.graphs = graphs = [program.graph(x) for program in programs]
         if graphs[0].nodes[-1].shape != graphs[1].nodes[-1].shape:

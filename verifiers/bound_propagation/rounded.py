@@ -19,6 +19,7 @@ class Rounded:
     def __init__(self, exact: Engine, native: Native) -> None:
         self.exact, self.native = exact, native
         self.name, self.batch_size, self.model = exact.name, exact.batch_size, exact.model
+        self.deployed = native.deployed
 
     def ask(
         self,

@@ -284,13 +284,11 @@ class Program:
         return self.once("graph", lambda: captured.graph)
 
     def check_gradient(self, x: Float[Tensor, "batch *shape"]) -> None:
-        """Check that a network without a program can be differentiated, as attacks need.
+        """Check that the network can be differentiated, as attacks need.
 
         Raises:
             Unsupported: it cannot.
         """
-        if self.captured is not None:
-            return
         with blamed("the network has no gradient to attack by"), torch.enable_grad():
             image = x[:1].detach().clone().requires_grad_(True)
             torch.autograd.grad(self.module(image).sum(), image)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import numpy as np
 
 from verifiers.core.columns import Column, Columns
+from verifiers.core.errors import Unsupported
 from verifiers.core.question import Question
 from verifiers.core.settings import Count
 from verifiers.core.status import Guarantee, Status
@@ -45,6 +46,10 @@ class Pgd(Method):
     def warnings(self, program: "Program", first: "Tensor") -> Iterable[str]:
         from verifiers.geometry.attack import has_slope
 
+        try:
+            program.check_gradient(first)
+        except Unsupported:  # as the attack says itself
+            return
         if program.captured is not None and not has_slope(program.module, first):
             yield (
                 "pgd is blind: the gradient of the logits is zero, as behind a sign or a step; what it misses says "

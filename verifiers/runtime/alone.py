@@ -19,6 +19,8 @@ from verifiers.runtime.outputs import rows_of
 MOST = 256
 #: Floating-point operations of all comparisons together, from which the number of images follows: never from the clock.
 WORK = 2e10
+#: Images whose gradients are compared.
+FEW = 3
 #: Evaluations of each image.
 PASSES = 8
 #: Logits of one image in two batches may differ by this share of the largest one: kernels sum in other orders.
@@ -88,6 +90,7 @@ def check_alone(
     if changed := _changed(before, _state(network)):
         raise InputError(f"the network keeps state between calls: {changed} changes whenever it runs")
     alone = torch.cat([logits_of(network, image, len(images)) for image in images.split(1)])
+    _refuse_slope(network, images[:FEW])
     for order in _batches(len(images)):
         found = again if len(order) == len(images) and int(order[0]) == 0 else logits_of(network, images[order])
         wrong = differing(found, alone[order], images[order], rounding)
@@ -100,6 +103,35 @@ def check_alone(
                 "network that answers each image by itself"
             )
     return alone
+
+
+def _refuse_slope(network: nn.Module, images: Tensor) -> None:
+    """Refuse a network in which logits of one image have a gradient with respect to another image of the batch.
+
+    It is exactly zero if images are not mixed, so mixing that is smaller than rounding is found too. Networks without
+    gradients are only compared.
+
+    Raises:
+        InputError: the network mixes the images of a batch.
+    """
+    batch = images.detach().clone().requires_grad_(True)
+    try:
+        with torch.enable_grad():
+            logits = rows_of(network(batch), len(batch))
+            weights = torch.linspace(1.0, 2.0, logits[0].numel()).to(logits).reshape(logits[0].shape)
+            ends = {row: (logits[row] * weights).sum() for row in (0, len(batch) - 1)}
+            slopes = {row: torch.autograd.grad(end, batch, retain_graph=True)[0] for row, end in ends.items()}
+    except Exception as error:  # noqa: BLE001 - of a network without derivatives
+        pass_on_memory(error)
+        return
+    for row, slope in slopes.items():
+        others = slope.detach().abs().nan_to_num(0.0)
+        others[row] = 0
+        if bool(others.any()):
+            raise InputError(
+                "the network mixes the images of a batch: the logits of an image change with another image"
+                f"{_layer(network, images, row)}; certificates need a network that answers each image by itself"
+            )
 
 
 def _refuse_coarse(network: nn.Module, images: Tensor, count: int, gap: float) -> None:

@@ -1,5 +1,6 @@
 """What float32 does to a certificate, and what tells two networks and two orders of methods apart."""
 
+import copy
 import importlib.util
 from pathlib import Path
 
@@ -9,9 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from tests.certifying import certify
+from tests.verifiers.methods.test_float32 import tent
 from verifiers.bound_propagation.auto_lirpa import compat
-from verifiers.core.errors import InputError
+from verifiers.bound_propagation.checks import attack_bounds, check_sandwich
+from verifiers.bound_propagation.native.engine import Native
+from verifiers.core.errors import Contradiction, InputError
+from verifiers.core.quantities import Arithmetic, Norm
 from verifiers.core.status import Status
+from verifiers.geometry.balls import Balls
 
 needs_auto_lirpa = pytest.mark.skipif(
     compat.version() is None and importlib.util.find_spec("auto_LiRPA") is None, reason="auto-LiRPA is not installed"
@@ -88,3 +94,29 @@ def test_counts_are_whole_numbers(options: dict[str, float]) -> None:
     network, x = cancelling(0.0), torch.rand(2, 8)
     with pytest.raises(InputError, match="whole number"):
         certify(network, x, network(x).argmax(1), eps=0.1, methods=("pgd",), options=options)
+
+
+@pytest.mark.parametrize("arithmetic", list(Arithmetic))
+def test_bounds_are_held_by_the_network_in_float32(arithmetic: Arithmetic) -> None:
+    """A program that is another function in float32 than in float64 breaks bounds for float32."""
+    network, x = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2)).eval(), torch.full((1, 2), 0.4)
+    engine = Native(network, x, arithmetic=arithmetic)
+    attack_bounds(engine, x, 0.1, norm=Norm.LINF, method="crown")
+    assert (engine.deployed is None) == (arithmetic is Arithmetic.REAL)
+    balls, shifted = Balls.around(x.double(), 0.1, Norm.L2), copy.deepcopy(network).requires_grad_(False)
+    shifted[2].bias += 10.0
+    if engine.deployed is not None:
+        engine.deployed = shifted
+        with pytest.raises(Contradiction, match="the network in float32 breaks a bound of engine native by 1"):
+            check_sandwich(engine.model, engine, balls, "crown")
+        engine.deployed = nn.Sequential(shifted, nn.Threshold(1e9, float("nan")))
+        with pytest.raises(Contradiction, match="breaks a bound of engine native"):
+            check_sandwich(engine.model, engine, balls, "crown")
+
+
+def test_nothing_is_held_where_values_may_overflow() -> None:
+    network, x = tent(1e30, 1e20)
+    engine = Native(network, x, arithmetic=Arithmetic.FLOAT32)
+    attack_bounds(engine, x, 0.3, norm=Norm.LINF, method="crown")
+    near = torch.full((1, 2), 0.525)
+    assert engine.deployed is not None and not engine.deployed(near).isfinite().all(), "the network overflows there"

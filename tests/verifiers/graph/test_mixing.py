@@ -125,6 +125,8 @@ def smaller_batches(n: Coded, h: Tensor) -> Tensor:
 #: Changes of the hidden layer that mix the rows of a batch.
 MIXED: dict[str, Callable[[Coded, Tensor], Tensor]] = {
     "mean": lambda n, h: h - h.mean(0),
+    "a little of the mean": lambda n, h: h + 1e-5 * h.mean(0),
+    "a little of earlier rows": lambda n, h: h + 1e-6 * h.cumsum(0),
     "max": lambda n, h: h / (1 + h.amax(0)),
     "min": lambda n, h: h - h.amin(0),
     "sum": lambda n, h: h + h.sum(0),
@@ -273,6 +275,13 @@ def test_an_honest_network_passes(name: str, count: int) -> None:
         labels = expected.argmax(1)
     found = certify(network, x, labels, eps="0.001", methods=["pgd"], steps=2, restarts=1)["pgd"]
     assert found["correct"].all(), "its own predictions are not its predictions"
+
+
+@pytest.mark.parametrize("size", [1e-7, 1e-3])
+def test_mixing_that_is_smaller_than_rounding_is_found_by_its_gradient(size: float) -> None:
+    network = Coded(on_hidden(lambda n, h: h + size * h.amax(0))).eval()
+    with pytest.raises(InputError, match=r"the logits of an image change with another image|differ by"):
+        Program(network).hold(images(2))
 
 
 class Chaotic(nn.Module):

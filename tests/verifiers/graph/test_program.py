@@ -8,11 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.certifying import certify
 from tests.zoo import BY_NAME
 from verifiers.bound_propagation import engines
 from verifiers.core.errors import Unsupported
 from verifiers.core.quantities import Arithmetic, Epsilon
 from verifiers.core.question import Question
+from verifiers.core.status import Status
 from verifiers.graph import program as programs
 from verifiers.graph.executable import Images
 from verifiers.graph.program import Program
@@ -124,6 +126,20 @@ def test_the_forms_of_a_program_share_their_weights() -> None:
     assert found.exact_single is found.exact.program
     plain = Program(BY_NAME["mlp"].network()).capture(BY_NAME["mlp"].images(2))
     assert plain.exact_single is plain.exact
+
+
+def test_an_operator_without_a_derivative_is_refused_by_attacks() -> None:
+    class Steps(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.heaviside(x - 0.5, torch.zeros(1))
+
+    x = torch.rand(2, 3)
+    program = Program(Steps().eval())
+    program.hold(x)
+    with pytest.raises(Unsupported, match=r"the network has no gradient to attack by.*heaviside is not implemented"):
+        program.check_gradient(x)
+    rows = certify(Steps().eval(), x, Steps()(x).argmax(1), eps="0.1", methods=("pgd", "ibp"))
+    assert [method.count(Status.UNSUPPORTED) for method in rows] == [2, 2]
 
 
 def test_a_network_without_a_gradient_is_refused_by_attacks() -> None:

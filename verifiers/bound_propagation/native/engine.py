@@ -43,6 +43,9 @@ class Native:
         graph: the network's graph, if already known.
         arithmetic: the arithmetic of the network.
 
+    Attributes:
+        deployed: the network that bounds in float32 are about; None in real arithmetic.
+
     Raises:
         Unsupported: the network cannot be captured, or an operator has no bounds here.
         Contradiction: the graph's logits are not the network's.
@@ -67,6 +70,7 @@ class Native:
             self.model, self.graph = found.exact, graph or program.graph(x)
         else:
             self.model, self.graph = found.twin(dtype), graph or found.lowered(dtype)
+        self.deployed = found.module if arithmetic is Arithmetic.FLOAT32 else None
         self._dual_norms: dict[Norm, dict[int, Tensor]] = {}
         check_forward(self.model, self.graph, x[:2].to(dtype), "the native engine")
         entries = sum(shape_size(node.shape) for node in self.graph.nodes)
