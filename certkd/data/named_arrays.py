@@ -164,9 +164,17 @@ def part_of(path: str, images: np.ndarray, images_name: str, labels: np.ndarray,
         raise InputError(f"{where} has its {len(labels)} images along the last axis: save np.moveaxis(array, -1, 0)")
     numbers, classes = class_numbers(labels, len(images), f"{path}: {labels_name}")
     read, remarks = pixels(images, where)
+    if len(numbers) and int(numbers.min()) > 0:
+        least = f"{labels_name}: no image is of class 0, the least is {int(numbers.min())}"
+        remarks = (*remarks, f"{least}; classes count from 0, so subtract 1 if these count from 1")
     if channels_last(tuple(read.shape[1:])):
         remarks = (*remarks, f"{images_name} of shape {tuple(read.shape[1:])} is read as (height, width, channels)")
         read = read.permute(0, 3, 1, 2).contiguous()
+    elif read.dim() == 4 and read.shape[3] in (2, 4) and min(read.shape[1:3]) > 4:
+        raise InputError(
+            f"{where} of shape {tuple(read.shape[1:])} looks like (height, width, {read.shape[3]}): save the colours "
+            "alone (array[..., :3]), or np.moveaxis(array, -1, 1) if all are channels"
+        )
     if read.dim() == 3 and _is_signal(read.shape[1], read.shape[2]):
         told = f"{images_name} of shape {tuple(read.shape[1:])} is read as signals (channels, length)"
         remarks = (*remarks, f"{told}; pictures of these sides are saved as (1, {read.shape[1]}, {read.shape[2]})")

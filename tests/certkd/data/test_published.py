@@ -112,6 +112,20 @@ def test_two_axes_are_a_grey_picture_or_a_signal(
     assert np.array_equal(pixels(data).reshape(own.shape), own)
 
 
+def test_four_channels_last_are_refused(tmp_path: Path) -> None:
+    """(8, 6, 4) would be read as eight channels."""
+    config = saved(tmp_path / "data.npz", {"x_test": np.concatenate([TEST, TEST[..., :1]], 3), "y_test": Y_TEST})
+    with pytest.raises(InputError, match=r"looks like \(height, width, 4\): save the colours alone"):
+        load(config)
+    first = {"x_test": np.concatenate([TEST, TEST[..., :1]], 3).transpose(0, 3, 1, 2), "y_test": Y_TEST}
+    assert load(saved(tmp_path / "first.npz", first)).shape == (4, 8, 6)
+
+
+def test_classes_that_count_from_one_are_said(tmp_path: Path) -> None:
+    data = load(saved(tmp_path / "data.npz", {"x_test": TEST, "y_test": Y_TEST + 1}))
+    assert any("y_test: no image is of class 0, the least is 1" in remark for remark in data.remarks)
+
+
 @pytest.mark.parametrize("layout", ["keras", "capitals", "a test split alone"])
 def test_a_folder_of_npy_files_is_read_like_an_archive(layout: str, tmp_path: Path) -> None:
     for key, array in ARCHIVES[layout].items():
