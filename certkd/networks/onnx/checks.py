@@ -109,7 +109,8 @@ def _before(node: Any, makers: dict[str, int], given: set[str], state: dict[int,
 def _check_attributes(node: Any, path: Path) -> None:
     where = f"{path}: node {quoted(node.name)} ({quoted(node.op_type)})"
     if node.op_type in _CONTROL:
-        raise InputError(f"{where}: the network branches on a computed value, export it for one fixed path")
+        what = "branches on a computed value" if node.op_type == "If" else "has a loop"
+        raise InputError(f"{where}: the network {what}, export it for one fixed path")
     names = [attribute.name for attribute in node.attribute]
     if len(set(names)) < len(names):
         raise InputError(f"{where}: has an attribute twice")

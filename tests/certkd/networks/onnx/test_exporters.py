@@ -273,6 +273,10 @@ REFUSED: dict[str, tuple[Build, str]] = {
         quantised(n("Floor", "x", "f"), n("Gather", "w f", "h"), w=random(4, 2)),
         "looks up indices that depend on the image",
     ),
+    "a loop": (
+        quantised(n("Loop", "_ _ x", "h", body=helper.make_graph([], "body", [], []))),
+        "('Loop'): the network has a loop, export it for one fixed path",
+    ),
     "positions of maxima": (
         quantised(n("MaxPool", "x", "m i", kernel_shape=[1, 1]), n("Cast", "i", "j", to=1), n("Add", "m j", "h")),
         "also returns the positions of the maxima",
