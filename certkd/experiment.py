@@ -72,10 +72,9 @@ def run(
         reported = training_reporter(name) if training_reporter else None
         results[name] = _train_once(training, reported)
     reference = networks.load(teacher, architecture=_class_of(trainings["teacher"]))
-    certificates = {
-        name: _certify(config, name, training, None if name == "teacher" else reference, reporter)
-        for name, training in trainings.items()
-    }
+    certificates: dict[str, Certificates] = {}
+    for name, training in trainings.items():  # the teacher first: its counterexamples are tried on every pair
+        certificates[name] = _certify(config, name, training, None if name == "teacher" else reference, reporter)
     return _report(config, folder, results, certificates)
 
 
@@ -137,14 +136,16 @@ def _certify(
 ) -> Certificates:
     known = networks.load(f"{training.out}/best.pt", architecture=_class_of(training))
     device = choose_device(config.device)
-    wanted = config.certify if teacher is not None else config.certify.alone()
+    folder = Path(config.out) / "certificates"
+    pair = config.certify.with_points(str(folder / "teacher.h5"))
+    wanted = pair if teacher is not None else config.certify.alone()
     assert wanted is not None  # checked before any training
     return certify(
         known.model.to(device),
         data_for(known, data.load(config.data), config.data, selection=Selection(limit=config.certify.limit)),
         wanted,
         teacher=teacher.model.to(device) if teacher is not None and wanted.pairs else None,
-        out=Path(config.out) / "certificates" / f"{name}.h5",
+        out=folder / f"{name}.h5",
         reporter=reporter(name) if reporter else None,
     )
 

@@ -2,6 +2,7 @@
 
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,7 +93,7 @@ class Certified:
 
     Attributes:
         student, teacher: the networks.
-        answers: the certificates of each radius, by role.
+        answers: the certificates of each radius, or of each relation, by role.
         load: loads the data, once.
         code: the exit code.
     """
@@ -108,7 +109,6 @@ def certified(
     bare: str | None, model: str | None, teacher: str | None, eps: Epsilon | None, **options: Any
 ) -> Certified:
     """Do what ``certkd certify`` does, and keep the results."""
-    from certkd.cli.question import certify_config
     from certkd.report import tables
     from certkd.report.console import display, stderr
     from verifiers.runtime.modes import reuse_memory
@@ -117,9 +117,11 @@ def certified(
     model = bare_or_named(bare, model, "--model", "certkd certify student.pt --eps 8/255")
     _check_question(eps, options)
     reuse_memory()
-    config = certify_config(eps or Epsilon.parse("1"), options)
+    configs = _configs(eps or Epsilon.parse("1"), options)
+    config = configs[0]
     requirements = _requirements(options, config)
-    _check_files(model, teacher, config, options)
+    for each in configs:
+        _check_files(model, teacher, each, options)
     load = loader()  # one data set for all networks of the command
     options["kinds"] = {name.endswith(".onnx") for name in (model, teacher) if name is not None}
     student = network(model, options, load)
@@ -129,11 +131,14 @@ def certified(
     failed: list[str] = []
     answers: list[dict[str, Certificates]] = []
     questions = _questions(eps, model, student, options, load)
-    for radius, selection in questions:
+    for each, (radius, selection) in product(configs, questions):
         outs = {name: options[name] and Path(options[name]) for name in ("out", "teacher_out")}
         if len(questions) > 1:
             outs = {name: _at(options[name], radius) for name in outs}
-        certification = _Certification(options, config.at(radius), selection, load, outs)
+        if len(configs) > 1:
+            outs["out"] = _about(options["out"], each)
+        asked = each.at(radius).with_points(*(str(done["student"].path) for done in answers))
+        certification = _Certification(options, asked, selection, load, outs)
         answers.append(certification.certify_both(model, student, teacher, reference))
         failed += _report(answers[-1], requirements)
     if options["instances"] is not None and config.alone() is not None:
@@ -211,7 +216,8 @@ class _Certification:
         _check_places(places, overwrite=self.options["overwrite"])
         if teacher is not None and reference is not None and alone is not None:
             done["teacher"] = self._certify(reference, teacher, alone, places["teacher"], None)
-        done["student"] = self._certify(student, model, self.config, places["student"], reference)
+        config = self.config.with_points(*(str(certificates.path) for certificates in done.values()))
+        done["student"] = self._certify(student, model, config, places["student"], reference)
         return done
 
     def _certify(
@@ -336,6 +342,32 @@ def _questions(
 def _at(place: str | None, eps: Epsilon) -> Path | None:
     """Name the file of one radius among several."""
     return Path(place).with_stem(f"{Path(place).stem}-{eps.text.replace('/', '_')}") if place else None
+
+
+def _configs(eps: Epsilon, options: dict[str, Any]) -> "list[CertifyConfig]":
+    """Build the configuration, or one for each of the relations that are asked one after another.
+
+    Raises:
+        InputError: a relation is asked twice.
+    """
+    from certkd.cli.question import certify_config, relations_of
+
+    configs = [
+        certify_config(eps, {**options, "settings": (*options["settings"], *settings)})
+        for settings in options.get("relations", ((),))
+    ]
+    labels = [relations_of(config) for config in configs]
+    twice = next((label for i, label in enumerate(labels) if label in labels[:i]), None)
+    if twice is not None:
+        raise InputError(f"the property {' '.join(twice)} is given twice: drop one of them")
+    return configs
+
+
+def _about(place: str | None, config: "CertifyConfig") -> Path | None:
+    """Name the file of one relation among several."""
+    from certkd.cli.question import relations_of
+
+    return Path(place).with_stem("-".join([Path(place).stem, *relations_of(config)])) if place else None
 
 
 def _report(done: "dict[str, Certificates]", requirements: "list[Requirement]") -> list[str]:

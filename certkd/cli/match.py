@@ -19,6 +19,7 @@ from certkd.cli.options import (
     teacher_options,
 )
 from verifiers.core.errors import InputError
+from verifiers.core.relation import TOLERANT, Property
 from verifiers.core.status import Status
 from verifiers.core.table import counted
 
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
     from certkd.report.points import Refuted
     from verifiers.results.rows import Certificates, MethodRows
 
-#: Settings of the method that have an option of their own here.
-SETTINGS = ("property", "tolerance", "delta", "bisect")
+#: Stands for every property.
+ALL = "all"
 #: The most points of a sheet.
 SHOWN = 24
 
@@ -38,11 +39,21 @@ SHOWN = 24
 @click.argument("bare", metavar="[STUDENT]", required=False)
 @pair_options
 @ball_options
-@click.option("--property", metavar="NAME", help="same-class, close, not-worse or transfer.  [default: same-class]")
+@click.option(
+    "--property",
+    "properties",
+    multiple=True,
+    metavar="NAME[=T]",
+    help="same-class, close, not-worse, transfer or all; again for several, each with its own threshold: close=0.5.  "
+    "[default: same-class]",
+)
 @click.option("--tolerance", type=Value(), metavar="T", help="Of close and not-worse, in logits.  [default: 0]")
 @click.option("--delta", type=Value(), metavar="D", help="Of same-class: where the teacher is surer.  [default: 0]")
 @click.option("--bisect", is_flag=True, default=None, help="Bisect the least tolerance, or delta, proved too.")
 @click.option("--time-limit", type=Value(), metavar="SECONDS", help="Limit for one sample.  [default: 30]")
+@click.option(
+    "--points", multiple=True, metavar="FILE", help="Try the counterexamples of a certificate file too.  [repeatable]"
+)
 @sample_options
 @click.option("--out", metavar="FILE", help="Certificate file.  [default: next to the student]")
 @run_options
@@ -57,7 +68,7 @@ def match(ctx: click.Context, bare: str | None, student: str | None, teacher: st
     is one of these, in logits. same-class: the student gives the class that the teacher prefers, or prefers by more
     than --delta. close: no logit is further than --tolerance from the teacher's. not-worse: the student's margin of the
     teacher's class is at most --tolerance below the teacher's. transfer: wherever the teacher keeps its class of the
-    image, the student gives it.
+    image, the student gives it. Several properties are asked one after another, each with a file of its own.
 
     The refuted points are drawn next to their images in a PNG file next to the certificate file. The command is
     'certkd certify --teacher' with the method match, and 'certkd verify --teacher' audits its file.
@@ -65,17 +76,64 @@ def match(ctx: click.Context, bare: str | None, student: str | None, teacher: st
     student = bare_or_named(bare, student, "--student", "certkd match student.pt --teacher teacher.pt --eps 8/255")
     if teacher is None:
         raise InputError("match relates a student to its teacher: give --teacher, like --teacher teacher.pt")
-    given = {name: options.pop(name) for name in SETTINGS}
-    settings = tuple((name, value) for name, value in given.items() if value is not None)
+    options["relations"] = _relations(options)
     run = click.Command("match", params=certify.params, callback=certified)
-    done = ctx.invoke(run, model=student, teacher=teacher, methods="match", settings=settings, **options)
-    if student.endswith(".onnx") and teacher.endswith(".onnx"):
-        _run_again(done, (student, teacher), options)
-    _draw(done, options)
+    done = ctx.invoke(run, model=student, teacher=teacher, methods="match", settings=(), **options)
+    several = [each["student"] for each in done.answers]
+    for certificates in several:
+        if student.endswith(".onnx") and teacher.endswith(".onnx"):
+            _run_again(done, certificates, (student, teacher), options)
+        _draw(done, certificates, options)
+    if len(several) > 1:
+        _join(several)
     return int(done.code)
 
 
-def _draw(done: Certified, options: dict[str, Any]) -> None:
+def _relations(options: dict[str, Any]) -> tuple[tuple[tuple[str, Any], ...], ...]:
+    """Take the options of the method; return the settings of each property that is asked.
+
+    Among several properties, ``--tolerance``, ``--delta`` and ``--bisect`` are for those that have a threshold.
+
+    Raises:
+        InputError: an option is for none of them, or a threshold is given to what has none.
+    """
+    names = options.pop("properties") or (str(Property.SAME_CLASS),)
+    points, shared = options.pop("points"), {name: options.pop(name) for name in ("tolerance", "delta", "bisect")}
+    shared = {name: value for name, value in shared.items() if value is not None}
+    if ALL in names:
+        names = tuple(name for name in names if name != ALL) + tuple(map(str, Property))
+    found = []
+    for text in names:
+        name, sign, threshold = text.partition("=")
+        setting = "delta" if name == Property.SAME_CLASS else "tolerance"
+        fits = shared if len(names) == 1 else {key: shared[key] for key in _thresholds(name) if key in shared}
+        own = {setting: Value().convert(threshold, None, None)} if sign else {}
+        found.append({"property": name, **fits, **own, **({"points": list(points)} if points else {})})
+    idle = next((name for name in shared if not any(name in settings for settings in found)), None)
+    if idle is not None:
+        raise InputError(f"none of {', '.join(names)} has {idle}: drop --{idle}")
+    return tuple(tuple(settings.items()) for settings in found)
+
+
+def _thresholds(name: str) -> tuple[str, ...]:
+    """List the options that are for a property."""
+    if name == Property.SAME_CLASS:
+        return "delta", "bisect"
+    return ("tolerance", "bisect") if name in TOLERANT else ()
+
+
+def _join(several: "list[Certificates]") -> None:
+    """Print one table of all properties."""
+    from certkd.report.console import display
+    from verifiers.results.summaries.match import Matched, answers
+
+    first = several[0]
+    samples = counted(len(first["match"]), "sample")
+    title = f"All properties on the {first.norm} ball of eps {first.eps_text}, {samples}"
+    display(answers(title, [Matched.of(each["match"], each) for each in several]))
+
+
+def _draw(done: Certified, certificates: "Certificates", options: dict[str, Any]) -> None:
     """Draw the refuted points with their images, next to the certificate file."""
     from certkd.cli.question import marks_of
     from certkd.report.console import display, record
@@ -83,7 +141,6 @@ def _draw(done: Certified, options: dict[str, Any]) -> None:
     from verifiers.results.reader import read
     from verifiers.results.summaries.match import Matched
 
-    certificates = done.answers[0]["student"]
     rows = certificates["match"]
     count = rows.count(Status.FALSIFIED)
     if not count or not is_drawn(done.student.model.spec.shape):
@@ -93,7 +150,7 @@ def _draw(done: Certified, options: dict[str, Any]) -> None:
     path = Path(certificates.path)
     place = path.with_name(f"{'-'.join([path.stem, *marks, 'points'])}.png")
     sheet(place, _shown(done, certificates, options), Matched.of(rows, certificates).sentence)
-    record(sheet=str(place))
+    record(sheets=[str(place)])
     more = "" if count <= SHOWN else f", the first {SHOWN} of {count}; 'certkd export' writes all of them"
     display(f"points drawn in {place}{more}")
 
@@ -102,12 +159,14 @@ def _shown(done: Certified, certificates: "Certificates", options: dict[str, Any
     """Return the first refuted points, with both networks' classes at the images and at the points."""
     import torch
 
+    from certkd.networks import resolve as networks
     from certkd.report.points import Refuted
     from verifiers.runtime.samples import device_of
 
     rows = certificates["match"]
     chosen = _refuted(rows)[:SHOWN]
     images, points = _pixels(done, certificates, chosen, options)
+    called = done.load(networks.data_of(done.student, named_data(options))).called
     assert done.teacher is not None
     network = done.teacher.model.eval()
     with torch.no_grad():
@@ -117,8 +176,8 @@ def _shown(done: Certified, certificates: "Certificates", options: dict[str, Any
             index=int(rows["index"][row]),
             image=images[i].numpy(),
             point=points[i].numpy(),
-            before=(int(rows["predicted"][row]), teacher[i]),
-            after=(int(rows["student_class"][row]), int(rows["teacher_class"][row])),
+            before=(called(int(rows["predicted"][row])), called(teacher[i])),
+            after=(called(int(rows["student_class"][row])), called(int(rows["teacher_class"][row]))),
             violation=float(rows["violation"][row]),
         )
         for i, row in enumerate(chosen)
@@ -146,13 +205,12 @@ def _pixels(
     return images, torch.from_numpy(read_images(certificates.path, "match", "counterexample", stored))
 
 
-def _run_again(done: Certified, names: tuple[str, str], options: dict[str, Any]) -> None:
+def _run_again(done: Certified, certificates: "Certificates", names: tuple[str, str], options: dict[str, Any]) -> None:
     """Run the refuted points of two ONNX files in onnxruntime, where the files' outputs are the logits."""
     from certkd.exchange.pair_points import broken_in_onnxruntime
     from certkd.report.console import display, record
     from verifiers.results.summaries.match import Matched
 
-    certificates = done.answers[0]["student"]
     rows, left_out = certificates["match"], ("last_layer", "joint_teacher_last_layer")
     chosen = _refuted(rows)
     if not chosen or any(certificates.attributes.get(name) for name in left_out):
@@ -162,6 +220,6 @@ def _run_again(done: Certified, names: tuple[str, str], options: dict[str, Any])
     images, points = _pixels(done, certificates, chosen, options)
     broken = broken_in_onnxruntime(Matched.of(rows, certificates).relation, *pair, images, points)
     others = [int(rows["index"][row]) for row, found in zip(chosen, broken, strict=True) if not found]
-    record(onnxruntime={"points": len(chosen), "break": sum(broken), "others": others})
+    record(onnxruntime=[{"points": len(chosen), "break": sum(broken), "others": others}])
     but = f"; not those of samples {', '.join(map(str, others))}, by rounding" if others else ""
     display(f"in onnxruntime the property fails at {sum(broken)} of {counted(len(chosen), 'point')} too{but}")

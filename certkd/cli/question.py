@@ -100,8 +100,13 @@ def _named(name: str, config: CertifyConfig, marks: Sequence[str], teacher: str 
     parts += [f"sigma{sigma:g}" for method in config.methods if (sigma := getattr(method, "sigma", None)) is not None]
     parts += [] if teacher is None else [f"with-{Path(teacher.replace(':', '-')).stem}"]
     parts += [*marks, *([methods] if methods else [])]
-    parts += [method.relation.label for method in config.methods if isinstance(method, Match)]
+    parts += relations_of(config)
     return place.with_name(f"{'-'.join(parts)}.h5")
+
+
+def relations_of(config: CertifyConfig) -> list[str]:
+    """Name the relations that a configuration asks about, as in the names of files."""
+    return [method.relation.label for method in config.methods if isinstance(method, Match)]
 
 
 def _settings(options: dict[str, Any]) -> dict[str, Any]:

@@ -109,7 +109,8 @@ def _torchvision(config: DataConfig) -> DataSet:
         images = _bytes(part.data)
         labels, shown = class_numbers(part.targets, len(images), f"the {name} labels of {known} in {root}")
         splits[name], classes = _whole(TensorImages(images), labels), max(classes, shown)
-    return DataSet(known, classes, tuple(images.shape[1:]), _cut(config, splits))
+    called = () if known == "mnist" else tuple(parts[0].classes)  # those of MNIST are numbers
+    return DataSet(known, classes, tuple(images.shape[1:]), _cut(config, splits), names=called)
 
 
 def _bytes(data: Any) -> Tensor:
@@ -132,7 +133,8 @@ def _folders(config: DataConfig, path: Path | None = None) -> DataSet:
         for name, listing in found.splits.items()
     }
     shape = (view.channels, *view.size)
-    return DataSet(config.name, len(found.names), shape, _cut(config, splits), (*found.remarks, *remarks))
+    names = tuple(found.names)
+    return DataSet(config.name, len(names), shape, _cut(config, splits), (*found.remarks, *remarks), names)
 
 
 def _arrays(config: DataConfig, parts: Mapping[str, Part]) -> DataSet:

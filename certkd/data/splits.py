@@ -87,15 +87,25 @@ class Subset:
 
 @dataclass(frozen=True)
 class DataSet:
-    """A named data set with its splits; ``remarks`` are lines about how it was read, where that could surprise."""
+    """A named data set with its splits.
+
+    Attributes:
+        names: the classes' names; () where they are numbers alone.
+        remarks: lines about how it was read, where that could surprise.
+    """
 
     name: str
     classes: int
     shape: tuple[int, ...]
     splits: Mapping[str, Split]
     remarks: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
 
     @property
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and standard deviation per channel; () and () if none are known for the data set."""
         return STATISTICS.get(self.name, ((), ()))
+
+    def called(self, number: int) -> str:
+        """Return the name of a class, or its number where it has none."""
+        return self.names[number] if number < len(self.names) else str(number)

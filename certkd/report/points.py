@@ -13,8 +13,8 @@ from certkd.report.plots import save
 
 #: Inches of a picture, and of the lines above it.
 SIDE, LINES = 1.5, 0.42
-#: Characters of a line of the title.
-WIDTH = 80
+#: Characters of a line of the title, and of the name of a class.
+WIDTH, NAME = 80, 18
 
 
 @dataclass(frozen=True)
@@ -24,15 +24,15 @@ class Refuted:
     Attributes:
         index: of the sample.
         image, point: in [0, 1].
-        before, after: classes of student and teacher at the image and at the point.
+        before, after: names of the classes of student and teacher at the image and at the point.
         violation: by how much the point breaks the property, in logits.
     """
 
     index: int
     image: Float[np.ndarray, "channels height width"]
     point: Float[np.ndarray, "channels height width"]
-    before: tuple[int, int]
-    after: tuple[int, int]
+    before: tuple[str, str]
+    after: tuple[str, str]
     violation: float
 
 
@@ -66,8 +66,9 @@ def sheet(path: Path, shown: Sequence[Refuted], title: str) -> None:
     save(figure, path)
 
 
-def _said(classes: tuple[int, int]) -> str:
-    return f"student {classes[0]}, teacher {classes[1]}"
+def _said(classes: tuple[str, str]) -> str:
+    student, teacher = (name if len(name) <= NAME else f"{name[: NAME - 1]}…" for name in classes)
+    return f"student {student}, teacher {teacher}"
 
 
 def _picture(axes: Any, image: np.ndarray, title: str) -> None:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -27,6 +28,7 @@ from verifiers.core.status import Status
 from verifiers.geometry.balls import Balls, norms
 from verifiers.geometry.disagreement import PairAttack
 from verifiers.graph.program import Program
+from verifiers.results.reader import counterexamples
 from verifiers.results.summaries.match import Stage
 from verifiers.runtime.certifier import Answer, Batch
 
@@ -48,6 +50,8 @@ class MatchSettings(Protocol):
     def restarts(self) -> int: ...
     @property
     def bisect(self) -> bool: ...
+    @property
+    def points(self) -> tuple[str, ...]: ...
     @property
     def relation(self) -> Relation: ...
 
@@ -164,7 +168,8 @@ class MatchCertifier:
         if not len(left):
             return
         some = batch.take(left)
-        stored = [torch.from_numpy(images).to(some.x) for images in some.known()]
+        others = (counterexamples(path, some.indices.numpy(), some.x.shape[1:]) for path in self.settings.points)
+        stored = [torch.from_numpy(images).to(some.x) for images in (*some.known(), *chain.from_iterable(others))]
         found = attack(some.x, some.indices.tolist(), stored)
         for i in found.found.nonzero().flatten().tolist():
             self._refute(rows, int(left[i]), batch, Stage.ATTACK, found.point[i : i + 1], float(found.violation[i]))

@@ -10,6 +10,7 @@ from verifiers.core.quantities import Arithmetic, Epsilon, Norm, beyond_images
 from verifiers.core.settings import Count, EpsilonText, Seed, Strict
 from verifiers.core.status import About, Guarantee
 from verifiers.methods.base import Method
+from verifiers.methods.match import Match
 from verifiers.methods.registry import BY_KIND, find, parse, settings_of
 
 DEFAULT_METHODS = ("pgd", "ibp", "crown")
@@ -110,6 +111,14 @@ class CertifyConfig(Strict):
         """Drop the methods about a pair; None if there are no others."""
         methods = tuple(method for method in self.methods if method.about is not About.PAIR)
         return self.model_copy(update={"methods": methods}) if methods else None
+
+    def with_points(self, *files: str) -> "CertifyConfig":
+        """Have ``match`` try the counterexamples of further certificate files."""
+        methods = tuple(
+            method.model_copy(update={"points": (*method.points, *files)}) if isinstance(method, Match) else method
+            for method in self.methods
+        )
+        return self.model_copy(update={"methods": methods})
 
     def at(self, eps: Epsilon) -> "CertifyConfig":
         """Replace the radius.

@@ -3,7 +3,7 @@
 import builtins
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import field_validator, model_validator
@@ -41,6 +41,7 @@ class Match(Method):
     iterations: steps of alpha-CROWN's optimiser.
     steps, restarts: steps and restarts of the attack.
     bisect: also bisect the least tolerance (of same-class: the least delta) that is proved.
+    points: certificate files whose counterexamples are tried too, those of the same samples.
     """
 
     kind: Literal["match"] = "match"
@@ -52,6 +53,7 @@ class Match(Method):
     steps: Count = 40
     restarts: Count = 4
     bisect: bool = False
+    points: tuple[str, ...] = ()
     guarantee: ClassVar[Guarantee] = Guarantee.DETERMINISTIC
     about: ClassVar[About] = About.PAIR
     relational: ClassVar[bool] = True
@@ -89,6 +91,11 @@ class Match(Method):
         if self.bisect and self.property is Property.TRANSFER:
             raise ValueError("transfer has neither tolerance nor delta: drop bisect")
         return self
+
+    @builtins.property
+    def options(self) -> dict[str, Any]:
+        """The settings that rows depend on: a point counts wherever it comes from."""
+        return {name: value for name, value in super().options.items() if name != "points"}
 
     @builtins.property
     def relation(self) -> Relation:

@@ -94,3 +94,27 @@ def read_images(path: str | os.PathLike[str], method: str, column: str, rows: Se
     ascending, place = np.unique(np.asarray(rows, int), return_inverse=True)
     with opened(path) as file:
         return file[method][column][ascending][place]
+
+
+def counterexamples(
+    path: str | os.PathLike[str], indices: Sequence[int] | np.ndarray, shape: tuple[int, ...]
+) -> list[np.ndarray]:
+    """Read the counterexamples that each method of a file found for samples, by their indices; nan without one.
+
+    Raises:
+        InputError: as ``read``, or its images have another shape.
+    """
+    found, wanted = [], np.asarray(indices)
+    with opened(path) as file, loading(Path(path), KIND, why=DAMAGED):
+        for name in contents(file, Path(path)).methods:
+            group = file[name]
+            if "counterexample" not in group:
+                continue
+            stored = group["counterexample"]
+            if stored.shape[1:] != shape:
+                raise InputError(f"{path}: its counterexamples have shape {stored.shape[1:]}, the images {shape}")
+            rows = np.flatnonzero(np.isin(group["index"][:], wanted) & np.isfinite(group["distance"][:]))
+            place = {int(index): image for index, image in zip(group["index"][:][rows], stored[rows], strict=True)}
+            none = np.full(shape, np.nan, "float32")
+            found.append(np.stack([place.get(int(index), none) for index in wanted]))
+    return found

@@ -104,7 +104,7 @@ def test_json_has_counts_and_the_sentence(places: Path, images: Run) -> None:
     match = file["methods"]["match"]
     assert match["proved"] == match["at_eps"] == images.rows.count(Status.CERTIFIED) and match["accuracy"] is None
     assert match["sentence"] in images.out and match["kind"] == "same-class"
-    assert document["sheet"] == str(images.sheet) and document["exit_code"] == 0
+    assert document["sheets"] == [str(images.sheet)] and document["exit_code"] == 0
 
 
 @pytest.mark.parametrize(
