@@ -30,6 +30,7 @@ def write_file(
     eps: Any,
     norm: str = "linf",
     settings: Mapping[str, Mapping[str, Any]] | None = None,
+    shape: tuple[int, ...] = (1, 2, 2),
     **changes: Any,
 ) -> Certificates:
     """A certificate file with these rows, numbered from 0 unless they say; those PENDING stay without an answer.
@@ -39,6 +40,7 @@ def write_file(
         content: columns by method and name.
         eps, norm: of the ball.
         settings: by method, instead of its defaults.
+        shape: of the images.
         changes: other attributes of the file.
     """
     radius, count = Epsilon.parse(eps), len(next(iter(content.values()))["status"])
@@ -52,7 +54,7 @@ def write_file(
         identity={**about, "samples": count, "seed": 0, "settings": used, **changes},
         facts={},
         samples=count,
-        sizes={"image": (1, 2, 2), "class": (2,)},
+        sizes={"image": shape, "class": (2,)},
         methods=[MethodTable(name, find(name).columns, {"claim": find(name).claim, **ball}) for name in content],
     ) as written:
         for name, values in content.items():

@@ -6,7 +6,7 @@ are decided one at a time: ``PairSearch``.
 
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from typing import Protocol, runtime_checkable
@@ -32,6 +32,8 @@ from verifiers.results.reader import counterexamples
 from verifiers.results.summaries.match import Stage
 from verifiers.runtime.certifier import Answer, Batch
 
+#: The share of the samples' time that the attack may take.
+ATTACK_SHARE = 0.5
 #: Bisection of the least threshold ends when its bracket is this share of its upper end, or after this many steps.
 CLOSE_ENOUGH, HALVINGS = 0.02, 10
 
@@ -168,9 +170,10 @@ class MatchCertifier:
         if not len(left):
             return
         some = batch.take(left)
-        others = (counterexamples(path, some.indices.numpy(), some.x.shape[1:]) for path in self.settings.points)
+        others = (counterexamples(path, some.indices.numpy(), tuple(some.x.shape[1:])) for path in self.settings.points)
         stored = [torch.from_numpy(images).to(some.x) for images in (*some.known(), *chain.from_iterable(others))]
-        found = attack(some.x, some.indices.tolist(), stored)
+        limit = time.monotonic() + ATTACK_SHARE * len(some) * self.settings.time_limit
+        found = replace(attack, deadline=limit)(some.x, some.indices.tolist(), stored)
         for i in found.found.nonzero().flatten().tolist():
             self._refute(rows, int(left[i]), batch, Stage.ATTACK, found.point[i : i + 1], float(found.violation[i]))
 

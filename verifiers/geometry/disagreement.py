@@ -1,5 +1,7 @@
 """Attack a relation of two networks: search the ball for a point where it fails."""
 
+import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -52,6 +54,7 @@ class PairAttack:
         seed: keys the random starts.
         steps, restarts: steps, and starts for every objective; the first one is the image.
         follow: follow the ends back to the image, for relations of classes.
+        deadline: no start begins after it, on ``time.monotonic``.
     """
 
     student: nn.Module
@@ -63,6 +66,7 @@ class PairAttack:
     steps: int = 40
     restarts: int = 4
     follow: bool = True
+    deadline: float = math.inf
 
     def __call__(
         self,
@@ -87,7 +91,7 @@ class PairAttack:
         for restart in range(self.restarts):
             for make in self._objectives(x):
                 left = (size <= 0).nonzero().flatten()
-                if not len(left):
+                if not len(left) or time.monotonic() > self.deadline:
                     break
                 own, goal = c[left], make(c[left])
                 some, chosen = x[left], [indices[i] for i in left.tolist()]

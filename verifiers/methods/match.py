@@ -16,6 +16,7 @@ from verifiers.core.settings import Count, Number, Positive
 from verifiers.core.status import About, Guarantee, Status
 from verifiers.methods.base import REPEATS, Method, Problems, Summary
 from verifiers.methods.base import ROUNDING as ROUNDED
+from verifiers.results.reader import read
 from verifiers.results.rows import MethodRows
 from verifiers.results.summaries import match
 from verifiers.results.summaries.match import SEARCHES, Stage
@@ -101,6 +102,11 @@ class Match(Method):
     def relation(self) -> Relation:
         """The property with its threshold."""
         return Relation(self.property, self.tolerance, self.delta)
+
+    def check(self, question: Question) -> None:
+        """Refuse files that are no certificate files."""
+        for path in self.points:
+            read(path)
 
     def spreads(self) -> Mapping[str, float]:
         names = (column.name for column in self.columns)  # of the stage that decides first

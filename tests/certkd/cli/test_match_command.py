@@ -107,6 +107,23 @@ def test_json_has_counts_and_the_sentence(places: Path, images: Run) -> None:
     assert document["sheets"] == [str(images.sheet)] and document["exit_code"] == 0
 
 
+def test_several_properties_are_one_table(places: Path, images: Run, tmp_path: Path) -> None:
+    """Points of earlier properties, and of given files, are tried on later ones."""
+    asked = "--property", "close=0.5", "--property", "same-class", "--property", "transfer", "--limit", "4"
+    out = succeeds(*command(places, "images", *asked), "--out", tmp_path / "a.h5", "--points", images.path)
+    names = ["close, tolerance 0.5", "same-class", "transfer"]
+    files = [tmp_path / f"a-{label}.h5" for label in ("close0.5", "same-class", "transfer")]
+    assert sorted(tmp_path.glob("*.h5")) == files
+    table = out[out.index(f"All properties on the linf ball of eps {EPS}, 4 samples") :]
+    lines = [[cell.strip() for cell in line.split("│")[1:5]] for line in table.splitlines() if "│" in line]
+    counted_ = [
+        [read(path)["match"].count(status) for status in (Status.CERTIFIED, Status.FALSIFIED)] for path in files
+    ]
+    assert lines == [[name, *map(str, count), "0"] for name, count in zip(names, counted_, strict=True)]
+    settings = json.loads(str(read(files[1]).attributes["settings"]))["match"]
+    assert settings["property"] == "same-class" and "points" not in settings
+
+
 @pytest.mark.parametrize(
     ("options", "name"),
     [
@@ -192,6 +209,15 @@ MISTAKES = [
     ("MATCH --property clos", "method match: property: unknown property 'clos'. Did you mean 'close'?"),
     ("MATCH --property equal", "unknown property 'equal'. Known: same-class, close, not-worse, transfer."),
     ("MATCH --property close", "method match: close needs a tolerance above 0, in logits, like 0.05"),
+    ("MATCH --property all", "method match: close needs a tolerance above 0, in logits, like 0.05"),
+    ("MATCH --property transfer=1", "method match: transfer has no tolerance: drop tolerance 1"),
+    ("MATCH --property close=wide", "'wide' is not a number"),
+    ("MATCH --property close=1 --property close=1.0", "the property close1 is given twice: drop one of them"),
+    (
+        "MATCH --property transfer --property same-class --tolerance 1",
+        "none of transfer, same-class has tolerance: drop --tolerance",
+    ),
+    ("MATCH --points gone.h5", "no certificate file at gone.h5"),
     ("MATCH --tolerance 0.1", "method match: same-class has no tolerance: drop tolerance 0.1"),
     ("MATCH --property close --tolerance wide", "tolerance: 'wide' is not a number"),
     ("MATCH --property transfer --delta 0.1", "transfer has no delta: drop delta 0.1"),

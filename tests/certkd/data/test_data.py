@@ -39,6 +39,7 @@ def test_digits_are_1257_180_360_grey_8x8_images() -> None:
     data = digits()
     assert {name: len(split) for name, split in data.splits.items()} == dict(zip(SPLITS, (1257, 180, 360), strict=True))
     assert (data.classes, data.shape, data.statistics) == (10, (1, 8, 8), ((), ()))
+    assert data.called(7) == "7"
     for split in data.splits.values():
         images = all_images(split)
         assert images.dtype == torch.float32 and images.shape == (len(split), 1, 8, 8)
@@ -267,6 +268,7 @@ def test_folders_give_colour_images_of_one_size(folders: Path) -> None:
         assert images.shape == (len(split), 3, 24, 24), f"{name}: greyscale and odd sizes must fit too"
         assert float(images.min()) >= 0 and float(images.max()) <= 1 and float(images.max()) > 0.5
     assert data.splits["test"].labels.tolist() == [0, 0, 0, 1, 1, 1], "classes are numbered by name"
+    assert [data.called(number) for number in (0, 1, 2)] == ["cat", "dog", "2"], "a class without a name is its number"
     grey = data.splits["test"].images[torch.tensor([0])][0]
     assert torch.equal(grey[0], grey[1]) and torch.equal(grey[0], grey[2]), "a grey image has three equal channels"
 

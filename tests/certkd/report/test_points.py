@@ -1,5 +1,6 @@
 """The sheet of refuted points: three pictures a row, both networks' classes above them."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ def refuted(index: int = 7, channels: int = 1, change: float = 0.05) -> Refuted:
     image = np.full((channels, 2, 2), 0.5, "f4")
     point = image.copy()
     point[:, 0, 1] += change
-    return Refuted(index, image, point, before=(3, 3), after=(5, 3), violation=0.25)
+    return Refuted(index, image, point, before=("3", "3"), after=("5", "3"), violation=0.25)
 
 
 def pictures(figure: Any) -> list[np.ndarray]:
@@ -48,6 +49,14 @@ def test_a_row_is_image_point_and_difference(drawn: list[Any]) -> None:
     np.testing.assert_allclose(other, [[0.5, 0.0], [0.5, 0.5]], atol=1e-6)
     title = figure.get_suptitle()
     assert "\n" in title and max(map(len, title.splitlines())) <= points.WIDTH
+
+
+def test_classes_have_their_names(drawn: list[Any]) -> None:
+    named = replace(refuted(), before=("cat", "cat"), after=("great white pelican", "cat"))
+    sheet(Path("x.png"), [named], "title")
+    titles = [axes.get_title() for axes in drawn[0].axes]
+    assert titles[0].endswith("student cat, teacher cat")
+    assert titles[1].endswith("student great white pelic…, teacher cat"), "long names are cut"
 
 
 def test_the_image_itself_has_no_difference(drawn: list[Any]) -> None:

@@ -148,7 +148,7 @@ def truth(pair: Tiny, relation: Relation) -> float:
 
 def matched(pair: Tiny, relation: Relation, arithmetic: Arithmetic = Arithmetic.FLOAT32, **others: Any) -> Columns:
     """Decide a relation by the certifier of ``match``."""
-    given = {"time_limit": 20.0, "iterations": 5, "steps": 10, "restarts": 2, "bisect": False, **others}
+    given = {"time_limit": 20.0, "iterations": 5, "steps": 10, "restarts": 2, "bisect": False, "points": (), **others}
     settings = SimpleNamespace(relation=relation, **given)
     programs = Program(pair.student.eval()), Program(pair.teacher.eval())
     question = Question(Epsilon.parse(str(pair.eps)), Norm.LINF, 0, programs[1], arithmetic)

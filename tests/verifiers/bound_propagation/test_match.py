@@ -1,12 +1,16 @@
 """Relations of two networks are proved, or refuted by a point; exact programs know the truth about tiny pairs."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from tests.certificate_files import write_file
 from tests.marks import MANY, only
 from tests.verifiers.bound_propagation.pairs import RELATIONS, Tiny, broken, copied, matched, network, tiny, truth
+from verifiers.core.errors import InputError
 from verifiers.core.quantities import Arithmetic
 from verifiers.core.relation import Property, Relation
 from verifiers.core.status import Status
@@ -113,6 +117,27 @@ def test_least_tolerances_bracket_the_truth(arithmetic: Arithmetic, seed: int) -
         least = matched(pair, relation, arithmetic, bisect=True)["least"][0]
         assert least >= worst - 1e-6, f"proved {least}, and {worst} happens"
         assert least <= 1.05 * max(worst, 0.0) + 0.01, f"{least} is far above {worst}"
+
+
+def test_a_point_of_another_file_is_tried(tmp_path: Path) -> None:
+    """The ridge is too narrow for the attack; the file has its top, for this sample alone."""
+    student, teacher = narrow(1e-5, 1.4)
+    pair = Tiny(student, teacher, torch.tensor([[0.5, 0.5]]), 0.3)
+    rows = {"status": np.full(1, Status.FALSIFIED, "uint8"), "distance": np.array([0.1]), "margin": np.array([-1.0])}
+    for index, tried in ((0, True), (1, False)):
+        columns = {**rows, "index": np.array([index]), "counterexample": np.array([[0.6, 0.5]], "f4")}
+        path = tmp_path / f"{index}.h5"
+        write_file(path, {"pgd": columns}, eps="0.3", shape=(2,))
+        found = matched(pair, Relation(), time_limit=0.1, points=(str(path),))
+        assert (found["stage"][0] == Stage.ATTACK) == tried
+        assert (found["status"][0] == Status.FALSIFIED) or not tried
+
+
+def test_points_of_other_images_are_refused(tmp_path: Path) -> None:
+    rows = {"status": np.full(1, Status.FALSIFIED, "uint8"), "distance": np.array([0.1])}
+    write_file(tmp_path / "a.h5", {"pgd": {**rows, "counterexample": np.zeros((1, 1, 2, 2), "f4")}}, eps="0.3")
+    with pytest.raises(InputError, match=r"counterexamples have shape \(1, 2, 2\), the images \(3,\)"):
+        matched(tiny(0), Relation(Property.CLOSE, 1e3), points=(str(tmp_path / "a.h5"),))
 
 
 def test_an_unsure_teacher_is_no_disagreement() -> None:

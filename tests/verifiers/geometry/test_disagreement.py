@@ -47,6 +47,14 @@ def test_a_slit_between_two_boundaries_is_found(norm: Norm) -> None:
     assert found.distance[0] == distance[0] <= 0.2
 
 
+def test_no_start_begins_after_the_deadline() -> None:
+    """Stored points are tried all the same."""
+    late = PairAttack(STUDENT, TEACHER, SAME, 0.2, Norm.LINF, deadline=0.0)
+    assert not late(X, [0, 1, 2]).found.any()
+    known = torch.where(torch.tensor([[True], [False], [False]]), torch.tensor([0.6, 0.5]), torch.nan)
+    assert late(X, [0, 1, 2], [known]).found.tolist() == [True, False, False]
+
+
 def test_the_same_network_never_disagrees() -> None:
     found = PairAttack(TEACHER, TEACHER, SAME, 0.3, Norm.LINF)(X, [0, 1, 2])
     assert not found.found.any()

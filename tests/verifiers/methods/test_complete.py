@@ -20,7 +20,7 @@ from verifiers.bound_propagation import complete
 from verifiers.bound_propagation.native import branch_and_bound
 from verifiers.bound_propagation.native.branch_and_bound import BranchAndBound
 from verifiers.bound_propagation.native.cells import DomainBounds
-from verifiers.bound_propagation.native.domains import by_node
+from verifiers.bound_propagation.native.domains import Domains, by_node
 from verifiers.bound_propagation.native.engine import Native
 from verifiers.bound_propagation.native.leaf import lowest
 from verifiers.core.errors import Contradiction
@@ -293,6 +293,23 @@ def test_too_many_parts_end_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(branch_and_bound, "WAITING", 0)
     end = search_of(network_of((3, 6, 6, 3), 1), torch.full((1, 3), 0.5), 0.5, [-9.0, -9.0]).run()
     assert end.full and not end.finished
+
+
+def test_parts_that_would_end_late_keep_the_bound_of_their_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The deadline comes while the first split is chosen."""
+    search = search_of(network_of((3, 6, 6, 3), 1), torch.full((1, 3), 0.5), 0.5, [-9.0, -9.0])
+    split, late = search._split, []
+
+    def slow(domains: Domains) -> Domains:
+        halves = split(domains)
+        late.append(halves.bound.min())
+        return halves
+
+    monkeypatch.setattr(search, "_split", slow)
+    monkeypatch.setattr(search, "_late", lambda steps=0: bool(late))
+    end = search.run()
+    assert end.late and not end.finished and end.domains == 2, "one domain a row, and no half"
+    assert end.bound == float(late[0]) > -9.0
 
 
 def test_operators_that_read_one_node_share_its_splits() -> None:

@@ -1,12 +1,15 @@
 """The method ``match``: its settings, and rows whose columns contradict each other."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from verifiers.core.errors import InputError
+from verifiers.core.quantities import Epsilon
+from verifiers.core.question import Question
 from verifiers.core.relation import Property, Relation
 from verifiers.core.status import Status
 from verifiers.methods.match import Match
@@ -24,6 +27,12 @@ def test_the_relation_of_the_settings() -> None:
     assert Match(delta=0.5, bisect=True).relation == Relation(Property.SAME_CLASS, delta=0.5)
     assert Match(time_limit=60.0).again(10.0) == Match(time_limit=10.0) == Match(time_limit=10.0).again(60.0)
     assert json.loads(json.dumps(Match().options))["property"] == "same-class"
+    assert Match(points=["a.h5"]).options == Match().options, "rows do not depend on where a point comes from"
+
+
+def test_points_are_those_of_certificate_files(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no certificate file at"):
+        Match(points=[str(tmp_path / "gone.h5")]).check(Question(Epsilon.parse("0.1")))
 
 
 @pytest.mark.parametrize(

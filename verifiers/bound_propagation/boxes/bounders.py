@@ -22,6 +22,8 @@ from verifiers.runtime.modes import trusted_arithmetic
 
 #: The most values in the nodes of one round's boxes, and the most boxes of a round by the engine and by matrices.
 ROUND, ENGINE_BOXES, MATRIX_BOXES = 2**21, 512, 1024
+#: So many boxes are worth a look at their hull first.
+MANY = 32
 
 
 @dataclass
@@ -130,6 +132,7 @@ class ByMatrices:
         self.size, self.neurons = MATRIX_BOXES, chain.hidden
 
     def __call__(self, low: Tensor, high: Tensor, signs: Tensor) -> tuple[Bounded, Parts]:
+        signs = of_hull(self, low, high, signs)
         with torch.no_grad(), trusted_arithmetic():
             active = Active.of([self.chain], signs)
             boxed = Boxed(active.chains[0], flat(low, high), active.known(signs), rounded=self.rounded)
@@ -168,6 +171,7 @@ class PairByMatrices:
         self.size, self.neurons = MATRIX_BOXES, sum(chain.hidden for chain in chains)
 
     def __call__(self, low: Tensor, high: Tensor, signs: Tensor) -> tuple[Bounded, Parts]:
+        signs = of_hull(self, low, high, signs)
         with torch.no_grad(), trusted_arithmetic():
             active = Active.of(self.chains, signs)
             student, teacher = active.chains
@@ -182,6 +186,18 @@ class PairByMatrices:
         nets = pair.student, pair.teacher
         signs = active.all_of([signs_of(net.before[: len(net.lines)]) for net in nets])
         return bounded(self.spaces, pair.box, pair.values(self.spaces.outputs), signs, pair.overflow)
+
+
+def of_hull(
+    bounder: Bounder, low: Tensor, high: Tensor, signs: Int8[Tensor, "batch neurons"]
+) -> Int8[Tensor, "batch neurons"]:
+    """Find signs that hold on all boxes by bounding their hull, if none is known and the boxes are many.
+
+    Neurons that are 0 everywhere cost nothing from then on.
+    """
+    if len(low) < MANY or bool(signs.any()):
+        return signs
+    return bounder(low.amin(0, True), high.amax(0, True), signs[:1])[0].signs.expand(len(low), -1)
 
 
 def flat(low: Tensor, high: Tensor) -> Interval:
@@ -208,7 +224,7 @@ def bounded(
     signs: Tensor,
     overflow: Bool[Tensor, " batch"],
 ) -> Bounded:
-    """Minimise rows of the inputs, and take the best of each value."""
+    """Minimise rows of the inputs, and take the best of each value; no sign is known where values may overflow."""
     done = []
     for slopes, constant in rows:
         if spaces.inputs is not None:
@@ -216,7 +232,7 @@ def bounded(
         values = least(slopes, constant + spaces.constant[:, None], box)
         values = values.where(values.isfinite() & ~overflow, torch.nan)
         done.append((values.T, slopes.transpose(0, 1)))
-    return Bounded(*best(done), signs)
+    return Bounded(*best(done), signs.masked_fill(overflow[:, None], 0))
 
 
 def best(found: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

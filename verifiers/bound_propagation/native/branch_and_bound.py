@@ -148,9 +148,15 @@ class BranchAndBound:
         return Domains(rows, self.proved[rows], zero.to(torch.int8), alpha, zero, branch)
 
     def bounded(self, domains: Domains) -> Domains:
-        """Return the same domains with better parameters, their bounds, and the next splits."""
+        """Return the same domains with better parameters, their bounds, and the next splits.
+
+        Those that would end after the deadline stay as they are, with the bounds of the domains they are parts of.
+        """
         blocks = torch.arange(len(domains), device=self.x.device).split(self.size) if len(domains) else ()
-        return joined([domains.take(slice(0, 0)), *(self._raised(domains.take(block), STEPS) for block in blocks)])
+        parts = [domains.take(slice(0, 0))]
+        for part in map(domains.take, blocks):
+            parts.append(part if self._late(len(part)) and self.count else self._raised(part, STEPS))
+        return joined(parts)
 
     def _raised(self, domains: Domains, steps: int) -> Domains:
         """Optimise alpha and beta by gradient ascent; every step's bound is sound, so each domain keeps its best."""

@@ -289,3 +289,39 @@ def test_layers_of_several_operators_are_one_matrix() -> None:
         assert isinstance(bounder, ByMatrices)
         found, (values, _) = bound(bounder, low, high), lower_values(native, Boxes.between(low, high), spaces)
         torch.testing.assert_close(found.values, values, rtol=0, atol=1e-12 if arithmetic is Arithmetic.REAL else 1e-5)
+
+
+def test_many_boxes_share_the_signs_of_their_hull(pair: JointEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bounds are those without, and hold; boxes with signs of their own keep these."""
+    low, high = boxes_of(12, 0.05)
+    spaces = close(0.05)
+    bounder = pair_bounder_of(pair, spaces)
+    before = bound(bounder, low, high)
+    asked: list[int] = []
+    known = Active.known
+
+    def counted(active: Active, signs: Tensor) -> Tensor:
+        asked.append(len(signs))
+        return known(active, signs)
+
+    monkeypatch.setattr(bounders, "MANY", 12)
+    monkeypatch.setattr(Active, "known", counted)
+    found = bound(bounder, low, high)
+    assert asked == [1, 12], "the hull is one box"
+    lowest = sampled(pair.model, spaces, points_of(low, high)).amin(0)
+    assert bool((found.values <= lowest + 1e-12).all()), "a bound is above a sampled value"
+    assert bool((found.values >= before.values - 1e-4).all()), "known signs loosen bounds"
+    assert not bool((found.signs * before.signs < 0).any()), "the hull has other signs than its boxes"
+    bounder(low, high, found.signs)
+    assert asked[2:] == [12]
+
+
+def test_no_sign_is_known_where_values_may_overflow() -> None:
+    """Their rounding is not bounded there, and parts would inherit the signs."""
+    network = mlp()
+    with torch.no_grad():
+        network[0].weight.mul_(1e38)
+        network[2].weight.mul_(1e10)
+    engine = JointEngine(network, network, torch.rand(2, INPUTS) * 1e-30, Arithmetic.FLOAT32)
+    found = bound(pair_bounder_of(engine, close(0.05)), *boxes_of(2, 2.0))
+    assert bool(found.values.isnan().all()) and not bool(found.signs.any())
