@@ -109,6 +109,7 @@ def certified(
     bare: str | None, model: str | None, teacher: str | None, eps: Epsilon | None, **options: Any
 ) -> Certified:
     """Do what ``certkd certify`` does, and keep the results."""
+    from certkd.cli.question import about, certify_configs
     from certkd.report import tables
     from certkd.report.console import display, stderr
     from verifiers.runtime.modes import reuse_memory
@@ -117,7 +118,7 @@ def certified(
     model = bare_or_named(bare, model, "--model", "certkd certify student.pt --eps 8/255")
     _check_question(eps, options)
     reuse_memory()
-    configs = _configs(eps or Epsilon.parse("1"), options)
+    configs = certify_configs(eps or Epsilon.parse("1"), options)
     config = configs[0]
     requirements = _requirements(options, config)
     for each in configs:
@@ -136,7 +137,7 @@ def certified(
         if len(questions) > 1:
             outs = {name: _at(options[name], radius) for name in outs}
         if len(configs) > 1:
-            outs["out"] = _about(options["out"], each)
+            outs["out"] = about(options["out"], each)
         asked = each.at(radius).with_points(*(str(done["student"].path) for done in answers))
         certification = _Certification(options, asked, selection, load, outs)
         answers.append(certification.certify_both(model, student, teacher, reference))
@@ -342,32 +343,6 @@ def _questions(
 def _at(place: str | None, eps: Epsilon) -> Path | None:
     """Name the file of one radius among several."""
     return Path(place).with_stem(f"{Path(place).stem}-{eps.text.replace('/', '_')}") if place else None
-
-
-def _configs(eps: Epsilon, options: dict[str, Any]) -> "list[CertifyConfig]":
-    """Build the configuration, or one for each of the relations that are asked one after another.
-
-    Raises:
-        InputError: a relation is asked twice.
-    """
-    from certkd.cli.question import certify_config, relations_of
-
-    configs = [
-        certify_config(eps, {**options, "settings": (*options["settings"], *settings)})
-        for settings in options.get("relations", ((),))
-    ]
-    labels = [relations_of(config) for config in configs]
-    twice = next((label for i, label in enumerate(labels) if label in labels[:i]), None)
-    if twice is not None:
-        raise InputError(f"the property {' '.join(twice)} is given twice: drop one of them")
-    return configs
-
-
-def _about(place: str | None, config: "CertifyConfig") -> Path | None:
-    """Name the file of one relation among several."""
-    from certkd.cli.question import relations_of
-
-    return Path(place).with_stem("-".join([Path(place).stem, *relations_of(config)])) if place else None
 
 
 def _report(done: "dict[str, Certificates]", requirements: "list[Requirement]") -> list[str]:

@@ -43,6 +43,28 @@ def certify_config(eps: Epsilon, options: dict[str, Any]) -> CertifyConfig:
     return config
 
 
+def certify_configs(eps: Epsilon, options: dict[str, Any]) -> list[CertifyConfig]:
+    """Build the configuration, or one for each of the relations that are asked one after another.
+
+    Raises:
+        InputError: as ``certify_config``, or a relation is asked twice.
+    """
+    configs = [
+        certify_config(eps, {**options, "settings": (*options["settings"], *settings)})
+        for settings in options.get("relations", ((),))
+    ]
+    labels = [relations_of(config) for config in configs]
+    twice = next((label for i, label in enumerate(labels) if label in labels[:i]), None)
+    if twice is not None:
+        raise InputError(f"the property {' '.join(twice)} is given twice: drop one of them")
+    return configs
+
+
+def about(place: str | None, config: CertifyConfig) -> Path | None:
+    """Name the file of one relation among several."""
+    return Path(place).with_stem("-".join([Path(place).stem, *relations_of(config)])) if place else None
+
+
 def _methods(options: dict[str, Any]) -> str | tuple[str, ...]:
     if options["complete"] and options["methods"] is not None:
         raise InputError(f"--complete means --methods complete, not {options['methods']}: give one of them")
