@@ -217,7 +217,7 @@ MISTAKES = [
         "MATCH --property transfer --property same-class --tolerance 1",
         "none of transfer, same-class has tolerance: drop --tolerance",
     ),
-    ("MATCH --points gone.h5", "no certificate file at gone.h5"),
+    ("MATCH DATA --points gone.h5", "no certificate file at gone.h5"),
     ("MATCH --tolerance 0.1", "method match: same-class has no tolerance: drop tolerance 0.1"),
     ("MATCH --property close --tolerance wide", "tolerance: 'wide' is not a number"),
     ("MATCH --property transfer --delta 0.1", "transfer has no delta: drop delta 0.1"),
