@@ -136,6 +136,8 @@ class PairSearch:
             self.found = replace(
                 self.found, proved=end.proved, bound=end.bound, stage=stage, late=end.late, full=end.full
             )
+            if end.proved:
+                self.found.bound = min(end.bound, self._known(relation, bounds))
             if end.proved or self.found.point is not None:
                 return
 
@@ -181,6 +183,12 @@ class PairSearch:
                 return cases[~((own > 0) | (apart > 0)).cpu()]
             case _:
                 return cases[~(bounds + relation.tolerance > 0).cpu()]
+
+    def _known(self, relation: Relation, bounds: Tensor) -> float:
+        """Return the least of the bounds that refute cases of logits without a search; inf if there is none."""
+        values = bounds + relation.tolerance
+        refuted = values[values > 0]
+        return float("inf") if relation.of_classes or not len(refuted) else float(refuted.amin())
 
     def _refute(self, engine: Native, spaces: HalfSpaces, deadline: float, tries: Tries) -> Ended:
         return by_neurons(engine, spaces, self._region, iterations=self.iterations, deadline=deadline, tries=tries)

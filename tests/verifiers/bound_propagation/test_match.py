@@ -148,3 +148,13 @@ def test_an_unsure_teacher_is_no_disagreement() -> None:
         top = pair.teacher(points).topk(2, 1).values
     columns = matched(pair, Relation(delta=20 * float((top[:, 0] - top[:, 1]).max())))
     assert columns["status"][0] == Status.CERTIFIED
+
+
+@pytest.mark.parametrize("relation", [Relation(Property.CLOSE, 0.5), Relation(Property.NOT_WORSE, 0.2)], ids=str)
+def test_a_margin_covers_the_cases_that_need_no_search(relation: Relation) -> None:
+    """The margin of a proof is at most minus the largest violation, whichever case is nearest to failing."""
+    for seed in (3, 8, 11, 14):
+        pair = tiny(seed)
+        columns = matched(pair, relation)
+        if columns["status"][0] == Status.CERTIFIED:
+            assert columns["margin"][0] <= -truth(pair, relation) + TIE, f"seed {seed}"
