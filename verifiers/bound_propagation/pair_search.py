@@ -101,8 +101,8 @@ class PairSearch:
         for side in sides:
             spaces = self._keeps(side, relation.delta * side)
             known = bounds.chunk(3)[side] + relation.delta * side
+            least = min(least, least_positive(known))
             if not len(left := (~(known > 0)).nonzero().flatten()):
-                least = min(least, float(known.amin()))
                 continue
             share = time.monotonic() + ALONE_SHARE * (deadline - time.monotonic())
             end = self._refute(self.alone[side], spaces.take(left), share, partial(self._flips, side))
@@ -185,10 +185,16 @@ class PairSearch:
                 return cases[~(bounds + relation.tolerance > 0).cpu()]
 
     def _known(self, relation: Relation, bounds: Tensor) -> float:
-        """Return the least of the bounds that refute cases of logits without a search; inf if there is none."""
-        values = bounds + relation.tolerance
-        refuted = values[values > 0]
-        return float("inf") if relation.of_classes or not len(refuted) else float(refuted.amin())
+        """Return the least of the bounds that refute cases without a search; inf if there is none."""
+        own, teacher, apart = bounds.chunk(3) if relation.of_classes else (bounds,) * 3
+        match relation.kind:
+            case Property.SAME_CLASS:
+                values = torch.cat([own, teacher + relation.delta, apart + relation.delta])
+            case Property.TRANSFER:
+                values = own.maximum(apart)
+            case _:
+                values = bounds + relation.tolerance
+        return least_positive(values)
 
     def _refute(self, engine: Native, spaces: HalfSpaces, deadline: float, tries: Tries) -> Ended:
         return by_neurons(engine, spaces, self._region, iterations=self.iterations, deadline=deadline, tries=tries)
@@ -225,3 +231,8 @@ class PairSearch:
         if violation > 0:
             self.found.point, self.found.violation = point, violation
         return violation > 0
+
+
+def least_positive(values: Float[Tensor, " _"]) -> float:
+    """Return the least of the values above 0; inf without one."""
+    return float(values.where(values > 0, torch.inf).amin())

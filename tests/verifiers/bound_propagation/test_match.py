@@ -150,7 +150,14 @@ def test_an_unsure_teacher_is_no_disagreement() -> None:
     assert columns["status"][0] == Status.CERTIFIED
 
 
-@pytest.mark.parametrize("relation", [Relation(Property.CLOSE, 0.5), Relation(Property.NOT_WORSE, 0.2)], ids=str)
+@pytest.mark.parametrize(
+    "relation",
+    [
+        *(Relation(Property.CLOSE, 0.5), Relation(Property.NOT_WORSE, 0.2)),
+        *(Relation(), Relation(delta=0.1), Relation(Property.TRANSFER)),
+    ],
+    ids=str,
+)
 def test_a_margin_covers_the_cases_that_need_no_search(relation: Relation) -> None:
     """The margin of a proof is at most minus the largest violation, whichever case is nearest to failing."""
     for seed in (3, 8, 11, 14):
