@@ -33,6 +33,8 @@ LABEL_WORDS = ("y", "label", "labels", "target", "targets")
 SEVERITIES = 5
 #: Most channels of a signal, and how many times longer than wide it is at least; others of two axes are grey pictures.
 MOST_SIGNAL_CHANNELS, LONG = 16, 4
+#: Images per class from which a class without images is no chance (a few in a thousand).
+ENOUGH = 5
 _NAMES = "x_test and y_test, and x_train and y_train to train with"
 
 
@@ -164,9 +166,8 @@ def part_of(path: str, images: np.ndarray, images_name: str, labels: np.ndarray,
         raise InputError(f"{where} has its {len(labels)} images along the last axis: save np.moveaxis(array, -1, 0)")
     numbers, classes = class_numbers(labels, len(images), f"{path}: {labels_name}")
     read, remarks = pixels(images, where)
-    if len(numbers) and int(numbers.min()) > 0:
-        least = f"{labels_name}: no image is of class 0, the least is {int(numbers.min())}"
-        remarks = (*remarks, f"{least}; classes count from 0, so subtract 1 if these count from 1")
+    if int(numbers.min()) == 1 and len(numbers) >= ENOUGH * classes:
+        remarks = (*remarks, f"{labels_name}: no image is of class 0; if the labels count from 1, subtract 1")
     if channels_last(tuple(read.shape[1:])):
         remarks = (*remarks, f"{images_name} of shape {tuple(read.shape[1:])} is read as (height, width, channels)")
         read = read.permute(0, 3, 1, 2).contiguous()

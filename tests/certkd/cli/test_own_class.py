@@ -51,12 +51,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("own")
     (place / "net.py").write_text(CODE)
     torch.manual_seed(0)
-    network = Net()
+    network, x = Net(), torch.rand(24, 1, 2, 2)
+    with torch.no_grad():
+        network.body[3].bias -= network.body(x).mean(0)  # images of every class
     state = network.state_dict()
     other = {name: -value for name, value in state.items()}
     torch.save({"net": {f"module.{name}": value for name, value in state.items()}, "acc": 1.0}, place / "weights.pt")
     torch.save({"state_dict": other, "state_dict_ema": state}, place / "several.pt")
-    x = torch.rand(24, 1, 2, 2)
     y = network.body(x).argmax(1).numpy()
     np.savez(place / "d.npz", x_train=x.numpy(), y_train=y, x_test=x[:6].numpy(), y_test=y[:6])
     return place

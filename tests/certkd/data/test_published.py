@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from certkd.config.settings import DataConfig
+from certkd.data.named_arrays import ENOUGH
 from certkd.data.sources import load
 from certkd.data.splits import DataSet
 from verifiers.core.errors import InputError
@@ -122,8 +123,12 @@ def test_four_channels_last_are_refused(tmp_path: Path) -> None:
 
 
 def test_classes_that_count_from_one_are_said(tmp_path: Path) -> None:
-    data = load(saved(tmp_path / "data.npz", {"x_test": TEST, "y_test": Y_TEST + 1}))
-    assert any("y_test: no image is of class 0, the least is 1" in remark for remark in data.remarks)
+    labels = np.arange(ENOUGH * 3) % 2 + 1
+    images = np.resize(TEST, (len(labels), *TEST.shape[1:]))
+    data = load(saved(tmp_path / "data.npz", {"x_test": images, "y_test": labels}))
+    assert any("y_test: no image is of class 0; if the labels count from 1" in remark for remark in data.remarks)
+    few = load(saved(tmp_path / "few.npz", {"x_test": images[1:], "y_test": labels[1:]}))
+    assert not any("count from 1" in remark for remark in few.remarks), "a class may be missing by chance"
 
 
 @pytest.mark.parametrize("layout", ["keras", "capitals", "a test split alone"])

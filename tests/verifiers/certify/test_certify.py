@@ -451,7 +451,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "dropout": ({"model": Dropout()}, "not one fixed function: two passes differ by .* in eval mode"),
     "float64": ({"model": network().double()}, r"must be float32, got float64: certify model\.float\(\)"),
     "method": ({"methods": ("pgdd",)}, "unknown method 'pgdd'. Did you mean 'pgd'?"),
-    "far method": ({"methods": ("zonotope",)}, "unknown method 'zonotope'. Known: pgd, ibp, crown"),
+    "far method": ({"methods": ("zonotope",)}, "unknown method 'zonotope'. Known: pgd, autoattack, ibp, crown"),
     "no name": (
         {"methods": ({"steps": 3},)},
         "a method is a name like crown, or settings with a kind, got {'steps': 3}",
