@@ -508,7 +508,7 @@ def test_no_sample_takes_longer_than_its_limit(monkeypatch: pytest.MonkeyPatch) 
         row = answer(method, x[i : i + 1], 0.15)
         assert row["seconds"] <= limit + 8, f"sample {i} took {row['seconds']} of {limit}"
         late += row["status"] == Status.TIMEOUT
-        assert row["status"] != Status.TIMEOUT or row["seconds"] >= limit - 1, "given up before its time"
+        assert row["status"] != Status.TIMEOUT or row["seconds"] >= limit - 4, "given up long before the next step ends"
     assert late, "no sample met its limit"
 
 

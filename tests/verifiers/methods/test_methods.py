@@ -207,7 +207,8 @@ def test_facts(kind: str) -> None:
 def test_settings_survive_being_written_and_read(kind: str) -> None:
     needs = {name: "1/4" for name in TABLE[kind].needs}
     for method in (parse(kind, needs), TABLE[kind].method):
-        assert tuple(method.options) == settings_of(BY_KIND[kind])
+        kept = [name for name in settings_of(BY_KIND[kind]) if name != "points"]  # where points come from is not kept
+        assert list(method.options) == kept
         assert parse(kind, json.loads(json.dumps(method.options))) == method
     for name in needs:
         with pytest.raises(InputError, match=f"^method {kind}: the setting {name} is missing: give one, like {name}="):
