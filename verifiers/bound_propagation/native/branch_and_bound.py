@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from verifiers.bound_propagation.native.backward import block_of
@@ -88,6 +88,7 @@ class BranchAndBound:
     ) -> None:
         self.root, self.graph, self.x = bounds, bounds.graph, bounds.balls.x
         self.over, self.specification, self.goal = DomainBounds(bounds, specification), specification, goal
+        self.partners = self.over.relus.partners(self.graph).to(self.x.device)
         self.proved = proved.where(proved.isfinite(), -math.inf)
         self.deadline, self.broken = deadline, broken
         sizes = [shape_size(node.shape) for node in self.graph.nodes]
@@ -197,7 +198,17 @@ class BranchAndBound:
             lower, upper = torch.stack(bound.chunk(2)).aminmax(dim=0)
             worth[owner[some], column[some]] = lower + SECOND * upper
         best = worth.argmax(1, keepdim=True)  # the most promising one if time is up
-        return domains.halves(domains.branch.gather(1, best)[:, 0])
+        relu = domains.branch.gather(1, best)[:, 0]
+        return self._paired(domains.halves(relu), self.partners[relu].repeat(2))
+
+    def _paired(self, halves: Domains, partner: Int[Tensor, " halves"]) -> Domains:
+        """Split halves at the same neuron of the other network of a pair too, where its sign is open."""
+        if not (partner >= 0).any():
+            return halves
+        at, ends = partner.clamp_min(0)[:, None], self.over.ends(self.over.cut(halves)[0])
+        sign, low, high = (values.gather(1, at)[:, 0] for values in (halves.signs, *ends))
+        pair = (partner >= 0) & (sign == 0) & (low < 0) & (high > 0)
+        return joined([halves.take(~pair), halves.take(pair).halves(partner[pair])])
 
     def _descend(self, slopes: Tensor | None) -> None:
         """Try the points where the linear functions that bound the rows are least."""

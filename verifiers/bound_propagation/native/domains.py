@@ -49,6 +49,17 @@ class UnstableReLUs:
     def __len__(self) -> int:
         return sum(self.sizes)
 
+    def partners(self, graph: Graph) -> Int[Tensor, " open"]:
+        """Return for each neuron the number of the same neuron of the other network of a coupled graph; -1 if none."""
+        neurons = [
+            (node, entry)
+            for (_, node), entries in zip(self.readers, self.entries, strict=True)
+            for entry in entries.tolist()
+        ]
+        number = {neuron: place for place, neuron in enumerate(neurons)}
+        other = {node: triple.s if node == triple.t else triple.t for node, triple in graph.triples.items()}
+        return torch.tensor([number.get((other.get(node, -1), entry), -1) for node, entry in neurons], dtype=torch.long)
+
     def spread(
         self, values: Num[Tensor, "domains open"], shapes: Mapping[int, tuple[int, ...]], fill: float = 0.0
     ) -> dict[tuple[int, int], Num[Tensor, "domains ..."]]:

@@ -17,6 +17,7 @@ from verifiers.bound_propagation.half_spaces import HalfSpaces
 from verifiers.bound_propagation.joint import JointEngine, with_difference
 from verifiers.bound_propagation.native.alpha import optimized
 from verifiers.bound_propagation.native.bounds import common
+from verifiers.bound_propagation.native.branch_and_bound import BranchAndBound
 from verifiers.bound_propagation.native.coupling import divide, linked
 from verifiers.bound_propagation.native.engine import Native
 from verifiers.core.quantities import Arithmetic, Norm
@@ -302,3 +303,30 @@ def test_branch_and_bound_of_the_coupled_graph_is_exact(way: str) -> None:
         balls = Balls(pair.x.double(), torch.tensor([pair.eps], dtype=torch.float64), Norm.LINF)
         for tolerance, holds in ((1.02 * largest + 1e-6, True), (0.98 * largest, False)):
             assert refuted(engine, rows, tolerance, balls) == (holds, not holds), f"{tolerance} against {largest}"
+
+
+def test_the_same_neuron_of_both_networks_is_split_at_once(teacher: nn.Module) -> None:
+    x = torch.rand(1, 5, generator=torch.Generator().manual_seed(0))
+    engine = JointEngine(pruned(teacher, 0.1), teacher, x.repeat(2, 1), Arithmetic.FLOAT32).coupled
+    assert engine is not None
+    root = engine.bounds(Balls(x.double(), torch.tensor([0.1], dtype=torch.float64), Norm.LINF))
+    with torch.no_grad():
+        root.propagate(refine=True)
+    rows, open_ = with_difference(differences(5)[:1])[None], torch.full((1,), -math.inf, dtype=torch.float64)
+    search = BranchAndBound(root, rows, open_, 0.0, deadline=math.inf, broken=lambda z: torch.zeros(len(z)).bool())
+    relus, partners, whole = search.over.relus, search.partners, search._whole()
+    neurons = [
+        (node, entry) for (_, node), each in zip(relus.readers, relus.entries, strict=True) for entry in each.tolist()
+    ]
+    paired = (partners >= 0).nonzero().flatten()
+    assert len(paired) > len(partners) / 2 and torch.equal(partners[partners[paired]], paired)
+    seen = set()
+    for own in paired.tolist():
+        other = int(partners[own])
+        assert neurons[own][0] != neurons[other][0] and neurons[own][1] == neurons[other][1], "not the same neuron"
+        parts = search._paired(whole.halves(torch.tensor([own])), torch.tensor([other, other]))
+        for sign in (1, -1):
+            signs = sorted(parts.signs[parts.signs[:, own] == sign, other].tolist())
+            assert signs in ([0], [-1, 1]), "the parts do not cover the half"
+            seen.add(len(signs))
+    assert seen == {1, 2}, "some partners' signs follow from the split, others do not"
