@@ -439,7 +439,9 @@ def test_every_sample_is_decided_by_the_first_stage_that_can() -> None:
     total = sum(rows[one.column] for one in Stage)
     np.testing.assert_allclose(rows["seconds"], total)
     assert (rows["radius"] == np.where(status == Status.CERTIFIED, 0.08, 0.0)).all()
-    assert ((rows["domains"] > 0) == (stage == Stage.BRANCH_AND_BOUND)).all()
+    split = rows["domains"] > 0
+    assert (stage[split] == Stage.BRANCH_AND_BOUND).all() and split.any()
+    assert (status[~split & (stage == Stage.BRANCH_AND_BOUND)] == Status.FALSIFIED).all(), "found before any split"
     assert (rows["margin"][status == Status.CERTIFIED] > 0).all() and (
         rows["margin"][status == Status.FALSIFIED] < 0
     ).all()
