@@ -101,17 +101,23 @@ def _relations(options: dict[str, Any]) -> tuple[tuple[tuple[str, Any], ...], ..
     points, shared = options.pop("points"), {name: options.pop(name) for name in ("tolerance", "delta", "bisect")}
     shared = {name: value for name, value in shared.items() if value is not None}
     if ALL in names:
-        names = tuple(name for name in names if name != ALL) + tuple(map(str, Property))
-    found = []
+        names = tuple(name for name in names if name != ALL)
+        named = {name.partition("=")[0] for name in names}
+        names += tuple(name for name in map(str, Property) if name not in named)
+    found: list[dict[str, Any]] = []
+    used: set[str] = set()
     for text in names:
         name, sign, threshold = text.partition("=")
         setting = "delta" if name == Property.SAME_CLASS else "tolerance"
         fits = shared if len(names) == 1 else {key: shared[key] for key in _thresholds(name) if key in shared}
+        if sign and setting not in _thresholds(name) and name in list(Property):
+            raise InputError(f"{name} has no threshold: drop ={threshold}")
         own = {setting: Value().convert(threshold, None, None)} if sign else {}
+        used |= fits.keys() - own.keys()
         found.append({"property": name, **fits, **own, **({"points": list(points)} if points else {})})
-    idle = next((name for name in shared if not any(name in settings for settings in found)), None)
+    idle = next((name for name in shared if name not in used), None)
     if idle is not None:
-        raise InputError(f"none of {', '.join(names)} has {idle}: drop --{idle}")
+        raise InputError(f"--{idle} is for none of {', '.join(names)}: drop it")
     return tuple(tuple(settings.items()) for settings in found)
 
 

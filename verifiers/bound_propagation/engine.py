@@ -39,7 +39,7 @@ class Planes:
 
     def least(self) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
         """Return each sample's smallest bound, and the rounding that lowered it."""
-        margin, row = self.bound.min(1)
+        margin, row = self.bound.masked_fill(self.bound == torch.inf, torch.nan).min(1)  # inf proves nothing
         return margin, self.rounding.gather(1, row[:, None])[:, 0]
 
 

@@ -85,7 +85,7 @@ class PairSearch:
 
     def decide(self, relation: Relation, bounds: Float[Tensor, " rows"], deadline: float) -> Decision:
         """Decide a relation; ``bounds`` are those of ``screening_rows``, and the deadline is on ``time.monotonic``."""
-        self.found = Decision()
+        self.found, bounds = Decision(), bounds.where(bounds < torch.inf, -torch.inf)  # nan and inf prove nothing
         self.attack = replace(self.attack, violation=partial(violation, relation))
         if not (relation.of_classes and self._each_alone(relation, bounds, deadline)):
             self._together(relation, bounds, deadline)

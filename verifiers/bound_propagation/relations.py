@@ -58,7 +58,7 @@ def screening_rows(relation: Relation, c: Int[Tensor, " batch"], classes: int) -
 
 def screened(relation: Relation, bounds: Float[Tensor, "batch rows"]) -> Float[Tensor, " batch"]:
     """Turn bounds of the rows of ``screening_rows`` into a margin; the property holds on a region if it is positive."""
-    bounds = bounds.where(~bounds.isnan(), -torch.inf)
+    bounds = bounds.where(bounds < torch.inf, -torch.inf)  # nan and inf prove nothing
     if relation.kind in (Property.CLOSE, Property.NOT_WORSE):
         return bounds.amin(1) + relation.tolerance
     own, teacher, apart = bounds.chunk(3, 1)
@@ -71,7 +71,7 @@ def least_threshold(relation: Relation, bounds: Float[Tensor, "batch rows"]) -> 
     """Return the least tolerance or delta above which ``screened`` is positive; inf where there is none."""
     if relation.kind is Property.TRANSFER:
         return torch.where(screened(relation, bounds) > 0, 0.0, torch.inf)
-    bounds = bounds.where(~bounds.isnan(), -torch.inf)
+    bounds = bounds.where(bounds < torch.inf, -torch.inf)  # nan and inf prove nothing
     if relation.kind is Property.SAME_CLASS:
         own, teacher, apart = bounds.chunk(3, 1)
         needed = torch.maximum(torch.where(own > 0, -torch.inf, -apart), -teacher)

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from verifiers.geometry.balls import Balls, per_sample, project, steepest
+from verifiers.geometry.balls import Balls, finite, per_sample, project, steepest
 
 #: One value per sample.
 PerSampleLoss = Callable[[Float[Tensor, "batch *shape"]], Float[Tensor, " batch"]]
@@ -39,6 +39,7 @@ def ascend(
         adversarial = adversarial.detach().requires_grad_(True)
         with torch.enable_grad():
             (gradient,) = torch.autograd.grad(objective(adversarial).sum(), adversarial)
+        gradient = finite(gradient)
         blocked = ((adversarial <= 0) & (gradient < 0)) | ((adversarial >= 1) & (gradient > 0))  # by the image box
         gradient = gradient.masked_fill(blocked, 0.0)
         delta = project(adversarial.detach() - x + rate * steepest(gradient, norm), eps, norm)

@@ -126,4 +126,4 @@ def has_slope(network: nn.Module, first: Float[Tensor, "some *shape"]) -> bool:
         logits = network(images)
         weights = torch.linspace(1.0, 2.0, logits[0].numel()).to(logits).reshape(logits[0].shape)
         slopes = torch.autograd.grad((logits * weights).sum(), images)[0] if logits.requires_grad else None
-    return slopes is not None and bool(slopes.any())
+    return slopes is not None and bool((slopes.isfinite() & (slopes != 0)).any())

@@ -141,6 +141,11 @@ def _shrunk(
     return flat.sign() * torch.where((most.sum(1) <= eps)[:, None], most, shrunk)
 
 
+def finite(gradient: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch *shape"]:
+    """Return a gradient with 0 for entries that are no numbers, which would stop the search in all others."""
+    return gradient.where(gradient.isfinite(), torch.zeros_like(gradient))
+
+
 def steepest(
     gradient: Float[Tensor, "batch *shape"], norm: Norm, counts: Int[Tensor, " batch"] | None = None
 ) -> Float[Tensor, "batch *shape"]:

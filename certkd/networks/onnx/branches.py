@@ -56,6 +56,8 @@ class _Folder:
         """Yield a branch's nodes; its own values get new names, and its results those of the call."""
         from onnx import helper
 
+        if len(body.sparse_initializer):
+            raise InputError(f"{self.path}: a branch has sparse weights, which are not read: save them dense")
         if len(body.output) != len(call.output) or len(body.input):
             raise InputError(
                 f"{self.path} is damaged: a branch gives {len(body.output)} values, not {len(call.output)}"

@@ -7,6 +7,8 @@ from verifiers.core.errors import InputError, quoted
 
 #: Most nodes after inlining, most functions around a node, and bytes beyond those of the file.
 NODES, DEPTH, SPARE = 10_000, 30, 1 << 24
+#: AttributeProto.GRAPH and AttributeProto.GRAPHS: bodies that read the names around them, which calls change.
+GRAPHS = 5, 10
 
 
 def inline_functions(model: Any, path: Any) -> None:
@@ -52,6 +54,11 @@ class _Inliner:
             self.bytes -= node.ByteSize()
             if min(self.room, self.bytes) < 0 or depth > DEPTH:
                 raise InputError(f"{self.path} has more than {NODES} nodes, or functions that call themselves or grow")
+            if depth and any(attribute.type in GRAPHS for attribute in node.attribute):
+                raise InputError(
+                    f"{self.path}: operator {node.op_type} in a function has a graph of its own, which is not read: "
+                    "save the file without functions (onnx.inliner.inline_local_functions)"
+                )
             copy = type(node).FromString(node.SerializeToString())
             for field in (copy.input, copy.output):
                 changed = [names.get(name, inside + name) if name else "" for name in field]

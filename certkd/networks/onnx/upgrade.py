@@ -245,6 +245,15 @@ def _upsample(node: Any, names: _Names) -> list[Any]:
     return [node]
 
 
+def _selu(node: Any, names: _Names) -> list[Any]:
+    from onnx import helper
+
+    for name, value in (("alpha", 1.6732), ("gamma", 1.0507)):  # the defaults have more digits from opset 6
+        given = _take(node, name)
+        node.attribute.append(helper.make_attribute(name, value if given is None else given))
+    return [node]
+
+
 _REWRITES: dict[str, Rewrite] = {
     **dict.fromkeys(_BINARY, _binary),
     "Cast": _cast,
@@ -253,5 +262,6 @@ _REWRITES: dict[str, Rewrite] = {
     "PRelu": _slope,
     "Pad": _pad,
     "Reshape": _reshape,
+    "Selu": _selu,
     "Upsample": _upsample,
 }

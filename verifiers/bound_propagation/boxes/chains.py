@@ -122,7 +122,7 @@ def without(chain: Chain, kept: Sequence[Int[Tensor, " _"]]) -> Chain | None:
 
 
 def chain_of(graph: Graph) -> Chain | None:
-    """Read a graph as a chain; None if it is none, or too wide."""
+    """Read a graph as a chain of affine layers and ReLUs; None if it is none, has no ReLU, or is too wide."""
     if any(shape_size(node.shape) > WIDEST for node in graph.nodes):
         return None
     layers: list[Layer] = []
@@ -138,4 +138,4 @@ def chain_of(graph: Graph) -> Chain | None:
             operators, before = [], node.shape
         else:
             return None
-    return Chain([*layers, Layer.of(operators, before, graph.like)]) if operators else None
+    return Chain([*layers, Layer.of(operators, before, graph.like)]) if layers and operators else None

@@ -127,7 +127,7 @@ def least_hinge(
     on_right = (coefficient - slope) * right + 0.5 * weight * (right - middle).square()
     on_left = -slope * left + 0.5 * weight * (left - middle).square()
     found = torch.minimum(on_right, on_left) - SLACK * size
-    return torch.where((low < 0) & (high > 0), found, 0.0)
+    return torch.where((low >= 0) | (high <= 0), 0.0, found)  # nan where the interval is
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 #: The Cholesky factorisation is of m (1 - MOVED) I - Q.
 MOVED = 1e-6
-#: Values are lowered by this share of their terms, for their rounding in float64.
+#: Values are lowered by this share of their terms at least, for their rounding in float64; more for long sums.
 SLACK = 1e-11
 #: A multiplier that is too small grows by this factor.
 GROWTH = 1.5
@@ -165,7 +165,8 @@ class _System:
         linear, square = slopes * point, self.directions.eps[:, None].square()
         up, down = half * point.square().sum(-1), 0.5 * bent.square().sum(-1) + half * square
         distance = gradient.square().sum(-1) / (self.m * MOVED).clamp_min(TINY)  # s is half of m MOVED
-        return linear.sum(-1) + up - down - distance - SLACK * (linear.abs().sum(-1) + up + down)
+        slack = max(SLACK, 4 * bent.shape[-1] ** 0.5 * point.shape[-1] * 2.0**-53)
+        return linear.sum(-1) + up - down - distance - slack * (linear.abs().sum(-1) + up + down)
 
     def towards_radius(self, point: Tensor) -> Float[Tensor, "batch rows"]:
         """Make a Newton step of the multiplier towards |d| = r."""

@@ -1,6 +1,7 @@
 """Hunt for counterexamples that gradients from the image miss: random search from many starts, then small steps."""
 
 import math
+import time
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +22,7 @@ class Hunt:
     Attributes:
         starts, queries: of Square.
         steps: of APGD.
-        deadline: on ``time.monotonic``, for Square.
+        deadline: on ``time.monotonic``; Square ends there, and nothing begins after it.
     """
 
     starts: int = 4
@@ -37,8 +38,9 @@ class Hunt:
         keys = [self.starts * index + start for index in victims.indices for start in range(self.starts)]
         copies = Victims(every.model, every.balls, every.own, keys, every.seed)
         ends = Square(self.queries, deadline=self.deadline).run(copies)
-        small = Apgd(margin, self.steps, first_step=SMALL).run(copies, copies.own, ends.point - every.balls.x)
-        ends = ends.improved(torch.arange(len(rows), device=rows.device), small, every.balls)
+        if time.monotonic() < self.deadline:
+            small = Apgd(margin, self.steps, first_step=SMALL).run(copies, copies.own, ends.point - every.balls.x)
+            ends = ends.improved(torch.arange(len(rows), device=rows.device), small, every.balls)
         best = ends.margin.reshape(-1, self.starts).argmin(1)
         chosen = torch.arange(len(best), device=best.device) * self.starts + best
         found = Reached(ends.point[chosen], ends.margin[chosen], reached.flat)

@@ -4,12 +4,14 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.verifiers.geometry.attacks.subjects import EPS, Slope, perceptron, pictures, victims
 from verifiers.core.quantities import Norm
+from verifiers.geometry.attack import has_slope
 from verifiers.geometry.attacks import losses
 from verifiers.geometry.attacks.apgd import Apgd, _intervals
+from verifiers.geometry.attacks.fab import Fab
 from verifiers.geometry.attacks.search import Reached, Victims, at_rest
 from verifiers.geometry.balls import Balls, norms
 from verifiers.geometry.boxes import Boxes
@@ -187,3 +189,28 @@ def test_a_point_outside_its_region_is_never_taken_over() -> None:
     there = Reached(torch.tensor([[0.55, 0.5], [0.61, 0.5]]), torch.tensor([-1.0, -1.0]), none)
     found = here.improved(torch.tensor([0, 1]), there, balls)
     assert found.margin.tolist() == [-1.0, 1.0] and torch.equal(found.point[1], balls.x[1])
+
+
+class Rooted(nn.Module):
+    """A linear score and the root of a flat part of the image, whose gradient is not a number there."""
+
+    def __init__(self, inner: Slope) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.flatten(1)
+        gap = (flat[:, 0] - flat[:, 1]).square().sqrt()
+        return self.inner(x) + 0 * gap[:, None]
+
+
+@every_norm
+def test_a_gradient_that_is_no_number_in_some_pixels_stops_no_attack(norm: Norm) -> None:
+    x, weight = torch.full((2, 1, 3, 4), 0.5), torch.linspace(-1.0, 2.0, 12)
+    weight[:2] = 0.0
+    network = Rooted(Slope(weight, float(weight.sum()) / 2 + 0.05))
+    some = victims(network, x, norm)
+    for attack in (Apgd(losses.margin, steps=20), Fab(steps=10)):
+        assert bool((attack.run(some, 1 - some.own).margin < 0).all()), f"{type(attack).__name__} did not move"
+    assert has_slope(network, x)
+    assert not has_slope(Rooted(Slope(0 * weight, 0.0)), x), "no entry of the gradient is a number but 0"
