@@ -70,6 +70,7 @@ def test_convolutions_are_matrices_too() -> None:
 @pytest.mark.parametrize(
     "parts",
     [
+        pytest.param([dense(4, 3)], id="has no ReLU"),
         pytest.param([dense(4, 3), relu(3)], id="ends in a ReLU"),
         pytest.param([relu(4), dense(4, 3)], id="starts with one"),
         pytest.param([dense(4, 3), relu(3), relu(3), dense(3, 2)], id="two in a row"),

@@ -331,3 +331,10 @@ def test_memory_changes_no_bound_for_the_worse() -> None:
     found = engine.ask(balls, rows, SDP_CROWN, iterations=2, memory=memory)
     assert bool((found.bound <= lowest(balls, engine.model, rows)).all())
     assert bool((found.bound >= engine.ask(balls, rows, "crown").bound).all())
+
+
+def test_a_neuron_without_an_interval_has_no_bound() -> None:
+    """Not 0, as if it were stable."""
+    c, slope, nan, zero = (torch.tensor(value, dtype=torch.float64) for value in (-1.0, -0.5, math.nan, 0.0))
+    assert least_hinge(c, slope, nan, nan, zero, zero).isnan() and least_hinge(c, slope, nan, -c, zero, zero).isnan()
+    assert least_hinge(c, slope, zero, -c, zero, zero) == 0
