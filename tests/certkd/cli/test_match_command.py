@@ -109,12 +109,12 @@ def test_json_has_counts_and_the_sentence(places: Path, images: Run) -> None:
 
 def test_several_properties_are_one_table(places: Path, images: Run, tmp_path: Path) -> None:
     """Points of earlier properties, and of given files, are tried on later ones."""
-    asked = "--property", "close=0.5", "--property", "same-class", "--property", "transfer", "--limit", "4"
+    asked = "--property", "close=0.5", "--property", "same-class", "--property", "transfer", "--limit", "2"
     out = succeeds(*command(places, "images", *asked), "--out", tmp_path / "a.h5", "--points", images.path)
     names = ["close, tolerance 0.5", "same-class", "transfer"]
     files = [tmp_path / f"a-{label}.h5" for label in ("close0.5", "same-class", "transfer")]
     assert sorted(tmp_path.glob("*.h5")) == files
-    table = out[out.index(f"All properties on the linf ball of eps {EPS}, 4 samples") :]
+    table = out[out.index(f"All properties on the linf ball of eps {EPS}, 2 samples") :]
     lines = [[cell.strip() for cell in line.split("│")[1:5]] for line in table.splitlines() if "│" in line]
     counted_ = [
         [read(path)["match"].count(status) for status in (Status.CERTIFIED, Status.FALSIFIED)] for path in files

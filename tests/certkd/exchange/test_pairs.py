@@ -147,6 +147,7 @@ def test_neurons_of_pairs_are_split(seed: int, folder: Path, tmp_path: Path, mon
 MONOTONIC = BOX + "(assert (and (== X[0,1] Z[0,1]) (>= Z[0,0] -0.5) (<= Z[0,0] X[0,0])))(assert (< Y[0,0] W[0,0]))"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_one_network_at_two_points(sign: float, tmp_path: Path) -> None:
     """y_0 rises by at least 1/2 per unit of x_0, or falls; f is given once, as it is equal to g."""

@@ -147,7 +147,7 @@ def test_the_two_oracles_agree() -> None:
     ("architectures", "deciding"),
     [
         (((3, 5, 5, 2),), {Stage.ALPHA_CROWN}),
-        (((3, 6, 6, 2),), {Stage.BRANCH_AND_BOUND}),
+        pytest.param(((3, 6, 6, 2),), {Stage.BRANCH_AND_BOUND}, marks=pytest.mark.slow),
         pytest.param(DEEP[:2], {Stage.ALPHA_CROWN, Stage.BRANCH_AND_BOUND}, marks=pytest.mark.slow),
     ],
     ids=str,
