@@ -11,7 +11,7 @@ from verifiers.bound_propagation.engine import Engine
 from verifiers.core.errors import Contradiction
 from verifiers.core.quantities import Norm
 from verifiers.geometry.ascent import ascend
-from verifiers.geometry.balls import Balls, norms, per_sample, project, random_start, reachable
+from verifiers.geometry.balls import Balls, per_sample, project, random_start, reachable, within_eps
 from verifiers.graph.capture import precision_of
 from verifiers.runtime.last_places import refuse_coarse
 from verifiers.runtime.oom import fits
@@ -77,7 +77,7 @@ def _check_deployed(deployed: nn.Module, name: str, balls: Balls, points: Tensor
     x, eps, norm = balls.x, balls.eps, balls.norm
     share = x.new_tensor([reachable(float(radius), norm, x.float()) / max(float(radius), 1e-300) for radius in eps])
     near = (x + per_sample(share, x) * (points - x)).clamp(0.0, 1.0).float()
-    inside = norms(near.double() - x.double(), norm) <= eps
+    inside = within_eps(x, near, eps, norm)
     with torch.no_grad():
         logits = deployed(near.to(precision_of(deployed, near))).double()
     excess = bounds - torch.cat([logits, -logits], dim=1)

@@ -18,8 +18,7 @@ from verifiers.bound_propagation.native.engine import Native
 from verifiers.bound_propagation.relations import unsafe, violation
 from verifiers.core.quantities import Norm
 from verifiers.core.relation import Property, Relation
-from verifiers.geometry.attack import inside
-from verifiers.geometry.balls import Balls
+from verifiers.geometry.balls import Balls, within_eps
 from verifiers.geometry.boxes import Boxes
 from verifiers.geometry.disagreement import PairAttack
 from verifiers.geometry.margins import margin_specification, margins
@@ -224,7 +223,7 @@ class PairSearch:
         return hits
 
     def _inside(self, images: Tensor) -> Tensor:
-        return inside(self.x.expand_as(images), images, self.attack.eps, self.attack.norm)
+        return within_eps(self.x.expand_as(images), images, self.attack.eps, self.attack.norm)
 
     def _keep(self, point: Float[Tensor, "1 *shape"]) -> bool:
         violation = self.attack.alone(point[0], self.c[0])

@@ -58,6 +58,12 @@ COMMON_COLUMNS = (
     Column("status", "uint8", "", "; ".join(f"{s.value} {s.name}" for s in Status)),
 )
 
+#: The columns of methods that store a counterexample.
+COUNTEREXAMPLE = (
+    Column("distance", "float64", "pixels", "length of the shortest counterexample found; nan when none"),
+    Column("counterexample", "float32", "pixels", "the misclassified image, inside the ball", axes=("image",)),
+)
+
 #: The rounding term of methods that prove their radii.
 ROUNDING = Column(
     "rounding",

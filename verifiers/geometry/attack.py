@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from verifiers.core.quantities import Norm
 from verifiers.geometry.attacks.apgd import Apgd
 from verifiers.geometry.attacks.losses import margin, ranked, targeted_margin
-from verifiers.geometry.attacks.search import Aimed, Reached, Run, Victims, in_turn
-from verifiers.geometry.balls import Balls, norms, per_sample
+from verifiers.geometry.attacks.search import Aimed, Reached, Run, Victims, in_turn, slopes_of
+from verifiers.geometry.balls import Balls, noise_like, norms, per_sample
 from verifiers.geometry.margins import margins
 
 
@@ -93,16 +93,6 @@ def nearest(victims: Victims, reached: Reached) -> Found:
     return Found(broken, margin, point, distance)
 
 
-def inside(
-    x: Float[Tensor, "batch *shape"],
-    point: Float[Tensor, "batch *shape"],
-    eps: float | Float[Tensor, " batch"],
-    norm: Norm,
-) -> Bool[Tensor, " batch"]:
-    """Return which points are within eps of their images, computed in float64."""
-    return norms(point.double() - x.double(), norm) <= eps
-
-
 def _shorten(model: nn.Module, balls: Balls, adversarial: Tensor, predicted: Tensor, steps: int = 12) -> Tensor:
     """Find the counterexample nearest to x on the segment between them, by bisection; each end is evaluated."""
     x = balls.x
@@ -120,10 +110,8 @@ def _shorten(model: nn.Module, balls: Balls, adversarial: Tensor, predicted: Ten
 
 def has_slope(network: nn.Module, first: Float[Tensor, "some *shape"]) -> bool:
     """Return whether the logits have a gradient at images or at noise: behind signs and steps there is none."""
-    noise = torch.rand(first.shape, generator=torch.Generator().manual_seed(0)).to(first)
-    images = torch.cat([first, noise]).requires_grad_(True)
+    images = torch.cat([first, noise_like(first)]).requires_grad_(True)
     with torch.enable_grad():
         logits = network(images)
         weights = torch.linspace(1.0, 2.0, logits[0].numel()).to(logits).reshape(logits[0].shape)
-        slopes = torch.autograd.grad((logits * weights).sum(), images)[0] if logits.requires_grad else None
-    return slopes is not None and bool((slopes.isfinite() & (slopes != 0)).any())
+        return bool(slopes_of((logits * weights).flatten(1).sum(1), images).any())

@@ -79,7 +79,7 @@ class Balls:
         """Return which points are within eps of their images, computed in float64, and in the image box."""
         low, high = self.edges()
         within = ((points >= low) & (points <= high)).flatten(1).all(1)
-        return within & (norms(points.double() - self.x.double(), self.norm) <= self.eps.double())
+        return within & within_eps(self.x, points, self.eps, self.norm)
 
     def lowest(self, slopes: Float[Tensor, "points *shape"]) -> Float[Tensor, "points *shape"]:
         """Return the point of the only ball, before it is cut at the image box, where each linear function is least."""
@@ -139,6 +139,21 @@ def _shrunk(
     shrunk = torch.minimum((size - threshold).clamp_min(0.0), most)
     shrunk = shrunk * (eps / shrunk.sum(1).clamp_min(1e-30)).clamp_max(1.0)[:, None]  # the sums above are rounded
     return flat.sign() * torch.where((most.sum(1) <= eps)[:, None], most, shrunk)
+
+
+def within_eps(
+    x: Float[Tensor, "batch *shape"],
+    points: Float[Tensor, "batch *shape"],
+    eps: float | Float[Tensor, " batch"],
+    norm: Norm,
+) -> Bool[Tensor, " batch"]:
+    """Return which points are within eps of their images, computed in float64."""
+    return norms(points.double() - x.double(), norm) <= eps
+
+
+def noise_like(x: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch *shape"]:
+    """Draw as many random images, always the same, on the CPU."""
+    return torch.rand(x.shape, generator=torch.Generator().manual_seed(0)).to(x)
 
 
 def finite(gradient: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch *shape"]:

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from verifiers.core.quantities import Norm
 from verifiers.geometry.ascent import PerSampleLoss, ascend
-from verifiers.geometry.attack import inside
-from verifiers.geometry.balls import Balls, keyed_start, norms, per_sample, reachable
+from verifiers.geometry.balls import Balls, keyed_start, norms, per_sample, reachable, within_eps
 from verifiers.geometry.margins import margins
 
 #: Computes by how much logits of student and teacher break the relation, for a teacher's class at the image.
@@ -113,7 +112,7 @@ class PairAttack:
         best, size = x, torch.full(x.shape[:1], -torch.inf, dtype=torch.float64, device=x.device)
         for place in self._places(x, end):
             point = (x + per_sample(place, x) * (end - x)).clamp(0.0, 1.0)
-            value = self.at(point, c).where(inside(x, point, self.eps, self.norm), -torch.inf)
+            value = self.at(point, c).where(within_eps(x, point, self.eps, self.norm), -torch.inf)
             better = value > size
             best, size = torch.where(per_sample(better, x), point, best), torch.where(better, value, size)
         return best, size
@@ -187,7 +186,7 @@ class PairAttack:
                 start=point - x,
                 step_size=size,
             )
-            new = self.at(moved, c).where(inside(x, moved, self.eps, self.norm), -torch.inf)
+            new = self.at(moved, c).where(within_eps(x, moved, self.eps, self.norm), -torch.inf)
             better = new > value
             point, value = torch.where(per_sample(better, x), moved, point), torch.where(better, new, value)
         return point

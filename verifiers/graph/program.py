@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, fx, nn
 
 from verifiers.core.errors import Contradiction, Unsupported
+from verifiers.geometry.balls import noise_like
 from verifiers.graph.capture import Hidden, graph_of, precision_of, program_of
 from verifiers.graph.executable import Images, OneByOne
 from verifiers.graph.graph import Graph
@@ -201,7 +202,7 @@ class Program:
         def make() -> Captured:
             found = Captured(self.given, x[:1], entire=self.entire)
             if not found.plain:
-                noise = torch.rand(x[:2].shape, generator=torch.Generator().manual_seed(0)).to(x)
+                noise = noise_like(x[:2])
                 images = torch.cat([x[:2], noise]).to(precision_of(self.given, x))
                 check_program(self.given, found, images, _alone(self.given, images), self._rounding)
             return found

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 
-from verifiers.core.columns import Column, Columns
+from verifiers.core.columns import COUNTEREXAMPLE, Column, Columns
 from verifiers.core.question import Question
 from verifiers.core.settings import Count
 from verifiers.core.status import Guarantee, Status
@@ -57,8 +57,7 @@ class AutoAttack(Method):
             "",
             "1 when targeted APGD met a start without any gradient, 0 when not, -1 when it did not run",
         ),
-        Column("distance", "float64", "pixels", "length of the shortest counterexample found; nan when none"),
-        Column("counterexample", "float32", "pixels", "the misclassified image, inside the ball", axes=("image",)),
+        *COUNTEREXAMPLE,
     )
 
     def spreads(self) -> Mapping[str, float]:

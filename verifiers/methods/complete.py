@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 
-from verifiers.core.columns import ROUNDING, Column
+from verifiers.core.columns import COUNTEREXAMPLE, ROUNDING, Column
 from verifiers.core.question import Question
 from verifiers.core.settings import Count, Positive
 from verifiers.core.status import Guarantee, Status
@@ -51,8 +51,7 @@ class Complete(Method):
         Column(
             "domains", "int64", "", "parts of the ball that branch and bound bounded; halves it only tried do not count"
         ),
-        Column("distance", "float64", "pixels", "length of the shortest counterexample found; nan when none"),
-        Column("counterexample", "float32", "pixels", "the misclassified image, inside the ball", axes=("image",)),
+        *COUNTEREXAMPLE,
     )
 
     def spreads(self) -> Mapping[str, float]:

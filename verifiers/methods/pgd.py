@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 
-from verifiers.core.columns import Column, Columns
+from verifiers.core.columns import COUNTEREXAMPLE, Column, Columns
 from verifiers.core.errors import Unsupported
 from verifiers.core.question import Question
 from verifiers.core.settings import Count
@@ -38,10 +38,7 @@ class Pgd(Method):
         "arXiv 1608.04644"
     )
     cost: ClassVar[str] = "2 x steps x restarts forward passes"
-    columns: ClassVar[tuple[Column, ...]] = (
-        Column("distance", "float64", "pixels", "length of the shortest counterexample found; nan when none"),
-        Column("counterexample", "float32", "pixels", "the misclassified image, inside the ball", axes=("image",)),
-    )
+    columns: ClassVar[tuple[Column, ...]] = COUNTEREXAMPLE
 
     def warnings(self, program: "Program", first: "Tensor") -> Iterable[str]:
         from verifiers.geometry.attack import has_slope

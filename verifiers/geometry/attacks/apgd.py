@@ -10,8 +10,8 @@ from torch import Tensor
 
 from verifiers.core.quantities import Norm
 from verifiers.geometry.attacks.losses import Loss
-from verifiers.geometry.attacks.search import Reached, Victims
-from verifiers.geometry.balls import Balls, finite, per_sample, steepest
+from verifiers.geometry.attacks.search import Reached, Victims, slopes_of
+from verifiers.geometry.balls import Balls, per_sample, steepest
 from verifiers.geometry.margins import margins
 
 #: Share of a step that is the new one; the rest repeats the last one.
@@ -163,8 +163,8 @@ class Apgd:
         with torch.enable_grad():
             logits = victims.model(z)
             loss = self.loss(logits, own, target)
-            gradient = torch.autograd.grad(loss.sum(), z)[0] if loss.requires_grad else torch.zeros_like(z)
-        return loss.detach(), finite(gradient), margins(logits.detach(), own)
+            gradient = slopes_of(loss, z)
+        return loss.detach(), gradient, margins(logits.detach(), own)
 
     def _step(self, victims: Victims, balls: Balls, state: _State, taken: int) -> _State:
         low, high = balls.edges()

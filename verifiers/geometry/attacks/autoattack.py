@@ -16,7 +16,7 @@ from verifiers.geometry.attacks.fab import Fab
 from verifiers.geometry.attacks.losses import cross_entropy, ranked, targeted_ratio
 from verifiers.geometry.attacks.search import Aimed, Run, Victims, at_rest, in_turn
 from verifiers.geometry.attacks.square import Square
-from verifiers.geometry.balls import Balls
+from verifiers.geometry.balls import Balls, noise_like
 
 
 class Stage(StrEnum):
@@ -131,8 +131,7 @@ class AutoAttack:
 
 def probabilities(model: nn.Module, samples: Float[Tensor, "batch *shape"]) -> bool:
     """Return whether a network gives probabilities, on the samples and on as many random images."""
-    noise = torch.rand(samples.shape, generator=torch.Generator().manual_seed(0)).to(samples)
     with torch.no_grad():
-        values = model(torch.cat([samples, noise]))
+        values = model(torch.cat([samples, noise_like(samples)]))
     whole = (values.sum(1) - 1).abs() < 1e-5
     return bool(((values >= 0) & (values <= 1)).all() and whole.all())

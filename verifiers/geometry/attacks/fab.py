@@ -8,8 +8,8 @@ from torch import Tensor
 
 from verifiers.geometry.attacks.losses import targeted_margin
 from verifiers.geometry.attacks.planes import onto_planes
-from verifiers.geometry.attacks.search import Reached, Victims
-from verifiers.geometry.balls import finite, norms, per_sample
+from verifiers.geometry.attacks.search import Reached, Victims, slopes_of
+from verifiers.geometry.balls import norms, per_sample
 from verifiers.geometry.margins import margins
 
 #: How far steps go beyond the boundary, how far a point of another class moves back, and the image's largest share.
@@ -74,5 +74,4 @@ def _linearised(some: Victims, z: Tensor, target: Tensor) -> tuple[Tensor, Tenso
     z = z.detach().requires_grad_(True)
     with torch.enable_grad():
         gap = targeted_margin(some.model(z), some.own, target)
-        slopes = torch.autograd.grad(gap.sum(), z)[0] if gap.requires_grad else torch.zeros_like(z)
-    return gap.detach(), finite(slopes)
+        return gap.detach(), slopes_of(gap, z)

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from verifiers.core.quantities import Norm
-from verifiers.geometry.balls import Balls, keyed_start, per_sample
+from verifiers.geometry.balls import Balls, finite, keyed_start, per_sample
 from verifiers.geometry.margins import margins
 
 
@@ -113,6 +113,11 @@ def _drawn(victims: Victims, number: int) -> Float[Tensor, "batch *shape"]:
     balls = victims.balls
     noise = keyed_start(balls.x, balls.eps.to(balls.x.dtype), balls.norm, victims.seed, victims.indices, number)
     return noise * balls.x[0].numel() if balls.norm is Norm.L1 and len(balls) else noise
+
+
+def slopes_of(values: Float[Tensor, " batch"], at: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch *shape"]:
+    """Return the gradient of each sample's value; 0 where there is none or it is no number."""
+    return finite(torch.autograd.grad(values.sum(), at)[0]) if values.requires_grad else torch.zeros_like(at)
 
 
 def at_rest(victims: Victims) -> Reached:
