@@ -16,6 +16,7 @@ from certkd.comparison import methods
 from certkd.comparison.carried_over import CARRY_OVER_METRICS, CarriedOver, carry_over
 from certkd.comparison.methods import check_known, check_same, check_types, common_methods, same_teacher, settings_of
 from certkd.comparison.statistics import AtRadius, Difference, Outcomes, Side, at_radius, differences, radii_shown
+from verifiers.core.quantities import Epsilon
 from verifiers.core.statistics import Proportion, mcnemar, wilson
 from verifiers.core.status import About, Status
 from verifiers.methods.registry import find, proves
@@ -92,7 +93,13 @@ class Comparison:
         return values if self.carried_over is None else {**values, **self.carried_over.metrics()}
 
 
-def compare(teacher: Certificates, student: Certificates, *, method: str = "best") -> Comparison:
+def compare(
+    teacher: Certificates,
+    student: Certificates,
+    *,
+    method: str | Sequence[str] = "best",
+    eps: str | float | Epsilon | None = None,
+) -> Comparison:
     """Compare two finished certificate files sample by sample.
 
     Example:
@@ -103,15 +110,18 @@ def compare(teacher: Certificates, student: Certificates, *, method: str = "best
         teacher: the reference.
         student: the network to judge.
         method: a certificate method in both files, or "best": each sample's larger radius over all deterministic
-            ones, or smoothing's where they have none of those in common.
+            ones, or smoothing's where they have none of those in common; or the names of several proofs.
+        eps: another radius than the files', where radii allow it; attacks and pairs are then left out.
 
     Raises:
         InputError: unfinished or failed rows; other data, norm, eps or settings; no such method in both.
     """
     check_types(teacher, student)
     check_same(teacher, student)
-    names = common_methods(teacher, student, method)
-    ours, theirs = _outcomes(student, names), _outcomes(teacher, names)
+    if eps is not None:
+        teacher, student = (methods.restated(each, Epsilon.parse(eps)) for each in (teacher, student))
+    names = common_methods((teacher, student), method)
+    ours, theirs = outcomes_of(student, names), outcomes_of(teacher, names)
     kept, had, at_least = ours.certified, theirs.certified, ours.radius >= theirs.radius
     index = teacher[names[0]]["index"]
     gains, losses = (tuple(int(i) for i in index[chosen]) for chosen in (kept & ~had, had & ~kept))
@@ -119,7 +129,7 @@ def compare(teacher: Certificates, student: Certificates, *, method: str = "best
     used = {name: settings[name] for name in names}
     shown = radii_shown(float(max(ours.radius.max(), theirs.radius.max())), teacher.eps, used)
     return Comparison(
-        method=method if proves(names[0]) and method == "best" else names[0],
+        method="best" if proves(names[0]) and (method == "best" or not isinstance(method, str)) else names[0],
         methods=tuple(names),
         settings=used,
         norm=teacher.norm,
@@ -174,16 +184,17 @@ def radii(certificates: Certificates, method: str | Sequence[str] = "best") -> n
     if not isinstance(method, str):
         return _radius(certificates, method)
     check_known(certificates)
-    return _radius(certificates, common_methods(certificates, certificates, method))
+    return _radius(certificates, common_methods((certificates,), method))
 
 
 def figures(certificates: Certificates) -> Side:
     """Return the figures of one file, from the best radius of each sample."""
     check_known(certificates)
-    return _outcomes(certificates, common_methods(certificates, certificates, "best")).side()
+    return outcomes_of(certificates, common_methods((certificates,), "best")).side()
 
 
-def _outcomes(certificates: Certificates, names: Sequence[str]) -> Outcomes:
+def outcomes_of(certificates: Certificates, names: Sequence[str]) -> Outcomes:
+    """Return each sample's answers, certified by the best of some methods."""
     radius, rows = _radius(certificates, names), certificates[names[0]]
     attacks = methods.attacks(certificates) if proves(rows.name) else []  # on what is certified itself
     kept = [attack["status"] == Status.NOT_CERTIFIED for attack in attacks]

@@ -22,6 +22,7 @@ from verifiers.certify.audit.consistency import (
 from verifiers.certify.audit.meaning import disagreements, identity_of, mixed_rows, refuse_absurd
 from verifiers.certify.audit.relations import relation_to_teacher
 from verifiers.core.errors import InputError, did_you_mean
+from verifiers.core.quantities import Epsilon
 from verifiers.core.status import FAILURES, About, Guarantee, Status
 from verifiers.core.table import counted
 from verifiers.methods.registry import certifies, find, proves
@@ -162,27 +163,64 @@ def same_teacher(teacher: Certificates, student: Certificates) -> bool:
     return all(own and own == other for own, other in known)
 
 
-def common_methods(teacher: Certificates, student: Certificates, method: str) -> list[str]:
-    """Choose the methods to compare by: all common proofs, or one method that holds with confidence 1 - alpha.
+def common_methods(files: Sequence[Certificates], method: str | Sequence[str]) -> list[str]:
+    """Choose the methods to compare files by: all common proofs, or one method that holds with confidence 1 - alpha.
+
+    Args:
+        files: one or more, which all have the methods.
+        method: "best", a name, or the names of several proofs.
 
     Raises:
-        InputError: no such method in both files; different settings; rows without an answer.
+        InputError: no such method in all files; different settings; rows without an answer.
     """
-    names = [rows.name for rows in teacher if certifies(rows.name) and rows.name in student]
+    names = [rows.name for rows in files[0] if certifies(rows.name) and all(rows.name in file for file in files[1:])]
+    every = "both files" if len(files) == 2 else "all files"
     if method != "best":
-        if method not in names:
-            raise InputError(f"no certificate method {method!r} in both files.{did_you_mean(method, ['best', *names])}")
-        names = [method]
+        wanted = [method] if isinstance(method, str) else list(method)
+        for name in wanted:
+            if name not in names:
+                hint = did_you_mean(name, ["best", *names])
+                raise InputError(f"no certificate method {name!r} in {every}.{hint}")
+        names = wanted
     names = [name for name in names if find(name).about is not About.PAIR]  # radii about two networks
-    names = [name for name in names if not any(c[name].count(Status.UNSUPPORTED) for c in (teacher, student))]
+    names = [name for name in names if not any(c[name].count(Status.UNSUPPORTED) for c in files)]
     if not names:
-        raise InputError(f"{teacher.path} and {student.path} have no certificate method with an answer in common")
+        paths = " and ".join(str(file.path) for file in files)
+        raise InputError(f"{paths} have no certificate method with an answer in common")
     names = [name for name in names if proves(name)] or names[:1]
-    _check_settings(teacher, student, names)
-    for certificates in (teacher, student):
+    for other in files[1:]:
+        _check_settings(files[0], other, names)
+    for certificates in files:
         for name in names:
             _check_answered(certificates, certificates[name])
     return names
+
+
+def restated(certificates: Certificates, eps: Epsilon) -> Certificates:
+    """State the certified radii of a file at another radius.
+
+    Attacks and rows about a pair are left out, and methods that decide at the file's eps alone.
+
+    Raises:
+        InputError: no method is left.
+    """
+    kept = {}
+    for rows in certificates:
+        method = find(rows.name)
+        alone = method.at_eps_alone or settings_of(certificates)[rows.name].get("question") == "eps"
+        if certifies(rows.name) and method.about is not About.PAIR and not alone:
+            certified = (rows["correct"] == 1) & (rows["radius"] >= eps.value)
+            kept[rows.name] = MethodRows(
+                rows.name,
+                {**rows.attributes, "eps": eps.value, "eps_text": eps.text},
+                {**rows.columns, "certified": certified.astype(rows["certified"].dtype)},
+            )
+    if not kept:
+        raise InputError(
+            f"{certificates.path} says nothing at eps {eps}: its methods ({', '.join(certificates.methods)}) decide at "
+            f"eps {certificates.eps_text} alone; certify at eps {eps}"
+        )
+    return Certificates({**certificates.attributes, "eps_text": eps.text}, kept, certificates.path)
 
 
 def settings_of(certificates: Certificates) -> dict[str, dict[str, Any]]:

@@ -71,6 +71,7 @@ class Method(Strict):
         both: True if a certified row of a pair is about both networks, and not about the student alone.
         relational: True if a row of a pair relates the two networks and says nothing about a prediction: every sample
             has an answer, and a certified row means that the relation is proved at eps, even if the student is wrong.
+        at_eps_alone: True if a radius is eps or 0, so that rows say nothing at another radius.
         runs_again: True if a row can be computed again alone, and then has the same values (``spreads``); False if the
             certifier looks at stored rows in its own way (``verifiers.runtime.certifier.Recounts``).
         summary: summarises its rows after the common table; None for no summary.
@@ -86,6 +87,7 @@ class Method(Strict):
     about: ClassVar[About] = About.NETWORK
     both: ClassVar[bool] = False
     relational: ClassVar[bool] = False
+    at_eps_alone: ClassVar[bool] = False
     runs_again: ClassVar[bool] = True
     summary: ClassVar[Summary | None] = None
 

@@ -38,6 +38,7 @@ class Complete(Method):
     restarts: Count = 2
     engine: Literal["auto", "native", "auto-lirpa"] = "auto"
     guarantee: ClassVar[Guarantee] = Guarantee.DETERMINISTIC
+    at_eps_alone: ClassVar[bool] = True
     claim: ClassVar[str] = "at eps: margins are positive on the ball, or a counterexample is stored"
     paper: ClassVar[str] = "Wang et al., arXiv 2103.06624 (beta-CROWN)"
     cost: ClassVar[str] = (

@@ -21,7 +21,7 @@ def comparison(result: Comparison, teacher: str, student: str) -> list[Part]:
     """Show the two networks side by side, their differences, and how much was kept."""
     named = {teacher: result.teacher, student: result.student}
     title = f"{result.norm} ball, eps {result.eps} (pixels in [0, 1]), {counted(result.samples, 'sample')}"
-    parts: list[Part] = [*sides(named, title)]
+    parts: list[Part] = [_headline(result), *sides(named, title)]
     rows = [
         [name, f"{d.mean:+.4f}", _figure(d.standard_error), _figure(d.unpaired_error)]
         for name, d in result.differences.items()
@@ -30,7 +30,6 @@ def comparison(result: Comparison, teacher: str, student: str) -> list[Part]:
     columns = ["figure", "difference", "standard error", "if unpaired"]
     parts += [Table(f"{student} minus {teacher}, paired", columns, rows), curve(result, teacher, student)]
     parts += [basis(settings) for settings in result.settings.values() if "sigma" in settings]
-    parts.append(_headline(result))
     parts += kept(result.carried_over) if result.carried_over is not None else []
     parts += [_same_copies(result.same_copies)] if result.same_copies is not None else []
     for word, indices in (("gained", result.gains), ("lost", result.losses)):

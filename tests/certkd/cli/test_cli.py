@@ -146,7 +146,7 @@ def test_debug_shows_the_traceback_of_a_mistake(monkeypatch: pytest.MonkeyPatch)
 def test_debug_prints_a_traceback_in_a_terminal() -> None:
     running = process("from certkd.cli import main; main()", "compare", "--debug", "none.h5")
     _, err = running.communicate()
-    assert running.returncode != 0 and "Traceback" in err and "Missing parameter: student" in err, err
+    assert running.returncode != 0 and "Traceback" in err and "compare needs a teacher" in err, err
 
 
 def test_an_unforeseen_error_is_one_line_and_not_exit_code_2(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -167,7 +167,7 @@ MISTAKES: list[tuple[str, str]] = [
     ("run configs/digits.yaml --set certify.ep=1 --print-config", "unknown setting 'certify.ep'. Did you mean 'eps'?"),
     ("certify NET --teacher STUDENT --eps 0.1", "STUDENT is a student of NET: give the student as the network, and"),
     ("show configs/digits.yaml", "configs/digits.yaml is not a certificate file"),
-    ("compare none.h5", "STUDENT"),
+    ("compare none.h5", "compare needs a teacher's file and a student's, like teacher.h5 student.h5; got none.h5"),
     ("compare none.h5 none.h5", "none.h5"),
     ("compare none.h5 none.h5 --require retention", "'retention' must look like"),
     ("train", "--config"),
