@@ -25,7 +25,7 @@ from verifiers.graph.relaxations.max_pool import MaxPool
 from verifiers.graph.relaxations.normalization import Normalization
 from verifiers.graph.relaxations.products import Product, sum_to
 from verifiers.graph.relaxations.slopes import jump, slopes
-from verifiers.graph.relaxations.softmax import Softmax
+from verifiers.graph.relaxations.softmax import Softmax, SoftmaxOfSum
 from verifiers.graph.rounding import magnitude
 from verifiers.graph.rows import Rows, shape_size
 
@@ -169,9 +169,10 @@ def _product(operator: Product, here: Coefficients, boxes: list[Interval]) -> li
 
 def _softmax(operator: Softmax, here: Coefficients, boxes: list[Interval]) -> list[Coefficients]:
     """|J_ij| is at most p_i (delta_ij + p_j)."""
-    highest = operator.interval(boxes[0]).high
+    highest = operator.interval(*boxes).high
     weighted = here.largest * highest
-    return [_around(weighted + highest * weighted.sum(operator.axis, keepdim=True))]
+    found = _around(weighted + highest * weighted.sum(operator.axis, keepdim=True))
+    return [_around(torch.zeros_like(weighted)), found] if isinstance(operator, SoftmaxOfSum) else [found]
 
 
 def _normalization(operator: Normalization, here: Coefficients, boxes: list[Interval]) -> list[Coefficients]:

@@ -288,15 +288,35 @@ class Convolution(Affine):
         size = self._convolve(sizes[0], self.magnitude, None if self.bias is None else self.bias.abs())
         return accumulated(size, self.steps, tiny=self.steps)
 
+    @cached_property
+    def _entrywise(self) -> bool:
+        """True if each entry is multiplied by the factor of its channel."""
+        plain = (self.stride, self.padding) == ((1, 1), (0, 0))
+        return plain and self.weight.shape[1:] == (1, 1, 1) and self.groups == len(self.weight) == self.before[-3]
+
+    @cached_property
+    def _apart(self) -> bool:
+        """True if the windows are apart from each other and cover the whole map, as those of patch embeddings do."""
+        height, width = self.weight.shape[-2:]
+        whole = self.before[-2] == height * self.after[-2] and self.before[-1] == width * self.after[-1]
+        return self.stride == (height, width) and self.groups == 1 and self.dilation == (1, 1) and whole
+
+    def _push_patches(self, maps: Tensor) -> Tensor:
+        patches = (maps.movedim(1, -1) @ self.weight.flatten(1)).unflatten(-1, self.weight.shape[1:])
+        return patches.permute(0, 3, 1, 4, 2, 5)
+
     def _push_maps(self, rows: Rows) -> Pushed:
-        maps = rows.values.flatten(0, -4)
+        maps, constant = rows.values.flatten(0, -4), self._constant(rows.values)
+        if self._entrywise or self._apart:
+            values = maps * self.weight.reshape(-1, 1, 1) if self._entrywise else self._push_patches(maps)
+            return Pushed([rows.take(values.reshape(len(rows.values), *self.before))], constant)
         spare = [
             (self.before[i] + 2 * self.padding[i] - self.dilation[i] * (self.weight.shape[i] - 1) - 1) % self.stride[i]
             for i in (-2, -1)
         ]
         maps = maps.contiguous(memory_format=torch.channels_last)
         values = F.conv_transpose2d(maps, self.last, None, self.stride, self.padding, spare, self.groups, self.dilation)
-        return Pushed([rows.take(values.reshape(len(rows.values), *self.before))], self._constant(rows.values))
+        return Pushed([rows.take(values.reshape(len(rows.values), *self.before))], constant)
 
     def _constant(self, values: Tensor) -> Tensor | None:
         if self.bias is None:
@@ -377,14 +397,3 @@ class General(Affine):
         if self._constant is not None:
             size = size + self._constant.abs()
         return accumulated(size, self.steps, tiny=self.steps, largest=self.steps)
-
-
-class Interpolation(General):
-    """Bilinear interpolation in the last two axes."""
-
-    def error(self, sizes: Sequence[Tensor], after: Tensor) -> Tensor:
-        """gamma(8) of the largest magnitude M of a map, for the products and sums, and 8 u (height + width + 2) M for
-        the positions: scale (i + 1/2) - 1/2 is off by at most 3 u (size + 1) on an axis, and neighbours by 2 M."""
-        largest = sizes[0].amax((-2, -1), keepdim=True).expand(len(sizes[0]), *self.after)
-        height, width = self.before[0][-2:]
-        return accumulated(largest, self.steps + 8 * (height + width + 2), tiny=self.steps)

@@ -95,11 +95,11 @@ class Elementwise:
     def rounding(self, boxes: Sequence[Interval], after: Interval) -> Tensor | None:
         return self.activation.rounding(*boxes[0], magnitude(after))
 
-    def relax(self, boxes: Sequence[Interval], alpha: Alpha | None = None) -> "_Enclosed":
-        return _Enclosed(self.activation.lines(*boxes[0], alpha))
+    def relax(self, boxes: Sequence[Interval], alpha: Alpha | None = None) -> "Enclosed":
+        return Enclosed(self.activation.lines(*boxes[0], alpha))
 
 
-class _Enclosed:
+class Enclosed:
     """Two lines per entry: a row uses the lower one where its coefficient is positive, else the upper one."""
 
     def __init__(self, lines: Lines) -> None:

@@ -14,9 +14,12 @@ from torch import Tensor
 
 from verifiers.bound_propagation.engine import Planes, better
 from verifiers.bound_propagation.native.bounds import Bounds, common
-from verifiers.graph.operators import Elementwise, Interval
+from verifiers.bound_propagation.native.domains import is_relu
+from verifiers.graph.operators import Elementwise, Interval, Operator
 from verifiers.graph.relaxations.lines import Alpha
+from verifiers.graph.relaxations.products import Product
 from verifiers.graph.relaxations.relu_difference import ReluDifference
+from verifiers.graph.relaxations.softmax import SoftmaxOfSum
 from verifiers.runtime.optimizer import Adam
 
 #: The first alpha: near CROWN's own choice for ReLU, which is an end of [0, 1], but free to move.
@@ -37,7 +40,7 @@ def _angles(bounds: Bounds, rows: int) -> dict[tuple[int, int, int], Tensor]:
     ``(2, batch, *shape)``, and so do the upper bounds.
     """
     graph = bounds.graph
-    relaxed = [i for i, node in enumerate(graph.nodes) if isinstance(node.operator, Elementwise | ReluDifference)]
+    relaxed = [i for i, node in enumerate(graph.nodes) if _is_free(node.operator)]
     starts = [(start, side) for start in bounds.refined for side in (0, 1)]
     mixed = {triple.d for triple in graph.triples.values()} | {graph.output}
     angles = {}
@@ -51,6 +54,13 @@ def _angles(bounds: Bounds, rows: int) -> dict[tuple[int, int, int], Tensor]:
     return angles
 
 
+def _is_free(operator: Operator | None) -> bool:
+    """Return whether an operator's relaxation has free lines or planes."""
+    return isinstance(operator, Elementwise | ReluDifference | SoftmaxOfSum) or (
+        isinstance(operator, Product) and operator.free
+    )
+
+
 def _initial(bounds: Bounds, position: int) -> Tensor:
     """Start near CROWN's own lower line, and in the middle of the upper lines; for differences, near its planes."""
     node = bounds.graph.nodes[position]
@@ -59,6 +69,10 @@ def _initial(bounds: Bounds, position: int) -> Tensor:
         slopes = torch.stack([torch.stack([plane.slope, plane.share], 1) for plane in operator.relax(boxes)])
         return slopes.clamp(NEAR, 1 - NEAR).sqrt().asin()
     low, high = boxes[0]
+    if isinstance(operator, Product):
+        return low.new_full((2, len(low), *operator.terms), math.pi / 4)
+    if not is_relu(operator):
+        return torch.full_like(low, math.pi / 4).expand(2, *low.shape).clone()
     start = COUPLED_START if bounds.graph.triples else START
     steep = (high > -low).to(low.dtype)
     below = start * steep + (math.pi / 2 - start) * (1 - steep)
@@ -84,6 +98,8 @@ def optimized(
     if not angles:
         return best
     optimizer = Adam(angles.values(), COUPLED_RATE if bounds.graph.triples else RATE)
+    settled = {i: bounds.intervals[i] for i in bounds.refined if bounds.graph.affine[i]}  # their rows have no lines
+    bounds.known, bounds.settled = {**bounds.known, **settled}, bounds.settled.union(settled)
     for step in range(iterations):
         trial = replace(bounds, alphas=_alphas(angles), intervals=[], refined=[], relaxations={})
         last = step == iterations - 1

@@ -38,6 +38,7 @@ class Bounds(BackwardPass):
         dual_norms: dual norms of affine nodes, for l2 and l1.
         intersect: intersect tightened intervals with the plain ones.
         known: intervals of nodes already known to hold on these balls.
+        settled: nodes whose known intervals no row tightens any more.
         refined: the nodes bounded by rows.
         arithmetic: the arithmetic of the network; bounds in float32 hold for the network over the real numbers too.
     """
@@ -45,6 +46,7 @@ class Bounds(BackwardPass):
     dual_norms: Mapping[int, Tensor] = field(default_factory=dict)
     intersect: bool = True
     known: Mapping[int, Interval] = field(default_factory=dict)
+    settled: frozenset[int] = frozenset()
     refined: list[int] = field(default_factory=list)
     arithmetic: Arithmetic = Arithmetic.REAL
 
@@ -98,7 +100,11 @@ class Bounds(BackwardPass):
         assert node.operator is not None
         masks = node.operator.inputs_to_tighten([self.intervals[i] for i in node.inputs])
         pairs = zip(node.inputs, masks, strict=True)
-        return [(i, entries) for i, entries in pairs if entries is not None and i and not self._exact(i)]
+        return [(i, entries) for i, entries in pairs if entries is not None and self._open(i)]
+
+    def _open(self, position: int) -> bool:
+        """Return whether rows may tighten a node."""
+        return position > 0 and position not in self.settled and not self._exact(position)
 
     def _exact(self, position: int) -> bool:
         """Return whether a node's interval is already exact: one mixing operator of the box, or a known dual norm."""

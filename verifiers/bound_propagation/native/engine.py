@@ -26,6 +26,7 @@ from verifiers.geometry.balls import Balls
 from verifiers.graph.graph import Graph
 from verifiers.graph.program import Program
 from verifiers.graph.rows import shape_size
+from verifiers.graph.softmax_parts import with_softmax_in_parts
 
 #: The most values in the intervals of one batch.
 BATCH = 2**23
@@ -70,6 +71,7 @@ class Native:
             self.model, self.graph = found.exact, graph or program.graph(x)
         else:
             self.model, self.graph = found.twin(dtype), graph or found.lowered(dtype)
+        self.graph = with_softmax_in_parts(self.graph)
         self.deployed = found.module if arithmetic is Arithmetic.FLOAT32 else None
         self._dual_norms: dict[Norm, dict[int, Tensor]] = {}
         check_forward(self.model, self.graph, x[:2].to(dtype), "the native engine")

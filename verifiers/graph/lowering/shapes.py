@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from verifiers.graph.affine import Function, General, Interpolation, Reshape
+from verifiers.graph.affine import Function, General, Reshape
 from verifiers.graph.graph import Builder, Ref
+from verifiers.graph.interpolation import Interpolation
 from verifiers.graph.rounding import nearest, representable
 from verifiers.graph.rows import Shape, shape_size
 

@@ -2,10 +2,11 @@
 
 Write a = a0 + da with |da| <= ra, and b likewise. Then a b = a0 b + b0 a - a0 b0 + da db and |da db| <= ra rb, so the
 two planes a0 b + b0 a - a0 b0 -+ ra rb enclose the product. They are the means of McCormick's two lower and two upper
-planes. The sum of the planes encloses a sum of products (a matrix product).
+planes, which are free: any mean of the two lower ones is a lower plane. Sums of planes enclose a matrix product.
 """
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -13,9 +14,11 @@ from torch import Tensor
 from verifiers.graph.operators import Interval, Pushed
 from verifiers.graph.relaxations.lines import Alpha
 from verifiers.graph.rounding import accumulated, magnitude
-from verifiers.graph.rows import Rows, Shape
+from verifiers.graph.rows import Rows, Shape, shape_size
 
 Bilinear = Callable[[Tensor, Tensor], Tensor]
+#: The most terms of a product whose planes are chosen term by term.
+FREE = 2**12
 
 
 class Product:
@@ -58,8 +61,27 @@ class Product:
         lost = (1 + float(left.max()) + float(right.max())) * max(self.scale, 1 / self.scale)
         return accumulated(self.forward(left, right), steps + 6, tiny=count * lost, largest=max(1.0, self.scale))
 
-    def relax(self, boxes: Sequence[Interval], alpha: Alpha | None = None) -> "_Planes":
-        return _Planes(self, boxes)
+    def relax(self, boxes: Sequence[Interval], alpha: Alpha | None = None) -> "_Planes | _FreePlanes":
+        return _Planes(self, boxes) if alpha is None else _FreePlanes(self, boxes, alpha)
+
+    @cached_property
+    def terms(self) -> Shape:
+        """The shape of all products of two entries, before they are summed."""
+        if self.function is torch.mul:
+            return self.after
+        left, right = (len(self.after) * (1,) + shape for shape in (self.left, self.right))
+        batch = torch.broadcast_shapes(left[-len(self.after) : -2], right[-len(self.after) : -2])
+        return (*batch, self.left[-2], self.left[-1], self.right[-1])
+
+    @property
+    def free(self) -> bool:
+        """True if there are few enough terms to choose planes for each."""
+        return shape_size(self.terms) <= FREE
+
+    def paired(self, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the factors of each term, in shapes that broadcast to ``terms``."""
+        left, right = self.aligned(left, right)
+        return (left, right) if self.function is torch.mul else (left.unsqueeze(-1), right.unsqueeze(-3))
 
     def aligned(self, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
         """Insert axes after the batch axis; broadcasting aligns last axes, and the batch axis must stay apart."""
@@ -89,6 +111,50 @@ class _Planes:
             [Rows(sum_to(to_left, self.product.left)), Rows(sum_to(to_right, self.product.right))],
             constant.flatten(1).sum(1),
         )
+
+
+class _FreePlanes:
+    """McCormick's planes, mixed term by term: with t from 0 to 1,
+
+    a b >= (t a0 + (1 - t) a1) b + (t b0 + (1 - t) b1) a - t a0 b0 - (1 - t) a1 b1 and
+    a b <= (t a1 + (1 - t) a0) b + (t b0 + (1 - t) b1) a - t a1 b0 - (1 - t) a0 b1 for a in [a0, a1], b in [b0, b1].
+    """
+
+    def __init__(self, product: Product, boxes: Sequence[Interval], alpha: Alpha) -> None:
+        self.product = product
+        (a0, b0), (a1, b1) = (product.paired(boxes[0][side], boxes[1][side]) for side in (0, 1))
+        t, s = alpha
+        constants = -torch.lerp(a1 * b1, a0 * b0, t), -torch.lerp(a0 * b1, a1 * b0, s)
+        self.to_left = torch.lerp(b1, b0, t), torch.lerp(b1, b0, s)
+        self.to_right = torch.lerp(a1, a0, t), torch.lerp(a0, a1, s)
+        self.constant = constants if product.function is torch.mul else tuple(term.sum(-2) for term in constants)
+
+    def push(self, rows: Rows, samples: Tensor) -> Pushed:
+        product = self.product
+        rows = rows.dense(product.after)
+        positive = rows.values.clamp_min(0)
+        signed = positive, rows.values - positive
+
+        def added(planes: Sequence[Tensor], axis: int) -> Tensor:
+            """Apply one plane to the positive coefficients and one to the negative ones, and sum over an axis."""
+            if axis == 0:
+                parts = [v * rows.gather(plane, samples) for v, plane in zip(signed, planes, strict=True)]
+            elif len(planes[0]) == 1:  # products of matrices, without the single terms
+                letters = "r...ij,...ikj->r...ik" if axis == -1 else "r...ij,...ikj->r...kj"
+                parts = [torch.einsum(letters, v, plane[0]) for v, plane in zip(signed, planes, strict=True)]
+            else:
+                whole = [v.unsqueeze(-2) * rows.gather(plane, samples) for v, plane in zip(signed, planes, strict=True)]
+                parts = [part.sum(axis) for part in whole]
+            return parts[0] + parts[1]
+
+        axes = (0, 0) if product.function is torch.mul else (-1, -3)
+        left, right = (
+            sum_to(added(planes, axis), shape)
+            for planes, axis, shape in zip(
+                (self.to_left, self.to_right), axes, (product.left, product.right), strict=True
+            )
+        )
+        return Pushed([Rows(left), Rows(right)], added(self.constant, 0).flatten(1).sum(1))
 
 
 def sum_to(values: Tensor, shape: Shape) -> Tensor:

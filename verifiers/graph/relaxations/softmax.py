@@ -1,21 +1,27 @@
 """Relax softmax over one axis."""
 
 from collections.abc import Callable, Sequence
-from math import log
+from math import exp, log
 
 import torch
 from torch import Tensor
 
-from verifiers.graph.operators import Interval
+from verifiers.graph.operators import Enclosed, Interval, Pushed
+from verifiers.graph.relaxations.convex import Reciprocal
 from verifiers.graph.relaxations.lines import Alpha
 from verifiers.graph.relaxations.mean_value import MeanValue
+from verifiers.graph.relaxations.sigmoidal import replaced
 from verifiers.graph.rounding import LARGEST, NORMAL, TINY, UNIT, accumulated, magnitude
-from verifiers.graph.rows import Shape
+from verifiers.graph.rows import Rows, Shape
 
 #: Roundings of the exp in torch's softmax and attention on CPUs, whose fastest version is accurate to 20 ulp.
 EXP = 40
 #: The fewest keys that a fused attention takes at once.
 BLOCK = 16
+#: Differences of scores are cut here before they are exponentiated: it moves a softmax by at most ``CUT``.
+CAP, CUT = 20.0, 2.1e-9
+#: The rounding of a total, in units of roundoff of its largest value.
+SLACK = 64
 
 
 class Softmax:
@@ -88,6 +94,49 @@ class Softmax:
             return values * gather(diagonal + m * m) - middle * (values * middle).sum(axis, keepdim=True)
 
         return MeanValue(center.softmax(axis), error, span, center, transpose, self.shape)
+
+
+class SoftmaxOfSum(Softmax):
+    """p_i = 1 / total_i, where total_i is the sum of exp(x_j - x_i) over all j; x is the second input.
+
+    Range: that of softmax over the box of x, met with the reciprocal of the total's.
+    Relaxation: lines of the reciprocal, and constants where the total may be too large for them.
+    """
+
+    def forward(self, *values: Tensor) -> Tensor:
+        return super().forward(values[1])
+
+    def interval(self, *boxes: Interval) -> Interval:
+        by_scores = super().interval(boxes[1])
+        low, high, cut = self._of_total(boxes[0])
+        least, most = torch.fmax(by_scores.low, 1 / high - cut), torch.fmin(by_scores.high, 1 / low + cut)
+        return Interval(torch.minimum(least, most), torch.maximum(least, most))
+
+    def _of_total(self, box: Interval) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the ends of the total, at least 1 and infinite where nothing is known, and what a cut may do to p."""
+        slack = SLACK * torch.finfo(box.low.dtype).eps
+        high = (box.high * (1 + slack)).nan_to_num(nan=torch.inf).clamp_min(1.0)
+        low = (box.low - slack * high).nan_to_num(nan=1.0).clamp_min(1.0)
+        return torch.minimum(low, high), high, torch.where(high < exp(CAP), 0.0, CUT).to(high)
+
+    def inputs_to_tighten(self, boxes: Sequence[Interval]) -> list[Tensor | None]:  # type: ignore[override]
+        return [boxes[0].high > boxes[0].low, None]
+
+    def rounding(self, boxes: Sequence[Interval], after: Interval) -> Tensor:
+        return super().rounding(boxes[1:], after)
+
+    def relax(self, boxes: Sequence[Interval], alpha: Alpha | None = None) -> "_OfTotal":  # type: ignore[override]
+        (low, high, cut), span = self._of_total(boxes[0]), self.interval(*boxes)
+        fits = torch.isfinite(high)
+        lines = Reciprocal().lines(torch.where(fits, low, 1.0), torch.where(fits, high, 1.0), alpha)
+        lines = lines._replace(lower_offset=lines.lower_offset - cut, upper_offset=lines.upper_offset + cut)
+        return _OfTotal(replaced(lines, ~fits, 0.0, span.low, span.high))
+
+
+class _OfTotal(Enclosed):
+    def push(self, rows: Rows, samples: Tensor) -> Pushed:
+        total, constant = super().push(rows, samples)
+        return Pushed([*total, None], constant)
 
 
 def _log_sum_of_others(x: Tensor, axis: int) -> Tensor:
