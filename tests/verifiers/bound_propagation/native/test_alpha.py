@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 from tests.zoo import Kind, mlp
 from verifiers.bound_propagation.native import bounds
@@ -33,3 +34,25 @@ def test_lines_of_their_own_bound_more(norm: Norm, monkeypatch: pytest.MonkeyPat
 
 def test_lines_of_a_sample_are_not_those_of_another() -> None:
     torch.testing.assert_close(margins(2)[:1], margins(1), atol=1e-9, rtol=1e-9)
+
+
+def test_nodes_before_every_nonlinearity_are_bounded_by_rows_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(4)
+        network = nn.Sequential(
+            nn.Linear(5, 6), nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 3)
+        )
+    x = torch.rand(2, 5, generator=torch.Generator().manual_seed(1))
+    engine, starts = Native(network.eval(), x), []
+    lower = bounds.Bounds.lower
+    monkeypatch.setattr(
+        bounds.Bounds, "lower", lambda run, start, *more: (starts.append(start), lower(run, start, *more))[1]
+    )
+    rows = margin_specification(torch.zeros(2, dtype=torch.long), 3, torch.float64)
+    balls = Balls(x.double(), torch.full((2,), 0.3, dtype=torch.float64), Norm.LINF)
+    plain = engine.ask(balls, rows, "crown").bound
+    starts.clear()
+    found = engine.ask(balls, rows, "alpha-crown", iterations=5).bound
+    first, second = sorted(set(starts))
+    assert (starts.count(first), starts.count(second)) == (2, 2 * 6)  # both sides: by CROWN, and by every step
+    assert (found >= plain).all() and (found > plain + 1e-3).any()
