@@ -37,6 +37,7 @@ def certify(
     seed: int = 0,
     batch_size: int | None = None,
     arithmetic: str = "float32",
+    workers: int = 1,
     **more: Any,
 ) -> Certificates:
     """``certify`` without a second opinion, unless ``cross_check`` is given; other settings stand in ``options``."""
@@ -47,7 +48,7 @@ def certify(
         settings.setdefault("cross_check", 0)
     eps = eps.text if isinstance(eps, Epsilon) else eps
     values = {"eps": eps, "norm": norm, "methods": tuple(methods), "options": settings, "seed": seed}
-    config = CertifyConfig.parse({**values, "batch_size": batch_size, "arithmetic": arithmetic})
+    config = CertifyConfig.parse({**values, "batch_size": batch_size, "arithmetic": arithmetic, "workers": workers})
     return certify_network(model, Data(images, labels, indices, about or {}), config, **others)
 
 

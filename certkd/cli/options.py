@@ -127,6 +127,10 @@ def _all(*options: Callable[..., Any]) -> Callable[..., Any]:
     return add
 
 
+#: The number of processes.
+workers_option = click.option(
+    "--workers", type=Whole(1, 1024), default=1, show_default=True, help="Processes that share the work."
+)
 #: The two networks of a pair.
 pair_options = _all(
     click.option("--student", metavar="NETWORK", help="The same: checkpoint, .onnx, or source:name."),
@@ -158,6 +162,7 @@ run_options = _all(
     ),
     click.option("--seed", type=Whole(0), default=0, show_default=True, help="Seed of all randomness."),
     click.option("--batch-size", type=Whole(1), help="Samples at a time.  [default: the method's own]"),
+    workers_option,
 )
 
 

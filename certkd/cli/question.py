@@ -32,6 +32,7 @@ def certify_config(eps: Epsilon, options: dict[str, Any]) -> CertifyConfig:
         "options": _settings(options),
         "seed": options["seed"],
         "batch_size": options["batch_size"],
+        "workers": options["workers"],
         "arithmetic": options["arithmetic"],
     }
     config = CertifyConfig.parse(values)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from certkd.cli.options import Number, Whole
+from certkd.cli.options import Number, Whole, workers_option
 from verifiers.core.errors import InputError
 from verifiers.core.table import counted
 
@@ -32,6 +32,7 @@ RESULTS = "results.csv"
     show_default=True,
     help="float32 proves the network as it runs, with its rounding; real the network over the real numbers.",
 )
+@workers_option
 @click.option("--overwrite", is_flag=True, help="Replace results that are in the folder already.")
 def solve(files: tuple[str, ...], **options: Any) -> int:
     """Solve VNN-LIB properties of ONNX networks.
@@ -100,6 +101,7 @@ def _replay(instances: "Sequence[Instance]", question: str | None, path: Path) -
 
 def _solve(instances: "Sequence[Instance]", folder: Path, options: dict[str, Any], *, alone: bool) -> "list[Row]":
     from certkd.exchange.instance_table import write_results
+    from certkd.exchange.parallel import solve_in_processes
     from certkd.exchange.solving import Settings, solve, solve_all
     from certkd.files import make_folder
     from certkd.report.console import current, stderr
@@ -109,18 +111,21 @@ def _solve(instances: "Sequence[Instance]", folder: Path, options: dict[str, Any
     settings = Settings(folder, options["seed"], parse_arithmetic(options["arithmetic"]))
     make_folder(folder)
     reuse_memory()
+
+    def done(rows: "Sequence[Row]", row: "Row") -> None:
+        write_results(folder / RESULTS, rows)
+        if alone or current().quiet:
+            return
+        one, reason = row.instance, f": {row.reason}" if row.reason else ""
+        count = f"{len(rows)}/{len(instances)}"
+        stderr().print(f"{count} {row.result} {row.time:.1f} s {one.network} {one.question}{reason}")
+
+    if options["workers"] > 1 and len(instances) > 1:
+        return solve_in_processes(instances, settings, min(options["workers"], len(instances)), done)
     rows: list[Row] = []
     for row in [solve(instances[0], settings)] if alone else solve_all(instances, settings):
         rows.append(row)
-        write_results(folder / RESULTS, rows)
-        if not alone:
-            one = row.instance
-            reason = f": {row.reason}" if row.reason else ""
-            if current().quiet:
-                continue
-            stderr().print(
-                f"{len(rows)}/{len(instances)} {row.result} {row.time:.1f} s {one.network} {one.question}{reason}"
-            )
+        done(rows, row)
     return rows
 
 

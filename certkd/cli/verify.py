@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from certkd.cli.networks import check_network, loader, named_data, network, teacher_of
-from certkd.cli.options import Value, Whole, bare_or_named, data_options, network_options, teacher_options
+from certkd.cli.options import (
+    Value,
+    Whole,
+    bare_or_named,
+    data_options,
+    network_options,
+    teacher_options,
+    workers_option,
+)
 from verifiers.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -29,6 +37,7 @@ if TYPE_CHECKING:
 @click.option(
     "--adversarial", metavar="FILE", help="Only compare with saved adversarial images: .pt, .pth, .npz, .npy."
 )
+@workers_option
 @network_options
 @teacher_options
 @data_options
@@ -56,7 +65,9 @@ def verify(file: str, bare: str | None, model: str | None, teacher: str | None, 
     from verifiers.runtime.samples import Data
 
     model = bare_or_named(bare, model, "--model", f"certkd verify {file} student.pt")
-    settings = VerifyConfig.parse({name: options[name] for name in ("sample", "seed", "time_limit")}, source="verify")
+    settings = VerifyConfig.parse(
+        {name: options[name] for name in ("sample", "seed", "time_limit", "workers")}, source="verify"
+    )
     certificates, load = read(file), loader()
     for name in (model, teacher):
         if name is not None:

@@ -100,11 +100,16 @@ def solve_all(instances: Iterable[Instance], settings: Settings) -> Iterator[Row
     """Solve instances in order; one whose files cannot be read is unknown, with the reason."""
     networks = Networks()
     for instance in instances:
-        started = time.monotonic()
-        try:
-            yield solve(instance, settings, networks)
-        except InputError as error:
-            yield Row(instance, Verdict.UNKNOWN, time.monotonic() - started, reason=str(error))
+        yield solve_or_say(instance, settings, networks)
+
+
+def solve_or_say(instance: Instance, settings: Settings, networks: Networks) -> Row:
+    """Solve one instance of a list; if its files cannot be read it is unknown, with the reason."""
+    started = time.monotonic()
+    try:
+        return solve(instance, settings, networks)
+    except InputError as error:
+        return Row(instance, Verdict.UNKNOWN, time.monotonic() - started, reason=str(error))
 
 
 def solve(instance: Instance, settings: Settings, networks: Networks | None = None) -> Row:

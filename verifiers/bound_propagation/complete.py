@@ -25,7 +25,6 @@ from verifiers.core.columns import Columns
 from verifiers.core.quantities import Epsilon, Norm
 from verifiers.core.question import Question
 from verifiers.core.status import Status
-from verifiers.core.table import counted
 from verifiers.geometry.attack import Attack
 from verifiers.geometry.attacks.hunt import Hunt
 from verifiers.geometry.attacks.search import Victims
@@ -118,7 +117,7 @@ class Complete:
     settings: CompleteSettings
     question: Question
     batch_size: int = 32
-    full: int = 0  # samples whose parts would have filled the memory
+    full: bool = False  # the parts of a sample would have filled the memory
 
     @classmethod
     def prepare(
@@ -140,9 +139,7 @@ class Complete:
     @property
     def notes(self) -> Mapping[str, str]:
         """The engine of the cheap bounds, and what memory kept open."""
-        full = (
-            f"branch and bound ended on {counted(self.full, 'sample')} before open parts of the ball filled the memory"
-        )
+        full = "branch and bound ended on some samples before open parts of the ball filled the memory"
         return {"engine": self.screen.name, **({"reason": full} if self.full else {})}
 
     def at(self, eps: Epsilon) -> "Complete":
@@ -232,7 +229,7 @@ class Complete:
             return
         ends = {Status.CERTIFIED: end.finished, Status.OUT_OF_MEMORY: end.full, Status.TIMEOUT: end.late}
         status = next((status for status, true in ends.items() if true), Status.NOT_CERTIFIED)
-        self.full += status is Status.OUT_OF_MEMORY
+        self.full |= status is Status.OUT_OF_MEMORY
         answers.decide(row, Stage.BRANCH_AND_BOUND, status, eps, end.bound)
 
     def _hunted(self, one: Batch, deadline: float) -> Float[Tensor, "1 *shape"] | None:

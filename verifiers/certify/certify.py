@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from verifiers.certify.batches import Asked, Run
+from verifiers.certify.answers import Asked
+from verifiers.certify.batches import Run
 from verifiers.certify.config import CertifyConfig
 from verifiers.certify.finished import finished_rows
 from verifiers.certify.identity import asked_of, check_predictions, facts_of, identity_of
+from verifiers.certify.workers import Crew
 from verifiers.core.errors import InputError
 from verifiers.core.quantities import beyond_images
 from verifiers.core.question import Question
@@ -69,10 +71,9 @@ def certify(
     question = Question(config.ball, config.norm, config.seed, reference, config.arithmetic)
     for method in config.methods:
         method.check(question)
-    with ExitStack() as stack:
-        for context in (torch.inference_mode(False), eval_mode(network), eval_mode(teacher or network)):
+    with torch.inference_mode(False), ExitStack() as stack:
+        for context in (eval_mode(network), eval_mode(teacher or network), trusted_arithmetic()):
             stack.enter_context(context)
-        stack.enter_context(trusted_arithmetic())
         samples = validate(network, data, reporter, partial(hold_both, program, reference))
         first = first_images(samples, network)
         for line in (*remarks(program, reference), *_warnings(config, program, first)):
@@ -86,8 +87,9 @@ def certify(
         file = stack.enter_context(_file(identity, program, samples, first.shape[1:], config, out))
         check_predictions(config, samples, file)
         asked = Asked(program, samples)
+        crew = stack.enter_context(Crew.of(question, program, config.in_order, first, config.workers))
         for method in config.in_order:
-            Run(method, program, question, samples, asked, file, reporter).finish(config.batch_size)
+            Run(method, program, question, samples, asked, file, reporter).finish(config.batch_size, crew)
         return _flagged(config, file.read(), reporter)
 
 

@@ -30,6 +30,7 @@ class CertifyConfig(Strict):
         methods: each at most once; attacks run first, in any order given.
         seed: keys all randomness, together with the sample index.
         batch_size: samples per batch; each method's own when None. Halved when memory runs out.
+        workers: processes that answer batches; rows are the same, to the last bit where each has the same threads.
         arithmetic: float32 proves radii for the deployed network with its rounding, real for the network over the real
             numbers, as publications do.
 
@@ -44,6 +45,7 @@ class CertifyConfig(Strict):
     methods: tuple[SerializeAsAny[Method], ...] = ()
     seed: Seed = 0
     batch_size: Count | None = None
+    workers: Count = 1
     arithmetic: Arithmetic = Arithmetic.FLOAT32
 
     if TYPE_CHECKING:  # the accepted types; pydantic's own signature has the stored ones
@@ -57,6 +59,7 @@ class CertifyConfig(Strict):
             options: Mapping[str, Any] | None = None,
             seed: int = 0,
             batch_size: int | None = None,
+            workers: int = 1,
             arithmetic: str | Arithmetic = Arithmetic.FLOAT32,
         ) -> None: ...
 

@@ -28,7 +28,7 @@ from verifiers.certify.audit.votes import recount
 from verifiers.certify.certify import hold_both
 from verifiers.core.errors import InputError
 from verifiers.core.reporter import Reporter, Warner
-from verifiers.core.settings import CountOrZero, Positive, Seed, Strict
+from verifiers.core.settings import Count, CountOrZero, Positive, Seed, Strict
 from verifiers.core.status import FAILURES, About, Status
 from verifiers.core.table import counted
 from verifiers.graph.program import Program
@@ -53,11 +53,13 @@ class VerifyConfig(Strict):
         sample: number of rows, drawn at random, that every method computes again, and whose radii are proved again.
         seed: seed of the choice and of fresh noise; drawn when None, so that no file can be made to suit it.
         time_limit: seconds per proof.
+        workers: processes that compute rows again.
     """
 
     sample: CountOrZero = 50
     seed: Seed | None = None
     time_limit: Positive = 30.0
+    workers: Count = 1
 
 
 def verify(
@@ -117,6 +119,7 @@ def _subject(
         seed,
         config.time_limit,
         reporter,
+        config.workers,
     )
 
 

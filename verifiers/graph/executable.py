@@ -69,7 +69,7 @@ class _Unlifting:
             value = exported.state[name]
         else:
             raise Unsupported(f"the network holds {node.name!r}, neither a tensor nor its input")
-        _store(self.root, name, value, buffer=name in exported.buffers or name.startswith("constants."))
+        store(self.root, name, value, buffer=name in exported.buffers or name.startswith("constants."))
         made = self.graph.get_attr(name)
         made.meta = {"shape": tuple(value.shape), "image": False}
         return made
@@ -114,7 +114,8 @@ def _noted(made: fx.Node, node: fx.Node, *, image: bool) -> fx.Node:
     return made
 
 
-def _store(root: nn.Module, name: str, value: Tensor, *, buffer: bool) -> None:
+def store(root: nn.Module, name: str, value: Tensor, *, buffer: bool) -> None:
+    """Give a module a frozen parameter or a buffer, by a name with dots."""
     *path, last = name.split(".")
     for part in path:
         if part not in root._modules:

@@ -48,11 +48,21 @@ class Captured:
     def __init__(self, given: nn.Module, x: Float[Tensor, "1 *shape"], *, entire: bool = False) -> None:
         made = program_of(given, x)
         image = x[:1].detach().to(precision_of(given, x))
-        self.scores = Scores(made, made) if entire else scores_of(made, image)
-        self.plain = written(given) is not None and not self.scores.changed
+        self._hold(Scores(made, made) if entire else scores_of(made, image), given, x)
+
+    @classmethod
+    def of(cls, scores: Scores, given: nn.Module, x: Float[Tensor, "1 *shape"]) -> "Captured":
+        """Hold a program that was captured in another process."""
+        made = cls.__new__(cls)
+        made._hold(scores, given, x)
+        return made
+
+    def _hold(self, scores: Scores, given: nn.Module, x: Tensor) -> None:
+        self.scores = scores
+        self.plain = written(given) is not None and not scores.changed
         self._like = x[:1].detach()
         self.module: nn.Module = given if self.plain else Images(self.single)
-        self.whole: nn.Module = Images(self.scores.whole) if self.scores.changed else self.module
+        self.whole: nn.Module = Images(scores.whole) if scores.changed else self.module
 
     @property
     def single(self) -> fx.GraphModule:
@@ -247,10 +257,19 @@ class Program:
         return found if isinstance(found, Captured) else None
 
     @property
+    def failure(self) -> Unsupported | Contradiction | None:
+        """The error by which the network cannot be captured; None if it can be, or was not tried."""
+        found = self._made.get("captured")
+        return found if isinstance(found, Unsupported | Contradiction) else None
+
+    @property
     def refusal(self) -> str | None:
         """The reason why the network cannot be captured; None if it can be, or was not tried."""
-        found = self._made.get("captured")
-        return str(found) if isinstance(found, Unsupported | Contradiction) else None
+        return None if self.failure is None else str(self.failure)
+
+    def restore(self, found: Captured | Unsupported | Contradiction) -> None:
+        """Take what another process captured of the same network, or its failure."""
+        self._made["captured"] = found
 
     @property
     def last_layer(self) -> str:

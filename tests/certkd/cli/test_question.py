@@ -43,15 +43,16 @@ SAME: dict[str, tuple[str, str, CertifyConfig]] = {
     ),
     "everything": (
         "--eps 0.1 --norm l2 --methods pgd,crown --option steps=50 --engine native --cross-check 3 --seed 7 "
-        "--batch-size 16",
+        "--batch-size 16 --workers 3",
         "eps: 0.1, norm: l2, methods: [pgd, crown], options: {steps: 50, engine: native, cross_check: 3}, seed: 7, "
-        "batch_size: 16",
+        "batch_size: 16, workers: 3",
         CertifyConfig(
             eps="0.1",
             norm="l2",
             methods=(Pgd(steps=50), Crown(engine="native", cross_check=3)),
             seed=7,
             batch_size=16,
+            workers=3,
         ),
     ),
     "fractions and exponents": (

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tests.certifying import certify
 from tests.verifiers.results.test_store import equal_but_seconds
 from verifiers.bound_propagation.auto_lirpa import compat
-from verifiers.certify import batches, identity
+from verifiers.certify import answers, identity
 from verifiers.certify.attacked import refuted
 from verifiers.certify.certify import check_types
 from verifiers.certify.config import CertifyConfig
@@ -114,7 +114,7 @@ Install = Callable[..., Fake]
 @pytest.fixture
 def install(monkeypatch: pytest.MonkeyPatch) -> Install:
     """Adds a method named "fake" to the methods; no attack holds its claims against the network."""
-    monkeypatch.setattr(batches, "refuted", lambda *given: torch.zeros((2, len(given[2])), dtype=torch.bool))
+    monkeypatch.setattr(answers, "refuted", lambda *given: torch.zeros((2, len(given[2])), dtype=torch.bool))
 
     def add(given: Reply, worth: Guarantee = Guarantee.DETERMINISTIC, prepared: Any = None) -> Fake:
         fake = Fake(given)
@@ -899,7 +899,7 @@ def test_what_is_no_network_and_no_configuration_is_refused() -> None:
 
 def test_a_lying_method_is_caught_on_the_program_itself(monkeypatch: pytest.MonkeyPatch, install: Install) -> None:
     install(answer(Status.CERTIFIED, 0.9))
-    monkeypatch.setattr(batches, "refuted", refuted)
+    monkeypatch.setattr(answers, "refuted", refuted)
     rows = run("fake")["fake"]
     assert (rows["status"] == Status.ERROR).any() and (rows["radius"][rows["status"] == Status.ERROR] == 0).all()
     assert "contains a counterexample" in rows.attributes["reason"]

@@ -15,7 +15,7 @@ from tests.marks import thin
 from tests.verifiers.certify.test_forgeries import Forge, marked, moved, restamped
 from tests.verifiers.methods.test_complete import network_of
 from tests.zoo import images
-from verifiers.certify import batches
+from verifiers.certify import answers
 from verifiers.certify.audit.findings import Audit
 from verifiers.certify.audit.points import violation
 from verifiers.certify.audit.relations import kept_radius, relation_problems
@@ -298,12 +298,12 @@ def test_no_class_attack_is_run_on_a_relation(monkeypatch: pytest.MonkeyPatch) -
     """A radius of match is attacked by match itself; CROWN's is attacked by the loop."""
     asked: list[str] = []
 
-    def attack(run: batches.Run, *given: Any) -> np.ndarray:
+    def attack(run: answers.Answers, *given: Any) -> np.ndarray:
         asked.append(run.kind)
         return original(run, *given)
 
-    original = batches.Run._attack
-    monkeypatch.setattr(batches.Run, "_attack", attack)
+    original = answers.Answers._attack
+    monkeypatch.setattr(answers.Answers, "_attack", attack)
     match = {"kind": "match", **QUICK}
     certify(STUDENT, X[2:4], LABELS[2:4], eps=EPS, methods=("crown", match), teacher=TEACHER)
     assert asked and set(asked) == {"crown"}

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from tests.certifying import certify
 from tests.marks import thin
-from verifiers.certify import batches
+from verifiers.certify import answers, batches
 from verifiers.core.quantities import Norm
 from verifiers.core.reporter import Reporter
 from verifiers.core.status import About, Status
@@ -153,14 +153,14 @@ def test_an_engine_without_memory_is_no_engine_without_support(memory: Memory, m
 def test_claims_are_attacked_in_parts_and_none_stands_without_attack(
     fitting: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = batches.refuted
+    original = answers.refuted
 
     def tight(program: Any, question: Any, x: Tensor, *rest: Any) -> Tensor:
         if len(x) > fitting:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return original(program, question, x, *rest)
 
-    monkeypatch.setattr(batches, "refuted", tight)
+    monkeypatch.setattr(answers, "refuted", tight)
     rows = run("crown")
     assert rows.count(Status.CERTIFIED if fitting else Status.OUT_OF_MEMORY) == COUNT - 1
     assert fitting or (rows["radius"] == 0).all(), "a radius that was not attacked stands"

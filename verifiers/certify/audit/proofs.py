@@ -6,10 +6,10 @@ import numpy as np
 import torch
 
 from verifiers.bound_propagation import Complete as Prover
+from verifiers.certify.answers import Asked
 from verifiers.certify.attacked import Judge
 from verifiers.certify.audit.findings import Finding
 from verifiers.certify.audit.subject import Subject
-from verifiers.certify.batches import Asked
 from verifiers.core.errors import Contradiction, Unsupported
 from verifiers.core.quantities import Epsilon
 from verifiers.core.status import Status

@@ -36,6 +36,7 @@ class Subject:
         seed: of fresh random numbers.
         time_limit: seconds per proof.
         reporter: receives progress.
+        workers: processes that compute rows again.
     """
 
     certificates: Certificates
@@ -46,6 +47,7 @@ class Subject:
     seed: int
     time_limit: float
     reporter: Reporter
+    workers: int = 1
 
     @property
     def pixels(self) -> int:
@@ -79,6 +81,7 @@ class Subject:
             "norm": self.norm,
             "methods": methods,
             "seed": int(attributes.get("seed", 0)),
+            "workers": self.workers,
             "arithmetic": self.arithmetic,
         }
         return CertifyConfig.parse(values, source=self.certificates.path)

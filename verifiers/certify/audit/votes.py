@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from verifiers.certify.answers import Asked
 from verifiers.certify.audit.findings import Finding, marked
 from verifiers.certify.audit.subject import Subject, blocks
-from verifiers.certify.batches import Asked
 from verifiers.core.errors import Contradiction, Unsupported
 from verifiers.core.status import FAILURES, Status
 from verifiers.methods.registry import find

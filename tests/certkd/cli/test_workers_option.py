@@ -1,0 +1,69 @@
+"""``--workers`` of the commands: the same table, the same rows, and the option where it is."""
+
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from certkd.networks.checkpoint import Checkpoint, save
+from tests.certkd.cli.test_match_command import network
+from tests.cli import certkd, refused, succeeds
+from tests.pools import Inline
+from verifiers.certify import workers
+from verifiers.results.reader import read
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A student, a teacher and their data; pools without processes."""
+    monkeypatch.setattr(workers, "Processes", lambda job, count, _: nullcontext(Inline(job, count, order="last")))
+    monkeypatch.chdir(tmp_path)
+    x, y = np.random.default_rng(0).random((6, 4, 4)).astype("f4"), np.arange(6) % 3
+    np.savez(tmp_path / "data.npz", x_test=x, y_test=y)
+    for name, noise in (("student", 0.0), ("teacher", 0.1)):
+        data = {"name": "data.npz", "seed": 0}
+        save(Checkpoint(network((1, 4, 4), noise=noise), data=data), tmp_path / f"{name}.pt")
+    return tmp_path
+
+
+def test_certify_prints_the_same_table(folder: Path) -> None:
+    given = (
+        "certify",
+        folder / "student.pt",
+        "--eps",
+        "0.01",
+        "--methods",
+        "pgd",
+        "--batch-size",
+        "2",
+        "--device",
+        "cpu",
+    )
+    said = [
+        succeeds(*given, "--out", folder / f"{count}.h5", "--workers", count).replace(f"{count}.h5", "out.h5")
+        for count in ("1", "2")
+    ]
+    assert said[0] == said[1]
+    one, two = (read(folder / f"{count}.h5")["pgd"] for count in ("1", "2"))
+    np.testing.assert_array_equal(one["radius"], two["radius"])
+    np.testing.assert_array_equal(one["margin"], two["margin"])
+
+
+@pytest.mark.slow
+def test_match_and_verify_share_too(folder: Path) -> None:
+    pair = ("--teacher", folder / "teacher.pt", "--device", "cpu")
+    out = folder / "match.h5"
+    given = ("match", folder / "student.pt", *pair, "--eps", "0.01", "--time-limit", "5", "--batch-size", "2")
+    assert "same-class" in succeeds(*given, "--out", out, "--workers", "3")
+    assert certkd("verify", out, folder / "student.pt", *pair, "--workers", "2").code == 0
+
+
+@pytest.mark.parametrize("command", ["certify", "match", "transfer", "verify", "solve"])
+def test_every_command_that_computes_much_has_the_option(command: str) -> None:
+    assert "--workers" in succeeds(command, "--help")
+
+
+def test_a_number_of_workers_that_is_none_is_refused(folder: Path) -> None:
+    said = refused("certify", folder / "student.pt", "--eps", "0.01", "--workers", "two")
+    assert said == "certkd: --workers must be a whole number of at least 1 and at most 1024, got 'two'\n"
