@@ -28,6 +28,7 @@ from verifiers.graph.lowering import LOWERINGS
 from verifiers.graph.lowering.constants import MOVES, fold, perturb
 from verifiers.graph.lowering.shapes import note_rounded
 from verifiers.graph.sequence import written
+from verifiers.graph.tape import difference, tape_of
 from verifiers.graph.watch import Replay, answers_of_deployment, blame, blamed, watch
 from verifiers.runtime.oom import pass_on_memory
 
@@ -55,7 +56,7 @@ def program_of(model: nn.Module, x: Float[Tensor, "1 *shape"]) -> fx.GraphModule
         raise Unsupported(
             "the network is TorchScript, which hides its code: give the torch.nn.Module that it was made from"
         )
-    return unlifted(export(copy.deepcopy(model), x[:1].detach().to(precision_of(model, x))))
+    return unlifted(export(copy.deepcopy(model), x[:1].detach().to(precision_of(model, x)), given=model))
 
 
 def precision_of(model: nn.Module, x: Float[Tensor, "batch *shape"]) -> torch.dtype:
@@ -82,8 +83,13 @@ def graph_of(programs: Sequence[fx.GraphModule], x: Float[Tensor, "1 *shape"], d
     return Graph(builder.nodes[: output.node + 1], builder.like)
 
 
-def export(model: nn.Module, x: Float[Tensor, "1 *shape"]) -> Exported:
+def export(model: nn.Module, x: Float[Tensor, "1 *shape"], *, given: nn.Module | None = None) -> Exported:
     """Put a network into eval mode, freeze it, and export it for one image.
+
+    Args:
+        model: the network, or a copy of it.
+        x: the image.
+        given: the network itself, whose operators are compared with those that were exported; None to compare nothing.
 
     Raises:
         Unsupported: the network cannot be exported, its code reads values of the image, or it changes a buffer.
@@ -92,13 +98,19 @@ def export(model: nn.Module, x: Float[Tensor, "1 *shape"]) -> Exported:
     plain = written(model)
     if plain is not None:
         return plain
-    exported = _export(model, x)
+    exported = _export(model, x, given)
     signature = exported.graph_signature
     if signature.buffers_to_mutate:
         raise Unsupported(
             f"the network changes its buffer {next(iter(signature.buffers_to_mutate.values()))!r} when it runs"
         )
     _label(model, exported.graph.nodes)
+    return _read(exported)
+
+
+def _read(exported: Any) -> Exported:
+    """Return what torch.export found, in our form."""
+    signature = exported.graph_signature
     return Exported(
         nodes=list(exported.graph.nodes),
         weights={**signature.inputs_to_parameters, **signature.inputs_to_buffers},
@@ -172,33 +184,73 @@ def _check_precision(builder: Builder, node: fx.Node) -> None:
         raise builder.refuse("a result in half precision: proofs are about float32")
 
 
-def _export(model: nn.Module, x: Tensor) -> Any:
+def _export(model: nn.Module, x: Tensor, given: nn.Module | None) -> Any:
     """Export a network to a graph in which nothing is written in place."""
     with blamed("the network fails on one image"):
         watched = watch(model, x)
     if watched.hidden:
         raise Hidden(f"the network cannot be captured: {watched.hidden}")
+    with _captures(), torch.no_grad(), answers_of_deployment(), Replay(watched.constants):
+        exported = torch.export.export(model, (x,), strict=False)
+    raw = exported if all(hasattr(n.target, "_schema") for n in exported.graph.nodes if _is_operator(n)) else None
+    if raw is not None and given is not None:
+        _check_operators(given, raw, x)
+    with _captures():
+        trial = copy.deepcopy(exported.graph)  # with other names
+        if without_writes(trial) and all(_known(node) for node in trial.nodes):
+            without_writes(exported.graph)
+        else:
+            exported = exported.run_decompositions({})  # slow; rewrites operators that write in place
+    if raw is None and given is not None:  # it held blocks of code, such as ``with torch.no_grad()``
+        _check_operators(given, exported, x)
+    return exported
+
+
+def _is_operator(node: fx.Node) -> bool:
+    return node.op == "call_function" and node.target is not operator.getitem
+
+
+@contextmanager
+def _captures() -> Iterator[None]:
+    """Run torch.export silently; it passes on any error of the network's own code, which becomes ``Unsupported``."""
     try:
-        with warnings.catch_warnings(), _quiet(), torch.no_grad(), answers_of_deployment():
+        with warnings.catch_warnings(), _quiet():
             warnings.simplefilter("ignore")
-            with Replay(watched.constants):
-                exported = torch.export.export(model, (x,), strict=False)
-            trial = copy.deepcopy(exported.graph)  # with other names
-            if without_writes(trial) and all(_known(node) for node in trial.nodes):
-                without_writes(exported.graph)
-            else:
-                exported = exported.run_decompositions({})  # slow; rewrites operators that write in place
-            return exported
-    except Exception as error:  # torch.export passes on any error of the network's own code
+            yield
+    except Unsupported:
+        raise
+    except Exception as error:
         pass_on_memory(error)
         raise Unsupported(
             f"torch.export cannot capture the network{blame(error)}: {type(error).__name__}: {one_line(error)}"
         ) from error
 
 
+def _check_operators(given: nn.Module, exported: Any, x: Tensor) -> None:
+    """Compare the operators that the network runs with those that were exported.
+
+    Raises:
+        Hidden: they differ, so the network's code knew that it was captured.
+    """
+    if exported.graph_signature.buffers_to_mutate:
+        return  # it is refused
+    with _captures():
+        program = unlifted(_read(exported))
+    flags = {name: weight.requires_grad for name, weight in given.named_parameters()}
+    for name, weight in program.named_parameters():  # torch computes some products in another way with gradients
+        weight.requires_grad_(flags.get(name, False))
+    with blamed("the network fails on one image"):
+        different = difference(tape_of(given, x), tape_of(program, x))
+    if different is not None:
+        raise Hidden(
+            f"the network cannot be captured: it then computes with other operators, such as {different}; its code may "
+            "ask for the type of its input, or whether its weights are frozen"
+        )
+
+
 def _known(node: Any) -> bool:
     """Return whether a node of an exported graph has a lowering."""
-    if node.op != "call_function" or node.target is operator.getitem:
+    if not _is_operator(node):
         return True
     return hasattr(node.target, "_schema") and kind_of(node.target) in LOWERINGS
 

@@ -194,7 +194,10 @@ def _asked(*names: str) -> list[Any]:
 _COMPILER = {
     name: getattr(torch.compiler, name) for name in ("is_exporting", "is_compiling") if hasattr(torch.compiler, name)
 }
-_MODES = ("is_grad_enabled", "is_inference_mode_enabled", "_C._get_tracing_state", "onnx.is_in_onnx_export")
+_MODES = (
+    *("is_grad_enabled", "is_inference_mode_enabled", "_C._get_tracing_state", "onnx.is_in_onnx_export"),
+    *("_C._len_torch_dispatch_stack", "_C._len_torch_function_stack", "_C._is_torch_function_mode_enabled"),
+)
 
 
 @contextmanager
@@ -276,9 +279,22 @@ def _caller() -> FrameType | None:
 
 def place(frame: FrameType | None) -> str:
     """Name the innermost line outside torch, with its text: `` (model.py:12: return -x if x > 0 else x)``."""
+    line = own_line(frame)
+    return "" if line is None else line_at(line)
+
+
+def own_line(frame: FrameType | None, end: tuple[str, str] | None = None) -> tuple[str, int] | None:
+    """Return the file and the number of the innermost line outside torch, among the calls that a function makes.
+
+    Args:
+        frame: where to start.
+        end: the function's file and name; None for all callers.
+    """
     while frame is not None and _of_torch(frame):
+        if (frame.f_code.co_filename, frame.f_code.co_name) == end:
+            return None
         frame = frame.f_back
-    return "" if frame is None else _line(frame.f_code.co_filename, frame.f_lineno)
+    return None if frame is None else (frame.f_code.co_filename, frame.f_lineno)
 
 
 def blame(error: BaseException) -> str:
@@ -287,7 +303,7 @@ def blame(error: BaseException) -> str:
     found = ""
     while trace is not None:
         if not _of_torch(trace.tb_frame):
-            found = _line(trace.tb_frame.f_code.co_filename, trace.tb_lineno)
+            found = line_at((trace.tb_frame.f_code.co_filename, trace.tb_lineno))
         trace = trace.tb_next
     return found
 
@@ -296,7 +312,7 @@ def line_of(trace: str | None) -> str:
     """Name the innermost line outside torch in the text of a stack trace; empty if there is none."""
     places = re.findall(r'File "([^"]+)", line (\d+)', trace or "")
     own = [(path, int(number)) for path, number in places if not _torch_file(path)]
-    return _line(*own[-1]) if own else ""
+    return line_at(own[-1]) if own else ""
 
 
 @contextmanager
@@ -309,7 +325,9 @@ def blamed(failure: str) -> Iterator[None]:
         raise Unsupported(f"{failure}{blame(error)}: {type(error).__name__}: {one_line(error)}") from error
 
 
-def _line(path: str, number: int) -> str:
+def line_at(line: tuple[str, int]) -> str:
+    """Name a line of a file, with its text."""
+    path, number = line
     text = linecache.getline(path, number).strip()
     shown = f": {one_line(ValueError(text), 100)}" if text else ""
     return f" ({Path(path).name}:{number}{shown})"
