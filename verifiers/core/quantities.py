@@ -49,6 +49,7 @@ def parse_number(given: object, *, name: str = "") -> Fraction:
     try:
         if isinstance(given, bool) or abs(int(text.lower().partition("e")[2] or 0)) > 400:
             raise ValueError  # exact arithmetic on 1e999999999 would not end
+        text.encode("ascii")  # digits of other alphabets look like others
         return Fraction(text)
     except ZeroDivisionError:
         raise InputError(f"{prefix}{quoted(given)} divides by zero; write it like 8/255 or 0.03") from None

@@ -191,6 +191,8 @@ def build(spec: ModelSpec, *, pretrained: bool = False, budget: Budget | None = 
     if budget is not None and is_fetched(spec.name):
         raise InputError(f"the file names {quoted(spec.name)}, which would be fetched from a network: it is not read")
     check_options(spec.name, spec.options)
+    if spec.output is not None:
+        raise InputError(f"{spec.name} has one output: drop output {quoted(spec.output)}")
     try:
         with budget or nullcontext():
             model = builders[source](name, spec, pretrained)

@@ -126,6 +126,7 @@ CHANGES: dict[str, tuple[Change, str]] = {
     "options that are a list": (architecture(options=[1]), "architecture"),
     "options that are deep": (architecture(options={"hidden": nested(100)}), "levels"),
     "options that are shared": (architecture(options={"hidden": shared(60)}), "entries"),
+    "an output to choose": (architecture(output="state_dict"), "has one output: drop output"),
     # sizes
     "wide": (architecture(options={"hidden": [20000, 20000]}), LARGER),
     "wider": (architecture(options={"hidden": [10**6, 10**6]}), LARGER),

@@ -28,7 +28,11 @@ def test_a_float_comes_back_as_it_was(number: float) -> None:
     assert Epsilon.parse(number).value == number
 
 
-@pytest.mark.parametrize("wrong", ["", "x", "0x10", "1/2/3", "nan", "inf", True, None, [1], "1e999999999", "1e-401"])
+#: The last is written with other digits than ours.
+WRONG = ["", "x", "0x10", "1/2/3", "nan", "inf", True, None, [1], "1e999999999", "1e-401", "\u0661/\u0662"]
+
+
+@pytest.mark.parametrize("wrong", WRONG)
 def test_what_is_no_number_is_refused_and_repeated(wrong: object) -> None:
     with pytest.raises(InputError, match="is not a number; write it like 8/255") as caught:
         parse_number(wrong, name="sigma")

@@ -336,7 +336,7 @@ def test_a_network_that_looks_for_its_capture_is_compared_with_its_program() -> 
     network = Planted(code).eval()
     labels = network(IMAGES).argmax(1)
     found = certify(network, IMAGES, labels, eps="0.01", methods=["pgd", "crown"], steps=2, restarts=1)
-    assert (found["crown"]["radius"] == 0).all() and "another function" in found["crown"].attributes["reason"]
+    assert (found["crown"]["radius"] == 0).all() and "other operators" in found["crown"].attributes["reason"]
     assert found["pgd"].attributes.get("reason") is None
 
 
