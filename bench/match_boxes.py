@@ -26,6 +26,7 @@ from verifiers.bound_propagation.boxes.bounders import PairByMatrices, pair_boun
 from verifiers.bound_propagation.boxes.pair import Relations
 from verifiers.core.quantities import Arithmetic
 from verifiers.geometry.boxes import Boxes
+from verifiers.runtime.modes import reuse_memory
 
 INPUTS, OUTPUTS, TOLERANCE = 5, 5, 0.05
 
@@ -167,6 +168,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0, help="limit of each search")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    reuse_memory()  # as the commands do
     time.monotonic = time.process_time  # the limits of searches are in CPU seconds too
     print(machine())
     results: dict[Relations, list[Result]] = {relations: [] for relations in Relations}

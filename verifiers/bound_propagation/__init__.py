@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from verifiers.bound_propagation.engine import BOUND_METHODS, ITERATIONS, Engine, Memory, Planes
     from verifiers.bound_propagation.engines import ENGINES, build, engine_of, names_of, native_engine
     from verifiers.bound_propagation.half_spaces import Ended, HalfSpaces, lower_values
+    from verifiers.bound_propagation.identical import match_certifier
     from verifiers.bound_propagation.joint import JointEngine, PairBounds
     from verifiers.bound_propagation.joint_certifier import JointCertifier
     from verifiers.bound_propagation.match import MatchCertifier
@@ -56,6 +57,7 @@ _WHERE = {
     "MarginBound": "radius",
     "MarginCertifier": "certifier",
     "MatchCertifier": "match",
+    "match_certifier": "identical",
     "Memory": "engine",
     "Native": "native.engine",
     "PairBounds": "joint",
@@ -123,6 +125,7 @@ __all__ = [
     "engine_of",
     "lower_margins",
     "lower_values",
+    "match_certifier",
     "names_of",
     "native_engine",
     "pair_bounder_of",

@@ -128,14 +128,18 @@ class Match(Method):
     def problems(self, rows: MethodRows, path: str, pixels: int | None) -> Problems:
         proved, refuted = rows["status"] == Status.CERTIFIED, rows["status"] == Status.FALSIFIED
         margin, stage, violation = rows["margin"], rows["stage"], rows["violation"]
-        no_point = np.isnan(rows["distance"]) & np.isnan(violation)
+        same, no_point = proved & (stage == Stage.IDENTITY), np.isnan(rows["distance"]) & np.isnan(violation)
         return {
             "it is proved at another radius than eps": proved & (rows["radius"] != rows.eps),
-            "it is proved and its margin is not positive": proved & ~(margin > 0),
+            "it is proved and its margin is not positive": proved & ~same & ~(margin > 0),
+            "it is proved by identity and its margin is not the threshold": same & (margin != self.relation.threshold),
+            "it is refuted and the two networks are identical": refuted & (stage == Stage.IDENTITY),
             "it is refuted and its point does not break the property": refuted & ~(violation > 0),
             "it is refuted and its margin is not minus the violation": refuted & (margin != -violation),
             "it is open and a bound proves it": ~proved & ~refuted & (margin > 0),
-            "no such stage decides it": (proved & np.isin(stage, (0, *SEARCHES))) | (refuted & (stage == 0)),
+            "no such stage decides it": (proved & np.isin(stage, (0, *SEARCHES)))
+            | (refuted & (stage == 0))
+            | (stage > max(Stage)),
             "its point is outside the ball": refuted & ~(rows["distance"] <= rows.eps),
             "its point is the image and has a distance": refuted & (stage == Stage.IMAGE) & (rows["distance"] != 0),
             "it has a point's distance or violation and no point is stored": ~refuted & ~no_point,
@@ -168,6 +172,6 @@ class Match(Method):
         }
 
     def prepare(self, program: "Program", samples: "Tensor", question: Question) -> "Certifier":
-        from verifiers.bound_propagation import MatchCertifier
+        from verifiers.bound_propagation import match_certifier
 
-        return MatchCertifier.prepare(program, samples, question, self)
+        return match_certifier(program, samples, question, self)

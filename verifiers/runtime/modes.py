@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -31,12 +32,16 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 def trusted_arithmetic() -> Iterator[None]:
     """Turn TF32 and autocast off and deterministic algorithms on, and restore them afterwards.
 
-    TF32 convolutions, the default on NVIDIA GPUs, have errors of 1e-3: enough to void a bound.
+    TF32 convolutions, the default on NVIDIA GPUs, have errors of 1e-3: enough to void a bound. With deterministic
+    algorithms torch would also write nan into all memory that it is about to fill, which costs up to a tenth.
     """
     cudnn = torch.backends.cudnn
+    filling: Any = torch.utils.deterministic
     before = (_matmul_precision(), cudnn.allow_tf32, torch.get_deterministic_debug_mode())
+    filled = filling.fill_uninitialized_memory
     torch.set_float32_matmul_precision("highest")
     cudnn.allow_tf32 = False
+    filling.fill_uninitialized_memory = False
     torch.set_deterministic_debug_mode("warn")  # use_deterministic_algorithms imports the compiler, which takes seconds
     try:
         with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
@@ -45,6 +50,7 @@ def trusted_arithmetic() -> Iterator[None]:
         torch.set_float32_matmul_precision(before[0])
         cudnn.allow_tf32 = before[1]
         torch.set_deterministic_debug_mode(before[2])
+        filling.fill_uninitialized_memory = filled
 
 
 def reuse_memory() -> None:

@@ -11,7 +11,7 @@ import torch
 from scipy.optimize import Bounds, LinearConstraint, milp
 from torch import Tensor, nn
 
-from verifiers.bound_propagation import MatchCertifier
+from verifiers.bound_propagation import match_certifier
 from verifiers.bound_propagation.relations import unsafe, violation
 from verifiers.core.columns import Columns
 from verifiers.core.quantities import Arithmetic, Epsilon, Norm
@@ -154,7 +154,7 @@ def matched(pair: Tiny, relation: Relation, arithmetic: Arithmetic = Arithmetic.
     question = Question(Epsilon.parse(str(pair.eps)), Norm.LINF, 0, programs[1], arithmetic)
     with trusted_arithmetic():
         images = pair.x.expand(2, -1)
-        certifier = MatchCertifier.prepare(programs[0], images, question, settings)
+        certifier = match_certifier(programs[0], images, question, settings)
         with torch.no_grad():
             predicted = pair.student(pair.x).argmax(1)
         batch = Batch(pair.x, predicted, torch.tensor([0]), CLASSES, lambda: torch.zeros(1))

@@ -105,6 +105,8 @@ CLOSE, DELTA = Match(property="close", tolerance=0.25, bisect=True), Match(delta
         (CLOSE, {**OPEN, "least": 0.5}),
         (DELTA, {**PROVED, "student_class": 0, "teacher_class": 1}),
         (Match(delta=0.25, bisect=True), {**REFUTED, "least": 0.75}),
+        (Match(), {**PROVED, "stage": Stage.IDENTITY, "margin": 0.0}),
+        (CLOSE, {**PROVED, "stage": Stage.IDENTITY, "margin": 0.25, "least": 0.0}),
     ],
 )
 def test_an_honest_row_has_no_problem(method: Match, row: dict[str, Any]) -> None:
@@ -119,6 +121,10 @@ def test_an_honest_row_has_no_problem(method: Match, row: dict[str, Any]) -> Non
         (Match(), {**PROVED, "margin": np.nan}, "its margin is not positive"),
         (Match(), {**PROVED, "stage": Stage.ATTACK}, "no such stage"),
         (Match(), {**PROVED, "stage": 0}, "no such stage"),
+        (Match(), {**PROVED, "stage": max(Stage) + 1}, "no such stage"),
+        (Match(), {**PROVED, "stage": Stage.IDENTITY}, "its margin is not the threshold"),
+        (DELTA, {**PROVED, "stage": Stage.IDENTITY, "margin": 0.0}, "its margin is not the threshold"),
+        (Match(), {**REFUTED, "stage": Stage.IDENTITY}, "the two networks are identical"),
         (Match(), {**PROVED, "teacher_class": 1}, "the classes at the image differ"),
         (Match(), {**PROVED, "student_class": 2, "teacher_class": 2}, "the student's class is not its prediction"),
         (Match(), {**PROVED, "violation": 0.5}, "no point is stored"),

@@ -36,16 +36,17 @@ def test_every_module_gets_its_mode_back() -> None:
 def test_arithmetic_is_trusted_inside_and_as_it_was_outside() -> None:
     def now() -> tuple[object, ...]:
         precision = torch.get_float32_matmul_precision()
-        return precision, torch.backends.cudnn.allow_tf32, torch.get_deterministic_debug_mode()
+        filled = torch.utils.deterministic.fill_uninitialized_memory
+        return precision, torch.backends.cudnn.allow_tf32, torch.get_deterministic_debug_mode(), filled
 
     before = now()
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.allow_tf32 = True
     try:
         with pytest.raises(ZeroDivisionError), trusted_arithmetic():
-            assert now() == ("highest", False, 1)
+            assert now() == ("highest", False, 1, False)
             raise ZeroDivisionError
-        assert now() == ("high", True, before[2])
+        assert now() == ("high", True, before[2], True)
     finally:
         torch.set_float32_matmul_precision(str(before[0]))
         torch.backends.cudnn.allow_tf32 = bool(before[1])

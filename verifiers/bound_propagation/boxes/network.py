@@ -23,7 +23,7 @@ from verifiers.graph.relaxations.piecewise import Relu
 from verifiers.graph.rounding import NORMAL, UNIT, gamma, magnitude
 
 #: The most coefficients of the rows that go back together; more fall out of the processor's cache.
-BLOCK = 2**16
+BLOCK = 2**17
 #: Covers the rounding of charges in float32, of sums of up to 2^13 terms.
 CHARGE = 1 + 2.0**-10
 
@@ -54,29 +54,48 @@ def up(value: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
 
 
 class Turned(NamedTuple):
-    """The lines of ReLUs: slopes ``low`` below, ``low + turn`` above; only the upper line has an offset."""
+    """The lines of ReLUs: slopes ``low`` below, ``low + turn`` above; only the upper line has an offset.
 
-    low: Float[Tensor, "*batch neurons"]
-    turn: Float[Tensor, "*batch neurons"]
-    offset: Float[Tensor, "*batch neurons"]
+    All stand in one tensor, as every row selects those of its box.
+    """
+
+    all: Float[Tensor, "*batch 3 neurons"]
 
     @classmethod
     def of(cls, interval: Interval, dtype: torch.dtype) -> "Turned":
         """Relax ReLU on an interval; the lower slope is 0 or 1."""
         above = Line.above(interval, dtype)
         low = (interval.high > -interval.low).to(dtype)
-        return cls(low, above.slope - low, above.offset)
+        return cls(torch.stack([low, above.slope - low, above.offset], -2))
+
+    @property
+    def low(self) -> Float[Tensor, "*batch neurons"]:
+        return self.all[..., 0, :]
+
+    @property
+    def turn(self) -> Float[Tensor, "*batch neurons"]:
+        return self.all[..., 1, :]
+
+    @property
+    def offset(self) -> Float[Tensor, "*batch neurons"]:
+        return self.all[..., 2, :]
 
     def take(self, at: Int[Tensor, " rows"] | slice) -> "Turned":
         """Select the lines of each row's box."""
-        return Turned(self.low[at], self.turn[at], self.offset[at])
+        return Turned(selected(self.all, at))
 
     def apply(self, rows: Tensor) -> Float[Tensor, "sides rows"]:
         """Turn coefficients of ReLU's outputs into those of its inputs, in place; return the constants."""
+        low, turn, offset = self.all.unbind(-2)
         negative = rows.clamp_max(0)
-        constant = (negative * self.offset).sum(-1)
-        rows.mul_(self.low).addcmul_(negative, self.turn)
+        constant = (negative * offset).sum(-1)
+        rows.mul_(low).addcmul_(negative, turn)
         return constant
+
+
+def selected(each: Float[Tensor, "batch *shape"], at: Int[Tensor, " rows"] | slice) -> Float[Tensor, "rows *shape"]:
+    """Select each row's box."""
+    return each[at] if isinstance(at, slice) else each.index_select(0, at)
 
 
 class Charge(NamedTuple):

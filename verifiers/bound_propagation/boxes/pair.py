@@ -22,6 +22,7 @@ from verifiers.bound_propagation.boxes.network import (
     joined,
     open_signs,
     repeated,
+    selected,
     tightened_by,
 )
 from verifiers.bound_propagation.native.bounds import common
@@ -45,16 +46,13 @@ class Coupled(NamedTuple):
     """The lines of pairs of ReLUs.
 
     Attributes:
-        chord: 1 where neither neuron is stable and relu(s) - relu(t) gets a plane, 0 where each ReLU gets a line.
-        lines: three pairs: the value for a positive coefficient p of relu(s), and what a negative one adds. They are
-            the slope in s, the slope of the plane in -t, and the offset.
-        teacher: ReLU's lines at t.
+        all: first ``chord``: 1 where neither neuron is stable and relu(s) - relu(t) gets a plane, 0 where each ReLU
+            gets a line. Then three pairs: the value for a positive coefficient p of relu(s), and what a negative one
+            adds. They are the slope in s, the slope of the plane in -t, and the offset. Last, ReLU's lines at t.
         largest: a bound of all offsets, which does not grow as intervals shrink.
     """
 
-    chord: Float[Tensor, "*batch neurons"]
-    lines: Float[Tensor, "6 *batch neurons"]
-    teacher: Turned
+    all: Float[Tensor, "*batch 10 neurons"]
     largest: Float[Tensor, "*batch neurons"]
 
     @classmethod
@@ -76,20 +74,20 @@ class Coupled(NamedTuple):
                 ((zero, at_s.offset), [plane.offset for plane in planes]),
             )
         ]
-        lines = torch.stack([each for one, other in pairs for each in (one, other - one)])
+        lines = [each for one, other in pairs for each in (one, other - one)]
         largest = torch.maximum(torch.maximum(at_s.offset, at_t.offset), 6 * magnitude(d).where(both, 0.0))
-        return cls(both.to(dtype), lines, at_t, largest)
+        return cls(torch.stack([both.to(dtype), *lines, *at_t.all.unbind(-2)], -2), largest)
 
     def take(self, at: Int[Tensor, " rows"] | slice) -> "Coupled":
         """Select the lines of each row's box."""
-        return Coupled(self.chord[at], self.lines[:, at], self.teacher.take(at), self.largest)
+        return Coupled(selected(self.all, at), self.largest)
 
     def apply(self, p: Tensor, q: Tensor) -> Float[Tensor, "sides rows"]:
         """Turn coefficients of the outputs into those of the inputs, in place; return the constants."""
-        slope, slope_turn, moved, moved_turn, offset, offset_turn = self.lines
+        chord, slope, slope_turn, moved, moved_turn, offset, offset_turn = self.all[..., :7, :].unbind(-2)
         negative = p.clamp_max(0)
-        q.addcmul_(p, self.chord)
-        constant = (p * offset).addcmul_(negative, offset_turn).sum(-1) + self.teacher.apply(q)
+        q.addcmul_(p, chord)
+        constant = (p * offset).addcmul_(negative, offset_turn).sum(-1) + Turned(self.all[..., 7:, :]).apply(q)
         q.addcmul_(p, moved, value=-1).addcmul_(negative, moved_turn, value=-1)
         p.mul_(slope).addcmul_(negative, slope_turn)
         return constant

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from verifiers.certify.audit.meaning import method_of
-from verifiers.certify.audit.relations import relation_problems
+from verifiers.certify.audit.relations import identity_problems, relation_problems
 from verifiers.core.errors import InputError
 from verifiers.core.quantities import Arithmetic
 from verifiers.core.status import FAILURES, About, Guarantee, Status
@@ -42,7 +42,11 @@ def problems_of(certificates: Certificates, rows: MethodRows, pixels: int | None
     status, done = rows["status"], rows["status"] != Status.PENDING
     correct, method = rows["correct"] == 1, find(rows.name)
     if method.relational:
-        found = {**row_problems(rows), **relation_problems(certificates, rows)}
+        found = {
+            **row_problems(rows),
+            **relation_problems(certificates, rows),
+            **identity_problems(certificates, rows),
+        }
     else:
         wrong = np.isin(status, (Status.MISCLASSIFIED, *FAILURES)) | (method.about is About.SMOOTHED)
         contains = (rows["radius"] > 0) & (rows["radius"] >= nearest_counterexample(certificates))

@@ -48,6 +48,13 @@ def relation_problems(certificates: Certificates, rows: MethodRows) -> Problems:
     }
 
 
+def identity_problems(certificates: Certificates, rows: MethodRows) -> Problems:
+    """Mark rows that are proved by the identity of two programs whose hashes differ, or are unknown."""
+    programs = [certificates.attributes.get(f"{whose}program_sha256", "") for whose in ("", "joint_teacher_")]
+    same = programs[0] == programs[1] != ""
+    return {"it is proved by identity, and the two programs differ": (rows["stage"] == Stage.IDENTITY) & (not same)}
+
+
 def relation_to_teacher(
     teacher: Certificates, student: Certificates, rows: MethodRows, nearest: tuple[np.ndarray, np.ndarray]
 ) -> Problems:

@@ -17,7 +17,7 @@ from verifiers.results.rows import Certificates, MethodRows
 
 
 class Stage(IntEnum):
-    """The stages, in the order in which a sample meets them."""
+    """The stages, in the order in which a sample meets them; identity comes before all others."""
 
     IMAGE = 1
     ATTACK = 2
@@ -25,6 +25,7 @@ class Stage(IntEnum):
     ALONE = 4
     TOGETHER = 5
     SPLITTING = 6
+    IDENTITY = 7
 
     @property
     def title(self) -> str:
@@ -39,6 +40,7 @@ _TITLES = {
     Stage.ALONE: "each network alone",
     Stage.TOGETHER: "both together",
     Stage.SPLITTING: "input splitting",
+    Stage.IDENTITY: "identity of the two networks",
 }
 #: The stages that can only refute; the others prove, or meet a point on the way.
 SEARCHES = (Stage.IMAGE, Stage.ATTACK)

@@ -48,7 +48,7 @@ def box_of(width: float) -> Interval:
 
 
 def doubled(lines: Turned) -> Turned:
-    return Turned(*(each.double() for each in lines))
+    return Turned(lines.all.double())
 
 
 def affine(net: Boxed, layer: int, rows: Tensor, constant: Tensor) -> tuple[Tensor, Tensor]:
@@ -77,8 +77,7 @@ def together(pair: BoxedPair, rows: Tensor) -> Tensor:
         q, constant = affine(pair.teacher, layer, q, constant)
         if layer:
             lines = pair.lines[layer - 1]
-            doubles = lines.chord.double(), lines.lines.double()
-            constant = constant + Coupled(*doubles, doubled(lines.teacher), lines.largest).apply(p, q)
+            constant = constant + Coupled(lines.all.double(), lines.largest).apply(p, q)
     return least(p + q, constant, pair.box)
 
 
