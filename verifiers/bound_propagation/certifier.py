@@ -11,14 +11,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from verifiers.bound_propagation.engine import ITERATIONS, SDP_CROWN, Engine, Memory, Planes
-from verifiers.bound_propagation.engines import build
+from verifiers.bound_propagation.engines import build, margins_of
 from verifiers.bound_propagation.radius import Evaluation, RadiusSearch, SearchResult
 from verifiers.bound_propagation.second_opinion import SecondOpinion
 from verifiers.core.columns import Columns
 from verifiers.core.question import Question
 from verifiers.core.status import Status
 from verifiers.geometry.balls import Balls
-from verifiers.geometry.margins import margin_specification
 from verifiers.graph.program import Program
 from verifiers.runtime.certifier import Answer, Batch, as_columns
 from verifiers.runtime.oom import MEMORY_ERRORS, out_of_memory
@@ -103,13 +102,12 @@ class MarginCertifier:
             raise
 
     def _bound(self, method: str, batch: Batch) -> Callable[[Tensor, Tensor], Evaluation]:
-        rows = margin_specification(batch.predicted, batch.classes, torch.float64)
         iterations, memory = getattr(self.settings, "iterations", ITERATIONS), Memory(len(batch))
 
         def bound(chosen: Tensor, eps: Tensor) -> Evaluation:
-            balls = Balls(batch.x[chosen], eps, self.question.norm)
-            planes = self.engine.ask(balls, rows[chosen], method, iterations=iterations, memory=memory.of(chosen))
-            return _evaluation(planes, eps)
+            balls, predicted = Balls(batch.x[chosen], eps, self.question.norm), batch.predicted[chosen]
+            asked = partial(margins_of, self.engine, balls, (predicted, batch.classes), method)
+            return _evaluation(asked(iterations=iterations, memory=memory.of(chosen)), eps)
 
         return bound
 

@@ -5,6 +5,7 @@ bounds that follow the ball too, and by branch and bound over the intervals from
 ReLUs in linf balls, branch and bound terminates; elsewhere it may run out of neurons to split.
 """
 
+import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -17,9 +18,11 @@ from torch import Tensor
 
 from verifiers.bound_propagation.checks import attack_bounds
 from verifiers.bound_propagation.engine import Engine, better
-from verifiers.bound_propagation.engines import build, native_engine
+from verifiers.bound_propagation.engines import build, margins_of, native_engine
 from verifiers.bound_propagation.native import alpha, sdp
+from verifiers.bound_propagation.native.bounds import Bounds
 from verifiers.bound_propagation.native.branch_and_bound import BranchAndBound
+from verifiers.bound_propagation.native.classes import MANY, least_margins
 from verifiers.bound_propagation.native.engine import Native
 from verifiers.core.columns import Columns
 from verifiers.core.quantities import Epsilon, Norm
@@ -29,7 +32,7 @@ from verifiers.geometry.attack import Attack
 from verifiers.geometry.attacks.hunt import Hunt
 from verifiers.geometry.attacks.search import Victims
 from verifiers.geometry.balls import Balls, norms
-from verifiers.geometry.margins import margin_specification, margins
+from verifiers.geometry.margins import margin_specification, margins, some_margins
 from verifiers.graph.program import Program
 from verifiers.results.summaries.complete import Stage
 from verifiers.runtime.certifier import Answer, Batch
@@ -188,15 +191,14 @@ class Complete:
     def _margins(self, batch: Batch, stage: Stage) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
         """Bound the least margin over the ball by a method; return the bound and the rounding that it covers."""
         balls = Balls.around(batch.x, self.question.eps.value, self.question.norm)
-        rows = margin_specification(batch.predicted, batch.classes, torch.float64)
-        return self.screen.ask(balls, rows, stage.title).least()
+        return margins_of(self.screen, balls, (batch.predicted, batch.classes), stage.title).least()
 
     def _finish(self, answers: _Answers, row: int, batch: Batch) -> None:
         """Run alpha-CROWN, then branch and bound, within the rest of the sample's time."""
         one, eps, started = batch.take(torch.tensor([row])), self.question.eps.value, time.monotonic()
         left = self.settings.time_limit - float(answers.seconds[row].sum())
-        specification = margin_specification(one.predicted, one.classes, torch.float64)
         bounds = self.native.bounds(Balls.around(one.x.double(), eps, self.question.norm))
+        specification, others = _open_margins(bounds, one)
         planes = alpha.optimized(bounds, specification, self.settings.iterations, started + ALPHA_SHARE * left)
         if self.question.norm is Norm.L2 and not bool((planes.bound > 0).all()):
             sdp.cut_at_box(bounds)
@@ -205,7 +207,7 @@ class Complete:
             planes = better(planes, followed)
         proved = planes.bound[0]
         answers.seconds[row, Stage.ALPHA_CROWN - 1] = time.monotonic() - started
-        least = float(proved.amin())
+        least = min(float(proved.amin()), others)
         answers.columns["rounding"][row] = float(planes.rounding[0, proved.argmin()])
         if bounds.overflows:  # no splitting helps
             answers.decide(row, Stage.ALPHA_CROWN, Status.NOT_CERTIFIED, eps, least)
@@ -253,3 +255,21 @@ class Complete:
         inside = norms(rounded.double() - one.x.double(), self.question.norm) <= self.question.eps.value
         with torch.no_grad():
             return (margins(self.program.module(rounded), one.predicted.expand(len(points))) < 0) & inside
+
+
+def _open_margins(bounds: Bounds, one: Batch) -> tuple[Float[Tensor, "1 rows classes"], float]:
+    """Build the rows of the margins that are not proved yet, and return the least bound of the others.
+
+    Of few classes these are all rows, and none is bounded here.
+    """
+    if one.classes <= MANY:
+        return margin_specification(one.predicted, one.classes, torch.float64), math.inf
+    with torch.no_grad():
+        bounds.propagate(refine=True)
+        bound = least_margins(bounds, one.predicted).bound[0].nan_to_num(-math.inf)
+    bound[one.predicted] = math.inf
+    wanted = bound <= 0
+    wanted[bound.argmin()] = True
+    rivals = wanted.nonzero()[:, 0]
+    rows = some_margins(one.predicted.expand(len(rivals)), rivals, one.classes, torch.float64)
+    return rows[None], float(bound[~wanted].amin())

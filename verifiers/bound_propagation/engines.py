@@ -2,17 +2,20 @@
 
 from collections.abc import Callable
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from verifiers.bound_propagation.auto_lirpa.adapter import AutoLirpa
 from verifiers.bound_propagation.checks import attack_bounds
-from verifiers.bound_propagation.engine import Engine
+from verifiers.bound_propagation.engine import ITERATIONS, Engine, Memory, Planes
 from verifiers.bound_propagation.native.engine import Native
 from verifiers.bound_propagation.rounded import Rounded
 from verifiers.core.errors import InputError, Unsupported, did_you_mean
 from verifiers.core.quantities import Arithmetic
 from verifiers.core.question import Question
+from verifiers.geometry.balls import Balls
+from verifiers.geometry.margins import margin_specification
 from verifiers.graph.program import Program
 from verifiers.runtime.oom import MEMORY_ERRORS, out_of_memory
 
@@ -102,3 +105,23 @@ def build(
             reasons.append(f"{name}: not even one sample fits into memory")
             failure = MemoryError
     raise failure("; ".join(reasons))
+
+
+def margins_of(
+    engine: Engine,
+    balls: Balls,
+    classes: tuple[Int[Tensor, " batch"], int],
+    method: str,
+    *,
+    iterations: int = ITERATIONS,
+    memory: Memory | None = None,
+) -> Planes:
+    """Bound the margins of predicted classes; ``classes`` are these and their number.
+
+    The least of each sample is that of all rows of ``margin_specification``, which are built only if there are few.
+    """
+    predicted, count = classes
+    if isinstance(engine, Native):
+        return engine.margins(balls, predicted, method, iterations=iterations, memory=memory)
+    rows = margin_specification(predicted, count, torch.float64)
+    return engine.ask(balls, rows, method, iterations=iterations, memory=memory)

@@ -20,3 +20,13 @@ def margin_specification(
     rows = eye[predicted][:, None, :] - eye[None, :, :]
     keep = predicted[:, None] != torch.arange(classes, device=predicted.device)[None, :]
     return rows[keep].reshape(len(predicted), classes - 1, classes)
+
+
+def some_margins(
+    own: Int[Tensor, " rows"], other: Int[Tensor, " rows"], classes: int, dtype: torch.dtype
+) -> Float[Tensor, "rows {classes}"]:
+    """Build the rows e_own - e_other."""
+    rows = torch.zeros((len(own), classes), dtype=dtype, device=own.device)
+    place = torch.arange(len(own), device=own.device)
+    rows[place, own], rows[place, other] = 1.0, -1.0
+    return rows

@@ -1,7 +1,7 @@
 """The engine ``native``: bound networks by certkd's own graphs."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from verifiers.bound_propagation.checks import check_forward
@@ -17,12 +17,14 @@ from verifiers.bound_propagation.engine import (
 )
 from verifiers.bound_propagation.native.alpha import optimized
 from verifiers.bound_propagation.native.bounds import Bounds, dual_norms
+from verifiers.bound_propagation.native.classes import FIRST, MANY, closest_first, least_margins, others
 from verifiers.bound_propagation.native.memory import KnownIntervals
 from verifiers.bound_propagation.native.sdp import cut_at_box, followed_ball, samples_at_once
 from verifiers.bound_propagation.rounding import deviation
 from verifiers.core.errors import Unsupported
 from verifiers.core.quantities import Arithmetic, Norm
 from verifiers.geometry.balls import Balls
+from verifiers.geometry.margins import margin_specification, some_margins
 from verifiers.graph.graph import Graph
 from verifiers.graph.program import Program
 from verifiers.graph.rows import shape_size
@@ -88,25 +90,47 @@ class Native:
         memory: Memory | None = None,
     ) -> Planes:
         """Bound rows as ``Engine.ask``; with a memory, smaller balls are bounded faster."""
+        check_rows(balls, rows)
+        return self._asked(balls, rows.to(self.dtype), method, iterations, memory)
+
+    def margins(
+        self,
+        balls: Balls,
+        predicted: Int[Tensor, " batch"],
+        method: str,
+        *,
+        iterations: int = ITERATIONS,
+        memory: Memory | None = None,
+    ) -> Planes:
+        """Bound the margins of the predicted classes, as ``ask`` bounds the rows of ``margin_specification``.
+
+        Of many classes, the least bound of each sample is as good; others may be looser.
+        """
+        if self.graph.classes > MANY:
+            return self._asked(balls, predicted, method, iterations, memory)
+        rows = margin_specification(predicted, self.graph.classes, self.dtype)
+        return self.ask(balls, rows, method, iterations=iterations, memory=memory)
+
+    def _asked(self, balls: Balls, rows: Tensor, method: str, iterations: int, memory: Memory | None) -> Planes:
+        """Bound rows, or the margins of classes, part by part."""
         if method not in (*BOUND_METHODS, SDP_CROWN):
             raise Unsupported(f"native: no method {method!r}")
         if method == SDP_CROWN and balls.norm is not Norm.L2:
             raise Unsupported(f"{method} follows l2 balls, and these are {balls.norm} balls; use crown or alpha-crown")
-        check_rows(balls, rows)
         known, samples = None, torch.arange(len(balls), device=balls.x.device)
         if memory and self.intersect:
             known = memory.kept.setdefault(self, KnownIntervals(memory.samples))
             samples = samples if memory.chosen is None else memory.chosen
         size = self.batch_size
         if method == SDP_CROWN:
-            size = min(size, samples_at_once(self.graph, rows.shape[1]))
-        balls, rows = balls.to(self.dtype), rows.to(self.dtype)
-        found = []
+            size = min(size, samples_at_once(self.graph, FIRST if rows.ndim == 1 else rows.shape[1]))
+        balls, found = balls.to(self.dtype), []
         for part, asked, chosen in zip(balls.split(size), rows.split(size), samples.split(size), strict=True):
             bounds = self.bounds(part)
             if known:
                 bounds.known = known.known(chosen, part.eps)
-            found.append(self._planes(bounds, asked, method, iterations))
+            bounded = self._margins if rows.ndim == 1 else self._planes
+            found.append(bounded(bounds, asked, method, iterations))
             if known:
                 known.keep(chosen, bounds)
         return joined(found)
@@ -153,6 +177,22 @@ class Native:
             return planes
         cut_at_box(bounds)
         return better(planes, followed_ball(bounds, specification, iterations))
+
+    def _margins(self, bounds: Bounds, predicted: Tensor, method: str, iterations: int) -> Planes:
+        """Bound the margins of many classes, the closest rivals first."""
+        with torch.no_grad():
+            bounds.propagate(refine=method != "ibp")
+            planes = least_margins(bounds, predicted, push=method != "ibp" or self.graph.affine[self.graph.output])
+
+        def improved(samples: Tensor, rivals: Tensor) -> Planes:
+            chosen = samples.unique_consecutive()
+            rows = some_margins(predicted[samples], rivals, self.graph.classes, self.dtype)
+            part = self.bounds(bounds.balls.take(chosen))
+            found = self._planes(part, rows.unflatten(0, (len(chosen), -1)), method, iterations)
+            return found.reshape((len(samples),))
+
+        tighter = method in ("alpha-crown", SDP_CROWN)
+        return others(closest_first(planes, predicted, improved) if tighter else planes, predicted)
 
     def _at_least_intervals(self, bounds: Bounds, planes: Planes, specification: Tensor) -> Planes:
         """Improve planes by interval bounds, which are better on some large balls."""
