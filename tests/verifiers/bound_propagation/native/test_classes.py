@@ -7,13 +7,16 @@ import torch
 from torch import Tensor, nn
 
 from tests.certifying import certify
+from verifiers.bound_propagation.complete import _open_margins
 from verifiers.bound_propagation.engine import Planes
+from verifiers.bound_propagation.engines import margins_of
 from verifiers.bound_propagation.native import classes
 from verifiers.bound_propagation.native.classes import MANY, closest_first, least_margins, others
 from verifiers.bound_propagation.native.engine import Native
 from verifiers.core.quantities import Arithmetic, Norm
 from verifiers.geometry.balls import Balls, random_start
 from verifiers.geometry.margins import margin_specification, margins, some_margins
+from verifiers.runtime.certifier import Batch
 
 CLASSES, SHAPE = 48, (6,)
 X = torch.rand(4, *SHAPE, generator=torch.Generator().manual_seed(0))
@@ -186,3 +189,39 @@ def test_bounds_must_be_propagated_once(engines: dict[Any, Native]) -> None:
         before = [interval.low.clone() for interval in bounds.intervals]
         least_margins(bounds, predicted)
     assert all(torch.equal(one, other.low) for one, other in zip(before, bounds.intervals, strict=True))
+
+
+def test_complete_optimises_the_rows_that_are_open(engines: dict[Any, Native]) -> None:
+    """Rows that CROWN does not prove, and the least bound of the others; at least the closest rival stays."""
+    native = engines[Arithmetic.REAL]
+    for eps in (1e-5, 0.02):
+        balls, predicted = question(native, eps, Norm.LINF)
+        one = Batch(balls.x[:1].float(), predicted[:1], torch.tensor([0]), CLASSES, lambda: torch.ones(1))
+        rows, others_least = _open_margins(native.bounds(balls.take(slice(0, 1))), one)
+        dense = native.ask(
+            balls.take(slice(0, 1)), margin_specification(predicted[:1], CLASSES, torch.float64), "crown"
+        ).bound[0]
+        wanted = max(1, int((dense <= 0).sum()))
+        assert rows.shape[1] >= wanted and rows.shape[0] == 1, "an open margin was left out"
+        assert bool((rows.sum(2) == 0).all()) and bool((rows[0, :, predicted[0]] == 1).all())
+        assert others_least > 0 and others_least >= float(dense.amin()) - 1e-9
+        if eps == 1e-5:
+            assert rows.shape[1] == 1 and int(rows[0, 0].argmin()) == closest(dense, int(predicted[0]))
+
+
+def closest(bound: Tensor, own: int) -> int:
+    """The class of the smallest bound among the rows of ``margin_specification``."""
+    row = int(bound.argmin())
+    return row if row < own else row + 1
+
+
+def test_another_engine_is_asked_for_all_rows() -> None:
+    class Other:
+        name, batch_size, model = "other", 1, network()
+
+        def ask(self, balls: Balls, rows: Tensor, method: str, **more: Any) -> Planes:
+            assert torch.equal(rows, margin_specification(torch.tensor([1]), 40, torch.float64)) and method == "crown"
+            return planes_of(rows.sum(2))
+
+    balls = Balls.around(X[:1].double(), 0.1, Norm.LINF)
+    assert margins_of(Other(), balls, (torch.tensor([1]), 40), "crown").bound.tolist() == [[0.0] * 39]
