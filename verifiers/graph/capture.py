@@ -27,6 +27,7 @@ from verifiers.graph.graph import Builder, Graph, Ref
 from verifiers.graph.lowering import LOWERINGS
 from verifiers.graph.lowering.constants import MOVES, fold, perturb
 from verifiers.graph.lowering.shapes import note_rounded
+from verifiers.graph.recurrent import DECOMPOSITIONS, has_recurrent
 from verifiers.graph.sequence import written
 from verifiers.graph.tape import difference, tape_of
 from verifiers.graph.watch import Replay, answers_of_deployment, blame, blamed, watch
@@ -196,6 +197,8 @@ def _export(model: nn.Module, x: Tensor, given: nn.Module | None) -> Any:
     if raw is not None and given is not None:
         _check_operators(given, raw, x)
     with _captures():
+        if has_recurrent(exported.graph):
+            exported = exported.run_decompositions(DECOMPOSITIONS)
         trial = copy.deepcopy(exported.graph)  # with other names
         if without_writes(trial) and all(_known(node) for node in trial.nodes):
             without_writes(exported.graph)

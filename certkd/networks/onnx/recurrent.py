@@ -8,41 +8,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from certkd.networks.onnx.call import Call, Value, integers, tensor
-
-#: Most steps of a sequence.
-MOST_STEPS = 512
-#: A step: the gates of the input, the state, the recurrent weights and bias; returns the next state.
-Step = Callable[[Tensor, tuple[Tensor, ...], Tensor, Tensor], tuple[Tensor, ...]]
+from verifiers.graph.recurrent import MOST_STEPS, Step, gru_step, lstm_step, passed, rnn_step
 
 
-def _lstm_step(gates: Tensor, state: tuple[Tensor, ...], weight: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
-    hidden, cell = state
-    i, o, f, c = (gates + F.linear(hidden, weight, bias)).chunk(4, -1)
-    cell = torch.sigmoid(f) * cell + torch.sigmoid(i) * torch.tanh(c)
-    return torch.sigmoid(o) * torch.tanh(cell), cell
-
-
-def _rnn_step(gates: Tensor, state: tuple[Tensor, ...], weight: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
-    return (torch.tanh(gates + F.linear(state[0], weight, bias)),)
-
-
-def _relu_step(gates: Tensor, state: tuple[Tensor, ...], weight: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
-    return (F.relu(gates + F.linear(state[0], weight, bias)),)
-
-
-def _gru_step(gates: Tensor, state: tuple[Tensor, ...], weight: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
-    """The reset gate weighs the product with the state, as torch and keras compute it."""
-    (hidden,) = state
-    z, r, h = gates.chunk(3, -1)
-    again_z, again_r, again_h = F.linear(hidden, weight, bias).chunk(3, -1)
-    kept = torch.sigmoid(z + again_z)
-    new = torch.tanh(h + torch.sigmoid(r + again_r) * again_h)
-    return (new + kept * (hidden - new),)
-
-
-def _gru_reset_first(gates: Tensor, state: tuple[Tensor, ...], weight: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
-    """The reset gate weighs the state before the product."""
+def _gru_reset_first(
+    gates: Tensor, state: tuple[Tensor, ...], weight: Tensor, bias: Tensor | None
+) -> tuple[Tensor, ...]:
+    """Apply the step of a GRU whose reset gate weighs the state before the product."""
     (hidden,), size = state, 2 * state[0].shape[-1]
+    bias = weight.new_zeros(len(weight)) if bias is None else bias
     z, r, h = gates.chunk(3, -1)
     again_z, again_r = F.linear(hidden, weight[:size], bias[:size]).chunk(2, -1)
     kept, reset = torch.sigmoid(z + again_z), torch.sigmoid(r + again_r)
@@ -77,12 +51,9 @@ def _layer(
         given = [None if one is None else tensor(one, x) for one in first[:states]]
         given = [one if one is None else one[:, place] if layout else one[place] for one in given]
         state = tuple(x.new_zeros(batch, hidden) if one is None else one.expand(batch, -1) for one in given)
-        gates, found = F.linear(x, weight, into), []
-        backwards = attributes.get("direction", "forward") == "reverse" or place
-        for index in range(length)[:: -1 if backwards else 1]:
-            state = step(gates[index], state, recurrent, back)
-            found.append(state[0])
-        outputs.append(torch.stack(found[::-1] if backwards else found))
+        backwards = attributes.get("direction", "forward") == "reverse" or bool(place)
+        found, state = passed(step, x, state, (weight, recurrent, into, back), backwards=backwards)
+        outputs.append(found)
         last.append(state)
     every = torch.stack(outputs, 1)  # length, direction, batch, hidden
     ends = [torch.stack(each) for each in zip(*last, strict=True)]
@@ -116,16 +87,16 @@ def _text(name: Any) -> str:
 
 
 def _gru(call: Call, name: str, attributes: dict[str, Any]) -> Step:
-    return _gru_step if attributes.get("linear_before_reset") else _gru_reset_first
+    return gru_step("zrn") if attributes.get("linear_before_reset") else _gru_reset_first
 
 
 def _rnn(call: Call, name: str, attributes: dict[str, Any]) -> Step:
-    steps = {"Tanh": _rnn_step, "Relu": _relu_step}
+    steps = {"Tanh": rnn_step(torch.tanh), "Relu": rnn_step(F.relu)}
     if name not in steps:
         raise call.refuse(f"activation {name!r} is not supported")
     return steps[name]
 
 
-lstm = _recurrent(2, ("Sigmoid", "Tanh", "Tanh"), lambda call, name, attributes: _lstm_step)
+lstm = _recurrent(2, ("Sigmoid", "Tanh", "Tanh"), lambda call, name, attributes: lstm_step("iofc"))
 gru = _recurrent(1, ("Sigmoid", "Tanh"), _gru)
 rnn = _recurrent(1, ("Tanh",), _rnn)
