@@ -1,38 +1,58 @@
-"""Put the branch that a constant condition chooses in the place of an ``If``, as exporters leave it behind."""
+"""Put the branch that a condition chooses in the place of an ``If``, as exporters leave it behind.
 
-from collections.abc import Iterator, Mapping
+Conditions are constants, or follow from the shapes of values (is this axis of length 1?), and so are the same for every
+image.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from certkd.networks.onnx.inline import DEPTH, NODES, unused
+from certkd.networks.onnx.live import GRAPH
 from verifiers.core.errors import InputError
 
-#: TensorProto.BOOL and AttributeProto.GRAPH
-BOOL, GRAPH = 9, 5
+#: TensorProto.BOOL
+BOOL = 9
+#: Tells what a value is, by the nodes and weights before it; None if it depends on the image.
+Decide = Callable[[Sequence[Any], Sequence[Any], str], bool | None]
 
 
-def fold_branches(model: Any, path: Any) -> None:
-    """Replace the branches whose condition is a constant of the file, in place; the others are left as they are.
+def fold_branches(model: Any, path: Any, decide: Decide) -> list[str]:
+    """Replace the branches whose condition is known, in place; the others are left as they are.
+
+    Args:
+        model: the parsed file.
+        path: its path.
+        decide: tells a condition that is not a constant of the file.
+
+    Returns:
+        The names of the conditions.
 
     Raises:
         InputError: there would be too many nodes, or a branch gives another number of values than its node.
     """
-    if any(node.op_type == "If" for node in model.graph.node):
-        folder = _Folder(model.graph, path)
-        nodes = list(folder.folded(model.graph.node, {}, 0))
-        model.graph.ClearField("node")
-        model.graph.node.extend(nodes)
-        model.graph.initializer.extend(folder.weights)
+    if not any(node.op_type == "If" for node in model.graph.node):
+        return []
+    folder = _Folder(model.graph, path, decide)
+    folder.fold(model.graph.node, {}, 0)
+    model.graph.ClearField("node")
+    model.graph.node.extend(folder.nodes)
+    model.graph.initializer.extend(folder.weights)
+    return folder.conditions
 
 
 class _Folder:
-    def __init__(self, graph: Any, path: Any) -> None:
-        self.path, self.room, self.count = path, NODES, 0
+    def __init__(self, graph: Any, path: Any, decide: Decide) -> None:
+        self.path, self.room, self.count, self.decide = path, NODES, 0, decide
+        self.nodes: list[Any] = []
         self.weights: list[Any] = []
+        self.conditions: list[str] = []
+        self.given = list(graph.initializer)
         self.prefix = unused(graph, "branch")
         self.truths = {tensor.name: _truth(tensor) for tensor in graph.initializer}
 
-    def folded(self, nodes: Any, names: Mapping[str, str], depth: int) -> Iterator[Any]:
-        """Yield copies of nodes under their new names, with the chosen branches' nodes for those that branch."""
+    def fold(self, nodes: Any, names: Mapping[str, str], depth: int) -> None:
+        """Append copies of nodes under their new names, with the chosen branches' nodes for those that branch."""
         for node in nodes:
             self.room -= 1
             if self.room < 0 or depth > DEPTH:
@@ -44,16 +64,23 @@ class _Folder:
                 field.extend(changed)
             if copy.op_type == "Constant" and len(copy.attribute) == 1 and copy.output:
                 self.truths[copy.output[0]] = _truth(copy.attribute[0].t)
-            truth = self.truths.get(copy.input[0]) if copy.op_type == "If" and len(copy.input) == 1 else None
+            truth = self._condition(copy.input[0]) if copy.op_type == "If" and len(copy.input) == 1 else None
             branches = {each.name: each.g for each in copy.attribute if each.type == GRAPH}
             body = branches.get("then_branch" if truth else "else_branch")
             if truth is None or body is None:
-                yield copy
+                self.nodes.append(copy)
             else:
-                yield from self._body(copy, body, names, depth)
+                self._body(copy, body, names, depth)
 
-    def _body(self, call: Any, body: Any, names: Mapping[str, str], depth: int) -> Iterator[Any]:
-        """Yield a branch's nodes; its own values get new names, and its results those of the call."""
+    def _condition(self, name: str) -> bool | None:
+        """Return the truth of a condition; None if it depends on the image."""
+        if self.truths.get(name) is None:
+            self.truths[name] = self.decide(self.nodes, [*self.given, *self.weights], name)
+        self.conditions.append(name)
+        return self.truths[name]
+
+    def _body(self, call: Any, body: Any, names: Mapping[str, str], depth: int) -> None:
+        """Append a branch's nodes; its own values get new names, and its results those of the call."""
         from onnx import helper
 
         if len(body.sparse_initializer):
@@ -71,9 +98,9 @@ class _Folder:
             copy.name = inside[tensor.name]
             self.weights.append(copy)
             self.truths[copy.name] = _truth(copy)
-        yield from self.folded(body.node, inside, depth + 1)
+        self.fold(body.node, inside, depth + 1)
         for result, name in zip(body.output, call.output, strict=True):
-            yield helper.make_node("Identity", [inside.get(result.name, result.name)], [name])
+            self.nodes.append(helper.make_node("Identity", [inside.get(result.name, result.name)], [name]))
 
 
 def _truth(tensor: Any) -> bool | None:

@@ -42,7 +42,7 @@ def check_model(model: Any, path: Path) -> None:
     if len(graph.sparse_initializer):
         raise InputError(f"{path} has sparse weights: convert them to dense ones")
     for tensor in graph.initializer:
-        _check_tensor(tensor, path, f"weight {quoted(tensor.name)}")
+        check_tensor(tensor, path, f"weight {quoted(tensor.name)}")
     weights = [tensor.name for tensor in graph.initializer]
     if len(set(weights)) < len(weights):
         raise InputError(f"{path} is damaged: it has a weight twice")
@@ -118,10 +118,10 @@ def _check_attributes(node: Any, path: Path) -> None:
         if attribute.type not in _ATTRIBUTES or attribute.ref_attr_name:
             raise InputError(f"{where}: attribute {quoted(attribute.name)} is not a number, a text or a tensor")
         if attribute.type == 4:
-            _check_tensor(attribute.t, path, where)
+            check_tensor(attribute.t, path, where)
 
 
-def _check_tensor(tensor: Any, path: Path, where: str) -> None:
+def check_tensor(tensor: Any, path: Path, where: str) -> None:
     """Check that a tensor has the size that it states, and load external data into it."""
     if tensor.data_type not in _TYPES:
         raise InputError(f"{path}: {where} has type {tensor.data_type}, which is not a float or a whole number")

@@ -3,7 +3,7 @@
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,8 +14,18 @@ from certkd.files import sniff
 from certkd.networks.builders.build import MOST_PIXELS
 from certkd.networks.onnx.branches import fold_branches
 from certkd.networks.onnx.checks import check_model
+from certkd.networks.onnx.conditions import truth_of
 from certkd.networks.onnx.inline import inline_functions
-from certkd.networks.onnx.upgrade import FLOAT32, OLDEST, OTHER_FLOATS, to_broadcasting, to_float32
+from certkd.networks.onnx.live import keep_live, live
+from certkd.networks.onnx.upgrade import (
+    BROADCASTING,
+    FLOAT32,
+    OLDEST,
+    OTHER_FLOATS,
+    other_floats,
+    to_broadcasting,
+    to_float32,
+)
 from certkd.networks.onnx.wire import check_parts
 from verifiers.core.errors import InputError, one_line, quoted
 
@@ -40,6 +50,8 @@ class OnnxFile:
         single: True if it takes one flat image without an axis for the batch.
         constants: weights and other fixed values by name.
         remarks: what was converted or chosen, a line each.
+        rewriting: the conversions that changed its nodes or numbers, in a word each.
+        unused: operators in its functions and branches on which the output does not depend.
     """
 
     path: Path
@@ -53,6 +65,8 @@ class OnnxFile:
     constants: Mapping[str, np.ndarray]
     remarks: tuple[str, ...] = ()
     single: bool = False
+    rewriting: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
 
 
 def packages() -> tuple[ModuleType, ModuleType]:
@@ -81,16 +95,42 @@ def read(path: Path, *, shape: Sequence[int] | None = None, output: str | int | 
         InputError: packages are missing, the file is damaged or not ONNX, its external weights are missing, its opset
             is too old or too new, or its input or output is not one batch of images or logits.
     """
-    onnx, _ = packages()
+    packages()
     model, sha256 = _parse(path)
     graph, opset = model.graph, _opset(model, path)
     chosen, remark = _output(graph, output, path)
-    inline_functions(model, path)
-    fold_branches(model, path)
     graph.ClearField("output")
     graph.output.append(chosen)
+    keep_live(graph)
+    branching = any(node.op_type == "If" for node in graph.node)
+    changes = [word for word, there in (("functions", model.functions), ("branches", branching)) if there]
+    inline_functions(model, path)
+    conditions = fold_branches(model, path, lambda *given: truth_of(model, given, path, shape))
+    unused = _unused(graph, [chosen.name, *conditions])
+    found = finished(model, opset, path, shape)
+    remarks = tuple(text for text in (remark, *found.remarks) if text is not None)
+    return replace(
+        found, sha256=sha256, remarks=remarks, rewriting=(*dict.fromkeys((*changes, *found.rewriting)),), unused=unused
+    )
+
+
+def _unused(graph: Any, names: Sequence[str]) -> tuple[str, ...]:
+    """List the operators on which values do not depend."""
+    outputs = {output for node in live(graph.node, names) for output in node.output}
+    return tuple(sorted({node.op_type for node in graph.node if outputs.isdisjoint(node.output)}))
+
+
+def finished(model: Any, opset: int, path: Path, shape: Sequence[int] | None) -> OnnxFile:
+    """Check a file without functions and branches, and convert it to float32 and to a newer opset.
+
+    Raises:
+        InputError: as for ``read``.
+    """
+    onnx, _ = packages()
+    graph = model.graph
     check_model(model, path)
-    remarks = [remark, to_float32(model, path)]
+    precisions, remark = other_floats(model), to_float32(model, path)
+    changes = [*precisions, *(["opset"] if opset < BROADCASTING else [])]
     opset = to_broadcasting(model, opset, path)
     constants = {weight.name: onnx.numpy_helper.to_array(weight) for weight in graph.initializer}
     inputs = [value for value in graph.input if value.name not in constants]  # old files list weights among them
@@ -99,16 +139,17 @@ def read(path: Path, *, shape: Sequence[int] | None = None, output: str | int | 
     sides, count = _image(inputs[0], path, shape)
     return OnnxFile(
         path=path,
-        sha256=sha256,
+        sha256="",
         model=model,
         opset=opset,
         image=inputs[0].name,
-        logits=chosen.name,
+        logits=graph.output[0].name,
         shape=sides,
         count=count,
         constants=constants,
-        remarks=tuple(text for text in remarks if text is not None),
+        remarks=() if remark is None else (remark,),
         single=len(inputs[0].type.tensor_type.shape.dim) == 1,
+        rewriting=tuple(changes),
     )
 
 

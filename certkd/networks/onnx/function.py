@@ -15,6 +15,7 @@ from torch import nn
 from certkd.networks.cost import check_cost
 from certkd.networks.onnx.file import OnnxFile, read
 from certkd.networks.onnx.network import TOLERANCE, OnnxNetwork
+from certkd.networks.onnx.original import check_original
 from certkd.networks.onnx.reference import session_of
 from verifiers.core.errors import InputError, loading, one_line
 
@@ -81,6 +82,7 @@ def function(path: Path) -> Function:
             network, outputs = _compared(OnnxNetwork(file, literal=file.single), file, session)
         except InputError:  # perhaps its constants hold the number of inputs: only as many are right
             network, outputs = _compared(OnnxNetwork(file, literal=True), file, session)
+        check_original(file)
         return Function(network, file.shape, outputs, session, file.sha256)
 
 

@@ -3,12 +3,11 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from certkd.networks.onnx.live import bodies
 from verifiers.core.errors import InputError, quoted
 
 #: Most nodes after inlining, most functions around a node, and bytes beyond those of the file.
 NODES, DEPTH, SPARE = 10_000, 30, 1 << 24
-#: AttributeProto.GRAPH and AttributeProto.GRAPHS: bodies that read the names around them, which calls change.
-GRAPHS = 5, 10
 
 
 def inline_functions(model: Any, path: Any) -> None:
@@ -40,7 +39,7 @@ class _Inliner:
     def expanded(
         self, nodes: Any, names: Mapping[str, str], given: Mapping[str, Any], inside: str, depth: int = 0
     ) -> Iterator[Any]:
-        """Yield copies of nodes, with the bodies of functions for their calls.
+        """Yield copies of nodes, with the bodies of functions for their calls, also in branches.
 
         Args:
             nodes: the nodes of the graph or of a function.
@@ -54,16 +53,18 @@ class _Inliner:
             self.bytes -= node.ByteSize()
             if min(self.room, self.bytes) < 0 or depth > DEPTH:
                 raise InputError(f"{self.path} has more than {NODES} nodes, or functions that call themselves or grow")
-            if depth and any(attribute.type in GRAPHS for attribute in node.attribute):
-                raise InputError(
-                    f"{self.path}: operator {node.op_type} in a function has a graph of its own, which is not read: "
-                    "save the file without functions (onnx.inliner.inline_local_functions)"
-                )
             copy = type(node).FromString(node.SerializeToString())
             for field in (copy.input, copy.output):
-                changed = [names.get(name, inside + name) if name else "" for name in field]
+                changed = [_renamed(name, names, inside) for name in field]
                 del field[:]
                 field.extend(changed)
+            for body in bodies(copy):
+                for value in (*body.input, *body.output, *body.initializer):
+                    value.name = _renamed(value.name, names, inside)
+                nodes_inside = list(self.expanded(body.node, names, given, inside, depth))
+                body.ClearField("node")
+                body.ClearField("value_info")
+                body.node.extend(nodes_inside)
             _resolve(copy, given)
             function = self.functions.get((copy.domain, copy.op_type, getattr(copy, "overload", "")))
             if function is None:
@@ -82,6 +83,10 @@ class _Inliner:
         names |= {name: to for name, to in zip(function.output, call.output, strict=False) if to}
         given = {each.name: each for each in function.attribute_proto} | {each.name: each for each in call.attribute}
         yield from self.expanded(function.node, names, given, inside, depth + 1)
+
+
+def _renamed(name: str, names: Mapping[str, str], inside: str) -> str:
+    return names.get(name, inside + name) if name else ""
 
 
 def unused(graph: Any, prefix: str, bodies: Sequence[Any] = ()) -> str:

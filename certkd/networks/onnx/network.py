@@ -9,7 +9,7 @@ before it is used.
 import inspect
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,91 +19,24 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from certkd.networks.cost import check_cost
-from certkd.networks.onnx.call import Call, Value, tensor
+from certkd.networks.onnx.call import Call, Value
 from certkd.networks.onnx.file import DOMAINS, OnnxFile, packages, read
 from certkd.networks.onnx.operators import OPERATORS
+from certkd.networks.onnx.original import check_original
 from certkd.networks.onnx.patterns import Operation, simplified
-from certkd.networks.onnx.reference import OneByOne, Reference
+from certkd.networks.onnx.reference import Mixed, NoRows, OneByOne, Reference
 from certkd.networks.onnx.sizes import SIZES
+from certkd.networks.onnx.steps import FEW, LARGEST_NUMBERS, Known, Step, Weights, is_weight
 from verifiers.core.errors import InputError, loading, one_line, quoted
 
 #: Largest difference to onnxruntime's logits, relative to the largest of them (at least 1).
 TOLERANCE = 1e-4
 #: Operations for one image up to which a network is compared on six images, and not on two.
 FEW_OPERATIONS = 10**9
-#: Most numbers that follow from shapes and constants, beyond those of the weights.
-LARGEST_NUMBERS = 1 << 22
-#: Entries of a constant that may be a number, and not a weight, among others that follow from shapes.
-FEW = 16
-#: Operators whose float constants are numbers, however many.
-NUMBERS = ("Resize", "Upsample")
+#: Most numbers of weights that a file fills with one number.
+MADE = 1 << 26
 #: Operators whose number of outputs means something, even if they are not used.
 COUNTED = ("BatchNormalization", "Split")
-#: Operators whose float constants are weights, however few.
-WEIGHTED = frozenset(
-    "Conv ConvTranspose Gemm GRU GroupNormalization LSTM MatMul BatchNormalization InstanceNormalization "
-    "LayerNormalization PRelu RNN com.microsoft:FusedConv com.microsoft:FusedMatMul "
-    "com.microsoft:SkipLayerNormalization".split()
-)
-
-
-def _is_weight(value: Value, kind: str) -> bool:
-    """Return whether a known value is used as a weight: an array of floats, where a single one may be a number."""
-    several = isinstance(value, np.ndarray) and value.dtype.kind == "f" and kind not in NUMBERS
-    return several and (value.size != 1 or kind in WEIGHTED)
-
-
-class Step(nn.Module):
-    """Apply one operator, under the name of its node."""
-
-    def __init__(self, call: Call, operation: Operation) -> None:
-        super().__init__()
-        self.call, self.operation = call, operation
-        self.graph_label = f"ONNX node {operation.name[:100]}"
-
-    def forward(self, *inputs: Value) -> Any:
-        kind = self.operation.kind
-        like = next(value for value in inputs if isinstance(value, Tensor))
-        given = [tensor(value, like) if _is_weight(value, kind) else value for value in inputs]
-        return OPERATORS[kind](self.call, *given, **self.operation.attributes)
-
-    def _get_name(self) -> str:
-        return self.operation.kind
-
-
-class Weights(nn.Module):
-    """Hold a file's weights, under their names."""
-
-
-@dataclass(frozen=True)
-class Known:
-    """Compute an operator whose result follows from shapes and constants: numbers, not tensors."""
-
-    operation: Operation
-    evaluator: Any
-    most: int
-
-    def __call__(self, *inputs: Value) -> list[np.ndarray]:
-        """Compute the values.
-
-        Raises:
-            ValueError: they would have more than ``most`` entries.
-        """
-        if self.operation.kind in ("Shape", "Size"):
-            return self._of_shape(inputs[0])
-        if SIZES[self.operation.kind](inputs, self.operation.attributes) > self.most:
-            raise ValueError(f"it would compute more than {self.most} constant numbers")
-        given = {name: value for name, value in zip(self.operation.inputs, inputs, strict=True) if name}
-        return self.evaluator.run(None, given)
-
-    def _of_shape(self, value: Tensor | np.ndarray) -> list[np.ndarray]:
-        shape = np.array([int(side) for side in value.shape], dtype=np.int64)
-        if self.operation.kind == "Size":
-            return [np.asarray(np.prod(shape))]
-        return [shape[self.operation.attributes.get("start", 0) : self.operation.attributes.get("end")]]
-
-    def __deepcopy__(self, memo: Any) -> "Known":
-        return self
 
 
 class OnnxNetwork(nn.Module):
@@ -112,9 +45,10 @@ class OnnxNetwork(nn.Module):
     Args:
         file: the file.
         literal: run it on exactly as many images as it takes, each image apart from the others.
+        numbers: its output may follow from shapes alone; then it has ``values``, and no logits.
     """
 
-    def __init__(self, file: OnnxFile, *, literal: bool = False) -> None:
+    def __init__(self, file: OnnxFile, *, literal: bool = False, numbers: bool = False) -> None:
         super().__init__()
         self.image, self.logits, self.sha256 = file.image, file.logits, file.sha256
         self.count = (file.count or 1) if literal else None
@@ -123,7 +57,7 @@ class OnnxNetwork(nn.Module):
         self._plan: list[tuple[Operation, str | Known]] = []
         self._constants: dict[str, np.ndarray] = {}
         self._names: dict[str, str] = {}
-        _Translation(file, self).run()
+        _Translation(file, self).run(numbers=numbers)
 
     def forward(self, x: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch logits"]:
         if self.count is None:
@@ -139,7 +73,11 @@ class OnnxNetwork(nn.Module):
         return self._run(image.expand(count, *image.shape[1:]))[:1].flatten(1)
 
     def _run(self, x: Tensor) -> Tensor:
-        """Run the file's operations.
+        found: Tensor = self.values(x)[self.logits]
+        return found
+
+    def values(self, x: Tensor) -> dict[str, Value]:
+        """Run the file's operations; return all values by name.
 
         Raises:
             InputError: too many numbers follow from shapes.
@@ -157,7 +95,7 @@ class OnnxNetwork(nn.Module):
                     f"node {quoted(operation.name)}: more than {LARGEST_NUMBERS} numbers follow from shapes"
                 )
             values.update(zip(operation.outputs, several, strict=False))
-        return values[self.logits]
+        return values
 
     def extra_repr(self) -> str:
         return f"file={self.sha256}"
@@ -184,8 +122,9 @@ class _Translation:
         self.varying = {file.image}
         self.used = {file.logits, *(name for node in file.model.graph.node for name in node.input if name)}
         self.room = 4 * sum(value.size for value in file.constants.values()) + LARGEST_NUMBERS
+        self.filled = MADE
 
-    def run(self) -> None:
+    def run(self, *, numbers: bool) -> None:
         operations = [self._operation(node, i) for i, node in enumerate(self.file.model.graph.node)]
         open_ones = [operation for operation in operations if not self._folded(operation)]
         for operation in simplified(open_ones, self.constants, self.file.logits):
@@ -194,7 +133,9 @@ class _Translation:
                 self._know(operation)
             else:
                 self._translate(operation)
-        if self.file.logits not in self.varying:
+        if numbers and self.file.logits in self.constants:
+            self.network._constants[self.file.logits] = self.constants[self.file.logits]
+        elif not numbers and self.file.logits not in self.varying:
             raise InputError(f"{self.file.path}: its output {self.file.logits!r} does not depend on the image")
 
     def _operation(self, node: Any, position: int) -> Operation:
@@ -212,12 +153,14 @@ class _Translation:
         """Compute an operation that is constant; return whether it is."""
         if not all(name in self.constants for name in operation.inputs if name) or self._is_layer(operation):
             return False
-        evaluate = Known(operation, self._evaluator(operation), self.room)
+        filled = operation.kind == "ConstantOfShape"  # weights of one number, as in networks without training
+        evaluate = Known(operation, self._evaluator(operation), self.filled if filled else self.room)
         try:
             found = evaluate(*(self.constants[name] if name else None for name in operation.inputs))
         except Exception as error:  # any error of numpy and onnx about a broken constant
             raise InputError(f"{self._where(operation)}: cannot be computed: {one_line(error)}") from error
-        self.room -= sum(np.size(value) for value in found)
+        size = sum(np.size(value) for value in found)
+        self.room, self.filled = (self.room, self.filled - size) if filled else (self.room - size, self.filled)
         self.constants.update(zip(operation.outputs, map(np.asarray, found), strict=False))
         return True
 
@@ -291,7 +234,7 @@ class _Translation:
     def _keep(self, name: str, kind: str, *, statistic: bool) -> None:
         """Store a constant: as a parameter of the module, as a buffer where torch needs one, or as plain numbers."""
         value, network = self.constants[name], self.network
-        if not _is_weight(value, kind):
+        if not is_weight(value, kind):
             network._constants[name] = value
         elif name not in network._names:
             key = _unique(re.sub(r"\W+", "_", name).strip("_") or "weight", network.weights)
@@ -336,16 +279,49 @@ def load(
     path = Path(path)
     with loading(path, "an ONNX file that can be read"):
         file = read(path, shape=shape, output=output)
-        network = OnnxNetwork(file, literal=file.single)
         try:
-            return network, file, _compared(network, file)
-        except OneByOne:
-            file = replace(file, count=1)
-        except InputError:  # perhaps its constants hold the number of images: only as many are right
-            if file.count is None:
+            found = _loaded(file)
+        except InputError as error:
+            if file.count in (None, 1) or file.single:
                 raise
-        network = OnnxNetwork(file, literal=True)
+            found = _as_one_image(file, error)
+        check_original(found[1])
+        return found
+
+
+def _loaded(file: OnnxFile) -> tuple[OnnxNetwork, OnnxFile, int]:
+    """Load a network that is right for any number of images, or one that takes only as many as the file."""
+    network = OnnxNetwork(file, literal=file.single)
+    try:
         return network, file, _compared(network, file)
+    except OneByOne:
+        file = replace(file, count=1)
+    except InputError:  # perhaps its constants hold the number of images: only as many are right
+        if file.count is None:
+            raise
+    network = OnnxNetwork(file, literal=True)
+    return network, file, _compared(network, file)
+
+
+def _as_one_image(file: OnnxFile, error: InputError) -> tuple[OnnxNetwork, OnnxFile, int]:
+    """Load a file whose first axis is no batch; ``error`` tells what is wrong with it as a batch.
+
+    Raises:
+        InputError: as one image it gives no row of logits either.
+    """
+    sides = (file.count or 1, *file.shape)
+    said = f"its input of shape {list(sides)} has no axis for the batch: it is read as one image"
+    whole = replace(file, shape=sides, count=1, single=True, remarks=(*file.remarks, said))
+    try:
+        network = OnnxNetwork(whole, literal=True)
+        return network, whole, _compared(network, whole)
+    except InputError as other:
+        if not isinstance(error, NoRows | Mixed):
+            raise error from None
+        raise InputError(
+            f"{error}; read as one image of shape {list(sides)}, without an axis for the batch: "
+            f"{str(other).removeprefix(f'{file.path} ')}"
+        ) from None
 
 
 def _compared(network: OnnxNetwork, file: OnnxFile) -> int:

@@ -12,18 +12,36 @@ from verifiers.core.table import counted
 _WANTED = "only one row of float logits for each is supported"
 
 
+class Mixed(InputError):
+    """A file whose logits of an image change with the other images."""
+
+
+class NoRows(InputError):
+    """A file that does not give one row of logits for each image."""
+
+
 class OneByOne(InputError):
     """A file for any number of images that runs one, and fails on several."""
 
 
-def session_of(file: OnnxFile) -> Any:
-    """Open a file in onnxruntime, silent and on one thread; raises InputError if onnxruntime does not support it."""
+def opened(model: Any, *, plain: bool = True) -> Any:
+    """Open a model in onnxruntime, silent and on one thread; ``plain`` computes nothing before it is run.
+
+    Raises:
+        Exception: onnxruntime does not support it; its errors have no other common class.
+    """
     _, onnxruntime = packages()
     options = onnxruntime.SessionOptions()
     options.log_severity_level, options.intra_op_num_threads = 4, 1
+    if plain:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def session_of(file: OnnxFile) -> Any:
+    """Open a file in onnxruntime; raises InputError if onnxruntime does not support it."""
     try:
-        content = file.model.SerializeToString()  # as it was checked; its other parts are not used
-        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        return opened(file.model, plain=False)  # as it was checked; the file's other parts are not used
     except Exception as error:  # noqa: BLE001 - onnxruntime's errors have no other common class
         why = one_line(Exception(str(error).replace(str(file.path), "the file")))
         raise InputError(f"{file.path} is not a network that onnxruntime runs: {why}") from None
@@ -55,7 +73,7 @@ class Reference:
             together = self._filled(images[::-1], count, seed=1)[::-1]
         close = together.shape == alone.shape and np.allclose(together, alone, rtol=1e-4, atol=1e-4, equal_nan=True)
         if not close:
-            raise InputError(f"{self._file.path} mixes the images of a batch: export it in eval mode")
+            raise Mixed(f"{self._file.path} mixes the images of a batch: export it in eval mode")
         return alone
 
     def _together(self, images: np.ndarray) -> np.ndarray:
@@ -80,7 +98,7 @@ class Reference:
         rows = _rows(found.shape, len(images)) if isinstance(found, np.ndarray) else None
         if rows is None or found.dtype != np.float32:
             what = f"{found.dtype} of shape {found.shape}" if isinstance(found, np.ndarray) else "no tensor"
-            raise InputError(f"{self._file.path} gives {what} for {counted(len(images), 'image')}: {_WANTED}")
+            raise NoRows(f"{self._file.path} gives {what} for {counted(len(images), 'image')}: {_WANTED}")
         return found.reshape(rows)
 
 

@@ -22,6 +22,14 @@ _BINARY = frozenset("Add And Div Equal Greater Less Mul Or Pow Sub Xor".split())
 Rewrite = Callable[[Any, "_Names"], list[Any]]
 
 
+def other_floats(model: Any) -> list[str]:
+    """List the float types other than float32 of a file's inputs, outputs, constants and conversions."""
+    numbers = {value.type.tensor_type.elem_type for value in _floats_of(model.graph)}
+    numbers |= {tensor.data_type for tensor in _tensors(model.graph)}
+    numbers |= {a.i for node in model.graph.node for a in node.attribute if a.name in ("to", "dtype")}
+    return [name for number, name in OTHER_FLOATS.items() if number in numbers]
+
+
 def to_float32(model: Any, path: Any) -> str | None:
     """Convert the weights and values of a file to float32; return a remark, or None if they were float32.
 

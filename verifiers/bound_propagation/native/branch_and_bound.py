@@ -105,7 +105,9 @@ class BranchAndBound:
         """
         full = False
         with torch.no_grad():
-            pool = self._kept(self.bounded(self._whole()))
+            pool = self._whole()
+            if not self._late():
+                pool = self._kept(self.bounded(pool))
             while len(pool) and self.point is None and not self._late(min(2 * len(pool), self.size)) and not full:
                 leaves = ~(pool.branch >= 0).any(1)
                 if leaves.any():

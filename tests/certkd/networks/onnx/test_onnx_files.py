@@ -283,28 +283,6 @@ def test_scalar_weights_stay_weights(tmp_path: Path) -> None:
     assert "weights.w" in dict(onnx_network.load(path)[0].named_parameters())
 
 
-def test_a_branch_in_a_function_is_refused(tmp_path: Path) -> None:
-    """Its branches read names of the function, which calls change: they would read others of the graph."""
-    path = good(tmp_path)
-    model = onnx.load(path)
-    value = helper.make_tensor_value_info("r", TensorProto.FLOAT, None)
-    then, other = (helper.make_graph([node(name, ["x"], ["r"])], name, [], [value]) for name in ("Neg", "Relu"))
-    truth = helper.make_tensor("truth", TensorProto.BOOL, [], [True])
-    body = [node("Constant", [], ["c"], value=truth), node("If", ["c"], ["y"], then_branch=then, else_branch=other)]
-    versions = [*model.opset_import, helper.make_opsetid("own", 1)]
-    model.functions.append(helper.make_function("own", "f", ["x"], ["y"], body, versions))
-    model.opset_import.append(helper.make_opsetid("own", 1))
-    call = node("f", ["h"], ["called"], domain="own")
-    for each in model.graph.node[1:]:
-        each.input[:] = ["called" if name == "h" else name for name in each.input]
-    nodes = [model.graph.node[0], call, *model.graph.node[1:]]
-    model.graph.ClearField("node")
-    model.graph.node.extend(nodes)
-    onnx.save(model, path)
-    with pytest.raises(InputError, match="operator If in a function has a graph of its own, which is not read"):
-        onnx_network.load(path)
-
-
 def test_selu_of_the_first_opset_has_its_own_defaults(tmp_path: Path) -> None:
     """1.6732 and 1.0507, which opset 6 gave more digits; onnxruntime has no kernel for the old one."""
     nodes = [node("Selu", ["x"], ["h"]), *NODES]
