@@ -39,7 +39,7 @@ def sniff(path: Path, what: str) -> bytes:
         what: the kind of file that is expected, for messages.
 
     Raises:
-        InputError: the file is missing, empty, a folder, a web page or a Git LFS pointer.
+        InputError: the file is missing, empty, a folder, a web page, a Git LFS pointer or plainly of another kind.
     """
     if path.is_dir():
         raise InputError(f"{path} is a folder, not a {what}: give a file in it")
@@ -53,7 +53,26 @@ def sniff(path: Path, what: str) -> bytes:
         raise InputError(f"{path} is an HTML page, not a {what}: the download probably met a login or error page")
     if head.startswith(b"version https://git-lfs"):
         raise InputError(f"{path} is a Git LFS pointer, not the file itself: run 'git lfs pull'")
+    other = _other_kind(path, head, what)
+    if other is not None:
+        raise InputError(f"{path} is {other}")
     return head
+
+
+def _other_kind(path: Path, head: bytes, what: str) -> str | None:
+    """Name the kind of a file that is plainly not the expected one, and what to do; None for all others."""
+    if head.startswith(b"\x89HDF"):
+        wanted = "network" if what in ("checkpoint", "ONNX file") else what
+        return f"an HDF5 file, as certificates are, not a {wanted}: 'certkd show' prints those"
+    if what == "checkpoint" and path.suffix == ".py":
+        return (
+            f"Python code, not a checkpoint: give its weights, and name its class as their architecture ({path}:Class)"
+        )
+    if what == "ONNX file" and head.startswith((b"PK", b"\x80")):
+        return "a checkpoint, not an ONNX file: 'certkd export' writes one"
+    if what != "ONNX file" and ".onnx" in path.suffixes:
+        return f"an ONNX file, not a {what}: files of networks come first"
+    return None
 
 
 def delete_outputs(folder: Path, mark: str, outputs: tuple[str, ...]) -> None:

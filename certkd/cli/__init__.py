@@ -60,7 +60,10 @@ def main() -> None:
         finish(code if isinstance(code, int) else 0)
         sys.stdout.flush()
     except click.ClickException as error:
-        code = _fail(error.format_message(), error.exit_code, debug)
+        text = error.format_message()
+        if "unexpected extra argument" in text:
+            text = f"{text.rstrip('.')}: numbers and lists have no blanks, like 8/255 and ibp,crown"
+        code = _fail(text, error.exit_code, debug)
     except InputError as error:
         code = _fail(str(error), 2, debug)
     except (click.Abort, KeyboardInterrupt):

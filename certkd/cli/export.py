@@ -9,7 +9,7 @@ from certkd.cli.networks import loader, named_data, network, teacher_of
 from certkd.cli.options import EpsilonType, Value, Whole, data_places, network_options, teacher_options
 from certkd.files import NETWORKS
 from verifiers.core.errors import InputError, did_you_mean, loading, quoted
-from verifiers.core.quantities import Epsilon
+from verifiers.core.quantities import Epsilon, Norm, beyond_images
 from verifiers.core.table import counted
 
 if TYPE_CHECKING:
@@ -61,6 +61,9 @@ def export(file: str | None, model: str | None, out: str, eps: Epsilon | None, *
         raise InputError(f"--vnnlib {options['vnnlib']} is not a version of VNN-LIB that is written: 1.0 or 2.0")
     if eps is None:
         _refuse(options, _ABOUT_PROPERTIES, "is about properties: add --eps")
+    beyond = None if eps is None else beyond_images(eps, Norm.LINF)
+    if beyond is not None:
+        raise InputError(f"--eps: {beyond}")
     if Path(out).suffix:
         raise InputError(f"a network is exported to a folder: --out {out} ends in {Path(out).suffix} as a file would")
     if options["teacher"] is None:

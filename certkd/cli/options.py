@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import click
@@ -98,7 +99,8 @@ def bare_or_named(bare: str | None, named: str | None, option: str, example: str
         InputError: both are given, or neither: ``example`` is a command that would do.
     """
     if bare is not None and named is not None:
-        raise InputError(f"{bare} and {option} {named} say the same: give one of them")
+        listed = "" if Path(bare).exists() else "; lists have no blanks, like --methods ibp,crown"
+        raise InputError(f"{bare} and {option} {named} say the same: give one of them{listed}")
     given = named if bare is None else bare
     if given is None:
         raise InputError(f"nothing to work on: give a file, like {example} (or {option})")

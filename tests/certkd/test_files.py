@@ -77,6 +77,30 @@ def test_other_files_begin_with_their_first_bytes(content: bytes, tmp_path: Path
     assert sniff(path, "checkpoint") == content[:510]
 
 
+KINDS = [
+    (
+        "a.h5",
+        b"\x89HDF\r\n",
+        "checkpoint",
+        "an HDF5 file, as certificates are, not a network: 'certkd show' prints those",
+    ),
+    ("a.h5", b"\x89HDF\r\n", "VNN-LIB property", "an HDF5 file, as certificates are, not a VNN-LIB property"),
+    ("net.py", b"import torch", "checkpoint", "Python code, not a checkpoint: give its weights, and name its class"),
+    ("net.pt", b"PK\x03\x04", "ONNX file", "a checkpoint, not an ONNX file: 'certkd export' writes one"),
+    ("net.onnx", b"\x08\x07", "VNN-LIB property", "an ONNX file, not a VNN-LIB property: files of networks come first"),
+    ("net.onnx.gz", b"\x1f\x8b", "table of results", "an ONNX file, not a table of results"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "what", "told"), KINDS)
+def test_a_file_of_another_kind_is_named(name: str, content: bytes, what: str, told: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        sniff(path, what)
+    assert f"{path} is {told}" in str(caught.value)
+
+
 def test_what_is_no_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"is a folder, not a checkpoint: give a file in it"):
         sniff(tmp_path, "checkpoint")

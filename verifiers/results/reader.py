@@ -53,6 +53,9 @@ def opened(path: str | os.PathLike[str], tables: Mapping[str, tuple[Column, ...]
             raise InputError(f"{path} is a folder: give a certificate file{example}")
         if not path.is_file():
             raise InputError(f"no certificate file at {path}")
+        with open(path, "rb") as raw:
+            if raw.read(2) == b"PK":
+                raise InputError(f"{path} is not a certificate file: it is a checkpoint or another archive")
         file = h5py.File(path, "r", locking=False)
     with file:
         with loading(path, KIND, why=DAMAGED):

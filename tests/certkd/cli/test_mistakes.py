@@ -49,7 +49,18 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     )
     nodes, weights = head(72)
     onnx = write_onnx(folder / "soft.onnx", [helper.make_node("Relu", ["x"], ["h"]), *nodes], weights, shape=("N", 72))
+    (folder / "net.py").write_text("import torch\n")
+    bounds = "(assert (>= X_0 0))\n(assert (<= X_0 1))\n"
+    (folder / "p.vnnlib").write_text(
+        f"(declare-const X_0 Real)\n(declare-const Y_0 Real)\n{bounds}(assert (>= Y_0 0))\n"
+    )
+    (folder / "open.vnnlib").write_text("(declare-const X_0 Real)\n(assert (>= X_0 0)\n")
+    (folder / "list.csv").write_text("soft.onnx\n")
     return {
+        "CODE": str(folder / "net.py"),
+        "PROPERTY": str(folder / "p.vnnlib"),
+        "UNCLOSED": str(folder / "open.vnnlib"),
+        "LIST": str(folder / "list.csv"),
         "SOFT": str(onnx),
         "FOLDER/x.txt": str(folder / "certificates" / "x.txt"),
         "NET": str(folder / "net.pt"),
@@ -185,6 +196,37 @@ MISTAKES: list[tuple[str, str]] = [
     ("run configs/digits.yaml --set teacher.model.name=certkd:cn --set out=OUT", "'certkd:cnn'?"),
     ("run configs/digits.yaml --set out=/dev/null/x", "/dev/null/x"),
     ("run configs/digits.yaml --set data.name=mnist --data-root /none --set out=OUT", "/none"),
+    ("certify NET --eps 0,03", "'0,03' is not a number; write it like 8/255, 0.03 or 1e-3"),
+    ("certify NET --eps 3%", "'3%' is not a number; write it like 8/255"),
+    ("certify NET --eps 8 / 255", "extra arguments (/ 255): numbers and lists have no blanks, like 8/255"),
+    ("certify NET --eps=-0.1", "eps must be positive and finite, got '-0.1'"),
+    ("certify NET --eps 8 --data digits", "eps 8 covers the whole image box [0, 1]: did you mean 8/255?"),
+    ("CERTIFY --methods crown ibp", "lists have no blanks, like --methods ibp,crown"),
+    ("CERTIFY --indices 5-2", "the range 5-2 runs backwards: write 2-5"),
+    ("CERTIFY --image-size 8x8", "like 224 or 32,48, got '8x8'"),
+    ("CERTIFY --output 3", "--output 3 is for .onnx files and for --arch: NET has one output"),
+    ("CERTIFY --time-limit 60s", "'60s' is not a number"),
+    ("CERTIFY --option eps=0.2", "none of the methods pgd, ibp, crown has a setting 'eps'"),
+    (
+        "certify CODE --eps 0.1 --data digits",
+        "CODE is Python code, not a checkpoint: give its weights, and name its cl",
+    ),
+    ("certify SOFT --data digits --eps 0.1 --layout nchv", "Did you mean 'nchw'?"),
+    ("solve NET PROPERTY", "NET is a checkpoint, not an ONNX file: 'certkd export' writes one"),
+    ("solve SOFT GOOD", "GOOD is an HDF5 file, as certificates are, not a VNN-LIB property"),
+    ("solve PROPERTY SOFT", "SOFT is an ONNX file, not a VNN-LIB property: files of networks come first"),
+    ("solve SOFT none.vnnlib", "no such property: none.vnnlib"),
+    ("solve SOFT PROPERTY --timeout 0", "--timeout 0 is not a positive number of seconds"),
+    ("solve SOFT PROPERTY --out OUT", "PROPERTY: the property is about 1 inputs, the network has 72"),
+    ("solve SOFT UNCLOSED --out OUT", "UNCLOSED line 2: a bracket is never closed"),
+    ("solve LIST --out OUT", "LIST line 1 must be onnx,vnnlib,timeout, got 'soft.onnx'"),
+    ("export NET --eps 8 --out OUT", "--eps: eps 8 covers the whole image box [0, 1]: did you mean 8/255?"),
+    ("compare NET STUDENT", "NET is not a certificate file: it is a checkpoint or"),
+    ("verify NET GOOD", "NET is not a certificate file: it is a checkpoint or another archive"),
+    ("inspect GOOD", "GOOD is an HDF5 file, as certificates are, not a network"),
+    ("match --student NET --eps 0.1", "match relates a student to its teacher: give --teacher"),
+    ("match --student STUDENT --teacher NET --eps 0.1 --property same", "unknown property 'same'. Known: same-class"),
+    ("CERTIFY --teacher GOOD", "GOOD is an HDF5 file, as certificates are, not a network"),
 ]
 
 
