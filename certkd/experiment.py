@@ -158,12 +158,13 @@ def _report(
     collapsed = [name for name, result in results.items() if has_collapsed(result.history[-1]["validation"])]
     report = folder / "report"
     curves = {name: radii(certificates) for name, certificates in networks.items()}
-    norm, eps, samples = str(config.certify.norm), teacher.eps, len(curves["teacher"])
-    plots.radius_curves(report / "radius.png", curves, norm=norm, eps=eps, samples=samples)
+    used = next(iter(comparisons.values())).methods if comparisons else ()
+    about = plots.Caption(str(config.certify.norm), teacher.eps, len(curves["teacher"]), used)
+    plots.radius_curves(report / "radius.png", {name: [values] for name, values in curves.items()}, about)
     plots.training_curves(report / "training.png", {name: result.history for name, result in results.items()})
     for name in comparisons:
         path = report / f"{name}-against-teacher.png"
-        plots.paired_radii(path, curves["teacher"], curves[name], norm=norm, eps=eps, name=name)
+        plots.paired_radii(path, curves["teacher"], curves[name], about, ("teacher", name))
     content = {
         "config": config.model_dump(mode="json"),
         "networks": {name: plain(vars(figures(certificates))) for name, certificates in networks.items()},

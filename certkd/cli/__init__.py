@@ -12,6 +12,8 @@ from certkd.cli.certify import certify
 from certkd.cli.cite import cite
 from certkd.cli.compare import compare
 from certkd.cli.export import export
+from certkd.cli.figure import figure
+from certkd.cli.gate import gate
 from certkd.cli.import_log import import_log
 from certkd.cli.inspect import inspect
 from certkd.cli.match import match
@@ -41,7 +43,7 @@ def cli() -> None:
     """
 
 
-_CERTIFICATES = (certify, transfer, match, solve, import_log, show, compare, cite, export, verify)
+_CERTIFICATES = (certify, transfer, match, solve, import_log, show, compare, gate, figure, cite, export, verify)
 for command in (train, inspect, *_CERTIFICATES, run, methods, objectives):
     command.context_settings = {**_HELP, **command.context_settings}  # also where it is called without the group
     add_output_options(command)

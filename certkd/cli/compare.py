@@ -132,11 +132,7 @@ def _plot(path: Path, files: "dict[str, list[Certificates]]", results: "dict[str
     from certkd.report.console import display
 
     first = next(iter(results.values()))[0]
-    named = {
-        f"{label}, seed {i + 1}" if len(group) > 1 else label: radii(one, first.methods)
-        for label, group in files.items()
-        for i, one in enumerate(group)
-    }
+    curves = {label: [radii(one, first.methods) for one in group] for label, group in files.items()}
     eps = Epsilon.parse(first.eps).value
-    plots.radius_curves(path, named, norm=first.norm, eps=eps, samples=first.samples)
+    plots.radius_curves(path, curves, plots.Caption(first.norm, eps, first.samples, first.methods))
     display(f"written to {path}")

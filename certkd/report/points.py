@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from certkd.report.plots import save
+from certkd.report.style import save
 
 #: Inches of a picture, and of the lines above it.
 SIDE, LINES = 1.5, 0.42

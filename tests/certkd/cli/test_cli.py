@@ -483,7 +483,7 @@ def test_the_radius_curve_is_certified_accuracy(tmp_path: Path, monkeypatch: pyt
     drawn: list[Any] = []
     monkeypatch.setattr(plots, "save", lambda figure, path: drawn.append(figure))
     values = np.array([0.0, 0.1, 0.1, 0.3, 0.0, 0.25])
-    plots.radius_curves(tmp_path / "x.png", {"net": values}, norm="linf", eps=0.1, samples=6)
+    plots.radius_curves(tmp_path / "x.png", {"net": [values]}, plots.Caption("linf", 0.1, 6, ("crown",)))
     line = next(line for line in drawn[0].axes[0].lines if line.get_label() == "net")
     x, y = (np.asarray(axis) for axis in line.get_data())
     at: dict[str, Callable[[float], float]] = {
@@ -496,6 +496,7 @@ def test_the_radius_curve_is_certified_accuracy(tmp_path: Path, monkeypatch: pyt
 
 def test_all_radii_zero_can_be_drawn(tmp_path: Path) -> None:
     zero = np.zeros(4)
-    plots.radius_curves(tmp_path / "a.png", {"net": zero}, norm="l2", eps=0.1, samples=4)
-    plots.paired_radii(tmp_path / "b.png", zero, zero, norm="l2", eps=0.1, name="net")
+    about = plots.Caption("l2", 0.1, 4, ("crown",))
+    plots.radius_curves(tmp_path / "a.png", {"net": [zero]}, about)
+    plots.paired_radii(tmp_path / "b.png", zero, zero, about, ("teacher", "net"))
     assert all(Image.open(tmp_path / f"{name}.png").format == "PNG" for name in "ab")

@@ -72,3 +72,15 @@ def test_what_cannot_be_grouped_is_refused(
     with pytest.raises(InputError) as caught:
         group(files, labels)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 2, 1, 0), (1, 3, 0, 2)])
+def test_the_first_file_is_the_first_group(order: tuple[int, ...]) -> None:
+    files = ["t.h5", "kd-seed0.h5", "kd-seed1.h5", "ours.h5"]
+    found = group([files[i] for i in order])
+    assert next(iter(found.values()))[0] == files[order[0]]
+    assert set(found) == {"t", "kd", "ours"} and len(found["kd"]) == 2
+
+
+def test_no_files_are_no_groups() -> None:
+    assert group([]) == {}

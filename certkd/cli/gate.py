@@ -1,0 +1,163 @@
+"""``certkd gate``."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from certkd.cli.certify import certified, certify
+from certkd.cli.options import (
+    Assignment,
+    EpsilonType,
+    Number,
+    data_options,
+    network_options,
+    run_options,
+    sample_options,
+)
+from verifiers.core.errors import InputError, loading
+from verifiers.core.quantities import Epsilon
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from certkd.comparison.gate import Rule
+    from certkd.report.gate import Gated
+    from verifiers.results.rows import Certificates
+
+#: How the name of a certificate file ends.
+_FILES = (".h5", ".hdf5")
+
+
+@click.command()
+@click.argument("new")
+@click.option("--shipped", required=True, metavar="NETWORK", help="The network that the new one replaces.")
+@click.option("--eps", type=EpsilonType(), help="Radius in pixel units, like 2/255.")
+@click.option("--norm", default="linf", show_default=True, help="linf, l2 or l1.")
+@click.option(
+    "--require", "conditions", multiple=True, required=True, metavar="CONDITION", help="Like 'certified>=0.95*shipped'."
+)
+@click.option("--alpha", type=Number(), default="0.05", show_default=True, help="Chance of a wrong answer, at most.")
+@click.option("--methods", default="pgd,crown", show_default=True, help="See 'certkd methods'.")
+@click.option("--option", "settings", multiple=True, type=Assignment(), help="A method's setting, like steps=50.")
+@click.option("--junit", metavar="FILE", help="Also write JUnit XML.")
+@click.option("--summary", metavar="FILE", help="Also write Markdown, for a pull request.")
+@sample_options
+@run_options
+@network_options
+@data_options
+@click.pass_context
+def gate(ctx: click.Context, new: str, shipped: str, conditions: tuple[str, ...], **options: Any) -> int:
+    """Decide whether a new network may replace the shipped one.
+
+    NEW and --shipped are networks, which are certified where that is missing, or certificate files of both. A
+    condition is METRIC>=NUMBER or METRIC>=FACTOR*shipped, plus or minus a number. METRIC is certified, clean or pgd
+    (as in 'certkd compare'), retention, or same-class: the share of samples on whose ball the new network provably
+    gives the shipped one's class. A condition is about all images like the samples. Exit code 0: all are met. 1: one
+    failed. 2: n samples cannot decide, or bad input. An answer is wrong with probability alpha at most.
+    """
+    from certkd.comparison.gate import Rule
+    from certkd.files import write_whole
+    from certkd.report.console import display, record
+    from certkd.report.gate import junit, markdown
+    from verifiers.core.table import counted
+
+    rules = [Rule.parse(text) for text in conditions]
+    alpha, places = options.pop("alpha"), {name: options.pop(name) for name in ("junit", "summary")}
+    if not 0 < alpha < 1:
+        raise InputError(f"--alpha must be between 0 and 1, got {alpha:g}")
+    files = _files(ctx, new, shipped, rules, options)
+    with loading(f"{new} or {shipped}", "a certificate file"):
+        found = _decided(files, rules, alpha)
+    record(**found.to_dict())
+    display(*found.lines())
+    for name, write in (("junit", junit), ("summary", markdown)):
+        if places[name] is not None:
+            text = write(found)
+            write_whole(Path(places[name]), lambda path, text=text: path.write_text(text, encoding="utf-8"))  # type: ignore[misc]
+            display(f"written to {places[name]}")
+    code = {"met": 0, "failed": 1, "undecided": 2}[found.verdict]
+    if code == 2:
+        from certkd.report.console import stderr
+
+        samples = counted(int(found.facts["samples"]), "sample")
+        stderr().print(f"certkd: {samples} cannot decide at alpha {alpha:g}: certify more, or loosen the requirement")
+    return code
+
+
+def _files(
+    ctx: click.Context, new: str, shipped: str, rules: "list[Rule]", options: dict[str, Any]
+) -> "tuple[Certificates, Certificates]":
+    """Read both files, or certify both networks."""
+    from certkd.report.console import Mode, begin, current
+    from verifiers.results.reader import read
+
+    given = [name.endswith(_FILES) for name in (new, shipped)]
+    eps: Epsilon | None = options.pop("eps")
+    if all(given):
+        return read(new), read(shipped)
+    if any(given):
+        raise InputError(f"{new} and {shipped}: give two networks, or the certificate files of both")
+    if eps is None:
+        raise InputError("which radius? Give --eps, like --eps 2/255")
+    methods = options.pop("methods")
+    methods += ",match" if any(rule.metric == "same-class" for rule in rules) and "match" not in methods else ""
+    before = current()
+    begin(Mode(before.quiet, plain=True))  # its tables are not this command's answer
+    try:
+        run = click.Command("gate", params=certify.params, callback=certified)
+        done = ctx.invoke(run, model=new, teacher=shipped, eps=eps, methods=methods, **options)
+    finally:
+        begin(before)
+    answer = done.answers[0]
+    return answer["student"], answer["teacher"]
+
+
+def _decided(files: "tuple[Certificates, Certificates]", rules: "list[Rule]", alpha: float) -> "Gated":
+    from certkd.comparison.compare import compare
+    from certkd.comparison.gate import decide
+    from certkd.report.gate import Gated
+
+    new, shipped = files
+    result = compare(shipped, new)
+    decisions = decide(rules, _answers(new, shipped, result.methods, rules), alpha)
+    facts = {
+        "norm": result.norm,
+        "eps": result.eps,
+        "samples": str(result.samples),
+        "methods": "+".join(result.methods),
+        "alpha": f"{alpha:g}",
+        "new_sha256": str(new.attributes.get("model_sha256", "")),
+        "shipped_sha256": str(shipped.attributes.get("model_sha256", "")),
+    }
+    return Gated((new.path, shipped.path), facts, decisions, result.losses)
+
+
+def _answers(
+    new: "Certificates", shipped: "Certificates", methods: tuple[str, ...], rules: "list[Rule]"
+) -> "dict[str, tuple[np.ndarray, np.ndarray]]":
+    """Return both networks' answers by metric, for the metrics of the rules.
+
+    Raises:
+        InputError: no attack, or no rows that relate the two networks.
+    """
+    import numpy as np
+
+    from certkd.comparison.compare import outcomes_of
+    from certkd.comparison.methods import relation, same_teacher
+    from verifiers.core.status import Status
+
+    ours, theirs = outcomes_of(new, methods), outcomes_of(shipped, methods)
+    found = {name: (vars(ours)[name], vars(theirs)[name]) for name in ("certified", "clean", "pgd")}
+    found["retention"] = found["certified"]
+    wanted = {rule.metric for rule in rules}
+    if "pgd" in wanted and np.isnan(ours.pgd).any():
+        raise InputError(f"{new.path} has no attack: certify with pgd too")
+    if "same-class" in wanted:
+        rows = relation(new) if same_teacher(shipped, new) else None
+        settings = {} if rows is None else dict(rows.attributes)
+        if rows is None or settings.get("property") != "same-class" or settings.get("delta"):
+            raise InputError(f"same-class needs rows of match in {new.path}, about the network of {shipped.path}")
+        proved = rows["status"] == Status.CERTIFIED
+        found["same-class"] = proved, proved
+    return found
