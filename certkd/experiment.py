@@ -26,15 +26,22 @@ from verifiers.certify.certify import certify
 from verifiers.core.errors import InputError
 from verifiers.core.reporter import Reporter
 from verifiers.core.status import Guarantee
+from verifiers.methods.match import Match
 from verifiers.results.rows import Certificates
+from verifiers.results.summaries.match import Matched
 from verifiers.runtime.device import choose_device
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """The results of an experiment by network name; the teacher comes first."""
+    """The results of an experiment by network name; the teacher comes first.
+
+    ``pairs`` are the students' files about one property each, where several are asked; the first is also in
+    ``networks``.
+    """
 
     networks: dict[str, Certificates]
+    pairs: dict[str, list[Certificates]]
     comparisons: dict[str, Comparison]
     collapsed: list[str]
     folder: Path
@@ -72,9 +79,10 @@ def run(
         reported = training_reporter(name) if training_reporter else None
         results[name] = _train_once(training, reported)
     reference = networks.load(teacher, architecture=_class_of(trainings["teacher"]))
-    certificates: dict[str, Certificates] = {}
-    for name, training in trainings.items():  # the teacher first: its counterexamples are tried on every pair
-        certificates[name] = _certify(config, name, training, None if name == "teacher" else reference, reporter)
+    certificates = {  # the teacher first: its counterexamples are tried on every pair
+        name: _certify(config, name, training, None if name == "teacher" else reference, reporter)
+        for name, training in trainings.items()
+    }
     return _report(config, folder, results, certificates)
 
 
@@ -133,26 +141,34 @@ def _certify(
     training: TrainJob,
     teacher: Checkpoint | None,
     reporter: Callable[[str], Reporter] | None,
-) -> Certificates:
+) -> list[Certificates]:
+    """Certify a network: one file, and one for each further property of a student and its teacher."""
     known = networks.load(f"{training.out}/best.pt", architecture=_class_of(training))
     device = choose_device(config.device)
+    samples = data_for(known, data.load(config.data), config.data, selection=Selection(limit=config.certify.limit))
     folder = Path(config.out) / "certificates"
-    pair = config.certify.with_points(str(folder / "teacher.h5"))
-    wanted = pair if teacher is not None else config.certify.alone()
-    assert wanted is not None  # checked before any training
-    return certify(
-        known.model.to(device),
-        data_for(known, data.load(config.data), config.data, selection=Selection(limit=config.certify.limit)),
-        wanted,
-        teacher=teacher.model.to(device) if teacher is not None and wanted.pairs else None,
-        out=folder / f"{name}.h5",
-        reporter=reporter(name) if reporter else None,
-    )
+    done, files = list[Certificates](), [folder / "teacher.h5"]
+    for wanted in [config.certify.alone()] if teacher is None else config.certify.asked():
+        assert wanted is not None  # checked before any training
+        further = [m.relation.label for m in wanted.methods if isinstance(m, Match)] if done else []
+        out = folder / f"{'-'.join([name, *further])}.h5"
+        found = certify(
+            known.model.to(device),
+            samples,
+            wanted.with_points(*map(str, files)),
+            teacher=teacher.model.to(device) if teacher is not None and wanted.pairs else None,
+            out=out,
+            reporter=reporter(out.stem) if reporter else None,
+        )
+        done, files = [*done, found], [*files, out]
+    return done
 
 
 def _report(
-    config: ExperimentConfig, folder: Path, results: dict[str, TrainingResult], networks: dict[str, Certificates]
+    config: ExperimentConfig, folder: Path, results: dict[str, TrainingResult], certified: dict[str, list[Certificates]]
 ) -> Experiment:
+    networks = {name: files[0] for name, files in certified.items()}
+    pairs = {name: files for name, files in certified.items() if len(files) > 1}
     teacher = networks["teacher"]
     comparisons = {name: compare(teacher, c) for name, c in networks.items() if name != "teacher"}
     collapsed = [name for name, result in results.items() if has_collapsed(result.history[-1]["validation"])]
@@ -169,7 +185,10 @@ def _report(
         "config": config.model_dump(mode="json"),
         "networks": {name: plain(vars(figures(certificates))) for name, certificates in networks.items()},
         "comparisons": {name: result.to_dict() for name, result in comparisons.items()},
+        "properties": {
+            name: [Matched.of(each["match"], each).to_dict() for each in files] for name, files in pairs.items()
+        },
         "collapsed": collapsed,
     }
     files.write_whole(report / "summary.json", lambda path: path.write_text(json.dumps(content, indent=1)))
-    return Experiment(networks, comparisons, collapsed, folder)
+    return Experiment(networks, pairs, comparisons, collapsed, folder)

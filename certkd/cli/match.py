@@ -19,7 +19,7 @@ from certkd.cli.options import (
     teacher_options,
 )
 from verifiers.core.errors import InputError
-from verifiers.core.relation import TOLERANT, Property
+from verifiers.core.relation import TOLERANT, Property, settings_of
 from verifiers.core.status import Status
 from verifiers.core.table import counted
 
@@ -107,14 +107,12 @@ def _relations(options: dict[str, Any]) -> tuple[tuple[tuple[str, Any], ...], ..
     found: list[dict[str, Any]] = []
     used: set[str] = set()
     for text in names:
-        name, sign, threshold = text.partition("=")
-        setting = "delta" if name == Property.SAME_CLASS else "tolerance"
+        own: dict[str, Any] = {**settings_of(text)}
+        name = own["property"]
         fits = shared if len(names) == 1 else {key: shared[key] for key in _thresholds(name) if key in shared}
-        if sign and setting not in _thresholds(name) and name in list(Property):
-            raise InputError(f"{name} has no threshold: drop ={threshold}")
-        own = {setting: Value().convert(threshold, None, None)} if sign else {}
+        own |= {key: Value().convert(value, None, None) for key, value in own.items() if key != "property"}
         used |= fits.keys() - own.keys()
-        found.append({"property": name, **fits, **own, **({"points": list(points)} if points else {})})
+        found.append({**fits, **own, **({"points": list(points)} if points else {})})
     idle = next((name for name in shared if name not in used), None)
     if idle is not None:
         raise InputError(f"--{idle} is for none of {', '.join(names)}: drop it")

@@ -26,6 +26,8 @@ def run(config: str, overrides: tuple[str, ...], overwrite: bool, **options: Any
     from certkd.report import tables
     from certkd.report.console import display, record
     from certkd.report.progress import CertifyProgress, TrainProgress
+    from verifiers.core.table import counted
+    from verifiers.results.summaries.match import Matched, answers
     from verifiers.runtime.modes import reuse_memory
 
     reuse_memory()
@@ -41,5 +43,11 @@ def run(config: str, overrides: tuple[str, ...], overwrite: bool, **options: Any
         lines = [*(tables.kept(result.carried_over) if result.carried_over is not None else [])]
         lines += [result.match.sentence] if result.match is not None else []
         display(*(f"{name}: {line}" for line in lines))
+    for name, certificates in done.pairs.items():
+        found = [Matched.of(each["match"], each) for each in certificates]
+        samples = counted(found[0].samples, "sample")
+        display(answers(f"{name}: all properties on the ball of eps {certificates[0].eps_text}, {samples}", found))
+        display(*(f"{name}: {one.sentence}" for one in found[1:]))
+        record(properties=[{"student": name, **one.to_dict()} for one in found])
     display(f"plots and summary.json are in {done.folder / 'report'}, certificates in {done.folder / 'certificates'}")
     return 1 if done.collapsed else 0

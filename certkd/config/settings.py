@@ -11,7 +11,10 @@ from certkd.objectives import AnyObjective
 from verifiers.certify.config import CertifyConfig
 from verifiers.core.errors import InputError, quoted
 from verifiers.core.quantities import Norm
+from verifiers.core.relation import Property, settings_of
 from verifiers.core.settings import Count, EpsilonText, Number, Positive, Radius, Seed, Strict
+from verifiers.methods.match import Match
+from verifiers.methods.registry import parse
 
 
 def _milestone(value: Any) -> Any:
@@ -301,9 +304,35 @@ class CertifySection(CertifyConfig):
     Attributes:
         methods: each at most once; 'certkd methods' lists the kinds.
         limit: the number of test samples.
+        properties: those that match decides, in place of its own, like [same-class, close=6]; each has its own file.
     """
 
     limit: Count | None = None
+    properties: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _can_be_asked(self) -> "CertifySection":
+        """Refuse properties without a method, and what they do not have."""
+        if self.properties and not any(isinstance(method, Match) for method in self.methods):
+            raise ValueError("properties are decided by the method match: add it to the methods")
+        labels = [method.relation.label for one in self.asked() for method in one.methods if isinstance(method, Match)]
+        twice = next((label for i, label in enumerate(labels) if label in labels[:i]), None)
+        if twice is not None:
+            raise ValueError(f"the property {twice} is given twice: drop one of them")
+        return self
+
+    def asked(self) -> "list[CertifySection]":
+        """Return the question with the first property, then one about each further property alone."""
+        match = next((method for method in self.methods if isinstance(method, Match)), None)
+        if match is None or not self.properties:
+            return [self]
+        given = match.model_dump(exclude_unset=True, exclude={"kind", "property", "tolerance", "delta"})
+        each = []
+        for own in map(settings_of, self.properties):
+            idle = {"bisect"} if own["property"] == Property.TRANSFER else set()  # it has no threshold
+            each.append(parse(match.kind, {name: given[name] for name in given.keys() - idle} | own))
+        first = tuple(each[0] if method is match else method for method in self.methods)
+        return [self.model_copy(update={"methods": methods}) for methods in (first, *((one,) for one in each[1:]))]
 
 
 class ExperimentConfig(Strict):

@@ -19,6 +19,20 @@ class Property(StrEnum):
 TOLERANT = (Property.CLOSE, Property.NOT_WORSE)
 
 
+def settings_of(text: str) -> dict[str, str]:
+    """Read a property with its threshold, like close=0.5, as settings of ``match``.
+
+    Raises:
+        InputError: it has a threshold that the property does not have.
+    """
+    name, sign, threshold = text.replace(" ", "").partition("=")
+    if not sign:
+        return {"property": name}
+    if name == Property.TRANSFER:
+        raise InputError(f"{name} has no threshold: drop ={threshold}")
+    return {"property": name, "delta" if name == Property.SAME_CLASS else "tolerance": threshold}
+
+
 @dataclass(frozen=True)
 class Relation:
     """A property of a pair, with its threshold in logits.

@@ -165,7 +165,8 @@ students:
   model: {{name: certkd:mlp, options: {{hidden: [8]}}}}
   epochs: 5
   objectives: {{kd: {{kind: kd}}}}
-certify: {{eps: 0.01, methods: [crown, transfer, {{kind: match, time_limit: 1}}], limit: 30, options: {{steps: 5}}}}
+certify: {{eps: 0.01, methods: [crown, transfer, {{kind: match, time_limit: 1}}], limit: 30, options: {{steps: 5}},
+  properties: [same-class, close=20]}}
 """
     )
     done = certkd("run", config)
@@ -175,4 +176,10 @@ certify: {{eps: 0.01, methods: [crown, transfer, {{kind: match, time_limit: 1}}]
     summary = json.loads((tmp_path / "run" / "report" / "summary.json").read_text())
     assert summary["comparisons"]["kd"]["carried_over"]["samples"] == 30
     assert summary["comparisons"]["kd"]["match"]["samples"] == 30
+    asked = [(one["kind"], one["tolerance"]) for one in summary["properties"]["kd"]]
+    assert asked == [("same-class", 0), ("close", 20)]
+    assert "kd: all properties on the ball of eps 0.01, 30 samples" in done.out
+    assert "kd: The student's logits are within 20 of the teacher's everywhere in the ball for " in done.out
+    further = read(tmp_path / "run" / "certificates" / "kd-close20.h5")
+    assert set(further.methods) == {"match"} and further["match"].count(Status.CERTIFIED) == 30
     assert set(read(tmp_path / "run" / "certificates" / "teacher.h5").methods) == {"crown"}

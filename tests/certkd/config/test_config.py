@@ -1,5 +1,6 @@
 """The configuration: what is read, and what is refused with which words."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 
 import certkd
 from certkd.config.reading import read
-from certkd.config.settings import CertifyConfig, DataConfig, ExperimentConfig, ModelConfig, TrainJob
+from certkd.config.settings import CertifyConfig, CertifySection, DataConfig, ExperimentConfig, ModelConfig, TrainJob
 from certkd.objectives import OBJECTIVES
 from tests.paths import ROOT
 from verifiers.core.errors import InputError
@@ -414,3 +415,49 @@ def test_defaults_stand_where_there_is_no_file() -> None:
 )
 def test_a_recipe_that_makes_no_sense_is_refused(change: dict[str, Any], key: str) -> None:
     assert key in refusal({**TRAINING, **change})
+
+
+# Several properties of student and teacher
+
+
+def section(*properties: str, **match: Any) -> CertifySection:
+    methods = ["crown", {"kind": "match", "steps": 7, **match}]
+    return CertifySection.parse({"eps": "0.1", "methods": methods, "properties": properties})
+
+
+def test_each_property_is_a_question_of_its_own() -> None:
+    first, *others = section("same-class", "close = 1/4", "transfer", bisect=True, time_limit=3).asked()
+    assert first.kinds == ("crown", "match") and [one.kinds for one in others] == [("match",), ("match",)]
+    found = [one.methods[-1].options for one in (first, *others)]
+    assert [one["property"] for one in found] == ["same-class", "close", "transfer"]
+    assert [one["tolerance"] for one in found] == [0.0, 0.25, 0.0]
+    assert [one["bisect"] for one in found] == [True, True, False], "transfer has no threshold"
+    assert {(one["steps"], one["time_limit"]) for one in found} == {(7, 3.0)}
+
+
+def test_properties_stand_in_place_of_the_method_s_own() -> None:
+    (one,) = section("not-worse=2", property="close", tolerance=1).asked()
+    assert one.kinds == ("crown", "match")
+    assert (one.methods[-1].options["property"], one.methods[-1].options["tolerance"]) == ("not-worse", 2.0)
+    (alone,) = section(property="close", tolerance=1).asked()
+    assert alone.methods[-1].options["property"] == "close", "without properties, the method's own"
+
+
+@pytest.mark.parametrize(
+    ("properties", "said"),
+    [
+        (("close=1", "close=1.0"), "the property close1 is given twice: drop one of them"),
+        (("transfer=1",), "transfer has no threshold: drop =1"),
+        (("close",), "close needs a tolerance above 0, in logits, like 0.05"),
+        (("clos=1",), "unknown property 'clos'. Did you mean 'close'?"),
+        (("close=x",), "'x' is not a number"),
+    ],
+)
+def test_properties_that_do_not_exist(properties: tuple[str, ...], said: str) -> None:
+    with pytest.raises(InputError, match=re.escape(said)):
+        section(*properties)
+
+
+def test_properties_need_the_method_that_decides_them() -> None:
+    with pytest.raises(InputError, match="properties are decided by the method match: add it to the methods"):
+        CertifySection.parse({"eps": "0.1", "methods": ["crown"], "properties": ["close=1"]})

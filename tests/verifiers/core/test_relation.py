@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from verifiers.core.errors import InputError
-from verifiers.core.relation import Property, Relation
+from verifiers.core.relation import Property, Relation, settings_of
 
 
 @pytest.mark.parametrize(
@@ -38,3 +38,22 @@ def test_a_threshold_that_does_not_fit_is_refused(settings: dict[str, Any], mess
 def test_the_threshold_is_the_tolerance_or_delta(relation: Relation, threshold: float, changed: Relation) -> None:
     assert relation.threshold == threshold
     assert relation.at(0.25) == changed
+
+
+@pytest.mark.parametrize(
+    ("text", "settings"),
+    [
+        ("same-class", {"property": "same-class"}),
+        ("same-class=1/2", {"property": "same-class", "delta": "1/2"}),
+        ("close = 0.5", {"property": "close", "tolerance": "0.5"}),
+        ("not-worse=", {"property": "not-worse", "tolerance": ""}),
+        ("transfer", {"property": "transfer"}),
+    ],
+)
+def test_properties_as_they_are_written(text: str, settings: dict[str, str]) -> None:
+    assert settings_of(text) == settings
+
+
+def test_transfer_has_no_threshold() -> None:
+    with pytest.raises(InputError, match="transfer has no threshold: drop =1"):
+        settings_of("transfer=1")
