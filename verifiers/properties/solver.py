@@ -22,6 +22,8 @@ from verifiers.runtime.oom import MEMORY_ERRORS, out_of_memory
 
 #: Boxes beyond which bounds come before the search for counterexamples.
 MANY = 16
+#: The share of the time that is left for a random search before neurons are split.
+HUNT_SHARE = 0.1
 
 
 class Verdict(StrEnum):
@@ -151,6 +153,10 @@ class Solver:
 
         if int((boxes.low < boxes.high).sum()) <= FEW_INPUTS:
             return engine.by_inputs(boxes, spaces, deadline=deadline, tries=tries)
+        now = time.monotonic()
+        self.descent.hunt(search, spaces, now + HUNT_SHARE * (deadline - now))
+        if search.found is not None:
+            return Ended(False)
         return engine.by_neurons(boxes, spaces, iterations=self.iterations, deadline=deadline, tries=tries)
 
     def _boxes(self, search: WitnessSearch) -> Boxes:

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from verifiers.bound_propagation import HalfSpaces
 from verifiers.core.quantities import Norm
 from verifiers.geometry.ascent import PerSampleLoss, ascend
+from verifiers.geometry.attacks.hunt import Hunt
+from verifiers.geometry.attacks.search import Victims
 from verifiers.geometry.balls import Balls, random_start
 from verifiers.properties.property import Box, Case
 
@@ -108,11 +110,13 @@ class Descent:
     Attributes:
         steps, restarts: steps of every restart, and restarts.
         seed: keys the random starts.
+        queries: of the random search where gradients find nothing.
     """
 
     steps: int = 40
     restarts: int = 8
     seed: int = 0
+    queries: int = 2500
 
     def first(self, search: WitnessSearch, spaces: HalfSpaces) -> None:
         """Descend from the centre towards the nearest case at every step."""
@@ -143,6 +147,16 @@ class Descent:
                 start = (end - search.low) / (search.high - search.low).clamp_min(1e-30) - cube.x
                 pace = time.monotonic() - started
 
+    def hunt(self, search: WitnessSearch, spaces: HalfSpaces, deadline: float) -> None:
+        """Search at random from several starts, then by small steps, for a point of the nearest case.
+
+        Nothing begins after the deadline, on ``time.monotonic``.
+        """
+        cube, values = _Cube(search, spaces).parts
+        victims = Victims(_Scores(values), cube, torch.zeros(1, dtype=torch.long), [0], self.seed)
+        place = Hunt(queries=self.queries, deadline=deadline).run(victims).point
+        search.tries(search.low + (search.high - search.low) * place, spaces)
+
     def _end(
         self, search: WitnessSearch, cube: Balls, goal: PerSampleLoss, start: Tensor | None, step: float
     ) -> Float[Tensor, "1 *shape"]:
@@ -165,3 +179,15 @@ class _Cube:
         low, high = self.search.low, self.search.high
         x = low + (high - low) * place
         return self.spaces.values(x, self.search.module(x).flatten(1))
+
+
+class _Scores(nn.Module):
+    """Score places of the cube as attacks expect it: the value of the nearest case for the own class, 0 for another."""
+
+    def __init__(self, values: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.values = values
+
+    def forward(self, place: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch 2"]:
+        nearest = self.values(place).amin(1)
+        return torch.stack([nearest, torch.zeros_like(nearest)], 1)

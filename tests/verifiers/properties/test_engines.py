@@ -38,7 +38,7 @@ def pair_of(one: nn.Module, other: nn.Module) -> PairProgram:
 
 
 def solve(one: nn.Module, other: nn.Module, cases: list[Case], outputs: int = 4) -> Answer:
-    solver = Solver(pair_of(one, other), (2,), descent=Descent(steps=10, restarts=3))
+    solver = Solver(pair_of(one, other), (2,), descent=Descent(steps=10, restarts=3, queries=8))
     return solver(Property(2, outputs, tuple(cases)), time.monotonic() + 900)
 
 

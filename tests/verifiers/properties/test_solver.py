@@ -30,7 +30,9 @@ def solve(network: nn.Module, cases: list[Case], seconds: float = 900.0, **setti
     inputs = len(cases[0].box.low)
     with torch.no_grad():
         outputs = network(torch.zeros(1, inputs)).shape[1]
-    solver = Solver(Program(network, entire=True), (inputs,), **{"descent": Descent(steps=10, restarts=3), **settings})  # type: ignore[arg-type]
+    solver = Solver(
+        Program(network, entire=True), (inputs,), **{"descent": Descent(steps=10, restarts=3, queries=8), **settings}
+    )  # type: ignore[arg-type]
     return solver(Property(inputs, outputs, tuple(cases)), time.monotonic() + seconds)
 
 
@@ -224,3 +226,19 @@ def test_a_single_output_is_itself(last: nn.Module, below: float, above: float) 
 def test_a_program_without_its_last_layer_is_refused() -> None:
     with pytest.raises(ValueError, match="entire network"):
         Solver(Program(Sum()), (2,))(Property(2, 2, ()), time.monotonic() + 9)
+
+
+def test_the_random_search_has_a_share_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes before neurons are split, and not where the box is."""
+    shares: list[float] = []
+    begun = time.monotonic()
+    monkeypatch.setattr(Descent, "hunt", lambda self, search, spaces, deadline: shares.append(deadline - begun))
+    monkeypatch.setattr(Descent, "first", lambda self, search, spaces: None)
+    monkeypatch.setattr(Descent, "__call__", lambda self, search, spaces, deadline: None)
+    monkeypatch.setattr(Solver, "_left", lambda self, engine, search, spaces: torch.arange(1))  # nothing is refuted
+    case = Case(box([-1.0] * INPUTS, [1.0] * INPUTS), (inequality({0: 1, 1: 1, 2: 1}, -0.4),))
+    solve(relus(1), [case], 1000.0)
+    assert not shares
+    monkeypatch.setattr(solving, "FEW_INPUTS", 0)
+    solve(relus(1), [case], 1000.0)
+    assert len(shares) == 1 and 90 < shares[0] < 190, "a tenth of what is left"

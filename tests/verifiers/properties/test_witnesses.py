@@ -132,3 +132,31 @@ def test_the_first_descent_takes_the_nearest_case() -> None:
     search = WitnessSearch(Product(), cases, (2,))
     Descent(steps=20).first(search, half_spaces(cases, 2, 2))
     assert search.found is not None and search.found.image.tolist() == [1.0, 1.0]
+
+
+class Plateau(nn.Module):
+    """Flat but for a corner: (relu(x0 + x1 - 3.4), 0) on a box whose upper corner has the sum 4."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        peak = (x.sum(1) - 3.4).relu()
+        return torch.stack([peak, torch.zeros_like(peak)], 1)
+
+
+def test_a_random_search_finds_what_no_gradient_shows() -> None:
+    wide = box([1.0, -1.0], [2.0, 2.0])
+    cases = [Case(wide, (inequality({0: -1}, 0.05),)), Case(wide, (inequality({1: -1}, 1.0),))]
+    spaces, descent = half_spaces(cases, 2, 2), Descent(steps=5, restarts=0, queries=40)
+    search = WitnessSearch(Plateau(), cases, (2,))
+    descent.first(search, spaces)
+    descent(search, spaces, math.inf)
+    assert search.found is None, "the gradient is 0 at the centre"
+    descent.hunt(search, spaces, math.inf)
+    assert search.found is not None and search.found.outputs[0] >= np.float32(0.05)
+    assert all(low <= x <= high for low, x, high in zip(wide.low, search.found.point, wide.high, strict=True))
+
+
+def test_a_random_search_finds_nothing_where_nothing_is() -> None:
+    cases = [Case(UNIT, (inequality({1: -1}, 3.0),))]
+    search = WitnessSearch(Product(), cases, (2,))
+    Descent(queries=10).hunt(search, half_spaces(cases, 2, 2), math.inf)
+    assert search.found is None and not search.doubt
