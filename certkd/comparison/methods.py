@@ -22,13 +22,14 @@ from verifiers.certify.audit.consistency import (
 from verifiers.certify.audit.meaning import disagreements, identity_of, mixed_rows, refuse_absurd
 from verifiers.certify.audit.relations import relation_to_teacher
 from verifiers.core.errors import InputError, did_you_mean
-from verifiers.core.quantities import Epsilon
+from verifiers.core.quantities import DEPLOYED, Epsilon
 from verifiers.core.status import FAILURES, About, Guarantee, Status
 from verifiers.core.table import counted
 from verifiers.methods.registry import certifies, find, proves
 from verifiers.results.rows import Certificates, MethodRows
 
-#: Attributes that two files must share; the value of eps is checked too.
+#: Attributes that two files must share; the value of eps is checked too. Arithmetics may differ if both are those of
+#: the networks as they run.
 SHARED = ("data_sha256", "indices_sha256", "norm", "arithmetic")
 #: Settings that may differ: the precision in which a network votes is a property of the network.
 OWN = ("dtype",)
@@ -106,7 +107,7 @@ def check_same(teacher: Certificates, student: Certificates) -> None:
         raise InputError(f"{both}: they hold {sizes[0]} and {sizes[1]} samples; certify both networks on the same ones")
     for name in SHARED:
         ours, theirs = student.attributes.get(name), teacher.attributes.get(name)
-        if ours != theirs:
+        if ours != theirs and not (name == "arithmetic" and {ours, theirs} <= set(DEPLOYED)):
             raise InputError(f"{both}: they differ in {name} ({_short(ours)} and {_short(theirs)})")
     if student.eps != teacher.eps:
         raise InputError(f"{both}: eps is {student.eps_text} and {teacher.eps_text}")

@@ -72,13 +72,13 @@ class JointEngine:
         programs = Program.of(student), Program.of(teacher)
         pair = PairProgram(*programs)
         self.joint, self.model, self.pair = Native(pair, x, arithmetic=arithmetic), pair.exact, pair.module
-        self.deployed = pair.module if arithmetic is Arithmetic.FLOAT32 else None
+        self.deployed = pair.module if arithmetic.deployed else None
         self.coupled: Native | None = None
         self.graphs = graphs = [program.graph(x) for program in programs]
         if graphs[0].nodes[-1].shape != graphs[1].nodes[-1].shape:
             raise Unsupported(f"student and teacher differ in their logits: {[g.nodes[-1].shape for g in graphs]}")
         if same_structure(*graphs):
-            graph = coupled(*graphs, rounded=arithmetic is Arithmetic.FLOAT32)
+            graph = coupled(*graphs, rounded=arithmetic.deployed)
             self.coupled = Native(PairProgram(*programs, difference=True), x, graph=graph, arithmetic=arithmetic)
         self.engines = [self.joint] if self.coupled is None else [self.joint, self.coupled]
         self.batch_size = min(engine.batch_size for engine in self.engines)

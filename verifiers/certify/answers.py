@@ -107,7 +107,7 @@ class Answers:
     @property
     def _deployed(self) -> bool:
         """True if radii are those of the network in float32."""
-        return self.question.arithmetic is Arithmetic.FLOAT32
+        return self.question.arithmetic.deployed
 
     @property
     def wanted(self) -> Tensor:

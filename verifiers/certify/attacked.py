@@ -44,7 +44,7 @@ class Judge:
     """
 
     def __init__(self, program: Program, arithmetic: Arithmetic) -> None:
-        self._deployed = arithmetic is Arithmetic.FLOAT32
+        self._deployed = arithmetic.deployed
         self.network = program.module if self._deployed else program.exact
         self._nudged: nn.Module | None = None
 

@@ -14,7 +14,7 @@ from verifiers.certify.answers import Asked
 from verifiers.certify.batches import Run
 from verifiers.certify.config import CertifyConfig
 from verifiers.certify.finished import finished_rows
-from verifiers.certify.identity import asked_of, check_predictions, facts_of, identity_of
+from verifiers.certify.identity import asked_of, check_predictions, facts_of, identity_of, in_own_arithmetic
 from verifiers.certify.workers import Crew
 from verifiers.core.errors import InputError
 from verifiers.core.quantities import beyond_images
@@ -64,6 +64,7 @@ def certify(
         >>> certificates["crown"]["radius"].mean()  # doctest: +SKIP
     """
     check_types(network, config, teacher)
+    config = in_own_arithmetic(config, network, teacher)
     if out is not None:
         check_output(out, asked=asked_of(config))
     reporter = reporter or Warner()

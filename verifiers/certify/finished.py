@@ -14,7 +14,7 @@ from verifiers.certify.audit.consistency import broken_rows
 from verifiers.certify.audit.meaning import disagreements, indices_of, mixed_rows
 from verifiers.certify.audit.meaning import identity_of as stored_identity
 from verifiers.certify.config import CertifyConfig
-from verifiers.certify.identity import asked_of
+from verifiers.certify.identity import asked_of, in_own_arithmetic
 from verifiers.core.status import About
 from verifiers.results.reader import read
 from verifiers.results.rows import Certificates, MethodRows
@@ -76,7 +76,7 @@ def may_answer(path: Path, network: nn.Module, config: CertifyConfig, indices: T
     """
     file = read(path)
     there = stored_identity(file)
-    wanted = {**asked_of(config), "model_sha256": weights_sha256(network)}
+    wanted = {**asked_of(in_own_arithmetic(config, network)), "model_sha256": weights_sha256(network)}
     alike = {**there, **wanted, **{name: there.get(name) for name in _OF_SAMPLES}}
     held = set(indices_of(file, unfinished=True).tolist())
     return held.issuperset(indices.tolist()) and _includes(there, alike, config) and _is_whole(file, config)

@@ -7,12 +7,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from verifiers.bound_propagation import auto_lirpa_version
 from verifiers.certify.config import CertifyConfig
 from verifiers.core.columns import indices_sha256
 from verifiers.core.errors import InputError
+from verifiers.core.quantities import Arithmetic
 from verifiers.core.status import About
+from verifiers.graph.integers import computes_in_int8
 from verifiers.graph.program import Program
 from verifiers.results.writer import CertificateFile
 from verifiers.runtime.fingerprint import structure_sha256, weights_sha256
@@ -37,6 +40,19 @@ def identity_of(program: Program, teacher: Program | None, samples: Samples, con
         "settings": {method.kind: method.options for method in config.in_order},
         **samples.about,
     }
+
+
+def in_own_arithmetic(config: CertifyConfig, *networks: nn.Module | None) -> CertifyConfig:
+    """Return the configuration with the arithmetic of the networks: int8 if one of them computes in codes.
+
+    Raises:
+        InputError: the configuration asks for an arithmetic that is not theirs.
+    """
+    int8 = any(computes_in_int8(network) for network in networks if network is not None)
+    if config.arithmetic is (Arithmetic.REAL if int8 else Arithmetic.INT8):
+        why = "a network computes in int8: its rounding is part of it" if int8 else "no network here computes in int8"
+        raise InputError(f"arithmetic {config.arithmetic}: {why}; leave the arithmetic out")
+    return config.model_copy(update={"arithmetic": Arithmetic.INT8}) if int8 else config
 
 
 def asked_of(config: CertifyConfig) -> dict[str, Any]:

@@ -27,10 +27,12 @@ from verifiers.certify.audit.subject import Subject
 from verifiers.certify.audit.votes import recount
 from verifiers.certify.certify import hold_both
 from verifiers.core.errors import InputError
+from verifiers.core.quantities import Arithmetic
 from verifiers.core.reporter import Reporter, Warner
 from verifiers.core.settings import Count, CountOrZero, Positive, Seed, Strict
 from verifiers.core.status import FAILURES, About, Status
 from verifiers.core.table import counted
+from verifiers.graph.integers import computes_in_int8
 from verifiers.graph.program import Program
 from verifiers.methods.registry import find, keeps
 from verifiers.results.reader import read
@@ -123,10 +125,21 @@ def _subject(
     )
 
 
+def _check_arithmetic(certificates: Certificates, network: nn.Module, teacher: nn.Module | None) -> None:
+    """Check that a file says int8 if, and only if, a network computes so; a teacher that is not given may."""
+    stated = certificates.attributes.get("arithmetic")
+    int8 = any(computes_in_int8(one) for one in (network, teacher) if one is not None)
+    unknown = teacher is None and "joint_teacher_sha256" in certificates.attributes
+    if stated is not None and int8 != (stated == Arithmetic.INT8) and not (unknown and not int8):
+        known = "computes in int8" if int8 else "does not compute in int8"
+        raise InputError(f"{certificates.path} says arithmetic {stated}, and the network {known}")
+
+
 def _check_networks(certificates: Certificates, network: nn.Module, teacher: nn.Module | None) -> None:
     """Check that networks are those of the file."""
     _check_origin(certificates, "network", "model_sha256", weights_sha256(network))
     _check_origin(certificates, "structure", "structure_sha256", structure_sha256(network))
+    _check_arithmetic(certificates, network, teacher)
     if teacher is not None:
         if not any(find(rows.name).about is About.PAIR for rows in certificates):
             raise InputError(f"{certificates.path} has no rows about a teacher: give none")

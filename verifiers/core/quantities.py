@@ -70,13 +70,33 @@ class Arithmetic(StrEnum):
 
     FLOAT32 = "float32"
     REAL = "real"
+    INT8 = "int8"
+
+    @property
+    def deployed(self) -> bool:
+        """True if proofs hold for the network as machines compute it, with its rounding."""
+        return self is not Arithmetic.REAL
+
+    @property
+    def label(self) -> str:
+        """The name, and where the arithmetic comes from."""
+        return "int8 (as in the file)" if self is Arithmetic.INT8 else self.value
 
     @property
     def meaning(self) -> str:
         """The network that proofs hold for, in words."""
         if self is Arithmetic.REAL:
             return "proofs hold for the network over the real numbers, not for its rounding in float32"
+        if self is Arithmetic.INT8:
+            return (
+                "proofs hold for the network in the codes of its file, with exact integer sums and scales in float32, "
+                "multiplied in any order"
+            )
         return "proofs hold for the network in float32, with sums in any order, with or without fused multiply-add"
+
+
+#: The names of arithmetics whose proofs hold for the network as machines compute it.
+DEPLOYED = tuple(each.value for each in Arithmetic if each.deployed)
 
 
 def parse_arithmetic(given: str | Arithmetic) -> Arithmetic:

@@ -13,6 +13,7 @@ import operator
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -23,9 +24,10 @@ from torch import Tensor, fx, nn
 from verifiers.core.errors import Unsupported, one_line
 from verifiers.graph.executable import converted, unlifted, without_writes
 from verifiers.graph.exported import Exported, kind_of, path_of
-from verifiers.graph.graph import Builder, Graph, Ref
+from verifiers.graph.graph import Builder, Graph, Node, Ref
 from verifiers.graph.lowering import LOWERINGS
 from verifiers.graph.lowering.constants import MOVES, fold, perturb
+from verifiers.graph.lowering.integers import IntegerSum
 from verifiers.graph.lowering.shapes import note_rounded
 from verifiers.graph.recurrent import DECOMPOSITIONS, has_recurrent
 from verifiers.graph.sequence import written
@@ -81,7 +83,15 @@ def graph_of(programs: Sequence[fx.GraphModule], x: Float[Tensor, "1 *shape"], d
         outputs.append(lower(Exported(list(twin.graph.nodes), {}, {}, images, weights), weights, builder))
     output = outputs[0] if len(outputs) == 1 else LOWERINGS["cat"](builder, outputs, 1)
     # Other operators may read the output too; nodes after it do not matter.
-    return Graph(builder.nodes[: output.node + 1], builder.like)
+    return Graph(_used(builder.nodes[: output.node + 1]), builder.like)
+
+
+def _used(nodes: Sequence[Node]) -> list[Node]:
+    """Leave out sums of integers that nothing reads: their products with a scale are nodes of their own."""
+    read = {i for node in nodes for i in node.inputs} | {len(nodes) - 1}
+    kept = [i for i, node in enumerate(nodes) if i in read or not isinstance(node.operator, IntegerSum)]
+    places = {old: new for new, old in enumerate(kept)}
+    return [replace(nodes[i], inputs=tuple(places[j] for j in nodes[i].inputs)) for i in kept]
 
 
 def export(model: nn.Module, x: Float[Tensor, "1 *shape"], *, given: nn.Module | None = None) -> Exported:

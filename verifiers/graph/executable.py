@@ -245,10 +245,11 @@ _EACH = frozenset(
     "hardsigmoid hardtanh clamp clamp_min clamp_max elu selu celu mish softplus abs exp log sqrt rsqrt reciprocal neg "
     "sign square pow max_pool2d avg_pool2d adaptive_avg_pool2d avg_pool1d adaptive_avg_pool1d dropout feature_dropout "
     "clone contiguous to _to_copy constant_pad_nd pad reflection_pad2d replication_pad2d upsample_nearest2d "
-    "upsample_bilinear2d pixel_shuffle pixel_unshuffle layer_norm group_norm prelu".split()
+    "upsample_bilinear2d pixel_shuffle pixel_unshuffle layer_norm group_norm prelu "
+    "certkd_int8::linear certkd_int8::conv certkd_int8::requantize".split()
 )
 #: Operators on several tensors, entry by entry.
-_ENTRYWISE = frozenset("add sub rsub mul div".split())
+_ENTRYWISE = frozenset("add sub rsub mul div certkd_int8::add".split())
 #: Operators that change the shape, whose sizes begin with the batch.
 _SIZES = frozenset("view _unsafe_view reshape".split())
 
@@ -275,7 +276,14 @@ def _each_alone(node: fx.Node) -> bool:
         return False
     rank = len(shapes[0] or ())
     if kind in _EACH:
-        least = {"conv1d": 3, "conv2d": 4, "conv3d": 5, "conv_transpose2d": 4, "group_norm": 2}.get(kind, 2)
+        least = {
+            "conv1d": 3,
+            "conv2d": 4,
+            "conv3d": 5,
+            "conv_transpose2d": 4,
+            "group_norm": 2,
+            "certkd_int8::conv": 4,
+        }.get(kind, 2)
         return images == [args[0]] and rank >= least and _normal(node, rank)
     if kind in _ENTRYWISE:
         constants = [_shape(n) for n in given if not n.meta["image"]]

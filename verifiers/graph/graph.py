@@ -13,6 +13,7 @@ from verifiers.graph.affine import Affine, Reshape, Scale
 from verifiers.graph.operators import Elementwise, Operator, Paired
 from verifiers.graph.relaxations.piecewise import LeakyRelu, Relu
 from verifiers.graph.relaxations.relu_difference import ReluDifference
+from verifiers.graph.relaxations.staircase import Staircase
 from verifiers.graph.rows import Shape
 from verifiers.graph.watch import line_of
 
@@ -77,11 +78,21 @@ class Graph:
         return isinstance(self.nodes[position].operator, Affine)
 
     @cached_property
-    def entrywise(self) -> list[bool]:
-        """True for each node whose every entry is an affine function of one entry of the image."""
+    def apart(self) -> list[bool]:
+        """True for each node whose every entry is a monotone function of one entry of the image: its codes, too."""
         known = [True]
         for node in self.nodes[1:]:
-            known.append(isinstance(node.operator, Scale | Reshape) and known[node.inputs[0]])
+            steps = isinstance(node.operator, Elementwise) and isinstance(node.operator.activation, Staircase)
+            known.append((steps or isinstance(node.operator, Scale | Reshape)) and known[node.inputs[0]])
+        return known
+
+    @cached_property
+    def coded(self) -> list[bool]:
+        """True for each node of ``apart`` that holds codes: rows are least on its box, and no less on the image's."""
+        known = [False]
+        for node, apart in zip(self.nodes[1:], self.apart[1:], strict=True):
+            steps = isinstance(node.operator, Elementwise) and isinstance(node.operator.activation, Staircase)
+            known.append(apart and (steps or known[node.inputs[0]]))
         return known
 
     @cached_property
@@ -95,6 +106,17 @@ class Graph:
             for place, i in enumerate(node.inputs):
                 known[i] = known[i] and (linear or (difference and place < len(node.inputs) - 1))
         return known
+
+    @cached_property
+    def code_ends(self) -> dict[int, tuple[float, float]]:
+        """The nodes that are rounded to codes and nothing else, with the ends of the range before rounding."""
+        found: dict[int, set[tuple[float, float]]] = {}
+        for node in self.nodes[1:]:
+            steps = node.operator.activation if isinstance(node.operator, Elementwise) else None
+            for i in node.inputs:
+                ends = steps.ends if isinstance(steps, Staircase) else (0.0, 0.0)
+                found.setdefault(i, set()).add(ends)
+        return {i: next(iter(ends)) for i, ends in found.items() if len(ends) == 1 and ends != {(0.0, 0.0)}}
 
     @cached_property
     def triples(self) -> dict[int, Triple]:

@@ -27,11 +27,27 @@ def conv(
     group: int = 1,
     auto_pad: str = "NOTSET",
 ) -> Tensor:
-    size, step, spread = _window(tuple(weight.shape[2:]), strides, dilations)
+    size = tuple(weight.shape[2:])
+    x, *steps = placed(call, x, size, strides=strides, pads=pads, dilations=dilations, auto_pad=auto_pad)
+    return _of_rank(call, "conv", size)(x, weight, bias, *steps, group)
+
+
+def placed(
+    call: Call,
+    x: Tensor,
+    size: Sides,
+    *,
+    strides: Sequence[int] = (),
+    pads: Sequence[int] = (),
+    dilations: Sequence[int] = (),
+    auto_pad: str = "NOTSET",
+) -> tuple[Tensor, Sides, Sides, Sides]:
+    """Return an image, padded if its sides are uneven, with the strides, padding and dilations of a convolution."""
+    size, step, spread = _window(size, strides, dilations)
     before, after = _padding(call, x, size, step, spread, pads, auto_pad)
     if before != after:
         x, before = F.pad(x, sides_of(before, after)), (0,) * len(size)
-    return _of_rank(call, "conv", size)(x, weight, bias, step, before, spread, group)
+    return x, step, before, spread
 
 
 def conv_transpose(

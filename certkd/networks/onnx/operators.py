@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from certkd.networks.onnx import layers, microsoft, recurrent, resizing, shaping
+from certkd.networks.onnx import layers, microsoft, quantized, recurrent, resizing, shaping
 from certkd.networks.onnx.call import Call, Value, axes_of, axis_of, number, tensor
 
 
@@ -315,4 +315,5 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "Upsample": resizing.upsample,
     "Where": shaping.where,
     **microsoft.OPERATORS,
+    **quantized.OPERATORS,
 }

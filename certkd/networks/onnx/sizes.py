@@ -70,9 +70,9 @@ def _product(sides: Any) -> int:
 
 
 _SAME = (
-    "Abs Cast CastLike Ceil Clip Cos CumSum DequantizeLinear Erf Exp Flatten Floor Identity Log Neg Not ReduceL2 "
-    "ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum Reciprocal Relu Reshape Round Shape Sigmoid Sign Sin Size "
-    "Slice Softmax Split Sqrt Squeeze Tanh Transpose Trilu Unsqueeze ArgMax ArgMin ScatterND Dropout"
+    "Abs Cast CastLike Ceil Clip Cos CumSum DequantizeLinear Erf Exp Flatten Floor Identity Log Neg Not QuantizeLinear "
+    "ReduceL2 ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum Reciprocal Relu Reshape Round Shape Sigmoid Sign "
+    "Sin Size Slice Softmax Split Sqrt Squeeze Tanh Transpose Trilu Unsqueeze ArgMax ArgMin ScatterND Dropout"
 ).split()
 _BROADCAST = (
     "Add And Div Equal Greater GreaterOrEqual Less LessOrEqual Max Min Mod Mul Or Pow Sub Sum Where Xor"

@@ -6,7 +6,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
+from certkd.networks.onnx import quantized
 from certkd.networks.onnx.call import Call, Value, tensor
+from certkd.networks.onnx.codes import Codes, Lazy
 from certkd.networks.onnx.operators import OPERATORS
 from certkd.networks.onnx.patterns import Operation
 from certkd.networks.onnx.sizes import SIZES
@@ -16,7 +18,7 @@ LARGEST_NUMBERS = 1 << 22
 #: Entries of a constant that may be a number, and not a weight, among others that follow from shapes.
 FEW = 16
 #: Operators whose float constants are numbers, however many.
-NUMBERS = ("Resize", "Upsample")
+NUMBERS = frozenset(("Resize", "Upsample", *quantized.OPERATORS))
 #: Operators whose float constants are weights, however few.
 WEIGHTED = frozenset(
     "Conv ConvTranspose Gemm GRU GroupNormalization LSTM MatMul BatchNormalization InstanceNormalization "
@@ -41,6 +43,13 @@ class Step(nn.Module):
 
     def forward(self, *inputs: Value) -> Any:
         kind = self.operation.kind
+        if kind in quantized.OPERATORS:
+            return OPERATORS[kind](self.call, *inputs, **self.operation.attributes)
+        if any(isinstance(value, Codes | Lazy) for value in inputs):
+            found = quantized.run(OPERATORS[kind], kind, self.call, inputs, self.operation.attributes)
+            if found is not NotImplemented:
+                return found
+            inputs = tuple(value.real() if isinstance(value, Lazy) else value for value in inputs)
         like = next(value for value in inputs if isinstance(value, Tensor))
         given = [tensor(value, like) if is_weight(value, kind) else value for value in inputs]
         return OPERATORS[kind](self.call, *given, **self.operation.attributes)

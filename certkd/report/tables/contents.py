@@ -111,7 +111,7 @@ def _arithmetic(attributes: Mapping[str, Any]) -> list[str]:
     if "arithmetic" not in attributes:
         return []
     arithmetic = parse_arithmetic(str(attributes["arithmetic"]))
-    return [f"arithmetic {arithmetic}: {arithmetic.meaning}"]
+    return [f"arithmetic {arithmetic.label}: {arithmetic.meaning}"]
 
 
 def _settings(settings: Mapping[str, Any]) -> str:

@@ -14,7 +14,6 @@ from verifiers.bound_propagation.boxes.pair import BoxedPair, Relations
 from verifiers.bound_propagation.half_spaces import HalfSpaces, lower_values
 from verifiers.bound_propagation.joint import JointEngine
 from verifiers.bound_propagation.native.engine import Native
-from verifiers.core.quantities import Arithmetic
 from verifiers.geometry.boxes import Boxes
 from verifiers.graph.operators import Interval
 from verifiers.graph.rows import shape_size
@@ -249,7 +248,7 @@ def bounder_of(native: Native, spaces: HalfSpaces) -> Bounder:
     chain = chain_of(native.graph)
     if chain is None or native.dtype != torch.float64 or not native.intersect:
         return ByEngine([native], spaces)
-    return ByMatrices(chain, spaces, rounded=native.arithmetic is Arithmetic.FLOAT32)
+    return ByMatrices(chain, spaces, rounded=native.arithmetic.deployed)
 
 
 def pair_bounder_of(engine: JointEngine, spaces: HalfSpaces) -> Bounder:
@@ -258,5 +257,5 @@ def pair_bounder_of(engine: JointEngine, spaces: HalfSpaces) -> Bounder:
     student, teacher = chains
     if student is None or teacher is None or student.shape != teacher.shape:
         return ByEngine(engine.engines, spaces)
-    rounded = engine.engines[0].arithmetic is Arithmetic.FLOAT32
+    rounded = engine.engines[0].arithmetic.deployed
     return PairByMatrices((student, teacher), spaces, rounded=rounded)

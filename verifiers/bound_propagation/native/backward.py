@@ -1,7 +1,7 @@
 """The backward pass: push rows of a node back to the image, through one relaxation after another."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -143,9 +143,20 @@ class BackwardPass:
 
     def finish(self, back: BackwardRows, start: int, side: int = 0, ids: Int[Tensor, " rows"] | None = None) -> Planes:
         """Push rows of a node back to the image, as ``push``."""
+        found: Planes | None = None
         for position in range(start, 0, -1):
+            if found is None and self.at_codes(back):
+                found = self.minimum(back, with_planes=False)
+                if ids is None:
+                    return found
             self.step(back, position, (start, side), ids)
-        return self.minimum(back, with_planes=ids is not None)
+        planes = self.minimum(back, with_planes=ids is not None)
+        return planes if found is None else replace(planes, bound=torch.maximum(planes.bound, found.bound))
+
+    def at_codes(self, back: BackwardRows) -> bool:
+        """Return whether rows stand at the codes of the image, where the box bounds them best."""
+        apart, coded = self.graph.apart, self.graph.coded
+        return any(coded[i] for i in back.pending) and all(apart[i] for i in back.pending)
 
     def blocks(self, start: int, rows: int) -> tuple[Int[Tensor, " block"], ...]:
         """Split a number of rows of a node into blocks that fit into memory."""
@@ -230,6 +241,9 @@ class BackwardPass:
     def minimum(self, back: BackwardRows, *, with_planes: bool) -> Planes:
         """Minimise rows at the image over each row's ball."""
         rows, constant, samples = back.pending.get(0), back.constant, back.samples
+        if any(back.pending):
+            by_box = self.over_boxes(back)
+            return Planes(by_box, by_box, torch.zeros_like(by_box), back.rounding)
         if rows is None:
             return Planes(constant, constant, torch.zeros_like(constant), back.rounding)
         shape, linf = self.graph.nodes[0].shape, self.balls.norm is Norm.LINF

@@ -17,9 +17,10 @@ from verifiers.bound_propagation.engine import Planes, joined
 from verifiers.bound_propagation.native.backward import BackwardPass, BackwardRows
 from verifiers.bound_propagation.native.coupling import divide, linked
 from verifiers.bound_propagation.native.noise import Noise
-from verifiers.bound_propagation.native.signs import until_signs
+from verifiers.bound_propagation.native.signs import nearest_end, until_signs
 from verifiers.core.quantities import Arithmetic, Norm
 from verifiers.geometry.balls import Balls, per_sample
+from verifiers.graph.affine import Affine
 from verifiers.graph.affine_difference import AffineDifference
 from verifiers.graph.graph import Graph
 from verifiers.graph.operators import Interval, Paired
@@ -57,7 +58,7 @@ class Bounds(BackwardPass):
         shape = (len(self.balls.x), *nodes[0].shape)
         self.intervals = [Interval(box.low.reshape(shape), box.high.reshape(shape))]
         self.refined = []
-        if self.arithmetic is Arithmetic.FLOAT32:
+        if self.arithmetic.deployed:
             self.noise = Noise(torch.zeros(len(self.balls.x), dtype=torch.bool, device=self.balls.x.device))
         for position, node in enumerate(nodes[1:], start=1):
             assert node.operator is not None
@@ -113,7 +114,7 @@ class Bounds(BackwardPass):
         operator, inputs = self.graph.nodes[position].operator, self.graph.nodes[position].inputs
         if isinstance(operator, AffineDifference):
             return operator.follows_image and all(self._exact(i) for i in inputs[:2])
-        mixed_once = self.graph.affine[position] and all(self.graph.entrywise[i] for i in inputs)
+        mixed_once = isinstance(operator, Affine) and all(self.graph.apart[i] for i in inputs)
         return mixed_once and len(inputs) == 1 and self.balls.norm is Norm.LINF
 
     def _exactly(self, position: int, interval: Interval) -> Interval:
@@ -137,6 +138,9 @@ class Bounds(BackwardPass):
         before = self.intervals[position]
         if self.graph.signs_suffice[position] and not self.alphas:
             low, negated = until_signs(self, position, samples, entries)
+        elif position in self.graph.code_ends and not self.alphas:
+            turns = nearest_end(self.graph.code_ends[position], *(side.flatten(1)[samples, entries] for side in before))
+            low, negated = until_signs(self, position, samples, entries, turns)
         else:
             low, negated = (self.lower(position, samples, entries, sign).bound for sign in (1.0, -1.0))
         place, ends = (samples, entries), (low, -negated)

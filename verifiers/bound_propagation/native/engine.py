@@ -74,7 +74,7 @@ class Native:
         else:
             self.model, self.graph = found.twin(dtype), graph or found.lowered(dtype)
         self.graph = with_softmax_in_parts(self.graph)
-        self.deployed = found.module if arithmetic is Arithmetic.FLOAT32 else None
+        self.deployed = found.module if arithmetic.deployed else None
         self._dual_norms: dict[Norm, dict[int, Tensor]] = {}
         check_forward(self.model, self.graph, x[:2].to(dtype), "the native engine")
         entries = sum(shape_size(node.shape) for node in self.graph.nodes)

@@ -7,7 +7,7 @@ import numpy as np
 from verifiers.certify.audit.meaning import method_of
 from verifiers.certify.audit.relations import identity_problems, relation_problems
 from verifiers.core.errors import InputError
-from verifiers.core.quantities import Arithmetic
+from verifiers.core.quantities import DEPLOYED, Arithmetic
 from verifiers.core.status import FAILURES, About, Guarantee, Status
 from verifiers.core.table import counted
 from verifiers.methods.base import REPEATS, Problems
@@ -106,7 +106,7 @@ def lowest_attacked(certificates: Certificates) -> np.ndarray:
     Over the real numbers there is none: an attack's margins are those of float32.
     """
     lowest = np.full(len(next(iter(certificates))), np.inf)
-    if certificates.attributes.get("arithmetic") != Arithmetic.FLOAT32:
+    if certificates.attributes.get("arithmetic") not in DEPLOYED:
         return lowest
     for rows in certificates:
         method, answered = find(rows.name), np.isin(rows["status"], [Status.FALSIFIED, Status.NOT_CERTIFIED])

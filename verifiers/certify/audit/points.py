@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from verifiers.certify.audit.counterexamples import LOGIT_ROUNDING, ROUNDING, stored_counterexamples
 from verifiers.certify.audit.findings import Finding, marked
 from verifiers.certify.audit.subject import Subject, blocks
-from verifiers.core.quantities import Arithmetic
 from verifiers.core.relation import Property, Relation
 from verifiers.core.status import Status
 from verifiers.geometry.balls import norms
@@ -142,7 +141,7 @@ def _broken(subject: Subject, rows: MethodRows, held: np.ndarray, relation: Rela
 
     def size(student: Tensor, teacher: Tensor, c: Tensor) -> Tensor:
         least = LOGIT_ROUNDING * torch.cat([student, teacher], 1).abs().amax(1).clamp_min(1.0)
-        return violation(relation, student, teacher, c) - (0.0 if subject.arithmetic is Arithmetic.FLOAT32 else least)
+        return violation(relation, student, teacher, c) - (0.0 if subject.arithmetic.deployed else least)
 
     attack = PairAttack(*networks, size, rows.eps, subject.norm, subject.seed, STEPS, RESTARTS, relation.of_classes)
     broken = attack(x, rows["index"][held].tolist()).found

@@ -6,7 +6,7 @@ are known to give different classes, no relation of their classes is proved.
 
 import numpy as np
 
-from verifiers.core.quantities import Arithmetic
+from verifiers.core.quantities import DEPLOYED
 from verifiers.core.relation import Property
 from verifiers.core.status import About, Status
 from verifiers.methods.base import Problems
@@ -25,7 +25,7 @@ def kept_radius(certificates: Certificates, *, both: bool = False) -> np.ndarray
         both: of rows alone that say so of the network and its teacher.
     """
     radius = np.full(len(next(iter(certificates))), -np.inf)
-    if certificates.attributes.get("arithmetic") != Arithmetic.FLOAT32:
+    if certificates.attributes.get("arithmetic") not in DEPLOYED:
         return radius
     for rows in certificates:
         method = find(rows.name)

@@ -24,6 +24,7 @@ from verifiers.graph.lowering.arithmetic import (
     sub,
 )
 from verifiers.graph.lowering.contraction import einsum, glu
+from verifiers.graph.lowering.integers import LOWERINGS as INTEGERS
 from verifiers.graph.lowering.layers import (
     avg_pool1d,
     avg_pool2d,
@@ -92,6 +93,7 @@ ENDLESS = 1e30
 softplus = elementwise(lambda beta=1.0, threshold=20.0: Softplus(beta, threshold))
 
 LOWERINGS: dict[str, Callable[..., Any]] = {
+    **INTEGERS,
     **{name: reshape(getattr(aten, name)) for name in _RESHAPES.split()},
     **{name: picking(getattr(aten, name)) for name in _PICKS.split()},
     **{name: constant(getattr(aten, name)) for name in _CONSTANTS.split()},

@@ -237,22 +237,7 @@ def mixed(count: int | str) -> Build:
     return lambda path: save(path / "n.onnx", nodes, weights, shape=(count, *IMAGE))
 
 
-scales = {"s": np.float32(0.1), "z": np.array(3, np.uint8)}
 REFUSED: dict[str, tuple[Build, str]] = {
-    "static int8": (
-        quantised(n("QuantizeLinear", "x s z", "q"), n("DequantizeLinear", "q s z", "h"), **scales),
-        "(QuantizeLinear, opset 13): computes in int8: give the float network, before it was quantised",
-    ),
-    "dynamic int8": (
-        quantised(
-            n("DynamicQuantizeLinear", "x", "q s z"),
-            n("MatMulInteger", "q w z", "i"),
-            n("Cast", "i", "c", to=1),
-            n("Mul", "c s", "h"),
-            w=np.ones((4, 4), np.uint8),
-        ),
-        "(DynamicQuantizeLinear, opset 13): computes in int8",
-    ),
     "a batch that is mixed": (mixed("N"), "mixes the images of a batch"),
     "ten images that are mixed": (mixed(10), "mixes the images of a batch"),
     "peepholes": (

@@ -72,12 +72,6 @@ def trees(path: Path) -> Path:
     return path / "net.onnx"
 
 
-def quantised(path: Path) -> Path:
-    nodes = [node("QuantizeLinear", ["x", "s", "z"], ["q"]), node("DequantizeLinear", ["q", "s", "z"], ["h"])]
-    constants = {"s": np.array(0.1, np.float32), "z": np.array(3, np.uint8)}
-    return operators(*nodes, constants=constants)(path)
-
-
 def branch(path: Path) -> Path:
     value = helper.make_tensor_value_info("b", TensorProto.FLOAT, None)
     part = helper.make_graph([node("Relu", ["x"], ["b"])], "part", [], [value])
@@ -135,7 +129,6 @@ BROKEN: dict[str, tuple[Callable[[Path], Path], str]] = {
     "double": (double, "too large for float32"),
     "integers": (lambda path: good(path, kind=TensorProto.UINT8), "uint8 images"),
     "trees": (trees, "has operators of 'ai.onnx.ml' only: it is not a neural network"),
-    "quantised": (quantised, "give the float network"),
     "branch": (branch, "fixed path"),
     "training": (training, "eval mode"),
     "unknown": (operators(node("Hardmax", ["x"], ["h"], name="odd")), "node 'odd' (Hardmax, opset 13)"),
