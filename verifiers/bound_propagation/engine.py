@@ -55,6 +55,11 @@ def better(one: Planes, other: Planes) -> Planes:
     return Planes(*(torch.where(chosen, new, old) for new, old in pairs))
 
 
+def total(one: Planes, other: Planes) -> Planes:
+    """Add the planes of two rows: the sum bounds the sum of the rows."""
+    return Planes(*(getattr(one, each.name) + getattr(other, each.name) for each in fields(Planes)))
+
+
 @dataclass(frozen=True)
 class Memory:
     """Results of engines on the samples of a batch, kept for later questions about the same samples.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from verifiers.bound_propagation.checks import attack_bounds
-from verifiers.bound_propagation.engine import ITERATIONS, Memory, Planes, better
+from verifiers.bound_propagation.engine import ITERATIONS, Memory, Planes, better, total
 from verifiers.bound_propagation.native.engine import Native
 from verifiers.core.errors import Unsupported
 from verifiers.core.quantities import Arithmetic
@@ -53,6 +53,7 @@ class JointEngine:
         joint: the engine of both networks in one graph, with outputs [S, T].
         coupled: for copies the engine of both networks and their difference, with outputs [S, T, S - T]; else None.
         engines: both, without None.
+        alone: the engine of each network if one computes in codes: the sum of their bounds counts too, if it is better.
         deployed: both networks in their own precision, in float32 arithmetic; else None.
 
     Raises:
@@ -81,6 +82,8 @@ class JointEngine:
             graph = coupled(*graphs, rounded=arithmetic.deployed)
             self.coupled = Native(PairProgram(*programs, difference=True), x, graph=graph, arithmetic=arithmetic)
         self.engines = [self.joint] if self.coupled is None else [self.joint, self.coupled]
+        in_codes = any(any(graph.coded) for graph in graphs)
+        self.alone = [Native(program, x, arithmetic=arithmetic) for program in programs] if in_codes else []
         self.batch_size = min(engine.batch_size for engine in self.engines)
 
     @classmethod
@@ -122,6 +125,10 @@ class JointEngine:
     ) -> Planes:
         """Bound rows of both networks' logits as ``Engine.ask`` does; the better graph counts, row by row."""
         found = self.joint.ask(balls, rows, method, iterations=iterations, memory=memory)
+        if self.alone:
+            parts = zip(self.alone, rows.chunk(2, -1), strict=True)
+            each = [engine.ask(balls, part, method, iterations=iterations, memory=memory) for engine, part in parts]
+            found = better(found, total(*each))
         if self.coupled is None:
             return found
         asked = with_difference(rows)

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from verifiers.certify.attacked import refuted
 from verifiers.core.columns import COMMON_COLUMNS, Columns
-from verifiers.core.quantities import Arithmetic
 from verifiers.core.question import Question
 from verifiers.core.reporter import Reporter
 from verifiers.core.status import About, Guarantee, Status

@@ -67,8 +67,7 @@ def certify(
     config = in_own_arithmetic(config, network, teacher)
     if out is not None:
         check_output(out, asked=asked_of(config))
-    reporter = reporter or Warner()
-    program, reference = Program(network), None if teacher is None else Program(teacher)
+    program, reference, reporter = Program(network), None if teacher is None else Program(teacher), reporter or Warner()
     question = Question(config.ball, config.norm, config.seed, reference, config.arithmetic)
     for method in config.methods:
         method.check(question)

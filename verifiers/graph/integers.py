@@ -13,8 +13,10 @@ from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.grad import conv2d_input
+
+from verifiers.core.errors import Unsupported
 
 #: Begins the names of all operators here.
 PREFIX = "certkd_int8::"
@@ -194,6 +196,17 @@ torch.library.register_autograd(PREFIX + "conv", _conv_back, setup_context=_keep
 torch.library.register_autograd(PREFIX + "requantize", _staircase_back, setup_context=_keep_staircase)
 torch.library.register_autograd(PREFIX + "add", _add_back, setup_context=_keep_add)
 torch.library.register_autograd(PREFIX + "dynamic", _dynamic_back, setup_context=_keep_dynamic)
+
+
+def refuse_codes(program: fx.GraphModule, engine: str) -> None:
+    """Refuse a program with operators of codes, for an engine that has none.
+
+    Raises:
+        Unsupported: the message names the engine.
+    """
+    found = (str(node.target) for node in program.graph.nodes if node.op == "call_function")
+    if any(name.startswith("certkd_int8.") for name in found):
+        raise Unsupported(f"{engine} has no operators for the codes of int8 networks; use the native engine")
 
 
 def computes_in_int8(network: nn.Module) -> bool:

@@ -20,6 +20,7 @@ from verifiers.bound_propagation.engine import ITERATIONS, Memory, Planes, check
 from verifiers.core.errors import Unsupported, one_line
 from verifiers.core.quantities import Norm
 from verifiers.geometry.balls import Balls, per_sample
+from verifiers.graph.integers import refuse_codes
 from verifiers.graph.program import Program
 from verifiers.runtime.oom import pass_on_memory
 
@@ -71,6 +72,7 @@ class AutoLirpa:
         program = Program.of(network)
         found = program.capture(x)
         guard.check_modules(program.given)
+        refuse_codes(found.single, "auto-LiRPA")
         self.model, self._network = found.exact, found.exact_single
         x = x[:2].double()
         self._graph = self._build(x)
