@@ -8,6 +8,7 @@ ReLUs in linf balls, branch and bound terminates; elsewhere it may run out of ne
 import math
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
@@ -35,7 +36,9 @@ from verifiers.geometry.balls import Balls, norms
 from verifiers.geometry.margins import margin_specification, margins, some_margins
 from verifiers.graph.program import Program
 from verifiers.results.summaries.complete import Stage
+from verifiers.runtime import deadline
 from verifiers.runtime.certifier import Answer, Batch
+from verifiers.runtime.deadline import TimeUp
 
 SCREENS = (Stage.IBP, Stage.CROWN)
 #: alpha-CROWN starts no step after this share of the time, and bounds that follow an l2 ball start none after twice
@@ -152,15 +155,29 @@ class Complete:
     def __call__(self, batch: Batch) -> Iterator[Answer]:
         """Answer the samples that the cheap stages decide, then one sample after another."""
         answers = _Answers.blank(batch.x)
-        left = self._screened(answers, batch)
+        with suppress(TimeUp):
+            self._screened(answers, batch)
+        left = np.setdiff1d(batch.rows, answers.decided)
         if len(answers.decided):
             yield answers.of(answers.decided)
         for row in left.tolist():
-            self._finish(answers, row, batch)
+            self._within_time(answers, row, batch)
             yield answers.of(np.array([row]))
 
-    def _screened(self, answers: _Answers, batch: Batch) -> Int[Tensor, " open"]:
-        """Run attack, IBP and CROWN on the whole batch; return the open rows."""
+    def _within_time(self, answers: _Answers, row: int, batch: Batch) -> None:
+        """Finish a row; one that no stage ends within its time is a TIMEOUT with the bound that is known."""
+        started, spent = deadline.now(), float(answers.seconds[row].sum())
+        try:
+            with deadline.within(self.settings.time_limit - spent):
+                deadline.check()
+                self._finish(answers, row, batch)
+        except TimeUp:
+            stage = Stage.ALPHA_CROWN
+            answers.seconds[row, stage - 1] = deadline.now() - started
+            answers.decide(row, stage, Status.TIMEOUT, 0.0, float(answers.columns["margin"][row]))
+
+    def _screened(self, answers: _Answers, batch: Batch) -> None:
+        """Run attack, IBP and CROWN on the whole batch."""
         left = torch.arange(len(batch), device=batch.x.device)
         started = time.perf_counter()
         found = self._attack()(self.program.module, batch.x, batch.predicted, batch.indices.tolist())
@@ -182,7 +199,6 @@ class Complete:
             answers.columns["margin"][left.cpu().numpy()] = least.cpu().numpy()
             answers.columns["rounding"][left.cpu().numpy()] = rounding.cpu().numpy()
             left = left[~(least > 0)]
-        return left
 
     def _attack(self) -> Attack:
         question, settings = self.question, self.settings
@@ -196,7 +212,7 @@ class Complete:
     def _finish(self, answers: _Answers, row: int, batch: Batch) -> None:
         """Run alpha-CROWN, then branch and bound, within the rest of the sample's time."""
         one, eps, started = batch.take(torch.tensor([row])), self.question.eps.value, time.monotonic()
-        left = self.settings.time_limit - float(answers.seconds[row].sum())
+        left = deadline.left()
         bounds = self.native.bounds(Balls.around(one.x.double(), eps, self.question.norm))
         specification, others = _open_margins(bounds, one)
         planes = alpha.optimized(bounds, specification, self.settings.iterations, started + ALPHA_SHARE * left)

@@ -6,6 +6,7 @@ are decided one at a time: ``PairSearch``.
 
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
@@ -31,6 +32,7 @@ from verifiers.graph.program import Program
 from verifiers.results.reader import counterexamples
 from verifiers.results.summaries.match import Stage
 from verifiers.runtime.certifier import Answer, Batch
+from verifiers.runtime.deadline import TimeUp, within
 
 #: The share of the samples' time that the attack may take.
 ATTACK_SHARE = 0.5
@@ -147,16 +149,24 @@ class MatchCertifier:
         self._attacked(rows, batch, c)
         rows.spend(torch.arange(len(batch)), started)
         asked = torch.arange(len(batch)) if self.settings.bisect else rows.open
-        bounds = dict(zip(asked.tolist(), self._screened(rows, batch.take(asked), c[asked], asked), strict=True))
+        try:
+            found = self._screened(rows, batch.take(asked), c[asked], asked)
+        except TimeUp:
+            rows.columns["status"][rows.open.numpy()] = Status.TIMEOUT
+            self._classes(rows, batch, batch.rows)
+            yield rows.of(batch.rows)
+            return
+        bounds = dict(zip(asked.tolist(), found, strict=True))
         ready = np.setdiff1d(batch.rows, asked.numpy() if self.settings.bisect else rows.open.numpy())
         if len(ready):
             self._classes(rows, batch, ready)
             yield rows.of(ready)
         for row in np.setdiff1d(batch.rows, ready).tolist():
             if rows.columns["status"][row] == Status.PENDING:
-                self._finish(rows, row, batch, c, bounds[row])
+                self._within_time(rows, row, batch, c, bounds[row])
             if self.settings.bisect:
-                self._bisect(rows, row, batch, c, bounds[row])
+                with suppress(TimeUp), within(self.settings.time_limit):
+                    self._bisect(rows, row, batch, c, bounds[row])
             self._classes(rows, batch, np.array([row]))
             yield rows.of(np.array([row]))
 
@@ -204,6 +214,16 @@ class MatchCertifier:
     def _search(self, batch: Batch, row: int, c: Int[Tensor, " batch"]) -> PairSearch:
         x = batch.x[row : row + 1]
         return PairSearch(self.engine, self.alone, self._attack, x, c[row : row + 1], self.settings.iterations)
+
+    def _within_time(self, rows: _Rows, row: int, batch: Batch, c: Int[Tensor, " batch"], bounds: Tensor) -> None:
+        """Decide one sample; one that is not decided within its time is a TIMEOUT with CROWN's bound."""
+        started = time.monotonic()
+        try:
+            with within(self.settings.time_limit - float(rows.seconds[row])):
+                self._finish(rows, row, batch, c, bounds)
+        except TimeUp:
+            rows.set(row, status=Status.TIMEOUT)
+            rows.spend(torch.tensor([row]), started)
 
     def _finish(self, rows: _Rows, row: int, batch: Batch, c: Int[Tensor, " batch"], bounds: Tensor) -> None:
         """Decide one sample within the rest of its time."""

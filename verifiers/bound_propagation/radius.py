@@ -1,6 +1,5 @@
 """Search for the largest certified radius of all samples of a batch at once, from certificates at given radii."""
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -12,6 +11,7 @@ from torch import Tensor
 from verifiers.core.quantities import whole_box
 from verifiers.core.question import Question
 from verifiers.runtime.certifier import Batch
+from verifiers.runtime.deadline import TimeUp, now, within
 from verifiers.runtime.oom import MEMORY_ERRORS, out_of_memory
 
 #: Power of eps by which CROWN's margins fall, measured on small networks: slightly faster than linear.
@@ -153,7 +153,7 @@ class RadiusSearch:
         eps: the first radius, in pixel units.
         limit: the largest radius to search (the whole image box).
         tolerance: relative width of the final bracket.
-        seconds: no evaluation starts later than this after the first.
+        seconds: an evaluation that has not ended this long after the start is given up.
         max_steps: the most evaluations per row.
         tick: receives the number of rows that left, and which step comes next.
     """
@@ -188,15 +188,18 @@ class RadiusSearch:
             spent: seconds already spent.
         """
         state = _State(margin, self)
-        started, margins_at_eps, rounding = time.perf_counter(), *torch.full((2, len(margin)), float("nan")).to(margin)
+        started, margins_at_eps, rounding = now(), *torch.full((2, len(margin)), float("nan")).to(margin)
         for step in range(self.max_steps):
             rows = state.active.nonzero().squeeze(1)
-            if not len(rows) or (step and time.perf_counter() - started > self.seconds - spent):
+            if not len(rows) or (step and now() - started > self.seconds - spent):
                 break
             if self.tick is not None:
                 self.tick(len(margin) - len(rows), f"step {step + 1} of the radius search")
             try:
-                found = bound(rows, state.trial[rows])
+                with within(self.seconds - spent - (now() - started)):
+                    found = bound(rows, state.trial[rows])
+            except TimeUp:
+                break
             except MEMORY_ERRORS as error:
                 if out_of_memory(error) and len(margin) == 1 and bool(state.proved > 0):
                     break

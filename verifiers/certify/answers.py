@@ -1,8 +1,9 @@
 """Answer some rows of a method: settle what needs no certifier, complete its answers, and check them by attack."""
 
-import time
-from collections.abc import Callable, Collection
+import math
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -20,7 +21,8 @@ from verifiers.geometry.margins import margins
 from verifiers.graph.program import Program
 from verifiers.methods.base import Method
 from verifiers.methods.registry import RELATIONAL
-from verifiers.runtime.certifier import Batch, Certifier
+from verifiers.runtime.certifier import Answer, Batch, Certifier
+from verifiers.runtime.deadline import TimeUp, now, within
 from verifiers.runtime.samples import Samples
 
 Rows = Int[np.ndarray, " rows"]
@@ -82,6 +84,7 @@ class Answers:
 
     Attributes:
         refused: notes and reports a failure that the rows show.
+        spent: seconds of each row's time limit that the preparation took.
     """
 
     method: Method
@@ -92,6 +95,7 @@ class Answers:
     store: Store
     reporter: Reporter
     refused: Callable[[Status, str], object]
+    spent: float = 0.0
 
     @property
     def kind(self) -> str:
@@ -125,21 +129,34 @@ class Answers:
         columns = same(Status.MISCLASSIFIED, len(settled))
         columns["status"][~self.samples.finite[settled].numpy()] = Status.ERROR
         columns["seconds"] = np.zeros(len(settled))
-        if asked.any():
-            started = time.perf_counter()
-            batch = replace(
-                self.asked.batch(rows[asked]),
-                known=lambda: self.store.counterexamples(rows[asked]),
-                tick=self.reporter.within,
-            )
-            for answer in certifier(batch):
-                share = np.full(len(answer.rows), (time.perf_counter() - started) / len(answer.rows))
-                own = answer.columns.get("seconds")
-                found = {**answer.columns, "seconds": share if own is None else np.nan_to_num(own)}
-                self.write(*self._joined(settled, columns, rows[asked][answer.rows], found))
-                settled, started = settled[:0], time.perf_counter()
+        answers = self._timed(certifier, rows[asked]) if asked.any() else ()
+        for found, values in answers:
+            self.write(*self._joined(settled, columns, found, values))
+            settled = settled[:0]
         if len(settled):
             self.write(settled, columns)
+
+    def _timed(self, certifier: Certifier, rows: Rows) -> Iterator[tuple[Rows, Columns]]:
+        """Yield answers with their seconds; rows without one when the time of all is over end in TIMEOUT."""
+        batch = replace(
+            self.asked.batch(rows), known=lambda: self.store.counterexamples(rows), tick=self.reporter.within
+        )
+        open_rows, started = batch.rows, now()
+        limit = len(batch) * (float(getattr(self.method, "time_limit", math.inf)) - self.spent)
+        answers = chain.from_iterable(certifier(each) for each in (batch,))  # also its beginning is timed
+        while True:
+            try:
+                with within(limit):
+                    answer = next(answers, None)
+            except TimeUp:
+                answer = Answer(open_rows, same(Status.TIMEOUT, len(open_rows)))
+            if answer is None or not len(open_rows):
+                return
+            elapsed = now() - started
+            share = np.full(len(answer.rows), elapsed / len(answer.rows))
+            own = answer.columns.get("seconds")
+            open_rows, started, limit = np.setdiff1d(open_rows, answer.rows), now(), limit - elapsed
+            yield rows[answer.rows], {**answer.columns, "seconds": share if own is None else np.nan_to_num(own)}
 
     def _joined(
         self, settled: np.ndarray, columns: Columns, rows: np.ndarray, found: Columns

@@ -1,5 +1,6 @@
 """Run one method over all samples; handles batches, statuses, time, memory, progress and writing for every method."""
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,6 +19,7 @@ from verifiers.graph.program import Program
 from verifiers.methods.base import Method
 from verifiers.results.writer import CertificateFile
 from verifiers.runtime.certifier import Answer, Batch, Certifier
+from verifiers.runtime.deadline import TimeUp, now, within
 from verifiers.runtime.oom import MEMORY_ERRORS, out_of_memory
 from verifiers.runtime.pool import spread
 from verifiers.runtime.samples import CLEAN_BATCH, Samples, first_images
@@ -92,14 +94,20 @@ class Run:
         if self.question.norm not in self.method.norms:
             reason = f"{self.kind} does not handle the norm {self.question.norm}"
             return self._refused(Status.UNSUPPORTED, reason)
+        rows, started = max(1, len(self.file.pending(self.kind))), now()
+        limit = float(getattr(self.method, "time_limit", math.inf))
         try:
             first = first_images(self.samples, self.program.given)
-            certifier = self.method.prepare(self.program, first, self.question)
+            with within(limit * rows):
+                certifier = self.method.prepare(self.program, first, self.question)
+            self.answers.spent = (now() - started) / rows
             self.file.note(self.kind, "reason", None)  # the reason of an earlier, failed run
             self._note(certifier.notes)
             for line in self.method.preview(certifier, self.samples, self.program.device):
                 self.reporter.inform(f"{self.kind}: {line}")
             return certifier
+        except TimeUp:
+            return self._refused(Status.TIMEOUT, f"preparation alone takes longer than {limit:g} s a sample")
         except Unsupported as error:
             return self._refused(Status.UNSUPPORTED, str(error))
         except Contradiction as error:

@@ -39,6 +39,7 @@ class Task:
         known: what ``counterexamples`` of the file returns for the rows.
         distance: what its ``attack_distance`` returns, without relational methods.
         largest: its ``largest_radius``.
+        spent: seconds of each row's time limit that are gone.
     """
 
     kind: str
@@ -52,6 +53,7 @@ class Task:
     known: Sequence[np.ndarray]
     distance: np.ndarray
     largest: float
+    spent: float = 0.0
 
     def samples(self) -> Samples:
         """The rows as the samples of a run."""
@@ -147,6 +149,7 @@ class _Answering:
             _Sender(task, send),
             _Reporting(send),
             lambda status, reason: send(Failed(status, reason, final=False)),
+            task.spent,
         )
         try:
             if task.kind not in self.certifiers:
@@ -234,6 +237,7 @@ class Shares:
             known=file.counterexamples(rows),
             distance=file.attack_distance(rows, skip=RELATIONAL),
             largest=file.largest_radius(self.kind),
+            spent=self.answers.spent,
         )
 
     def take(self, rows: Rows, value: Any) -> bool:

@@ -8,7 +8,7 @@ import numpy as np
 
 from verifiers.core.columns import COUNTEREXAMPLE, Column, Columns
 from verifiers.core.question import Question
-from verifiers.core.settings import Count
+from verifiers.core.settings import Count, Positive
 from verifiers.core.status import Guarantee, Status
 from verifiers.methods.base import Method, Problems, Summary
 from verifiers.results.rows import MethodRows
@@ -30,6 +30,7 @@ class AutoAttack(Method):
     steps: steps of each run of APGD and FAB.
     restarts: random starts of every attack, and of every target class; in l1 the first attack makes five times as many.
     queries: queries of Square for each sample.
+    time_limit: seconds per sample.
     """
 
     kind: Literal["autoattack"] = "autoattack"
@@ -37,6 +38,7 @@ class AutoAttack(Method):
     steps: Count = 100
     restarts: Count = 1
     queries: Count = 5000
+    time_limit: Positive = 3600.0
     guarantee: ClassVar[Guarantee] = Guarantee.ESTIMATE
     claim: ClassVar[str] = "no counterexample found by AutoAttack's four attacks at eps, or one is stored"
     paper: ClassVar[str] = (
@@ -85,6 +87,7 @@ class AutoAttack(Method):
 
         from verifiers.geometry.attacks.autoattack import FAST, AutoAttack, Stage, probabilities
         from verifiers.runtime.certifier import Answering, as_columns
+        from verifiers.runtime.deadline import left
 
         program.check_gradient(samples)
         stages = FAST if self.version == "fast" else tuple(Stage)
@@ -101,7 +104,8 @@ class AutoAttack(Method):
 
         def answer(batch: "Batch") -> Columns:
             done = attack(program.module, batch.x, batch.predicted, batch.indices.tolist(), batch.tick)
-            status = torch.where(done.found.broken, Status.FALSIFIED.value, Status.NOT_CERTIFIED.value)
+            end = Status.TIMEOUT if left() < 0 else Status.NOT_CERTIFIED
+            status = torch.where(done.found.broken, Status.FALSIFIED.value, end.value)
             values = {
                 "radius": torch.zeros_like(done.found.distance),
                 "margin": done.found.margin.double(),

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from verifiers.core.columns import ROUNDING, Column
 from verifiers.core.question import Question
-from verifiers.core.settings import Count
+from verifiers.core.settings import Count, Positive
 from verifiers.core.status import Guarantee
 from verifiers.methods.base import REPEATS, Method, Problems, proved_at_eps
 from verifiers.results.rows import MethodRows
@@ -21,11 +21,13 @@ class Lipschitz(Method):
 
     shells: number of concentric balls on which constants are bounded.
     constants: tight or fast global constants.
+    time_limit: seconds per sample.
     """
 
     kind: Literal["lipschitz"] = "lipschitz"
     shells: Count = 15
     constants: Literal["tight", "fast"] = "tight"
+    time_limit: Positive = 3600.0
     guarantee: ClassVar[Guarantee] = Guarantee.DETERMINISTIC
     claim: ClassVar[str] = "no margin can fall to zero within the radius at the bounded Lipschitz constants"
     paper: ClassVar[str] = "Fazlyab et al., arXiv 1906.04893 and 2310.00116; Xu and Sivaranjani, arXiv 2404.04375"

@@ -6,7 +6,7 @@ import numpy as np
 
 from verifiers.core.columns import ROUNDING, Column
 from verifiers.core.question import Question
-from verifiers.core.settings import Count
+from verifiers.core.settings import Count, Positive
 from verifiers.core.status import Guarantee
 from verifiers.methods.base import REPEATS, Method, Problems, at_eps_by_margin
 from verifiers.results.rows import MethodRows
@@ -26,10 +26,12 @@ class LocalLinearity(Method):
     """Bound the distance from the linearisation by proof, and estimate it by attacks.
 
     steps: steps of each attack.
+    time_limit: seconds per sample.
     """
 
     kind: Literal["local-linearity"] = "local-linearity"
     steps: Count = 20
+    time_limit: Positive = 3600.0
     guarantee: ClassVar[Guarantee] = Guarantee.DETERMINISTIC
     claim: ClassVar[str] = (
         "each margin falls along its gradient and by gamma_minus at most, and stays positive within the radius"

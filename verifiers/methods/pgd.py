@@ -9,7 +9,7 @@ import numpy as np
 from verifiers.core.columns import COUNTEREXAMPLE, Column, Columns
 from verifiers.core.errors import Unsupported
 from verifiers.core.question import Question
-from verifiers.core.settings import Count
+from verifiers.core.settings import Count, Positive
 from verifiers.core.status import Guarantee, Status
 from verifiers.methods.base import Method, Problems
 from verifiers.results.rows import MethodRows
@@ -26,11 +26,13 @@ class Pgd(Method):
 
     steps: steps of each run.
     restarts: runs; each after the first aims at one class, the most likely first, then again from random starts.
+    time_limit: seconds per sample.
     """
 
     kind: Literal["pgd"] = "pgd"
     steps: Count = 30
     restarts: Count = 4
+    time_limit: Positive = 3600.0
     guarantee: ClassVar[Guarantee] = Guarantee.ESTIMATE
     claim: ClassVar[str] = "no counterexample found by projected gradient descent at eps, or one is stored"
     paper: ClassVar[str] = (
@@ -69,13 +71,15 @@ class Pgd(Method):
 
         from verifiers.geometry.attack import Attack
         from verifiers.runtime.certifier import Answering, as_columns
+        from verifiers.runtime.deadline import left
 
         program.check_gradient(samples)
         attack = Attack(question.eps.value, question.norm, question.seed, self.steps, self.restarts)
 
         def answer(batch: "Batch") -> Columns:
             found = attack(program.module, batch.x, batch.predicted, batch.indices.tolist())
-            status = torch.where(found.broken, Status.FALSIFIED.value, Status.NOT_CERTIFIED.value)
+            end = Status.TIMEOUT if left() < 0 else Status.NOT_CERTIFIED
+            status = torch.where(found.broken, Status.FALSIFIED.value, end.value)
             values = {
                 "radius": torch.zeros_like(found.distance),
                 "margin": found.margin.double(),

@@ -43,6 +43,7 @@ class Smoothing(Method):
     question: eps (certified at eps or not), grid (radii down to a multiple of step) or full (all n copies).
     step: step of the grid.
     dtype: dtype of the voting network.
+    time_limit: seconds per sample.
     """
 
     kind: Literal["smoothing"] = "smoothing"
@@ -54,6 +55,7 @@ class Smoothing(Method):
     question: Literal["eps", "grid", "full"] = "eps"
     step: Positive = 0.25
     dtype: Literal["float32", "bfloat16"] = "float32"
+    time_limit: Positive = 3600.0
     guarantee: ClassVar[Guarantee] = Guarantee.PROBABILISTIC
     norms: ClassVar[tuple[Norm, ...]] = (Norm.L2, Norm.L1, Norm.LINF)
     about: ClassVar[About] = About.SMOOTHED

@@ -8,7 +8,7 @@ import numpy as np
 
 from verifiers.core.columns import ROUNDING, Column
 from verifiers.core.question import Question
-from verifiers.core.settings import Count
+from verifiers.core.settings import Count, Positive
 from verifiers.core.status import About, Guarantee, Status
 from verifiers.methods.base import ATTACKED, REPEATS, Method, Problems, Summary
 from verifiers.results.rows import MethodRows
@@ -30,10 +30,12 @@ class Transfer(Method):
     """Apply theorems A, B and C with certified terms, and the joint bound of the difference: ``linearity.transfer``.
 
     steps: steps of the attack on the shortfall.
+    time_limit: seconds per sample.
     """
 
     kind: Literal["transfer"] = "transfer"
     steps: Count = 10
+    time_limit: Positive = 3600.0
     guarantee: ClassVar[Guarantee] = Guarantee.DETERMINISTIC
     about: ClassVar[About] = About.PAIR
     claim: ClassVar[str] = (

@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from verifiers.runtime.deadline import check
 from verifiers.runtime.oom import MEMORY_ERRORS, out_of_memory, pass_on_memory
 from verifiers.runtime.samples import device_of
 from verifiers.smoothing.statistics import Noise
@@ -114,6 +115,7 @@ class Voter:
             batches = _in_batches(draws, size)
             upcoming = ahead.submit(self._noise, next(batches, []), size, x.shape[1:], purpose)
             while (pass_ := upcoming.result()) is not None:
+                check()
                 upcoming = ahead.submit(self._noise, next(batches, []), size, x.shape[1:], purpose)
                 owners, noise = pass_
                 positions = torch.as_tensor(owners, device=x.device)

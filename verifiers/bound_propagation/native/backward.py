@@ -18,6 +18,7 @@ from verifiers.graph.operators import Interval, Relaxation
 from verifiers.graph.relaxations.lines import Alpha
 from verifiers.graph.relaxations.relu_difference import ReluDifference
 from verifiers.graph.rows import Rows, Shape, add, one_hot, shape_size
+from verifiers.runtime.deadline import check
 
 #: The most coefficients of one block of rows at a node.
 BLOCK = 2**22
@@ -197,7 +198,12 @@ class BackwardPass:
     def step(
         self, back: BackwardRows, position: int, start: tuple[int, int] = (-1, -1), ids: Tensor | None = None
     ) -> bool:
-        """Push the rows at a node to its inputs, and lower them by the node's rounding; False if there are none."""
+        """Push the rows at a node to its inputs, and lower them by the node's rounding; False if there are none.
+
+        Raises:
+            TimeUp: a time limit has passed.
+        """
+        check()
         self.arrive(back, position, ids)
         if (here := back.pending.pop(position, None)) is None:
             return False

@@ -13,6 +13,7 @@ from verifiers.geometry.attacks.losses import Loss
 from verifiers.geometry.attacks.search import Reached, Victims, slopes_of
 from verifiers.geometry.balls import Balls, per_sample, steepest
 from verifiers.geometry.margins import margins
+from verifiers.runtime.deadline import check
 
 #: Share of a step that is the new one; the rest repeats the last one.
 FRESH = 0.75
@@ -116,6 +117,7 @@ class Apgd:
         taken = 0
         for interval in _intervals(steps, balls.norm):
             for _ in range(interval):
+                check()
                 state = self._step(victims, balls, state, taken)
                 taken += 1
                 lost = state.margin < 0

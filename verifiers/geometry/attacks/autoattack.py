@@ -17,6 +17,7 @@ from verifiers.geometry.attacks.losses import cross_entropy, ranked, targeted_ra
 from verifiers.geometry.attacks.search import Aimed, Run, Victims, at_rest, in_turn
 from verifiers.geometry.attacks.square import Square
 from verifiers.geometry.balls import Balls, noise_like
+from verifiers.runtime.deadline import left
 
 
 class Stage(StrEnum):
@@ -105,10 +106,13 @@ class AutoAttack:
             tick(len(victims) - len(reached.left), str(stage))
             some = victims.take(rows)
             result = in_turn(some, self._runs(stage, some))
-            outcomes[str(stage)][rows] = (result.margin < 0).to(torch.int8)
+            broken, late = (result.margin < 0).to(torch.int8), left() < 0
+            outcomes[str(stage)][rows] = torch.where(broken == 1, broken, -1) if late else broken
             if stage is Stage.APGD_T:
                 flat[rows] = result.flat.to(torch.int8)
             reached = reached.improved(rows, result, some.balls)
+            if late:
+                break
         return Battered(nearest(victims, reached), outcomes, flat)
 
     def _runs(self, stage: Stage, victims: Victims) -> Iterable[Run]:

@@ -11,6 +11,7 @@ from verifiers.geometry.attacks.planes import onto_planes
 from verifiers.geometry.attacks.search import Reached, Victims, slopes_of
 from verifiers.geometry.balls import norms, per_sample
 from verifiers.geometry.margins import margins
+from verifiers.runtime.deadline import check
 
 #: How far steps go beyond the boundary, how far a point of another class moves back, and the image's largest share.
 BEYOND, BACK, TOWARDS = 1.05, 0.9, 0.1
@@ -42,6 +43,7 @@ class Fab:
         flat = torch.zeros_like(margin, dtype=torch.bool)
         rows = torch.arange(len(z), device=z.device)
         for step in range(self.steps):
+            check()
             some = victims.take(rows)
             gap, slopes = _linearised(some, z, target[rows])
             if step == 0:

@@ -1,6 +1,7 @@
 """The seam of all searches: they attack a batch, and keep the point of least margin of every sample."""
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from verifiers.core.quantities import Norm
 from verifiers.geometry.balls import Balls, finite, keyed_start, per_sample
 from verifiers.geometry.margins import margins
+from verifiers.runtime.deadline import TimeUp, left
 
 
 @dataclass(frozen=True)
@@ -127,12 +129,13 @@ def at_rest(victims: Victims) -> Reached:
 
 
 def in_turn(victims: Victims, runs: Iterable[Run]) -> Reached:
-    """Make one run after another, each on the samples that keep their class so far."""
+    """Make one run after another, each on the samples that keep their class so far; none ends after a time limit."""
     reached = at_rest(victims)
     for run in runs:
         rows = reached.left
-        if not len(rows):
+        if not len(rows) or left() < 0:
             break
         some = victims.take(rows)
-        reached = reached.improved(rows, run(some, rows), some.balls)
+        with suppress(TimeUp):
+            reached = reached.improved(rows, run(some, rows), some.balls)
     return reached

@@ -12,6 +12,7 @@ from verifiers.core.quantities import Norm
 from verifiers.geometry.attacks.search import Reached, Victims
 from verifiers.geometry.balls import Balls, keyed_generator, norms, per_sample
 from verifiers.geometry.margins import margins
+from verifiers.runtime.deadline import check
 
 #: The first squares' share of the image, and the shares of 10,000 queries after which it is halved.
 SHARE, HALVED = 0.8, (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
@@ -53,6 +54,7 @@ class Square:
         now = _margin(victims, z, victims.own)
         point, margin = z.clone(), now.clone()
         for query in range(self.queries):
+            check()
             if time.monotonic() > self.deadline:
                 break
             lost = now < 0
