@@ -120,7 +120,7 @@ def test_counterexamples_are_run_again(folder: Path) -> None:
         (["net.onnx", "wrong.vnnlib"], "does not declare X_1"),
         (["net.onnx", "sat.vnnlib", "--timeout", "0"], "positive number of seconds"),
         (["net.onnx", "sat.vnnlib", "--arithmetic", "exact"], "unknown arithmetic"),
-        (["sat.vnnlib", "net.onnx"], "net.onnx is not a VNN-LIB property"),
+        (["sat.vnnlib", "net.onnx"], "net.onnx is an ONNX file, not a VNN-LIB property"),
         (["none.csv"], "no such list of instances"),
         (["net.onnx", "sat.vnnlib", "--against", "none.csv"], "no such table of results"),
         (["list.csv", "--replay", "x"], "needs its network"),
