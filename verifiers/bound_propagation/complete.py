@@ -24,6 +24,7 @@ from verifiers.bound_propagation.native import alpha, sdp
 from verifiers.bound_propagation.native.bounds import Bounds
 from verifiers.bound_propagation.native.branch_and_bound import BranchAndBound
 from verifiers.bound_propagation.native.classes import MANY, least_margins
+from verifiers.bound_propagation.native.code_search import CodeSearch, codes_of
 from verifiers.bound_propagation.native.engine import Native
 from verifiers.core.columns import Columns
 from verifiers.core.quantities import Epsilon, Norm
@@ -237,9 +238,13 @@ class Complete:
             answers.seconds[row, Stage.BRANCH_AND_BOUND - 1] = time.monotonic() - begun
             self._keep(answers, row, one, point)
             return
-        end = BranchAndBound(
-            bounds, specification, proved, 0.0, deadline=started + left, broken=lambda z: self._broken(z, one)
-        ).run()
+        until, position = started + left, codes_of(bounds.graph)
+        if position is not None:
+            end = CodeSearch(bounds, specification, position, until, lambda z: self._broken(z, one)).run()
+        else:
+            end = BranchAndBound(
+                bounds, specification, proved, 0.0, deadline=until, broken=lambda z: self._broken(z, one)
+            ).run()
         answers.seconds[row, Stage.BRANCH_AND_BOUND - 1] = time.monotonic() - begun
         answers.columns["domains"][row] = end.domains
         if end.point is not None:

@@ -1,5 +1,6 @@
 """Int8 networks as they run: bounds against full enumeration of codes, points, borders of codes, and pairs."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 from tests.certifying import certify
 from tests.verifiers.graph.int8_nets import Branches, Dense, boxes_of_codes, least_margin
 from verifiers.bound_propagation.joint import JointEngine
+from verifiers.bound_propagation.native.branch_and_bound import Outcome
+from verifiers.bound_propagation.native.code_search import CodeSearch, codes_of
 from verifiers.bound_propagation.native.engine import Native
 from verifiers.certify.config import CertifyConfig
 from verifiers.certify.verify import VerifyConfig, verify
@@ -20,11 +23,13 @@ from verifiers.core.status import Status
 from verifiers.geometry.balls import Balls
 from verifiers.geometry.margins import margin_specification
 from verifiers.graph import integers
+from verifiers.graph.capture import capture
 from verifiers.graph.program import Program
 from verifiers.runtime.samples import Data
 
 EPS = (1e-4, 0.01, 0.03, 0.1, 0.4)
 METHODS = ("ibp", "crown", "alpha-crown")
+SLOW = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +52,7 @@ def bound_of(engine: Native, network: nn.Module, x: Tensor, eps: float, method: 
     return 0.01 * float(planes.bound.min())
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["ibp", "crown", pytest.param("alpha-crown", marks=SLOW)])
 @pytest.mark.parametrize("eps", EPS)
 def test_no_bound_is_above_the_truth(method: str, eps: float, nets: list[tuple[Dense, Native, Tensor]]) -> None:
     """The truth is the least margin over all codes that the ball reaches, computed in integers."""
@@ -102,6 +107,7 @@ def points(x: Tensor, eps: float, count: int) -> Iterator[Tensor]:
         yield moved
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_no_point_breaks_a_bound_behind_sums_of_branches(method: str) -> None:
     network = Branches().eval()
@@ -118,6 +124,7 @@ def test_no_point_breaks_a_bound_behind_sums_of_branches(method: str) -> None:
             assert bool((values >= found - 1e-9).all()), f"{method} at {eps}: {float((found - values).max())} below"
 
 
+@pytest.mark.slow
 def test_the_better_method_is_never_worse(nets: list[tuple[Dense, Native, Tensor]]) -> None:
     for network, engine, images in nets:
         for x in images.split(1):
@@ -152,6 +159,7 @@ def test_a_value_within_rounding_of_a_border_may_have_either_code(scale: float) 
     assert proved == [True, False, False, True]
 
 
+@pytest.mark.slow
 def test_a_planted_code_is_never_certified() -> None:
     """Exactly one cell of the image has another class; radii end before it, and the attack's own point is in it."""
     network = Border(0.1).eval()
@@ -162,6 +170,80 @@ def test_a_planted_code_is_never_certified() -> None:
         radius = found[method]["radius"]
         assert (radius <= truth + 1e-7).all(), f"{method}: {radius} beyond {truth}"
         assert (radius >= 0.99 * truth).all(), f"{method} proves {radius} of {truth}"
+
+
+# Complete verification
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("eps", [0.03, 0.1, 0.4])
+def test_complete_verification_agrees_with_full_enumeration(
+    eps: float, nets: list[tuple[Dense, Native, Tensor]]
+) -> None:
+    """Certified if no codes of the ball have another class, and a counterexample of the network itself if some have."""
+    seen = set()
+    for network, _, images in nets[:2]:
+        y = network(images).argmax(1)
+        settings = {"time_limit": 20, "iterations": 2, "steps": 1, "restarts": 1}
+        found = certify(network, images, y, eps=str(eps), methods=("complete",), **settings)["complete"]
+        for row, x in enumerate(images.split(1)):
+            truth, status = least_margin(network, x, eps), found["status"][row]
+            assert status == (Status.CERTIFIED if truth > 0 else Status.FALSIFIED), f"{truth} at {eps}: {status}"
+            seen.add(status)
+            if status == Status.FALSIFIED:
+                assert 0 < found["distance"][row] <= eps
+    assert seen
+
+
+def search(network: nn.Module, x: Tensor, eps: float, broken: bool = False) -> tuple[CodeSearch, Outcome]:
+    """The search alone, without an attack before it."""
+    engine = Native(network, torch.cat([x, x]), arithmetic=Arithmetic.INT8)
+    bounds = engine.bounds(Balls.around(x.double(), eps, Norm.LINF))
+    bounds.propagate(refine=True)
+    rows = margin_specification(network(x).argmax(1), engine.graph.classes, torch.float64)
+    position = codes_of(engine.graph)
+    assert position is not None
+    predicted = network(x).argmax(1)
+
+    def breaks(points: Tensor) -> Tensor:
+        return (network(points.float()).argmax(1) != predicted) & broken
+
+    made = CodeSearch(bounds, rows, position, time.monotonic() + 60, breaks)
+    return made, made.run()
+
+
+def test_a_search_halves_codes_until_the_least_bound_is_the_truth(nets: list[tuple[Dense, Native, Tensor]]) -> None:
+    for network, _, images in nets[:2]:
+        for x in images.split(1):
+            truth = least_margin(network, x, 0.2)
+            _, end = search(network, x, 0.2)
+            assert end.finished == (truth > 0) and not end.late and not end.full
+            assert 0.01 * end.bound <= truth + 1e-6, f"{0.01 * end.bound} is proved, and {truth} is reached"
+            if truth <= 0:
+                assert 0.01 * end.bound == pytest.approx(truth, abs=1e-3)
+                _, end = search(network, x, 0.2, broken=True)
+                assert end.point is not None and int(network(end.point.float()).argmax()) != int(network(x).argmax())
+
+
+def test_images_have_the_codes_that_they_are_made_for(nets: list[tuple[Dense, Native, Tensor]]) -> None:
+    network, _, images = nets[0]
+    made, _ = search(network, images[:1], 0.2)
+    box = made.root.intervals[made.position]
+    codes = torch.cat([box.low + 1, box.high - 1, ((box.low + box.high) / 2).floor()])
+    points = made.images(codes)
+    torch.testing.assert_close(network.codes(points.float()).double(), codes.flatten(1), rtol=0, atol=0)
+    assert bool(((points - images[:1].double()).abs() <= 0.2 + 1e-12).all())
+
+
+def test_only_codes_that_all_else_depends_on_are_searched() -> None:
+    class Beside(Dense):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) + x.flatten(1)
+
+    plain = nn.Sequential(nn.Flatten(), nn.Linear(2, 2)).eval()
+    x = torch.rand(1, 2)
+    assert codes_of(capture(Dense().eval(), x)) == 2
+    assert codes_of(capture(Beside().eval(), x)) is None and codes_of(capture(plain, x)) is None
 
 
 # The certificate
@@ -188,6 +270,7 @@ def test_the_certificate_states_its_arithmetic(answered: tuple[Dense, Tensor, Te
     assert Arithmetic.INT8.deployed and not Arithmetic.REAL.deployed
 
 
+@pytest.mark.slow
 def test_radii_hold_in_the_network_itself(answered: tuple[Dense, Tensor, Tensor, Path]) -> None:
     network, x, y, path = answered
     found = certify(network, x, y, eps="0.02", methods=("pgd", "ibp", "crown"), out=path)
@@ -202,6 +285,7 @@ def test_radii_hold_in_the_network_itself(answered: tuple[Dense, Tensor, Tensor,
         assert bool((chosen == y).all()), f"{method}: a point inside a radius has another class"
 
 
+@pytest.mark.slow
 def test_verify_understands_it(answered: tuple[Dense, Tensor, Tensor, Path]) -> None:
     network, x, y, path = answered
     audit = verify(network, str(path), Data(x, y), VerifyConfig(sample=4, time_limit=20))
@@ -223,6 +307,7 @@ def test_another_arithmetic_is_refused(network: nn.Module, arithmetic: str, told
     assert CertifyConfig(eps="0.1", arithmetic="int8").arithmetic is Arithmetic.INT8
 
 
+@pytest.mark.slow
 def test_external_engines_say_that_they_do_not_support_codes() -> None:
     network = Dense().eval()
     x = torch.rand(2, 2)
@@ -231,6 +316,7 @@ def test_external_engines_say_that_they_do_not_support_codes() -> None:
     assert "auto-LiRPA has no operators for the codes of int8 networks" in str(found["crown"].attributes["reason"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["smoothing", "pgd"])
 def test_forwards_and_gradients_suffice_for(method: str) -> None:
     network = Dense(inputs=4, scale=0.05).eval()
@@ -258,6 +344,7 @@ class Original(nn.Module):
         return nn.functional.linear(hidden, self.second) * 0.01
 
 
+@pytest.mark.slow
 def test_a_pair_is_bounded_at_least_as_well_as_each_network() -> None:
     """Float original and int8 copy: no joint row is below the difference of the rows of each, and none is unsound."""
     copy = Dense(inputs=6, hidden=8, classes=3, seed=9, scale=0.01, step=1 / 64).eval()
