@@ -212,6 +212,7 @@ def search(network: nn.Module, x: Tensor, eps: float, broken: bool = False) -> t
     return made, made.run()
 
 
+@pytest.mark.slow
 def test_a_search_halves_codes_until_the_least_bound_is_the_truth(nets: list[tuple[Dense, Native, Tensor]]) -> None:
     for network, _, images in nets[:2]:
         for x in images.split(1):
