@@ -4,8 +4,8 @@ from enum import StrEnum
 
 from verifiers.core.quantities import Norm
 
-#: Looks at the votes of a sample that a file has room for; of one look alone the votes are repeated.
-LOOKS = 5
+#: The most looks at the votes of a sample, and the room for them in a file; the last look's votes fill the rest.
+LOOKS = 12
 
 
 class Noise(StrEnum):

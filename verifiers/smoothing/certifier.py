@@ -152,7 +152,7 @@ class Smoother:
             "p_lower": bounds[0],
             "stage": stage,
             "used": np.array(self.schedule.counts)[stage - 1],
-            "votes": np.moveaxis(votes[:, 0], 0, 1).repeat(LOOKS // len(votes), 1),
+            "votes": np.moveaxis(votes[[*range(len(votes)), *[-1] * (LOOKS - len(votes))], 0], 0, 1),
         }
         if len(votes[-1]) > 1:
             columns |= {"teacher_votes": votes[-1, 1], "same_votes": votes[-1, 2]}

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Int
 
-from verifiers.core.noise import LOOKS
 from verifiers.core.status import Status
 from verifiers.results.rows import MethodRows
 from verifiers.smoothing.statistics import Law, Schedule, leading, lower, smallest
@@ -63,7 +62,7 @@ class Recomputed:
     def _by_votes(self, rows: MethodRows, votes: Int[np.ndarray, "rows looks classes"]) -> Marks:
         """Check stages, counts and bounds against the votes of every look."""
         counts, stage, selected = np.array(self.schedule.counts), rows["stage"].astype(int), rows["selected"]
-        seen, classes = votes[:, :: LOOKS // len(counts)].astype(np.int64), votes.shape[2]
+        seen, classes = votes[:, : len(counts)].astype(np.int64), votes.shape[2]
         looked = np.clip(stage, 1, len(counts))
         known = (stage >= 1) & (stage <= len(counts)) & (selected >= 0) & (selected < classes)
         own, second = leading(seen.swapaxes(0, 1), np.clip(selected, 0, classes - 1))

@@ -62,7 +62,7 @@ class Recount:
         last, moved = np.minimum(stage, len(counts)), np.zeros(len(stage), bool)
         for look in np.unique(last[last >= 1]).tolist():
             again = self._histogram(batch, counts[look - 1], Purpose.ESTIMATION)
-            stored = votes[:, (look - 1) * (votes.shape[1] // len(self.counts))]
+            stored = votes[:, look - 1]
             far = np.abs(again - stored).sum(1) > 2 * max(1, TIES * counts[look - 1])
             moved |= (last == look) & far
         return {"its votes are others on the same copies": moved}

@@ -10,11 +10,14 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from verifiers.core.noise import Noise
+from verifiers.core.noise import LOOKS, Noise
 from verifiers.core.quantities import Norm
 
 #: Shortens radii by more than the error of the special functions, which is a few units of 1e-15 in p.
 SLACK = 1e-12
+#: Copies of the first look, the share of all copies above which no earlier look is taken, and the last look's share of
+#: alpha.
+FIRST, CLOSE, LAST = 60, 0.8, 0.45
 
 
 def lower(k: Int[np.ndarray, "*n"], n: int, level: float) -> Float[np.ndarray, "*n"]:
@@ -113,12 +116,16 @@ class Schedule:
 
     @classmethod
     def staged(cls, n: int, alpha: float) -> "Schedule":
-        """Look at 1, 3, 10, 30 and 100 % of n copies, each time including the earlier ones."""
-        shares = {0.01: 0.05, 0.03: 0.05, 0.1: 0.1, 0.3: 0.2, 1.0: 0.6}
-        counts = [max(1, round(share * n)) for share in shares]
-        if len(set(counts)) < len(counts):
+        """Look at 60, 120, 240, ... and all n copies, at most ``LOOKS`` times, each time including the earlier ones.
+
+        The last look spends ``LAST`` of alpha, the others share the rest equally. By the union bound all bounds hold
+        together except with probability alpha, whatever decides between two looks.
+        """
+        counts = [FIRST * 2**k for k in range(n.bit_length()) if FIRST * 2**k <= CLOSE * n][1 - LOOKS :]
+        if not counts:
             return cls.single(n, alpha)
-        return cls(tuple(counts), tuple(alpha * level for level in shares.values()))
+        rest = (1 - LAST) * alpha / len(counts)
+        return cls((*counts, n), (*[rest] * len(counts), LAST * alpha))
 
     @classmethod
     def single(cls, n: int, alpha: float) -> "Schedule":

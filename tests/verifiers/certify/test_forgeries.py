@@ -20,6 +20,7 @@ from verifiers.certify.audit.findings import Audit
 from verifiers.certify.verify import VerifyConfig, verify
 from verifiers.core.columns import indices_sha256
 from verifiers.core.errors import InputError
+from verifiers.core.noise import LOOKS
 from verifiers.core.status import Status
 from verifiers.results.schema import attributes_of, put_attributes
 from verifiers.runtime.fingerprint import structure_sha256, weights_sha256
@@ -266,11 +267,11 @@ def kind_votes(change: Callable[[np.ndarray, int], np.ndarray]) -> Forge:
         looks = np.array(plan.counts)
         for row in range(COUNT):
             selected, stage = int(group["selected"][row]), int(group["stage"][row])
-            votes = group["votes"][row].astype(np.int64)[:: 5 // len(looks)]
+            votes = group["votes"][row].astype(np.int64)
             votes = np.stack([change(votes[look], selected) for look in range(len(looks))])
             own, second = votes[:stage, selected][:, None], np.delete(votes[:stage], selected, 1).max(1)[:, None]
             one, p, q = plan.bounds(own, second)
-            group["votes"][row] = votes.repeat(5 // len(looks), 0)
+            group["votes"][row] = votes[[*range(len(looks)), *[-1] * (LOOKS - len(looks))]]
             group["p_lower"][row], group["radius_two_class"][row] = one[0], law.radius(p, q)[0]
             radius = law.one_class(one)[0]
             group["radius_one_class"][row] = radius
@@ -294,7 +295,7 @@ def _halved(votes: np.ndarray, selected: int) -> np.ndarray:
 
 
 def _one_look(file: h5py.File) -> None:
-    file["smoothing"]["stage"][:], file["smoothing"]["used"][:] = 1, 10
+    file["smoothing"]["stage"][:], file["smoothing"]["used"][:] = 1, 60
 
 
 def both(*forgeries: Forge) -> Forge:

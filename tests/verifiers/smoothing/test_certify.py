@@ -164,14 +164,14 @@ def test_an_interrupted_run_goes_on_with_the_same_counts(tmp_path: Path) -> None
     assert read(tmp_path / "parts.h5").pending == 12
     _same(whole, _asked(model, x, out=tmp_path / "parts.h5"))
     votes = [read_images(tmp_path / f"{name}.h5", "smoothing", "votes", range(20)) for name in ("whole", "parts")]
-    assert np.array_equal(*votes) and votes[0].shape == (20, 5, 4)
+    assert np.array_equal(*votes) and votes[0].shape == (20, 12, 4)
 
 
 def test_votes_are_kept_at_each_look(tmp_path: Path) -> None:
     x = torch.rand(12, 1, 3, 3)
     rows = _asked(_mlp(), x, out=tmp_path / "a.h5", options={"n": 1000})
     votes = read_images(tmp_path / "a.h5", "smoothing", "votes", range(12))
-    counts = np.array([10, 30, 100, 300, 1000])
+    counts = np.array([60, 120, 240, 480, 1000])
     for i, stage in enumerate(rows["stage"]):
         assert votes[i].sum(1)[:stage].tolist() == counts[:stage].tolist() and rows["used"][i] == counts[stage - 1]
         assert (votes[i, stage:] == votes[i, stage - 1]).all()
@@ -364,5 +364,5 @@ def test_what_a_person_is_told_first() -> None:
 
     _asked(_mlp(), torch.rand(30, 1, 3, 3), norm="linf", eps="0.9", reporter=Told())
     told = " | ".join(Told.lines)
-    for part in ("largest radius attainable", "beyond it", "weak", "under noise 0.25", "120 to 2100 copies"):
+    for part in ("largest radius attainable", "beyond it", "weak", "under noise 0.25", "160 to 2100 copies"):
         assert part in told, f"{part!r} is missing in {told}"

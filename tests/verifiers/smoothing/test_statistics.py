@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom, binomtest
 
+from verifiers.core.noise import LOOKS
 from verifiers.core.quantities import Norm
 from verifiers.smoothing.statistics import Law, Noise, Schedule, attainable, leading, lower, smallest, upper
 
@@ -102,7 +103,39 @@ def test_a_schedule_spends_alpha_and_ends_at_n(n: int) -> None:
 def test_only_the_question_about_all_copies_has_one_look() -> None:
     assert Schedule.of("full", 1000, 0.001) == Schedule((1000,), (0.001,))
     for question in ("eps", "grid"):
-        assert Schedule.of(question, 1000, 0.001).counts == (10, 30, 100, 300, 1000)
+        assert Schedule.of(question, 1000, 0.001).counts == (60, 120, 240, 480, 1000)
+        assert Schedule.of(question, 100_000, 0.001).counts == (*(60 * 2**k for k in range(11)), 100_000)
+        assert Schedule.of(question, 60, 0.001) == Schedule((60,), (0.001,))
+    assert len(Schedule.staged(10**9, 0.001).counts) == LOOKS
+
+
+@pytest.mark.parametrize(("n", "alpha"), [(150, 0.05), (300, 0.2)])
+@pytest.mark.parametrize("p", [0.5, 0.55, 0.8, 0.97])
+def test_the_chance_of_a_wrong_bound_at_any_look_is_exact(n: int, alpha: float, p: float) -> None:
+    """The oracle sums the binomial law over all paths of votes: those with a bound above p at some look are wrong."""
+    schedule = Schedule.staged(n, alpha)
+    assert len(schedule.counts) >= 2
+    right, before = {0: 1.0}, 0
+    for count, level in zip(schedule.counts, schedule.levels, strict=True):
+        drawn, after = count - before, dict[int, float]()
+        law = [math.comb(drawn, k) * p**k * (1 - p) ** (drawn - k) for k in range(drawn + 1)]
+        bounds = lower(np.arange(count + 1), count, level)
+        for votes, chance in right.items():
+            for k, share in enumerate(law):
+                if bounds[votes + k] <= p:
+                    after[votes + k] = after.get(votes + k, 0.0) + chance * share
+        right, before = after, count
+    wrong = 1 - sum(right.values())
+    assert -1e-9 <= wrong <= alpha, f"wrong with probability {wrong} at alpha {alpha}"
+    assert wrong > alpha / 20, "the looks spend far less than alpha"
+
+
+def test_a_clear_vote_needs_the_first_look_alone() -> None:
+    """One of 60 unanimous copies certifies what 1,000 did; at the end little of the radius is lost."""
+    schedule = Schedule.staged(100_000, 0.001)
+    first = L2.one_class(schedule.bounds(np.array([[60]]), np.array([[0]]))[0])[0]
+    assert 0 < first < attainable(L2, schedule)
+    assert attainable(L2, schedule) > 0.99 * attainable(L2, Schedule.single(100_000, 0.001))
 
 
 @pytest.mark.parametrize("most", [1, 2, 3, 4, 7, 8, 100])
