@@ -13,8 +13,8 @@ from verifiers.bound_propagation.box_proofs import Tries, by_neurons
 from verifiers.bound_propagation.boxes.splitting import FEW_INPUTS, split_pair
 from verifiers.bound_propagation.half_spaces import Ended, HalfSpaces
 from verifiers.bound_propagation.joint import JointEngine
-from verifiers.bound_propagation.native.domains import is_relu
 from verifiers.bound_propagation.native.engine import Native
+from verifiers.bound_propagation.native.places import is_relu
 from verifiers.bound_propagation.relations import unsafe, violation
 from verifiers.core.quantities import Norm
 from verifiers.core.relation import Property, Relation

@@ -14,12 +14,11 @@ from torch import Tensor
 
 from verifiers.bound_propagation.engine import Planes, better
 from verifiers.bound_propagation.native.bounds import Bounds, common
-from verifiers.bound_propagation.native.domains import is_relu
-from verifiers.graph.operators import Elementwise, Interval, Operator
+from verifiers.bound_propagation.native.places import has_free_lines, is_relu
+from verifiers.graph.operators import Interval
 from verifiers.graph.relaxations.lines import Alpha
 from verifiers.graph.relaxations.products import Product
 from verifiers.graph.relaxations.relu_difference import ReluDifference
-from verifiers.graph.relaxations.softmax import SoftmaxOfSum
 from verifiers.runtime.optimizer import Adam
 
 #: The first alpha: near CROWN's own choice for ReLU, which is an end of [0, 1], but free to move.
@@ -42,7 +41,7 @@ def _angles(bounds: Bounds, rows: int) -> dict[tuple[int, int, int], Tensor]:
     ``(2, batch, *shape)``, and so do the upper bounds.
     """
     graph = bounds.graph
-    relaxed = [i for i, node in enumerate(graph.nodes) if _is_free(node.operator)]
+    relaxed = [i for i, node in enumerate(graph.nodes) if has_free_lines(node.operator)]
     starts = [(start, side) for start in bounds.refined for side in (0, 1)]
     mixed = {triple.d for triple in graph.triples.values()} | {graph.output}
     angles = {}
@@ -54,13 +53,6 @@ def _angles(bounds: Bounds, rows: int) -> dict[tuple[int, int, int], Tensor]:
             initial = _initial(bounds, position)
             angles[start, side, position] = initial.repeat_interleave(own_lines, 1).requires_grad_(True)
     return angles
-
-
-def _is_free(operator: Operator | None) -> bool:
-    """Return whether an operator's relaxation has free lines or planes."""
-    return isinstance(operator, Elementwise | ReluDifference | SoftmaxOfSum) or (
-        isinstance(operator, Product) and operator.free
-    )
 
 
 def _initial(bounds: Bounds, position: int) -> Tensor:
@@ -125,4 +117,9 @@ def optimized(
             optimizer.step()
             optimizer.rate *= DECAY
         pace = time.monotonic() - started
+    bounds.lines = {
+        position: (low.detach(), high.detach())
+        for (start, _, position), (low, high) in _alphas(angles).items()
+        if start == bounds.graph.output
+    }
     return best

@@ -41,6 +41,7 @@ class Bounds(BackwardPass):
         known: intervals of nodes already known to hold on these balls.
         settled: nodes whose known intervals no row tightens any more.
         refined: the nodes bounded by rows.
+        lines: by operator, the free lines that were good for rows of a specification.
         arithmetic: the arithmetic of the network; bounds in float32 hold for the network over the real numbers too.
     """
 
@@ -49,6 +50,7 @@ class Bounds(BackwardPass):
     known: Mapping[int, Interval] = field(default_factory=dict)
     settled: frozenset[int] = frozenset()
     refined: list[int] = field(default_factory=list)
+    lines: Mapping[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     arithmetic: Arithmetic = Arithmetic.REAL
 
     def propagate(self, *, refine: bool) -> None:

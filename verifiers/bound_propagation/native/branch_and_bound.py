@@ -1,12 +1,14 @@
-"""Branch and bound: raise lower bounds of rows over one ball by splitting ReLUs, until each row is decided.
+"""Branch and bound: raise lower bounds of rows over one ball by splitting neurons, until each row is decided.
 
-A domain is the part of the ball where some neurons have a given sign. Its bound is CROWN's over intervals cut at those
-signs. Gradient ascent optimises two kinds of free parameters: the lower lines of neurons that are not split (alpha),
-and a multiplier beta >= 0 for each split. Where z >= 0 on the domain, f >= f - beta z, so every value is sound. The
-candidates for a split are the neurons whose relaxation costs the row most; the one that raises the bounds of both
-halves most is split. A domain in which all neurons have a sign is a linear program. Its dual solution gives the betas,
-its primal solution a point to try.
-Sources: Wang et al., arXiv 2103.06624 (beta-CROWN); De Palma et al., arXiv 2104.06718 (filtered smart branching).
+A domain is the part of the ball where some neurons are above or below given values: 0 for ReLUs, a few places in their
+intervals for the inputs of curved functions and of products. Its bound is CROWN's over intervals cut there. Gradient
+ascent optimises two kinds of free parameters: the free lines of relaxations (alpha), and a multiplier beta >= 0 for
+each split. Where z >= c on the domain, f >= f - beta (z - c), so every value is sound. The candidates for a split are
+the places in neurons whose relaxation costs the row most; the one that raises the bounds of both halves most is split.
+A domain in which all neurons have a sign is a linear program. Its dual solution gives the betas, its primal solution a
+point to try.
+Sources: Wang et al., arXiv 2103.06624 (beta-CROWN); De Palma et al., arXiv 2104.06718 (filtered smart branching);
+Shi et al., arXiv 2405.21063 (nonlinear functions).
 """
 
 import math
@@ -21,8 +23,9 @@ from torch import Tensor
 from verifiers.bound_propagation.native.backward import block_of
 from verifiers.bound_propagation.native.bounds import Bounds
 from verifiers.bound_propagation.native.cells import DomainBounds
-from verifiers.bound_propagation.native.domains import Domains, is_relu, joined
+from verifiers.bound_propagation.native.domains import Domains, joined
 from verifiers.bound_propagation.native.leaf import lowest
+from verifiers.bound_propagation.native.places import is_relu
 from verifiers.core.errors import Contradiction
 from verifiers.core.quantities import Norm
 from verifiers.graph.affine import Affine
@@ -32,12 +35,12 @@ from verifiers.runtime.optimizer import Adam
 
 #: The most values in the intervals of one round's domains, and the most domains of a round.
 ROUND, LARGEST = 2**22, 512
-#: The most neurons of all waiting domains; signs and parameters take 17 bytes per neuron.
-WAITING = 2**26
+#: The most places and free lines of all waiting domains; signs and parameters take at most 9 bytes each.
+WAITING = 2**27
 #: Steps of gradient ascent for each domain, Adam's rate, and the factor by which it falls from step to step.
 STEPS, RATE, DECAY = 8, 0.1, 0.95
-#: The number of ReLUs whose halves each domain tries before it splits at the best, and the weight of the better half of
-#: a split relative to the worse.
+#: The number of places whose halves each domain tries before it splits at the best, and the weight of the better half
+#: of a split relative to the worse.
 CANDIDATES, SECOND = 16, 1e-3
 #: Prices of violating a leaf's constraints, in units of the row's range over the ball; the first sufficient one counts.
 PRICES = (1e2, 1e5, 1e8)
@@ -88,7 +91,7 @@ class BranchAndBound:
     ) -> None:
         self.root, self.graph, self.x = bounds, bounds.graph, bounds.balls.x
         self.over, self.specification, self.goal = DomainBounds(bounds, specification), specification, goal
-        self.partners = self.over.relus.partners(self.graph).to(self.x.device)
+        self.partners = self.over.splits.partners(self.graph).to(self.x.device)
         self.proved = proved.where(proved.isfinite(), -math.inf)
         self.deadline, self.broken = deadline, broken
         sizes = [shape_size(node.shape) for node in self.graph.nodes]
@@ -118,7 +121,7 @@ class BranchAndBound:
                 chosen, rest = order[: self.size // 2], order[self.size // 2 :]
                 halves = self._split(pool.take(chosen))
                 pool = joined([self._kept(self.bounded(halves)), pool.take(rest)])
-                full = pool.signs.numel() > WAITING
+                full = pool.signs.numel() + pool.alpha.numel() > WAITING
         self._note(pool)
         least, late = float(self.least.min()), self.passed_over or bool(len(pool) and self.point is None and not full)
         if self.point is None and bool((self.least == math.inf).any()):
@@ -144,10 +147,9 @@ class BranchAndBound:
         """Build one domain per open row: the whole ball."""
         rows = (~(self.proved > self.goal)).nonzero().flatten()
         self.least = self.proved.where(self.proved > self.goal, math.inf)
-        low, high = self.over.ends(self.root.intervals)
-        alpha = (high > -low).to(self.x.dtype).expand(len(rows), -1)
-        zero = torch.zeros_like(alpha)
-        branch = rows.new_zeros((len(rows), min(CANDIDATES, alpha.shape[1])))
+        alpha = self.over.lines.start(self.graph, self.root.intervals, self.root.lines, rows)
+        zero = alpha.new_zeros((len(rows), len(self.over.splits)))
+        branch = rows.new_zeros((len(rows), min(CANDIDATES, len(self.over.splits))))
         return Domains(rows, self.proved[rows], zero.to(torch.int8), alpha, zero, branch)
 
     def bounded(self, domains: Domains) -> Domains:
@@ -169,7 +171,7 @@ class BranchAndBound:
         alpha, beta = domains.alpha.clone().requires_grad_(), domains.beta.clone().requires_grad_()
         optimizer = Adam([alpha, beta], RATE)
         for step in range(steps + 1):
-            started, last = time.monotonic(), step == steps or not len(self.over.relus) or self._late(2 * len(domains))
+            started, last = time.monotonic(), step == steps or not len(self.over.splits) or self._late(2 * len(domains))
             with torch.set_grad_enabled(not last):
                 cell = self.over.cell(replace(domains, alpha=alpha, beta=beta), cells)
                 found = cell.by_rows(self.specification[0, domains.row][:, None]).bound[:, 0]
@@ -200,8 +202,8 @@ class BranchAndBound:
             lower, upper = torch.stack(bound.chunk(2)).aminmax(dim=0)
             worth[owner[some], column[some]] = lower + SECOND * upper
         best = worth.argmax(1, keepdim=True)  # the most promising one if time is up
-        relu = domains.branch.gather(1, best)[:, 0]
-        return self._paired(domains.halves(relu), self.partners[relu].repeat(2))
+        place = domains.branch.gather(1, best)[:, 0]
+        return self._paired(domains.halves(place), self.partners[place].repeat(2))
 
     def _paired(self, halves: Domains, partner: Int[Tensor, " halves"]) -> Domains:
         """Split halves at the same neuron of the other network of a pair too, where its sign is open."""
@@ -209,7 +211,8 @@ class BranchAndBound:
             return halves
         at, ends = partner.clamp_min(0)[:, None], self.over.ends(self.over.cut(halves)[0])
         sign, low, high = (values.gather(1, at)[:, 0] for values in (halves.signs, *ends))
-        pair = (partner >= 0) & (sign == 0) & (low < 0) & (high > 0)
+        point = self.over.points[at[:, 0]]
+        pair = (partner >= 0) & (sign == 0) & (low < point) & (high > point)
         return joined([halves.take(~pair), halves.take(pair).halves(partner[pair])])
 
     def _descend(self, slopes: Tensor | None) -> None:

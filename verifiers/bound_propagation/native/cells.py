@@ -1,4 +1,4 @@
-"""Bound rows over domains: parts of one ball on which some ReLUs have a given sign."""
+"""Bound rows over domains: parts of one ball on which some neurons are above or below given values."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,8 +12,9 @@ from verifiers.bound_propagation.engine import Planes
 from verifiers.bound_propagation.native.backward import BackwardPass, BackwardRows
 from verifiers.bound_propagation.native.bounds import Bounds
 from verifiers.bound_propagation.native.coupling import linked
-from verifiers.bound_propagation.native.domains import Domains, UnstableReLUs, by_node
+from verifiers.bound_propagation.native.domains import Domains, Splits
 from verifiers.bound_propagation.native.noise import Noise
+from verifiers.bound_propagation.native.places import FreeLines, costs, is_relu
 from verifiers.geometry.balls import Balls
 from verifiers.graph.operators import Interval, Paired
 from verifiers.graph.relaxations.relu_difference import ReluDifference
@@ -29,12 +30,14 @@ class Cell(BackwardPass):
 
     Attributes:
         multipliers: by node, the values added to the coefficients of the rows that reach it.
+        shifts: by node, the values added to their constants.
         watched: operators whose rows are kept.
         coefficients: by operator, the rows' coefficients there; filled by ``push``.
         slopes: the rows' coefficients of the image; filled by ``push``.
     """
 
     multipliers: dict[int, Float[Tensor, "domains ..."]] = field(default_factory=dict)
+    shifts: dict[int, Float[Tensor, " domains"]] = field(default_factory=dict)
     watched: frozenset[int] = frozenset()
     coefficients: dict[int, Float[Tensor, "domains ..."]] = field(default_factory=dict)
     slopes: Float[Tensor, "domains ..."] | None = None
@@ -45,6 +48,7 @@ class Cell(BackwardPass):
         shape = self.graph.nodes[position].shape
         if ids is not None and position in self.multipliers:
             back.add(position, Rows(self.multipliers[position][ids]), shape)
+            back.constant = back.constant + self.shifts[position][ids]
         if position in self.watched and position in back.pending:
             self.coefficients[position] = back.pending[position].dense(shape).values.detach()
 
@@ -68,7 +72,12 @@ class DomainBounds:
         self.root, self.graph, self.x = root, root.graph, root.balls.x
         self.specification = specification
         self.shapes = {i: node.shape for i, node in enumerate(self.graph.nodes)}
-        self.relus = UnstableReLUs.of(self.graph, root.intervals)
+        self.splits = Splits.of(self.graph, root.intervals)
+        sized = zip(self.splits.readers, self.splits.sizes, strict=True)
+        self.lines = FreeLines.of(self.graph, root.intervals)
+        self.points = self.splits.all_points(self.x)
+        hinges = [torch.full((size,), is_relu(self.graph.nodes[reader].operator)) for (reader, _), size in sized]
+        self.hinges = torch.cat([torch.zeros(0, dtype=torch.bool), *hinges]).to(self.x.device)
         self.differences = frozenset(
             i for i, node in enumerate(self.graph.nodes) if isinstance(node.operator, ReluDifference)
         )
@@ -76,15 +85,17 @@ class DomainBounds:
     def ends(
         self, intervals: Sequence[Interval]
     ) -> tuple[Float[Tensor, "domains open"], Float[Tensor, "domains open"]]:
-        """Return the lower and upper ends of the unstable ReLUs' inputs."""
-        nodes = {node for _, node in self.relus.readers}
-        low, high = ({node: intervals[node][side] for node in nodes} for side in (0, 1))
+        """Return for every place the lower and upper end of its neuron."""
         like = self.x.new_zeros((len(intervals[0].low), 0))
-        return self.relus.gather(low, like), self.relus.gather(high, like)
+        low, high = (
+            self.splits.gather({reader: intervals[reader[1]][side] for reader in self.splits.readers}, like)
+            for side in (0, 1)
+        )
+        return low, high
 
     def cut(self, domains: Domains) -> tuple[list[Interval], Bool[Tensor, " domains"]]:
         """Compute all intervals on each domain, by interval arithmetic from the splits, and the empty domains."""
-        signs = by_node(self.relus.spread(domains.signs, self.shapes))
+        limits = self.splits.limits(domains.signs, self.shapes, self.x)
         empty = torch.zeros(len(domains), dtype=torch.bool, device=self.x.device)
         cells: list[Interval] = []
 
@@ -96,9 +107,8 @@ class DomainBounds:
 
         for position, node in enumerate(self.graph.nodes):
             low, high = (end.expand(len(domains), *end.shape[1:]) for end in self.root.intervals[position])
-            if position in signs:
-                low = torch.where(signs[position] > 0, low.clamp_min(0.0), low)
-                high = torch.where(signs[position] < 0, high.clamp_max(0.0), high)
+            if position in limits:
+                low, high = torch.maximum(low, limits[position][0]), torch.minimum(high, limits[position][1])
             cell = Interval(low, high)
             cells.append(meet(cell, self._forward(position, [cells[i] for i in node.inputs]) if position else cell))
             if isinstance(node.operator, Paired):
@@ -118,15 +128,15 @@ class DomainBounds:
     def cell(self, domains: Domains, cells: list[Interval]) -> Cell:
         """Build the backward pass of domains with their parameters."""
         root, count = self.root, len(domains)
-        alpha = self.relus.spread(domains.alpha, self.shapes)
-        beta = self.relus.spread(-domains.signs * domains.beta, self.shapes)
+        force = -domains.signs * domains.beta
         return Cell(
             self.graph,
             Balls(self.x.expand(count, *self.x.shape[1:]), root.balls.eps.expand(count), root.balls.norm),
-            {(self.graph.output, 0, reader): (value, value) for (reader, _), value in alpha.items()},
+            {(self.graph.output, 0, position): lines for position, lines in self.lines.spread(domains.alpha).items()},
             intervals=cells,
-            multipliers=by_node(beta),
-            watched=frozenset(reader for reader, _ in self.relus.readers) | self.differences,
+            multipliers=self.splits.added(force, self.shapes),
+            shifts={node: -shift for node, shift in self.splits.moved(force).items()},
+            watched=frozenset(reader for reader, _ in self.splits.readers) | self.differences,
             noise=self.noise(count),
             cut=root.cut,
         )
@@ -145,44 +155,44 @@ class DomainBounds:
     def candidates(
         self, domains: Domains, cells: list[Interval], coefficients: Mapping[int, Tensor]
     ) -> Int[Tensor, "domains candidates"]:
-        """Choose the ReLUs whose relaxation costs the row most: its coefficient times the largest gap of the line."""
+        """Choose the places whose neurons cost the row most, near the middle of what is left of their interval."""
         low, high = self.ends(cells)
-        zeros = {reader: torch.zeros_like(cells[node].low) for reader, node in self.relus.readers}
-        row = self.relus.gather({**zeros, **coefficients}, domains.alpha, by_reader=True)
-        undecided = (domains.signs == 0) & (low < 0) & (high > 0)
-        above = -low * high / (high - low).clamp_min(1e-12)
-        below = torch.maximum((1 - domains.alpha) * high, -domains.alpha * low)
-        score = (
-            torch.where(row < 0, -row * above, row * below)
-            + 1e-9 * above
-            + self._of_differences(cells, coefficients, domains.alpha)
-        )
-        cost, places = score.where(undecided, -1.0).topk(domains.branch.shape[1], dim=1)
-        return places.masked_fill(cost < 0, -1)
+        undecided = (domains.signs == 0) & (low < self.points) & (self.points < high)
+        middle = 4 * (self.points - low) * (high - self.points) / (high - low).clamp_min(1e-300).square()
+        cost = self.splits.gather(self._costs(domains, cells, coefficients), domains.beta)
+        score = cost * torch.where(self.hinges, 1.0, middle)
+        found, places = score.where(undecided, -1.0).topk(domains.branch.shape[1], dim=1)
+        return places.masked_fill(found < 0, -1)
 
-    def _of_differences(
-        self, cells: list[Interval], coefficients: Mapping[int, Tensor], like: Tensor
-    ) -> Float[Tensor, "domains open"] | float:
-        """Compute what the planes of relu(s) - relu(t) cost the row: it counts for the ReLUs of both s and t."""
-        costs: dict[int, Tensor] = {}
+    def _costs(
+        self, domains: Domains, cells: list[Interval], coefficients: Mapping[int, Tensor]
+    ) -> dict[tuple[int, int], Tensor]:
+        """Estimate what the relaxations cost the row, by operator and input."""
+        alphas, found = self.lines.spread(domains.alpha), dict[tuple[int, int], Tensor]()
+        for position in {reader for reader, _ in self.splits.readers}:
+            operator, inputs = self.graph.nodes[position].operator, self.graph.nodes[position].inputs
+            assert operator is not None
+            row = coefficients.get(position, torch.zeros_like(cells[position].low))
+            parts = costs(operator, [cells[i] for i in inputs], row, alphas.get(position))
+            found.update(zip(((position, i) for i in inputs), parts, strict=True))
         for position in self.differences & coefficients.keys():
             operator, inputs = self.graph.nodes[position].operator, self.graph.nodes[position].inputs
             assert isinstance(operator, ReluDifference)
             below, above = operator.relax([cells[i] for i in inputs])
             row = coefficients[position]
-            costs[inputs[0]] = costs[inputs[1]] = torch.where(row < 0, -row * above.gap, row * below.gap)
-        if not costs:
-            return 0.0
-        zeros = {reader: torch.zeros_like(cells[node].low) for reader, node in self.relus.readers}
-        return self.relus.gather({**zeros, **costs}, like, by_reader=True)
+            cost = torch.where(row < 0, -row * above.gap, row * below.gap)
+            for relu in inputs[:2]:
+                reader = relu, self.graph.nodes[relu].inputs[0]
+                found[reader] = found[reader] + cost
+        return found
 
     def constraints(
         self, leaf: Domains, cells: list[Interval]
     ) -> tuple[Int[Tensor, " split"], Float[Tensor, "split pixels"], Float[Tensor, " split"]]:
-        """Return for each split ReLU its number, and slope and offset of the image's function that is at least 0."""
+        """Return for each split at 0 its number, and slope and offset of the image's function that is at least 0."""
         found: list[tuple[Tensor, Tensor, Tensor]] = []
         start = 0
-        for (_, node), entries in zip(self.relus.readers, self.relus.entries, strict=True):
+        for (_, node), entries in zip(self.splits.readers, self.splits.entries, strict=True):
             signs = leaf.signs[0, start : start + len(entries)]
             chosen = signs.nonzero().flatten()
             if len(chosen):

@@ -78,6 +78,12 @@ class Product:
         """True if there are few enough terms to choose planes for each."""
         return shape_size(self.terms) <= FREE
 
+    def transposed(self, values: Tensor, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+        """Multiply values of the output by the other factor, for each input."""
+        if self.function is torch.mul:
+            return sum_to(values * right, self.left), sum_to(values * left, self.right)
+        return sum_to(values @ right.mT, self.left), sum_to(left.mT @ values, self.right)
+
     def paired(self, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
         """Return the factors of each term, in shapes that broadcast to ``terms``."""
         left, right = self.aligned(left, right)
@@ -103,14 +109,8 @@ class _Planes:
         values = rows.values
         left, right = (rows.gather(center, samples) for center in self.centers)
         constant = -(values * rows.gather(self.offset, samples) + values.abs() * rows.gather(self.error, samples))
-        if self.product.function is torch.mul:
-            to_left, to_right = values * right, values * left
-        else:
-            to_left, to_right = values @ right.mT, left.mT @ values
-        return Pushed(
-            [Rows(sum_to(to_left, self.product.left)), Rows(sum_to(to_right, self.product.right))],
-            constant.flatten(1).sum(1),
-        )
+        inputs = [Rows(part) for part in self.product.transposed(values, left, right)]
+        return Pushed(inputs, constant.flatten(1).sum(1))
 
 
 class _FreePlanes:

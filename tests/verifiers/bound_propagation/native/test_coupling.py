@@ -314,9 +314,9 @@ def test_the_same_neuron_of_both_networks_is_split_at_once(teacher: nn.Module) -
         root.propagate(refine=True)
     rows, open_ = with_difference(differences(5)[:1])[None], torch.full((1,), -math.inf, dtype=torch.float64)
     search = BranchAndBound(root, rows, open_, 0.0, deadline=math.inf, broken=lambda z: torch.zeros(len(z)).bool())
-    relus, partners, whole = search.over.relus, search.partners, search._whole()
+    splits, partners, whole = search.over.splits, search.partners, search._whole()
     neurons = [
-        (node, entry) for (_, node), each in zip(relus.readers, relus.entries, strict=True) for entry in each.tolist()
+        (node, entry) for (_, node), each in zip(splits.readers, splits.entries, strict=True) for entry in each.tolist()
     ]
     paired = (partners >= 0).nonzero().flatten()
     assert len(paired) > len(partners) / 2 and torch.equal(partners[partners[paired]], paired)
