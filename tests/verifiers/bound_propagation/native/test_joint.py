@@ -37,13 +37,13 @@ _EXPORTED: dict[tuple[Any, ...], Any] = {}
 _export = graph._export
 
 
-def exported(model: nn.Module, x: Tensor) -> Any:
+def exported(model: nn.Module, x: Tensor, *given: Any) -> Any:
     """torch.export takes most of the time of these tests; networks of one text and one state are exported once."""
     if "Fn()" in repr(model):  # a function does not show
-        return _export(model, x)
+        return _export(model, x, *given)
     key = (structure_sha256(model), weights_sha256(model), x.shape)
     if key not in _EXPORTED:
-        _EXPORTED[key] = _export(model, x)
+        _EXPORTED[key] = _export(model, x, *given)
     return _EXPORTED[key]
 
 
