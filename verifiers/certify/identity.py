@@ -15,7 +15,7 @@ from verifiers.core.columns import indices_sha256
 from verifiers.core.errors import InputError
 from verifiers.core.quantities import Arithmetic
 from verifiers.core.status import About
-from verifiers.graph.integers import computes_in_int8
+from verifiers.graph.integers import computes_in_int8, other_form
 from verifiers.graph.program import Program
 from verifiers.results.writer import CertificateFile
 from verifiers.runtime.fingerprint import structure_sha256, weights_sha256
@@ -46,9 +46,13 @@ def in_own_arithmetic(config: CertifyConfig, *networks: nn.Module | None) -> Cer
     """Return the configuration with the arithmetic of the networks: int8 if one of them computes in codes.
 
     Raises:
-        InputError: the configuration asks for an arithmetic that is not theirs.
+        InputError: the configuration asks for an arithmetic that is not theirs, or a network is in a form of int8
+            that is not read.
     """
-    int8 = any(computes_in_int8(network) for network in networks if network is not None)
+    given = [network for network in networks if network is not None]
+    if (why := next(filter(None, map(other_form, given)), None)) is not None:
+        raise InputError(f"an int8 network in a form that is not read: {why}")
+    int8 = any(map(computes_in_int8, given))
     if config.arithmetic is (Arithmetic.REAL if int8 else Arithmetic.INT8):
         why = "a network computes in int8: its rounding is part of it" if int8 else "no network here computes in int8"
         raise InputError(f"arithmetic {config.arithmetic}: {why}; leave the arithmetic out")

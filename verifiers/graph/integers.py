@@ -209,6 +209,28 @@ def refuse_codes(program: fx.GraphModule, engine: str) -> None:
         raise Unsupported(f"{engine} has no operators for the codes of int8 networks; use the native engine")
 
 
+#: Where the classes of other int8 forms are defined, from the most special; what they are, and why they are not read.
+OTHER_FORMS = (
+    ("torch.ao.nn.quantized.dynamic", "torch.ao's dynamic modules quantise by the range of a whole batch"),
+    ("torch.ao.nn", "torch.ao's quantised modules hold their integers where no graph shows them"),
+    ("torchao.", "torchao's tensors run kernels that no graph shows"),
+)
+
+
+def other_form(network: nn.Module) -> str | None:
+    """Say why an int8 network of torch's own tools is not read, and how to quantise it; None for other networks."""
+    kinds = [(f"{type(each).__module__}.", name or "the network") for name, each in network.named_modules()]
+    kinds += [(f"{type(each).__module__}.", name) for name, each in network.named_parameters()]
+    for place, why in OTHER_FORMS:
+        for module, name in kinds:
+            if module.startswith(place) and (".quantized." in module or place == "torchao."):
+                return (
+                    f"{name!r}: {why}; export the float network to ONNX and quantise that file statically with "
+                    "onnxruntime.quantization.quantize_static, which is read and certified as it runs"
+                )
+    return None
+
+
 def computes_in_int8(network: nn.Module) -> bool:
     """Return whether a network says of itself that it computes in codes, by a module's attribute ``int8``."""
     return any(getattr(module, "int8", False) is True for module in network.modules())

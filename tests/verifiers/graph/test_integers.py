@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from tests.verifiers.graph.int8_nets import Branches, Dense, whole
-from verifiers.core.errors import Unsupported
+from verifiers.certify.config import CertifyConfig
+from verifiers.certify.identity import in_own_arithmetic
+from verifiers.core.errors import InputError, Unsupported
 from verifiers.graph import integers
 from verifiers.graph.capture import capture
 from verifiers.graph.lowering.integers import (
@@ -289,3 +291,35 @@ def test_codes_of_the_image_are_apart() -> None:
     graph = capture(Branches().eval(), torch.rand(1, 1, 4, 4))
     assert graph.apart[:4] == [True, True, True, False] and graph.coded[:4] == [False, False, True, False]
     assert isinstance(graph.nodes[3].operator, IntegerConvolution)
+
+
+# Other forms of int8
+
+
+def refusal(network: nn.Module) -> str:
+    with pytest.raises(InputError) as caught:
+        in_own_arithmetic(CertifyConfig(eps="0.1"), network)
+    message = str(caught.value)
+    assert message.startswith("an int8 network in a form that is not read: ") and "quantize_static" in message
+    return message
+
+
+def test_modules_of_torch_are_refused_with_the_reason() -> None:
+    static = nn.Sequential(nn.Flatten(), nn.ReLU())
+    static.add_module("last", torch.ao.nn.quantized.Quantize(0.1, 0, torch.quint8))
+    assert "'last': torch.ao's quantised modules hold their integers where no graph shows them" in refusal(static)
+
+
+@pytest.mark.slow
+def test_dynamic_modules_and_tensors_of_torchao_are_refused_with_the_reason() -> None:
+    linear = nn.Sequential(nn.Linear(32, 32))
+    dynamic = torch.ao.quantization.quantize_dynamic(linear, {nn.Linear}, dtype=torch.qint8)
+    assert "'0': torch.ao's dynamic modules quantise by the range of a whole batch" in refusal(dynamic)
+    torchao = pytest.importorskip("torchao.quantization")
+    torchao.quantize_(linear, torchao.Int8WeightOnlyConfig())
+    assert "'0.weight': torchao's tensors run kernels that no graph shows" in refusal(linear)
+
+
+@pytest.mark.parametrize("network", [nn.Linear(2, 2), nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1)), Dense()])
+def test_other_networks_are_in_no_such_form(network: nn.Module) -> None:
+    assert integers.other_form(network) is None
