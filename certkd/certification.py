@@ -1,7 +1,9 @@
 """Prepare the samples of a checkpoint for ``certkd certify`` and ``certkd run``."""
 
 import json
+from collections.abc import Iterator, Mapping
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -58,6 +60,38 @@ def rows_of(certificates: Certificates, data: DataSet) -> Split:
     if missing:
         raise InputError(f"{certificates.path}: {data.name} has no sample {missing[0]}")
     return whole.take(torch.tensor([position[index] for index in indices]))
+
+
+class ImagesByRow(Mapping[int, np.ndarray]):
+    """The images of a certificate file by row, in [0, 1]; each is read when it is asked for."""
+
+    def __init__(self, samples: Split) -> None:
+        self._samples = samples
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        found: np.ndarray = self._samples.images[torch.tensor([row])][0].float().clamp(0.0, 1.0).numpy()
+        return found
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(len(self)))
+
+    def __len__(self) -> int:
+        return len(self._samples.labels)
+
+    def __contains__(self, row: object) -> bool:
+        return row in range(len(self))
+
+
+def samples_of(certificates: Certificates, data: DataSet) -> ImagesByRow:
+    """Return the images of a certificate file by row.
+
+    Raises:
+        InputError: as ``rows_of``, or the classes are others.
+    """
+    samples = rows_of(certificates, data)
+    if samples.labels.tolist() != next(iter(certificates))["label"].tolist():
+        raise InputError(f"{certificates.path}: the classes of {data.name} are not those of the file")
+    return ImagesByRow(samples)
 
 
 def data_for(

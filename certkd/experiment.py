@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from certkd import files
-from certkd.certification import data_for
+from certkd.certification import data_for, samples_of
 from certkd.comparison.compare import Comparison, compare, figures, plain, radii
 from certkd.config.settings import ExperimentConfig, RoleConfig, TrainJob
 from certkd.data import sources as data
@@ -17,6 +17,8 @@ from certkd.data.selection import Selection
 from certkd.networks import resolve as networks
 from certkd.networks.checkpoint import Checkpoint
 from certkd.report import plots
+from certkd.report.page import Page
+from certkd.report.page import write as write_page
 from certkd.reporter import TrainingReporter
 from certkd.training.evaluation import has_collapsed
 from certkd.training.job import run_training
@@ -56,8 +58,8 @@ def run(
 ) -> Experiment:
     """Run an experiment into ``config.out``; the same call resumes one that was interrupted.
 
-    Writes ``teacher/``, ``students/NAME/`` (checkpoints and logs), ``certificates/NAME.h5``, and ``report/`` (summary
-    as JSON, plots as PNG).
+    Writes ``teacher/``, ``students/NAME/`` (checkpoints and logs), ``certificates/NAME.h5``, and ``report/`` (a page,
+    a summary as JSON, plots as PNG).
 
     Raises:
         InputError: the folder holds an experiment with other settings, and whatever its parts refuse.
@@ -190,5 +192,8 @@ def _report(
         },
         "collapsed": collapsed,
     }
+    images = samples_of(teacher, data.load(config.data))
+    remark = "Images: samples whose certificate changed, and falsified ones, come first."
+    write_page(Page(f"Experiment {folder.name}", networks, images, remark), report / "report.html")
     files.write_whole(report / "summary.json", lambda path: path.write_text(json.dumps(content, indent=1)))
     return Experiment(networks, pairs, comparisons, collapsed, folder)

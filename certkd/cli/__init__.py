@@ -8,6 +8,7 @@ from contextlib import suppress
 
 import click
 
+from certkd.cli.card import card
 from certkd.cli.certify import certify
 from certkd.cli.cite import cite
 from certkd.cli.compare import compare
@@ -20,6 +21,7 @@ from certkd.cli.match import match
 from certkd.cli.methods import methods
 from certkd.cli.objectives import objectives
 from certkd.cli.output import add_output_options, finish, start
+from certkd.cli.report import report
 from certkd.cli.run import run
 from certkd.cli.show import show
 from certkd.cli.solve import solve
@@ -43,7 +45,22 @@ def cli() -> None:
     """
 
 
-_CERTIFICATES = (certify, transfer, match, solve, import_log, show, compare, gate, figure, cite, export, verify)
+_CERTIFICATES = (
+    certify,
+    transfer,
+    match,
+    solve,
+    import_log,
+    show,
+    compare,
+    gate,
+    report,
+    figure,
+    card,
+    cite,
+    export,
+    verify,
+)
 for command in (train, inspect, *_CERTIFICATES, run, methods, objectives):
     command.context_settings = {**_HELP, **command.context_settings}  # also where it is called without the group
     add_output_options(command)

@@ -17,7 +17,8 @@ def run(config: str, overrides: tuple[str, ...], overwrite: bool, **options: Any
     """Train, certify and compare the networks of an experiment.
 
     CONFIG describes a teacher, its students and the certificates. To resume an interrupted experiment, run the same
-    command again. The summary and the plots are written to the folder report/ in the configuration's out folder.
+    command again. A page, the summary and the plots are written to the folder report/ in the
+    configuration's out folder.
     """
     from certkd.config.printing import commented
     from certkd.config.reading import read
@@ -49,5 +50,6 @@ def run(config: str, overrides: tuple[str, ...], overwrite: bool, **options: Any
         display(answers(f"{name}: all properties on the ball of eps {certificates[0].eps_text}, {samples}", found))
         display(*(f"{name}: {one.sentence}" for one in found[1:]))
         record(properties=[{"student": name, **one.to_dict()} for one in found])
-    display(f"plots and summary.json are in {done.folder / 'report'}, certificates in {done.folder / 'certificates'}")
+    places = done.folder / "report", done.folder / "certificates"
+    display(f"report.html, plots and summary.json are in {places[0]}, certificates in {places[1]}")
     return 1 if done.collapsed else 0

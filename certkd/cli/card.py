@@ -1,0 +1,43 @@
+"""``certkd card``."""
+
+from pathlib import Path
+
+import click
+
+from verifiers.core.errors import InputError, loading
+
+
+@click.command()
+@click.argument("file")
+@click.option("--name", metavar="NAME", help="The model's name.  [default: the file's]")
+@click.option("--out", metavar="FILE", help="Write it to a file: .md, or .json.  [default: print Markdown]")
+@click.option("--overwrite", is_flag=True, help="Write the file even if it is there.")
+def card(file: str, name: str | None, out: str | None, overwrite: bool) -> None:
+    """Write the robustness section of a model card from a certificate file.
+
+    The Markdown begins with the metadata of Hugging Face's model index; the JSON follows docs/card.schema.json. Both
+    state norm, eps, region, arithmetic, method, n, the interval of certified accuracy, and how to verify again.
+    """
+    import json
+
+    from certkd.comparison.compare import plain
+    from certkd.files import write_whole
+    from certkd.report.card import card as card_of
+    from certkd.report.card import markdown
+    from certkd.report.console import display, record
+    from verifiers.results.reader import KIND, read
+
+    place = None if out is None else Path(out)
+    if place is not None and place.suffix.lower() not in (".md", ".json"):
+        raise InputError(f"{out}: the name of a card ends in .md or .json")
+    if place is not None and place.exists() and not overwrite:
+        raise InputError(f"{out} is there already: add --overwrite, or name another with --out")
+    with loading(file, KIND):
+        facts = card_of(read(file), name or Path(file).stem)
+    record(**plain(facts))
+    if place is None:
+        display(markdown(facts))
+        return
+    text = markdown(facts) if place.suffix.lower() == ".md" else json.dumps(plain(facts), indent=2)
+    write_whole(place, lambda path: path.write_text(f"{text}\n", encoding="utf-8"))
+    display(f"written to {out}")

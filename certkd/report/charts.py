@@ -1,0 +1,103 @@
+"""The figures of the page, which answer to the mouse: Bokeh's, with its library inside the page."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from certkd.report.style import COLORS, GREY
+from verifiers.core.errors import printable
+
+#: The most steps of a curve, and Bokeh's names of line styles in the order of the colours.
+STEPS = 400
+_DASHES = ("solid", "dashed", "dotdash", "dotted", "dashdot", [8, 2], [2, 2])
+_TOOLS = "pan,wheel_zoom,box_zoom,reset,save,hover"
+
+
+def library() -> str:
+    """Return Bokeh's minified JavaScript, without an end of a script element inside."""
+    import bokeh
+
+    text = (Path(bokeh.__file__).parent / "server/static/js/bokeh.min.js").read_text(encoding="utf-8")
+    text = re.sub(r"^//# sourceMappingURL=.*$", "", text, flags=re.MULTILINE)
+    return text.replace("</script", "<\\/script")
+
+
+def curves(radii: Mapping[str, np.ndarray], norm: str, eps: float) -> Any:
+    """Draw certified accuracy over the radius, one curve per network."""
+    made = _figure(
+        f"radius r ({norm}, pixels in [0, 1])", "certified accuracy at r", [("", "@name"), ("r", "@x"), ("share", "@y")]
+    )
+    for number, (name, values) in enumerate(radii.items()):
+        steps = np.concatenate([[0.0], np.unique(values[values > 0])])
+        steps = steps[np.unique(np.linspace(0, len(steps) - 1, min(STEPS, len(steps))).astype(int))]
+        share = 1 - np.searchsorted(np.sort(values), steps, side="right") / len(values)
+        _line(made, number, name, steps, share)
+    _mark(made, eps, "height")
+    made.legend.location, made.legend.click_policy = "top_right", "hide"
+    return made
+
+
+def scatter(
+    teacher: np.ndarray, student: np.ndarray, index: Sequence[int], names: tuple[str, str], norm: str, eps: float
+) -> Any:
+    """Draw each sample's radius under the student against that under the teacher."""
+    from bokeh.models import ColumnDataSource
+
+    tips = [("sample", "@index"), ("teacher", "@x"), ("student", "@y")]
+    x, y = (f"radius of {printable(name)} ({norm}, pixels in [0, 1])" for name in names)
+    made = _figure(x, y, tips)
+    top = float(max(teacher.max(), student.max()))
+    made.line([0, top], [0, top], color=GREY, line_width=1)
+    had, has = teacher >= eps, student >= eps
+    groups = {"kept": had & has, "lost": had & ~has, "gained": ~had & has, "neither": ~had & ~has}
+    for number, (word, chosen) in enumerate(groups.items()):
+        rows = np.flatnonzero(chosen)
+        source = ColumnDataSource(
+            {
+                "x": teacher[rows].astype("float32"),
+                "y": student[rows].astype("float32"),
+                "index": np.asarray(index)[rows],
+            }
+        )
+        color, marker = (*COLORS[:3], GREY)[number], ("circle", "inverted_triangle", "triangle", "x")[number]
+        label = f"{word} ({len(rows)})"
+        made.scatter("x", "y", source=source, color=color, marker=marker, size=6, alpha=0.7, legend_label=label)
+    _mark(made, eps, "height")
+    _mark(made, eps, "width")
+    made.legend.location, made.legend.click_policy = "top_left", "hide"
+    return made
+
+
+def _figure(x: str, y: str, tips: list[tuple[str, str]]) -> Any:
+    from bokeh.plotting import figure
+
+    made = figure(width=540, height=380, tools=_TOOLS, tooltips=tips, x_axis_label=x, y_axis_label=y)
+    made.toolbar.logo = None
+    return made
+
+
+def _line(made: Any, number: int, name: str, x: np.ndarray, y: np.ndarray) -> None:
+    from bokeh.models import ColumnDataSource
+
+    shown = printable(name)
+    source = ColumnDataSource({"x": x, "y": y, "name": [shown] * len(x)})
+    color, dash = COLORS[number % len(COLORS)], _DASHES[number % len(_DASHES)]
+    made.step("x", "y", source=source, mode="after", color=color, line_dash=dash, line_width=2, legend_label=shown)
+
+
+def _mark(made: Any, eps: float, dimension: Literal["width", "height"]) -> None:
+    from bokeh.models.annotations import Span
+
+    made.add_layout(Span(location=eps, dimension=dimension, line_color=GREY, line_dash="dotted"))
+
+
+def documents(figures: Mapping[str, Any]) -> str:
+    """Write figures as JSON that the page embeds into the elements of these names."""
+    from bokeh.core.types import ID
+    from bokeh.embed import json_item
+
+    return json.dumps([json_item(made, ID(target)) for target, made in figures.items()])

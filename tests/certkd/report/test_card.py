@@ -1,0 +1,113 @@
+"""The card: its numbers, its JSON against the schema of the documentation, and its metadata as YAML."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ruamel.yaml import YAML
+
+from certkd.comparison.compare import plain
+from certkd.report.card import card, markdown
+from tests.certkd.comparison.test_compare import attack, file, proofs
+from tests.cli import refused, succeeds
+from tests.paths import ROOT
+from verifiers.core.statistics import wilson
+from verifiers.results.rows import Certificates
+
+EVIL = "x`|<b>\n---\n\x1b[2J\"'"
+CORRECT = np.array([True] * 8 + [False] * 2)
+RADIUS = np.array([0.2] * 5 + [0.05] * 5)
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    found = np.array([False] * 6 + [True] * 4)
+    content = {
+        "pgd": attack(CORRECT, found),
+        "crown": {**proofs(CORRECT, RADIUS), "margin": np.where(found, -2.0, 0.0)},
+    }
+    about = {"arithmetic": "float32", "data": "digits", "split": "test", "certkd_version": EVIL, "model_sha256": "abc"}
+    return file(tmp_path_factory.mktemp("card") / "net.h5", content, **about)
+
+
+def test_its_numbers_are_those_of_the_file(certificates: Certificates) -> None:
+    facts = card(certificates, "net")
+    sure = wilson(5, 10)
+    assert facts["certified_accuracy"] == {"value": 0.5, "low": sure.low, "high": sure.high, "confidence": 0.95}
+    assert (facts["clean_accuracy"], facts["attacked_accuracy"]) == (0.8, 0.6)
+    assert facts["mean_certified_radius"] == pytest.approx((5 * 0.2 + 3 * 0.05) / 10)
+    assert facts["data"] == {"name": "digits", "split": "test", "samples": 10}
+    assert facts["guarantee"] == "deterministic" and facts["alpha"] is None and list(facts["methods"]) == ["crown"]
+    assert facts["verify"] == "certkd verify net.h5 --model NETWORK"
+
+
+def check(value: Any, schema: dict[str, Any], where: str = "card") -> None:
+    """Check a value against the parts of JSON Schema that the card's uses."""
+    kinds = {"object": dict, "string": str, "number": (int, float), "integer": int, "null": type(None)}
+    allowed = schema.get("type", list(kinds))
+    allowed = [allowed] if isinstance(allowed, str) else allowed
+    assert any(isinstance(value, kinds[kind]) for kind in allowed), f"{where} is {value!r}, not {allowed}"
+    assert "const" not in schema or value == schema["const"], where
+    assert "enum" not in schema or value in schema["enum"], f"{where} is {value!r}"
+    if isinstance(value, int | float):
+        assert schema.get("minimum", value) <= value <= schema.get("maximum", value), f"{where} is {value}"
+    if isinstance(value, dict):
+        known = schema.get("properties", {})
+        assert set(schema.get("required", ())) <= set(value), where
+        assert schema.get("additionalProperties", True) is not False or set(value) <= set(known), where
+        for name, one in value.items():
+            check(one, known.get(name, {}), f"{where}.{name}")
+
+
+def test_its_json_follows_the_schema(certificates: Certificates) -> None:
+    schema = json.loads((ROOT / "docs" / "card.schema.json").read_text(encoding="utf-8"))
+    facts = json.loads(json.dumps(plain(card(certificates, "net"))))
+    check(facts, schema)
+    for change in ({"norm": "linff"}, {"clean_accuracy": 1.5}, {"extra": 1}, {"eps": 2}):
+        with pytest.raises(AssertionError):
+            check({**facts, **change}, schema)
+
+
+def test_its_metadata_is_yaml_and_names_stay_text(certificates: Certificates) -> None:
+    text = markdown(card(certificates, EVIL))
+    head, body = text.removeprefix("---\n").split("\n---\n", 1)
+    (model,) = YAML(typ="safe").load(head)["model-index"]
+    assert model["name"] == EVIL
+    (result,) = model["results"]
+    assert result["task"] == {"type": "image-classification"} and result["dataset"]["name"] == "digits"
+    values = {metric["name"]: metric["value"] for metric in result["metrics"]}
+    assert values == {
+        "Certified accuracy (linf, eps 0.1)": 0.5,
+        "Accuracy": 0.8,
+        "Accuracy under attack (linf, eps 0.1)": 0.6,
+    }
+    assert (
+        "<b>" not in body and "\x1b" not in body and "certified accuracy | 50.0% (95 % interval 23.7% to 76.3%)" in body
+    )
+    for words in ("linf, 0.1", "10 of digits, test", "a proof; proofs hold for the network in float32", "sha256 abc"):
+        assert words in body, words
+
+
+def test_the_command_prints_and_writes_it(certificates: Certificates, tmp_path: Path) -> None:
+    printed = succeeds("card", certificates.path)
+    assert printed.startswith('---\nmodel-index:\n- name: "net"\n')
+    succeeds("card", certificates.path, "--out", tmp_path / "card.md")
+    assert (tmp_path / "card.md").read_text(encoding="utf-8") == printed
+    succeeds("card", certificates.path, "--out", tmp_path / "card.json", "--name", "mine")
+    assert json.loads((tmp_path / "card.json").read_text(encoding="utf-8"))["name"] == "mine"
+    assert json.loads(succeeds("card", certificates.path, "--json"))["certified_accuracy"]["value"] == 0.5
+    assert "is there already: add --overwrite" in refused("card", certificates.path, "--out", tmp_path / "card.md")
+    succeeds("card", certificates.path, "--out", tmp_path / "card.md", "--overwrite")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("none.h5", "no certificate file at none.h5"),
+        ("none.h5 --out a.txt", "a.txt: the name of a card ends in .md or .json"),
+    ],
+)
+def test_mistakes_are_one_line(words: str, message: str) -> None:
+    assert message in refused("card", *words.split())
