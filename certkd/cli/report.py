@@ -44,12 +44,23 @@ def report(files: tuple[str, ...], out: str, labels: tuple[str, ...], title: str
     found = {}
     for label, each in group(_files(files), labels).items():
         for number, file in enumerate(each):
-            found[f"{label} {number + 1}" if len(each) > 1 else label] = read(file)
+            certificates = read(file)
+            if not _relates(certificates):
+                found[f"{label} {number + 1}" if len(each) > 1 else label] = certificates
+    if not found:
+        raise InputError(f"{', '.join(files)}: rows of match alone say nothing about a network: give its own file too")
     with loading(" or ".join(files), "a certificate file"):
         images, remark = _images(next(iter(found.values())), options)
         write(Page(title, found, images, remark), path)
     record(page=str(path), bytes=path.stat().st_size)
     display(f"written to {path} ({path.stat().st_size / 1e6:.1f} MB)")
+
+
+def _relates(certificates: "Certificates") -> bool:
+    """Return whether all rows relate two networks, as those of further properties of ``match`` do."""
+    from verifiers.methods.registry import RELATIONAL
+
+    return all(rows.name in RELATIONAL for rows in certificates)
 
 
 def _files(given: tuple[str, ...]) -> list[str]:

@@ -16,6 +16,85 @@ from tests.paths import ROOT
 from verifiers.core.statistics import wilson
 from verifiers.results.rows import Certificates
 
+MARKDOWN = r"""---
+model-index:
+- name: "net"
+  results:
+  - task:
+      type: image-classification
+    dataset:
+      name: "digits"
+      type: "digits"
+      split: "test"
+    metrics:
+    - type: certified_accuracy
+      value: 0.5
+      name: "Certified accuracy (linf, eps 0.1)"
+    - type: accuracy
+      value: 0.8
+      name: "Accuracy"
+    - type: accuracy_under_attack
+      value: 0.6
+      name: "Accuracy under attack (linf, eps 0.1)"
+---
+
+## Certified robustness
+
+| | |
+| --- | --- |
+| certified accuracy | 50.0% (95 % interval 23.7% to 76.3%) |
+| accuracy under attack (an upper limit) | 60.0% |
+| clean accuracy | 80.0% |
+| norm, eps | linf, 0.1 (pixels in \[0, 1\]) |
+| region | the ball around each image, within \[0, 1\] |
+| samples | 10 of digits, test |
+| method | crown |
+| guarantee | a proof; proofs hold for the network in float32, with sums in any order,
+  with or without fused multiply-add |
+| network | sha256 abc |
+
+Verify again: `certkd verify net.h5 --model NETWORK` (certkd 1.0).
+"""
+
+DOCUMENT = """
+{
+    "version": 1,
+    "name": "net",
+    "norm": "linf",
+    "eps": "0.1",
+    "region": "the ball around each image, within [0, 1]",
+    "data": {
+        "name": "digits",
+        "split": "test",
+        "samples": 10
+    },
+    "certified_accuracy": {
+        "value": 0.5,
+        "low": 0.23659309051256405,
+        "high": 0.763406909487436,
+        "confidence": 0.95
+    },
+    "clean_accuracy": 0.8,
+    "attacked_accuracy": 0.6,
+    "mean_certified_radius": 0.11499999999999999,
+    "methods": {
+        "crown": {
+            "cross_check": 2,
+            "engine": "auto",
+            "time_limit": 3600.0,
+            "tolerance": 0.005
+        }
+    },
+    "guarantee": "deterministic",
+    "alpha": null,
+    "arithmetic": "float32",
+    "model_sha256": "abc",
+    "data_sha256": "data",
+    "certkd_version": "1.0",
+    "verify": "certkd verify net.h5 --model NETWORK"
+}
+"""
+
 EVIL = "x`|<b>\n---\n\x1b[2J\"'"
 CORRECT = np.array([True] * 8 + [False] * 2)
 RADIUS = np.array([0.2] * 5 + [0.05] * 5)
@@ -111,3 +190,23 @@ def test_the_command_prints_and_writes_it(certificates: Certificates, tmp_path: 
 )
 def test_mistakes_are_one_line(words: str, message: str) -> None:
     assert message in refused("card", *words.split())
+
+
+@pytest.fixture(scope="module")
+def plainly(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    """The same file with an ordinary version."""
+    found = np.array([False] * 6 + [True] * 4)
+    content = {
+        "pgd": attack(CORRECT, found),
+        "crown": {**proofs(CORRECT, RADIUS), "margin": np.where(found, -2.0, 0.0)},
+    }
+    about = {"arithmetic": "float32", "data": "digits", "split": "test", "certkd_version": "1.0", "model_sha256": "abc"}
+    return file(tmp_path_factory.mktemp("plain") / "net.h5", content, **about)
+
+
+def test_markdown_whole(plainly: Certificates) -> None:
+    assert markdown(card(plainly, "net")).split() == MARKDOWN.split()
+
+
+def test_json_whole(plainly: Certificates) -> None:
+    assert plain(card(plainly, "net")) == json.loads(DOCUMENT)
