@@ -17,11 +17,13 @@ from tests.marks import thin
 from tests.verifiers.methods.test_complete import network_of
 from tests.zoo import images
 from verifiers.certify.audit.findings import Audit
+from verifiers.certify.audit.proofs import proves_row
 from verifiers.certify.verify import VerifyConfig, verify
 from verifiers.core.columns import indices_sha256
 from verifiers.core.errors import InputError
 from verifiers.core.noise import LOOKS
 from verifiers.core.status import Status
+from verifiers.results.rows import MethodRows
 from verifiers.results.schema import attributes_of, put_attributes
 from verifiers.runtime.fingerprint import structure_sha256, weights_sha256
 from verifiers.runtime.samples import Data
@@ -138,6 +140,17 @@ def scaled(method: str, factor: float, some: slice = slice(None)) -> Forge:
     def forge(file: h5py.File) -> None:
         for row in rows_of(file[method], Status.CERTIFIED)[some]:
             file[method]["radius"][row] *= factor
+        follow(file[method])
+
+    return forge
+
+
+def smallest_scaled(method: str, factor: float) -> Forge:
+    """The smallest radius of certified rows times a factor."""
+
+    def forge(file: h5py.File) -> None:
+        rows = rows_of(file[method], Status.CERTIFIED)
+        file[method]["radius"][rows[np.argmin(file[method]["radius"][:][rows])]] *= factor
         follow(file[method])
 
     return forge
@@ -314,6 +327,7 @@ FORGERIES: list[tuple[str, str, Forge]] = [
     ("radius", "proofs", scaled("crown", 4.0)),
     ("radius", "proofs", scaled("crown", 4.0, slice(-1, None))),
     ("radius", "proofs", scaled("crown", 1.05)),
+    ("radius", "proofs", smallest_scaled("crown", 1.015)),
     ("radius", "proofs", scaled("ibp", 1.3)),
     ("radius", "proofs", scaled("crown", 0.5)),
     ("radius", "proofs", raised("ibp", 0.15)),
@@ -465,6 +479,37 @@ def test_a_lie_in_rows_that_are_not_drawn_is_attacked(honest: dict[str, Path], t
     attacked = [line for line in audit.contradictions if " changes the prediction" in line]
     others = [line for line in audit.contradictions if line not in attacked]
     assert attacked and all("contains a counterexample of the file" in line for line in others), others
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("known", [True, False])
+def test_a_radius_within_the_search_tolerance_is_proved_by_other_means_or_wrong(
+    honest: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: bool
+) -> None:
+    path = tmp_path / "proofs.h5"
+    path.write_bytes(honest["proofs"].read_bytes())
+    with h5py.File(path, "r+") as file:
+        scaled("crown", 1.009)(file)
+    monkeypatch.setattr("verifiers.certify.audit.again.proves_row", lambda subject, rows, row: known)
+    wrong = [
+        line for line in SUBJECT.audit(path, 0, sample=3).contradictions if "nothing proves the larger one" in line
+    ]
+    assert bool(wrong) is not known, "a radius that nothing proves passes, or one that is proved does not"
+    assert all(line.startswith("crown, sample ") for line in wrong)
+
+
+@pytest.mark.slow
+def test_a_proof_by_other_means_is_of_the_radius_in_the_file(
+    honest: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subjects: list[Any] = []
+    monkeypatch.setattr("verifiers.certify.verify.run_again", lambda subject: subjects.append(subject) or [])
+    SUBJECT.audit(honest["proofs"], sample=0)
+    rows, (row, *_) = subjects[0].certificates["crown"], rows_of(h5py.File(honest["proofs"])["crown"], SURE)
+    assert proves_row(subjects[0], rows, int(row))
+    larger = np.minimum(10 * rows["radius"], 1.0)
+    beyond = MethodRows(rows.name, rows.attributes, {**rows.columns, "radius": larger})
+    assert not proves_row(subjects[0], beyond, int(row))
 
 
 # ---------------------------------------------------------------------------------------------------------- stale files

@@ -114,6 +114,24 @@ def test_a_flag_without_a_counterexample_is_marked(honest: Path) -> None:
     assert marks["it is falsified and no attack found that, or the reverse"][row]
 
 
+@pytest.mark.parametrize(
+    ("version", "flags", "words"),
+    [
+        ("fast", {}, "an attack ran on it that its version has not"),
+        ("standard", {"square": -1}, "an attack of its version did not run on it"),
+        ("each", {"apgd_t": -1}, "an attack of its version did not run on it"),
+    ],
+)
+def test_flags_of_another_version_are_marked(honest: Path, version: str, flags: dict[str, int], words: str) -> None:
+    rows = rows_of(honest)
+    row = int(np.flatnonzero(rows["status"] == Status.NOT_CERTIFIED)[0])
+    values = {name: array.copy() for name, array in rows.columns.items()}
+    for name, flag in flags.items():
+        values[name][row] = flag
+    attack = AutoAttack.model_validate({**QUICK, "version": version})
+    assert attack.problems(MethodRows(rows.name, rows.attributes, values), "", 12)[words][row]
+
+
 def test_a_comparison_counts_the_samples_that_no_attack_broke(honest: Path) -> None:
     certificates = read(honest)
     pgd, rows = certificates["pgd"], certificates["autoattack"]

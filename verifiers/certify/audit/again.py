@@ -1,18 +1,19 @@
 """Compute rows again with the settings of the file, and compare every column."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from verifiers.certify.audit.findings import Finding, marked
+from verifiers.certify.audit.proofs import proves_row
 from verifiers.certify.audit.subject import Subject
 from verifiers.certify.certify import certify
 from verifiers.core.columns import COMMON_COLUMNS, Column
 from verifiers.core.reporter import Reporter
 from verifiers.core.status import FAILURES, About, Guarantee, Status
-from verifiers.methods.base import ATTACKED, REPEATS, Method
-from verifiers.methods.registry import find
-from verifiers.results.rows import MethodRows
+from verifiers.methods.base import ATTACKED, REPEATS, ROUNDING, Method
+from verifiers.methods.registry import certifies, find, keeps
+from verifiers.results.rows import Certificates, MethodRows
 
 #: Columns that are checked in every row, without computing it again.
 _PLAIN = ("index", "label", "predicted", "correct", "certified", "status")
@@ -46,18 +47,49 @@ def _finished(subject: Subject) -> np.ndarray:
 
 def _compared(subject: Subject, stored: Sequence[MethodRows], wanted: np.ndarray) -> list[Finding]:
     methods = [subject.method(rows.name).again(subject.time_limit) for rows in stored]
-    pair = any(method.about is About.PAIR for method in methods)
     subject.reporter.start("run again", len(wanted) * len(methods), 0)
-    found = certify(
+    found = _certified(subject, methods, wanted)
+    subject.reporter.advance(len(wanted) * len(methods))
+    subject.reporter.finish("run again")
+    findings = []
+    for method, rows in zip(methods, stored, strict=True):
+        findings.append(_finding(method, rows, found[rows.name], wanted))
+        if not findings[-1].contradictions:
+            findings[-1].contradictions += _raised(subject, method, rows, found[rows.name], wanted)
+    return findings
+
+
+def _certified(
+    subject: Subject, methods: Sequence[Method], wanted: np.ndarray, eps: float | None = None
+) -> Certificates:
+    pair = any(method.about is About.PAIR for method in methods)
+    return certify(
         subject.program.given,
         subject.data(wanted),
-        subject.config(*methods),
+        subject.config(*methods, eps=eps),
         teacher=subject.teacher.given if pair and subject.teacher is not None else None,
         reporter=Reporter(),
     )
-    subject.reporter.advance(len(wanted) * len(methods))
-    subject.reporter.finish("run again")
-    return [_finding(method, rows, found[rows.name], wanted) for method, rows in zip(methods, stored, strict=True)]
+
+
+def _raised(
+    subject: Subject, method: Method, stored: MethodRows, again: MethodRows, wanted: np.ndarray
+) -> Iterator[str]:
+    """Yield a line for each radius above the one found again that neither its method nor another one proves."""
+    if not certifies(method.kind) or method.relational:
+        return
+    larger = stored["radius"][wanted] > again["radius"] * (1 + ROUNDING)
+    for row in wanted[larger & (again["status"] == Status.CERTIFIED)]:
+        one, radius = np.array([row]), float(stored["radius"][row])
+        own = _certified(subject, [method], one, radius * (1 - ROUNDING))[method.kind]
+        if own["radius"][0] >= own.eps or (
+            keeps(method.kind) and not method.both and proves_row(subject, stored, int(row))
+        ):
+            continue
+        yield (
+            f"{stored.name}, sample {stored['index'][row]}: radius is {radius:.6g} in the file, "
+            f"{again['radius'][wanted == row][0]:.6g} when it is run again, and nothing proves the larger one"
+        )
 
 
 def _finding(method: Method, stored: MethodRows, again: MethodRows, wanted: np.ndarray) -> Finding:
@@ -122,7 +154,8 @@ def _column(
         differ &= not few
     else:
         size = np.abs(now[asked & np.isfinite(now)])
-        scale = np.abs(now) + (size.mean() if len(size) else 0.0)
+        least = size.mean() if len(size) and column.name != "radius" else 0.0  # a small radius has no slack of others
+        scale = np.abs(now) + least
         with np.errstate(invalid="ignore"):
             close = (np.abs(was - now) <= spread * scale + NOTHING) | (was == now) | (np.isnan(was) & np.isnan(now))
         differ = asked & ~close

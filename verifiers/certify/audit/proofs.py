@@ -61,6 +61,15 @@ def prove(subject: Subject, rows: MethodRows) -> Finding:
     return found
 
 
+def proves_row(subject: Subject, rows: MethodRows, row: int) -> bool:
+    """Return whether a row's radius is proved by other means than those of its author."""
+    try:
+        answer = _answer(_prover(subject, rows), subject.samples, row, float(rows["radius"][row]))
+    except (Contradiction, Unsupported):
+        return False
+    return bool(answer["status"] == Status.CERTIFIED)
+
+
 def _prover(subject: Subject, rows: MethodRows) -> Prover:
     """Prepare complete verification, preferring the engine that did not write the rows."""
     written_by = str(rows.attributes.get("engine", ""))

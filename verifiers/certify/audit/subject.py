@@ -73,11 +73,11 @@ class Subject:
         radius = Epsilon.parse(self.certificates.eps_text if eps is None else eps)
         return Question(radius, self.norm, self.seed, self.teacher, self.arithmetic)
 
-    def config(self, *methods: Method) -> CertifyConfig:
-        """Return the configuration of the file, with other methods."""
+    def config(self, *methods: Method, eps: float | None = None) -> CertifyConfig:
+        """Return the configuration of the file, with other methods, and at another eps if one is given."""
         attributes = self.certificates.attributes
         values = {
-            "eps": self.certificates.eps_text,
+            "eps": self.certificates.eps_text if eps is None else eps,
             "norm": self.norm,
             "methods": methods,
             "seed": int(attributes.get("seed", 0)),
