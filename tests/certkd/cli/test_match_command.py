@@ -88,7 +88,7 @@ def test_the_sheet_has_a_row_for_each_point(images: Run) -> None:
     with Image.open(images.sheet) as picture:
         picture.load()
         width, height = picture.size
-    assert 700 < width < 1000 and height > 200 * refuted
+    assert 1000 < width < 1500 and height > 200 * refuted
 
 
 def test_vectors_have_no_sheet(places: Path) -> None:

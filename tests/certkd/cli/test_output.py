@@ -88,7 +88,7 @@ def test_an_option_of_the_command_itself_is_left_alone() -> None:
 
 def test_a_file_is_given_bare_or_by_its_option() -> None:
     assert bare_or_named("a.pt", None, "--model", "x") == "a.pt" == bare_or_named(None, "a.pt", "--model", "x")
-    with pytest.raises(InputError, match=r"^a and --model b say the same: give one of them$"):
+    with pytest.raises(InputError, match=r"^a and --model b say the same: give one of them; lists have no blanks"):
         bare_or_named("a", "b", "--model", "x")
     with pytest.raises(InputError, match=r"^nothing to work on: give a file, like certkd x a\.pt \(or --model\)$"):
         bare_or_named(None, None, "--model", "certkd x a.pt")

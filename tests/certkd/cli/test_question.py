@@ -31,7 +31,7 @@ def from_yaml(folder: Path, section: str) -> dict[str, Any]:
         "out: x\nteacher: {objective: {kind: standard}}\nstudents: {objectives: {kd: {kind: kd}}}\n"
         f"certify: {{{section}}}\n"
     )
-    return {name: value for name, value in read(path, ExperimentConfig).certify if name != "limit"}
+    return {name: value for name, value in read(path, ExperimentConfig).certify if name not in ("limit", "properties")}
 
 
 SAME: dict[str, tuple[str, str, CertifyConfig]] = {

@@ -46,7 +46,7 @@ def test_arithmetic_is_trusted_inside_and_as_it_was_outside() -> None:
         with pytest.raises(ZeroDivisionError), trusted_arithmetic():
             assert now() == ("highest", False, 1, False)
             raise ZeroDivisionError
-        assert now() == ("high", True, before[2], True)
+        assert now() == ("high", True, *before[2:])
     finally:
         torch.set_float32_matmul_precision(str(before[0]))
         torch.backends.cudnn.allow_tf32 = bool(before[1])
