@@ -324,6 +324,8 @@ class Convolution(Affine):
         return values.sum((-2, -1)).reshape(len(values), -1, len(self.bias)).sum(1) @ self.bias
 
     def _transposed(self, values: Tensor) -> Tensor:
+        if self._entrywise:
+            return values * self.weight.reshape(-1, 1, 1)
         if values.shape[-2:] == (1, 1) and self.groups == 1 and self.dilation == (1, 1):
             return (values.flatten(1) @ self.weight.flatten(1)).reshape(len(values), *self.weight.shape[1:])
         values = values.contiguous(memory_format=torch.channels_last)  # the layout from which windows are read

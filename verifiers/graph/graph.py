@@ -1,6 +1,6 @@
 """The graph of a captured network."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -8,7 +8,7 @@ from typing import NamedTuple
 from jaxtyping import Float
 from torch import Tensor
 
-from verifiers.core.errors import Unsupported
+from verifiers.core.errors import Contradiction, Unsupported
 from verifiers.graph.affine import Affine, Reshape, Scale
 from verifiers.graph.operators import Elementwise, Operator, Paired
 from verifiers.graph.relaxations.piecewise import LeakyRelu, Relu
@@ -39,10 +39,28 @@ class Triple(NamedTuple):
 
 
 class Graph:
-    """Nodes in topological order; node 0 is the image, the last one gives the logits."""
+    """Nodes in topological order; node 0 is the image, the last one gives the logits.
 
-    def __init__(self, nodes: Sequence[Node], like: Tensor) -> None:
-        self.nodes, self.like = list(nodes), like
+    Args:
+        nodes: the nodes.
+        like: one image, as a batch of one; gives the dtype and the device.
+        again: makes the same graph in float32.
+    """
+
+    def __init__(self, nodes: Sequence[Node], like: Tensor, again: "Callable[[], Graph] | None" = None) -> None:
+        self.nodes, self.like, self._again = list(nodes), like, again
+
+    @cached_property
+    def coarse(self) -> "Graph | None":
+        """The same graph in float32, for searches whose results are proved in float64; None if there is none."""
+        if self._again is None:
+            return None
+        try:
+            found = self._again()
+        except (Unsupported, Contradiction):
+            return None
+        shapes = [[(node.inputs, node.shape, node.kind) for node in graph.nodes] for graph in (self, found)]
+        return found if shapes[0] == shapes[1] else None
 
     @property
     def output(self) -> int:

@@ -6,6 +6,7 @@ Values are batched as ``(batch, *shape)``, where ``shape`` is the node's shape f
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -27,6 +28,10 @@ class Interval(NamedTuple):
     @property
     def half_width(self) -> Float[Tensor, "batch *shape"]:
         return (self.high - self.low) / 2
+
+    def to(self, dtype: torch.dtype) -> "Interval":
+        """Convert both ends."""
+        return Interval(self.low.to(dtype), self.high.to(dtype))
 
 
 class Pushed(NamedTuple):

@@ -87,7 +87,8 @@ class Captured:
     @cached_property
     def graph(self) -> Graph:
         """The graph that is bounded, in float64."""
-        return self.lowered(torch.float64)
+        found = self.lowered(torch.float64)
+        return Graph(found.nodes, found.like, again=lambda: self.lowered(torch.float32))
 
     @cached_property
     def exact_whole(self) -> nn.Module:

@@ -64,7 +64,7 @@ def accumulated(
         tiny: how many times ``TINY`` the results that underflow change the result by.
         largest: intermediate results are at most this many times ``size``; if one may overflow, the error is infinite.
     """
-    error = (gamma(steps).to(size.device) * size + tiny * TINY) * UP
+    error = (gamma(steps).to(size) * size + tiny * TINY) * UP
     return torch.where((size + error) * largest <= LARGEST, error, torch.inf)
 
 

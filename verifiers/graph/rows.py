@@ -14,6 +14,9 @@ from torch.nn import functional as F
 
 Shape = tuple[int, ...]
 
+#: Windows that cover at least this share of a map become dense: nothing is gathered for dense rows.
+DENSE = 0.7
+
 
 @dataclass(frozen=True)
 class Window:
@@ -47,7 +50,7 @@ class Rows:
         """Return the same rows with other coefficients."""
         return Rows(values, self.window, self.each)
 
-    def keep(self, chosen: Bool[Tensor, " rows"]) -> "Rows":
+    def keep(self, chosen: Bool[Tensor, " rows"] | slice) -> "Rows":
         """Return the chosen rows."""
         window = self.window and replace(self.window, start=self.window.start[chosen])
         return Rows(self.values[chosen], window)
@@ -75,20 +78,26 @@ class Rows:
         low, high = origin.amin(0).clamp_max(0), (origin + origin.new_tensor([height, width])).amax(0)
         margin = (-low).tolist()
         tall, wide = (max(int(high[i]), shape[i - 2]) + margin[i] for i in (0, 1))
-        canvas = self.values.new_zeros((rows, channels, tall, wide))
-        top, left = (origin[:, i] + margin[i] for i in (0, 1))
-        index_y = top[:, None] + torch.arange(height, device=origin.device)
-        index_x = left[:, None] + torch.arange(width, device=origin.device)
-        row = torch.arange(rows, device=origin.device)[:, None, None]
-        canvas = canvas.permute(0, 2, 3, 1).index_put(
-            (row, index_y[:, :, None], index_x[:, None, :]), self.values.permute(0, 2, 3, 1)
-        )
+        canvas = self.values.new_zeros((rows, tall, wide, channels))
+        row = torch.arange(rows, device=origin.device)[:, None]
+        line = origin[:, :1] + margin[0] + torch.arange(height, device=origin.device)
+        lines = self.values.permute(0, 2, 3, 1).reshape(rows, height, width * channels)
+        if not torch.is_grad_enabled():
+            into = canvas.as_strided(
+                (rows, tall, wide - width + 1, width * channels), (*canvas.stride()[:2], channels, 1)
+            )
+            into[row, line, origin[:, 1:] + margin[1]] = lines
+        else:
+            column = origin[:, 1:] + margin[1] + torch.arange(width, device=origin.device)
+            canvas = canvas.index_put(
+                (row[:, :, None], line[:, :, None], column[:, None, :]), self.values.permute(0, 2, 3, 1)
+            )
         whole = canvas[:, margin[0] : margin[0] + shape[-2], margin[1] : margin[1] + shape[-1]].permute(0, 3, 1, 2)
         return Rows(whole.reshape(rows, *shape))
 
     def windowed(self, shape: Shape) -> "Rows":
-        """Return dense rows if the windows are as large as the map, else the rows unchanged."""
-        if self.window is None or self.values.shape[-2] < shape[-2] or self.values.shape[-1] < shape[-1]:
+        """Return dense rows if the windows are nearly as large as the map, else the rows unchanged."""
+        if self.window is None or self.values.shape[-2:].numel() < DENSE * shape[-2] * shape[-1]:
             return self
         return self.dense(shape)
 
@@ -106,10 +115,13 @@ class Rows:
         low = (-origin.amin(0)).clamp_min(0).tolist()
         size = origin.new_tensor([height, width])
         high = (origin.amax(0) + size - origin.new_tensor(maps.shape[-2:])).clamp_min(0).tolist()
+        if len(maps) > 1:  # only the maps of these rows' samples
+            first, last = map(int, samples.aminmax())
+            maps, samples = maps[first : last + 1], samples - first
+        else:
+            samples = samples * 0
         padded = F.pad(maps.reshape(len(maps), *maps.shape[-3:]), (low[1], high[1], low[0], high[0]))
-        return _patches(
-            padded, samples if len(maps) > 1 else samples * 0, origin + origin.new_tensor(low), height, width
-        )
+        return _patches(padded, samples, origin + origin.new_tensor(low), height, width)
 
     def between(
         self,
@@ -135,6 +147,8 @@ class Rows:
         values, flat = _ordered(self.values, ordered).flatten(1), _ordered(maps, ordered).flatten(1)
         if len(maps) == 1:
             return values @ flat[0]
+        if self.each == 1:
+            return (values * flat).sum(1)
         if self.each:
             return torch.bmm(values.unflatten(0, (-1, self.each)), flat[:, :, None]).flatten()
         owners, counts = samples.unique_consecutive(return_counts=True)

@@ -1,21 +1,21 @@
 """alpha-CROWN: choose the free lines of the relaxations by gradient ascent on the bounds (arXiv 2011.13824).
 
-A choice from 0 to 1 is sin^2 of a free parameter. Every value is a sound choice, and no clamp stops the gradient. All
-steps give sound bounds, so each row keeps the best one. The first step is CROWN itself.
+A choice from 0 to 1 is sin^2 of a free parameter. Every value is a sound choice, and no clamp stops the gradient. Each
+row keeps the best bound that was proved; the first is CROWN's.
 """
 
 import math
 import time
-from collections.abc import Mapping
-from dataclasses import fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from verifiers.bound_propagation.engine import Planes, better
 from verifiers.bound_propagation.native.bounds import Bounds, common
 from verifiers.bound_propagation.native.places import has_free_lines, is_relu
-from verifiers.graph.operators import Interval
 from verifiers.graph.relaxations.lines import Alpha
 from verifiers.graph.relaxations.products import Product
 from verifiers.graph.relaxations.relu_difference import ReluDifference
@@ -77,49 +77,98 @@ def _alphas(angles: Mapping[tuple[int, int, int], Tensor]) -> dict[tuple[int, in
     return {key: (angle[0].sin().square(), angle[1].sin().square()) for key, angle in angles.items()}
 
 
+@dataclass
+class _Best:
+    """The angles of the steps that were best for each sample by one measure of its bounds.
+
+    Attributes:
+        value: the measure of each sample; -inf before the first step.
+        angles: the angles, in the layout of the search.
+    """
+
+    value: Float[Tensor, " batch"]
+    angles: dict[tuple[int, int, int], Tensor]
+
+    @classmethod
+    def start(cls, angles: Mapping[tuple[int, int, int], Tensor], batch: int) -> "_Best":
+        """Start from the first angles."""
+        value = next(iter(angles.values())).new_full((batch,), -math.inf).detach()
+        return cls(value, {key: angle.detach().clone() for key, angle in angles.items()})
+
+    def keep(self, value: Float[Tensor, " batch"], angles: Mapping[tuple[int, int, int], Tensor]) -> None:
+        """Keep the angles of the samples whose measure grew."""
+        better = value > self.value
+        self.value = torch.fmax(value, self.value)
+        for key, angle in angles.items():
+            chosen = better.repeat_interleave(angle.shape[1] // len(better))
+            self.angles[key][:, chosen] = angle.detach()[:, chosen]
+
+    def exact(self) -> dict[tuple[int, int, int], Alpha]:
+        """Return the free lines in float64."""
+        return _alphas({key: angle.double() for key, angle in self.angles.items()})
+
+
 def optimized(
     bounds: Bounds, specification: Tensor, iterations: int, deadline: float = math.inf, goal: float = math.inf
 ) -> Planes:
-    """Compute the best bound of each row over CROWN and all steps of the optimiser.
+    """Compute the best bound of each row over CROWN and two of the optimiser's steps.
 
-    No step starts that would end after the deadline, on ``time.monotonic``, or once all bounds are above the goal. The
-    intervals of ``bounds`` become the intersection of all steps' intervals.
+    The steps run in float32 where the graph allows it, and prove nothing. For each sample the step with the largest sum
+    of bounds and the step with the largest least bound are repeated in float64, and only those bounds count. No step
+    starts that would end, with the proofs, after the deadline, on ``time.monotonic``, or once all bounds are above the
+    goal. The intervals of ``bounds``
+    become the intersection of those of CROWN and of the proofs.
     """
     started = time.monotonic()
     with torch.no_grad():
         bounds.propagate(refine=True)
         best = bounds.by_rows(specification)
-    pace = WITH_GRADIENT * (time.monotonic() - started)
-    angles = _angles(bounds, specification.shape[1])
-    if not angles:
-        return best
-    optimizer = Adam(angles.values(), COUPLED_RATE if bounds.graph.triples else RATE)
+    proofs = 2 * (time.monotonic() - started)
+    pace = WITH_GRADIENT / 2 * proofs
     settled = {i: bounds.intervals[i] for i in bounds.refined if bounds.graph.affine[i]}  # their rows have no lines
     bounds.known, bounds.settled = {**bounds.known, **settled}, bounds.settled.union(settled)
+    search = bounds.coarse() or bounds
+    angles, rows = _angles(search, specification.shape[1]), specification.to(search.balls.x.dtype)
+    if not angles:
+        return best
+    kept = [_Best.start(angles, len(specification)) for _ in range(2)]
+    optimizer, tried = Adam(angles.values(), COUPLED_RATE if bounds.graph.triples else RATE), False
     for step in range(iterations):
-        trial = replace(bounds, alphas=_alphas(angles), intervals=[], refined=[], relaxations={})
         last = step == iterations - 1
         started = time.monotonic()
-        if started + pace > deadline or bool((best.bound > goal).all()):
+        if started + pace + proofs > deadline or bool((best.bound > goal).all()):
             break
+        trial = replace(search, alphas=_alphas(angles), intervals=[], refined=[], relaxations={})
         with torch.set_grad_enabled(not last):
             trial.propagate(refine=True)
-            found = trial.by_rows(specification)
-        best = better(best, Planes(*(getattr(found, each.name).detach() for each in fields(Planes))))
-        bounds.intervals = [
-            common(known, Interval(*(end.detach() for end in new)))
-            for known, new in zip(bounds.intervals, trial.intervals, strict=True)
-        ]
+            found = trial.by_rows(rows).bound
+        finite = found.where(torch.isfinite(found), 0.0)
+        value = found.detach().nan_to_num(-math.inf, math.inf, -math.inf)
+        for one, measure in zip(kept, (value.sum(1), value.amin(1)), strict=True):
+            one.keep(measure, angles)
+        if not tried and bool(((value > goal) | (best.bound > goal)).all()):
+            best, tried = _proved(bounds, specification, kept[1:], best), True
         if not last:
             optimizer.zero_grad()
-            loss = -found.bound.where(torch.isfinite(found.bound), 0.0).sum()
-            loss.backward()
+            (-finite.sum()).backward()
             optimizer.step()
             optimizer.rate *= DECAY
         pace = time.monotonic() - started
     bounds.lines = {
-        position: (low.detach(), high.detach())
-        for (start, _, position), (low, high) in _alphas(angles).items()
-        if start == bounds.graph.output
+        position: lines for (start, _, position), lines in kept[0].exact().items() if start == bounds.graph.output
     }
+    return best if bool((best.bound > goal).all()) else _proved(bounds, specification, kept, best)
+
+
+def _proved(bounds: Bounds, specification: Tensor, kept: Sequence[_Best], best: Planes) -> Planes:
+    """Improve planes and intervals by those of kept angles, in float64."""
+    with torch.no_grad():
+        for one in kept:
+            if not bool((one.value > -math.inf).any()):
+                continue
+            trial = replace(bounds, alphas=one.exact(), intervals=[], refined=[], relaxations={})
+            trial.propagate(refine=True)
+            best = better(best, trial.by_rows(specification))
+            pairs = zip(bounds.intervals, trial.intervals, strict=True)
+            bounds.intervals = [common(known, new) for known, new in pairs]
     return best

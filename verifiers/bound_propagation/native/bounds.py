@@ -53,6 +53,18 @@ class Bounds(BackwardPass):
     lines: Mapping[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     arithmetic: Arithmetic = Arithmetic.REAL
 
+    def coarse(self) -> "Bounds | None":
+        """Return the same bounds in float32, for a search whose result is proved in float64; None if there are none."""
+        if (graph := self.graph.coarse) is None:
+            return None
+        found = Bounds(graph, self.balls.to(torch.float32), cut=self.cut, refined=list(self.refined))
+        found.intervals = [interval.to(torch.float32) for interval in self.intervals]
+        found.known = {position: interval.to(torch.float32) for position, interval in self.known.items()}
+        found.dual_norms = {position: norms.float() for position, norms in self.dual_norms.items()}
+        found.intersect, found.arithmetic, found.settled = self.intersect, self.arithmetic, self.settled
+        found.noise = self.noise and self.noise.to(torch.float32)
+        return found
+
     def propagate(self, *, refine: bool) -> None:
         """Bound every node by intervals; with ``refine``, also by rows where tighter bounds tighten a relaxation."""
         nodes = self.graph.nodes

@@ -34,6 +34,11 @@ class Noise:
     errors: dict[int, Float[Tensor, "..."]] = field(default_factory=dict)
     drift: dict[int, Float[Tensor, "..."]] = field(default_factory=dict)
 
+    def to(self, dtype: torch.dtype) -> "Noise":
+        """Convert the errors."""
+        errors, drift = ({i: each.to(dtype) for i, each in by.items()} for by in (self.errors, self.drift))
+        return Noise(self.overflow, errors, drift)
+
     def widened(self, node: Node, position: int, boxes: Sequence[Interval], after: Interval) -> Interval:
         """Compute the error of a node, and widen its interval by it."""
         assert node.operator is not None
@@ -41,7 +46,7 @@ class Noise:
             error = node.operator.rounding([Interval(*(end.detach() for end in box)) for box in boxes], after)
             if error is None:
                 return after
-            error = error * ENGINE
+            error = (error * ENGINE).to(after.low.dtype)
             over = ~(magnitude(after) + error <= LARGEST).flatten(1).all(1)
             self.overflow = self.overflow | over
             error = error.where(error <= LARGEST, 0.0)  # nothing is proved about these samples

@@ -34,12 +34,13 @@ class Relu:
         if alpha is None:
             free = (high > -low).to(low.dtype)
         else:
-            free = torch.where(high <= 0, 0.0, torch.where(low >= 0, 1.0, alpha[0]))
+            free = alpha[0] * self.is_nonlinear(low, high) + ((low >= 0) & (high > 0))  # cheaper than torch.where
         info = torch.finfo(low.dtype)
         up = 1 + 4 * info.eps
         negative, positive = low.clamp_max(0.0), high.clamp_min(0.0)
         width = positive - negative
-        slope = torch.where(width > info.tiny, positive / width.clamp_min(info.tiny) * up, high > 0).clamp_max(1.0)
+        thin = (width <= info.tiny) & (high > 0)
+        slope = (positive / width.clamp_min(info.tiny) * up + thin).clamp_max(1.0)
         return Lines(free, torch.zeros_like(low), slope, -negative * slope * up)
 
     def is_nonlinear(self, low: Float[Tensor, "*shape"], high: Float[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
