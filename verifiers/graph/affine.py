@@ -270,13 +270,11 @@ class Convolution(Affine):
         if rows.window is None:
             return self._push_maps(rows)
         rows = rows.masked(self.after)
-        assert rows.window is not None
-        window = rows.window
+        assert (window := rows.window) is not None
         stride = (window.stride[0] * self.stride[0], window.stride[1] * self.stride[1])
         offset = tuple(window.offset[i] * self.stride[i] - self.padding[i] for i in (0, 1))
-        values, constant = self._transposed(rows.values), self._constant(rows.values)
         moved = type(window)(window.start, stride, (offset[0], offset[1]), clean=False)
-        return Pushed([Rows(values, moved).windowed(self.before)], constant)
+        return Pushed([Rows(self._transposed(rows.values), moved).windowed(self.before)], self._constant(rows.values))
 
     @cached_property
     def steps(self) -> Int[Tensor, "out 1 1"]:
