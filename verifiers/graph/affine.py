@@ -270,7 +270,8 @@ class Convolution(Affine):
         if rows.window is None:
             return self._push_maps(rows)
         rows = rows.masked(self.after)
-        assert (window := rows.window) is not None
+        window = rows.window
+        assert window is not None
         stride = (window.stride[0] * self.stride[0], window.stride[1] * self.stride[1])
         offset = tuple(window.offset[i] * self.stride[i] - self.padding[i] for i in (0, 1))
         moved = type(window)(window.start, stride, (offset[0], offset[1]), clean=False)
