@@ -33,6 +33,7 @@ from verifiers.graph.recurrent import DECOMPOSITIONS, has_recurrent
 from verifiers.graph.sequence import written
 from verifiers.graph.tape import difference, tape_of
 from verifiers.graph.watch import Replay, answers_of_deployment, blame, blamed, watch
+from verifiers.runtime.modes import in_eval_mode
 from verifiers.runtime.oom import pass_on_memory
 
 
@@ -105,7 +106,7 @@ def export(model: nn.Module, x: Float[Tensor, "1 *shape"], *, given: nn.Module |
     Raises:
         Unsupported: the network cannot be exported, its code reads values of the image, or it changes a buffer.
     """
-    model = model.eval().requires_grad_(False)
+    model = in_eval_mode(model).requires_grad_(False)
     plain = written(model)
     if plain is not None:
         return plain

@@ -9,7 +9,7 @@ from torch import nn
 
 from verifiers.core.errors import InputError
 from verifiers.runtime.device import choose_device
-from verifiers.runtime.modes import SMALL_WORK, eval_mode, suitable_threads, trusted_arithmetic
+from verifiers.runtime.modes import SMALL_WORK, eval_mode, in_eval_mode, suitable_threads, trusted_arithmetic
 from verifiers.runtime.oom import fits, in_parts, out_of_memory, pass_on_memory
 
 
@@ -151,3 +151,25 @@ def test_a_callers_autocast_does_not_reach_the_network() -> None:
         with trusted_arithmetic():
             assert layer(x).dtype == torch.float32
         assert layer(x).dtype == torch.bfloat16
+
+
+class _Counting(nn.Sequential):
+    """A network that counts how often it is put into eval mode."""
+
+    calls = 0
+
+    def eval(self) -> "_Counting":
+        self.calls += 1
+        return super().eval()
+
+
+def test_a_network_in_eval_mode_sees_no_further_call() -> None:
+    network = _Counting(nn.Linear(2, 2), nn.Dropout()).eval()
+    for _ in range(2):
+        with eval_mode(network):
+            assert not network.training
+    assert in_eval_mode(network) is network and network.calls == 1
+    network[1].train()  # one layer is enough
+    with eval_mode(network):
+        assert not network[1].training
+    assert network[1].training and network.calls == 2
