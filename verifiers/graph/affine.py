@@ -301,8 +301,11 @@ class Convolution(Affine):
         return self.stride == (height, width) and self.groups == 1 and self.dilation == (1, 1) and whole
 
     def _push_patches(self, maps: Tensor) -> Tensor:
-        patches = (maps.movedim(1, -1) @ self.weight.flatten(1)).unflatten(-1, self.weight.shape[1:])
-        return patches.permute(0, 3, 1, 4, 2, 5)
+        return (
+            (maps.movedim(1, -1) @ self.weight.flatten(1))
+            .unflatten(-1, self.weight.shape[1:])
+            .permute(0, 3, 1, 4, 2, 5)
+        )
 
     def _push_maps(self, rows: Rows) -> Pushed:
         maps, constant = rows.values.flatten(0, -4), self._constant(rows.values)
