@@ -300,17 +300,13 @@ class Convolution(Affine):
         whole = self.before[-2] == height * self.after[-2] and self.before[-1] == width * self.after[-1]
         return self.stride == (height, width) and self.groups == 1 and self.dilation == (1, 1) and whole
 
-    def _push_patches(self, maps: Tensor) -> Tensor:
-        return (
-            (maps.movedim(1, -1) @ self.weight.flatten(1))
-            .unflatten(-1, self.weight.shape[1:])
-            .permute(0, 3, 1, 4, 2, 5)
-        )
-
     def _push_maps(self, rows: Rows) -> Pushed:
         maps, constant = rows.values.flatten(0, -4), self._constant(rows.values)
         if self._entrywise or self._apart:
-            values = maps * self.weight.reshape(-1, 1, 1) if self._entrywise else self._push_patches(maps)
+            by_patch = "nohw,ocij->nchiwj"
+            values = (
+                maps * self.weight.reshape(-1, 1, 1) if self._entrywise else torch.einsum(by_patch, maps, self.weight)
+            )
             return Pushed([rows.take(values.reshape(len(rows.values), *self.before))], constant)
         spare = [
             (self.before[i] + 2 * self.padding[i] - self.dilation[i] * (self.weight.shape[i] - 1) - 1) % self.stride[i]
