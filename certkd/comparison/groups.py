@@ -37,7 +37,7 @@ def group(given: Sequence[str], labels: Sequence[str] = ()) -> Groups:
     files = [file for each in groups.values() for file in each]
     twice = next((file for i, file in enumerate(files) if file in files[:i]), None)
     if twice is not None:
-        raise InputError(f"{twice} is given twice: drop one of them")
+        raise InputError(f"{twice} is given twice: they are one file; give those of two networks")
     if labels and len(labels) != len(groups):
         found = "; ".join(", ".join(each) for each in groups.values())
         raise InputError(f"{len(labels)} labels for {len(groups)} networks ({found}): give one for each")
