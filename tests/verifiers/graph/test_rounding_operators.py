@@ -624,8 +624,10 @@ def test_every_operator_has_a_row() -> None:
     made += [each.activation for each in made if isinstance(each, Elementwise)]
     rows = {type(each) for each in (*made, *(case.activation for case in CASES.values()))}
     moving = {"Reshape", "General"}  # MOVES
-    related = {"Difference", "AffineDifference"}  # no machine computes them
-    missing = {kind.__name__ for kind in _operators() - rows} - bases - moving - related
+    related = {"Difference", "AffineDifference", "CappedExp"}  # no machine computes them
+    others = {"SoftmaxOfSum"}  # test_softmax_parts
+    others |= {"CodeSum", "IntegerConvolution", "IntegerDense", "Rescale", "Rounded", "Staircase"}  # test_integers
+    missing = {kind.__name__ for kind in _operators() - rows} - bases - moving - related - others
     assert not missing, f"operators without a row in this file or test_relaxations: {missing}"
 
 
@@ -634,6 +636,8 @@ def test_every_lowering_has_a_row() -> None:
     assert not set(SAME.values()) - known
     missing = []
     for kind in set(LOWERINGS) - known:
+        if kind.startswith("certkd_int8::"):  # test_integers
+            continue
         try:
             made = lowered(kind, [LINE])
         except TypeError:  # an argument is missing: not an activation
