@@ -84,7 +84,7 @@ def test_holm_adjusts_step_by_step() -> None:
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=7))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_holm_rejects_what_its_definition_rejects(values: list[float]) -> None:
     adjusted = holm(values)
     order = sorted(range(len(values)), key=values.__getitem__)

@@ -187,6 +187,7 @@ def test_names_are_text_in_every_format(files: dict[str, Certificates]) -> None:
     assert "<script" not in paper.written(found, "markdown")
 
 
+@pytest.mark.slow
 def test_the_command_takes_many_files_and_formats(files: dict[str, Certificates]) -> None:
     paths = [file.path for file in files.values()]
     out = succeeds("compare", *paths)
@@ -211,6 +212,7 @@ def test_two_files_of_any_format_and_another_radius(files: dict[str, Certificate
     assert succeeds("compare", *pair, "--format", "csv").splitlines()[1].startswith("t,1,0.6,")
 
 
+@pytest.mark.slow
 def test_a_requirement_holds_for_every_seed(files: dict[str, Certificates], tmp_path: Path) -> None:
     paths = [file.path for file in files.values()]
     missed = certkd("compare", *paths, "--require", "certified>=0.5", "--plot", tmp_path / "all.svg")

@@ -148,6 +148,7 @@ def test_the_first_colours_stay_apart_for_colour_blind_readers(kind: str) -> Non
     assert contrast(linear(style.GREY), linear("#ffffff")) > 4.5
 
 
+@pytest.mark.slow
 def test_names_are_never_formulas_nor_left_out(tmp_path: Path) -> None:
     names = ("_hidden", r"$\frac$", "a$b$c", "x\x1b[2J", "<b>", "long" * 40)
     shown = [style.text(name) for name in names]
@@ -156,6 +157,7 @@ def test_names_are_never_formulas_nor_left_out(tmp_path: Path) -> None:
     assert "<script" not in (tmp_path / "a.svg").read_text()
 
 
+@pytest.mark.slow
 def test_the_fonts_of_a_pdf_are_inside(tmp_path: Path) -> None:
     for name in ("a.pdf", "b.pdf"):
         plots.radius_curves(tmp_path / name, {"net": [np.array([0.1, 0.2])]}, ABOUT)
@@ -248,6 +250,7 @@ def test_the_command_draws_each_kind(certificates: Path, tmp_path: Path, kind: s
     assert (tmp_path / "a.svg").read_bytes().startswith(b"<?xml")
 
 
+@pytest.mark.slow
 def test_the_command_draws_stages_and_trainings(certificates: Path, tmp_path: Path) -> None:
     succeeds("figure", "stages", certificates / "complete.h5", "--out", tmp_path / "a.svg")
     (tmp_path / "log.jsonl").write_text('{"epoch": 0, "validation": {"clean": 0.5}}\n')
