@@ -236,8 +236,8 @@ COMPLETE: list[tuple[tuple[str, ...], str]] = [
     (("--complete", "--time-limit", "soon"), "method complete: time_limit: 'soon' is not a number"),
     (("--complete", "--time-limit", "1e400"), "method complete: time_limit: "),
     (("--complete", "--time-limit", "2", "--option", "time_limit=3"), "by --time-limit and by --option"),
-    (("--methods", "pgd", "--time-limit", "5"), "none of the methods pgd has a setting 'time_limit'"),
-    (("--methods", "pgd,lipschitz", "--time-limit", "5"), "none of the methods pgd, lipschitz has a setting"),
+    (("--methods", "diagnostics", "--time-limit", "5"), "none of the methods diagnostics has a setting 'time_limit'"),
+    (("--methods", "pgd,lipschitz", "--sigma", "5"), "none of the methods pgd, lipschitz has a setting"),
     (("--complete", "--sigma", "0.1"), "none of the methods complete has a setting 'sigma'. It belongs to smoothing."),
 ]
 

@@ -131,7 +131,7 @@ def test_json_is_strict_and_reads_back_exactly(attacked: Path, tmp_path: Path) -
 
 def test_arrays_are_lists_in_json_and_columns_in_csv(smoothed: Path, tmp_path: Path) -> None:
     lines = export(smoothed, tmp_path / "r.csv")
-    assert lines[1:] == ["votes of smoothing is left out: 50 entries a row, CSV takes 20 (.json has it)"]
+    assert lines[1:] == ["votes of smoothing is left out: 120 entries a row, CSV takes 20 (.json has it)"]
     export(smoothed, tmp_path / "r.json")
     arrays = {
         column: read_images(smoothed, "smoothing", column, range(SAMPLES))
@@ -148,12 +148,12 @@ def test_arrays_are_lists_in_json_and_columns_in_csv(smoothed: Path, tmp_path: P
 
 
 def test_entries_of_an_array_are_named_by_their_place(smoothed: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(exchange, "WIDEST", 50)
+    monkeypatch.setattr(exchange, "WIDEST", 120)
     assert len(export(smoothed, tmp_path / "r.csv")) == 1
     votes = read_images(smoothed, "smoothing", "votes", range(SAMPLES))
     with open(tmp_path / "r.csv", newline="", encoding="utf-8") as file:
         for row, expected in zip(csv.DictReader(file), votes, strict=True):
-            assert [[int(row[f"votes_{i}_{j}"]) for j in range(10)] for i in range(5)] == expected.tolist()
+            assert [[int(row[f"votes_{i}_{j}"]) for j in range(10)] for i in range(12)] == expected.tolist()
 
 
 def test_npz_holds_the_stored_counterexamples(attacked: Path, tmp_path: Path) -> None:

@@ -53,10 +53,10 @@ def fresh(bounds: Bounds) -> Bounds:
     ("deadline", "passes"),
     [
         (0.0, 1),  # CROWN alone
-        (PASS * (1 + WITH_GRADIENT) - 1, 1),  # a first step could end too late
-        (PASS * (1 + WITH_GRADIENT) + 1, 4),  # it takes one pass: so do the next ones, until one would end too late
-        (PASS * 6 + 1, 6),
-        (1e9, 8),
+        (PASS * (3 + WITH_GRADIENT) - 1, 1),  # a first step and the two proofs could end too late
+        (PASS * (3 + WITH_GRADIENT) + 1, 6),  # it takes one pass: so do the next ones, until one would end too late
+        (PASS * 8 + 1, 8),
+        (1e9, 10),
     ],
 )
 def test_no_step_of_alpha_crown_ends_after_the_deadline(
