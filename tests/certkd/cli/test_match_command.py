@@ -107,6 +107,7 @@ def test_json_has_counts_and_the_sentence(places: Path, images: Run) -> None:
     assert document["sheets"] == [str(images.sheet)] and document["exit_code"] == 0
 
 
+@pytest.mark.slow
 def test_several_properties_are_one_table(places: Path, images: Run, tmp_path: Path) -> None:
     """Points of earlier properties, and of given files, are tried on later ones."""
     asked = "--property", "close=0.5", "--property", "same-class", "--property", "transfer", "--limit", "2"

@@ -112,6 +112,7 @@ def test_a_finished_file_answers_a_smaller_question(tmp_path: Path) -> None:
     assert "choose another output file" in message
 
 
+@pytest.mark.slow
 def test_a_finished_file_with_a_default_name_answers_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     spec = ModelSpec(name="certkd:mlp", options={"hidden": [4]}, classes=10, shape=(1, 8, 8))

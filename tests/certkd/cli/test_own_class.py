@@ -70,6 +70,7 @@ def arguments(folder: Path, name: str = "Net", weights: str = "weights.pt") -> l
 QUESTION = ["--eps", "1/255", "--methods", "pgd,crown", "--cross-check", "0", "--device", "cpu"]
 
 
+@pytest.mark.slow
 def test_bare_weights_of_a_class_are_certified_and_audited(folder: Path) -> None:
     out = folder / "x.h5"
     result = certkd("certify", *arguments(folder), *QUESTION, "--out", out)

@@ -165,6 +165,7 @@ def test_radii_are_shown_where_votes_decided(tmp_path: Path, settings: dict, sho
 # which method
 
 
+@pytest.mark.slow
 def test_proofs_come_first_and_votes_where_there_is_none_in_common(tmp_path: Path) -> None:
     both = [file(tmp_path / f"both-{seed}.h5", {"smoothing": votes(seed), "crown": proofs(seed)}) for seed in (1, 2)]
     only = [file(tmp_path / f"only-{seed}.h5", {"smoothing": votes(seed)}) for seed in (1, 2)]
@@ -347,6 +348,7 @@ def test_what_a_published_pair_certifies_at_a_half() -> None:
     assert [at.radius for at in result.curve] == [0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 1.75]
 
 
+@pytest.mark.slow
 def test_votes_on_the_same_copies_are_told_where_the_student_saw_this_teachers(tmp_path: Path) -> None:
     torch.manual_seed(0)
     networks = [nn.Sequential(nn.Flatten(), nn.Linear(4, 3)).eval() for _ in range(3)]

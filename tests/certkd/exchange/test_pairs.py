@@ -166,6 +166,7 @@ def test_one_network_at_two_points(sign: float, tmp_path: Path) -> None:
         assert found["Y"][0] + Fraction(1, 1000) <= found["W"][0]
 
 
+@pytest.mark.slow
 def test_networks_of_other_shapes_and_numbers_of_outputs(folder: Path, tmp_path: Path) -> None:
     one, *_, last = weights(3)
     network(tmp_path / "three.onnx", [one, np.zeros(4, np.float32), np.concatenate([last, last[:1] + 1])], (1, 1, 1, 2))
@@ -178,6 +179,7 @@ def test_networks_of_other_shapes_and_numbers_of_outputs(folder: Path, tmp_path:
         assert decide(tmp_path, ("two.onnx", "three.onnx"), tmp_path / "q.vnnlib") == answer
 
 
+@pytest.mark.slow
 def test_a_counterexample_lists_every_tensor_and_is_run_again(folder: Path, tmp_path: Path) -> None:
     question = query(tmp_path / "q.vnnlib", BOX + TIED + APART.format(0.001), "(isomorphic-to f)")
     files = (folder / "f.onnx", folder / "g.onnx", question)

@@ -81,6 +81,7 @@ def test_no_attack_breaks_a_bound_with_an_eps_per_sample(kind: Kind, norm: Norm)
 
 @pytest.mark.parametrize("kind", only(SOME, OPTIMIZABLE), ids=lambda kind: kind.name)
 @pytest.mark.thin(2)
+@pytest.mark.slow
 def test_random_points_and_corners_of_large_balls_break_no_bound(kind: Kind) -> None:
     for norm, eps in ((Norm.LINF, 0.2), (Norm.LINF, 1.0), (Norm.L2, 0.6), (Norm.L1, 1.5)):
         excess = broken_by(engine_of(kind.name), kind.images(2), eps, norm, "alpha-crown")

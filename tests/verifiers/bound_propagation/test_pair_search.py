@@ -77,6 +77,7 @@ def test_no_sampled_point_breaks_what_is_proved(relation: Relation, norm: Norm) 
 
 
 @pytest.mark.parametrize("activation", [nn.Tanh(), nn.Sigmoid(), nn.LeakyReLU(0.1), nn.GELU()], ids=str)
+@pytest.mark.slow
 def test_networks_without_relu_are_matched_too(activation: nn.Module) -> None:
     rng = np.random.default_rng(3)
     teacher = network(rng, 3, [6])
@@ -133,6 +134,7 @@ def test_what_crown_leaves_open_is_decided_by_splits() -> None:
     assert Stage.ALONE in stages, f"no pair needs a split: {stages}"
 
 
+@pytest.mark.slow
 def test_no_time_is_no_wrong_answer() -> None:
     """A limit that is over before the first split leaves samples open, and what it proves is true."""
     found, relation = set(), Relation(Property.NOT_WORSE, 4.0)

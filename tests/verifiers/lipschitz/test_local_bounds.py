@@ -246,6 +246,7 @@ def test_networks_that_cannot_be_written_out_are_refused_by_layer() -> None:
         written_out(capture(wide, torch.rand(1, 3, 32, 32)))
 
 
+@pytest.mark.slow
 def test_attention_has_no_constant_and_the_reason_says_what_to_use() -> None:
     class Attention(nn.Module):
         def __init__(self) -> None:

@@ -75,6 +75,7 @@ def test_columns_say_which_attack_broke_a_sample(honest: Path) -> None:
     assert not any(marks.any() for marks in AutoAttack(**QUICK).problems(rows, str(honest), 12).values())
 
 
+@pytest.mark.slow
 def test_the_audit_runs_every_counterexample_again(honest: Path) -> None:
     network, x = perceptron(), pictures(COUNT)
     with torch.no_grad():

@@ -185,6 +185,7 @@ def valley() -> tuple[nn.Module, Tensor]:
     return network.eval(), torch.tensor([[0.55, 0.5]])
 
 
+@pytest.mark.slow
 def test_leaves_are_decided_by_their_linear_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     """With no gradient steps only the programs' duals can prove the valley's floor, and only their ends find a peak."""
     monkeypatch.setattr(branch_and_bound, "STEPS", 0)

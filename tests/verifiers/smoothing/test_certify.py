@@ -102,6 +102,7 @@ def test_a_linear_network_has_the_radius_of_its_closed_form(kind: str) -> None:
     assert (rows["radius"][near] * scale > exact[near] * scale - 0.05).all() and near.sum() > 10
 
 
+@pytest.mark.slow
 def test_uniform_noise_certifies_less_than_the_distance_in_l1() -> None:
     torch.manual_seed(1)
     weight = torch.randn(9)

@@ -171,6 +171,7 @@ def test_a_pruned_copy_is_bounded_better_than_jointly(
         assert bool((both >= torch.maximum(joint, coupled)).all()), "not the better of both"
 
 
+@pytest.mark.slow
 def test_the_joint_engine_is_never_looser_than_its_graphs_and_sound(teacher: nn.Module) -> None:
     x = torch.rand(2, 5, generator=torch.Generator().manual_seed(0))
     engine = JointEngine(pruned(teacher, 0.1), teacher, x, Arithmetic.FLOAT32)

@@ -263,6 +263,7 @@ def test_overflow_proves_nothing() -> None:
     assert not bool((found.bound > -math.inf).any())
 
 
+@pytest.mark.slow
 def test_radii_are_larger_than_crowns_and_withstand_attack() -> None:
     kind = BY_NAME["deep mlp"]
     network, x = kind.network(), kind.images(6)[[2, 4, 5]]
