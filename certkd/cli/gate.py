@@ -144,15 +144,20 @@ def _answers(
     import numpy as np
 
     from certkd.comparison.compare import outcomes_of
-    from certkd.comparison.methods import relation, same_teacher
+    from certkd.comparison.methods import attacks, relation, same_teacher
     from verifiers.core.status import Status
 
     ours, theirs = outcomes_of(new, methods), outcomes_of(shipped, methods)
     found = {name: (vars(ours)[name], vars(theirs)[name]) for name in ("certified", "clean", "pgd")}
     found["retention"] = found["certified"]
     wanted = {rule.metric for rule in rules}
-    if "pgd" in wanted and np.isnan(ours.pgd).any():
-        raise InputError(f"{new.path} has no attack: certify with pgd too")
+    if "pgd" in wanted:
+        ran = [sorted(rows.name for rows in attacks(file)) for file in (new, shipped)]
+        if np.isnan(ours.pgd).any():
+            raise InputError(f"{new.path} has no attack: certify with pgd too")
+        if ran[0] != ran[1]:
+            said = " and ".join(", ".join(names) or "none" for names in ran)
+            raise InputError(f"{new.path} and {shipped.path} have different attacks ({said}): run the same on both")
     if "same-class" in wanted:
         rows = relation(new) if same_teacher(shipped, new) else None
         settings = {} if rows is None else dict(rows.attributes)

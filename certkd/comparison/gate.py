@@ -127,7 +127,7 @@ class Decision:
 
     def _need(self) -> str:
         if self.needed < 0:
-            return "the share is too near the limit for any number of samples"
+            return "that many cannot decide, nor could a million like these"
         return f"that many cannot decide, about {self.needed} could"
 
     def to_dict(self) -> dict[str, Any]:

@@ -23,7 +23,8 @@ class Estimate:
 def over_samples(gains: int, losses: int, samples: int, p: float, confidence: float = 0.95) -> Estimate:
     """Estimate the mean of paired differences that are 1, 0 or -1, with a percentile bootstrap over the samples.
 
-    Where no sample differs a bootstrap has no width; the interval is then the exact one of no event among them.
+    Where no sample differs, or every one in the same direction, a bootstrap has no width; the interval is then the
+    exact one of no event among them.
 
     Args:
         gains, losses: number of differences that are 1, and -1.
@@ -37,6 +38,9 @@ def over_samples(gains: int, losses: int, samples: int, p: float, confidence: fl
     if gains == losses == 0:
         half = 1 - tail ** (1 / samples)
         return Estimate(0.0, -half, half, p)
+    if samples in (gains, losses):
+        least = 2 * tail ** (1 / samples) - 1
+        return Estimate(1.0, least, 1.0, p) if gains else Estimate(-1.0, -1.0, -least, p)
     shares = np.array([gains, losses, samples - gains - losses]) / samples
     drawn = np.random.default_rng(SEED).multinomial(samples, shares, RESAMPLES)
     low, high = np.quantile((drawn[:, 0] - drawn[:, 1]) / samples, [tail, 1 - tail])

@@ -85,7 +85,7 @@ class Study:
     @property
     def tests(self) -> tuple[str, ...]:
         """The tests and intervals that were used."""
-        seeds = {len(entry.files) > 1 for entry in self.entries[1:]}
+        seeds = {len(set(_certified(entry.comparisons))) > 1 for entry in self.entries[1:]}
         one = "McNemar's exact test and a paired bootstrap over samples"
         several = "Student's t test and interval over seeds"
         return tuple(words for words, used in ((one, False in seeds), (several, True in seeds)) if used)
@@ -160,11 +160,17 @@ def _figures(group: Sequence[Comparison], side: Callable[[Comparison], Side]) ->
 
 def _difference(group: Sequence[Comparison]) -> Estimate:
     """Estimate the difference of certified accuracy to the reference, over samples or over seeds."""
-    if len(group) == 1:
-        one = group[0]
-        return over_samples(len(one.gains), len(one.losses), one.samples, one.mcnemar)
-    found = over_seeds([one.differences["certified"].mean for one in group])
+    values = _certified(group)
+    if len(set(values)) == 1:  # also of several seeds: their spread is not known, and it is not 0
+        alone = [over_samples(len(one.gains), len(one.losses), one.samples, one.mcnemar) for one in group]
+        return replace(max(alone, key=lambda each: each.high - each.low), p=max(each.p for each in alone))
+    found = over_seeds(values)
     return replace(found, low=max(found.low, -1.0), high=min(found.high, 1.0))  # of shares
+
+
+def _certified(group: Sequence[Comparison]) -> list[float]:
+    """Return each seed's difference of certified accuracy to the reference."""
+    return [one.differences["certified"].mean for one in group]
 
 
 def _check_seeds(groups: Mapping[str, Sequence[Certificates]]) -> None:

@@ -21,7 +21,7 @@ from verifiers.core.quantities import Epsilon, Norm, whole_box
 from verifiers.core.status import Status
 
 FORMAT = "certkd-certificates"
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 #: Room for a method's notes, in bytes, and for each of them, in characters. The notes are one attribute of fixed size,
 #: overwritten in place: a new attribute moves parts of the file, and a kill in between makes it unreadable.
 NOTES_BYTES, NOTE_LENGTH = 8192, 1000

@@ -174,6 +174,7 @@ MISTAKES = [
     (["better.h5", "--shipped", "better.h5", "--require", "clean>=0.5"], "they are one file"),
     (["better.h5", "--shipped", "shipped.h5", "--require", "same-class>=0.9"], "same-class needs rows of match in"),
     (["bare.h5", "--shipped", "shipped.h5", "--require", "pgd>=0.9"], "has no attack: certify with pgd too"),
+    (["better.h5", "--shipped", "bare.h5", "--require", "pgd>=0.9"], "have different attacks (pgd and none)"),
     (
         ["better.h5", "--shipped", "shipped.h5", "--require", "clean>=0.5", "--alpha", "1"],
         "--alpha must be between 0 and 1",

@@ -78,6 +78,13 @@ def test_pairs_that_do_not_differ_still_have_an_interval() -> None:
     assert found.high == pytest.approx(stats.binomtest(0, 100).proportion_ci(0.95, "exact").high)
 
 
+def test_pairs_that_all_differ_still_have_an_interval() -> None:
+    low = 2 * stats.binomtest(50, 50).proportion_ci(0.95, "exact").low - 1
+    more, less = over_samples(50, 0, 50, 0.0), over_samples(0, 50, 50, 0.0)
+    assert (more.mean, more.low, more.high) == pytest.approx((1.0, low, 1.0))
+    assert (less.mean, less.low, less.high) == pytest.approx((-1.0, -1.0, -low))
+
+
 def test_holm_adjusts_step_by_step() -> None:
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx((0.03, 0.06, 0.06, 0.02))
     assert holm([]) == () and holm([0.2]) == (0.2,) and holm([0.9, 0.8]) == (1.0, 1.0)

@@ -73,6 +73,17 @@ def test_differences_are_over_seeds_or_over_samples(made: Study) -> None:
     assert len(made.tests) == 2 and "McNemar" in made.tests[0] and "Student" in made.tests[1]
 
 
+def test_seeds_that_agree_are_compared_over_samples(files: dict[str, Certificates], tmp_path: Path) -> None:
+    radius = np.array([0.0] * 6 + [0.13] * 4)
+    content = {"pgd": attack(ALL, radius < 0.01), "crown": proofs(ALL, radius)}
+    again = file(tmp_path / "b1.h5", content, model_sha256="b1", arithmetic="float32")
+    found = study(("t", files["t"]), {"b": [files["b"], again]})
+    assert found.reference.label == "t" and found.entries[1].difference == over_samples(4, 6, 10, mcnemar(4, 6))
+    assert len(found.tests) == 1 and "McNemar" in found.tests[0], (
+        "two equal seeds show no spread, and prove no difference"
+    )
+
+
 def test_each_seed_is_the_comparison_of_two_files(made: Study, files: dict[str, Certificates]) -> None:
     assert made.entries[1].comparisons[1] == compare(files["t"], files["a-seed1"])
     assert made.entries[1].files == (files["a-seed0"].path, files["a-seed1"].path)

@@ -136,7 +136,7 @@ def test_every_dataset_has_units_and_a_description(tmp_path: Path) -> None:
 def test_root_attributes_hold_identity_and_facts(tmp_path: Path) -> None:
     write_all(tmp_path / "a.h5")
     attributes = reader.read(tmp_path / "a.h5").attributes
-    assert (attributes["format"], attributes["format_version"]) == ("certkd-certificates", 3)
+    assert (attributes["format"], attributes["format_version"]) == ("certkd-certificates", 4)
     for name, value in {**IDENTITY, **FACTS}.items():
         if name != "settings":
             assert attributes[name] == value, f"root attribute {name}"
@@ -345,8 +345,8 @@ def _of_version(path: Path, version: int) -> None:
         (lambda path: _foreign(path, format="netCDF"), "is an HDF5 file but not a certificate file"),
         (lambda path: _foreign(path, format=[1, 2]), "is an HDF5 file but not a certificate file"),
         (lambda path: _foreign(path, format=np.bytes_(store.FORMAT)), "has format version None"),
-        (lambda path: _of_version(path, 2), "has format version 2, this certkd reads 3: certify again"),
-        (lambda path: _of_version(path, 4), "has format version 4, this certkd reads 3: update certkd"),
+        (lambda path: _of_version(path, 3), "has format version 3, this certkd reads 4: certify again"),
+        (lambda path: _of_version(path, 5), "has format version 5, this certkd reads 4: update certkd"),
     ],
     ids=["random", "html", "empty", "cut", "folder", "foreign", "netcdf", "array", "no-version", "older", "newer"],
 )
