@@ -95,11 +95,16 @@ class MarginCertifier:
         if spent > searching.seconds:
             return begun
         try:
-            return search(self._bound(self.settings.kind, batch), known=first.radius, spent=spent)
+            found = search(self._bound(self.settings.kind, batch), known=first.radius, spent=spent)
         except MEMORY_ERRORS as error:
             if out_of_memory(error) and len(batch) == 1 and bool(first.radius > 0):
                 return begun
             raise
+        ended = ~found.margin.isnan()  # else time was up, and what CROWN proved holds
+        margin, rounding = (
+            torch.where(ended, getattr(found, name), getattr(first, name)) for name in ("margin", "rounding")
+        )
+        return found._replace(margin=margin, rounding=rounding)
 
     def _bound(self, method: str, batch: Batch) -> Callable[[Tensor, Tensor], Evaluation]:
         iterations, memory = getattr(self.settings, "iterations", ITERATIONS), Memory(len(batch))
@@ -115,7 +120,7 @@ class MarginCertifier:
 def _evaluation(planes: Planes, eps: Float[Tensor, " batch"]) -> Evaluation:
     """Compute the margin's bound, and the radius at which the lowest plane meets zero."""
     margin, rounding = planes.least()
-    radius = (planes.value / planes.steepness).amin(1)
+    radius = (planes.value / planes.steepness).masked_fill(planes.bound == torch.inf, torch.nan).amin(1)
     return Evaluation(margin, torch.minimum(radius, eps), rounding)
 
 

@@ -222,7 +222,7 @@ class Complete:
             until = started + 2 * ALPHA_SHARE * left
             followed = sdp.followed_ball(bounds, specification, self.settings.iterations, until, goal=0.0)
             planes = better(planes, followed)
-        proved = planes.bound[0]
+        proved = planes.bound[0].where(planes.bound[0].isfinite(), -math.inf)  # nan and inf prove nothing
         answers.seconds[row, Stage.ALPHA_CROWN - 1] = time.monotonic() - started
         least = min(float(proved.amin()), others)
         answers.columns["rounding"][row] = float(planes.rounding[0, proved.argmin()])
@@ -253,7 +253,7 @@ class Complete:
         ends = {Status.CERTIFIED: end.finished, Status.OUT_OF_MEMORY: end.full, Status.TIMEOUT: end.late}
         status = next((status for status, true in ends.items() if true), Status.NOT_CERTIFIED)
         self.full |= status is Status.OUT_OF_MEMORY
-        answers.decide(row, Stage.BRANCH_AND_BOUND, status, eps, end.bound)
+        answers.decide(row, Stage.BRANCH_AND_BOUND, status, eps, min(end.bound, others))
 
     def _hunted(self, one: Batch, deadline: float) -> Float[Tensor, "1 *shape"] | None:
         """Search once more, without gradients from the image, before the ball is split."""
@@ -287,7 +287,8 @@ def _open_margins(bounds: Bounds, one: Batch) -> tuple[Float[Tensor, "1 rows cla
         return margin_specification(one.predicted, one.classes, torch.float64), math.inf
     with torch.no_grad():
         bounds.propagate(refine=True)
-        bound = least_margins(bounds, one.predicted).bound[0].nan_to_num(-math.inf)
+        bound = least_margins(bounds, one.predicted).bound[0]
+        bound = bound.where(bound.isfinite(), -math.inf)  # nan and inf prove nothing
     bound[one.predicted] = math.inf
     wanted = bound <= 0
     wanted[bound.argmin()] = True

@@ -12,7 +12,7 @@ from verifiers.bound_propagation.match import MatchCertifier, MatchSettings
 from verifiers.core.columns import Columns
 from verifiers.core.question import Question
 from verifiers.core.status import Status
-from verifiers.graph.program import Program
+from verifiers.graph.program import Captured, Program
 from verifiers.results.summaries.match import Stage
 from verifiers.runtime.certifier import Answering, Batch, Certifier
 
@@ -54,10 +54,15 @@ def match_certifier(
 
 
 def identical(student: Program, teacher: Program, samples: Float[Tensor, "two *shape"]) -> bool:
-    """Return whether two networks are one program with equal constants, run in the same way on the same device.
+    """Return whether two networks are one program with equal constants, laid out and run alike on the same device.
 
     Such networks compute the same numbers wherever both run alike: no property of a pair can fail.
     """
     ours, theirs = student.capture(samples), teacher.capture(samples)
     alike = ours.plain == theirs.plain and student.device == teacher.device
-    return alike and ours.sha256 == theirs.sha256
+    return alike and ours.sha256 == theirs.sha256 and _laid_out(ours) == _laid_out(theirs)
+
+
+def _laid_out(captured: Captured) -> list[tuple[int, ...]]:
+    """Return the strides of all constants: torch adds up in another order where they are laid out in another way."""
+    return [constant.stride() for constant in (*captured.module.parameters(), *captured.module.buffers())]

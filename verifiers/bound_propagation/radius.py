@@ -199,6 +199,8 @@ class RadiusSearch:
                 with within(self.seconds - spent - (now() - started)):
                     found = bound(rows, state.trial[rows])
             except TimeUp:
+                if step == 0 and known is not None:
+                    state.raise_to(known.to(margin))
                 break
             except MEMORY_ERRORS as error:
                 if out_of_memory(error) and len(margin) == 1 and bool(state.proved > 0):

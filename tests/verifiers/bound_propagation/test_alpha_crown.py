@@ -27,6 +27,7 @@ from verifiers.core.quantities import Norm
 from verifiers.core.status import Status
 from verifiers.geometry.balls import Balls
 from verifiers.geometry.margins import margin_specification
+from verifiers.runtime.deadline import TimeUp
 
 pytestmark = pytest.mark.skipif(compat.version() is None, reason="auto-LiRPA is not installed")
 
@@ -463,19 +464,20 @@ def test_crown_and_alpha_crown_share_one_time_limit(monkeypatch: pytest.MonkeyPa
         assert (rows["alpha-crown"]["status"] == Status.NOT_CERTIFIED).sum() == 0 or limit == 1e9
 
 
-def test_what_crown_proved_stays_where_alpha_crown_has_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("failure", [MemoryError, TimeUp])
+def test_what_crown_proved_stays_where_alpha_crown_has_no_memory_or_no_time(
+    failure: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
     honest, kind = Native._planes, BY_NAME["mlp"]
 
     def planes(self: Native, bounds: Any, specification: Tensor, method: str, iterations: int) -> Any:
         if method == "alpha-crown" and not self.__dict__.get("trying", True):
-            raise MemoryError
+            raise failure
         return honest(self, bounds, specification, method, iterations)
 
     network, x = kind.network(), kind.images(3)
     asked = {"eps": 0.02, "engine": "native", "options": {"iterations": 2}}
-    expected = certify(network, x, network(x).argmax(1), methods=["crown"], eps=0.02, engine="native")["crown"][
-        "radius"
-    ]
+    crown = certify(network, x, network(x).argmax(1), methods=["crown"], eps=0.02, engine="native")["crown"]
     ask = Native.ask
 
     def tried(self: Native, *given: Any, **more: Any) -> Any:
@@ -485,4 +487,6 @@ def test_what_crown_proved_stays_where_alpha_crown_has_no_memory(monkeypatch: py
     monkeypatch.setattr(Native, "_planes", planes)
     monkeypatch.setattr(Native, "ask", tried)
     rows = certify(network, x, network(x).argmax(1), methods=["alpha-crown"], **asked)["alpha-crown"]
-    assert rows.count(Status.OUT_OF_MEMORY) == 0 and rows["radius"] == pytest.approx(expected, rel=1e-6)
+    assert rows.count(Status.OUT_OF_MEMORY) == 0 and rows["radius"] == pytest.approx(crown["radius"], rel=1e-6)
+    assert rows["status"].tolist() == crown["status"].tolist()
+    assert rows["margin"] == pytest.approx(crown["margin"], rel=1e-6, nan_ok=True)

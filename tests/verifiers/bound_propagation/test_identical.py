@@ -90,6 +90,19 @@ def test_one_bit_one_operator_or_another_dtype_make_another_program() -> None:
     assert not the_same(shorter, teacher, x), "an operator more"
 
 
+def test_constants_that_are_laid_out_in_another_way_make_another_program() -> None:
+    """Float32 adds up in the order of the memory: the same numbers may then differ in their last bits."""
+    layers = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 2))
+    other = copy.deepcopy(layers).to(memory_format=torch.channels_last)
+    x = torch.rand(1, 3, 4, 4)
+    assert identical(Program(copy.deepcopy(layers)), Program(layers), x) and not identical(
+        Program(other), Program(layers), x
+    )
+    turned = copy.deepcopy(layers)
+    turned[2].weight = nn.Parameter(layers[2].weight.detach().T.contiguous().T)
+    assert not identical(Program(turned), Program(layers), x), "a transposed matrix"
+
+
 def test_negative_zero_is_another_bit() -> None:
     layers = [nn.Linear(2, 2), nn.Linear(2, 2)]
     for layer, zero in zip(layers, (0.0, -0.0), strict=True):

@@ -11,7 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from verifiers.bound_propagation.certifier import _evaluation
+from verifiers.bound_propagation.engine import Planes
 from verifiers.bound_propagation.radius import Evaluation, RadiusSearch, SearchResult
+from verifiers.runtime.deadline import TimeUp
 
 Margin = Callable[[int, float], float]
 
@@ -227,6 +230,14 @@ def test_a_free_radius_is_a_certificate() -> None:
     assert found.margin.item() == -1.0 and not found.finished.item(), "a free radius is no margin at eps"
 
 
+def test_a_row_whose_bound_is_infinite_proves_no_free_radius() -> None:
+    rows = torch.tensor([[0.5, math.inf], [0.5, 1.0]], dtype=torch.float64)
+    planes = Planes(rows - 1.0, rows, torch.full_like(rows, 2.0), torch.zeros_like(rows))
+    found = _evaluation(planes, torch.tensor([1.0, 1.0], dtype=torch.float64))
+    assert bool(found.margin[0].isnan()) and bool(found.radius[0].isnan()), "infinity proves nothing"
+    assert found.margin[1] == -0.5 and found.radius[1] == 0.25
+
+
 def test_a_free_radius_beyond_the_evaluated_eps_is_not_believed() -> None:
     found, _ = planes_search(lambda r, e: (-1.0, 5.0), [1.0], max_steps=1)
     assert found.radius.item() <= 0.1, f"radius {found.radius.item()} from planes that hold up to 0.1"
@@ -292,6 +303,17 @@ def test_known_radii_are_never_lowered_and_raise_the_result() -> None:
         assert next(eps for r, eps, *_ in seen if r == row) == 0.15, "the first evaluation is not at eps"
     below = [eps for r, eps, *_ in seen if r == 4][1:]
     assert min(below) > 0.25, f"evaluated within the known radius: {below}"
+
+
+def test_a_known_radius_holds_where_time_is_up_at_once() -> None:
+    known = torch.tensor([0.3, 0.0], dtype=torch.float64)
+
+    def late(row: int, eps: float) -> tuple[float, float]:
+        raise TimeUp
+
+    found, _ = planes_search(late, [1.0, 1.0], known=known)
+    assert found.radius.tolist() == [0.3, 0.0] and found.finished.tolist() == [False, False]
+    assert bool(found.margin.isnan().all()), "a margin that nothing bounded"
 
 
 def test_a_known_radius_counts_for_a_row_that_leaves_at_once() -> None:

@@ -93,7 +93,7 @@ class CodeSearch:
         return lows.reshape(-1, *low.shape[1:]), highs.reshape(-1, *high.shape[1:])
 
     def _bounds(self, low: Tensor, high: Tensor) -> Float[Tensor, " parts"]:
-        """Bound the least row over parts; nan proves nothing."""
+        """Bound the least row over parts; nan and inf prove nothing."""
         found = []
         for lows, highs in zip(low.split(TOGETHER), high.split(TOGETHER), strict=True):
             count, balls = len(lows), self.root.balls
@@ -111,7 +111,7 @@ class CodeSearch:
             bounds.propagate(refine=True)
             rows = self.specification.expand(count, *self.specification.shape[1:])
             each = torch.fmax(bounds.by_rows(rows).bound, bounds.by_intervals(rows).bound)
-            found.append(each.amin(1).nan_to_num(-math.inf))
+            found.append(each.amin(1).nan_to_num(-math.inf, -math.inf, -math.inf))
             self.count += count
         return torch.cat(found)
 

@@ -1,21 +1,27 @@
 """Margins of many classes: the least is that of all rows, whatever is not pushed back."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.certifying import certify
+from tests.certifying import answers, certify, prepared
+from verifiers.bound_propagation import complete
+from verifiers.bound_propagation.complete import Complete as CompleteCertifier
 from verifiers.bound_propagation.complete import _open_margins
 from verifiers.bound_propagation.engine import Planes
 from verifiers.bound_propagation.engines import margins_of
 from verifiers.bound_propagation.native import classes
+from verifiers.bound_propagation.native.branch_and_bound import Outcome
 from verifiers.bound_propagation.native.classes import MANY, closest_first, least_margins, others
 from verifiers.bound_propagation.native.engine import Native
 from verifiers.core.quantities import Arithmetic, Norm
+from verifiers.core.status import Status
 from verifiers.geometry.balls import Balls, random_start
 from verifiers.geometry.margins import margin_specification, margins, some_margins
+from verifiers.methods.complete import Complete
 from verifiers.runtime.certifier import Batch
 
 CLASSES, SHAPE = 48, (6,)
@@ -207,6 +213,49 @@ def test_complete_optimises_the_rows_that_are_open(engines: dict[Any, Native]) -
         assert others_least > 0 and others_least >= float(dense.amin()) - 1e-9
         if eps == 1e-5:
             assert rows.shape[1] == 1 and int(rows[0, 0].argmin()) == closest(dense, int(predicted[0]))
+
+
+@dataclass
+class Ended:
+    """A search that has ended."""
+
+    outcome: Outcome
+
+    def run(self) -> Outcome:
+        return self.outcome
+
+
+def test_a_stored_margin_is_below_that_of_every_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Branch and bound sees the open classes alone; the others, proved before, may have a smaller bound."""
+    made, x = network(), X[:1]
+    method = prepared(Complete(steps=1, restarts=1), made, X, eps="0.02")
+    assert isinstance(method, CompleteCertifier)
+    with torch.no_grad():
+        predicted = made(x).argmax(1)
+    rows = some_margins(predicted, torch.tensor([int(predicted) == 0]).long(), CLASSES, torch.float64)[None]
+    monkeypatch.setattr(complete, "_open_margins", lambda bounds, one: (rows, 0.25))
+    monkeypatch.setattr(complete, "SCREENS", ())
+    monkeypatch.setattr(complete.alpha, "optimized", lambda *given: planes_of(torch.full((1, 1), -1.0).double()))
+    monkeypatch.setattr(CompleteCertifier, "_hunted", lambda *given: None)
+    for proved, margin in ((7.0, 0.25), (0.125, 0.125)):
+        end = Outcome(proved, 3, None, finished=True)
+        search = Ended(end)
+        monkeypatch.setattr(complete, "BranchAndBound", lambda *given, search=search, **settings: search)
+        row = answers(method, made, x)
+        assert row["status"].tolist() == [Status.CERTIFIED] and row["margin"].tolist() == [margin]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_a_class_whose_bound_is_no_number_stays_open(
+    bad: float, engines: dict[Any, Native], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bound = torch.full((1, CLASSES), 2.0, dtype=torch.float64)
+    bound[0, 7] = bad
+    monkeypatch.setattr(complete, "least_margins", lambda *given: planes_of(bound.clone()))
+    balls = Balls.around(X[:1].double(), 0.01, Norm.LINF)
+    one = Batch(X[:1], torch.tensor([3]), torch.tensor([0]), CLASSES, lambda: torch.ones(1))
+    rows, least = _open_margins(engines[Arithmetic.REAL].bounds(balls), one)
+    assert rows.shape[1] == 1 and rows[0, 0].nonzero().flatten().tolist() == [3, 7] and least == 2.0
 
 
 def closest(bound: Tensor, own: int) -> int:
