@@ -82,6 +82,7 @@ class Reals:
         source: the codes that were dequantised; None for sums.
         least, most: limits to which the real value is clamped.
         count: the number by which sums are divided: they are means.
+        layer: the value and the weights that were multiplied, if a bias may follow.
     """
 
     values: Tensor
@@ -91,6 +92,7 @@ class Reals:
     least: float = -np.inf
     most: float = np.inf
     count: int = 1
+    layer: "tuple[Reals, Reals] | None" = None
 
     @property
     def plain(self) -> bool:
@@ -125,7 +127,7 @@ class Reals:
 
     def limited(self, least: float, most: float) -> "Reals":
         """Clamp the real value."""
-        return replace(self, least=max(self.least, least), most=min(self.most, most))
+        return replace(self, least=_clamped(self.least, least, most), most=_clamped(self.most, least, most), layer=None)
 
     def _limits(self, target: Target) -> tuple[float, float]:
         """Clamping and rounding are monotone: round the limits."""
@@ -163,7 +165,7 @@ class Added:
 
     def limited(self, least: float, most: float) -> "Added":
         """Clamp the sum."""
-        return replace(self, least=max(self.least, least), most=min(self.most, most))
+        return replace(self, least=_clamped(self.least, least, most), most=_clamped(self.most, least, most))
 
 
 @dataclass(frozen=True)
@@ -192,6 +194,11 @@ class Joined:
 
     def quantized(self, target: Target) -> Tensor:
         return torch.cat([quantized(part, target) for part in self.parts], self.axis)
+
+
+def _clamped(value: float, least: float, most: float) -> float:
+    """Clamp a number as Clip does: the upper limit wins."""
+    return min(max(value, least), most)
 
 
 def _end(value: float) -> float | None:

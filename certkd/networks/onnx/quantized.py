@@ -15,6 +15,7 @@ from certkd.networks.onnx import layers
 from certkd.networks.onnx.call import Call, Value, axis_of, integers, number
 from certkd.networks.onnx.codes import Added, Averaged, Codes, Joined, Lazy, Reals, Target, quantized
 from certkd.networks.onnx.microsoft import ACTIVATIONS
+from certkd.networks.onnx.sums import fit, units
 from verifiers.graph import integers as exact
 
 #: Inputs that are integer weights, by operator.
@@ -29,8 +30,6 @@ WEIGHTS: dict[str, tuple[int, ...]] = {
 #: The operator that follows the range of its values.
 DYNAMIC = "DynamicQuantizeLinear"
 ONE_BY_ONE = "its scales follow the range of each image: images are run one by one"
-#: A bias belongs to a sum if its scale is the product of the others, up to this share.
-CLOSE = 1e-5
 
 
 def target_of(call: Call, scale: Value, zero: Value) -> Target:
@@ -55,13 +54,15 @@ def quantize(call: Call, x: Any, scale: Value, zero: Value = None, *, axis: int 
 def dequantize(call: Call, x: Any, scale: Value, zero: Value = None, *, axis: int = 1) -> Reals:
     """Give codes or weights their scale."""
     scales = np.asarray(scale, np.float32)
+    if not ((scales >= 0) & (scales < np.inf)).all():
+        raise call.refuse("has a scale below zero or no finite one")
     if isinstance(x, Codes):
         if scales.size > 1:
             raise call.refuse("has a scale for each channel of a value: only weights are read so")
         codes = x.around(integers(zero)[0] if zero is not None else 0)
         return Reals(codes.values, scales.reshape(()), source=codes)
-    if not isinstance(x, Tensor) or x.is_floating_point() or not np.isfinite(scales).all():
-        raise call.refuse("dequantises what is no code, or has no finite scale")
+    if not isinstance(x, Tensor) or x.is_floating_point():
+        raise call.refuse("dequantises what is no code")
     along = axis_of(axis, x.dim()) if scales.size > 1 else 0
     return Reals(_less_zero(x, zero, along), scales if scales.size > 1 else scales.reshape(()), along)
 
@@ -75,27 +76,16 @@ def _less_zero(weight: Tensor, zero: Value, axis: int) -> Tensor:
     return weight.to(torch.int32) - torch.as_tensor(zeros.astype(np.int32), device=weight.device).reshape(sides)
 
 
-def _fit(x: Any, weight: Any, bias: Any, out: int) -> np.ndarray | None:
-    """Return the scale of the integer sums of a layer; None if it does not run on integers."""
-    both = isinstance(x, Reals) and isinstance(weight, Reals)
-    if not both or x.source is None or not x.plain or weight.source is not None or weight.values.is_floating_point():
-        return None
-    if weight.scale.size > 1 and weight.axis != out:
-        return None
-    scale = np.asarray(x.single * weight.scale, np.float32)
-    if bias is None:
-        return scale
-    if not isinstance(bias, Reals) or bias.values.dtype != torch.int32 or bias.source is not None:
-        return None
-    return scale if np.allclose(bias.scale, scale, rtol=CLOSE, atol=0) else None
-
-
 def conv(call: Call, x: Any, weight: Any, bias: Any = None, *, floats: bool = True, **geometry: Any) -> Any:
     """Convolve codes, if inputs are."""
-    scale = _fit(x, weight, bias, 0)
-    if scale is None or weight.values.dim() != 4:
+    scale = fit(x, weight, 0)
+    if scale is None:
         return NotImplemented
-    sums = _convolved(call, x.values, weight.values, None if bias is None else bias.values, floats, **geometry)
+    if weight.values.dim() != 4:
+        if isinstance(bias, Tensor):
+            raise call.refuse("adds a bias of floats to codes over other than two axes")
+        return NotImplemented
+    sums = _convolved(call, x.values, weight.values, units(call, bias, scale), floats, **geometry)
     return Reals(sums, scale, 1)
 
 
@@ -116,26 +106,34 @@ def _convolved(
 
 def matmul(call: Call, x: Any, weight: Any, *, floats: bool = True) -> Any:
     """Multiply codes by a matrix of weights, if inputs are codes."""
-    scale = _fit(x, weight, None, 1)
+    scale = fit(x, weight, 1)
     if scale is None or weight.values.dim() != 2:
         return NotImplemented
-    return Reals(exact.linear(x.values, weight.values.t(), None, floats), scale, -1)
+    layer = (x, weight) if floats else None
+    return Reals(exact.linear(x.values, weight.values.t(), None, floats), scale, -1, layer=layer)
 
 
 def gemm(call: Call, x: Any, weight: Any, bias: Any = None, *, floats: bool = True, **settings: Any) -> Any:
     """Apply a linear layer to codes, if inputs are."""
     transposed = bool(settings.get("transB", 0))
-    scale = _fit(x, weight, bias, 0 if transposed else 1)
-    usual = settings.get("alpha", 1.0) == settings.get("beta", 1.0) == 1.0 and not settings.get("transA", 0)
-    if scale is None or not usual or (bias is not None and bias.values.dim() != 1):
+    scale = fit(x, weight, 0 if transposed else 1)
+    if scale is None:
         return NotImplemented
+    if not settings.get("alpha", 1.0) == settings.get("beta", 1.0) == 1.0 or settings.get("transA", 0):
+        raise call.refuse("multiplies codes with alpha, beta or transA, which runtimes round in different ways")
     turned = weight.values if transposed else weight.values.t()
-    added = None if bias is None else bias.values
+    added = units(call, bias, scale)
+    if added is not None and added.shape != turned.shape[:1]:
+        raise call.refuse(f"adds a bias of shape {list(added.shape)} to {len(turned)} sums of codes")
     return Reals(exact.linear(x.values, turned, added, floats), scale, -1)
 
 
 def add(call: Call, left: Any, right: Any) -> Any:
-    """Add two dequantised values."""
+    """Add two dequantised values, or a bias to products: onnxruntime merges it with the layer."""
+    for sums, bias in ((left, right), (right, left)):
+        if isinstance(sums, Reals) and sums.layer is not None and isinstance(bias, Tensor):
+            x, weight = sums.layer
+            return gemm(call, x, weight, bias.reshape(-1)) if bias.numel() == len(weight.values.t()) else NotImplemented
     both = [isinstance(each, Reals) and each.source is not None and each.plain for each in (left, right)]
     known = all(both) and left.source.zero is not None and right.source.zero is not None
     return Added(left, right) if known and left.values.dim() == right.values.dim() else NotImplemented

@@ -24,6 +24,8 @@ SCALED = 6
 #: Roundings of a term, besides those of the sum, where dequantised values are added: of the value, the weight and the
 #: bias with its own scale, and of their product.
 DEQUANTIZED = 5
+#: The largest zero point of 8 bits: runtimes may add it in float32 before they round a product or a sum.
+ZERO = 255.0
 
 
 def _sum_error(size: Tensor, after: Tensor, steps: Tensor | None, scale: Tensor | None) -> Tensor | None:
@@ -36,7 +38,7 @@ def _sum_error(size: Tensor, after: Tensor, steps: Tensor | None, scale: Tensor 
             rounded to float32 if they are above 2^24.
         scale: the quotient of scales; None for the sum itself.
     """
-    largest = after if scale is None else after / scale
+    largest = after if scale is None else after / scale.abs()
     scaled = SCALED if scale is not None else 0
     if steps is not None:
         rounded = steps + (DEQUANTIZED + scaled)
@@ -55,11 +57,19 @@ class IntegerSum:
 
     Attributes:
         floats: a runtime may also add dequantised values in float32.
+        open_bias: the bias is no integer, and a runtime may round it to one.
         scale: the quotient of scales, by which the weights and the bias are multiplied already.
     """
 
-    floats = False
+    floats, open_bias = False, False
     scale: Tensor | None = None
+
+    def with_bias(self, error: Tensor | None) -> Tensor | None:
+        """Add half a unit to the error of the sums, if the bias may be rounded."""
+        if not self.open_bias:
+            return error
+        half = 0.5 * UP * (torch.ones(()) if self.scale is None else self.scale.abs())
+        return half if error is None else error + half.to(error)
 
 
 class IntegerDense(IntegerSum, Dense):
@@ -68,7 +78,7 @@ class IntegerDense(IntegerSum, Dense):
     def error(self, sizes: Sequence[Tensor], after: Tensor) -> Tensor | None:  # type: ignore[override]
         bias = None if self.bias is None else self.bias.abs()
         size = torch.nn.functional.linear(sizes[0], self.magnitude, bias) if self.floats else after
-        return _sum_error(size, after, self.steps if self.floats else None, self.scale)
+        return self.with_bias(_sum_error(size, after, self.steps if self.floats else None, self.scale))
 
 
 class IntegerConvolution(IntegerSum, Convolution):
@@ -77,7 +87,7 @@ class IntegerConvolution(IntegerSum, Convolution):
     def error(self, sizes: Sequence[Tensor], after: Tensor) -> Tensor | None:  # type: ignore[override]
         bias = None if self.bias is None else self.bias.abs()
         size = self._convolve(sizes[0], self.magnitude, bias) if self.floats else after
-        return _sum_error(size, after, self.steps if self.floats else None, self.scale)
+        return self.with_bias(_sum_error(size, after, self.steps if self.floats else None, self.scale))
 
 
 class Rounded(Elementwise):
@@ -133,7 +143,7 @@ def linear(builder: Builder, x: Ref, weight: Tensor, bias: Tensor | None, floats
     """Lower a linear layer of codes."""
     after = (*x.shape[:-1], len(weight))
     made = IntegerDense(*_weights(builder, weight, bias), after)
-    made.floats = floats
+    made.floats, made.open_bias = floats, bias is not None and bias.is_floating_point()
     return builder.add(made, [x], after)
 
 
@@ -153,7 +163,7 @@ def conv(
     after = (*x.shape[:-3], len(weight), *size)
     step, sides, gap = ((each[0], each[1]) for each in (stride, padding, dilation))
     made = IntegerConvolution(*_weights(builder, weight, bias), step, sides, gap, groups, before=x.shape, after=after)
-    made.floats = floats
+    made.floats, made.open_bias = floats, bias is not None and bias.is_floating_point()
     return builder.add(made, [x], after)
 
 
@@ -179,7 +189,8 @@ def requantize(builder: Builder, x: Ref, scale: Tensor, divide: bool, low: float
     scale = scale.to(builder.like)
     scaled = None if divide or shift else _scaled(builder, builder.nodes[x.node], scale)
     if scaled is None:
-        scaled = builder.add(Rescale(scale, x.shape, divide=divide, added=abs(shift)), [x], x.shape)
+        zero = ZERO if divide and max(abs(low), abs(high)) <= ZERO else abs(shift)
+        scaled = builder.add(Rescale(scale, x.shape, divide=divide, added=zero), [x], x.shape)
     return builder.add(Rounded(Staircase(low, high, odd=bool(shift % 2))), [scaled], x.shape)
 
 

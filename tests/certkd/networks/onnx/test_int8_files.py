@@ -15,7 +15,10 @@ from tests.certkd.exchange.models import save
 from tests.certkd.networks.onnx import int8
 from tests.certkd.networks.onnx.exporters import n
 from tests.certkd.networks.onnx.int8 import code
+from verifiers.bound_propagation.native.engine import Native
 from verifiers.core.errors import InputError, Unsupported
+from verifiers.core.quantities import Arithmetic, Norm
+from verifiers.geometry.balls import Balls
 from verifiers.graph.integers import computes_in_int8
 from verifiers.graph.program import Program
 
@@ -224,6 +227,22 @@ MISTAKES: dict[str, tuple[list[Any], dict[str, np.ndarray], str]] = {
         "the scale -1.0",
     ),
     "codes without a scale": ([QUANTIZE, n("Sigmoid", "q", "y")], {}, "is not a network that onnxruntime runs"),
+    "a value with a scale below zero, on which maxima would be minima": (
+        [QUANTIZE, n("DequantizeLinear", "q t z", "d"), n("Relu", "d", "y")],
+        {"t": np.asarray(F(-1))},
+        "has a scale below zero",
+    ),
+    "a bias with a scale of its own": (
+        [
+            QUANTIZE,
+            n("DequantizeLinear", "q s z", "d"),
+            n("DequantizeLinear", "w s", "v"),
+            n("DequantizeLinear", "b t", "c"),
+            n("Gemm", "d v c", "y"),
+        ],
+        {"w": np.eye(4, dtype=np.int8), "b": np.ones(4, np.int32), "t": np.asarray(F(0.01 + 1e-7))},
+        "has a bias whose scale is not the product",
+    ),
     "a product of codes": (
         [QUANTIZE, n("QLinearMul", "q s z q s z s z", "h", **MS), *LAST],
         {},
@@ -240,3 +259,56 @@ def test_other_forms_are_refused_with_the_node(name: str, tmp_path: Path) -> Non
     with pytest.raises(InputError) as caught:
         onnx_network.load(path)
     assert told in str(caught.value) or "computes with codes" in str(caught.value)
+
+
+def test_the_upper_limit_of_the_last_clamp_wins(tmp_path: Path) -> None:
+    """First to [0, 0.1], then to [0.3, 0.5]: all are 0.3."""
+    limits = {"a": 0.0, "b": 0.1, "c": 0.3, "d": 0.5}
+    nodes = [QUANTIZE, n("DequantizeLinear", "q s z", "r"), n("Clip", "r a b", "t"), n("Clip", "t c d", "u")]
+    nodes += [n("Add", "u r", "y")]
+    constants = {"s": np.asarray(F(0.1)), "z": code(0), **{key: np.asarray(F(each)) for key, each in limits.items()}}
+    path = save(tmp_path / "n.onnx", nodes, constants, shape=("N", 4))
+    images = np.random.default_rng(0).random((5, 4), dtype=F)
+    np.testing.assert_allclose(ours(path, images), run(path, images), atol=1e-6)
+
+
+#: Layers that onnxruntime rounds more often than the file says: a bias of floats to an integer (0.3 to 0), and the sum
+#: of a product and its zero point to float32 (128.500001 to 128.5). Scales, and codes at which it matters.
+ROUNDED = {
+    "a bias": ([n("DequantizeLinear", "w t", "v"), n("Gemm", "d v b", "c")], 1 / 256, 0, 101),
+    "a bias after a product with a matrix": (
+        [n("DequantizeLinear", "w t", "v"), n("MatMul", "d v", "m"), n("Add", "m b", "c")],
+        1 / 256,
+        0,
+        101,
+    ),
+    "a product": ([n("Mul", "d d", "c")], np.sqrt(0.5 * (1 + 2e-6)) / 100, 128, 100),
+}
+
+
+@pytest.mark.parametrize("name", ROUNDED)
+def test_bounds_cover_what_onnxruntime_rounds_itself(name: str, tmp_path: Path) -> None:
+    nodes, scale, zero, at = ROUNDED[name]
+    ends = [n("QuantizeLinear", "c o zo", "h"), n("DequantizeLinear", "h o zo", "y")]
+    constants = {
+        "s": np.asarray(F(scale)),
+        "t": np.asarray(F(128)),
+        "z": code(0),
+        "o": np.asarray(F(1)),
+        "zo": code(zero),
+        "w": np.diag([1, 0]).astype(np.int8),
+        "b": np.array([0.15, 0.0], F),
+    }
+    nodes = [QUANTIZE, n("DequantizeLinear", "q s z", "d"), *nodes, *ends]
+    used = {i for node in nodes for i in node.input}
+    path = save(tmp_path / "n.onnx", nodes, {i: each for i, each in constants.items() if i in used}, shape=("N", 2))
+    images = np.array([[at, 3], [7, 200]], F) * F(scale)
+    theirs, found = run(path, images), ours(path, images)
+    assert found[0, 0] == theirs[0, 0] + 1, f"they round alike: {found} and {theirs}"
+    network, x = onnx_network.load(path)[0].eval(), torch.from_numpy(images)
+    engine = Native(network, x, arithmetic=Arithmetic.INT8)
+    bounds = engine.bounds(Balls(x.double(), torch.zeros(2, dtype=torch.float64), Norm.LINF))
+    bounds.propagate(refine=False)
+    low, high = (end.reshape(2, 2).numpy() for end in bounds.intervals[-1])
+    for values in (theirs, found):
+        assert ((low <= values) & (values <= high)).all(), f"{values} are not within [{low}, {high}]"
