@@ -65,17 +65,13 @@ def test_a_static_file_equals_onnxruntime_to_the_last_bit(
 
 
 @pytest.mark.slow
-def test_what_onnxruntime_adds_in_floats_differs_by_codes_on_the_border_alone(folder: Path) -> None:
+def test_a_file_that_onnxruntime_runs_in_floats_is_refused_with_a_way_that_works(folder: Path) -> None:
     """It leaves layers of a QDQ file with int8 values in float32, so that means between two codes round either way."""
     path = int8.static(folder, kind="QInt8")
-    images = np.random.default_rng(1).random((500, *int8.IMAGE), dtype=F)
-    expected, found = run(path, images), ours(path, images)
-    step = np.diff(np.unique(expected)).min()
-    apart = np.abs(found - expected)
-    assert (apart > 0).any(1).mean() < 1 / 3 and apart.max() < 3.5 * step
-    network, file, _ = onnx_network.load(path)
-    said = [remark for remark in file.remarks if "rounds sums between two codes to either" in remark]
-    assert bool(said) == (network.apart > 0), f"{network.apart} apart, but {file.remarks}"
+    with pytest.raises(
+        InputError, match=r"differ from onnxruntime's by .*: quantise to QUInt8 values, or write QOperator"
+    ):
+        onnx_network.load(path)
 
 
 @pytest.mark.slow
@@ -287,7 +283,10 @@ ROUNDED = {
 
 
 @pytest.mark.parametrize("name", ROUNDED)
-def test_bounds_cover_what_onnxruntime_rounds_itself(name: str, tmp_path: Path) -> None:
+def test_bounds_cover_what_onnxruntime_rounds_itself(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx_network, "TOLERANCE", 1.0)  # the check of a file sees some of these differences
     nodes, scale, zero, at = ROUNDED[name]
     ends = [n("QuantizeLinear", "c o zo", "h"), n("DequantizeLinear", "h o zo", "y")]
     constants = {
