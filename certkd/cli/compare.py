@@ -19,7 +19,13 @@ FORMATS = ("table", "markdown", "latex", "csv", "json")
 
 @click.command()
 @click.argument("files", nargs=-1, metavar="TEACHER STUDENT...")
-@click.option("--label", "labels", multiple=True, metavar="NAME", help="Of each network, in their order.  [repeatable]")
+@click.option(
+    "--label",
+    "labels",
+    multiple=True,
+    metavar="NAME",
+    help="A network's name: once for each, in their order.  [repeatable]",
+)
 @click.option("--method", default="best", show_default=True, help="Whose radii: a method's, or the best of all proofs.")
 @click.option("--eps", type=EpsilonType(), help="Another radius than the files', where radii allow it.")
 @click.option(

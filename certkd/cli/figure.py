@@ -19,7 +19,13 @@ KINDS = ("curve", "scatter", "distribution", "bracket", "stages", "training")
 @click.argument("kind", metavar="KIND", type=click.Choice(KINDS))
 @click.argument("files", nargs=-1, required=True)
 @click.option("--out", required=True, metavar="FILE", help="The figure: .pdf, .svg or .png.")
-@click.option("--label", "labels", multiple=True, metavar="NAME", help="Of each network, in their order.  [repeatable]")
+@click.option(
+    "--label",
+    "labels",
+    multiple=True,
+    metavar="NAME",
+    help="A network's name: once for each, in their order.  [repeatable]",
+)
 def figure(kind: str, files: tuple[str, ...], out: str, labels: tuple[str, ...]) -> None:
     """Draw a figure for print from certificate files.
 
@@ -61,7 +67,7 @@ def _history(path: Path) -> list[dict[str, Any]]:
     place = path / "log.jsonl" if path.is_dir() else path
     if not place.is_file():
         raise InputError(f"no log of a training at {place}: give a folder of 'certkd train', or its log.jsonl")
-    with loading(place, "the log of a training"):
+    with loading(place, "the log of a training", why="each line must be JSON with an epoch and its validation"):
         records = [json.loads(line) for line in place.read_text(encoding="utf-8").splitlines() if line.strip()]
         if not records or not all(isinstance(one["epoch"], int) and dict(one["validation"]) for one in records):
             raise ValueError("its lines hold no epochs")

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 #: How the name of a certificate file ends.
 _FILES = (".h5", ".hdf5")
+#: What two certificate files take too.
+_ALWAYS = ("new", "shipped", "conditions", "alpha", "junit", "summary")
 
 
 @click.command()
@@ -66,6 +68,7 @@ def gate(ctx: click.Context, new: str, shipped: str, conditions: tuple[str, ...]
     alpha, places = options.pop("alpha"), {name: options.pop(name) for name in ("junit", "summary")}
     if not 0 < alpha < 1:
         raise InputError(f"--alpha must be between 0 and 1, got {alpha:g}")
+    _check_places(places)
     files = _files(ctx, new, shipped, rules, options)
     with loading(f"{new} or {shipped}", "a certificate file"):
         found = _decided(files, rules, alpha)
@@ -85,6 +88,25 @@ def gate(ctx: click.Context, new: str, shipped: str, conditions: tuple[str, ...]
     return code
 
 
+def _check_places(places: dict[str, str | None]) -> None:
+    """Refuse a name that a file of another kind may have, before any work."""
+    for name, suffix in (("junit", ".xml"), ("summary", ".md")):
+        place = places[name]
+        if place is not None and Path(place).suffix.lower() != suffix:
+            raise InputError(f"--{name} {place}: give a name that ends in {suffix}")
+
+
+def _check_unused(ctx: click.Context) -> None:
+    """Refuse options of certifying where both files are there: they would change nothing."""
+    for param in ctx.command.params:
+        unused = param.expose_value and param.name not in _ALWAYS
+        chosen = ctx.get_parameter_source(param.name or "") is click.core.ParameterSource.COMMANDLINE
+        if unused and chosen:
+            raise InputError(
+                f"{param.opts[0]} is for networks; two certificate files are compared as they are: drop it"
+            )
+
+
 def _files(
     ctx: click.Context, new: str, shipped: str, rules: "list[Rule]", options: dict[str, Any]
 ) -> "tuple[Certificates, Certificates]":
@@ -93,9 +115,10 @@ def _files(
     from verifiers.results.reader import read
 
     given = [name.endswith(_FILES) for name in (new, shipped)]
-    eps: Epsilon | None = options.pop("eps")
     if all(given):
+        _check_unused(ctx)
         return read(new), read(shipped)
+    eps: Epsilon | None = options.pop("eps")
     if any(given):
         raise InputError(f"{new} and {shipped}: give two networks, or the certificate files of both")
     if eps is None:
@@ -162,7 +185,10 @@ def _answers(
         rows = relation(new) if same_teacher(shipped, new) else None
         settings = {} if rows is None else dict(rows.attributes)
         if rows is None or settings.get("property") != "same-class" or settings.get("delta"):
-            raise InputError(f"same-class needs rows of match in {new.path}, about the network of {shipped.path}")
+            raise InputError(
+                f"same-class needs rows of match in {new.path}, about the network of {shipped.path}: give gate both "
+                "networks, or certify the new one with --teacher SHIPPED --methods crown,match"
+            )
         proved = rows["status"] == Status.CERTIFIED
         found["same-class"] = proved, proved
     return found

@@ -19,7 +19,13 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("files", nargs=-1, required=True, metavar="EXPERIMENT|FILES...")
 @click.option("--out", default="report.html", show_default=True, metavar="FILE", help="The page.")
-@click.option("--label", "labels", multiple=True, metavar="NAME", help="Of each network, in their order.  [repeatable]")
+@click.option(
+    "--label",
+    "labels",
+    multiple=True,
+    metavar="NAME",
+    help="A network's name: once for each, in their order.  [repeatable]",
+)
 @click.option("--title", default="Certified robustness", show_default=True, help="The page's heading.")
 @click.option("--data", metavar="NAME", help="Data set of the pictures.  [default: the files', where certkd knows it]")
 @click.option("--overwrite", is_flag=True, help="Write the page even if the file is there.")
@@ -32,8 +38,9 @@ def report(files: tuple[str, ...], out: str, labels: tuple[str, ...], title: str
     and counterexamples where the data set is here, what carries over, and how to verify again.
     """
     from certkd.comparison.groups import group
+    from certkd.files import write_whole
     from certkd.report.console import display, record
-    from certkd.report.page import Page, write
+    from certkd.report.page import Page, render
     from verifiers.results.reader import read
 
     path = Path(out)
@@ -51,7 +58,8 @@ def report(files: tuple[str, ...], out: str, labels: tuple[str, ...], title: str
         raise InputError(f"{', '.join(files)}: rows of match alone say nothing about a network: give its own file too")
     with loading(" or ".join(files), "a certificate file"):
         images, remark = _images(next(iter(found.values())), options)
-        write(Page(title, found, images, remark), path)
+        page = render(Page(title, found, images, remark))
+    write_whole(path, lambda place: place.write_text(page, encoding="utf-8"))
     record(page=str(path), bytes=path.stat().st_size)
     display(f"written to {path} ({path.stat().st_size / 1e6:.1f} MB)")
 
@@ -93,5 +101,7 @@ def _images(certificates: "Certificates", options: dict[str, Any]) -> "tuple[Map
         )
         images = samples_of(certificates, load(config))
     except InputError as error:
+        if options["data"]:
+            raise
         return {}, f"No images: {error}"
     return images, "Images: samples whose certificate changed, and falsified ones, come first."

@@ -23,6 +23,8 @@ from verifiers.core.quantities import parse_number
 
 #: What a requirement may be about.
 METRICS = ("certified", "clean", "pgd", "retention", "same-class")
+#: Those of both networks together.
+PAIRED = ("retention", "same-class")
 #: The number of rates that a bet is averaged over, and the most samples that an estimate of need looks at.
 RATES, FAR = 200, 10**6
 _FORM = re.compile(r"\s*([\w-]+)\s*>=\s*(?:([\d./e-]+)\s*\*\s*)?(shipped|[\d./e-]+)\s*(?:([+-])\s*([\d./e-]+))?\s*")
@@ -69,7 +71,7 @@ class Rule:
         rule = cls(text.strip(), metric, times, plus if shipped else float(parse_number(base, name=text)))
         if not (0 <= rule.factor <= 1 and -1 < rule.plus <= 1 and rule.factor + rule.plus <= 1):
             raise InputError(f"{quoted(text)} asks for more than every sample, or for nothing: {_EXAMPLE}")
-        if metric in ("retention", "same-class") and shipped:
+        if metric in PAIRED and shipped:
             raise InputError(f"{quoted(text)}: {metric} is about both networks already: write {metric}>=0.9")
         return rule
 
@@ -115,13 +117,20 @@ class Decision:
     needed: int
 
     @property
+    def base(self) -> str:
+        """The shipped network's share; empty for a metric of both networks."""
+        return "" if self.rule.metric in PAIRED else f"{self.shipped:.1%}"
+
+    @property
+    def moved(self) -> str:
+        """The samples that the new network gained and lost; empty where a sample has one answer for both."""
+        return "" if self.rule.metric == "same-class" else f"{self.counts.gained} gained, {self.counts.lost} lost"
+
+    @property
     def sentence(self) -> str:
         """The answer in one line."""
-        shares = f"{self.rule.metric} {self.new:.1%}, shipped {self.shipped:.1%}"
-        if self.rule.metric in ("retention", "same-class"):
-            shares = f"{self.rule.metric} {self.new:.1%}"
-        moved = f"{self.counts.gained} gained, {self.counts.lost} lost" if self.rule.metric != "same-class" else ""
-        detail = ", ".join(part for part in (shares, moved) if part)
+        base = f"shipped {self.base}" if self.base else ""
+        detail = ", ".join(part for part in (f"{self.rule.metric} {self.new:.1%}", base, self.moved) if part)
         more = "" if self.verdict is not Verdict.UNDECIDED else f"; {self._need()}"
         return f"{self.verdict}: {self.rule.text} ({detail}, n = {self.counts.samples}{more})"
 

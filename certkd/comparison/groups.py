@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from verifiers.core.errors import InputError, quoted
+from verifiers.core.table import counted
 
 #: What marks a seed in the name of a file or folder: kd-seed0, kd_s1, seed_3.
 _SEED = re.compile(r"(^|[-_.])(seed|s)[-_]?\d+(?=$|[-_.])", re.IGNORECASE)
@@ -40,7 +41,10 @@ def group(given: Sequence[str], labels: Sequence[str] = ()) -> Groups:
         raise InputError(f"{twice} is given twice: they are one file; give those of two networks")
     if labels and len(labels) != len(groups):
         found = "; ".join(", ".join(each) for each in groups.values())
-        raise InputError(f"{len(labels)} labels for {len(groups)} networks ({found}): give one for each")
+        raise InputError(
+            f"{counted(len(labels), 'label')} for {counted(len(groups), 'network')} ({found}): "
+            "give --label once for each"
+        )
     short = list(labels) or [named.get(key) or name for key, name in zip(groups, _names(groups), strict=True)]
     again = next((name for i, name in enumerate(short) if name in short[:i]), None)
     if again is not None:

@@ -187,6 +187,8 @@ def common_methods(files: Sequence[Certificates], method: str | Sequence[str]) -
     names = [name for name in names if not any(c[name].count(Status.UNSUPPORTED) for c in files)]
     if not names:
         paths = " and ".join(str(file.path) for file in files)
+        if len(files) == 1:
+            raise InputError(f"{paths} has no certificate of a network by itself: certify with a method like crown")
         raise InputError(f"{paths} have no certificate method with an answer in common")
     names = [name for name in names if proves(name)] or names[:1]
     for other in files[1:]:

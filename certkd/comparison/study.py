@@ -58,7 +58,7 @@ class Study:
     Attributes:
         norm, eps, samples: of all files, or the radius that was chosen.
         methods, settings: those whose radii are compared.
-        arithmetic: of the proofs; empty for imported rows.
+        arithmetic: of the proofs, like "float32+int8"; empty for imported rows.
         engines: of bound propagation that ran; empty without.
         entries: the reference first.
     """
@@ -146,7 +146,7 @@ def study(
         samples=first.samples,
         methods=first.methods,
         settings=first.settings,
-        arithmetic=str(teacher.attributes.get("arithmetic", "")),
+        arithmetic="+".join(dict.fromkeys(filter(None, (str(f.attributes.get("arithmetic", "")) for f in files)))),
         engines=tuple(
             sorted({str(f[n].attributes["engine"]) for f in files for n in names if "engine" in f[n].attributes})
         ),

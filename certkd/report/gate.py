@@ -45,7 +45,7 @@ class Gated:
         words = {
             Verdict.MET: "passes: {0} of {3} met",
             Verdict.FAILED: "fails: {1} of {3} failed",
-            Verdict.UNDECIDED: "is not decided: {2} of {3} need more samples",
+            Verdict.UNDECIDED: f"is not decided: {{2}} of {{3}} {'needs' if counts[2] == 1 else 'need'} more samples",
         }[self.verdict]
         chance = f"each answer is wrong with probability {self.facts['alpha']} at most"
         return f"The gate {words.format(*counts, whole)} ({chance})."
@@ -89,8 +89,8 @@ def junit(found: Gated) -> str:
 def markdown(found: Gated) -> str:
     """Write a short summary for a pull request."""
     rows = [
-        f"| {markdown_text(one.rule.text)} | {_MARKS[one.verdict]} | {one.new:.1%} | {one.shipped:.1%} | "
-        f"{one.counts.gained} / {one.counts.lost} |"
+        f"| {markdown_text(one.rule.text)} | {_MARKS[one.verdict]} | {one.new:.1%} | {one.base or '-'} | "
+        f"{one.moved or '-'} |"
         for one in found.decisions
     ]
     facts = ", ".join(f"{name} {markdown_text(value)}" for name, value in found.facts.items())
@@ -102,8 +102,8 @@ def markdown(found: Gated) -> str:
             "",
             found.sentence,
             "",
-            "| requirement | | new | shipped | gained / lost |",
-            "| --- | --- | ---: | ---: | ---: |",
+            "| requirement | | new | shipped | samples |",
+            "| --- | --- | ---: | ---: | --- |",
             *rows,
             "",
             *(f"{markdown_text(line)}\n" for line in remarks),

@@ -40,9 +40,9 @@ def answer(found: Study) -> str:
     points = abs(difference.mean) * 100
     than = f"{points:.1f} points {'more' if difference.mean > 0 else 'less'} than" if round(points, 1) else "as much as"
     low, high = f"{difference.low * 100:+.1f}", f"{difference.high * 100:+.1f}"
-    several = f", the most of {len(found.entries) - 1}" if len(found.entries) > 2 else ""
+    several = f", the most of {len(found.entries) - 1} networks" if len(found.entries) > 2 else ""
     kept = best.figures["retention"].mean
-    keeps = "" if math.isnan(kept) else f"; it keeps {kept:.1%} of its certificates"
+    keeps = "" if math.isnan(kept) else f"; it keeps {kept:.1%} of {reference.label}'s certificates"
     return (
         f"At eps {found.eps} ({found.norm}) {best.label} certifies {best.figures['certified'].mean:.1%} of "
         f"{counted(found.samples, 'sample')}{several}, {than} {reference.label} (95 % interval {low} to {high})"
@@ -57,9 +57,8 @@ def notes(found: Study) -> list[str]:
         f"n = {found.samples}, {found.norm}, eps {found.eps}, pixels in [0, 1]; {', '.join(found.methods)}{engines}."
     )
     lines = [f"{radius} {_seeds(found)}", f"Settings: {_settings(found)}."]
-    if found.arithmetic:
-        meaning = parse_arithmetic(found.arithmetic).meaning
-        lines.append(f"Arithmetic {found.arithmetic}: {meaning}.")
+    for name in filter(None, found.arithmetic.split("+")):
+        lines.append(f"Arithmetic {name}: {parse_arithmetic(name).meaning}.")
     lines.append(
         "Certified is a lower limit: correct and proved. PGD is an upper one: correct and not falsified. Retention: of "
         f"the samples certified for {found.reference.label}, the share that is certified here too."

@@ -44,7 +44,7 @@ CASES = [
     ("worse", ["certified>=0.95*shipped"], 1, "The gate fails: 1 of 1 requirement failed"),
     ("worse", ["certified>=0.95*shipped", "clean>=shipped-0.05"], 1, "The gate fails: 1 of 2 requirements failed"),
     ("worse", ["retention>=0.9"], 1, "The gate fails"),
-    ("near", ["certified>=0.95*shipped"], 2, "The gate is not decided: 1 of 1 requirement need more samples"),
+    ("near", ["certified>=0.95*shipped"], 2, "The gate is not decided: 1 of 1 requirement needs more samples"),
     ("near", ["pgd>=shipped-0.05"], 0, "The gate passes"),
 ]
 
@@ -126,11 +126,11 @@ MARKDOWN = r"""### Robustness gate: failed
 
 The gate fails: 1 of 3 requirements failed (each answer is wrong with probability 0.05 at most).
 
-| requirement | | new | shipped | gained / lost |
-| --- | --- | ---: | ---: | ---: |
-| certified&gt;=0.5 | ✅ met | 68.8% | 75.0% | 1 / 2 |
-| clean&gt;=shipped | ❌ failed | 68.8% | 75.0% | 1 / 2 |
-| retention&gt;=0.9 | ❔ undecided | 83.3% | 75.0% | 1 / 2 |
+| requirement | | new | shipped | samples |
+| --- | --- | ---: | ---: | --- |
+| certified&gt;=0.5 | ✅ met | 68.8% | 75.0% | 1 gained, 2 lost |
+| clean&gt;=shipped | ❌ failed | 68.8% | 75.0% | 1 gained, 2 lost |
+| retention&gt;=0.9 | ❔ undecided | 83.3% | - | 1 gained, 2 lost |
 
 {open}
 
@@ -154,6 +154,12 @@ def test_a_gate_without_losses_lists_none() -> None:
     assert len(kept.lines()) == 2
 
 
+def test_a_metric_of_both_networks_has_no_share_of_the_shipped_one() -> None:
+    decision = Decision(Rule.parse("same-class>=0.9"), Verdict.MET, 0.95, 0.95, Counts(19, 0, 0, 1), 0)
+    assert "| same-class&gt;=0.9 | ✅ met | 95.0% | - | - |" in markdown(replace(made(), decisions=[decision]))
+    assert decision.sentence == "met: same-class>=0.9 (same-class 95.0%, n = 20)"
+
+
 def test_hostile_names_stay_text() -> None:
     name = "<script>alert(1)</script>|`x`\x1b[2J&\"'"
     hostile = Gated((name, name), {**made().facts, "note": name}, made().decisions, ())
@@ -173,6 +179,14 @@ MISTAKES = [
     (["none.pt", "--shipped", "n.pt", "--eps", "0.1", "--require", "clean>=0.5"], "no such checkpoint: none.pt"),
     (["better.h5", "--shipped", "better.h5", "--require", "clean>=0.5"], "they are one file"),
     (["better.h5", "--shipped", "shipped.h5", "--require", "same-class>=0.9"], "same-class needs rows of match in"),
+    (
+        ["better.h5", "--shipped", "shipped.h5", "--require", "same-class>=0.9"],
+        "--teacher SHIPPED --methods crown,match",
+    ),
+    (["better.h5", "--shipped", "shipped.h5", "--require", "clean>=0.5", "--eps", "0.1"], "--eps is for networks"),
+    (["better.h5", "--shipped", "shipped.h5", "--require", "clean>=0.5", "--limit", "9"], "--limit is for networks"),
+    (["better.h5", "--shipped", "shipped.h5", "--require", "clean>=0.5", "--junit", "bare.h5"], "ends in .xml"),
+    (["better.h5", "--shipped", "shipped.h5", "--require", "clean>=0.5", "--summary", "a.xml"], "ends in .md"),
     (["bare.h5", "--shipped", "shipped.h5", "--require", "pgd>=0.9"], "has no attack: certify with pgd too"),
     (["better.h5", "--shipped", "bare.h5", "--require", "pgd>=0.9"], "have different attacks (pgd and none)"),
     (

@@ -60,7 +60,7 @@ REFUSED = [
     (["none*.h5"], (), "no file matches 'none*.h5'"),
     (["kd/red.h5", "kd/red.h5"], (), "kd/red.h5 is given twice"),
     (["kd/red.h5", "kd/*.h5"], (), "kd/red.h5 is given twice"),
-    (["x/a.h5", "kd/red.h5"], ("one",), "1 labels for 2 networks (x/a.h5; kd/red.h5)"),
+    (["x/a.h5", "kd/red.h5"], ("one",), "1 label for 2 networks (x/a.h5; kd/red.h5): give --label once for each"),
     (["x/a.h5", "kd/red.h5"], ("one", "one"), "two networks have the label 'one'"),
 ]
 

@@ -119,12 +119,18 @@ def test_one_network_is_not_two_seeds(files: dict[str, Certificates], tmp_path: 
         study(("t", files["t"]), {"b": [files["b"], again]})
 
 
+def test_an_int8_student_is_not_called_float32(files: dict[str, Certificates], tmp_path: Path) -> None:
+    content = {"pgd": attack(ALL, ALL), "crown": proofs(ALL, np.zeros(10))}
+    deployed = file(tmp_path / "int8.h5", content, model_sha256="int8", arithmetic="int8")
+    assert study(("t", files["t"]), {"b": [files["b"]], "int8": [deployed]}).arithmetic == "float32+int8"
+
+
 def test_the_answer_comes_first_in_one_sentence(made: Study) -> None:
     sentence = tables_of(made)[0]
     assert isinstance(sentence, str) and sentence.startswith(
-        "At eps 0.1 (linf) a certifies 65.0% of 10 samples, the most of 2"
+        "At eps 0.1 (linf) a certifies 65.0% of 10 samples, the most of 2 networks"
     )
-    assert "5.0 points more than t (95 % interval" in sentence and "it keeps 91.7% of its certificates" in sentence
+    assert "5.0 points more than t (95 % interval" in sentence and "it keeps 91.7% of t's certificates" in sentence
 
 
 @pytest.mark.parametrize("width", [80, 120])
@@ -240,7 +246,7 @@ MISTAKES = [
     (["t", "b", "--format", "latx"], "latx"),
     (["t", "b", "--format", "latex", "--json"], "--format latex and --json are two formats"),
     (["t", "b", "--eps", "0"], "eps must be positive"),
-    (["t", "b", "--label", "x"], "1 labels for 2 networks"),
+    (["t", "b", "--label", "x"], "1 label for 2 networks"),
     (["t", "b", "a-seed0", "--method", "crwn"], "no certificate method 'crwn' in all files. Did you mean 'crown'?"),
     (["t", "b", "--plot", "x.gif"], "x.gif"),
 ]

@@ -173,12 +173,15 @@ MISTAKES = [
     ("report none.h5 --out a.pdf", "a.pdf: the name of a page ends in .html"),
     ("report .", ". holds no certificates/*.h5: give the folder of a 'certkd run', or files"),
     ("report", "Missing argument"),
+    ("report t.h5 --out t.h5/page.html", "cannot write t.h5/page.html: its folder is a file; choose another place"),
+    ("report t.h5 --data dgits", "Did you mean 'digits'?"),
 ]
 
 
 @pytest.mark.parametrize(("command", "words"), MISTAKES)
 def test_mistakes_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, words: str) -> None:
     monkeypatch.chdir(tmp_path)
+    certificates(tmp_path, "t")
     assert words in refused(*command.split())
 
 

@@ -37,8 +37,8 @@ LATEX = r"""
 % needs \usepackage{booktabs}
 \begin{table}
   \centering
-  \caption{At eps 0.1 (linf) a certifies 65.0\% of 10 samples, the most of 2, 5.0 points more than
-      t (95 \% interval -100.0 to +100.0); it keeps 91.7\% of its certificates.}
+  \caption{At eps 0.1 (linf) a certifies 65.0\% of 10 samples, the most of 2 networks, 5.0 points more than
+      t (95 \% interval -100.0 to +100.0); it keeps 91.7\% of t's certificates.}
   \begin{tabular}{lrrrrrrrr}
     \toprule
     network & seeds & certified & PGD & clean & retention & difference & 95 \% interval & p (Holm)
@@ -64,8 +64,8 @@ LATEX = r"""
 """
 
 MARKDOWN = r"""
-At eps 0.1 (linf) a certifies 65.0% of 10 samples, the most of 2, 5.0 points more than t (95 %
-    interval -100.0 to +100.0); it keeps 91.7% of its certificates.
+At eps 0.1 (linf) a certifies 65.0% of 10 samples, the most of 2 networks, 5.0 points more than t (95 %
+    interval -100.0 to +100.0); it keeps 91.7% of t's certificates.
 
 | network | seeds | certified | PGD | clean | retention | difference | 95 % interval | p (Holm) |
 | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
@@ -87,8 +87,8 @@ Differences are paired: McNemar's exact test and a paired bootstrap over samples
 """
 
 TERMINAL = """
-At eps 0.1 (linf) a certifies 65.0% of 10 samples, the most of 2, 5.0 points more than t (95 %
-    interval -100.0 to +100.0); it keeps 91.7% of its certificates.
+At eps 0.1 (linf) a certifies 65.0% of 10 samples, the most of 2 networks, 5.0 points more than t (95 %
+    interval -100.0 to +100.0); it keeps 91.7% of t's certificates.
 linf ball, eps 0.1 (pixels in [0, 1]), 10 samples, in %
 ┏━━━━━━━━━┳━━━━━━━┳━━━━━━━━━━━━━┳━━━━━━━━━━━━━┳━━━━━━━━━━━━━┳━━━━━━━━━━━━━┓
 ┃ network ┃ seeds ┃ certified   ┃ PGD         ┃ clean       ┃ retention   ┃

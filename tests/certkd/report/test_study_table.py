@@ -44,9 +44,9 @@ ANSWERS = [
     ((entry("a", 0.5, SAME),), "a certifies 50.0% of 200 samples, as much as t (95 % interval -2.0 to +2.0)"),
     (
         (entry("a", 0.3, LESS), entry("b", 0.6, MORE)),
-        "b certifies 60.0% of 200 samples, the most of 2, 10.0 points more",
+        "b certifies 60.0% of 200 samples, the most of 2 networks, 10.0 points more",
     ),
-    ((entry("a", 0.6, MORE, retention=0.925),), "it keeps 92.5% of its certificates."),
+    ((entry("a", 0.6, MORE, retention=0.925),), "it keeps 92.5% of t's certificates."),
 ]
 
 
@@ -106,6 +106,11 @@ def test_one_comparison_is_not_adjusted() -> None:
 def test_rows_of_a_log_have_no_arithmetic() -> None:
     bare = replace(made(entry("a", 0.6, MORE)), arithmetic="", engines=())
     assert not any("rithmetic" in note for note in notes(bare)) and "engine" not in notes(bare)[0]
+
+
+def test_each_arithmetic_is_explained() -> None:
+    both = notes(replace(made(entry("a", 0.6, MORE)), arithmetic="float32+int8"))
+    assert [note.split(":")[0] for note in both if "rithmetic" in note] == ["Arithmetic float32", "Arithmetic int8"]
 
 
 def test_long_names_do_not_split_a_table() -> None:
