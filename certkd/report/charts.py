@@ -76,7 +76,6 @@ def _figure(x: str, y: str, tips: list[tuple[str, str]]) -> Any:
     from bokeh.plotting import figure
 
     made = figure(width=540, height=380, tools=_TOOLS, tooltips=tips, x_axis_label=x, y_axis_label=y)
-    made.sizing_mode, made.max_width = "stretch_width", 540  # narrower on a telephone
     made.toolbar.logo = None
     return made
 
