@@ -49,8 +49,8 @@ class Relation:
     """
 
     kind: Property = Property.SAME_CLASS
-    tolerance: float = 0.0
-    delta: float = 0.0
+    tolerance: int | float = 0.0
+    delta: int | float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.tolerance < float("inf") or not 0 <= self.delta < float("inf"):

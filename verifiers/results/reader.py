@@ -118,6 +118,8 @@ def counterexamples(
                 raise InputError(f"{path}: its counterexamples have shape {stored.shape[1:]}, the images {shape}")
             rows = np.flatnonzero(np.isin(group["index"][:], wanted) & np.isfinite(group["distance"][:]))
             place = {int(index): image for index, image in zip(group["index"][:][rows], stored[rows], strict=True)}
-            none = np.full(shape, np.nan, "float32")
-            found.append(np.stack([place.get(int(index), none) for index in wanted]))
+            images = np.full((len(wanted), *shape), np.nan, "float32")
+            for image, index in zip(images, wanted, strict=True):
+                image[:] = place.get(int(index), np.nan)
+            found.append(images)
     return found

@@ -90,10 +90,10 @@ CASES = [pytest.param(row, id="-".join(row[:4]), marks=() if _quick(row) else py
 def test_certificates_of_the_reference_checkpoints_stay(row: Row) -> None:
     if row.engine == "auto-lirpa" and auto_lirpa_version() is None:
         pytest.skip("auto-LiRPA is not installed")
-    now = certified(*row[:4])
+    now, slack = certified(*row[:4]), 1e-4 if row.method == "alpha-crown" else ROUNDING  # its search is in float32
     assert now.statuses == row.statuses, "a sample has another status"
-    assert now.radius == pytest.approx(row.radius, rel=ROUNDING, abs=ROUNDING), "radii changed"
-    assert now.margin == pytest.approx(row.margin, rel=1e-6, abs=1e-6), "margins changed"
+    assert now.radius == pytest.approx(row.radius, rel=slack, abs=slack), "radii changed"
+    assert now.margin == pytest.approx(row.margin, rel=max(slack, 1e-6), abs=max(slack, 1e-6)), "margins changed"
 
 
 def test_the_default_engine_proves_the_radii_of_the_other_one() -> None:

@@ -165,9 +165,9 @@ def test_answers_are_those_of_integer_programs(
 
 @pytest.mark.slow
 def test_many_answers_near_the_boundary() -> None:
-    architectures = itertools.islice(itertools.cycle((*SHALLOW, *DEEP)), MANY // 5)
+    architectures = itertools.islice(itertools.cycle((*SHALLOW, *DEEP)), MANY // 10)
     counted, statuses, _ = disagreements(tuple(architectures), 6, by_program)
-    assert counted >= 2 * MANY and {Status.CERTIFIED, Status.FALSIFIED} <= statuses
+    assert counted >= MANY and {Status.CERTIFIED, Status.FALSIFIED} <= statuses
 
 
 # ----------------------------------------------------------------------------------------------- leaves and soundness
