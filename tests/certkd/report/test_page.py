@@ -201,6 +201,7 @@ def browser() -> Iterator[Any]:
 def opened(browser: Any, path: Path, **options: Any) -> tuple[Any, list[str]]:
     """Open a page; errors, dialogs and requests for anything but the file are listed."""
     shown, problems = browser.new_page(**options), []
+    shown.set_default_timeout(0)  # a busy machine takes what it takes
     shown.on("console", lambda message: message.type in ("error", "warning") and problems.append(message.text))
     shown.on("pageerror", lambda error: problems.append(str(error)))
     shown.on("dialog", lambda dialog: (problems.append("a dialog"), dialog.dismiss()))
