@@ -16,10 +16,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx, nn
 
-from verifiers.core.errors import Contradiction, Unsupported
+from verifiers.core.errors import Contradiction, InputError, Unsupported
+from verifiers.geometry.balls import noise_like
 from verifiers.graph.executable import store
 from verifiers.graph.last_layer import Scores
 from verifiers.graph.program import Captured, Program
+from verifiers.runtime.alone import differing, logits_of
+from verifiers.runtime.processes import refused
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,7 @@ class Portable:
         captured: the program's operators without and with its last layer, the layers that are left out, and whether
             there is one score; or the reason why the network cannot be captured.
         like: one image.
+        logits: what the program gives for it and for noise, by which the one that is built is checked.
     """
 
     given: bytes
@@ -119,23 +123,36 @@ class Portable:
     entire: bool
     captured: tuple[Operators, Operators, tuple[str, ...], bool] | Unsupported | Contradiction | None
     like: Tensor
+    logits: Tensor
 
     @classmethod
     def of(cls, program: Program, like: Tensor) -> "Portable":
-        """Take what another process needs; raises whatever pickling the network does."""
+        """Take what another process needs.
+
+        Raises:
+            InputError: the network cannot be pickled.
+        """
         found: Any = program.captured or program.failure
         if isinstance(found, Captured):
             scores = found.scores
             whole = Operators.of(scores.whole)
             inner = whole if scores.program is scores.whole else Operators.of(scores.program)
             found = (inner, whole, scores.left_out, scores.one)
-        return cls(pickle.dumps(program.given), _files(program.given), program.entire, found, like[:1].detach().cpu())
+        with refused("sent to"):
+            given = pickle.dumps(program.given)
+        image = like[:1].detach().cpu()
+        return cls(given, _files(program.given), program.entire, found, image, _logits(program, image))
 
     def program(self) -> Program:
-        """Build the program; code of files that no import finds runs again."""
-        for name, path in self.files:
-            _load(name, path)
-        made = Program(pickle.loads(self.given), entire=self.entire)
+        """Build the program; code of files that no import finds runs again.
+
+        Raises:
+            InputError: the network cannot be built, or is another function then: its class may leave out a part.
+        """
+        with refused("built in"):
+            for name, path in self.files:
+                _load(name, path)
+            made = Program(pickle.loads(self.given), entire=self.entire)
         if isinstance(self.captured, tuple):
             inner, whole, left_out, one = self.captured
             last = whole.program()
@@ -143,7 +160,17 @@ class Portable:
             made.restore(Captured.of(scores, made.given, self.like.to(made.device)))
         elif self.captured is not None:
             made.restore(self.captured)
+        wrong = differing(_logits(made, self.like), self.logits, self.like, lambda x: None)
+        if wrong is not None:
+            raise InputError(
+                f"the network is another function after pickling (logits differ by {wrong[1]:.3g}): use one process"
+            )
         return made
+
+
+def _logits(program: Program, image: Tensor) -> Tensor:
+    """Compute the logits of an image and of noise."""
+    return logits_of(program.module, torch.cat([image, noise_like(image)]).to(program.device)).cpu()
 
 
 def _files(network: nn.Module) -> list[tuple[str, str]]:

@@ -48,10 +48,8 @@ class Processes:
     """
 
     def __init__(self, job: Job, workers: int, threads: int = 1) -> None:
-        try:
+        with refused("sent to"):
             self._job = pickle.dumps(job)
-        except Exception as error:  # whatever pickle and the classes of a network raise
-            raise InputError(f"the network cannot be sent to other processes ({one_line(error)}): use one") from error
         self._threads, self._submitted = threads, 0
         self._events: deque[Part | End] = deque()
         self._workers: list[_Worker] = []
@@ -155,6 +153,21 @@ class Processes:
             raise InputError(f"no worker process starts: {said.removeprefix('its process ')}{guard}")
 
 
+@contextmanager
+def refused(verb: str) -> Iterator[None]:
+    """Say in one line why a network is not ``sent to`` other processes, or ``built in`` them.
+
+    Raises:
+        InputError: whatever pickle, and the code of the network's classes, raise.
+    """
+    try:
+        yield
+    except Exception as error:
+        if out_of_memory(error):
+            raise
+        raise InputError(f"the network cannot be {verb} other processes ({one_line(error)}): use one") from error
+
+
 def _signal(number: int) -> str:
     """Name a signal, and say what sends it as a rule."""
     with suppress(ValueError):
@@ -205,10 +218,8 @@ def _serve(connection: Connection) -> None:
 
 
 def _opened(job: bytes) -> Answering:
-    try:
+    with refused("built in"):
         loaded: Job = pickle.loads(job)
-    except Exception as error:  # whatever the import of the network's classes raises
-        raise InputError(f"the network cannot be built in other processes ({one_line(error)}): use one") from error
     return loaded.open()
 
 

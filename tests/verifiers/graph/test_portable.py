@@ -3,6 +3,7 @@
 import pickle
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from certkd.networks.builders.own import own_network
 from tests.verifiers.graph.nets import VALUES
-from verifiers.core.errors import Unsupported
+from verifiers.core.errors import InputError, Unsupported
 from verifiers.graph.last_layer import Scores
 from verifiers.graph.portable import Operators, Portable
 from verifiers.graph.program import Captured, Program
@@ -133,3 +134,44 @@ def test_last_layers_are_left_out_there_too() -> None:
     made = sent(program)
     assert_same(program, made)
     assert made.captured is not None and made.captured.scores.one and made.captured.scores.left_out == ("sigmoid",)
+
+
+class Forgets(Reads):
+    """Is pickled without its scale, as code does that leaves out what it takes for a cache."""
+
+    scale = 1.0
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "scale"}
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * self.scale
+
+
+def test_a_network_that_is_another_function_after_pickling_is_refused() -> None:
+    """It cannot be captured, so votes and attacks in another process would be those of the other function."""
+    network = Forgets().eval()
+    sent(Program(network))
+    network.scale = -1.0
+    program = Program(network)
+    program.hold(IMAGES)
+    assert program.refusal
+    with pytest.raises(InputError, match=r"another function after pickling \(logits differ by .*\): use one process"):
+        sent(program)
+
+
+class Unbuilt(Reads):
+    """Can be pickled, and not be built again."""
+
+    def __setstate__(self, state: Any) -> None:
+        raise LookupError("no such thing")
+
+
+def test_a_network_that_cannot_be_sent_or_built_is_said_in_a_line() -> None:
+    network = Reads().eval()
+    network.score = lambda x: x  # type: ignore[assignment]
+    with pytest.raises(InputError, match=r"cannot be sent to other processes \(.*lambda.*\): use one"):
+        Portable.of(Program(network), IMAGES)
+    portable = Portable.of(Program(Unbuilt().eval()), IMAGES)
+    with pytest.raises(InputError, match=r"cannot be built in other processes \(no such thing\): use one"):
+        portable.program()
