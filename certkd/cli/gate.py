@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from certkd.report.gate import Gated
     from verifiers.results.rows import Certificates
 
+#: The chance of a wrong answer, unless it is chosen.
+ALPHA = "0.05"
 #: How the name of a certificate file ends.
 _FILES = (".h5", ".hdf5")
 #: What two certificate files take too.
@@ -39,7 +41,7 @@ _ALWAYS = ("new", "shipped", "conditions", "alpha", "junit", "summary")
 @click.option(
     "--require", "conditions", multiple=True, required=True, metavar="CONDITION", help="Like 'certified>=0.95*shipped'."
 )
-@click.option("--alpha", type=Number(), default="0.05", show_default=True, help="Chance of a wrong answer, at most.")
+@click.option("--alpha", type=Number(), default=ALPHA, show_default=True, help="Chance of a wrong answer, at most.")
 @click.option("--methods", default="pgd,crown", show_default=True, help="See 'certkd methods'.")
 @click.option("--option", "settings", multiple=True, type=Assignment(), help="A method's setting, like steps=50.")
 @click.option("--junit", metavar="FILE", help="Also write JUnit XML.")
@@ -60,9 +62,8 @@ def gate(ctx: click.Context, new: str, shipped: str, conditions: tuple[str, ...]
     """
     from certkd.comparison.gate import Rule
     from certkd.files import write_whole
-    from certkd.report.console import display, record
+    from certkd.report.console import display
     from certkd.report.gate import junit, markdown
-    from verifiers.core.table import counted
 
     rules = [Rule.parse(text) for text in conditions]
     alpha, places = options.pop("alpha"), {name: options.pop(name) for name in ("junit", "summary")}
@@ -72,20 +73,26 @@ def gate(ctx: click.Context, new: str, shipped: str, conditions: tuple[str, ...]
     files = _files(ctx, new, shipped, rules, options)
     with loading(f"{new} or {shipped}", "a certificate file"):
         found = _decided(files, rules, alpha)
-    record(**found.to_dict())
-    display(*found.lines())
+    code = said(found)
     for name, write in (("junit", junit), ("summary", markdown)):
         if places[name] is not None:
             text = write(found)
             write_whole(Path(places[name]), lambda path, text=text: path.write_text(text, encoding="utf-8"))  # type: ignore[misc]
             display(f"written to {places[name]}")
-    code = {"met": 0, "failed": 1, "undecided": 2}[found.verdict]
-    if code == 2:
-        from certkd.report.console import stderr
-
-        samples = counted(int(found.facts["samples"]), "sample")
-        stderr().print(f"certkd: {samples} cannot decide at alpha {alpha:g}: certify more, or loosen the requirement")
     return code
+
+
+def said(found: "Gated") -> int:
+    """Print an answer; return its exit code."""
+    from certkd.report.console import display, record, stderr
+    from verifiers.core.table import counted
+
+    record(**found.to_dict())
+    display(*found.lines())
+    if found.verdict == "undecided":
+        samples, alpha = counted(int(found.facts["samples"]), "sample"), found.facts["alpha"]
+        stderr().print(f"certkd: {samples} cannot decide at alpha {alpha}: certify more, or loosen the requirement")
+    return {"met": 0, "failed": 1, "undecided": 2}[found.verdict]
 
 
 def _check_places(places: dict[str, str | None]) -> None:

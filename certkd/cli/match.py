@@ -26,6 +26,7 @@ from verifiers.core.table import counted
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from certkd.comparison.gate import Rule
     from certkd.report.points import Refuted
     from verifiers.results.rows import Certificates, MethodRows
 
@@ -54,6 +55,13 @@ SHOWN = 24
 @click.option(
     "--points", multiple=True, metavar="FILE", help="Try the counterexamples of a certificate file too.  [repeatable]"
 )
+@click.option(
+    "--require",
+    "conditions",
+    multiple=True,
+    metavar="CONDITION",
+    help="Like 'same-class>=0.95': of a property asked, answered as 'certkd gate' does.",
+)
 @sample_options
 @click.option("--out", metavar="FILE", help="Certificate file.  [default: next to the student]")
 @run_options
@@ -72,11 +80,15 @@ def match(ctx: click.Context, bare: str | None, student: str | None, teacher: st
 
     The refuted points are drawn next to their images in a PNG file next to the certificate file. The command is
     'certkd certify --teacher' with the method match, and 'certkd verify --teacher' audits its file.
+
+    --require is about all images like the samples; a sample counts if it is proved. Exit code 0: all are met. 1: one
+    failed. 2: the samples cannot decide, or bad input.
     """
     student = bare_or_named(bare, student, "--student", "certkd match student.pt --teacher teacher.pt --eps 8/255")
     if teacher is None:
         raise InputError("match relates a student to its teacher: give --teacher, like --teacher teacher.pt")
     options["relations"] = _relations(options)
+    rules = _rules(options.pop("conditions"), [dict(settings)["property"] for settings in options["relations"]])
     run = click.Command("match", params=certify.params, callback=certified)
     done = ctx.invoke(run, model=student, teacher=teacher, methods="match", settings=(), **options)
     several = [each["student"] for each in done.answers]
@@ -86,7 +98,7 @@ def match(ctx: click.Context, bare: str | None, student: str | None, teacher: st
         _draw(done, certificates, options)
     if len(several) > 1:
         _join(several)
-    return int(done.code)
+    return int(done.code) or _required(rules, several)
 
 
 def _relations(options: dict[str, Any]) -> tuple[tuple[tuple[str, Any], ...], ...]:
@@ -117,6 +129,37 @@ def _relations(options: dict[str, Any]) -> tuple[tuple[tuple[str, Any], ...], ..
     if idle is not None:
         raise InputError(f"--{idle} is for none of {', '.join(names)}: drop it")
     return tuple(tuple(settings.items()) for settings in found)
+
+
+def _rules(conditions: tuple[str, ...], asked: list[str]) -> "list[Rule]":
+    """Read requirements about the properties asked.
+
+    Raises:
+        InputError: one is about a property that is not asked, or that is asked with several thresholds.
+    """
+    from certkd.comparison.gate import Rule
+
+    rules = [Rule.parse(text, list(map(str, Property))) for text in conditions] if conditions else []
+    for rule in rules:
+        if (count := asked.count(rule.metric)) != 1:
+            advice = "ask it with one threshold alone" if count else f"add --property {rule.metric}"
+            raise InputError(f"--require {rule.text} is about {rule.metric}, asked {count} times: {advice}")
+    return rules
+
+
+def _required(rules: "list[Rule]", several: "list[Certificates]") -> int:
+    """Answer requirements from the proved samples; return the exit code."""
+    from certkd.cli.gate import ALPHA, said
+    from certkd.comparison.gate import decide
+    from certkd.report.gate import Gated
+    from verifiers.results.summaries.match import Matched
+
+    if not rules:
+        return 0
+    proved = {Matched.of(each["match"], each).kind: each["match"]["status"] == Status.CERTIFIED for each in several}
+    decisions = decide(rules, {name: (one, one) for name, one in proved.items()}, float(ALPHA))
+    facts = {"samples": str(len(several[0]["match"])), "alpha": ALPHA}
+    return said(Gated((several[0].path,) * 2, facts, decisions, ()))
 
 
 def _thresholds(name: str) -> tuple[str, ...]:

@@ -23,8 +23,8 @@ from verifiers.core.quantities import parse_number
 
 #: What a requirement may be about.
 METRICS = ("certified", "clean", "pgd", "retention", "same-class")
-#: Those of both networks together.
-PAIRED = ("retention", "same-class")
+#: Those of each network alone; the others are of both together.
+SINGLE = ("certified", "clean", "pgd")
 #: The number of rates that a bet is averaged over, and the most samples that an estimate of need looks at.
 RATES, FAR = 200, 10**6
 _FORM = re.compile(r"\s*([\w-]+)\s*>=\s*(?:([\d./e-]+)\s*\*\s*)?(shipped|[\d./e-]+)\s*(?:([+-])\s*([\d./e-]+))?\s*")
@@ -49,8 +49,8 @@ class Rule:
     plus: float
 
     @classmethod
-    def parse(cls, text: str) -> "Rule":
-        """Read ``metric>=factor*shipped+plus``, or a part of it.
+    def parse(cls, text: str, known: Sequence[str] = METRICS) -> "Rule":
+        """Read ``metric>=factor*shipped+plus``, or a part of it, about one of the known metrics.
 
         Raises:
             InputError: another form, an unknown metric, or a number that no share can reach.
@@ -59,9 +59,9 @@ class Rule:
         if found is None:
             raise InputError(f"the requirement {quoted(text)}: {_EXAMPLE}")
         metric, factor, base, sign, more = found.groups()
-        if metric not in METRICS:
+        if metric not in known:
             raise InputError(
-                f"{quoted(text)} requires an unknown metric {metric!r}.{did_you_mean(metric, list(METRICS))}"
+                f"{quoted(text)} requires an unknown metric {metric!r}.{did_you_mean(metric, list(known))}"
             )
         shipped = base == "shipped"
         if (factor or sign) and not shipped:
@@ -71,7 +71,7 @@ class Rule:
         rule = cls(text.strip(), metric, times, plus if shipped else float(parse_number(base, name=text)))
         if not (0 <= rule.factor <= 1 and -1 < rule.plus <= 1 and rule.factor + rule.plus <= 1):
             raise InputError(f"{quoted(text)} asks for more than every sample, or for nothing: {_EXAMPLE}")
-        if metric in PAIRED and shipped:
+        if metric not in SINGLE and shipped:
             raise InputError(f"{quoted(text)}: {metric} is about both networks already: write {metric}>=0.9")
         return rule
 
@@ -119,12 +119,13 @@ class Decision:
     @property
     def base(self) -> str:
         """The shipped network's share; empty for a metric of both networks."""
-        return "" if self.rule.metric in PAIRED else f"{self.shipped:.1%}"
+        return f"{self.shipped:.1%}" if self.rule.metric in SINGLE else ""
 
     @property
     def moved(self) -> str:
         """The samples that the new network gained and lost; empty where a sample has one answer for both."""
-        return "" if self.rule.metric == "same-class" else f"{self.counts.gained} gained, {self.counts.lost} lost"
+        separate = self.rule.metric in (*SINGLE, "retention")
+        return f"{self.counts.gained} gained, {self.counts.lost} lost" if separate else ""
 
     @property
     def sentence(self) -> str:

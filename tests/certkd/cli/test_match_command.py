@@ -83,6 +83,37 @@ def test_the_screen_is_a_table_a_sentence_and_the_places(images: Run) -> None:
     assert "accuracy" not in images.out and "certified" not in images.out
 
 
+@pytest.mark.parametrize(
+    ("share", "code", "words"),
+    [
+        (0.01, 0, "The gate passes: 1 of 1 requirement met (each answer is wrong with probability 0.05 at most)."),
+        (0.999, 1, "The gate fails: 1 of 1 requirement failed"),
+        (0.5, 2, "The gate is not decided: 1 of 1 requirement needs more samples"),
+    ],
+)
+def test_a_requirement_sets_the_exit_code(places: Path, images: Run, share: float, code: int, words: str) -> None:
+    """The finished file answers; a sample counts if it is proved, whatever its own label."""
+    proved = images.rows.count(Status.CERTIFIED)
+    result = certkd(*command(places, "images"), "--out", images.path, "--require", f"same-class>={share}")
+    assert result.code == code and words in result.out, result
+    assert f": same-class>={share} (same-class {proved / COUNT:.1%}, n = {COUNT}" in result.out
+    assert (f"certkd: {COUNT} samples cannot decide at alpha 0.05" in result.err) == (code == 2)
+
+
+@pytest.mark.slow
+def test_requirements_are_about_the_properties_asked(places: Path, tmp_path: Path) -> None:
+    asked = "--property", "close=50", "--property", "transfer", "--out", tmp_path / "a.h5"
+    given = *asked, "--require", "close>=0.5", "--require", "transfer>=0.01"
+    document = json.loads(succeeds(*command(places, "images"), *given, "--json"))
+    assert document["verdict"] == "met" and document["exit_code"] == 0
+    proved = [file["methods"]["match"]["proved"] for file in document["files"]]
+    assert proved[0] == COUNT, "logits of the pair differ by more than 50"
+    assert [(one["requirement"], one["both"]) for one in document["decisions"]] == [
+        ("close>=0.5", proved[0]),
+        ("transfer>=0.01", proved[1]),
+    ]
+
+
 def test_the_sheet_has_a_row_for_each_point(images: Run) -> None:
     refuted = images.rows.count(Status.FALSIFIED)
     with Image.open(images.sheet) as picture:
@@ -228,7 +259,15 @@ MISTAKES = [
     ("MATCH --delta -1", "delta must be at least 0, got -1"),
     ("MATCH --time-limit 0", "time_limit must be greater than 0, got 0"),
     ("MATCH --out points.png", "points.png: the name of a certificate file ends in .h5 or .hdf5"),
-    ("MATCH --require kept>=1", "No such option '--require'"),
+    ("MATCH --require kept>=1", "unknown metric 'kept'. Known: same-class, close, not-worse, transfer."),
+    ("MATCH --require same-clas>=0.9", "unknown metric 'same-clas'. Did you mean 'same-class'?"),
+    ("MATCH --require same-class>=2", "asks for more than every sample"),
+    ("MATCH --require same-class>=shipped", "same-class is about both networks already: write same-class>=0.9"),
+    ("MATCH --require close>=0.9", "--require close>=0.9 is about close, asked 0 times: add --property close"),
+    (
+        "MATCH --property close=1 --property close=2 --require close>=0.9",
+        "--require close>=0.9 is about close, asked 2 times: ask it with one threshold alone",
+    ),
     ("match STUDENT --teacher gone.pt --eps 0.1", "no such checkpoint: gone.pt"),
     ("match STUDENT --teacher STUDENT --eps 0.1 DATA", "are the same network: give a student and its teacher"),
     ("match STUDENT --teacher FOUR --eps 0.1 DATA", "3 classes, FOUR 4: match needs networks of the same"),

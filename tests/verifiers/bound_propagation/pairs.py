@@ -120,7 +120,7 @@ class _Program:
         low, high = np.array([r[1] for r in self.rows]), np.array([r[2] for r in self.rows])
         limits, ends = LinearConstraint(matrix, low, high), Bounds(np.array(self.low), np.array(self.high))
         for presolve in (True, False):  # HiGHS fails on a few programs with it
-            options = {"presolve": presolve}
+            options = {"presolve": presolve, "mip_rel_gap": 0.0}
             found = milp(goal, constraints=limits, integrality=np.array(self.whole), bounds=ends, options=options)
             if found.status == 0:
                 break
