@@ -28,6 +28,7 @@ from certkd.cli.solve import solve
 from certkd.cli.train import train
 from certkd.cli.transfer import transfer
 from certkd.cli.verify import verify
+from certkd.files import NETWORKS
 from verifiers import __version__
 from verifiers.core.errors import LONGEST_MESSAGE, InputError, one_line, out_of_memory, printable, shortened
 
@@ -81,7 +82,7 @@ def main() -> None:
     except click.ClickException as error:
         text = error.format_message()
         if "unexpected extra argument" in text:
-            text = f"{text.rstrip('.')}: numbers and lists have no blanks, like 8/255 and ibp,crown"
+            text = f"{text.rstrip('.')}: {_extra([word for word in arguments if word in text])}"
         code = _fail(text, error.exit_code, debug)
     except InputError as error:
         code = _fail(str(error), 2, debug)
@@ -100,6 +101,14 @@ def main() -> None:
         else:
             code = _fail(f"this is a bug in certkd ({type(error).__name__}: {text}); --debug shows where", 70, debug)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _extra(words: list[str]) -> str:
+    """Say what arguments that a command does not take may have been meant as."""
+    file = next((word for word in words if os.path.isfile(word)), None)
+    if file is None:
+        return "numbers and lists have no blanks, like 8/255 and ibp,crown"
+    return f"a second network is named by --teacher {file}" if file.endswith(NETWORKS) else "give one file at a time"
 
 
 def _discard_output() -> None:

@@ -4,14 +4,16 @@ from pathlib import Path
 
 import click
 
-from verifiers.core.errors import InputError, loading
+from certkd.cli.options import overwrite_option
+from certkd.cli.places import new_file
+from verifiers.core.errors import loading
 
 
 @click.command()
 @click.argument("file")
 @click.option("--name", metavar="NAME", help="The model's name.  [default: the file's]")
 @click.option("--out", metavar="FILE", help="Write it to a file: .md, or .json.  [default: print Markdown]")
-@click.option("--overwrite", is_flag=True, help="Write the file even if it is there.")
+@overwrite_option
 def card(file: str, name: str | None, out: str | None, overwrite: bool) -> None:
     """Write the robustness section of a model card from a certificate file.
 
@@ -27,11 +29,7 @@ def card(file: str, name: str | None, out: str | None, overwrite: bool) -> None:
     from certkd.report.console import display, record
     from verifiers.results.reader import KIND, read
 
-    place = None if out is None else Path(out)
-    if place is not None and place.suffix.lower() not in (".md", ".json"):
-        raise InputError(f"{out}: the name of a card ends in .md or .json")
-    if place is not None and place.exists() and not overwrite:
-        raise InputError(f"{out} is there already: add --overwrite, or name another with --out")
+    place = None if out is None else new_file(out, (".md", ".json"), overwrite=overwrite)
     with loading(file, KIND):
         facts = card_of(read(file), name or Path(file).stem)
     record(**plain(facts))

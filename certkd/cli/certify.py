@@ -22,6 +22,7 @@ from certkd.cli.options import (
 )
 from verifiers.core.errors import InputError
 from verifiers.core.quantities import Epsilon
+from verifiers.core.status import About
 
 if TYPE_CHECKING:
     from certkd.cli.networks import Load
@@ -127,7 +128,7 @@ def certified(
     options["kinds"] = {name.endswith(".onnx") for name in (model, teacher) if name is not None}
     student = network(model, options, load)
     reference = None if teacher is None else _reference(model, student, teacher, teacher_of(teacher, options, load))
-    if reference is not None and any(method.relational for method in config.methods):
+    if reference is not None and any(method.about is About.PAIR for method in config.methods):
         _check_two(str(teacher), reference, model, student)
     failed: list[str] = []
     answers: list[dict[str, Certificates]] = []
@@ -174,7 +175,7 @@ def _check_two(teacher: str, reference: "Checkpoint", model: str, student: "Chec
 
     classes = student.model.spec.classes, reference.model.spec.classes
     if classes[0] != classes[1]:
-        raise InputError(f"{model} has {classes[0]} classes, {teacher} {classes[1]}: match needs networks of the same")
+        raise InputError(f"{model} has {classes[0]} classes, {teacher} {classes[1]}: give networks of the same")
     if student.sha256 == reference.sha256 and structure_sha256(student.model) == structure_sha256(reference.model):
         raise InputError(f"{model} and {teacher} are the same network: give a student and its teacher")
 
@@ -235,11 +236,11 @@ class _Certification:
         options, split, reporter = self.options, self.options["split"], CertifyProgress(name)
         source = networks.data_of(known, named_data(options))
         samples = self.load(source)
+        device = choose_device(options["device"] or "auto")
+        data = data_for(known, samples, source, split, self.selection)
         remark = numbering(samples, split, self.selection)
         if remark is not None:
             reporter.inform(remark)
-        device = choose_device(options["device"] or "auto")
-        data = data_for(known, samples, source, split, self.selection)
         if options["overwrite"]:
             discard(out)
         network, reference = known.model.to(device), None if teacher is None else teacher.model.to(device)

@@ -1,11 +1,12 @@
 """``certkd compare``."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from certkd.cli.options import EpsilonType
+from certkd.cli.options import EpsilonType, label_option, overwrite_option
+from certkd.cli.places import new_file
 from verifiers.core.errors import InputError, loading
 from verifiers.core.quantities import Epsilon
 
@@ -19,13 +20,7 @@ FORMATS = ("table", "markdown", "latex", "csv", "json")
 
 @click.command()
 @click.argument("files", nargs=-1, metavar="TEACHER STUDENT...")
-@click.option(
-    "--label",
-    "labels",
-    multiple=True,
-    metavar="NAME",
-    help="A network's name: once for each, in their order.  [repeatable]",
-)
+@label_option
 @click.option("--method", default="best", show_default=True, help="Whose radii: a method's, or the best of all proofs.")
 @click.option("--eps", type=EpsilonType(), help="Another radius than the files', where radii allow it.")
 @click.option(
@@ -35,8 +30,9 @@ FORMATS = ("table", "markdown", "latex", "csv", "json")
     "--require", "conditions", multiple=True, metavar="CONDITION", help="Like 'retention>=0.9': exit 1 if not."
 )
 @click.option("--plot", metavar="FILE", help="Also plot the radius distributions (.png, .pdf or .svg).")
+@overwrite_option
 def compare(
-    files: tuple[str, ...], labels: tuple[str, ...], method: str, eps: Epsilon | None, kind: str, **options: object
+    files: tuple[str, ...], labels: tuple[str, ...], method: str, eps: Epsilon | None, kind: str, **options: Any
 ) -> int:
     """Compare certificate files, sample by sample.
 
@@ -52,11 +48,10 @@ def compare(
     from certkd.comparison.requirement import Requirement
     from certkd.report import plots
 
-    plot, conditions = options["plot"], options["conditions"]
-    assert isinstance(conditions, tuple)
-    requirements = [Requirement.parse(text) for text in conditions]
+    requirements = [Requirement.parse(text) for text in options["conditions"]]
+    plot = options["plot"]
     if plot is not None:
-        plots.check_name(Path(str(plot)))
+        plot = new_file(plot, plots.FORMATS, overwrite=options["overwrite"], option="--plot")
     groups = group(files, labels)
     if len(groups) < 2:
         given = ", ".join(files) or "none"
@@ -67,7 +62,7 @@ def compare(
         results = _show(read, method, eps, "table" if kind == "json" else kind, labelled=bool(labels))
         missed = _missed(results, requirements)
         if plot is not None:
-            _plot(Path(str(plot)), read, results)
+            _plot(plot, read, results)
     from certkd.report.console import stderr
 
     for line in missed:

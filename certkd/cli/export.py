@@ -6,7 +6,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from certkd.cli.networks import loader, named_data, network, teacher_of
-from certkd.cli.options import EpsilonType, Value, Whole, data_places, network_options, teacher_options
+from certkd.cli.options import (
+    EpsilonType,
+    Value,
+    Whole,
+    data_places,
+    network_options,
+    overwrite_option,
+    teacher_options,
+)
+from certkd.cli.places import check_new, new_file
+from certkd.exchange.instance_table import LIST
 from certkd.files import NETWORKS
 from verifiers.core.errors import InputError, did_you_mean, loading, quoted
 from verifiers.core.quantities import Epsilon, Norm, beyond_images
@@ -37,6 +47,7 @@ if TYPE_CHECKING:
 @network_options
 @teacher_options
 @data_places
+@overwrite_option
 def export(file: str | None, model: str | None, out: str, eps: Epsilon | None, **options: Any) -> int:
     """Export networks, properties and certificates for other tools.
 
@@ -91,7 +102,7 @@ def _refuse(options: dict[str, Any], names: tuple[str, ...], why: str) -> None:
 
 
 def _rows(file: str, model: str | None, out: str, options: dict[str, Any]) -> int:
-    from certkd.exchange.rows import export_rows, is_folder
+    from certkd.exchange.rows import WRITERS, export_rows, is_folder
     from certkd.report.console import display
     from verifiers.results.reader import KIND
 
@@ -106,8 +117,9 @@ def _rows(file: str, model: str | None, out: str, options: dict[str, Any]) -> in
     if model is not None:
         display(*_counterexamples(file, model, out, options))
         return 0
+    place = new_file(out, tuple(WRITERS), overwrite=options["overwrite"])
     with loading(file, KIND):
-        written = export_rows(Path(file), Path(out))
+        written = export_rows(Path(file), place)
     display(*written)
     return 0
 
@@ -135,16 +147,17 @@ def _pair(model: str, out: str, eps: Epsilon | None, options: dict[str, Any]) ->
         ours, theirs = (getattr(known.model.spec, what) for known in (student, reference))
         if ours != theirs:
             raise InputError(f"{model} and its teacher differ in {what}: {ours} and {theirs}")
-    samples, name = _samples(student, options, load)
     files = [_file(model, out), _file(teacher, out)]
     if files[0] == files[1]:
         files[1] = files[1].with_name(f"{files[1].stem}-teacher.onnx")
+    _check_new((*files, Path(out) / LIST), options)
+    samples, name = _samples(student, options, load)
     for known, file in zip((student, reference), files, strict=True):
         _written(known, file)
     wanted = PairProperties((files[0].name, files[1].name), relation, name, eps, options["timeout"] or 300)
     made = write_pair_instances(student.model, reference.model, samples, Path(out), wanted)
     count = counted(len(made), "property", "properties")
-    display(f"{Path(out) / 'instances.csv'}: {count}, {relation.kind}, eps {eps}")
+    display(f"{Path(out) / LIST}: {count}, {relation.kind}, eps {eps}")
     return 0
 
 
@@ -171,6 +184,11 @@ def _file(model: str, out: str) -> Path:
     return file
 
 
+def _check_new(files: tuple[Path, ...], options: dict[str, Any]) -> None:
+    for file in files:
+        check_new(file, overwrite=options["overwrite"])
+
+
 def _written(known: "Checkpoint", file: Path) -> None:
     """Write a network, and say so."""
     from certkd.networks.onnx.export import export as export_network
@@ -186,8 +204,9 @@ def _network(model: str, out: str, eps: Epsilon | None, options: dict[str, Any])
     from certkd.exchange.instances import Properties
 
     options["kinds"], load = {model.endswith(".onnx")}, loader()
-    known = network(model, options, load)
     file = _file(model, out)
+    _check_new((file, *([] if eps is None else [file.with_name(LIST)])), options)
+    known = network(model, options, load)
     properties = None if eps is None else _samples(known, options, load)
     _written(known, file)
     if eps is not None and properties is not None:
@@ -215,7 +234,7 @@ def _write_properties(known: "Checkpoint", samples: Any, file: Path, wanted: "Pr
 
     made = write_instances(known.model, samples, file.parent, wanted)
     count = counted(len(made.properties), "property", "properties")
-    display(f"{file.parent / 'instances.csv'}: {count}, eps {wanted.eps}")
+    display(f"{file.parent / LIST}: {count}, eps {wanted.eps}")
     if made.misclassified:
         few = ", ".join(map(str, made.misclassified[:10])) + (", ..." if len(made.misclassified) > 10 else "")
         stderr().print(

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from certkd.cli.options import label_option, overwrite_option
+from certkd.cli.places import new_file
 from verifiers.core.errors import InputError, loading
 
 if TYPE_CHECKING:
@@ -19,14 +21,9 @@ KINDS = ("curve", "scatter", "distribution", "bracket", "stages", "training")
 @click.argument("kind", metavar="KIND", type=click.Choice(KINDS))
 @click.argument("files", nargs=-1, required=True)
 @click.option("--out", required=True, metavar="FILE", help="The figure: .pdf, .svg or .png.")
-@click.option(
-    "--label",
-    "labels",
-    multiple=True,
-    metavar="NAME",
-    help="A network's name: once for each, in their order.  [repeatable]",
-)
-def figure(kind: str, files: tuple[str, ...], out: str, labels: tuple[str, ...]) -> None:
+@label_option
+@overwrite_option
+def figure(kind: str, files: tuple[str, ...], out: str, labels: tuple[str, ...], overwrite: bool) -> None:
     """Draw a figure for print from certificate files.
 
     KIND is one of these. curve: certified accuracy over the radius, with its band; seeds are grouped as in 'certkd
@@ -41,8 +38,7 @@ def figure(kind: str, files: tuple[str, ...], out: str, labels: tuple[str, ...])
     from certkd.report import plots
     from certkd.report.console import display, record
 
-    path = Path(out)
-    plots.check_name(path)
+    path = new_file(out, plots.FORMATS, overwrite=overwrite)
     groups = group(files, labels)
     if kind == "training":
         plots.training_curves(path, {label: _history(Path(each[0])) for label, each in _single(groups).items()})

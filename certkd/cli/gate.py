@@ -15,6 +15,7 @@ from certkd.cli.options import (
     run_options,
     sample_options,
 )
+from certkd.cli.places import new_file
 from verifiers.core.errors import InputError, loading
 from verifiers.core.quantities import Epsilon
 
@@ -29,8 +30,10 @@ if TYPE_CHECKING:
 ALPHA = "0.05"
 #: How the name of a certificate file ends.
 _FILES = (".h5", ".hdf5")
+#: What is written besides certificates, by option, with the end of its name.
+_REPORTS = {"junit": ".xml", "summary": ".md"}
 #: What two certificate files take too.
-_ALWAYS = ("new", "shipped", "conditions", "alpha", "junit", "summary")
+_ALWAYS = ("new", "shipped", "conditions", "alpha", "overwrite", *_REPORTS)
 
 
 @click.command()
@@ -66,14 +69,18 @@ def gate(ctx: click.Context, new: str, shipped: str, conditions: tuple[str, ...]
     from certkd.report.gate import junit, markdown
 
     rules = [Rule.parse(text) for text in conditions]
-    alpha, places = options.pop("alpha"), {name: options.pop(name) for name in ("junit", "summary")}
+    alpha, places = options.pop("alpha"), {name: options.pop(name) for name in _REPORTS}
     if not 0 < alpha < 1:
         raise InputError(f"--alpha must be between 0 and 1, got {alpha:g}")
-    _check_places(places)
+    for name, place in places.items():
+        if place is not None:
+            new_file(place, (_REPORTS[name],), overwrite=options["overwrite"], option=f"--{name}")
     files = _files(ctx, new, shipped, rules, options)
     with loading(f"{new} or {shipped}", "a certificate file"):
         found = _decided(files, rules, alpha)
     code = said(found)
+    if not new.endswith(_FILES):
+        display(f"certificates: {found.names[0]} and {found.names[1]}")
     for name, write in (("junit", junit), ("summary", markdown)):
         if places[name] is not None:
             text = write(found)
@@ -93,14 +100,6 @@ def said(found: "Gated") -> int:
         samples, alpha = counted(int(found.facts["samples"]), "sample"), found.facts["alpha"]
         stderr().print(f"certkd: {samples} cannot decide at alpha {alpha}: certify more, or loosen the requirement")
     return {"met": 0, "failed": 1, "undecided": 2}[found.verdict]
-
-
-def _check_places(places: dict[str, str | None]) -> None:
-    """Refuse a name that a file of another kind may have, before any work."""
-    for name, suffix in (("junit", ".xml"), ("summary", ".md")):
-        place = places[name]
-        if place is not None and Path(place).suffix.lower() != suffix:
-            raise InputError(f"--{name} {place}: give a name that ends in {suffix}")
 
 
 def _check_unused(ctx: click.Context) -> None:

@@ -113,7 +113,7 @@ def check_network(name: str) -> None:
     from certkd.files import sniff
     from certkd.networks import resolve as networks
 
-    if networks.is_path(name):
+    if networks.is_path(name) or Path(name).is_dir():
         sniff(Path(name), "ONNX file" if name.endswith(".onnx") else "checkpoint")
 
 

@@ -153,6 +153,16 @@ sample_options = _all(
         "--indices-file", metavar="FILE", help="Only the samples that a file lists, an index or range a line."
     ),
 )
+#: The names of the networks of certificate files.
+label_option = click.option(
+    "--label",
+    "labels",
+    multiple=True,
+    metavar="NAME",
+    help="A network's name: once for each, in their order.  [repeatable]",
+)
+#: What a command does with files that it writes and that are there.
+overwrite_option = click.option("--overwrite", is_flag=True, help="Replace what is written if it is there already.")
 #: How a run computes, and what it does with files that are there.
 run_options = _all(
     click.option("--overwrite", is_flag=True, help="Begin certificate files again if they are there."),

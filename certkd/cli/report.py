@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from certkd.cli.options import data_places
+from certkd.cli.options import data_places, label_option, overwrite_option
+from certkd.cli.places import new_file
 from verifiers.core.errors import InputError, loading
 
 if TYPE_CHECKING:
@@ -19,16 +20,10 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("files", nargs=-1, required=True, metavar="EXPERIMENT|FILES...")
 @click.option("--out", default="report.html", show_default=True, metavar="FILE", help="The page.")
-@click.option(
-    "--label",
-    "labels",
-    multiple=True,
-    metavar="NAME",
-    help="A network's name: once for each, in their order.  [repeatable]",
-)
+@label_option
 @click.option("--title", default="Certified robustness", show_default=True, help="The page's heading.")
 @click.option("--data", metavar="NAME", help="Data set of the pictures.  [default: the files', where certkd knows it]")
-@click.option("--overwrite", is_flag=True, help="Write the page even if the file is there.")
+@overwrite_option
 @data_places
 def report(files: tuple[str, ...], out: str, labels: tuple[str, ...], title: str, **options: Any) -> None:
     """Write one HTML page about certificate files: nothing is loaded from outside, so it can be handed to anybody.
@@ -43,11 +38,7 @@ def report(files: tuple[str, ...], out: str, labels: tuple[str, ...], title: str
     from certkd.report.page import Page, render
     from verifiers.results.reader import read
 
-    path = Path(out)
-    if path.suffix.lower() not in (".html", ".htm"):
-        raise InputError(f"{out}: the name of a page ends in .html")
-    if path.exists() and not options["overwrite"]:
-        raise InputError(f"{out} is there already: add --overwrite, or name another with --out")
+    path = new_file(out, (".html", ".htm"), overwrite=options["overwrite"])
     found = {}
     for label, each in group(_files(files), labels).items():
         for number, file in enumerate(each):

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from certkd.cli.options import Number, Whole, workers_option
+from certkd.cli.options import Number, Whole, overwrite_option, workers_option
+from certkd.cli.places import check_new
 from verifiers.core.errors import InputError
 from verifiers.core.table import counted
 
@@ -33,7 +34,7 @@ RESULTS = "results.csv"
     help="float32 proves the network as it runs, with its rounding; real the network over the real numbers.",
 )
 @workers_option
-@click.option("--overwrite", is_flag=True, help="Replace results that are in the folder already.")
+@overwrite_option
 def solve(files: tuple[str, ...], **options: Any) -> int:
     """Solve VNN-LIB properties of ONNX networks.
 
@@ -55,8 +56,7 @@ def solve(files: tuple[str, ...], **options: Any) -> int:
     if options["replay"] is not None:
         return _replay(instances, question, Path(options["replay"]))
     folder = Path(options["out"]) if options["out"] else _folder(Path(last))
-    if (folder / RESULTS).exists() and not options["overwrite"]:
-        raise InputError(f"{folder / RESULTS} exists: name another folder with --out, or add --overwrite")
+    check_new(folder / RESULTS, overwrite=options["overwrite"])
     rows = _solve(instances, folder, options, alone=question is not None)
     return _report(rows, folder, against, alone=question is not None)
 

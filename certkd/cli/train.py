@@ -40,6 +40,8 @@ def train(config: str | None, teacher: str | None, out: str | None, data: str | 
 
     if options["bare"] is not None:
         config = bare_or_named(options["bare"], config, "--config", "")
+    if options["resume"] and options["overwrite"]:
+        raise InputError("--resume continues the training that --overwrite deletes: give one of them")
     arch = options["teacher_arch"]
     given = {"teacher": teacher, "teacher_arch": arch, "out": out, "data.name": data if config is not None else None}
     extra = [f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None]  # quoted: not YAML

@@ -13,6 +13,8 @@ from certkd.exchange.expressions import text_of
 from certkd.files import write_whole
 from verifiers.core.errors import InputError, quoted
 
+#: The list of properties in their folder.
+LIST = "instances.csv"
 #: The words that tools write for the four answers.
 VERDICTS: Mapping[str, str] = {
     **dict.fromkeys(("sat", "violated", "unsafe", "falsified"), "sat"),

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from certkd.data.splits import Split
+from certkd.exchange.instance_table import LIST
 from certkd.exchange.property_list import about
 from certkd.exchange.vnnlib import VERSIONS, Style, ball, write_property
 from certkd.files import write_whole
@@ -73,7 +74,7 @@ def write_instances(model: Classifier, samples: Split, folder: Path, wanted: Pro
             rows.append(f"vnnlib/{wanted.name}_{index}_{eps.text.replace('/', '_')}.vnnlib")
             style = Style(wanted.version, about(index, wanted.name, eps))
             write_property(folder / rows[-1], *ball(image.numpy(), eps), label, model.spec.classes, style)
-    write_whole(folder / "instances.csv", lambda temporary: _list(temporary, wanted.network, rows, wanted.timeout))
+    write_whole(folder / LIST, lambda temporary: _list(temporary, wanted.network, rows, wanted.timeout))
     return Instances(rows, misclassified)
 
 

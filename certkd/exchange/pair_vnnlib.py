@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 
 from certkd.data.splits import Split
+from certkd.exchange.instance_table import LIST
 from certkd.exchange.property_list import about
 from certkd.exchange.vnnlib import ball, exact
 from certkd.files import write_whole
@@ -102,7 +103,7 @@ def write_pair_instances(
                 folder / wanted.path(index), PairQuery(*ball(image.numpy(), wanted.eps), spaces, alike, notes)
             )
             paths.append(wanted.path(index))
-    write_whole(folder / "instances.csv", lambda temporary: _list(temporary, wanted, paths))
+    write_whole(folder / LIST, lambda temporary: _list(temporary, wanted, paths))
     return paths
 
 

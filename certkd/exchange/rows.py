@@ -53,15 +53,12 @@ def export_rows(path: Path, out: Path) -> list[str]:
     Raises:
         InputError: it is not a certificate file, the suffix is unknown, or the output cannot be written.
     """
-    writers: Mapping[str, Callable[[Source, Path], list[str]]] = {".csv": _csv, ".json": _json, ".npz": _npz}
-    if out.suffix.lower() not in writers:
-        raise InputError(
-            f"{out}: name a file that ends in {', '.join(writers)}, or a folder for VNN-COMP's counterexamples"
-        )
+    if out.suffix.lower() not in WRITERS:
+        raise InputError(f"{out}: name a file that ends in {', '.join(WRITERS)}")
     lines: list[str] = []
     certificates = read(path)
     with opened(path) as file:
-        write_whole(out, lambda place: lines.extend(writers[out.suffix.lower()](Source(certificates, file), place)))
+        write_whole(out, lambda place: lines.extend(WRITERS[out.suffix.lower()](Source(certificates, file), place)))
     return [f"{lines[0]} written to {out}", *lines[1:]]
 
 
@@ -210,3 +207,7 @@ def _write_images(
         for method, rows in found:
             for block in blocks(rows):
                 entry.write(source.images(method.name, block).astype("<f4").tobytes())
+
+
+#: What writes each format, by the end of the file's name.
+WRITERS: Mapping[str, Callable[[Source, Path], list[str]]] = {".csv": _csv, ".json": _json, ".npz": _npz}

@@ -53,7 +53,15 @@ class Gated:
     def to_dict(self) -> dict[str, Any]:
         """Convert to plain values."""
         decisions = [decision.to_dict() for decision in self.decisions]
-        return {"verdict": str(self.verdict), **self.facts, "decisions": decisions, "lost": list(self.lost)}
+        new, shipped = self.names
+        return {
+            "verdict": str(self.verdict),
+            "new": new,
+            "shipped": shipped,
+            **self.facts,
+            "decisions": decisions,
+            "lost": list(self.lost),
+        }
 
     def lines(self) -> list[str]:
         """The answer, each requirement, and the samples that were lost."""

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from certkd.report.style import COLORS, GREY, MARKERS, check_name, figure, look, save, text
+from certkd.report.style import COLORS, FORMATS, GREY, MARKERS, figure, look, save, text
 from verifiers.core.statistics import wilson
 
 __all__ = [
+    "FORMATS",
     "Caption",
     "brackets",
-    "check_name",
     "distributions",
     "paired_radii",
     "radius_curves",

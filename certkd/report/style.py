@@ -46,20 +46,15 @@ def figure(height: float = 4.8) -> tuple[Any, Any]:
     return made, axes
 
 
-def check_name(path: Path) -> None:
-    """Check that a figure can have this name.
+def save(made: Any, path: Path) -> None:
+    """Write a figure in the format that the suffix names; the same figure gives the same bytes.
 
     Raises:
-        InputError: its suffix is none of ``FORMATS``.
+        InputError: the suffix is none of ``FORMATS``.
     """
-    if path.suffix.lower() not in FORMATS:
-        raise InputError(f"{path}: the name of a plot ends in {', '.join(FORMATS)}")
-
-
-def save(made: Any, path: Path) -> None:
-    """Write a figure in the format that the suffix names; the same figure gives the same bytes."""
-    check_name(path)
     kind = path.suffix[1:].lower()
+    if path.suffix.lower() not in FORMATS:
+        raise InputError(f"{path}: the name of a figure ends in {', '.join(FORMATS)}")
     about = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(kind)
     from matplotlib import rc_context
 

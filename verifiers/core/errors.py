@@ -131,8 +131,9 @@ def did_you_mean(given: str, known: list[str]) -> str:
     """``" Did you mean 'x'?"`` for the nearest known name, or the list of all of them when none is near."""
     import difflib
 
-    near = difflib.get_close_matches(given, known, n=1, cutoff=0.6)
-    return f" Did you mean {near[0]!r}?" if near else f" Known: {', '.join(known)}."
+    names = {name.lower(): name for name in known}
+    near = difflib.get_close_matches(given.lower(), list(names), n=1, cutoff=0.6)
+    return f" Did you mean {names[near[0]]!r}?" if near else f" Known: {', '.join(known)}."
 
 
 class Unsupported(Exception):

@@ -34,7 +34,7 @@ def read_text(path: Path, what: str, limit: int, encoding: str = "utf-8") -> str
     try:
         return read_bytes(path, what, limit).decode(encoding)
     except UnicodeDecodeError:
-        raise InputError(f"cannot read {path}: it is not UTF-8 text") from None
+        raise InputError(f"cannot read {path}: it is not UTF-8 text: give {what}") from None
 
 
 def check_regular(path: Path) -> None:

@@ -322,7 +322,7 @@ EXPORT: list[tuple[str, str]] = [
     ("ROWS --out OUT.csv --download", "--download is about a network"),
     ("ROWS --out OUT.csv --model NET", "--model is for a folder of counterexamples"),
     ("ROWS --out OUT", "needs the network (--model)"),
-    ("ROWS --out OUT.txt", "name a file that ends in .csv, .json, .npz"),
+    ("ROWS --out OUT.txt", "give a name that ends in .csv, .json or .npz"),
     ("NET --out OUT.csv", "a network is exported to a folder"),
     ("ROWS --out OUT --model NET --layout flat", "--layout flat is for .onnx files"),
     ("--model NET --out OUT --limit 3", "--limit 3 "),

@@ -270,7 +270,7 @@ MISTAKES = [
     ),
     ("match STUDENT --teacher gone.pt --eps 0.1", "no such checkpoint: gone.pt"),
     ("match STUDENT --teacher STUDENT --eps 0.1 DATA", "are the same network: give a student and its teacher"),
-    ("match STUDENT --teacher FOUR --eps 0.1 DATA", "3 classes, FOUR 4: match needs networks of the same"),
+    ("match STUDENT --teacher FOUR --eps 0.1 DATA", "3 classes, FOUR 4: give networks of the same"),
     ("match STUDENT --teacher VECTORS --eps 0.1 DATA", "(5,)"),
     ("certify STUDENT --eps 0.1 --methods match", "the method match needs --teacher\n"),
     (

@@ -163,10 +163,10 @@ MISTAKES: list[tuple[str, str]] = [
     ("show OLD", f"OLD has format version 1, this certkd reads {FORMAT_VERSION}: certify again\n"),
     ("cite FOLDER", "FOLDER is a folder: give a certificate file"),
     ("export FOLDER --out rows.csv", "FOLDER is a folder: give a certificate file"),
-    ("export GOOD --out rows.txt", "name a file that ends in .csv, .json, .npz, or a folder"),
+    ("export GOOD --out rows.txt", "--out rows.txt: give a name that ends in .csv, .json or .npz"),
     ("import-log FOLDER --n 100 --alpha 0.1 --sigma 1", "no log at FOLDER"),
     ("compare FOLDER GOOD", "FOLDER is a folder: give a certificate file in it, like GOOD"),
-    ("compare GOOD GOOD --plot radii.xyz", "radii.xyz: the name of a plot ends in .png, .pdf, .svg"),
+    ("compare GOOD GOOD --plot radii.xyz", "--plot radii.xyz: give a name that ends in .png, .pdf or .svg"),
     ("run TRAINING", "TRAINING: this is one training, not an experiment: use 'certkd train --config FILE'"),
     ("train --config EXPERIMENT", "EXPERIMENT: this is an experiment, with a teacher and students, not one train"),
     ("train --config TRAINING --set objective.temperature=0", "objective.temperature must be greater than 0"),
@@ -227,6 +227,13 @@ MISTAKES: list[tuple[str, str]] = [
     ("match --student NET --eps 0.1", "match relates a student to its teacher: give --teacher"),
     ("match --student STUDENT --teacher NET --eps 0.1 --property same", "unknown property 'same'. Known: same-class"),
     ("CERTIFY --teacher GOOD", "GOOD is an HDF5 file, as certificates are, not a network"),
+    ("certify . --eps 0.1", ". is a folder, not a checkpoint: give a file in it"),
+    ("CERTIFY --indices 99999", "--indices: no sample 99999: the test split of digits has 360, numbered 0 to 359"),
+    ("CERTIFY --methods CROWN", "unknown method 'CROWN'. Did you mean 'crown'?"),
+    ("certify NET STUDENT --eps 0.1", "(STUDENT): a second network is named by --teacher STUDENT"),
+    ("show GOOD OLD", "(OLD): give one file at a time"),
+    ("train TRAINING --resume --overwrite", "--resume continues the training that --overwrite deletes: give one of"),
+    ("train NET", "cannot read NET: it is not UTF-8 text: give a configuration"),
 ]
 
 

@@ -185,7 +185,7 @@ def test_the_command_prints_and_writes_it(certificates: Certificates, tmp_path: 
     ("words", "message"),
     [
         ("none.h5", "no certificate file at none.h5"),
-        ("none.h5 --out a.txt", "a.txt: the name of a card ends in .md or .json"),
+        ("none.h5 --out a.txt", "--out a.txt: give a name that ends in .md or .json"),
     ],
 )
 def test_mistakes_are_one_line(words: str, message: str) -> None:

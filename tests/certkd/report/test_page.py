@@ -170,7 +170,7 @@ def test_the_command_writes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 MISTAKES = [
     ("report none.h5", "no certificate file at none.h5"),
-    ("report none.h5 --out a.pdf", "a.pdf: the name of a page ends in .html"),
+    ("report none.h5 --out a.pdf", "--out a.pdf: give a name that ends in .html"),
     ("report .", ". holds no certificates/*.h5: give the folder of a 'certkd run', or files"),
     ("report", "Missing argument"),
     ("report t.h5 --out t.h5/page.html", "cannot write t.h5/page.html: its folder is a file; choose another place"),

@@ -74,8 +74,8 @@ def test_the_suffix_is_the_form_of_a_plot(tmp_path: Path, name: str, start: byte
 
 @pytest.mark.parametrize("name", ["a.xyz", "a", "a.gif"])
 def test_another_suffix_is_refused_with_the_known_ones(name: str) -> None:
-    with pytest.raises(InputError, match=rf"^{name}: the name of a plot ends in \.png, \.pdf, \.svg$"):
-        plots.check_name(Path(name))
+    with pytest.raises(InputError, match=rf"^{name}: the name of a figure ends in \.png, \.pdf, \.svg$"):
+        plots.training_curves(Path(name), {"kd": [{"epoch": 0, "validation": {"clean": 0.5}}]})
 
 
 def test_a_plot_is_a_whole_png(tmp_path: Path) -> None:
@@ -260,7 +260,7 @@ def test_the_command_draws_stages_and_trainings(certificates: Path, tmp_path: Pa
 
 MISTAKES = [
     ("curvy t.h5 --out a.png", "curvy"),
-    ("curve t.h5 --out a.gif", "a.gif: the name of a plot ends in .png, .pdf, .svg"),
+    ("curve t.h5 --out a.gif", "--out a.gif: give a name that ends in .png, .pdf or .svg"),
     ("curve none.h5 --out a.png", "no certificate file at none.h5"),
     ("scatter t.h5 --out a.png", "scatter draws one network against another: give two files, not 1"),
     ("stages t.h5 --out a.png", "t.h5 has no rows of complete: certify with --complete"),
