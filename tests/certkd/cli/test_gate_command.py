@@ -233,6 +233,7 @@ def test_an_epoch_of_plain_training_is_caught(worsened: Path) -> None:
     assert "Robustness gate: failed" in (worsened / "gate.md").read_text()
     files = sorted(worsened.glob("*.h5"))
     assert len(files) == 2, files
+    assert all(str(file) in found.out for file in files), found.out
     new, shipped = (next(file for file in files if file.name.startswith(name)) for name in ("new", "shipped"))
     again = certkd("gate", new, "--shipped", shipped, *rules)
     assert again.out.splitlines()[:3] == found.out.splitlines()[:3] and again.code == 1
