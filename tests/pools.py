@@ -19,6 +19,8 @@ class Inline:
     ``order`` says whose parts come first: of the ``first`` task that is open, of the ``last``, or of all in ``turns``.
     """
 
+    block_seconds = 0.0
+
     def __init__(self, job: Any, workers: int, *, order: str = "first") -> None:
         self._answer = pickle.loads(pickle.dumps(job)).open()
         self._workers, self._given = workers, 0

@@ -129,9 +129,10 @@ def _all(*options: Callable[..., Any]) -> Callable[..., Any]:
     return add
 
 
-#: The number of processes.
-workers_option = click.option(
-    "--workers", type=Whole(1, 1024), default=1, show_default=True, help="Processes that share the work."
+#: Who does the work.
+workers_options = _all(
+    click.option("--workers", type=Whole(1, 1024), default=1, show_default=True, help="Processes that share the work."),
+    click.option("--cluster", metavar="WHERE", help="Dask workers do: local:4, tcp://host:8786, slurm:FILE.yaml."),
 )
 #: The two networks of a pair.
 pair_options = _all(
@@ -174,7 +175,7 @@ run_options = _all(
     ),
     click.option("--seed", type=Whole(0), default=0, show_default=True, help="Seed of all randomness."),
     click.option("--batch-size", type=Whole(1), help="Samples at a time.  [default: the method's own]"),
-    workers_option,
+    workers_options,
 )
 
 

@@ -33,6 +33,7 @@ def certify_config(eps: Epsilon, options: dict[str, Any]) -> CertifyConfig:
         "seed": options["seed"],
         "batch_size": options["batch_size"],
         "workers": options["workers"],
+        "cluster": options["cluster"],
         "arithmetic": options["arithmetic"],
     }
     config = CertifyConfig.parse(values)

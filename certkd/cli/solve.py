@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from certkd.cli.options import Number, Whole, overwrite_option, workers_option
+from certkd.cli.options import Number, Whole, overwrite_option, workers_options
 from certkd.cli.places import check_new
 from verifiers.core.errors import InputError
 from verifiers.core.table import counted
@@ -33,7 +33,7 @@ RESULTS = "results.csv"
     show_default=True,
     help="float32 proves the network as it runs, with its rounding; real the network over the real numbers.",
 )
-@workers_option
+@workers_options
 @overwrite_option
 def solve(files: tuple[str, ...], **options: Any) -> int:
     """Solve VNN-LIB properties of ONNX networks.
@@ -101,12 +101,13 @@ def _replay(instances: "Sequence[Instance]", question: str | None, path: Path) -
 
 def _solve(instances: "Sequence[Instance]", folder: Path, options: dict[str, Any], *, alone: bool) -> "list[Row]":
     from certkd.exchange.instance_table import write_results
-    from certkd.exchange.parallel import solve_in_processes
+    from certkd.exchange.parallel import solve_shared
     from certkd.exchange.solving import Settings, solve, solve_all
     from certkd.files import make_folder
     from certkd.report.console import current, stderr
     from verifiers.core.quantities import parse_arithmetic
     from verifiers.runtime.modes import reuse_memory
+    from verifiers.runtime.staff import Staff
 
     settings = Settings(folder, options["seed"], parse_arithmetic(options["arithmetic"]))
     make_folder(folder)
@@ -120,8 +121,9 @@ def _solve(instances: "Sequence[Instance]", folder: Path, options: dict[str, Any
         count = f"{len(rows)}/{len(instances)}"
         stderr().print(f"{count} {row.result} {row.time:.1f} s {one.network} {one.question}{reason}")
 
-    if options["workers"] > 1 and len(instances) > 1:
-        return solve_in_processes(instances, settings, min(options["workers"], len(instances)), done)
+    staff = Staff(min(options["workers"], len(instances)), options["cluster"])
+    if not staff.alone:
+        return solve_shared(instances, settings, staff, done)
     rows: list[Row] = []
     for row in [solve(instances[0], settings)] if alone else solve_all(instances, settings):
         rows.append(row)

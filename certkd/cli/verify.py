@@ -13,7 +13,7 @@ from certkd.cli.options import (
     data_options,
     network_options,
     teacher_options,
-    workers_option,
+    workers_options,
 )
 from verifiers.core.errors import InputError
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 @click.option(
     "--adversarial", metavar="FILE", help="Only compare with saved adversarial images: .pt, .pth, .npz, .npy."
 )
-@workers_option
+@workers_options
 @network_options
 @teacher_options
 @data_options
@@ -66,7 +66,7 @@ def verify(file: str, bare: str | None, model: str | None, teacher: str | None, 
 
     model = bare_or_named(bare, model, "--model", f"certkd verify {file} student.pt")
     settings = VerifyConfig.parse(
-        {name: options[name] for name in ("sample", "seed", "time_limit", "workers")}, source="verify"
+        {name: options[name] for name in ("sample", "seed", "time_limit", "workers", "cluster")}, source="verify"
     )
     certificates, load = read(file), loader()
     for name in (model, teacher):

@@ -1,4 +1,4 @@
-"""Solve a list of instances in several processes."""
+"""Solve a list of instances in several processes, or on a cluster."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from certkd.exchange.solving import Networks, Settings, solve_or_say
 from verifiers.properties.solver import Verdict
 from verifiers.runtime.modes import reuse_memory
 from verifiers.runtime.pool import End, Left, Rows, Send, spread
-from verifiers.runtime.processes import Processes
+from verifiers.runtime.staff import Staff
 
 
 @dataclass(frozen=True)
@@ -21,12 +21,17 @@ class Solving:
     settings: Settings
     threads: int = 1
 
-    def open(self) -> Callable[[Instance, Send], None]:
-        """Return what solves an instance."""
+    def open(self) -> Callable[[Sequence[tuple[int, Instance]], Send], None]:
+        """Return what solves instances, by their places."""
         torch.set_num_threads(self.threads)
         reuse_memory()
         networks = Networks()
-        return lambda instance, send: send(solve_or_say(instance, self.settings, networks))
+
+        def answer(instances: Sequence[tuple[int, Instance]], send: Send) -> None:
+            for place, instance in instances:
+                send((place, solve_or_say(instance, self.settings, networks)))
+
+        return answer
 
 
 @dataclass
@@ -37,13 +42,13 @@ class Table:
     done: Callable[[Sequence[Row], Row], None]
     rows: dict[int, Row] = field(default_factory=dict)
 
-    def task(self, rows: Rows) -> Instance:
-        """Return the instance, which is a task by itself."""
-        return self.instances[int(rows[0])]
+    def task(self, rows: Rows, size: int) -> list[tuple[int, Instance]]:
+        """Return instances with their places."""
+        return [(int(row), self.instances[int(row)]) for row in rows]
 
-    def take(self, rows: Rows, value: Row) -> bool:
+    def take(self, rows: Rows, value: tuple[int, Row]) -> bool:
         """Keep a row."""
-        self._keep(int(rows[0]), value)
+        self._keep(*value)
         return True
 
     def left(self, rows: Rows) -> Left:
@@ -59,18 +64,18 @@ class Table:
         self.done([self.rows[number] for number in sorted(self.rows)], row)
 
 
-def solve_in_processes(
-    instances: Sequence[Instance], settings: Settings, workers: int, done: Callable[[Sequence[Row], Row], None]
+def solve_shared(
+    instances: Sequence[Instance], settings: Settings, staff: Staff, done: Callable[[Sequence[Row], Row], None]
 ) -> list[Row]:
     """Solve instances in processes, which share the threads that are set; return their rows in order.
 
     Args:
         instances: of a list.
         settings: as for one process.
-        workers: number of processes.
+        staff: who solves them.
         done: receives all rows so far, in order, and the new one.
     """
-    table, threads = Table(instances, done), max(1, torch.get_num_threads() // workers)
-    with Processes(Solving(settings, threads), workers, threads) as pool:
+    table = Table(instances, done)
+    with staff.pool(lambda threads: Solving(settings, threads)) as pool:
         spread(pool, table, np.arange(len(instances)), 1)
     return [table.rows[number] for number in sorted(table.rows)]

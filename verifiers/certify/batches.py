@@ -68,7 +68,7 @@ class Run:
         if len(pending):
             certifier = self._prepared()
             size, notes = batch_size or certifier.batch_size, certifier.notes
-            if crew.workers == 1 or isinstance(certifier, Refusal) or len(pending) <= size:
+            if crew.staff.alone or isinstance(certifier, Refusal) or len(pending) <= size:
                 self._run_batches(certifier, pending, size)
                 notes = certifier.notes
             else:

@@ -87,7 +87,7 @@ def certify(
         file = stack.enter_context(_file(identity, program, samples, first.shape[1:], config, out))
         check_predictions(config, samples, file)
         asked = Asked(program, samples)
-        crew = stack.enter_context(Crew.of(question, program, config.in_order, first, config.workers))
+        crew = stack.enter_context(Crew.of(question, program, config.in_order, first, config.staff))
         for method in config.in_order:
             Run(method, program, question, samples, asked, file, reporter).finish(config.batch_size, crew)
         return _flagged(config, file.read(), reporter)

@@ -12,6 +12,7 @@ from verifiers.core.status import About, Guarantee
 from verifiers.methods.base import Method
 from verifiers.methods.match import Match
 from verifiers.methods.registry import BY_KIND, find, parse, settings_of
+from verifiers.runtime.staff import Staff
 
 DEFAULT_METHODS = ("pgd", "ibp", "crown")
 
@@ -31,6 +32,7 @@ class CertifyConfig(Strict):
         seed: keys all randomness, together with the sample index.
         batch_size: samples per batch; each method's own when None. Halved when memory runs out.
         workers: processes that answer batches; rows are the same, to the last bit where each has the same threads.
+        cluster: a Dask cluster that answers them instead, like "local:4" or "tcp://host:8786".
         arithmetic: float32 proves radii for the deployed network with its rounding, real for the network over the real
             numbers, as publications do.
 
@@ -46,6 +48,7 @@ class CertifyConfig(Strict):
     seed: Seed = 0
     batch_size: Count | None = None
     workers: Count = 1
+    cluster: str | None = None
     arithmetic: Arithmetic = Arithmetic.FLOAT32
 
     if TYPE_CHECKING:  # the accepted types; pydantic's own signature has the stored ones
@@ -60,6 +63,7 @@ class CertifyConfig(Strict):
             seed: int = 0,
             batch_size: int | None = None,
             workers: int = 1,
+            cluster: str | None = None,
             arithmetic: str | Arithmetic = Arithmetic.FLOAT32,
         ) -> None: ...
 
@@ -88,7 +92,13 @@ class CertifyConfig(Strict):
             raise ValueError("no method was named: name some, like pgd and crown")
         if len(set(kinds)) < len(kinds):
             raise ValueError(f"each method once, got {', '.join(kinds)}")
+        Staff(self.workers, self.cluster)
         return self
+
+    @property
+    def staff(self) -> Staff:
+        """Who answers batches."""
+        return Staff(self.workers, self.cluster)
 
     @property
     def ball(self) -> Epsilon:

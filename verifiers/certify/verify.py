@@ -40,6 +40,7 @@ from verifiers.results.rows import Certificates
 from verifiers.runtime.fingerprint import structure_sha256, weights_sha256
 from verifiers.runtime.modes import eval_mode, trusted_arithmetic
 from verifiers.runtime.samples import Data, Samples, validate
+from verifiers.runtime.staff import Staff
 
 #: What no audit looks at.
 UNCHECKED = (
@@ -56,12 +57,14 @@ class VerifyConfig(Strict):
         seed: seed of the choice and of fresh noise; drawn when None, so that no file can be made to suit it.
         time_limit: seconds per proof.
         workers: processes that compute rows again.
+        cluster: a Dask cluster that computes them instead.
     """
 
     sample: CountOrZero = 50
     seed: Seed | None = None
     time_limit: Positive = 30.0
     workers: Count = 1
+    cluster: str | None = None
 
 
 def verify(
@@ -121,7 +124,7 @@ def _subject(
         seed,
         config.time_limit,
         reporter,
-        config.workers,
+        Staff(config.workers, config.cluster),
     )
 
 

@@ -25,21 +25,22 @@ from verifiers.results.writer import CertificateFile
 from verifiers.runtime.certifier import Certifier
 from verifiers.runtime.modes import reuse_memory, trusted_arithmetic
 from verifiers.runtime.pool import End, Left, Pool, Send
-from verifiers.runtime.processes import Processes
 from verifiers.runtime.samples import Samples
+from verifiers.runtime.staff import Staff
 
 
 @dataclass(frozen=True)
 class Task:
-    """A batch of one method.
+    """Batches of one method.
 
     Attributes:
         kind: the method's name.
-        images: the batch; ``labels`` to ``margin`` have one value for each.
+        images: of all rows; ``labels`` to ``margin`` have one value for each.
         known: what ``counterexamples`` of the file returns for the rows.
         distance: what its ``attack_distance`` returns, without relational methods.
         largest: its ``largest_radius``.
         spent: seconds of each row's time limit that are gone.
+        size: rows that are answered at a time.
     """
 
     kind: str
@@ -53,6 +54,7 @@ class Task:
     known: Sequence[np.ndarray]
     distance: np.ndarray
     largest: float
+    size: int
     spent: float = 0.0
 
     def samples(self) -> Samples:
@@ -136,7 +138,7 @@ class _Answering:
     certifiers: dict[str, Certifier] = field(default_factory=dict)
 
     def __call__(self, task: Task, send: Send) -> None:
-        """Answer a batch; a failure of the method is sent, and memory errors are raised."""
+        """Answer batch by batch; a failure of the method is sent, and memory errors are raised."""
         samples, method = task.samples(), self.methods[task.kind]
         asked = Asked(self.program, samples)
         asked.margin[:] = task.margin
@@ -155,7 +157,8 @@ class _Answering:
             if task.kind not in self.certifiers:
                 self.certifiers[task.kind] = method.prepare(self.program, self.first, self.question)
             certifier = self.certifiers[task.kind]
-            answers(certifier, np.arange(len(task.labels)))
+            for first in range(0, len(task.labels), task.size):
+                answers(certifier, np.arange(first, min(first + task.size, len(task.labels))))
         except (Unsupported, Contradiction) as error:
             status = Status.UNSUPPORTED if isinstance(error, Unsupported) else Status.ERROR
             send(Failed(status, str(error), final=True))
@@ -222,8 +225,8 @@ class Shares:
         """The certifiers' notes."""
         return {name: value for name, (_, value) in self._notes.items()}
 
-    def task(self, rows: Rows) -> Task:
-        """Build the task of a batch."""
+    def task(self, rows: Rows, size: int) -> Task:
+        """Build the task of some rows."""
         samples, file = self.answers.samples, self.file
         return Task(
             kind=self.kind,
@@ -237,6 +240,7 @@ class Shares:
             known=file.counterexamples(rows),
             distance=file.attack_distance(rows, skip=RELATIONAL),
             largest=file.largest_radius(self.kind),
+            size=size,
             spent=self.answers.spent,
         )
 
@@ -283,16 +287,20 @@ class Shares:
 
 @dataclass
 class Crew:
-    """Workers of a certification, which begin when they are first needed; used as a context manager."""
+    """Workers of a certification, which begin when they are first needed; used as a context manager.
 
-    job: Callable[[], Certification]
-    workers: int
+    Attributes:
+        job: builds what they do, for a number of threads.
+        staff: who they are.
+    """
+
+    job: Callable[[int], Certification]
+    staff: Staff
     _stack: ExitStack = field(default_factory=ExitStack)
 
     @cached_property
     def _pool(self) -> Pool:
-        job = self.job()
-        return self._stack.enter_context(Processes(job, self.workers, job.threads))
+        return self._stack.enter_context(self.staff.pool(self.job))
 
     def begin(self) -> Pool:
         """Start the workers, unless they run."""
@@ -306,14 +314,13 @@ class Crew:
 
     @classmethod
     def of(
-        cls, question: Question, program: Program, methods: tuple[Method, ...], first: Tensor, workers: int
+        cls, question: Question, program: Program, methods: tuple[Method, ...], first: Tensor, staff: Staff
     ) -> "Crew":
-        """Divide the threads that are set among the workers."""
-        threads = max(1, torch.get_num_threads() // workers)
+        """Send both networks, the question and the methods."""
 
-        def job() -> Certification:
+        def job(threads: int) -> Certification:
             teacher = None if question.teacher is None else Portable.of(question.teacher, first)
             alone = replace(question, teacher=None)
             return Certification(Portable.of(program, first), teacher, alone, methods, first.cpu(), threads)
 
-        return cls(job, workers)
+        return cls(job, staff)

@@ -22,7 +22,7 @@ from verifiers.graph.executable import store
 from verifiers.graph.last_layer import Scores
 from verifiers.graph.program import Captured, Program
 from verifiers.runtime.alone import differing, logits_of
-from verifiers.runtime.processes import refused
+from verifiers.runtime.tasks import refused
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ of its answer as they are made. A worker that ends while it has a block loses no
 again, then in halves, down to the row that is given up with its reason.
 """
 
+import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,6 +13,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int
+
+from verifiers.runtime.deadline import now
 
 Rows = Int[np.ndarray, " rows"]
 Left = Int[np.ndarray, " left"]
@@ -57,7 +60,13 @@ class End:
 
 @runtime_checkable
 class Pool(Protocol):
-    """Workers that have opened a job."""
+    """Workers that have opened a job.
+
+    Attributes:
+        block_seconds: how much work a block should have; 0 for one batch.
+    """
+
+    block_seconds: float
 
     @property
     def free(self) -> int:
@@ -81,8 +90,8 @@ class Pool(Protocol):
 class Work(Protocol):
     """Rows that a pool answers, as ``spread`` needs them."""
 
-    def task(self, rows: Rows) -> Any:
-        """Build the task of some rows."""
+    def task(self, rows: Rows, size: int) -> Any:
+        """Build the task of some rows, which are answered in batches of at most ``size``."""
         ...
 
     def take(self, rows: Rows, value: Any) -> bool:
@@ -102,14 +111,22 @@ class Work(Protocol):
 class _Block:
     rows: Rows
     deaths: int = 0
+    begun: float = 0.0
 
 
 @dataclass
 class _Queue:
-    """Blocks that wait: those to be tried again, then the rest of the rows, cut when a worker is free."""
+    """Blocks that wait: those to be tried again, then the rest of the rows, cut when a worker is free.
+
+    Attributes:
+        rows: which no worker has had.
+        size: of a batch.
+        batches: in a block.
+    """
 
     rows: Rows
     size: int
+    batches: int = 1
     again: deque[_Block] = field(default_factory=deque)
 
     def __bool__(self) -> bool:
@@ -119,8 +136,16 @@ class _Queue:
         """Take the next block."""
         if self.again:
             return self.again.popleft()
-        rows, self.rows = self.rows[: self.size], self.rows[self.size :]
+        cut = self.size * self.batches
+        rows, self.rows = self.rows[:cut], self.rows[cut:]
         return _Block(rows)
+
+    def measure(self, block: _Block, seconds: float, workers: int) -> None:
+        """Let blocks have some seconds of work, by what a whole one took, while there are enough for all workers."""
+        batches = math.ceil(len(block.rows) / self.size)
+        wanted = seconds * batches / max(now() - block.begun, 1e-3)
+        share = len(self.rows) / (2 * self.size * workers)
+        self.batches = max(1, int(min(wanted, share)))
 
     def put_back(self, block: _Block, left: Left, end: End) -> int | None:
         """Queue the rows that a lost block left; return the row that must be given up.
@@ -137,23 +162,25 @@ class _Queue:
         else:
             middle = len(left) // 2
             if not end.died:
-                self.size = max(1, min(self.size, middle))
+                self.size = max(1, min(self.size, len(left)) // 2)
             parts = left[:middle], left[middle:]
             self.again.extend(_Block(part, deaths if len(part) > 1 else 0) for part in parts)
         return None
 
 
 def spread(pool: Pool, work: Work, rows: Rows, size: int) -> None:
-    """Answer rows in blocks of ``size``, in the order in which workers are free.
+    """Answer rows in batches of ``size``, in the order in which workers are free.
 
-    Blocks are the same, whatever the number of workers, unless one is lost. A block is tried again as it is after its
-    worker died once; after that, or if it does not fit into memory, in halves.
+    A block has one batch, or as many as take the ``block_seconds`` of the pool. Batches are the same, whatever the
+    number of workers, unless a block is lost. It is tried again as it is after its worker died once; after that, or if
+    it does not fit into memory, in halves.
     """
     queue, open_blocks = _Queue(rows, size), dict[int, _Block]()
     while queue or open_blocks:
         while queue and pool.free:
             block = queue.next()
-            open_blocks[pool.submit(work.task(block.rows))] = block
+            block.begun = now()
+            open_blocks[pool.submit(work.task(block.rows, queue.size))] = block
         event = pool.receive()
         if event.task not in open_blocks:
             continue  # of work that was stopped
@@ -166,5 +193,7 @@ def spread(pool: Pool, work: Work, rows: Rows, size: int) -> None:
         if not event.lost:
             if len(left):
                 raise RuntimeError(f"a worker gave some of {len(block.rows)} rows no answer")
+            if pool.block_seconds:
+                queue.measure(block, pool.block_seconds, len(open_blocks) + pool.free)
         elif len(left) and (lost := queue.put_back(block, left, event)) is not None:
             work.give_up(lost, event)

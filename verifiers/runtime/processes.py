@@ -14,14 +14,14 @@ from multiprocessing.process import BaseProcess
 from types import TracebackType
 from typing import Any
 
-from verifiers.core.errors import InputError, one_line, out_of_memory
+from verifiers.core.errors import InputError
 from verifiers.runtime.pool import Answering, End, Job, Part
+from verifiers.runtime.tasks import FULL, PART, RAISED, READY, ended, opened, sent
 
 #: Variables that limit the threads of the libraries below torch and NumPy, read when these are imported.
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 #: Seconds that a process has to end by itself.
 PATIENCE = 5.0
-READY, PART, DONE, FULL, RAISED = range(5)
 
 
 @dataclass
@@ -47,9 +47,10 @@ class Processes:
         InputError: the job cannot be pickled.
     """
 
+    block_seconds = 0.0
+
     def __init__(self, job: Job, workers: int, threads: int = 1) -> None:
-        with refused("sent to"):
-            self._job = pickle.dumps(job)
+        self._job = sent(job)
         self._threads, self._submitted = threads, 0
         self._events: deque[Part | End] = deque()
         self._workers: list[_Worker] = []
@@ -153,21 +154,6 @@ class Processes:
             raise InputError(f"no worker process starts: {said.removeprefix('its process ')}{guard}")
 
 
-@contextmanager
-def refused(verb: str) -> Iterator[None]:
-    """Say in one line why a network is not ``sent to`` other processes, or ``built in`` them.
-
-    Raises:
-        InputError: whatever pickle, and the code of the network's classes, raise.
-    """
-    try:
-        yield
-    except Exception as error:
-        if out_of_memory(error):
-            raise
-        raise InputError(f"the network cannot be {verb} other processes ({one_line(error)}): use one") from error
-
-
 def _signal(number: int) -> str:
     """Name a signal, and say what sends it as a rule."""
     with suppress(ValueError):
@@ -203,55 +189,22 @@ def _serve(connection: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with suppress(EOFError, OSError):  # the other end is closed
-        try:
-            answer = _opened(connection.recv_bytes())
-        except (EOFError, OSError):
-            raise
-        except BaseException as error:  # noqa: BLE001 - it is raised again in the other process
-            small = InputError("there is too little memory for this number of worker processes: use fewer")
-            full = isinstance(error, Exception) and out_of_memory(error)
-            _tell(connection, RAISED, small if full else _portable(error))
+        job, found = connection.recv_bytes(), list[Answering]()
+        kind, value = ended(lambda: found.append(opened(job)))
+        if kind == RAISED:
+            _tell(connection, RAISED, value)
             return
         _tell(connection, READY, None)
         while True:
-            _answer(connection, answer, connection.recv_bytes())
-
-
-def _opened(job: bytes) -> Answering:
-    with refused("built in"):
-        loaded: Job = pickle.loads(job)
-    return loaded.open()
+            _answer(connection, found[0], connection.recv_bytes())
 
 
 def _answer(connection: Connection, answer: Answering, task: bytes) -> None:
-    try:
-        answer(pickle.loads(task), lambda value: _tell(connection, PART, value))
-    except (BrokenPipeError, ConnectionError):
-        raise
-    except BaseException as error:  # noqa: BLE001 - it is raised again in the other process
-        full = isinstance(error, Exception) and out_of_memory(error)
-        _tell(connection, FULL if full else RAISED, one_line(error) if full else _portable(error))
-    else:
-        _tell(connection, DONE, "")
+    _tell(connection, *ended(lambda: answer(pickle.loads(task), lambda value: _tell(connection, PART, value))))
 
 
 def _tell(connection: Connection, kind: int, value: Any) -> None:
     connection.send_bytes(pickle.dumps((kind, value)))
-
-
-def _portable(error: BaseException) -> BaseException:
-    """Return an error that another process can load, with its traceback as a note."""
-    import traceback
-
-    if not isinstance(error, InputError):
-        error.add_note("".join(traceback.format_exception(error)))
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:  # noqa: BLE001 - an error whose class cannot be pickled
-        made = RuntimeError(f"{type(error).__name__}: {one_line(error)}")
-        made.add_note("".join(getattr(error, "__notes__", [])))
-        return made
-    return error
 
 
 def _end_with_parent() -> None:

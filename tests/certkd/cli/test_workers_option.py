@@ -10,14 +10,14 @@ from certkd.networks.checkpoint import Checkpoint, save
 from tests.certkd.cli.test_match_command import network
 from tests.cli import certkd, refused, succeeds
 from tests.pools import Inline
-from verifiers.certify import workers
 from verifiers.results.reader import read
+from verifiers.runtime import staff
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A student, a teacher and their data; pools without processes."""
-    monkeypatch.setattr(workers, "Processes", lambda job, count, _: nullcontext(Inline(job, count, order="last")))
+    monkeypatch.setattr(staff, "Processes", lambda job, count, _: nullcontext(Inline(job, count, order="last")))
     monkeypatch.chdir(tmp_path)
     x, y = np.random.default_rng(0).random((6, 4, 4)).astype("f4"), np.arange(6) % 3
     np.savez(tmp_path / "data.npz", x_test=x, y_test=y)
@@ -61,9 +61,27 @@ def test_match_and_verify_share_too(folder: Path) -> None:
 
 @pytest.mark.parametrize("command", ["certify", "match", "transfer", "verify", "solve"])
 def test_every_command_that_computes_much_has_the_option(command: str) -> None:
-    assert "--workers" in succeeds(command, "--help")
+    said = succeeds(command, "--help")
+    assert "--workers" in said and "--cluster" in said
 
 
 def test_a_number_of_workers_that_is_none_is_refused(folder: Path) -> None:
     said = refused("certify", folder / "student.pt", "--eps", "0.01", "--workers", "two")
     assert said == "certkd: --workers must be a whole number of at least 1 and at most 1024, got 'two'\n"
+
+
+CLUSTERS = [
+    ("lokal", "cluster must be local, local:4, tcp://host:8786 or slurm:FILE.yaml, got 'lokal'"),
+    ("local:0", "cluster must be local, local:4, tcp://host:8786 or slurm:FILE.yaml, got 'local:0'"),
+    ("tcp:host", "cluster must be local, local:4, tcp://host:8786 or slurm:FILE.yaml, got 'tcp:host'"),
+]
+
+
+@pytest.mark.parametrize(("where", "said"), CLUSTERS)
+def test_a_cluster_that_is_none_is_refused(folder: Path, where: str, said: str) -> None:
+    assert said in refused("certify", folder / "student.pt", "--eps", "0.01", "--cluster", where)
+
+
+def test_workers_and_a_cluster_exclude_each_other(folder: Path) -> None:
+    said = refused("certify", folder / "student.pt", "--eps", "0.01", "--cluster", "local", "--workers", "2")
+    assert "--workers 2 and --cluster local exclude each other: give one" in said

@@ -5,13 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from certkd.exchange import parallel
 from certkd.exchange.instance_table import Instance, Row, read_results
 from certkd.exchange.parallel import Solving, Table
 from tests.certkd.exchange.test_solving import folder  # noqa: F401 - a fixture
 from tests.cli import refused, succeeds
 from tests.pools import Inline
 from verifiers.properties.solver import Verdict
+from verifiers.runtime import staff
 from verifiers.runtime.pool import End
 
 
@@ -38,7 +38,7 @@ def listed(folder: Path) -> Path:  # noqa: F811
 @pytest.mark.slow
 def test_rows_are_in_the_order_of_the_list(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     """The last instance ends first; a file that cannot be read is a row as with one process."""
-    monkeypatch.setattr(parallel, "Processes", inline)
+    monkeypatch.setattr(staff, "Processes", inline)
     place = listed(folder)
     said = succeeds("solve", place, "--out", folder / "two", "--workers", "2")
     assert said.startswith("3 instances in") and "1 sat, 1 unsat, 1 unknown" in said

@@ -13,18 +13,19 @@ import torch
 from tests.certifying import certify
 from tests.pools import Inline
 from tests.verifiers.certify.test_workers import IMAGES, LABELS, NET, Heard, assert_equal, network
-from verifiers.certify import workers
 from verifiers.certify.config import CertifyConfig
 from verifiers.certify.verify import VerifyConfig, verify
-from verifiers.certify.workers import Crew, Ended, Failed, Shares, Task, Within, Wrote
+from verifiers.certify.workers import Crew, Ended, Failed, Shares, Task, Within, Wrote, _Sender
 from verifiers.core.errors import InputError
 from verifiers.core.quantities import Epsilon
 from verifiers.core.question import Question
 from verifiers.core.status import Status
 from verifiers.graph.program import Program
 from verifiers.methods.pgd import Pgd
+from verifiers.runtime import staff
 from verifiers.runtime.pool import End
 from verifiers.runtime.samples import Data
+from verifiers.runtime.staff import Staff
 
 Began = list[tuple[int, int]]
 
@@ -38,7 +39,7 @@ def began(monkeypatch: pytest.MonkeyPatch) -> Began:
         made.append((count, threads))
         return nullcontext(Inline(job, count, order="last"))
 
-    monkeypatch.setattr(workers, "Processes", pool)
+    monkeypatch.setattr(staff, "Processes", pool)
     return made
 
 
@@ -52,7 +53,7 @@ def threads() -> Callable[[int], None]:
 def crew_of(count: int) -> Crew:
     program = Program(NET)
     program.hold(IMAGES[:2])
-    return Crew.of(Question(Epsilon.parse("0.1")), program, (Pgd(),), IMAGES[:2], count)
+    return Crew.of(Question(Epsilon.parse("0.1")), program, (Pgd(),), IMAGES[:2], Staff(count))
 
 
 @pytest.mark.parametrize(("set_to", "count", "each"), [(1, 4, 1), (2, 2, 1), (4, 2, 2), (2, 8, 1)])
@@ -78,6 +79,7 @@ def task(rows: int = 3) -> Task:
         known=[IMAGES[:rows].numpy()],
         distance=np.array([np.nan, 0.5, np.nan])[:rows],
         largest=0.75,
+        size=2,
     )
 
 
@@ -90,7 +92,7 @@ def test_a_task_is_its_samples_after_the_way() -> None:
 
 def test_a_worker_knows_of_the_file_what_its_rows_need() -> None:
     sent: list[Any] = []
-    store = workers._Sender(task(), sent.append)
+    store = _Sender(task(), sent.append)
     rows = np.array([1, 2])
     np.testing.assert_array_equal(store.attack_distance(rows), [0.5, np.nan])
     np.testing.assert_array_equal(store.counterexamples(rows)[0], IMAGES[1:3].numpy())

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from tests.certifying import certify
 from tests.pools import Inline
-from verifiers.certify import workers
 from verifiers.certify.answers import Answers
 from verifiers.certify.workers import Certification
 from verifiers.core.errors import Contradiction, Unsupported
@@ -21,6 +20,7 @@ from verifiers.core.reporter import Reporter
 from verifiers.core.status import Status
 from verifiers.results.reader import read
 from verifiers.results.rows import Certificates
+from verifiers.runtime import staff
 
 
 def network() -> nn.Sequential:
@@ -48,7 +48,7 @@ def inline(monkeypatch: pytest.MonkeyPatch) -> list[Inline]:
         made.append(Inline(job, count, order="last"))
         return nullcontext(made[-1])
 
-    monkeypatch.setattr(workers, "Processes", pool)
+    monkeypatch.setattr(staff, "Processes", pool)
     return made
 
 
@@ -121,9 +121,7 @@ def test_progress_is_of_all_workers(monkeypatch: pytest.MonkeyPatch) -> None:
         original(answers, certifier, rows)
 
     monkeypatch.setattr(Answers, "__call__", call)
-    monkeypatch.setattr(
-        workers, "Processes", lambda job, count, threads: nullcontext(Inline(job, count, order="turns"))
-    )
+    monkeypatch.setattr(staff, "Processes", lambda job, count, threads: nullcontext(Inline(job, count, order="turns")))
     heard = Heard()
     run(2, methods=("pgd",), options={}, reporter=heard)
     assert heard.rows == len(IMAGES)

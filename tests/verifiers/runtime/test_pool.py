@@ -27,7 +27,7 @@ class Sums:
     tasks: list[list[int]] = field(default_factory=list)
     lost: dict[int, End] = field(default_factory=dict)
 
-    def task(self, rows: Rows) -> list[int]:
+    def task(self, rows: Rows, size: int) -> list[int]:
         self.tasks.append(rows.tolist())
         return self.tasks[-1]
 
@@ -73,6 +73,7 @@ class Dying:
     killers: set[int]
     events: list[Part | End] = field(default_factory=list)
     given: int = 0
+    block_seconds: float = 0.0
 
     @property
     def free(self) -> int:

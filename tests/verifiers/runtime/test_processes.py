@@ -10,8 +10,9 @@ import pytest
 
 from tests.pools import Squares, Unopened
 from verifiers.core.errors import InputError
-from verifiers.runtime import processes
-from verifiers.runtime.processes import DONE, FULL, PART, RAISED, READY, THREAD_VARIABLES
+from verifiers.runtime import processes, tasks
+from verifiers.runtime.processes import THREAD_VARIABLES
+from verifiers.runtime.tasks import DONE, FULL, PART, RAISED, READY
 
 
 @pytest.fixture
@@ -61,9 +62,9 @@ def test_an_error_that_cannot_be_sent_is_told_in_words() -> None:
     class Local(Exception):
         pass
 
-    made = processes._portable(Local("of this function"))
+    made = tasks.portable(Local("of this function"))
     assert type(made) is RuntimeError and str(made) == "Local: of this function" and made.__notes__
-    kept = processes._portable(InputError("a line"))
+    kept = tasks.portable(InputError("a line"))
     assert isinstance(kept, InputError) and not getattr(kept, "__notes__", [])
 
 
@@ -71,8 +72,8 @@ def test_an_error_that_cannot_be_sent_is_told_in_words() -> None:
 def test_a_job_that_fails_is_said_once(job: bytes, ends: tuple[Connection, Connection]) -> None:
     if job == b"no pickle":
         with pytest.raises(InputError, match=r"cannot be built in other processes \(.*\): use one"):
-            processes._opened(job)
+            tasks.opened(job)
     else:
         with pytest.raises(LookupError, match="no such thing"):
-            processes._opened(job)
+            tasks.opened(job)
     assert READY not in [kind for kind, _ in heard(ends[0])]

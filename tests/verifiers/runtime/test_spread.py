@@ -26,6 +26,7 @@ class Chaos:
     running: list[deque[Part | End]] = field(default_factory=list)
     tasks: list[list[int]] = field(default_factory=list)
     deaths: int = 0
+    block_seconds: float = 0.0
 
     @property
     def free(self) -> int:
@@ -68,7 +69,7 @@ class Ledger:
     lost: list[int] = field(default_factory=list)
     reasons: dict[int, End] = field(default_factory=dict)
 
-    def task(self, rows: Rows) -> list[int]:
+    def task(self, rows: Rows, size: int) -> list[int]:
         assert len(rows), "an empty task"
         return rows.tolist()
 

@@ -18,6 +18,7 @@ from verifiers.methods.base import Method
 from verifiers.methods.registry import find
 from verifiers.results.rows import Certificates
 from verifiers.runtime.samples import Data, Images, Samples
+from verifiers.runtime.staff import Staff
 
 #: Rows of a block that is read and run at once.
 BLOCK = 256
@@ -36,7 +37,7 @@ class Subject:
         seed: of fresh random numbers.
         time_limit: seconds per proof.
         reporter: receives progress.
-        workers: processes that compute rows again.
+        staff: who computes rows again.
     """
 
     certificates: Certificates
@@ -47,7 +48,7 @@ class Subject:
     seed: int
     time_limit: float
     reporter: Reporter
-    workers: int = 1
+    staff: Staff
 
     @property
     def pixels(self) -> int:
@@ -81,7 +82,8 @@ class Subject:
             "norm": self.norm,
             "methods": methods,
             "seed": int(attributes.get("seed", 0)),
-            "workers": self.workers,
+            "workers": self.staff.workers,
+            "cluster": self.staff.cluster,
             "arithmetic": self.arithmetic,
         }
         return CertifyConfig.parse(values, source=self.certificates.path)
