@@ -107,7 +107,7 @@ class ModelConfig(Strict):
 
 
 class OptimizerConfig(Strict):
-    """Adam or SGD with Nesterov momentum 0.9; the rate is multiplied by ``drop`` after each share of the epochs.
+    """Adam, AdamW or SGD with Nesterov momentum 0.9; the rate is multiplied by ``drop`` after each share of the epochs.
 
     A drop takes effect in the first epoch that begins after its share. The rate rises linearly in the
     first ``warmup`` epochs.
@@ -115,14 +115,14 @@ class OptimizerConfig(Strict):
     Attributes:
         kind: of the optimizer.
         rate: the learning rate.
-        weight_decay: of Adam or SGD.
+        weight_decay: part of the gradient for Adam and SGD; AdamW shrinks the weights instead.
         schedule: of the rate: constant, drops at the milestones, or a half cosine to zero.
         milestones: shares of the epochs after which the rate drops.
         drop: the factor of each drop.
         warmup: number of first epochs in which the rate rises.
     """
 
-    kind: Literal["adam", "sgd"] = "adam"
+    kind: Literal["adam", "adamw", "sgd"] = "adam"
     rate: Positive = 2e-3
     weight_decay: Number = 0.0
     schedule: Literal["constant", "steps", "cosine"] = "steps"

@@ -16,7 +16,7 @@ from certkd.objectives import Objective
 from certkd.objectives.base import Batch, Term, Terms, total
 from certkd.training.run import Run
 from verifiers.core.errors import InputError
-from verifiers.runtime.optimizer import SGD, Adam, Optimizer
+from verifiers.runtime.optimizer import SGD, Adam, AdamW, Optimizer
 
 
 def optimizer_of(student: nn.Module, config: OptimizerConfig) -> Optimizer:
@@ -28,8 +28,7 @@ def optimizer_of(student: nn.Module, config: OptimizerConfig) -> Optimizer:
     parameters = [parameter for parameter in student.parameters() if parameter.requires_grad]
     if not parameters:
         raise InputError("the student has no weights to train: set requires_grad on some of them")
-    kind = Adam if config.kind == "adam" else SGD
-    return kind(parameters, config.rate, config.weight_decay)
+    return {"adam": Adam, "adamw": AdamW, "sgd": SGD}[config.kind](parameters, config.rate, config.weight_decay)
 
 
 def learning_rate(config: OptimizerConfig, epoch: int, epochs: int) -> float:

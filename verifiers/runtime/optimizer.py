@@ -1,4 +1,4 @@
-"""Adam and SGD, equal to torch's to the last bit on a CPU.
+"""Adam, AdamW and SGD, equal to torch's to the last bit on a CPU.
 
 Constructing one of torch's optimisers imports its compiler, which takes seconds; these import nothing.
 """
@@ -31,8 +31,7 @@ class Optimizer(ABC):
         for parameter, state in zip(self.parameters, self._states, strict=True):
             gradient = parameter.grad
             if gradient is not None:
-                decay = self.weight_decay
-                self._change(parameter, gradient.add(parameter, alpha=decay) if decay else gradient, state)
+                self._change(parameter, self._decayed(parameter, gradient) if self.weight_decay else gradient, state)
 
     def state_dict(self) -> list[State]:
         """Return the state of every parameter, in order."""
@@ -54,6 +53,10 @@ class Optimizer(ABC):
             for state, parameter in zip(states, self.parameters, strict=True)
         ]
 
+    def _decayed(self, parameter: Tensor, gradient: Tensor) -> Tensor:
+        """Apply the weight decay, as a term of the gradient; return the gradient that the step takes."""
+        return gradient.add(parameter, alpha=self.weight_decay)
+
     @abstractmethod
     def _change(self, parameter: Tensor, gradient: Tensor, state: State) -> None:
         """Make one step of one parameter."""
@@ -71,6 +74,14 @@ class Adam(Optimizer):
         size = self.rate / (1 - 0.9 ** state["steps"])
         root = (1 - 0.999 ** state["steps"]) ** 0.5
         parameter.addcdiv_(state["mean"], (state["square"].sqrt() / root).add_(1e-8), value=-size)
+
+
+class AdamW(Adam):
+    """Adam whose weight decay shrinks the weights themselves. Source: Loshchilov and Hutter, arXiv 1711.05101."""
+
+    def _decayed(self, parameter: Tensor, gradient: Tensor) -> Tensor:
+        parameter.mul_(1 - self.rate * self.weight_decay)
+        return gradient
 
 
 class SGD(Optimizer):

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from pydantic import Field, FiniteFloat, model_validator
 from torch import Tensor, fx, nn
 
-from certkd.networks.builders import small
+from certkd.networks.builders import cifar, small
 from certkd.networks.builders.known import check_known
 from certkd.networks.builders.options import check_options
 from certkd.networks.builders.own import is_own, own_network
@@ -22,7 +22,18 @@ from verifiers.core.settings import Strict
 from verifiers.graph.sequence import LAYERS
 from verifiers.runtime.outputs import rows_of
 
-OWN: dict[str, Callable[..., nn.Module]] = {"mlp": small.mlp, "cnn": small.cnn, "resnet": small.resnet}
+OWN: dict[str, Callable[..., nn.Module]] = {
+    "mlp": small.mlp,
+    "cnn": small.cnn,
+    "resnet": small.resnet,
+    "resnet18": cifar.resnet18,
+    "preact-resnet18": cifar.preact_resnet18,
+    "wide-resnet": cifar.wide_resnet,
+    "mobilenet-v2": cifar.mobilenet_v2,
+    "resnet-2b": cifar.resnet_2b,
+    "resnet-4b": cifar.resnet_4b,
+    "cnn7": cifar.cnn7,
+}
 
 
 #: Most classes, longest side of an image, and most numbers of one.

@@ -46,6 +46,6 @@ def _suggest(name: str) -> str:
         if len(known) > 20:
             return did_you_mean(name, known).replace(f" Known: {', '.join(known)}.", f" {len(known)} are known.")
         return did_you_mean(name, known)
-    hint = did_you_mean(name, [*known_models("certkd"), *OWN])
+    hint = did_you_mean(name, [*known_models("certkd"), *OWN]).partition(" Known:")[0]
     names = "certkd:mlp, torchvision:resnet18, timm:vit_tiny_patch16_224, net.py:Net, or a checkpoint's path"
     return f"{hint} Names look like {names}."

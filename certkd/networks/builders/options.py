@@ -64,6 +64,13 @@ OWN: dict[str, dict[str, Option]] = {
     "mlp": {"hidden": WIDTHS},
     "cnn": {"width": WIDTH, "hidden": WIDTH},
     "resnet": {"depth": DEPTH, "width": WIDTH},
+    "resnet18": {"width": WIDTH},
+    "preact-resnet18": {"width": WIDTH},
+    "wide-resnet": {"depth": DEPTH, "factor": WIDTH},
+    "mobilenet-v2": {"width": RATIO},
+    "resnet-2b": {"width": WIDTH},
+    "resnet-4b": {"width": WIDTH},
+    "cnn7": {"width": WIDTH, "hidden": WIDTH},
 }
 _DROPS = ("dropout", "attention_dropout", "dropout_aux", "drop_rate", "stochastic_depth_prob")
 TORCHVISION: dict[str, Option] = {

@@ -368,11 +368,12 @@ def _compared(network: OnnxNetwork, file: OnnxFile) -> int:
 
 
 def _advice(network: OnnxNetwork) -> str:
-    """Say what to do about an int8 file that onnxruntime does not run on integers alone."""
+    """Say what to do about an int8 file that onnxruntime does not run on integers alone, or not on exact sums."""
     if not computes_in_int8(network):
         return ""
     return (
         ". onnxruntime leaves some layers of a QDQ file in float32: quantise to QUInt8 values, or write QOperator form"
+        "; on processors without VNNI it clips sums of int8 values: set reduce_range"
     )
 
 

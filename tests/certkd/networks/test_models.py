@@ -24,6 +24,14 @@ from verifiers.core.errors import InputError
 from verifiers.core.status import Status
 
 SHAPES = ((1, 8, 8), (1, 28, 28), (3, 32, 32))
+#: Options that make large networks small.
+SMALL: dict[str, dict[str, Any]] = {
+    "certkd:resnet18": {"width": 4},
+    "certkd:preact-resnet18": {"width": 4},
+    "certkd:wide-resnet": {"depth": 10, "factor": 1},
+    "certkd:mobilenet-v2": {"width": 0.25},
+    "certkd:cnn7": {"width": 4, "hidden": 16},
+}
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
@@ -50,7 +58,7 @@ def logits(model: Classifier, count: int = 2) -> torch.Tensor:
 @pytest.mark.parametrize("name", known_models("certkd"))
 def test_own_networks_take_every_usual_shape(name: str, shape: tuple[int, ...]) -> None:
     for classes in (2, 10):
-        model = build(spec(name, shape, classes))
+        model = build(spec(name, shape, classes, options=SMALL.get(name, {})))
         assert logits(model, 3).shape == (3, classes), f"{name} on {shape}"
 
 
@@ -77,7 +85,7 @@ def test_another_depth_is_refused(depth: Any) -> None:
     ("name", "near"),
     [
         ("certkd:mpl", "certkd:mlp"),
-        ("certkd:resnet8", "certkd:resnet"),
+        ("certkd:resnett", "certkd:resnet"),
         ("torchvision:resnet_18", "torchvision:resnet18"),
         ("timm:resnet_18", "timm:resnet18"),
         ("mlp", "mlp"),

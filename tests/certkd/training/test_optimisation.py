@@ -32,7 +32,7 @@ from tests.certkd.training.test_training import (
 )
 from tests.training import train
 from verifiers.core.errors import InputError
-from verifiers.runtime.optimizer import SGD, Adam, Optimizer
+from verifiers.runtime.optimizer import SGD, Adam, AdamW, Optimizer
 
 
 def batch_of(student: nn.Module, count: int = 30, teacher: nn.Module | None = None) -> Batch:
@@ -87,9 +87,9 @@ def test_constant_rate_stays() -> None:
     assert {learning_rate(config, epoch, 7) for epoch in range(7)} == {0.03}
 
 
-@pytest.mark.parametrize("kind", ["adam", "sgd"])
+@pytest.mark.parametrize("kind", ["adam", "adamw", "sgd"])
 def test_optimizer_takes_the_rate_of_the_epoch(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    owner = Adam if kind == "adam" else SGD
+    owner = {"adam": Adam, "adamw": AdamW, "sgd": SGD}[kind]
     step, seen = owner.step, list[float]()
 
     def spy(self: Optimizer) -> None:

@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from verifiers.runtime.optimizer import SGD, Adam, Optimizer
+from verifiers.runtime.optimizer import SGD, Adam, AdamW, Optimizer
 
 PAIRS: dict[str, tuple[type[Optimizer], Callable[..., torch.optim.Optimizer]]] = {
     "adam": (Adam, torch.optim.Adam),
+    "adamw": (AdamW, torch.optim.AdamW),
     "sgd": (SGD, lambda *given, **more: torch.optim.SGD(*given, **more, momentum=0.9, nesterov=True)),
 }
 RATES = [0.1, 0.1, 0.03, 0.03, 0.01, 1e-4]

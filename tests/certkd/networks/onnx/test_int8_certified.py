@@ -28,6 +28,7 @@ def test_no_point_of_a_radius_has_another_class_in_onnxruntime(form: str, tmp_pa
     radius = np.maximum(found["ibp"]["radius"], found["crown"]["radius"])
     assert (radius > 0).all(), f"nothing is proved: {radius}"
     options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.x64quantprecision", "1")
     options.log_severity_level = 4
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     generator = np.random.default_rng(4)

@@ -28,6 +28,7 @@ F = np.float32
 def run(path: Path, images: np.ndarray) -> np.ndarray:
     """The logits by onnxruntime, of the file as it is."""
     options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.x64quantprecision", "1")
     options.log_severity_level = 4
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     return session.run(["y"], {"x": images})[0].reshape(len(images), -1)
