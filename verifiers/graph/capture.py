@@ -254,7 +254,8 @@ def _check_operators(given: nn.Module, exported: Any, x: Tensor) -> None:
     for name, weight in program.named_parameters():  # torch computes some products in another way with gradients
         weight.requires_grad_(flags.get(name, False))
     with blamed("the network fails on one image"):
-        different = difference(tape_of(given, x), tape_of(program, x))
+        both = ((tape_of(given, x, gradients=on), tape_of(program, x, gradients=on)) for on in (False, True))
+        different = next(filter(None, (difference(ours, theirs) for ours, theirs in both)), None)
     if different is not None:
         raise Hidden(
             f"the network cannot be captured: it then computes with other operators, such as {different}; its code may "

@@ -2,10 +2,12 @@
 
 A network's Python code can tell that it is captured: by the type of its input, a copy's flags, or its callers. The
 graph is then that of another branch. The operators that run on plain tensors show it, even where all values agree.
+The recording is made in a thread of its own, where nothing of this package is among the network's callers.
 """
 
 import sys
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 from verifiers.graph.exported import kind_of
 from verifiers.graph.watch import line_at, own_line
 from verifiers.runtime.dispatch import DispatchMode
+from verifiers.runtime.modes import usual_modes
 
 #: Operators that only move or copy values, which a program may leave out.
 _MOVES = frozenset(
@@ -63,7 +66,7 @@ class _Recorder(DispatchMode):
             if func._schema.is_mutable:
                 written += tensors
             writes = frozenset(self._follow(tensor) for tensor in written)
-            self.steps.append(_Step(key, reads, writes, own_line(sys._getframe(1), (__file__, "tape_of"))))
+            self.steps.append(_Step(key, reads, writes, own_line(sys._getframe(1))))
         return result
 
     def _key(self, func: Any, given: list[Any]) -> Key:
@@ -96,17 +99,17 @@ def _number(leaf: Any, images: dict[int, Any]) -> str:
 Tape = dict[Key, list[tuple[str, int] | None]]
 
 
-def tape_of(network: nn.Module, image: Tensor) -> Tape:
+def tape_of(network: nn.Module, image: Tensor, *, gradients: bool = False) -> Tape:
     """Run a network on one image; return the operators that its output depends on, with the lines of its code."""
     x = image.detach().clone()
-    recorder, mha = _Recorder(x), torch.backends.mha
-    fast = mha.get_fastpath_enabled()
-    mha.set_fastpath_enabled(False)  # another function of torch for the same layer, which is never captured
-    try:
-        with torch.no_grad(), recorder:
-            output = network(x)
-    finally:
-        mha.set_fastpath_enabled(fast)
+    recorder, mode = _Recorder(x), torch.enable_grad() if gradients else torch.no_grad()
+    with usual_modes(), ThreadPoolExecutor(1) as thread:
+        for each in (mode, recorder):
+            thread.submit(each.__enter__).result()
+        try:
+            output = thread.submit(network, x).result()
+        finally:
+            thread.submit(recorder.__exit__, None, None, None).result()
     first = next((leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)), None)
     live = set() if first is None else {storage_of(first)}
     tape: Tape = {}

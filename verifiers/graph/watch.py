@@ -6,12 +6,14 @@ The run here is on real tensors. It follows every tensor that depends on the ima
 read from a constant (``if (std == 0).any()``) is distinguished from one that is read from the image.
 """
 
+import faulthandler
 import gc
 import linecache
 import random
 import re
 import sys
 import sysconfig
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -195,9 +197,18 @@ _COMPILER = {
     name: getattr(torch.compiler, name) for name in ("is_exporting", "is_compiling") if hasattr(torch.compiler, name)
 }
 _MODES = (
-    *("is_grad_enabled", "is_inference_mode_enabled", "_C._get_tracing_state", "onnx.is_in_onnx_export"),
-    *("_C._len_torch_dispatch_stack", "_C._len_torch_function_stack", "_C._is_torch_function_mode_enabled"),
+    *("is_grad_enabled", "is_inference_mode_enabled", "onnx.is_in_onnx_export", "_utils.is_compiling"),
+    *("are_deterministic_algorithms_enabled", "get_deterministic_debug_mode", "is_deterministic_algorithms_warn_only"),
+    *("overrides._get_current_function_mode", "overrides._get_current_function_mode_stack"),
 )
+#: Beginnings of the names of functions of ``torch._C`` that tell about modes, and files of torch that do nothing else.
+_TELL = ("_get_", "_len_", "_is_", "_dispatch_")
+_TELLING = tuple(
+    str(Path(str(torch.__file__)).parent / name)
+    for name in ("utils/_python_dispatch.py", "_guards.py", "fx/experimental/proxy_tensor.py", "_subclasses")
+)
+#: Functions that show the callers of other threads.
+_THREADS = (sys._current_frames, gc.get_objects, gc.get_referrers, faulthandler.dump_traceback)
 
 
 @contextmanager
@@ -222,33 +233,46 @@ def _drawing(frame: FrameType) -> bool:
     return frame.f_code.co_filename == random.__file__ and frame.f_back is not None and not _of_torch(frame.f_back)
 
 
+def _tells(given: Any) -> bool:
+    """Return whether a function of torch's C code tells about the modes in which the code runs."""
+    home = getattr(given, "__module__", None)
+    return home == "torch._C._functorch" or (home == "torch._C" and given.__name__.startswith(_TELL))
+
+
+def _asks(frame: FrameType, codes: set[Any]) -> bool:
+    """Return whether a function of Python that begins tells about the modes in which the code runs."""
+    return frame.f_code in codes or frame.f_code.co_filename.startswith(_TELLING)
+
+
 @contextmanager
 def _questions(found: Watched) -> Iterator[None]:
-    """Notice that the network's code asks in which mode it runs, what time it is, or for a random number."""
+    """Notice that the network's code asks how it runs, what time it is, or for a random number."""
     import time
 
     clock = [getattr(time, name) for name in ("time", "time_ns", "perf_counter", "monotonic", "process_time")]
-    builtin = {id(function) for function in (*_asked(*_MODES), *clock)}
-    python = (*_asked(*_MODES, "_utils.is_compiling"), *_COMPILER.values())
-    codes = {function.__code__ for function in python if hasattr(function, "__code__")}
+    functions = _asked(*_MODES)
+    builtin = {id(function) for function in (*functions, *clock, *_THREADS)}
+    codes = {one.__code__ for one in (*functions, *_COMPILER.values()) if hasattr(one, "__code__")}
 
     def see(frame: FrameType, event: str, given: Any) -> None:
-        if event == "c_call" and id(given) in builtin and not _of_torch(frame):
+        if event == "c_call" and (id(given) in builtin or _tells(given)) and not _of_torch(frame):
             found.hide(f"its code asks {getattr(given, '__name__', given)}()", frame)
         elif event == "c_call" and getattr(given, "__self__", None) is _RANDOM and not _of_torch(frame):
             found.hide("the network draws random numbers", frame)
         elif event == "call" and _drawing(frame):
             found.hide("the network draws random numbers", frame.f_back)
-        elif event == "call" and frame.f_code in codes and frame.f_back is not None and not _of_torch(frame.f_back):
+        elif event == "call" and _asks(frame, codes) and frame.f_back is not None and not _of_torch(frame.f_back):
             found.hide(f"its code asks {frame.f_code.co_name}()", frame.f_back)
 
-    before, collecting = sys.getprofile(), gc.isenabled()
+    before, others, collecting = sys.getprofile(), threading.getprofile(), gc.isenabled()
     gc.disable()  # its callbacks and finalizers are no code of the network
     sys.setprofile(see)
+    threading.setprofile(see)  # also of threads that the network starts
     try:
         yield
     finally:
         sys.setprofile(before)
+        threading.setprofile(others)
         if collecting:
             gc.enable()
 
@@ -283,16 +307,9 @@ def place(frame: FrameType | None) -> str:
     return "" if line is None else line_at(line)
 
 
-def own_line(frame: FrameType | None, end: tuple[str, str] | None = None) -> tuple[str, int] | None:
-    """Return the file and the number of the innermost line outside torch, among the calls that a function makes.
-
-    Args:
-        frame: where to start.
-        end: the function's file and name; None for all callers.
-    """
+def own_line(frame: FrameType | None) -> tuple[str, int] | None:
+    """Return the file and the number of the innermost line outside torch, from a frame on."""
     while frame is not None and _of_torch(frame):
-        if (frame.f_code.co_filename, frame.f_code.co_name) == end:
-            return None
         frame = frame.f_back
     return None if frame is None else (frame.f_code.co_filename, frame.f_lineno)
 

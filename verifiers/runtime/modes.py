@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -56,6 +56,25 @@ def trusted_arithmetic() -> Iterator[None]:
         cudnn.allow_tf32 = before[1]
         torch.set_deterministic_debug_mode(before[2])
         filling.fill_uninitialized_memory = filled
+
+
+@contextmanager
+def usual_modes() -> Iterator[None]:
+    """Set what ``trusted_arithmetic`` changes to torch's defaults, and restore it afterwards.
+
+    Attention layers take no fast path: it is another function of torch for the same layer, which is never captured.
+    """
+    filling, mha = cast(Any, torch.utils.deterministic), torch.backends.mha
+    before = torch.get_deterministic_debug_mode(), filling.fill_uninitialized_memory, mha.get_fastpath_enabled()
+    torch.set_deterministic_debug_mode("default")
+    filling.fill_uninitialized_memory = True
+    mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_deterministic_debug_mode(before[0])
+        filling.fill_uninitialized_memory = before[1]
+        mha.set_fastpath_enabled(before[2])
 
 
 def reuse_memory() -> None:

@@ -1,7 +1,12 @@
 """A network that is another one while it is captured is never proved: the operators that it runs show it."""
 
 import copy
+import gc
+import sys
+import threading
+import warnings
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -11,6 +16,7 @@ from torch import Tensor, nn
 from verifiers.core.errors import Unsupported
 from verifiers.graph.capture import program_of
 from verifiers.graph.tape import difference, tape_of
+from verifiers.runtime.modes import trusted_arithmetic
 
 #: The code below turns the sign of all logits in a slab of this width; no sampling would find it.
 LOW, HIGH = 0.56, 0.560001
@@ -57,7 +63,28 @@ def fails(call: Callable[[], object]) -> bool:
     return False
 
 
+def calls(net: Net, x: Tensor) -> bool:
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and not str(frame.f_globals.get("__name__")).startswith("verifiers."):
+        frame = frame.f_back
+    return frame is not None
+
+
+def warned(net: Net, x: Tensor) -> bool:
+    files = []
+    for level in range(1, 60):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            warnings.warn("", stacklevel=level)
+        files.append(caught[0].filename)
+    return any(file.endswith("verifiers/graph/capture.py") for file in files)
+
+
 QUESTIONS = {
+    "callers": where(calls),
+    "places of warnings": where(warned),
+    "gradients by their effect": where(lambda net, x: not (net.inner[0].weight * 1).requires_grad),
+    "filled memory": where(lambda net, x: not torch.utils.deterministic.fill_uninitialized_memory),  # type: ignore[attr-defined]
     "type": where(lambda net, x: type(x) is not Tensor),
     "class": where(lambda net, x: x.__class__.__module__ != "torch"),
     "attribute": where(lambda net, x: hasattr(x, "fake_mode"), tent),
@@ -73,7 +100,7 @@ QUESTIONS = {
 
 
 #: Cases of the default suite; each one runs torch.export.
-QUICK = ("type", "frozen weights", "a factor")
+QUICK = ("type", "frozen weights", "a factor", "callers")
 
 
 @pytest.mark.parametrize(
@@ -81,8 +108,46 @@ QUICK = ("type", "frozen weights", "a factor")
 )
 def test_a_network_that_tells_its_capture_from_its_use_is_not_captured(name: str) -> None:
     network = Net(QUESTIONS[name]).eval()
-    with pytest.raises(Unsupported, match=r"then computes with other operators, such as '\w+' \(test_tape.py:\d+: "):
+    said = r"then computes with other operators, such as '\w+' \(test_tape.py:\d+: "
+    with trusted_arithmetic(), pytest.raises(Unsupported, match=said):
         program_of(network, IMAGE)
+
+
+ASKED: dict[str, Callable[[], object]] = {
+    "are_deterministic_algorithms_enabled": torch.are_deterministic_algorithms_enabled,
+    "_current_frames": lambda: sys._current_frames(),
+    "get_objects": lambda: gc.get_objects(),
+    "_get_current_dispatch_mode": lambda: torch.utils._python_dispatch._get_current_dispatch_mode(),
+    "_dispatch_tls_local_include_set": lambda: torch._C._dispatch_tls_local_include_set(),
+    "peek_interpreter_stack": lambda: torch._C._functorch.peek_interpreter_stack(),
+}
+
+
+@pytest.mark.parametrize("name", ASKED)
+@pytest.mark.parametrize("threads", [False, True])
+def test_code_that_asks_how_it_runs_is_not_captured(name: str, threads: bool) -> None:
+    def asks(net: Net, x: Tensor) -> bool:
+        if threads:
+            thread = threading.Thread(target=lambda: ASKED[name]())
+            thread.start()
+            thread.join()
+        else:
+            ASKED[name]()
+        return True
+
+    before = threading.getprofile()
+    with pytest.raises(Unsupported, match=rf"its code asks {name}\(\) \(test_tape.py:\d+: "):
+        program_of(Net(where(asks)).eval(), IMAGE)
+    assert threading.getprofile() is before
+
+
+def test_a_tape_leaves_the_modes_as_they_were() -> None:
+    with trusted_arithmetic():
+        before = torch.get_deterministic_debug_mode(), torch.backends.mha.get_fastpath_enabled()
+        with pytest.raises(ZeroDivisionError), torch.enable_grad():
+            tape_of(Net(lambda net, x: x / (1 // 0)), IMAGE)
+        assert (torch.get_deterministic_debug_mode(), torch.backends.mha.get_fastpath_enabled()) == before
+    assert torch._C._len_torch_dispatch_stack() == 0 and torch.is_grad_enabled()
 
 
 def dead(net: Net, x: Tensor) -> Tensor:
