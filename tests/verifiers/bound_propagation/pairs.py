@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
+from itertools import pairwise, product
 from types import SimpleNamespace
 from typing import Any
 
@@ -119,8 +119,8 @@ class _Program:
         goal[variable] = -1
         low, high = np.array([r[1] for r in self.rows]), np.array([r[2] for r in self.rows])
         limits, ends = LinearConstraint(matrix, low, high), Bounds(np.array(self.low), np.array(self.high))
-        for presolve in (True, False):  # HiGHS fails on a few programs with it
-            options = {"presolve": presolve, "mip_rel_gap": 0.0}
+        for presolve, gap in product((True, False), (0.0, 1e-4)):  # HiGHS fails on a few programs with either
+            options = {"presolve": presolve, "mip_rel_gap": gap}
             found = milp(goal, constraints=limits, integrality=np.array(self.whole), bounds=ends, options=options)
             if found.status == 0:
                 break
