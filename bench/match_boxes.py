@@ -5,14 +5,14 @@ Their copies have noise on the weights, lack 5 to 30 % of them, or are in half p
 output differs by more than 0.05 on a box. Each is asked with a limit of CPU time, by splitting the box, with the
 relaxations of the two networks alone (joint), of their difference alone, and with both.
 
-    uv run python bench/match_boxes.py [--pairs 50] [--seconds 10]
+    uv run python bench/match_boxes.py [--pairs 50] [--seconds 10] [--only 7,13] [--relaxations joint,both]
 """
 
 import argparse
 import copy
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from itertools import pairwise
 from typing import NamedTuple
@@ -103,10 +103,10 @@ class Pair(NamedTuple):
     high: Tensor
 
 
-def pairs(count: int) -> Iterator[Pair]:
-    """Draw pairs: kinds of copies in turn, a network for every seven pairs, both widths."""
+def pairs(numbers: Iterable[int]) -> Iterator[Pair]:
+    """Draw the pairs of some numbers: kinds of copies in turn, a network for every seven pairs, both widths."""
     kinds = list(COPIES)
-    for i in range(count):
+    for i in numbers:
         change, widths = COPIES[kinds[i % len(kinds)]]
         teacher, width = trained(i // len(kinds)), widths[i // len(kinds) % 2]
         student = copy.deepcopy(teacher)
@@ -166,22 +166,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=50)
     parser.add_argument("--seconds", type=float, default=10.0, help="limit of each search")
+    parser.add_argument("--only", help="numbers of pairs, from 0, instead of the first ones")
+    parser.add_argument("--relaxations", default=",".join(Relations), help="joint, difference and both")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     reuse_memory()  # as the commands do
     time.monotonic = time.process_time  # the limits of searches are in CPU seconds too
     print(machine())
-    results: dict[Relations, list[Result]] = {relations: [] for relations in Relations}
-    passes: dict[Relations, list[tuple[int, float]]] = {relations: [] for relations in Relations}
-    for pair in pairs(arguments.pairs):
+    chosen = [Relations(name) for name in arguments.relaxations.split(",")]
+    numbers = map(int, arguments.only.split(",")) if arguments.only else range(arguments.pairs)
+    results: dict[Relations, list[Result]] = {relations: [] for relations in chosen}
+    passes: dict[Relations, list[tuple[int, float]]] = {relations: [] for relations in chosen}
+    for pair in pairs(numbers):
         engine = JointEngine(pair.student, pair.teacher, torch.rand(2, INPUTS), Arithmetic.FLOAT32)
-        for relations in Relations:
+        for relations in chosen:
             results[relations].append(decide(pair, engine, relations, arguments.seconds))
             passes[relations].append(one_pass(pair, engine, relations))
-        ends = ", ".join(f"{relations} {results[relations][-1].end}" for relations in Relations)
+        ends = ", ".join(f"{relations} {results[relations][-1].end}" for relations in chosen)
         print(f"{pair.kind:<16}{float((pair.high - pair.low)[0, 0]):.2f}  {ends}", flush=True)
     print("relaxations   proved refuted open   CPU s (median)   parts per CPU s   one pass: ms a box, proved per CPU s")
-    for relations in Relations:
+    for relations in chosen:
         found, ends = results[relations], [result.end for result in results[relations]]
         seconds, parts = sum(result.seconds for result in found), sum(result.parts for result in found)
         proved, took = (sum(each) for each in zip(*passes[relations], strict=True))
