@@ -37,6 +37,7 @@ def train(config: str | None, teacher: str | None, out: str | None, data: str | 
     from certkd.report.console import display, record
     from certkd.report.progress import TrainProgress
     from certkd.training.job import run_training
+    from certkd.training.ranks import Ranks
 
     if options["bare"] is not None:
         config = bare_or_named(options["bare"], config, "--config", "")
@@ -57,6 +58,8 @@ def train(config: str | None, teacher: str | None, out: str | None, data: str | 
     result = run_training(
         settings, resume=options["resume"], overwrite=options["overwrite"], reporter=TrainProgress(kind)
     )
+    if not Ranks.of_environment().first:
+        return 0
     best = {name: value for name, value in result.best.items() if name in ("clean", "pgd", "noisy")}
     figures = ", ".join(f"{name} {value:.1%}" for name, value in best.items())
     display(f"best epoch {result.best_epoch + 1}: validation {figures}; {settings.out}/best.pt")

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from certkd.config.settings import TrainConfig
 from certkd.data.splits import Split, TensorImages
+from certkd.training.ranks import Ranks
 from certkd.training.run import Teachers
 from verifiers.core.errors import InputError, one_line
 from verifiers.runtime.arrays import channels_last
@@ -117,11 +118,11 @@ def _logits(model: nn.Module, x: Tensor, name: str) -> Tensor:
     return rows
 
 
-def check_settings(config: TrainConfig, teachers: Teachers) -> None:
-    """Check that an objective has its teachers, and that it is not accumulated if it needs the whole batch.
+def check_settings(config: TrainConfig, teachers: Teachers, ranks: Ranks) -> None:
+    """Check that an objective has its teachers, and that its batches are not parted if it needs them whole.
 
     Raises:
-        InputError: a teacher is missing, or ``accumulate`` does not fit.
+        InputError: a teacher is missing, or ``accumulate`` or the number of processes does not fit.
     """
     objective = config.objective
     kind = objective.kind
@@ -129,6 +130,8 @@ def check_settings(config: TrainConfig, teachers: Teachers) -> None:
         raise InputError(f"the objective {kind!r} needs a teacher: give one")
     if objective.needs_natural_teacher and teachers.natural is None:
         raise InputError(f"the objective {kind!r} needs a natural teacher: give one, with Teachers(robust, natural)")
+    if ranks.count > 1 and (objective.remembers or getattr(objective, "reduction", "") == "batch_frobenius"):
+        raise InputError(f"{kind!r} with these settings needs whole batches: train in one process, not {ranks.count}")
     if config.accumulate > 1 and getattr(objective, "reduction", "") == "batch_frobenius":
         raise InputError(
             f"accumulate {config.accumulate} with reduction batch_frobenius: its norm is over the whole batch, "

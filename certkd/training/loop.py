@@ -18,6 +18,7 @@ from certkd.training.checks import check_types
 from certkd.training.evaluation import evaluate, has_collapsed, key, keyed_generator
 from certkd.training.log import RunLog
 from certkd.training.monitor import alarms, diagnostics, warnings
+from certkd.training.ranks import Ranks
 from certkd.training.resume import Progress, TrainingFolder, load_progress, save_epoch
 from certkd.training.run import Run, Teachers, TrainingData
 from certkd.training.setup import prepare, ready
@@ -84,17 +85,20 @@ def train(
             images, the device is absent, the folder is occupied, or the objective does not run on the network (for
             example, because it has no second derivatives).
     """
-    reporter = reporter or TrainingReporter()
+    ranks = Ranks.of_environment()
+    reporter = reporter if reporter is not None and ranks.first else TrainingReporter()
     folder = out if isinstance(out, TrainingFolder) or out is None else TrainingFolder(Path(out))
     if folder is not None:
         folder.check()
     teachers = teacher if isinstance(teacher, Teachers) else Teachers(teacher)
     check_types(student, config, teachers)
-    run = prepare(student, data, config, teachers, reporter)
+    run = prepare(student, data, config, teachers, reporter, ranks)
     progress = load_progress(folder, run)
-    with ready(run):
+    with ready(run), ranks.joined(run.place):
         if not (folder is not None and folder.resume):
             try_training(run)
+        ranks.wait()
+        folder = folder if ranks.first else None
         if folder is not None and folder.begin is not None:
             folder.begin()
         _epochs(run, progress, folder)
@@ -145,7 +149,7 @@ def _epoch(run: Run, epoch: int, memory: dict[str, float]) -> dict[str, Any]:
     """Pass once over the training images; return the mean of each term and the learning rate."""
     config, seed = run.config, run.config.seed
     rate = run.optimizer.rate = learning_rate(config.optimizer, epoch, config.epochs)
-    torch.manual_seed(key(seed, epoch, 0))
+    torch.manual_seed(key(seed, epoch, 0) + run.ranks.rank)
     run.student.train()
     order = torch.randperm(len(run.fit), generator=keyed_generator(seed, epoch, 1))
     sums: dict[str, Tensor] = {}
@@ -154,8 +158,9 @@ def _epoch(run: Run, epoch: int, memory: dict[str, float]) -> dict[str, Any]:
         done = (epoch * len(parts) + step + 1) / (config.epochs * len(parts))
         batch = batch_of(run, rows, keyed_generator(seed, epoch, 2 + step), done, memory)
         run.optimizer.zero_grad()
-        terms, loss = backward(run.objective, batch, config)
+        terms, loss = backward(run.objective, batch, config, run.ranks)
         run.optimizer.step()
+        run.ranks.average_buffers(run.student)
         if run.average is not None:
             run.average.step(run.student, epoch)
         _add(sums, terms, loss, len(rows))

@@ -13,6 +13,7 @@ from certkd.data.splits import Split
 from certkd.objectives import Objective
 from certkd.reporter import TrainingReporter
 from certkd.training.average import Average
+from certkd.training.ranks import Ranks
 from verifiers.runtime.optimizer import Optimizer
 
 #: Images, in [0, 1] or as bytes, and labels: a pair of tensors, arrays or lists, a torch data set or a loader.
@@ -44,6 +45,7 @@ class Run:
         metric: the metric that selects the best epoch.
         threat: the ball of the diagnostics' attacks; None for no attack.
         average: the average of the student's weights; None for none.
+        ranks: the processes that share the training.
     """
 
     student: nn.Module
@@ -58,6 +60,7 @@ class Run:
     optimizer: Optimizer
     average: Average | None
     place: torch.device
+    ranks: Ranks
     reporter: TrainingReporter
 
     @property

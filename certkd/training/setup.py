@@ -14,6 +14,7 @@ from certkd.training.average import Average
 from certkd.training.checks import as_split, check_settings, check_student, check_teacher, teacher_disagrees
 from certkd.training.evaluation import keyed_generator
 from certkd.training.monitor import threat_of
+from certkd.training.ranks import Ranks
 from certkd.training.run import Run, Teachers, TrainingData
 from certkd.training.step import forward_of, optimizer_of
 from verifiers.core.errors import InputError
@@ -22,7 +23,12 @@ from verifiers.runtime.modes import eval_mode, suitable_threads
 
 
 def prepare(
-    student: nn.Module, data: TrainingData, config: TrainConfig, teachers: Teachers, reporter: TrainingReporter
+    student: nn.Module,
+    data: TrainingData,
+    config: TrainConfig,
+    teachers: Teachers,
+    reporter: TrainingReporter,
+    ranks: Ranks,
 ) -> Run:
     """Check all inputs of a training, and move the networks to its device.
 
@@ -30,9 +36,9 @@ def prepare(
         InputError: as for ``train``.
     """
     selection, metric = _selection(config.selection, config.objective)
-    place = choose_device(config.device)
+    place = ranks.place(choose_device(config.device))
     fit, held_out = _splits(data, config.seed)
-    check_settings(config, teachers)
+    check_settings(config, teachers, ranks)
     classes = check_student(student.to(place), (fit, held_out), place)
     for role, teacher in (("teacher", teachers.robust), ("natural teacher", teachers.natural)):
         if teacher is not None:
@@ -55,6 +61,7 @@ def prepare(
         optimizer=optimizer_of(student, config.optimizer),
         average=Average(student, config) if config.average != "none" else None,
         place=place,
+        ranks=ranks,
         reporter=reporter,
     )
 

@@ -14,9 +14,13 @@ from certkd.config.settings import OptimizerConfig, Recipe
 from certkd.data.augmentation import crop_and_flip
 from certkd.objectives import Objective
 from certkd.objectives.base import Batch, Term, Terms, total
+from certkd.training.evaluation import keyed_generator
+from certkd.training.ranks import Ranks
 from certkd.training.run import Run
 from verifiers.core.errors import InputError
 from verifiers.runtime.optimizer import SGD, Adam, AdamW, Optimizer
+
+ALONE = Ranks()
 
 
 def optimizer_of(student: nn.Module, config: OptimizerConfig) -> Optimizer:
@@ -76,16 +80,16 @@ def batch_of(
     return Batch(run.forward, run.teachers.robust, x, y, generator, progress, run.teachers.natural, memory)
 
 
-def backward(objective: Objective, batch: Batch, recipe: Recipe) -> tuple[Terms, Tensor]:
+def backward(objective: Objective, batch: Batch, recipe: Recipe, ranks: Ranks = ALONE) -> tuple[Terms, Tensor]:
     """Add the gradients of a batch's loss to the student's weights; return its terms and the loss, detached.
 
-    With ``accumulate`` the batch is processed in several parts, each weighted by its share of the rows. Values and
-    gradients add up to those of the whole batch if terms are means over samples and no layer mixes samples (batch
-    normalisation uses each part's statistics).
+    With ``accumulate``, and with several processes, the batch is processed in several parts, each weighted by its share
+    of the rows. Values and gradients add up to those of the whole batch if terms are means over samples and no layer
+    mixes samples (batch normalisation uses each part's statistics).
     """
     terms: Terms = {}
     losses = []
-    for part, share in _parts(batch, recipe.accumulate):
+    for part, share in ranks.share(list(_parts(batch, recipe.accumulate * ranks.count))):
         with precision(recipe, batch.x.device):
             found = objective.terms(part)
         loss = total(found) * share if share < 1 else total(found)
@@ -94,7 +98,10 @@ def backward(objective: Objective, batch: Batch, recipe: Recipe) -> tuple[Terms,
         for name, term in found.items():
             before = terms[name].value if name in terms else 0.0
             terms[name] = Term(term.weight, before + term.value.detach() * share)
-    return terms, torch.stack(losses).sum()
+    loss = torch.stack(losses).sum()
+    ranks.add([loss, *(term.value for term in terms.values())])
+    ranks.add(p.grad for p in batch.student.parameters() if p.grad is not None)
+    return terms, loss
 
 
 def batches(order: Int[Tensor, " rows"], size: int) -> list[Int[Tensor, " some"]]:
@@ -106,11 +113,14 @@ def batches(order: Int[Tensor, " rows"], size: int) -> list[Int[Tensor, " some"]
 
 
 def _parts(batch: Batch, count: int) -> Iterator[tuple[Batch, float]]:
-    """Split a batch into ``count`` parts of (almost) equal size, at least two rows each, with their shares of rows."""
+    """Split a batch into ``count`` parts of (almost) equal size, at least two rows each, with their shares of rows.
+
+    Each part has random numbers of its own, which do not depend on who goes through the others.
+    """
     count = max(1, min(count, len(batch.y) // 2))
     if count == 1:
         yield batch, 1.0
         return
-    rows = len(batch.y)
-    for x, y in zip(batch.x.tensor_split(count), batch.y.tensor_split(count), strict=True):
-        yield replace(batch, x=x, y=y), len(y) / rows
+    rows, seed = len(batch.y), batch.generator.initial_seed()
+    for number, (x, y) in enumerate(zip(batch.x.tensor_split(count), batch.y.tensor_split(count), strict=True)):
+        yield replace(batch, x=x, y=y, generator=keyed_generator(seed, number)), len(y) / rows
