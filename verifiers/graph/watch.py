@@ -271,7 +271,11 @@ def _questions(found: Watched) -> Iterator[None]:
     try:
         yield
     finally:
-        sys.setprofile(before)
+        if before is None or callable(before):
+            sys.setprofile(before)
+        else:  # a profiler in C, as cProfile's, which Python cannot set again
+            sys.setprofile(None)
+            before.enable()
         threading.setprofile(others)
         if collecting:
             gc.enable()

@@ -1,5 +1,6 @@
 """What the native engine takes and refuses: networks as users write and import them."""
 
+import cProfile
 from collections.abc import Callable
 
 import pytest
@@ -17,6 +18,7 @@ from verifiers.core.errors import Contradiction, InputError, Unsupported
 from verifiers.core.quantities import Norm
 from verifiers.geometry.ascent import ascend
 from verifiers.geometry.balls import Balls
+from verifiers.graph.watch import watch
 
 
 class Counting(nn.Module):
@@ -199,3 +201,15 @@ def test_networks_of_libraries_are_captured_and_bounded(name: str) -> None:
 
 #: Networks that plain CROWN bounds within a second.
 SMALL = ("certkd mlp", "certkd cnn", "one axis", "sequence first", "timm vit")
+
+
+def test_a_profiler_that_runs_goes_on() -> None:
+    profiler = cProfile.Profile()
+    profiler.enable()
+    try:
+        watch(nn.Linear(2, 2).eval(), torch.rand(1, 2))
+        sum([1, 2])
+    finally:
+        profiler.disable()
+    names = {str(entry.code) for entry in profiler.getstats()}
+    assert any("sum" in name for name in names), "the profiler saw nothing after the capture"

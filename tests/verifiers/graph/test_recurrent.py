@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tests.marks import thin
 from verifiers.bound_propagation.native.engine import Native
 from verifiers.core.errors import InputError, Unsupported
-from verifiers.core.quantities import Norm
+from verifiers.core.quantities import Arithmetic, Norm
 from verifiers.geometry.balls import Balls
 from verifiers.graph.program import Program
 from verifiers.graph.recurrent import MOST_STEPS, passed, rnn_step
@@ -111,6 +111,30 @@ def test_it_is_the_same_function_and_its_bounds_hold(name: str) -> None:
         assert bool((values >= low).all()) and bool((values <= high).all()), f"{method} loses a point"
         if method == "crown":
             assert bool((high - low < 6 * width + 0.01).all()), f"{high - low} around values that span {width}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_float32_stays_within_its_bounds(kind: Callable[..., nn.Module]) -> None:
+    """torch's kernel and the program differ from the exact network by less than the rounding allowed."""
+    torch.manual_seed(3)
+    network = Layers(kind).eval()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.mul_(3)
+    x = torch.rand(1, 4, FEATURES)
+    program = Program(network)
+    module = program.hold(torch.cat([x, x / 2]))
+    rows = torch.eye(CLASSES, dtype=torch.float64)[None]
+    engine = Native(program, x, arithmetic=Arithmetic.FLOAT32)
+    signs = torch.rand(64, 4, FEATURES, generator=torch.Generator().manual_seed(1)).sub(0.5).sign()
+    points = (x + 1e-6 * signs).clamp(0, 1)
+    low, high = (sense * engine.ask(Balls.around(x.double(), 1.1e-6, Norm.LINF), sense * rows, "crown").bound[0]
+                 for sense in (1, -1))  # fmt: skip
+    assert bool((high - low < 1e-2).all()), f"the rounding allowed is {high - low}"
+    with torch.no_grad():
+        for values in (network(points), module(points), torch.cat([network(point[None]) for point in points])):
+            assert bool((values >= low).all()) and bool((values <= high).all()), "float32 leaves its bounds"
 
 
 class Mixing(nn.Module):

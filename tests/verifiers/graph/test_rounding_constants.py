@@ -261,3 +261,21 @@ def test_networks_that_standardise_their_weights_have_float32_bounds() -> None:
         assert outside(box, exact) <= 1 and float(box.half_width.max()) < 1e-3, name
         for how, logits in evaluations(network, x):
             assert outside(box, logits) <= 1, f"{name}, {how}"
+
+
+@pytest.mark.parametrize("biased", [True, False])
+def test_a_linear_layer_at_a_constant_is_within_its_bound_in_any_order(biased: bool) -> None:
+    x, weight = drawn(), drawn(8)
+    bias = drawn(8)[:, 0] if biased else torch.zeros(8, dtype=torch.float64)
+    value, error = bound(F.linear, x, weight, *([bias] if biased else []), kind="linear")
+    products = f32(x.numpy())[:, None] * f32(weight.numpy())[None]
+    terms = np.concatenate([products, np.broadcast_to(f32(bias.numpy())[None, :, None], (6, 8, 1))], 2)
+    orders = np.random.default_rng(0)
+    for add in SUMS.values() if isinstance(SUMS, dict) else SUMS:
+        for _ in range(4):
+            found = add(terms[..., orders.permutation(13)].reshape(48, 13)).reshape(6, 8)
+            assert (np.abs(found.astype(float) - value.numpy()) <= error.numpy()).all()
+    fused = F.linear(x.float(), weight.float(), bias.float() if biased else None).double()
+    assert bool(((fused - value).abs() <= error).all())
+    size = F.linear(x.abs(), weight.abs()) + bias.abs()
+    assert bool((error <= 3e-6 * size + 1e-40).all()), "the bound is loose"

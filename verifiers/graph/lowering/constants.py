@@ -81,6 +81,8 @@ def fold(builder: Builder, target: Callable[..., Any], args: Any, kwargs: Any, l
             bound = _of_norms(part, norms, given[0])
         elif builder.kind in BILINEAR and len(given) == 2:
             bound = _of_products(builder, target, given)
+        elif builder.kind == "linear":
+            bound = _of_layer(builder, *given)
         else:
             bound = _bounded(builder, lower, args, kwargs, found, i)
         builder.note(part, torch.full_like(part, torch.inf) if bound is None else bound)
@@ -134,6 +136,16 @@ def _of_products(builder: Builder, target: Callable[..., Any], given: list[Tenso
     size = target(a + more_a, b + more_b)
     rounding = accumulated(size[None], a.shape[-1], tiny=float(a.shape[-1]))[0]
     return rounding + (target(more_a, b + more_b) + target(a, more_b)) * UP
+
+
+def _of_layer(builder: Builder, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Bound the error of a linear layer at a constant, as the first state of a recurrent network."""
+    products = _of_products(builder, torch.nn.functional.linear, [x, weight])
+    if bias is None:
+        return products
+    size = torch.nn.functional.linear(x.abs(), weight.abs()) + bias.abs()
+    lost = products + _or_zero(builder, bias)
+    return lost * UP + accumulated((size + lost)[None], x.shape[-1] + 1, tiny=0.0)[0]
 
 
 def _or_zero(builder: Builder, constant: Tensor) -> Tensor:
