@@ -33,6 +33,12 @@ class Optimizer(ABC):
             if gradient is not None:
                 self._change(parameter, self._decayed(parameter, gradient) if self.weight_decay else gradient, state)
 
+    def keep(self, chosen: Tensor) -> None:
+        """Forget the rows of every parameter that are not chosen, by mask or position."""
+        self.parameters = [parameter[chosen] for parameter in self.parameters]
+        for state in self._states:
+            state.update({name: value[chosen] for name, value in state.items() if isinstance(value, Tensor)})
+
     def state_dict(self) -> list[State]:
         """Return the state of every parameter, in order."""
         return self._states

@@ -17,7 +17,7 @@ from tests.certifying import prepared as prepared_by
 from tests.marks import MANY, only
 from tests.zoo import ZOO, Kind, images, mlp, planted
 from verifiers.bound_propagation import complete
-from verifiers.bound_propagation.native import branch_and_bound, places
+from verifiers.bound_propagation.native import branch_and_bound, pace, places
 from verifiers.bound_propagation.native.branch_and_bound import BranchAndBound
 from verifiers.bound_propagation.native.cells import DomainBounds
 from verifiers.bound_propagation.native.domains import Domains
@@ -500,7 +500,7 @@ def test_no_sample_takes_longer_than_its_limit(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(branch_and_bound, "STEPS", 3)
     monkeypatch.setattr(complete, "SCREENS", ())
     clock = Clock(1.0)
-    for module in (complete, branch_and_bound, complete.alpha):
+    for module in (complete, pace, complete.alpha):
         monkeypatch.setattr(module, "time", clock)
     limit, late = 20.0, 0
     method = prepared(network, x, time_limit=limit, iterations=2)
@@ -520,7 +520,7 @@ def test_no_step_starts_that_would_end_after_the_limit(monkeypatch: pytest.Monke
         clock.now += 0.01 * len(domains)
         return cell(over, domains, cells)
 
-    monkeypatch.setattr(branch_and_bound, "time", clock)
+    monkeypatch.setattr(pace, "time", clock)
     monkeypatch.setattr(DomainBounds, "cell", slow)
     end = search_of(network_of((6, 20, 20, 3), 1), images((6,), 6, seed=2)[2:3], 0.1, deadline=limit).run()
     assert end.late and 0.5 * limit <= clock.now <= 1.02 * limit, f"ends after {clock.now} of {limit}"
@@ -529,7 +529,7 @@ def test_no_step_starts_that_would_end_after_the_limit(monkeypatch: pytest.Monke
 def test_alpha_crown_leaves_time_to_branch_and_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     network, x = network_of((6, 40, 40, 3), 2), images((6,), 6, seed=2)[1:2]
     clock = Clock(1.0)
-    for module in (complete, branch_and_bound, complete.alpha):
+    for module in (complete, pace, complete.alpha):
         monkeypatch.setattr(module, "time", clock)
     monkeypatch.setattr(complete, "SCREENS", ())
     row = answer(prepared(network, x, time_limit=40.0, iterations=1000), x, 0.1)

@@ -83,3 +83,16 @@ def test_a_state_of_other_parameters_is_refused() -> None:
     for states in ([], [{"mean": torch.ones(2)}]):
         with pytest.raises(ValueError, match="parameter"):
             optimizer.load_state_dict(states)
+
+
+def test_rows_that_are_kept_move_as_if_they_were_alone() -> None:
+    whole, chosen = torch.arange(12.0).reshape(4, 3), torch.tensor([True, False, True, True])
+    gradients = torch.rand(3, 4, 3, generator=torch.Generator().manual_seed(0))
+    both = [Adam([whole.clone()], 0.1), Adam([whole[chosen].clone()], 0.1)]
+    for step, gradient in enumerate(gradients):
+        if step == 2:
+            both[0].keep(chosen)
+        for one in both:
+            one.parameters[0].grad = gradient if len(one.parameters[0]) == 4 else gradient[chosen]
+            one.step()
+    assert torch.equal(both[0].parameters[0], both[1].parameters[0])

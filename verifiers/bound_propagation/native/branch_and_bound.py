@@ -3,8 +3,10 @@
 A domain is the part of the ball where some neurons are above or below given values: 0 for ReLUs, a few places in their
 intervals for the inputs of curved functions and of products. Its bound is CROWN's over intervals cut there. Gradient
 ascent optimises two kinds of free parameters: the free lines of relaxations (alpha), and a multiplier beta >= 0 for
-each split. Where z >= c on the domain, f >= f - beta (z - c), so every value is sound. The candidates for a split are
-the places in neurons whose relaxation costs the row most; the one that raises the bounds of both halves most is split.
+each split. Where z >= c on the domain, f >= f - beta (z - c), so every value is sound. The ascent runs in float32 where
+the graph allows it, and only the bound that its best parameters have in float64 counts. The candidates for a split are
+the places in neurons whose relaxation costs the row most; the one that raises the bounds of both halves most is split,
+by estimates in float32.
 A domain in which all neurons have a sign is a linear program. Its dual solution gives the betas, its primal solution a
 point to try.
 Sources: Wang et al., arXiv 2103.06624 (beta-CROWN); De Palma et al., arXiv 2104.06718 (filtered smart branching);
@@ -12,7 +14,6 @@ Shi et al., arXiv 2405.21063 (nonlinear functions).
 """
 
 import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -20,28 +21,29 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from verifiers.bound_propagation.native.ascent import ascended
 from verifiers.bound_propagation.native.backward import block_of
 from verifiers.bound_propagation.native.bounds import Bounds
 from verifiers.bound_propagation.native.cells import DomainBounds
 from verifiers.bound_propagation.native.domains import Domains, joined
+from verifiers.bound_propagation.native.glances import worth
 from verifiers.bound_propagation.native.leaf import lowest
+from verifiers.bound_propagation.native.pace import Pace
 from verifiers.bound_propagation.native.places import is_relu
 from verifiers.core.errors import Contradiction
 from verifiers.core.quantities import Norm
 from verifiers.graph.affine import Affine
 from verifiers.graph.relaxations.relu_difference import ReluDifference
 from verifiers.graph.rows import shape_size
-from verifiers.runtime.optimizer import Adam
 
 #: The most values in the intervals of one round's domains, and the most domains of a round.
 ROUND, LARGEST = 2**22, 512
 #: The most places and free lines of all waiting domains; signs and parameters take at most 9 bytes each.
 WAITING = 2**27
-#: Steps of gradient ascent for each domain, Adam's rate, and the factor by which it falls from step to step.
-STEPS, RATE, DECAY = 8, 0.1, 0.95
-#: The number of places whose halves each domain tries before it splits at the best, and the weight of the better half
-#: of a split relative to the worse.
-CANDIDATES, SECOND = 16, 1e-3
+#: Steps of gradient ascent for each domain.
+STEPS = 8
+#: The number of places whose halves each domain tries before it splits at the best.
+CANDIDATES = 16
 #: Prices of violating a leaf's constraints, in units of the row's range over the ball; the first sufficient one counts.
 PRICES = (1e2, 1e5, 1e8)
 
@@ -91,12 +93,13 @@ class BranchAndBound:
     ) -> None:
         self.root, self.graph, self.x = bounds, bounds.graph, bounds.balls.x
         self.over, self.specification, self.goal = DomainBounds(bounds, specification), specification, goal
+        self.fast = self.over.coarse()
         self.partners = self.over.splits.partners(self.graph).to(self.x.device)
         self.proved = proved.where(proved.isfinite(), -math.inf)
-        self.deadline, self.broken = deadline, broken
+        self.pace, self.broken = Pace(deadline), broken
         sizes = [shape_size(node.shape) for node in self.graph.nodes]
         self.size = max(2, min(LARGEST, ROUND // sum(sizes), block_of(max(sizes))))
-        self.pace, self.passed_over = 0.0, False  # pace: seconds of the last step per domain
+        self.passed_over = False
         self.count, self.least = 0, torch.full_like(self.proved, math.inf)
         self.point: Tensor | None = None
 
@@ -128,9 +131,9 @@ class BranchAndBound:
             raise Contradiction("native: branch and bound finds every part of a ball empty")
         return Outcome(least, self.count, self.point, least > self.goal, late, full)
 
-    def _late(self, steps: int = 0) -> bool:
-        """Return whether this many steps of a single domain would end after the deadline."""
-        return time.monotonic() + steps * self.pace > self.deadline
+    def _late(self, domains: int = 0) -> bool:
+        """Return whether a step and a proof of this many domains would end after the deadline."""
+        return self.pace.late(domains, domains)
 
     def _kept(self, domains: Domains, final: bool = False) -> Domains:
         """Keep the domains not above the goal; note the least bound of the others (of all, if final)."""
@@ -148,6 +151,7 @@ class BranchAndBound:
         rows = (~(self.proved > self.goal)).nonzero().flatten()
         self.least = self.proved.where(self.proved > self.goal, math.inf)
         alpha = self.over.lines.start(self.graph, self.root.intervals, self.root.lines, rows)
+        alpha = alpha.to(self.fast.x.dtype)
         zero = alpha.new_zeros((len(rows), len(self.over.splits)))
         branch = rows.new_zeros((len(rows), min(CANDIDATES, len(self.over.splits))))
         return Domains(rows, self.proved[rows], zero.to(torch.int8), alpha, zero, branch)
@@ -164,44 +168,24 @@ class BranchAndBound:
         return joined(parts)
 
     def _raised(self, domains: Domains, steps: int) -> Domains:
-        """Optimise alpha and beta by gradient ascent; every step's bound is sound, so each domain keeps its best."""
-        cells, empty = self.over.cut(domains)
+        """Optimise alpha and beta by gradient ascent, and prove the bound of the best in float64."""
         self.count += len(domains)
-        best = domains.bound.masked_fill(empty, math.inf)
-        alpha, beta = domains.alpha.clone().requires_grad_(), domains.beta.clone().requires_grad_()
-        optimizer = Adam([alpha, beta], RATE)
-        for step in range(steps + 1):
-            started, last = time.monotonic(), step == steps or not len(self.over.splits) or self._late(2 * len(domains))
-            with torch.set_grad_enabled(not last):
-                cell = self.over.cell(replace(domains, alpha=alpha, beta=beta), cells)
-                found = cell.by_rows(self.specification[0, domains.row][:, None]).bound[:, 0]
-                loss = -found.where((best <= self.goal) & found.isfinite(), 0.0).sum()
-            best = torch.fmax(best, found.detach().where(found < math.inf, math.nan))
-            if last or bool((best > self.goal).all()):
-                break
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            optimizer.rate *= DECAY
-            with torch.no_grad():
-                alpha.clamp_(0.0, 1.0)
-                beta.clamp_min_(0.0)
-            self.pace = (time.monotonic() - started) / len(domains)
-        self._descend(cell.slopes)
-        raised = replace(domains, bound=best, alpha=alpha.detach(), beta=beta.detach())
-        return replace(raised, branch=self.over.candidates(raised, cells, cell.coefficients))
+        if steps and len(self.over.splits):
+            domains = ascended(self.fast, domains, self.goal, self.pace, steps)
+        with self.pace.of_proof(len(domains)):
+            exact = domains.to(self.x.dtype)
+            cells, empty = self.over.cut(exact)
+            cell = self.over.cell(exact, cells)
+            found = self.over.rows(cell, domains.row).bound
+            best = torch.fmax(domains.bound, found.where(found < math.inf, math.nan)).masked_fill(empty, math.inf)
+            self._descend(cell.slopes)
+            branch = self.over.candidates(exact, cells, cell.coefficients)
+        return replace(domains, bound=best, branch=branch)
 
     def _split(self, domains: Domains) -> Domains:
         """Split each domain at the candidate for which the lower of the two halves' bounds is highest."""
-        owner, column = (domains.branch >= 0).nonzero(as_tuple=True)
-        candidate, worth = domains.branch[owner, column], torch.full_like(domains.branch, -math.inf, dtype=self.x.dtype)
-        for some in torch.arange(len(owner), device=self.x.device).split(self.size // 2):
-            if self._late(2 * len(some)):
-                break
-            bound = self.over.glance(domains.take(owner[some]).halves(candidate[some])).clamp_max(self.goal)
-            lower, upper = torch.stack(bound.chunk(2)).aminmax(dim=0)
-            worth[owner[some], column[some]] = lower + SECOND * upper
-        best = worth.argmax(1, keepdim=True)  # the most promising one if time is up
+        found = worth(self.fast, domains, self.goal, self.size, self._late)
+        best = found.argmax(1, keepdim=True)  # the most promising one if time is up
         place = domains.branch.gather(1, best)[:, 0]
         return self._paired(domains.halves(place), self.partners[place].repeat(2))
 
@@ -236,6 +220,7 @@ class BranchAndBound:
         )
         if not exact or self.root.balls.norm is not Norm.LINF:
             return leaves
+        leaves = leaves.to(self.x.dtype)
         parts = [leaves.take(slice(0, 0))]
         for i in range(len(leaves)):
             leaf, late = leaves.take(slice(i, i + 1)), self._late()

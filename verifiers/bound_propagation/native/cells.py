@@ -66,21 +66,35 @@ class DomainBounds:
     Args:
         root: propagated bounds of the ball.
         specification: the rows.
+        splits, lines: the places and the free lines of the same ball, if known.
     """
 
-    def __init__(self, root: Bounds, specification: Float[Tensor, "1 rows classes"]) -> None:
+    def __init__(
+        self,
+        root: Bounds,
+        specification: Float[Tensor, "1 rows classes"],
+        splits: Splits | None = None,
+        lines: FreeLines | None = None,
+    ) -> None:
         self.root, self.graph, self.x = root, root.graph, root.balls.x
         self.specification = specification
         self.shapes = {i: node.shape for i, node in enumerate(self.graph.nodes)}
-        self.splits = Splits.of(self.graph, root.intervals)
+        self.splits = splits or Splits.of(self.graph, root.intervals)
         sized = zip(self.splits.readers, self.splits.sizes, strict=True)
-        self.lines = FreeLines.of(self.graph, root.intervals)
+        self.lines = lines or FreeLines.of(self.graph, root.intervals)
         self.points = self.splits.all_points(self.x)
         hinges = [torch.full((size,), is_relu(self.graph.nodes[reader].operator)) for (reader, _), size in sized]
         self.hinges = torch.cat([torch.zeros(0, dtype=torch.bool), *hinges]).to(self.x.device)
         self.differences = frozenset(
             i for i, node in enumerate(self.graph.nodes) if isinstance(node.operator, ReluDifference)
         )
+
+    def coarse(self) -> "DomainBounds":
+        """Return the same bounds in float32, which prove nothing; these bounds themselves if there are none."""
+        root = self.root.coarse()
+        if root is None:
+            return self
+        return DomainBounds(root, self.specification.to(root.balls.x.dtype), self.splits, self.lines)
 
     def ends(
         self, intervals: Sequence[Interval]
@@ -98,11 +112,12 @@ class DomainBounds:
         limits = self.splits.limits(domains.signs, self.shapes, self.x)
         empty = torch.zeros(len(domains), dtype=torch.bool, device=self.x.device)
         cells: list[Interval] = []
+        crossed = max(CROSSED, 100 * torch.finfo(self.x.dtype).eps)
 
         def meet(one: Interval, other: Interval) -> Interval:
             nonlocal empty
             low, high = torch.fmax(one.low, other.low), torch.fmin(one.high, other.high)
-            empty = empty | (low - high > CROSSED * (1 + low.abs())).flatten(1).any(1)
+            empty = empty | (low - high > crossed * (1 + low.abs())).flatten(1).any(1)
             return Interval(torch.minimum(low, high), torch.maximum(low, high))
 
         for position, node in enumerate(self.graph.nodes):
@@ -141,6 +156,10 @@ class DomainBounds:
             cut=root.cut,
         )
 
+    def rows(self, cell: Cell, row: Int[Tensor, " domains"]) -> Planes:
+        """Bound the row of each domain by a backward pass."""
+        return cell.by_rows(self.specification[0, row][:, None]).reshape((len(row),))
+
     def noise(self, domains: int) -> Noise | None:
         """Return the errors on the whole ball, for a number of domains."""
         noise = self.root.noise
@@ -149,7 +168,7 @@ class DomainBounds:
     def glance(self, domains: Domains) -> Float[Tensor, " domains"]:
         """Bound domains with their current parameters."""
         cells, empty = self.cut(domains)
-        found = self.cell(domains, cells).by_rows(self.specification[0, domains.row][:, None]).bound[:, 0]
+        found = self.rows(self.cell(domains, cells), domains.row).bound
         return torch.fmax(domains.bound, found).masked_fill(empty, math.inf)
 
     def candidates(

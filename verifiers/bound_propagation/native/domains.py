@@ -146,6 +146,10 @@ class Domains:
         """Select some of the domains, by mask, position or slice."""
         return Domains(*(getattr(self, f.name)[chosen] for f in fields(self)))
 
+    def to(self, dtype: torch.dtype) -> "Domains":
+        """Convert the parameters."""
+        return replace(self, alpha=self.alpha.to(dtype), beta=self.beta.to(dtype))
+
     def halves(self, place: Int[Tensor, " domains"]) -> "Domains":
         """Split each domain at one of its places; returns all halves above, then all below."""
         twice = Domains(*(torch.cat([getattr(self, f.name)] * 2) for f in fields(self)))
