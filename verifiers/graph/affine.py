@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from verifiers.graph.operators import Interval, Pushed
 from verifiers.graph.relaxations.lines import Alpha
-from verifiers.graph.rounding import accumulated, magnitude, nearest, representable, steps_of
+from verifiers.graph.rounding import accumulated, common_value, magnitude, nearest, representable, steps_of
 from verifiers.graph.rows import Rows, Shape
 
 Function = Callable[..., Tensor]
@@ -124,9 +124,9 @@ class Dense(Affine):
         return Pushed([rows.take(values @ self.weight)], constant)
 
     @cached_property
-    def steps(self) -> Int[Tensor, " out"]:
+    def steps(self) -> int | Int[Tensor, " out"]:
         """The roundings of each sum: one per weight that is not 0, and one for the bias."""
-        return (self.weight != 0).sum(1) + 1 + (not representable(self.weight))
+        return common_value((self.weight != 0).sum(1) + 1 + (not representable(self.weight)))
 
     def error(self, sizes: Sequence[Tensor], after: Tensor) -> Tensor:
         """gamma(n + 1) (|W| |x| + |b|) for n weights that are not 0; products with 0 are exact."""
@@ -278,9 +278,10 @@ class Convolution(Affine):
         return Pushed([Rows(self._transposed(rows.values), moved).windowed(self.before)], self._constant(rows.values))
 
     @cached_property
-    def steps(self) -> Int[Tensor, "out 1 1"]:
+    def steps(self) -> int | Int[Tensor, "out 1 1"]:
         """The roundings of each sum: one per weight that is not 0, and one for the bias."""
-        return ((self.weight != 0).flatten(1).sum(1) + 1 + (not representable(self.weight)))[:, None, None]
+        counts = (self.weight != 0).flatten(1).sum(1) + 1 + (not representable(self.weight))
+        return common_value(counts[:, None, None])
 
     def error(self, sizes: Sequence[Tensor], after: Tensor) -> Tensor:
         """gamma(n + 1) (|W| |x| + |b|) for the n weights of a kernel that are not 0, padded or not."""

@@ -15,8 +15,11 @@ Reduced precision (TF32, bfloat16), Winograd and Fourier convolutions, fast-math
 subnormals to zero are other machines.
 """
 
+from functools import lru_cache
+from math import inf
+
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from verifiers.core.errors import Unsupported
@@ -38,10 +41,24 @@ UP = 1 + 2.0**-30
 ENGINE = 1 + 2.0**-10
 
 
+@lru_cache
+def _gamma(steps: int | float) -> float:
+    share = UNIT * steps
+    return share / (1 - share) * UP if share < 0.5 else inf
+
+
 def gamma(steps: int | float | Tensor) -> Tensor:
     """Compute the relative error of a chain of roundings, k u / (1 - k u); infinite for 2^23 of them or more."""
-    share = UNIT * torch.as_tensor(steps, dtype=torch.float64)
+    if not isinstance(steps, Tensor):
+        return torch.tensor(_gamma(steps), dtype=torch.float64)
+    share = UNIT * steps.to(torch.float64)
     return torch.where(share < 0.5, share / (1 - share) * UP, torch.inf)
+
+
+def common_value(counts: Int[Tensor, "*shape"]) -> int | Int[Tensor, "*shape"]:
+    """Return the number that all counts are, with which bounds are computed faster; the counts if they differ."""
+    first = counts.flatten()[0]
+    return int(first) if bool((counts == first).all()) else counts
 
 
 def magnitude(box: tuple[Tensor, Tensor]) -> Float[Tensor, "batch *shape"]:
@@ -64,8 +81,11 @@ def accumulated(
         tiny: how many times ``TINY`` the results that underflow change the result by.
         largest: intermediate results are at most this many times ``size``; if one may overflow, the error is infinite.
     """
-    error = (gamma(steps).to(size) * size + tiny * TINY) * UP
-    return torch.where((size + error) * largest <= LARGEST, error, torch.inf)
+    chain = gamma(steps).to(size) if isinstance(steps, Tensor) else _gamma(steps)
+    error = (chain * size + tiny * TINY) * UP
+    reached = size + error
+    within = reached <= LARGEST if isinstance(largest, float) and largest == 1.0 else reached * largest <= LARGEST
+    return error.where(within, torch.inf)
 
 
 def counted(activation: object, steps: int | float, size: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:

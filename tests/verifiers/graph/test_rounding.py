@@ -11,7 +11,18 @@ import torch
 from verifiers.core.errors import Unsupported
 from verifiers.graph.graph import Builder, Ref
 from verifiers.graph.lowering import LOWERINGS
-from verifiers.graph.rounding import LARGEST, NORMAL, TINY, UNIT, accumulated, gamma, magnitude, representable, steps_of
+from verifiers.graph.rounding import (
+    LARGEST,
+    NORMAL,
+    TINY,
+    UNIT,
+    accumulated,
+    common_value,
+    gamma,
+    magnitude,
+    representable,
+    steps_of,
+)
 
 
 def test_constants_are_those_of_float32() -> None:
@@ -93,3 +104,11 @@ def test_numbers_that_float32_rounds_to_infinity_or_nothing_are_refused(kind: st
         LOWERINGS[kind](builder, Ref(0, (2,)), *given[:1], **more)
     LOWERINGS["div"](builder, Ref(0, (2,)), 3e38)
     LOWERINGS["mul"](builder, Ref(0, (2,)), 0)
+
+
+@pytest.mark.parametrize("steps", [1, 65, 2**23])
+def test_one_number_of_roundings_and_the_same_number_for_each_entry_give_the_same_error(steps: int) -> None:
+    size = torch.tensor([0.0, 1.0, 1e30, 3.4e38, torch.inf, torch.nan], dtype=torch.float64)
+    each = torch.full((6,), steps)
+    assert torch.equal(accumulated(size, steps, tiny=steps), accumulated(size, each, tiny=each))
+    assert common_value(each) == steps and common_value(torch.tensor([steps, 0])).tolist() == [steps, 0]  # type: ignore[union-attr]

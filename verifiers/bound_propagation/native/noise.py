@@ -16,7 +16,7 @@ from torch import Tensor
 from verifiers.graph.affine import Affine
 from verifiers.graph.graph import Graph, Node
 from verifiers.graph.operators import Interval
-from verifiers.graph.rounding import ENGINE, LARGEST, magnitude
+from verifiers.graph.rounding import ENGINE, LARGEST
 from verifiers.graph.rows import Rows
 
 
@@ -47,9 +47,11 @@ class Noise:
             if error is None:
                 return after
             error = (error * ENGINE).to(after.low.dtype)
-            over = ~(magnitude(after) + error <= LARGEST).flatten(1).all(1)
-            self.overflow = self.overflow | over
-            error = error.where(error <= LARGEST, 0.0)  # nothing is proved about these samples
+            largest = torch.maximum(-after.low, after.high) + error
+            over = ~(largest.flatten(1).amax(1) <= LARGEST)
+            if bool(over.any()):  # nothing is proved about these samples
+                self.overflow = self.overflow | over
+                error = error.where(error <= LARGEST, 0.0)
             self.errors[position] = error
         return Interval(after.low - error, after.high + error)
 
