@@ -73,12 +73,12 @@ def test_what_is_written_from_certificates(tmp_path: Path, monkeypatch: pytest.M
     name = arguments.split()[-1]
     Path(name).write_text("what was there")
     with full(600):
-        result = certkd(*arguments.split())
+        result = certkd(*arguments.split(), "--overwrite")
     message = result.err
     assert result.code == 2 and message.count("\n") == 1, result
     assert f"cannot write {name}: " in message and "File too large" in message, message
     assert Path(name).read_text() == "what was there" and sorted(os.listdir()) == sorted(["A.h5", "B.h5", name])
-    succeeds(*arguments.split())
+    succeeds(*arguments.split(), "--overwrite")
 
 
 @pytest.mark.slow

@@ -93,7 +93,7 @@ def test_taking_rows_twice_keeps_images_labels_and_indices_together() -> None:
     assert torch.equal(all_images(taken), split.images[expected])
 
 
-@pytest.mark.parametrize(("typed", "near"), [("digit", "digits"), ("minst", "mnist"), ("CIFAR10", None)])
+@pytest.mark.parametrize(("typed", "near"), [("digit", "digits"), ("CIFAR10", "cifar10"), ("zzz", None)])
 def test_an_unknown_name_suggests_a_known_one(typed: str, near: str | None) -> None:
     message = refusal(DataConfig(name=typed))
     assert repr(typed) in message
