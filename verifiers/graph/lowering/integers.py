@@ -28,7 +28,7 @@ DEQUANTIZED = 5
 ZERO = 255.0
 
 
-def _sum_error(size: Tensor, after: Tensor, steps: Tensor | None, scale: Tensor | None) -> Tensor | None:
+def _sum_error(size: Tensor, after: Tensor, steps: int | Tensor | None, scale: Tensor | None) -> Tensor | None:
     """Bound the error of a sum of integers, or of its product with the quotient of scales.
 
     Args:
