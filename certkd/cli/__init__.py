@@ -12,6 +12,7 @@ from certkd.cli.card import card
 from certkd.cli.certify import certify
 from certkd.cli.cite import cite
 from certkd.cli.compare import compare
+from certkd.cli.compress import compress
 from certkd.cli.export import export
 from certkd.cli.figure import figure
 from certkd.cli.gate import gate
@@ -62,7 +63,7 @@ _CERTIFICATES = (
     export,
     verify,
 )
-for command in (train, inspect, *_CERTIFICATES, run, methods, objectives):
+for command in (train, compress, inspect, *_CERTIFICATES, run, methods, objectives):
     command.context_settings = {**_HELP, **command.context_settings}  # also where it is called without the group
     add_output_options(command)
     cli.add_command(command)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("bare", metavar="[CONFIG]", required=False)
 @click.option("--config", metavar="FILE", help="The same: a YAML file; see configs/.")
+@click.option("--student", metavar="NETWORK", help="The network to train, or a checkpoint, such as a pruned copy.")
 @click.option("--teacher", metavar="FILE", help="The teacher's checkpoint.  [default: the configuration's]")
 @click.option(
     "--teacher-arch", metavar="NAME[,KEY=VALUE]", help="Network of the teacher's weights, or your file.py:Class."
@@ -45,6 +46,7 @@ def train(config: str | None, teacher: str | None, out: str | None, data: str | 
         raise InputError("--resume continues the training that --overwrite deletes: give one of them")
     arch = options["teacher_arch"]
     given = {"teacher": teacher, "teacher_arch": arch, "out": out, "data.name": data if config is not None else None}
+    given["model.name"] = options["student"]
     extra = [f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None]  # quoted: not YAML
     extra = with_data_options((*options["overrides"], *extra), options)
     if config is None and options["print_config"]:

@@ -19,6 +19,7 @@ from certkd import files
 from certkd.config.settings import DataConfig
 from certkd.networks import stored
 from certkd.networks.builders import Budget, Classifier, ModelSpec, build, is_own, last_linear, short
+from certkd.networks.copies.facts import Copied
 from certkd.networks.names import fitted, misfit
 from certkd.networks.output import Output
 from certkd.networks.stored import FORMAT, Stored
@@ -40,6 +41,7 @@ class Checkpoint:
         teacher_sha256: SHA-256 of the teacher's weights; "" without a teacher.
         training: the resolved training configuration; {} if unknown.
         metrics: the metrics when it was saved.
+        copied: what a compressed copy is a copy of, and its size; see ``Copied``. {} for other networks.
         remarks: what was chosen or converted when the network was read, a line each.
     """
 
@@ -48,6 +50,7 @@ class Checkpoint:
     teacher_sha256: str = ""
     training: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
+    copied: Mapping[str, Any] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
 
     @property
@@ -67,6 +70,7 @@ def save(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> None:
         "teacher_sha256": checkpoint.teacher_sha256,
         "training": dict(checkpoint.training),
         "metrics": dict(checkpoint.metrics),
+        **({"copied": dict(checkpoint.copied)} if checkpoint.copied else {}),
     }
     state = {name: value.detach().cpu().contiguous().clone() for name, value in checkpoint.model.state_dict().items()}
 
@@ -113,12 +117,15 @@ def load(
     about = _About.parse({key: metadata[key] for key in _About.model_fields if key in metadata}, source=f"{path}")
     if about.data:
         DataConfig.parse(about.data, source=f"{path}: data")
+    if about.copied:
+        Copied.parse(about.copied, source=f"{path}: copied")
     with loading(path, "a complete checkpoint"):
         if architecture is not None:
             model = build(architecture)
         else:
             spec, shapes = _spec(metadata, path), [value.shape for value in held.state.values()]
-            model = build(spec, budget=Budget.of(shapes, str(path))) if own is None else build(_named(spec, *own))
+            budget = Budget.of(shapes, str(path), copied=bool(spec.layers))
+            model = build(spec, budget=budget) if own is None else build(_named(spec, *own))
         _load_strictly(model, held.state, path, bare=not metadata)
     return Checkpoint(model.eval(), **dict(about), remarks=tuple(held.remarks))
 
@@ -181,6 +188,7 @@ class _About(Strict):
     teacher_sha256: Annotated[str, Field(max_length=64, pattern="^[0-9a-f]*$")] = ""
     training: dict[str, Any] = {}
     metrics: dict[str, Any] = {}
+    copied: dict[str, Any] = {}
 
 
 def _spec(metadata: Mapping[str, Any], path: Path) -> ModelSpec:

@@ -35,9 +35,13 @@ class Budget(TorchFunctionMode):
         self._entries, self._tensors, self._where = 3 * entries + _SLACK, 20 * tensors + 1000, where
 
     @classmethod
-    def of(cls, shapes: Sequence[Sequence[int]], where: str) -> "Budget":
-        """Return the budget of a network with weights of these shapes; ``where`` begins the message of a refusal."""
-        return cls(sum(math.prod(shape) for shape in shapes), len(shapes), where)
+    def of(cls, shapes: Sequence[Sequence[int]], where: str, *, copied: bool = False) -> "Budget":
+        """Return the budget of a network with weights of these shapes; ``where`` begins the message of a refusal.
+
+        That of a compressed copy is larger: its original is built first.
+        """
+        entries = sum(math.prod(shape) for shape in shapes)
+        return cls(entries + min(30 * entries, ALL_VALUES) * copied, len(shapes), where)
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

@@ -117,13 +117,16 @@ def _fitted(teacher: Classifier, name: str, student: Classifier, reporter: Train
 
 
 def _about(job: TrainJob, teachers: Mapping[str, Checkpoint]) -> dict[str, Any]:
-    """Collect the metadata of checkpoints: the data set, the teacher's hash and the settings."""
+    """Collect the metadata of checkpoints: data set, teacher's hash, settings, and what a student is a copy of."""
     hashes = {role: known.sha256 for role, known in teachers.items()}
     settings = job.model_dump(mode="json", exclude=_FREE)
     settings["natural_teacher"] = hashes.get("natural teacher")
     kept = ("name", "seed", "image_size", "channels", "limit")
     settings["data"] = {key: settings["data"][key] for key in kept if settings["data"][key] is not None}
-    return {"data": settings["data"], "teacher_sha256": hashes.get("teacher", ""), "training": settings}
+    about = {"data": settings["data"], "teacher_sha256": hashes.get("teacher", ""), "training": settings}
+    begun = networks.is_path(job.model.name) and not job.model.name.endswith(".onnx")
+    copied = dict(checkpoint.load(job.model.name).copied) if begun else {}
+    return {**about, "copied": copied} if copied else about
 
 
 def _check_resumable(out: Path, state: dict[str, Any], about: dict[str, Any], resume: bool) -> None:

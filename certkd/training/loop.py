@@ -161,6 +161,7 @@ def _epoch(run: Run, epoch: int, memory: dict[str, float]) -> dict[str, Any]:
         terms, loss = backward(run.objective, batch, config, run.ranks)
         run.optimizer.step()
         run.ranks.average_buffers(run.student)
+        run.masks.keep()
         if run.average is not None:
             run.average.step(run.student, epoch)
         _add(sums, terms, loss, len(rows))

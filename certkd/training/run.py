@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from certkd.config.settings import SelectionConfig, Threat, TrainConfig
 from certkd.data.splits import Split
+from certkd.networks.copies.masks import Masks
 from certkd.objectives import Objective
 from certkd.reporter import TrainingReporter
 from certkd.training.average import Average
@@ -46,6 +47,7 @@ class Run:
         threat: the ball of the diagnostics' attacks; None for no attack.
         average: the average of the student's weights; None for none.
         ranks: the processes that share the training.
+        masks: those of a pruned student.
     """
 
     student: nn.Module
@@ -59,6 +61,7 @@ class Run:
     threat: Threat | None
     optimizer: Optimizer
     average: Average | None
+    masks: Masks
     place: torch.device
     ranks: Ranks
     reporter: TrainingReporter

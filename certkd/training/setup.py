@@ -8,6 +8,7 @@ from torch import nn
 
 from certkd.config.settings import SelectionConfig, TrainConfig
 from certkd.data.splits import Split
+from certkd.networks.copies.masks import Masks
 from certkd.objectives import Objective
 from certkd.reporter import TrainingReporter
 from certkd.training.average import Average
@@ -60,6 +61,7 @@ def prepare(
         threat=threat_of(config),
         optimizer=optimizer_of(student, config.optimizer),
         average=Average(student, config) if config.average != "none" else None,
+        masks=Masks(student),
         place=place,
         ranks=ranks,
         reporter=reporter,

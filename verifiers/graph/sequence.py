@@ -23,7 +23,8 @@ Writer = Callable[[nn.Module, fx.Graph, fx.Node, dict[str, fx.Node]], fx.Node]
 
 
 def _linear(layer: nn.Module, graph: fx.Graph, x: fx.Node, weights: dict[str, fx.Node]) -> fx.Node:
-    return graph.call_function(aten.linear.default, (x, *weights.values()))
+    bias = [weights["bias"]] if "bias" in weights else []
+    return graph.call_function(aten.linear.default, (x, weights["weight"], *bias))
 
 
 def _conv2d(layer: nn.Module, graph: fx.Graph, x: fx.Node, weights: dict[str, fx.Node]) -> fx.Node:

@@ -12,6 +12,8 @@ from pydantic import Field, FiniteFloat, model_validator
 from torch import Tensor, fx, nn
 
 from certkd.networks.builders import cifar, small
+from certkd.networks.builders import small
+from certkd.networks.builders.changed import AnyLayer, change_layers
 from certkd.networks.builders.known import check_known
 from certkd.networks.builders.options import check_options
 from certkd.networks.builders.own import is_own, own_network
@@ -57,6 +59,7 @@ class ModelSpec(Strict):
         std: standard deviation to divide by, per channel; () for none.
         resize: (height, width) to resize images to; None for no resizing.
         output: name or place of the logits among several outputs of the network; None if there is one.
+        layers: those of a compressed copy that differ from the architecture's, in the order of the changes.
     """
 
     name: Annotated[str, Field(max_length=1000)]
@@ -67,6 +70,7 @@ class ModelSpec(Strict):
     std: tuple[Annotated[FiniteFloat, Field(gt=0)], ...] = ()
     resize: tuple[Side, Side] | None = None
     output: Annotated[str, Field(max_length=200)] | Annotated[int, Field(ge=0)] | None = None
+    layers: tuple[AnyLayer, ...] = ()
 
     @model_validator(mode="after")
     def _images_are_of_a_usual_size(self) -> "ModelSpec":
@@ -207,6 +211,7 @@ def build(spec: ModelSpec, *, pretrained: bool = False, budget: Budget | None = 
     try:
         with budget or nullcontext():
             model = builders[source](name, spec, pretrained)
+            change_layers(model.network, spec.layers)
     except InputError:
         raise
     except Exception as error:  # whatever a builder raises is about the options or the shape
@@ -226,6 +231,7 @@ def _users(spec: ModelSpec, *, described: bool) -> Classifier:
         raise InputError(f"the file names the class {quoted(spec.name)}, code that only its user may name: give it")
     network = own_network(spec.name, spec.options, spec.classes)
     model = Classifier(spec, network if spec.output is None else Output(network, spec.output))
+    change_layers(model.network, spec.layers)
     _try(model, limited=False)
     return model
 

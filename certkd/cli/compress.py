@@ -1,0 +1,89 @@
+"""``certkd compress``."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from certkd.cli.networks import loader, network
+from certkd.cli.options import Value, data_places, network_options
+from verifiers.core.errors import InputError, did_you_mean, quoted
+from verifiers.core.table import Table, percent
+
+if TYPE_CHECKING:
+    from certkd.config.copies import Compression
+    from certkd.networks.copies.facts import Copied
+
+#: The options that are settings of one way to compress.
+_SETTINGS = ("share", "what", "form", "ranks")
+
+
+@click.command()
+@click.argument("model", metavar="NETWORK")
+@click.option("--how", required=True, metavar="KIND", help="prune or low-rank.")
+@click.option("--out", required=True, metavar="FILE", help="The copy: a checkpoint, .pt or .safetensors.")
+@click.option("--share", type=Value(), metavar="S", help="prune: of the weights or channels, like 0.8.  [default: 0.5]")
+@click.option("--what", help="prune: weights, which become 0, or channels, which are removed.  [default: weights]")
+@click.option("--form", help="low-rank: of convolutions, tucker, cp or tt.  [default: tucker]")
+@click.option("--ranks", metavar="RULE", help="low-rank: 2x fewer weights, energy=0.95, or vbmf.  [default: 2x]")
+@click.option("--data", metavar="NAME", help="Data set.  [default: the checkpoint's own]")
+@network_options
+@data_places
+def compress(model: str, how: str, out: str, **options: Any) -> int:
+    """Make a compressed copy of a network: pruned or low-rank.
+
+    NETWORK is a checkpoint. The copy is one too: it is trained further, certified, exported and matched like any other,
+    and says what it is a copy of. Linear layers and convolutions are compressed: by setting weights to 0, by removing
+    channels, or by products of smaller layers (linear layers by the SVD, convolutions by Tucker's decomposition, CP
+    or tensor trains).
+    """
+    from certkd.networks import checkpoint
+    from certkd.networks.copies.compress import compressed
+    from certkd.networks.copies.facts import Copied
+    from certkd.report.console import display, record
+
+    settings, place = _settings(how, options), Path(out)
+    if place.suffix not in (".pt", ".pth", ".safetensors"):
+        raise InputError(f"a copy is a checkpoint: --out {quoted(out)} must end in .pt, .pth or .safetensors")
+    if place.exists() and Path(model).exists() and place.samefile(model):
+        raise InputError(f"--out {out} is the network itself: give the copy another name")
+    options["kinds"] = {model.endswith(".onnx")}
+    copy = compressed(network(model, options, loader()), settings)
+    checkpoint.save(copy, place)
+    about = Copied.parse(copy.copied)
+    display(_table(about, model, place))
+    record(copy=str(place), bytes=place.stat().st_size, **dict(copy.copied))
+    return 0
+
+
+def _settings(how: str, options: dict[str, Any]) -> "Compression":
+    """Build the settings of one way to compress from the options that were given.
+
+    Raises:
+        InputError: there is no such way, or an option belongs to another one or is no setting.
+    """
+    from certkd.config.copies import COMPRESSIONS
+
+    kinds = {str(kind.model_fields["kind"].default): kind for kind in COMPRESSIONS}
+    if how not in kinds:
+        raise InputError(f"--how {quoted(how)} is unknown.{did_you_mean(how, list(kinds))}")
+    given = {name: options.pop(name) for name in _SETTINGS}
+    given = {name: value for name, value in given.items() if value is not None}
+    idle = next((name for name in given if name not in kinds[how].model_fields), None)
+    if idle is not None:
+        raise InputError(f"--{idle} {quoted(given[idle])} is no setting of {how}: drop it")
+    return kinds[how].parse(given, source=f"--how {how}")  # type: ignore[return-value] # one of those
+
+
+def _table(about: "Copied", model: str, out: Path) -> Table:
+    """Tabulate the sizes of the original and the copy."""
+    files = {Path(model).name: (about.original, Path(model)), out.name: (about.facts, out)}
+    rows = []
+    for name, (facts, path) in files.items():
+        size = f"{path.stat().st_size:,}" if path.exists() else ""
+        rows.append([name, f"{facts.weights:,}", percent(facts.sparsity), f"{facts.multiply_adds:,}", size])
+    return Table(
+        "Multiply-adds: products of weights other than 0, for one image",
+        ["network", "weights", "of them 0", "multiply-adds", "bytes of the file"],
+        rows,
+    )

@@ -1,0 +1,1 @@
+"""Compressed copies of networks: pruned, low-rank, int8."""

@@ -1,0 +1,79 @@
+"""State what a compressed copy is a copy of, and how large both are."""
+
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from certkd.networks.builders import Classifier
+from verifiers.core.settings import CountOrZero, Strict
+from verifiers.runtime.modes import eval_mode
+
+
+class Facts(Strict):
+    """The size of a network.
+
+    Attributes:
+        weights: all its weights.
+        nonzero: those that are not 0.
+        bytes: of the weights, as numbers one by one.
+        multiply_adds: products of weights other than 0 with values, for one image, in convolutions and linear layers.
+    """
+
+    weights: CountOrZero
+    nonzero: CountOrZero
+    bytes: CountOrZero
+    multiply_adds: CountOrZero
+
+    @property
+    def sparsity(self) -> float:
+        """The share of weights that are 0."""
+        return 1 - self.nonzero / max(1, self.weights)
+
+
+class Copied(Strict):
+    """What a compressed copy is a copy of.
+
+    Attributes:
+        of: SHA-256 of the original's weights.
+        how: the settings by which it was made.
+        facts: its size.
+        original: the size of the original.
+    """
+
+    of: Annotated[str, Field(max_length=64, pattern="^[0-9a-f]*$")]
+    how: dict[str, Any]
+    facts: Facts
+    original: Facts
+
+
+def facts_of(model: Classifier) -> Facts:
+    """Measure a network's size; its multiply-adds on a blank image."""
+    weights = [parameter.detach() for parameter in model.parameters()]
+    return Facts(
+        weights=sum(weight.numel() for weight in weights),
+        nonzero=sum(int(weight.count_nonzero()) for weight in weights),
+        bytes=sum(weight.numel() * weight.element_size() for weight in weights),
+        multiply_adds=_multiply_adds(model),
+    )
+
+
+def _multiply_adds(model: Classifier) -> int:
+    found: list[int] = []
+
+    def count(layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        weight = layer.weight
+        assert isinstance(weight, Tensor)
+        outputs = output.shape[1] if isinstance(layer, _ConvNd) else output.shape[-1]
+        found.append(int(weight.count_nonzero()) * (output.numel() // outputs))
+
+    hooks = [m.register_forward_hook(count) for m in model.modules() if isinstance(m, nn.Linear | _ConvNd)]
+    try:
+        with torch.no_grad(), eval_mode(model):
+            model(torch.zeros(1, *model.spec.shape))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return sum(found)
