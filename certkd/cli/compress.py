@@ -5,54 +5,91 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from certkd.cli.networks import loader, network
-from certkd.cli.options import Value, data_places, network_options
+from certkd.cli.networks import loader, named_data, network
+from certkd.cli.options import Value, data_places, network_options, overwrite_option
+from certkd.cli.places import new_file
 from verifiers.core.errors import InputError, did_you_mean, quoted
-from verifiers.core.table import Table, percent
+from verifiers.core.table import Table, counted, percent
 
 if TYPE_CHECKING:
-    from certkd.config.copies import Compression
+    from certkd.cli.networks import Load
+    from certkd.config.copies import Compression, Int8
+    from certkd.networks.checkpoint import Checkpoint
     from certkd.networks.copies.facts import Copied
 
 #: The options that are settings of one way to compress.
-_SETTINGS = ("share", "what", "form", "ranks")
+_SETTINGS = ("share", "what", "form", "ranks", "format", "scales", "images")
+_CHECKPOINTS = (".pt", ".pth", ".safetensors")
 
 
 @click.command()
 @click.argument("model", metavar="NETWORK")
-@click.option("--how", required=True, metavar="KIND", help="prune or low-rank.")
-@click.option("--out", required=True, metavar="FILE", help="The copy: a checkpoint, .pt or .safetensors.")
+@click.option("--how", required=True, metavar="KIND", help="prune, low-rank or int8.")
+@click.option("--out", required=True, metavar="FILE", help="The copy: a checkpoint; for int8 an .onnx file.")
 @click.option("--share", type=Value(), metavar="S", help="prune: of the weights or channels, like 0.8.  [default: 0.5]")
 @click.option("--what", help="prune: weights, which become 0, or channels, which are removed.  [default: weights]")
 @click.option("--form", help="low-rank: of convolutions, tucker, cp or tt.  [default: tucker]")
 @click.option("--ranks", metavar="RULE", help="low-rank: 2x fewer weights, energy=0.95, or vbmf.  [default: 2x]")
+@click.option("--format", help="int8: of the file, qdq or qoperator.  [default: qdq]")
+@click.option("--scales", help="int8: of the weights, per-channel or per-tensor.  [default: per-channel]")
+@click.option("--images", type=Value(), metavar="N", help="int8: training images that set the ranges.  [default: 256]")
 @click.option("--data", metavar="NAME", help="Data set.  [default: the checkpoint's own]")
 @network_options
 @data_places
+@overwrite_option
 def compress(model: str, how: str, out: str, **options: Any) -> int:
-    """Make a compressed copy of a network: pruned or low-rank.
+    """Make a compressed copy of a network: pruned, low-rank or int8.
 
-    NETWORK is a checkpoint. The copy is one too: it is trained further, certified, exported and matched like any other,
-    and says what it is a copy of. Linear layers and convolutions are compressed: by setting weights to 0, by removing
-    channels, or by products of smaller layers (linear layers by the SVD, convolutions by Tucker's decomposition, CP
-    or tensor trains).
+    NETWORK is a checkpoint. A pruned or low-rank copy is one too: it is trained further, certified, exported and
+    matched like any other, and says what it is a copy of. Linear layers and convolutions are compressed: by setting
+    weights to 0, by removing channels, or by products of smaller layers (linear layers by the SVD, convolutions by
+    Tucker's decomposition, CP or tensor trains). An int8 copy is an ONNX file, which is certified as it runs.
     """
+    from certkd.config.copies import Int8
     from certkd.networks import checkpoint
     from certkd.networks.copies.compress import compressed
     from certkd.networks.copies.facts import Copied
     from certkd.report.console import display, record
 
-    settings, place = _settings(how, options), Path(out)
-    if place.suffix not in (".pt", ".pth", ".safetensors"):
-        raise InputError(f"a copy is a checkpoint: --out {quoted(out)} must end in .pt, .pth or .safetensors")
-    if place.exists() and Path(model).exists() and place.samefile(model):
+    settings = _settings(how, options)
+    if Path(out).exists() and Path(model).exists() and Path(out).samefile(model):
         raise InputError(f"--out {out} is the network itself: give the copy another name")
-    options["kinds"] = {model.endswith(".onnx")}
-    copy = compressed(network(model, options, loader()), settings)
+    endings = (".onnx",) if isinstance(settings, Int8) else _CHECKPOINTS
+    place, load = new_file(out, endings, overwrite=options["overwrite"]), loader()
+    original = network(model, {**options, "kinds": {model.endswith(".onnx")}}, load)
+    if isinstance(settings, Int8):
+        return _quantised(original, settings, place, (options, load))
+    copy = compressed(original, settings)
     checkpoint.save(copy, place)
     about = Copied.parse(copy.copied)
     display(_table(about, model, place))
     record(copy=str(place), bytes=place.stat().st_size, **dict(copy.copied))
+    return 0
+
+
+def _quantised(original: "Checkpoint", settings: "Int8", place: Path, given: tuple[dict[str, Any], "Load"]) -> int:
+    """Write an int8 copy, with the ranges of training images, and say how it answers them."""
+    import torch
+
+    from certkd.certification import chosen_samples
+    from certkd.data.selection import Selection
+    from certkd.networks import resolve as networks
+    from certkd.networks.copies.compress import check_compressible
+    from certkd.networks.copies.int8 import agreement, quantise
+    from certkd.report.console import display, record
+
+    options, load = given
+    check_compressible(original.model)
+    wanted = networks.data_of(original, named_data(options))
+    samples = chosen_samples(original, load(wanted), "train", Selection(limit=settings.images))
+    images, _ = samples.batch(torch.arange(len(samples)), torch.device("cpu"))
+    quantise(original, settings, images, place)
+    same = agreement(original, place, images)
+    display(
+        f"{place}: int8 ({settings.format}, {settings.scales}), {place.stat().st_size:,} bytes; it gives the "
+        f"original's class for {percent(same)} of {counted(len(images), 'training image')}"
+    )
+    record(copy=str(place), bytes=place.stat().st_size, of=original.sha256, same_class=same)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Settings of compressed copies: pruned and low-rank."""
+"""Settings of compressed copies: pruned, low-rank and int8."""
 
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -6,7 +6,7 @@ from pydantic import BeforeValidator, Field
 
 from verifiers.core.errors import InputError, quoted
 from verifiers.core.quantities import parse_number
-from verifiers.core.settings import Positive, Strict
+from verifiers.core.settings import Count, Positive, Strict
 
 
 def _share(value: Any) -> Any:
@@ -59,7 +59,23 @@ class LowRank(Strict):
     summary: ClassVar[str] = "layers as products of smaller ones: SVD, Tucker, CP, tensor trains"
 
 
-COMPRESSIONS: tuple[type[Strict], ...] = (Prune, LowRank)
+class Int8(Strict):
+    """Weights and values in 8 bits, in an ONNX file, with ranges from training images.
+
+    Attributes:
+        format: of the file: qdq (a pair of operators at each value) or qoperator.
+        scales: of the weights: a scale for each channel, or one for a layer.
+        images: the number of training images from which the ranges of values are taken.
+    """
+
+    kind: Literal["int8"] = "int8"
+    format: Literal["qdq", "qoperator"] = "qdq"
+    scales: Literal["per-channel", "per-tensor"] = "per-channel"
+    images: Count = 256
+    summary: ClassVar[str] = "weights and values in 8 bits, as an ONNX file"
+
+
+COMPRESSIONS: tuple[type[Strict], ...] = (Prune, LowRank, Int8)
 #: Any way to compress a network, selected by ``kind``.
-Compression = Prune | LowRank
+Compression = Prune | LowRank | Int8
 AnyCompression = Annotated[Compression, Field(discriminator="kind")]

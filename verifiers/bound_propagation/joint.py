@@ -19,6 +19,7 @@ from verifiers.core.quantities import Arithmetic
 from verifiers.core.question import Question
 from verifiers.geometry.balls import Balls
 from verifiers.geometry.margins import margin_specification
+from verifiers.graph.composed import composed
 from verifiers.graph.difference import coupled, same_structure
 from verifiers.graph.program import PairProgram, Program
 
@@ -78,8 +79,9 @@ class JointEngine:
         self.graphs = graphs = [program.graph(x) for program in programs]
         if graphs[0].nodes[-1].shape != graphs[1].nodes[-1].shape:
             raise Unsupported(f"student and teacher differ in their logits: {[g.nodes[-1].shape for g in graphs]}")
-        if same_structure(*graphs):
-            graph = coupled(*graphs, rounded=arithmetic.deployed)
+        alike = graphs if same_structure(*graphs) else [composed(graph) for graph in graphs]  # low-rank copies
+        if same_structure(*alike):
+            graph = coupled(*alike, rounded=arithmetic.deployed)
             self.coupled = Native(PairProgram(*programs, difference=True), x, graph=graph, arithmetic=arithmetic)
         self.engines = [self.joint] if self.coupled is None else [self.joint, self.coupled]
         in_codes = any(any(graph.coded) for graph in graphs)

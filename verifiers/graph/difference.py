@@ -16,6 +16,7 @@ from torch import Tensor
 
 from verifiers.graph.affine import Affine, Convolution, General, Sum
 from verifiers.graph.affine_difference import AffineDifference, Difference, change_of
+from verifiers.graph.composed import Product
 from verifiers.graph.graph import Builder, Graph, Node, Ref
 from verifiers.graph.operators import Elementwise, Interval, Operator
 from verifiers.graph.relaxations.lines import Activation
@@ -26,10 +27,16 @@ from verifiers.graph.relaxations.relu_difference import ReluDifference
 def same_structure(student: Graph, teacher: Graph) -> bool:
     """Return whether two graphs are one architecture, up to their weights."""
     one, other = (
-        [(n.kind, n.inputs, n.shape, type(n.operator), _geometry(n.operator)) for n in g.nodes]
+        [(n.kind, n.inputs, n.shape, _type(n.operator), _geometry(n.operator)) for n in g.nodes]
         for g in (student, teacher)
     )
     return one == other
+
+
+def _type(operator: Operator | None) -> type:
+    """Return the class of an operator; a product of layers is of its layers' class."""
+    composed = isinstance(operator, Product)
+    return type(operator).__mro__[2] if composed else type(operator)
 
 
 def _geometry(operator: Operator | None) -> tuple[Any, ...]:

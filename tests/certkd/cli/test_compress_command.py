@@ -65,7 +65,7 @@ def test_a_copy_is_trained_further_and_stays_one(student: Path, tmp_path: Path) 
             "--how low-rank --form tucked --out OUT.pt",
             "--how low-rank: form must be 'tucker', 'cp' or 'tt', got 'tucked'",
         ),
-        ("--how prune --out OUT.onnx", "must end in .pt, .pth or .safetensors"),
+        ("--how prune --out OUT.onnx", ".pt, .pth"),
         ("--how prune --out SAME", "is the network itself: give the copy another name"),
     ],
 )
@@ -81,3 +81,17 @@ def test_networks_that_are_no_checkpoints_are_refused(student: Path, tmp_path: P
     succeeds("export", student, "--out", tmp_path)
     assert "has operators, not layers: compress the checkpoint" in refused("compress", tmp_path / "student.onnx", *out)
     assert "no such checkpoint" in refused("compress", tmp_path / "absent.pt", *out).lower()
+
+
+def test_an_int8_copy_is_the_file_that_is_certified(student: Path, tmp_path: Path) -> None:
+    given = ["--how", "int8", "--images", "64", "--data", "digits", "--out", tmp_path / "copy.onnx", "--json"]
+    found = json.loads(succeeds("compress", student, *given))
+    assert found["of"] == load(student).sha256 and found["same_class"] > 0.8
+    assert found["bytes"] == (tmp_path / "copy.onnx").stat().st_size
+    asked = ["--eps", "0.01", "--methods", "crown", "--limit", "3", "--data", "digits", "--out", tmp_path / "copy.h5"]
+    assert "int8 (as in the file)" in succeeds("certify", tmp_path / "copy.onnx", *asked)
+    refusal = refused("compress", tmp_path / "copy.onnx", "--how", "int8", "--out", tmp_path / "b.onnx")
+    assert "is already in int8: compress the checkpoint" in refusal
+    assert "give a name that ends in .onnx" in refused("compress", student, "--how", "int8", "--out", tmp_path / "b.pt")
+    assert "--scales" in refused("compress", student, "--how", "prune", "--scales", "x", "--out", tmp_path / "b.pt")
+    assert "is there already" in refused("compress", student, *given[:-1])
