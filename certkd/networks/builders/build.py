@@ -12,7 +12,6 @@ from pydantic import Field, FiniteFloat, model_validator
 from torch import Tensor, fx, nn
 
 from certkd.networks.builders import cifar, small
-from certkd.networks.builders import small
 from certkd.networks.builders.changed import AnyLayer, change_layers
 from certkd.networks.builders.known import check_known
 from certkd.networks.builders.options import check_options
