@@ -43,6 +43,8 @@ class Staff:
         fits = {"local": _whole(rest), "slurm": bool(rest), "tcp": rest.startswith("//"), "tls": rest.startswith("//")}
         if not fits.get(kind, False):
             raise InputError(f"cluster must be {FORMS}, got {quoted(self.cluster)}")
+        if kind == "slurm" and not Path(rest).is_file():
+            raise InputError(f"there is no file {quoted(rest)}: slurm:FILE.yaml has cores, memory, queue and jobs")
 
     @property
     def alone(self) -> bool:
@@ -122,8 +124,6 @@ def _slurm(place: str) -> Any:
         from dask_jobqueue import SLURMCluster
     except ImportError as error:
         raise InputError(f"slurm:{place} needs dask-jobqueue: install certkd[cluster]") from error
-    if not Path(place).is_file():
-        raise InputError(f"there is no file {quoted(place)}: slurm:FILE.yaml has cores, memory, queue and jobs")
     try:
         settings = dict(*collect_yaml([place]))
         jobs = int(settings.pop("jobs", 1))

@@ -18,7 +18,7 @@ from verifiers.runtime.pool import spread
 from verifiers.runtime.staff import Staff
 
 
-@pytest.mark.parametrize("where", ["local", "local:3", "tcp://host:8786", "tls://host:1", "slurm:a.yaml"])
+@pytest.mark.parametrize("where", ["local", "local:3", "tcp://host:8786", "tls://host:1", f"slurm:{__file__}"])
 def test_forms_of_clusters(where: str) -> None:
     assert not Staff(cluster=where).alone and Staff().alone and not Staff(2).alone
 
