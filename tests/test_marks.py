@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from tests import conftest
 from tests.marks import only, thin
 
 
@@ -44,3 +45,31 @@ def test_the_default_suite_runs_what_is_kept(letter: str, request: pytest.Fixtur
 @pytest.mark.parametrize("letter", only("abcdf", "abcdef"))
 def test_the_mark_thins_what_is_not_slow(letter: str, request: pytest.FixtureRequest) -> None:
     assert (request.node.get_closest_marker("slow") is None) == (letter in "ad")
+
+
+class Item:
+    """A test with some marks, as pytest collects it."""
+
+    def __init__(self, nodeid: str, *marks: str) -> None:
+        self.nodeid, self.marks = nodeid, marks
+
+    def get_closest_marker(self, name: str) -> bool:
+        return name in self.marks
+
+    def iter_markers(self, name: str) -> tuple[()]:
+        return ()
+
+
+def test_a_part_of_the_slow_cases_of_each_test_can_be_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test of one case is always run, and tests that are not slow stay."""
+    names = ("a[0]", "a[1]", "a[2]", "b", "c[x]", "c[y]")
+    made = [Item(name, *([] if name[0] == "c" else ["slow"])) for name in names]
+    for every, left in (
+        ("1", names),
+        ("2", ("a[0]", "a[2]", "b", "c[x]", "c[y]")),
+        ("3", ("a[0]", "b", "c[x]", "c[y]")),
+    ):
+        monkeypatch.setenv("CERTKD_SLOW_EVERY", every)
+        items = list(made)
+        conftest.pytest_collection_modifyitems(items)  # type: ignore[arg-type]
+        assert tuple(item.nodeid for item in items) == left

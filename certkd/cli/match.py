@@ -98,7 +98,7 @@ def match(ctx: click.Context, bare: str | None, student: str | None, teacher: st
         _draw(done, certificates, options)
     if len(several) > 1:
         _join(several)
-    return int(done.code) or _required(rules, several)
+    return _required(rules, several) or int(done.code)
 
 
 def _relations(options: dict[str, Any]) -> tuple[tuple[tuple[str, Any], ...], ...]:

@@ -8,6 +8,7 @@ is larger than the stored weights. ``.safetensors`` files have the same metadata
 import json
 import os
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -125,7 +126,11 @@ def load(
         else:
             spec, shapes = _spec(metadata, path), [value.shape for value in held.state.values()]
             budget = Budget.of(shapes, str(path), copied=bool(spec.layers))
-            model = build(spec, budget=budget) if own is None else build(_named(spec, *own))
+            if own is None:
+                model = build(spec, budget=budget)
+            else:
+                with budget if spec.layers else nullcontext():
+                    model = build(_named(spec, *own))
         _load_strictly(model, held.state, path, bare=not metadata)
     return Checkpoint(model.eval(), **dict(about), remarks=tuple(held.remarks))
 

@@ -25,6 +25,7 @@ from certkd.training.setup import prepare, ready
 from certkd.training.step import backward, batch_of, batches, learning_rate
 from certkd.training.trial import try_training
 from verifiers.core.errors import InputError
+from verifiers.runtime.fingerprint import weights_sha256
 
 #: Diagnostics run every this many epochs, and after the last one.
 DIAGNOSED_EVERY = 10
@@ -95,6 +96,7 @@ def train(
     run = prepare(student, data, config, teachers, reporter, ranks)
     progress = load_progress(folder, run)
     with ready(run), ranks.joined(run.place):
+        ranks.check_same(f"{progress.epoch} {weights_sha256(run.student)}", "the network they begin with", run.place)
         if not (folder is not None and folder.resume):
             try_training(run)
         ranks.wait()

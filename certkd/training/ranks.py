@@ -5,6 +5,7 @@ the weights are the same in all of them, and those of one process that goes thro
 """
 
 import atexit
+import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -75,6 +76,22 @@ class Ranks:
             raise InputError(
                 f"another process of the training has ended ({one_line(error, 80)}): start all again with --resume"
             ) from error
+
+    def check_same(self, state: str, what: str, place: torch.device) -> None:
+        """Check that all processes have the same state.
+
+        Raises:
+            InputError: they differ in ``what``.
+        """
+        if self.alone:
+            return
+        digest = hashlib.sha256(state.encode()).digest()
+        least = torch.tensor([int.from_bytes(digest[i : i + 4], "big") for i in range(0, 32, 4)], device=place)
+        most = least.clone()
+        distributed.all_reduce(least, distributed.ReduceOp.MIN)
+        distributed.all_reduce(most, distributed.ReduceOp.MAX)
+        if not torch.equal(least, most):
+            raise InputError(f"the processes of the training differ in {what}: give all the same, in a shared folder")
 
     def wait(self) -> None:
         """Wait until all processes are here."""

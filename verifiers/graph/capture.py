@@ -31,7 +31,7 @@ from verifiers.graph.lowering.integers import IntegerSum
 from verifiers.graph.lowering.shapes import note_rounded
 from verifiers.graph.recurrent import DECOMPOSITIONS, has_recurrent
 from verifiers.graph.sequence import written
-from verifiers.graph.tape import difference, tape_of
+from verifiers.graph.tape import Tape, difference, tape_of
 from verifiers.graph.watch import Replay, answers_of_deployment, blame, blamed, watch
 from verifiers.runtime.modes import in_eval_mode
 from verifiers.runtime.oom import pass_on_memory
@@ -254,13 +254,21 @@ def _check_operators(given: nn.Module, exported: Any, x: Tensor) -> None:
     for name, weight in program.named_parameters():  # torch computes some products in another way with gradients
         weight.requires_grad_(flags.get(name, False))
     with blamed("the network fails on one image"):
-        both = ((tape_of(given, x, gradients=on), tape_of(program, x, gradients=on)) for on in (False, True))
-        different = next(filter(None, (difference(ours, theirs) for ours, theirs in both)), None)
+        different = next(filter(None, (difference(*both) for both in _recordings(given, program, x))), None)
     if different is not None:
         raise Hidden(
             f"the network cannot be captured: it then computes with other operators, such as {different}; its code may "
             "ask for the type of its input, or whether its weights are frozen"
         )
+
+
+def _recordings(given: nn.Module, program: nn.Module, x: Tensor) -> Iterator[tuple[Tape, Tape]]:
+    """Record a network and its program: with gradients and without, and the network in this thread too."""
+    for gradients in (False, True):
+        exported = tape_of(program, x, gradients=gradients)
+        yield tape_of(given, x, gradients=gradients), exported
+        if not gradients:
+            yield tape_of(given, x, here=True), exported
 
 
 def _known(node: Any) -> bool:

@@ -92,8 +92,11 @@ def _plain(operator: Convolution, axis: int) -> bool:
 def _fit(first: object, last: object) -> bool:
     """Tell whether two operators compose: linear layers, or convolutions of which one is plain along each axis.
 
-    Padding adds zeros behind the first one, so a bias of the first one must not meet it.
+    Padding adds zeros behind the first one, so a bias of the first one must not meet it. Layers with an error in
+    their own constants stay apart, with that error.
     """
+    if getattr(first, "perturbation", None) is not None or getattr(last, "perturbation", None) is not None:
+        return False
     kinds = (Dense, ComposedDense), (Convolution, ComposedConvolution)
     if type(first) in kinds[0] and type(last) in kinds[0]:
         return True

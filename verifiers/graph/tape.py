@@ -99,17 +99,26 @@ def _number(leaf: Any, images: dict[int, Any]) -> str:
 Tape = dict[Key, list[tuple[str, int] | None]]
 
 
-def tape_of(network: nn.Module, image: Tensor, *, gradients: bool = False) -> Tape:
-    """Run a network on one image; return the operators that its output depends on, with the lines of its code."""
+def tape_of(network: nn.Module, image: Tensor, *, gradients: bool = False, here: bool = False) -> Tape:
+    """Run a network on one image; return the operators that its output depends on, with the lines of its code.
+
+    Args:
+        gradients: run with gradients on.
+        here: run in this thread, not in one of its own.
+    """
     x = image.detach().clone()
     recorder, mode = _Recorder(x), torch.enable_grad() if gradients else torch.no_grad()
-    with usual_modes(), ThreadPoolExecutor(1) as thread:
-        for each in (mode, recorder):
-            thread.submit(each.__enter__).result()
-        try:
-            output = thread.submit(network, x).result()
-        finally:
-            thread.submit(recorder.__exit__, None, None, None).result()
+    if here:
+        with usual_modes(), mode, recorder:
+            output = network(x)
+    else:
+        with usual_modes(), ThreadPoolExecutor(1) as thread:
+            for each in (mode, recorder):
+                thread.submit(each.__enter__).result()
+            try:
+                output = thread.submit(network, x).result()
+            finally:
+                thread.submit(recorder.__exit__, None, None, None).result()
     first = next((leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)), None)
     live = set() if first is None else {storage_of(first)}
     tape: Tape = {}

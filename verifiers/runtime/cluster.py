@@ -22,13 +22,18 @@ from typing import Any, cast
 
 from distributed import Client, Event, Future, KilledWorker, Queue, Worker, WorkerPlugin, get_client, get_worker
 
-from verifiers.core.errors import InputError
+from verifiers.core.errors import InputError, one_line
 from verifiers.runtime.code import code_of
+from verifiers.runtime.deadline import now
 from verifiers.runtime.pool import Answering, End, Job, Part
 from verifiers.runtime.tasks import FULL, PART, RAISED, READY, ended, opened, sent
 
 #: Seconds after which the pool looks whether tasks were lost, while it waits for messages.
 PATIENCE = 1.0
+#: Looks after which a task that is done and says nothing is lost.
+SILENT = 5
+#: The number of no task.
+NOBODY = -1
 #: A kind of message: the task is with another worker, which has ended.
 AGAIN = -1
 #: Where Dask tells of workers that it ends for their memory.
@@ -40,6 +45,10 @@ MEMORY_TOPIC = "worker-restart-memory"
 
 class Stopped(BaseException):
     """The pool that gave a task is closed."""
+
+
+class Untold(ConnectionError):
+    """A message did not reach the scheduler: the task is lost."""
 
 
 class Desk(WorkerPlugin):
@@ -67,11 +76,14 @@ class Desk(WorkerPlugin):
         self._stopped.set()
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    def answer(self, task: bytes, tell: Callable[[int, Any], None]) -> None:
-        """Answer a task in the thread; ``tell`` takes the kind and value of a message."""
-        self._thread.submit(self._answer, task, tell).result()
+    def answer(self, task: bytes, begin: Callable[[], bool], tell: Callable[[int, Any], None]) -> None:
+        """Answer a task in the thread, once ``begin`` says so; ``tell`` takes the kind and value of a message."""
+        self._thread.submit(self._answer, task, begin, tell).result()
 
-    def _answer(self, task: bytes, tell: Callable[[int, Any], None]) -> None:
+    def _answer(self, task: bytes, begin: Callable[[], bool], tell: Callable[[int, Any], None]) -> None:
+        if not begin():
+            return
+
         def send(value: Any) -> None:
             if self._stopped.is_set():
                 raise Stopped
@@ -100,15 +112,21 @@ def answer(name: str, task: int, given: bytes) -> None:
     queue, begun = Queue(name, client), Event(f"{name}-{task}", client)
 
     def tell(kind: int, value: Any) -> None:
-        queue.put([task, next(numbers), kind, pickle.dumps(value)])
+        try:
+            queue.put([task, next(numbers), kind, pickle.dumps(value)])
+        except Exception as error:  # Dask's are of many classes
+            raise Untold(one_line(error)) from error
 
-    with closing(queue):
+    def begin() -> bool:
         if begun.is_set():
             tell(AGAIN, "")
-            return
+            return False
         begun.set()
         tell(READY, worker.address)
-        cast(Desk, worker.plugins[name]).answer(given, tell)
+        return True
+
+    with closing(queue):
+        cast(Desk, worker.plugins[name]).answer(given, begin, tell)
 
 
 # At the process that asks
@@ -119,11 +137,7 @@ class _Task:
     future: Future
     worker: str = ""
     heard: int = 0
-
-
-def _killed(future: Future) -> bool:
-    """Return whether a task failed because its workers died."""
-    return future.status == "error" and isinstance(future.exception(), KilledWorker)
+    silent: int = 0
 
 
 class Cluster:
@@ -146,7 +160,8 @@ class Cluster:
         self._client, self._desk = client, Desk(sent(job), code_of())
         self._name, self._submitted = f"certkd-{uuid.uuid4().hex}", 0
         self._tasks, self._events = dict[int, _Task](), deque[Part | End]()
-        self._full, self._inbox = set[str](), SimpleQueue[list[Any]]()
+        self._full, self._inbox = set[str](), SimpleQueue[Any]()
+        self._workers, self._looked = 1, now()
         client.subscribe_topic(MEMORY_TOPIC, lambda event: self._full.add(event[1]["worker"]))
         self._begin()
 
@@ -155,13 +170,14 @@ class Cluster:
         self._client.register_plugin(self._desk, name=self._name)
         self._queue = Queue(self._name, self._client)
         Thread(target=self._read, args=(self._queue,), daemon=True).start()
-        self._workers = max(1, len(self._client.nthreads()))
+        self._count()
 
     def _read(self, queue: Queue) -> None:
-        """Take messages until the client or the scheduler ends."""
+        """Take messages until the client or the scheduler ends; then say so."""
         with suppress(Exception):  # whatever the one that ends first says
             while True:
                 self._inbox.put(queue.get())
+        self._inbox.put(queue)
 
     def __enter__(self) -> "Cluster":
         return self
@@ -173,11 +189,14 @@ class Cluster:
 
     def close(self) -> None:
         """Stop what the workers do."""
-        with suppress(OSError, ValueError, TimeoutError):
-            self._client.unsubscribe_topic(MEMORY_TOPIC)
-            self._client.cancel([task.future for task in self._tasks.values()])
-            self._client.unregister_worker_plugin(self._name)
-            self._queue.close()
+        for step in (
+            lambda: self._client.unsubscribe_topic(MEMORY_TOPIC),
+            lambda: self._client.cancel([task.future for task in self._tasks.values()]),
+            lambda: self._client.unregister_worker_plugin(self._name),
+            self._queue.close,
+        ):
+            with suppress(Exception):  # the scheduler may be gone: each of its classes says so in its own way
+                step()
 
     @property
     def free(self) -> int:
@@ -200,10 +219,15 @@ class Cluster:
             InputError: the scheduler is gone.
         """
         while not self._events:
-            try:
-                self._hear(*self._inbox.get(timeout=PATIENCE))
-            except Empty:
+            with suppress(Empty):
+                message = self._inbox.get(timeout=PATIENCE)
+                if message is self._queue:
+                    self._recover()
+                elif not isinstance(message, Queue):  # of a reader before this one
+                    self._hear(*message)
+            if now() - self._looked >= PATIENCE:
                 self._look()
+                self._looked = now()
         return self._events.popleft()
 
     def _hear(self, number: int, place: int, kind: int, value: bytes) -> None:
@@ -225,14 +249,32 @@ class Cluster:
             self._end(End(number, content, memory=kind == FULL))
 
     def _look(self) -> None:
-        """Find tasks whose end nobody tells: their workers died, or the scheduler is another one."""
-        failed = [number for number, task in self._tasks.items() if task.future.status not in ("pending", "finished")]
-        errors = [self._tasks[number].future for number in failed]
-        if self._client.status != "running" or not all(map(_killed, errors)):
+        """Find new workers, and tasks whose end nobody tells: their workers died, or the scheduler is another one."""
+        states = {number: task.future.status for number, task in self._tasks.items()}
+        if self._client.status != "running" or not {"cancelled", "lost"}.isdisjoint(states.values()):
             self._recover()
-        else:
-            for number in failed:
-                self._lose(number)
+            return
+        for number, state in states.items():
+            task = self._tasks[number]
+            task.silent = task.silent + 1 if state == "finished" and self._inbox.empty() else 0
+            if task.silent == SILENT:
+                self._end(End(number, "the end of its answer was lost", died=True))
+            elif state == "error":
+                self._fail(number, task.future.exception())
+        free = self.free
+        self._count()
+        if self.free > free:
+            self._events.append(Part(NOBODY, None))  # whoever waits has a look
+
+    def _fail(self, number: int, error: BaseException | None) -> None:
+        """End a task that failed: its workers died, it could not be told, or the job is not there."""
+        if isinstance(error, KilledWorker):
+            self._lose(number)
+            return
+        if isinstance(error, KeyError):  # another scheduler knows no plugin
+            self._begin()
+        why = one_line(error) if error is not None else "no reason"
+        self._end(End(number, f"it failed at {self._tasks[number].worker or 'its worker'} ({why})", died=True))
 
     def _lose(self, number: int) -> None:
         worker = self._tasks[number].worker
@@ -242,9 +284,14 @@ class Cluster:
 
     def _end(self, end: End) -> None:
         del self._tasks[end.task]
-        Event(f"{self._name}-{end.task}", self._client).clear()  # nothing stays at the scheduler
-        self._workers = max(1, len(self._client.nthreads()))
         self._events.append(end)
+        with suppress(OSError):
+            Event(f"{self._name}-{end.task}", self._client).clear()  # nothing stays at the scheduler
+        self._count()
+
+    def _count(self) -> None:
+        with suppress(OSError):
+            self._workers = max(1, len(self._client.nthreads()))
 
     def _recover(self) -> None:
         """Wait until the scheduler is there again; its tasks are lost.

@@ -14,8 +14,8 @@ class Masks:
         self._masks: list[tuple[Tensor, Tensor]] = []
         if isinstance(network, Classifier):
             for change in network.spec.layers:
-                if isinstance(change, Masked):
-                    weight = network.network.get_parameter(f"{change.path}.weight")
+                weight = getattr(network.network.get_submodule(change.path), "weight", None)
+                if isinstance(change, Masked) and isinstance(weight, Tensor):  # it may be a product of layers now
                     self._masks.append((weight, weight.detach() != 0))
 
     @torch.no_grad()

@@ -81,6 +81,20 @@ def test_tensors_are_added_in_one_message(sums: Sequence[Tensor]) -> None:
     assert len(sums) == 1
 
 
+def test_processes_that_begin_differently_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A student without a seed, or a folder that only some see."""
+    monkeypatch.setattr(distributed, "all_reduce", lambda numbers, operation: None)
+    Ranks(0, 2).check_same("3 abc", "weights", torch.device("cpu"))
+
+    def other(numbers: Tensor, operation: distributed.ReduceOp) -> None:
+        numbers += int(operation == distributed.ReduceOp.MAX)
+
+    monkeypatch.setattr(distributed, "all_reduce", other)
+    with pytest.raises(InputError, match="the processes of the training differ in weights: give all the same"):
+        Ranks(0, 2).check_same("3 abc", "weights", torch.device("cpu"))
+    ALONE.check_same("3 abc", "weights", torch.device("cpu"))
+
+
 def test_running_statistics_are_means_and_other_buffers_stay(sums: Sequence[Tensor]) -> None:
     network = nn.Sequential(nn.BatchNorm2d(2))
     network.register_buffer("mean", torch.tensor([0.1]))

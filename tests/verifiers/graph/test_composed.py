@@ -82,6 +82,16 @@ def test_a_value_that_is_used_twice_stays() -> None:
     assert "ComposedDense" not in kinds(Branches().eval())
 
 
+def test_a_layer_with_an_error_in_its_constants_stays_apart() -> None:
+    """Its error would be lost in a product."""
+    graph = Program(network(*PRODUCTS["two matrices"])).graph(X)
+    first = next(node.operator for node in graph.nodes if isinstance(node.operator, Dense))
+    assert "ComposedDense" in [type(node.operator).__name__ for node in composed(graph).nodes]
+    first.perturbation = lambda size: torch.full_like(size, torch.inf)
+    found = [node.operator for node in composed(graph).nodes]
+    assert first in found and "ComposedDense" not in [type(each).__name__ for each in found][:3]
+
+
 @pytest.mark.parametrize("name", PRODUCTS)
 def test_the_error_covers_float32_in_parts(name: str) -> None:
     made = network(*PRODUCTS[name])

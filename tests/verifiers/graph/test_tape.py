@@ -86,6 +86,9 @@ QUESTIONS = {
     "gradients by their effect": where(lambda net, x: not (net.inner[0].weight * 1).requires_grad),
     "filled memory": where(lambda net, x: not torch.utils.deterministic.fill_uninitialized_memory),  # type: ignore[attr-defined]
     "type": where(lambda net, x: type(x) is not Tensor),
+    "type, in the first thread": where(
+        lambda net, x: type(x) is not Tensor or threading.current_thread() is not threading.main_thread()
+    ),
     "class": where(lambda net, x: x.__class__.__module__ != "torch"),
     "attribute": where(lambda net, x: hasattr(x, "fake_mode"), tent),
     "weights": where(lambda net, x: type(net.inner[0].weight) is not nn.Parameter),
@@ -100,7 +103,7 @@ QUESTIONS = {
 
 
 #: Cases of the default suite; each one runs torch.export.
-QUICK = ("type", "frozen weights", "a factor", "callers")
+QUICK = ("type, in the first thread", "frozen weights", "a factor", "callers")
 
 
 @pytest.mark.parametrize(

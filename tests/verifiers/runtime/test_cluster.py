@@ -149,6 +149,36 @@ def test_an_answer_without_one_of_its_parts_is_lost(client: Client) -> None:
         assert pool.receive() == End(0, "a part of its answer was lost", died=True)
 
 
+def test_an_answer_without_its_end_is_lost(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "PATIENCE", 0.01)
+    with quiet(client) as pool:
+        assert pool.receive() == End(0, "the end of its answer was lost", died=True)
+
+
+def test_a_reader_that_ends_is_begun_again(client: Client) -> None:
+    with quiet(client) as pool:
+        pool._inbox.put(pool._queue)
+        assert pool.receive() == End(0, "the scheduler was lost", died=True)
+        work = Sums()
+        spread(pool, work, np.arange(6), 3)
+        assert_squares(work, range(6))
+
+
+def test_a_task_that_fails_says_why_and_is_tried_again(client: Client) -> None:
+    """A message that cannot be put is a lost task, not an error of the command."""
+    with quiet(client) as pool:
+        pool._fail(0, cluster.Untold("Stream is closed"))
+        assert pool.receive() == End(0, "it failed at its worker (Stream is closed)", died=True)
+
+
+def test_a_worker_that_joins_gets_work(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    with quiet(client) as pool:
+        pool._workers = 1
+        assert pool.free == 0
+        pool._look()
+        assert pool.free == 1 and pool.receive() == Part(cluster.NOBODY, None)
+
+
 def test_a_task_that_the_scheduler_forgets_is_lost_and_given_again(client: Client) -> None:
     with quiet(client) as pool:
         client.cancel([pool._tasks[0].future])

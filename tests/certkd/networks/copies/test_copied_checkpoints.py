@@ -9,6 +9,7 @@ import torch
 from certkd.config.copies import LowRank, Prune
 from certkd.networks.checkpoint import Checkpoint, load, save
 from certkd.networks.copies.compress import compressed
+from certkd.networks.copies.masks import Masks
 from tests.certkd.networks.copies.originals import images, original
 from verifiers.core.errors import InputError
 
@@ -31,6 +32,12 @@ def test_a_copy_comes_back_as_it_was(way: str, suffix: str, tmp_path: Path) -> N
     x = images(whole)
     assert torch.equal(found.model(x), copy.model(x)) and not found.model.training
     assert found.copied == copy.copied and found.model.spec == copy.model.spec and found.data == whole.data
+
+
+def test_a_pruned_copy_that_is_decomposed_can_be_trained_further() -> None:
+    both = compressed(compressed(original(), Prune(share=0.5)), LowRank())
+    Masks(both.model).keep()
+    assert both.model.spec.layers[0].kind == "masked" and both.model.spec.layers[-1].kind == "factored"
 
 
 def test_a_narrow_copy_has_a_smaller_file(tmp_path: Path) -> None:
