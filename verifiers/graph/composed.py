@@ -14,8 +14,13 @@ from verifiers.graph.graph import Graph, Node
 
 
 class Product:
-    """Mixed into the composed operators: the error of their parts, one after the other."""
+    """Mixed into the composed operators: the error of their parts, one after the other.
 
+    Attributes:
+        layers: the class of its parts, and of the one layer that it stands for.
+    """
+
+    layers: type[Dense | Convolution]
     parts: Sequence[Dense | Convolution]
 
     def error(self, sizes: Sequence[Tensor], after: Tensor) -> Tensor:
@@ -31,6 +36,8 @@ class Product:
 class ComposedDense(Product, Dense):
     """A product of linear layers, as one."""
 
+    layers = Dense
+
     def __init__(self, first: Dense, last: Dense) -> None:
         bias = first.bias
         shift = last.bias if bias is None else _sum(last.weight @ bias, last.bias)
@@ -40,6 +47,8 @@ class ComposedDense(Product, Dense):
 
 class ComposedConvolution(Product, Convolution):
     """A product of convolutions, as one."""
+
+    layers = Convolution
 
     def __init__(self, first: Convolution, last: Convolution) -> None:
         one, two = (_whole(each) for each in (first, last))

@@ -18,9 +18,8 @@ from verifiers.graph.affine import Affine, Convolution, General, Sum
 from verifiers.graph.affine_difference import AffineDifference, Difference, change_of
 from verifiers.graph.composed import Product
 from verifiers.graph.graph import Builder, Graph, Node, Ref
-from verifiers.graph.operators import Elementwise, Interval, Operator
+from verifiers.graph.operators import Interval, Operator, is_plain_relu
 from verifiers.graph.relaxations.lines import Activation
-from verifiers.graph.relaxations.piecewise import Relu
 from verifiers.graph.relaxations.relu_difference import ReluDifference
 
 
@@ -35,8 +34,7 @@ def same_structure(student: Graph, teacher: Graph) -> bool:
 
 def _type(operator: Operator | None) -> type:
     """Return the class of an operator; a product of layers is of its layers' class."""
-    composed = isinstance(operator, Product)
-    return type(operator).__mro__[2] if composed else type(operator)
+    return operator.layers if isinstance(operator, Product) else type(operator)
 
 
 def _geometry(operator: Operator | None) -> tuple[Any, ...]:
@@ -86,13 +84,9 @@ def _next(builder: Builder, ours: Node, theirs: Node, before: Sequence[_Values],
         operators = ours.operator, theirs.operator
         affine = AffineDifference(*operators, given, shapes, builder.like, rounded=rounded)
         return _Values(t, s, builder.add(affine, [t, s, *t_in, *s_in, *d_in], theirs.shape))
-    if d_in and _is_relu(ours.operator) and _is_relu(theirs.operator):
+    if d_in and is_plain_relu(ours.operator) and is_plain_relu(theirs.operator):
         return _Values(t, s, builder.add(ReluDifference(), [t, s, t_in[0], s_in[0], d_in[0]], theirs.shape))
     return _Values(t, s, builder.add(Difference(), [t, s], theirs.shape))
-
-
-def _is_relu(operator: Operator) -> bool:
-    return isinstance(operator, Elementwise) and isinstance(operator.activation, Relu)
 
 
 def _same(ours: Operator, theirs: Operator, inputs: Sequence[Ref], like: Tensor, *, rounded: bool) -> bool:

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from verifiers.graph.relaxations.lines import Activation, Alpha, Lines
+from verifiers.graph.relaxations.piecewise import Relu
 from verifiers.graph.rounding import magnitude
 from verifiers.graph.rows import Rows
 
@@ -118,3 +119,8 @@ class Enclosed:
             constant = constant + rows.take(values - negative).dot(self.lines.lower_offset, samples)
         pushed = rows.between(self.lines.lower_slope, self.turn, negative, samples)
         return Pushed([pushed.outside(clean=True)], constant)
+
+
+def is_plain_relu(operator: object) -> bool:
+    """Return whether an operator is max(x, 0)."""
+    return isinstance(operator, Elementwise) and isinstance(operator.activation, Relu)

@@ -17,7 +17,6 @@ from queue import Empty, SimpleQueue
 from threading import Event as Flag
 from threading import Thread
 from time import sleep
-from types import TracebackType
 from typing import Any, cast
 
 from distributed import Client, Event, Future, KilledWorker, Queue, Worker, WorkerPlugin, get_client, get_worker
@@ -25,7 +24,7 @@ from distributed import Client, Event, Future, KilledWorker, Queue, Worker, Work
 from verifiers.core.errors import InputError, one_line
 from verifiers.runtime.code import code_of
 from verifiers.runtime.deadline import now
-from verifiers.runtime.pool import Answering, End, Job, Part
+from verifiers.runtime.pool import Answering, Closing, End, Job, Part
 from verifiers.runtime.tasks import FULL, PART, RAISED, READY, ended, opened, sent
 
 #: Seconds after which the pool looks whether tasks were lost, while it waits for messages.
@@ -140,7 +139,7 @@ class _Task:
     silent: int = 0
 
 
-class Cluster:
+class Cluster(Closing):
     """Dask workers that open a job, used as a context manager.
 
     Workers may join and leave. A task whose worker ends is lost, however often the scheduler would try it; so are all
@@ -178,14 +177,6 @@ class Cluster:
             while True:
                 self._inbox.put(queue.get())
         self._inbox.put(queue)
-
-    def __enter__(self) -> "Cluster":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Stop what the workers do."""

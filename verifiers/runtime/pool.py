@@ -6,10 +6,11 @@ again, then in halves, down to the row that is given up with its reason.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, Self, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int
@@ -84,6 +85,20 @@ class Pool(Protocol):
             Exception: what the job raised.
         """
         ...
+
+
+class Closing(ABC):
+    """A pool that is used as a context manager."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @abstractmethod
+    def close(self) -> None:
+        """End what the workers do."""
 
 
 @runtime_checkable

@@ -11,11 +11,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from types import TracebackType
 from typing import Any
 
 from verifiers.core.errors import InputError
-from verifiers.runtime.pool import Answering, End, Job, Part
+from verifiers.runtime.pool import Answering, Closing, End, Job, Part
 from verifiers.runtime.tasks import FULL, PART, RAISED, READY, ended, opened, sent
 
 #: Variables that limit the threads of the libraries below torch and NumPy, read when these are imported.
@@ -32,7 +31,7 @@ class _Worker:
     task: int | None = None
 
 
-class Processes:
+class Processes(Closing):
     """New processes that open a job, used as a context manager.
 
     Nothing is inherited: a job is sent to each process once. Ctrl-C is for this process alone, which ends the others;
@@ -58,14 +57,6 @@ class Processes:
             self._workers.append(self._begun())
         for worker in self._workers:
             self._send(worker, self._job)
-
-    def __enter__(self) -> "Processes":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """End all processes."""

@@ -5,30 +5,26 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
-from certkd.networks.checkpoint import Checkpoint, save
-from tests.certkd.cli.test_match_command import network
+from tests.certkd.cli.test_match_command import write_pair
 from tests.certkd.exchange.test_parallel import listed
 from tests.certkd.exchange.test_solving import folder as solved  # noqa: F401 - a fixture
 from tests.cli import certkd, refused, succeeds
+from tests.verifiers.certify.test_workers import assert_equal
 from verifiers.results.reader import read
-from verifiers.results.rows import Certificates
 from verifiers.runtime import staff
 
 pytest.importorskip("distributed")
-from distributed import Client, LocalCluster
+from distributed import Client
+
+from tests.clusters import in_threads
 
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[Client]:
-    """A worker in a thread of this process, which takes tasks as processes would: torch.export wants one at a time."""
-    with (
-        LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address=":0", protocol="tcp") as own,
-        Client(own, set_as_default=False) as made,
-    ):
-        made.wait_for_workers(1)
+    """One worker: torch.export wants one thread at a time."""
+    with in_threads(1) as made:
         yield made
 
 
@@ -50,20 +46,7 @@ def asked(client: Client, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A student, a teacher and their data."""
     monkeypatch.chdir(tmp_path)
-    x, y = np.random.default_rng(0).random((9, 4, 4)).astype("f4"), np.arange(9) % 3
-    np.savez(tmp_path / "data.npz", x_test=x, y_test=y)
-    for name, noise in (("student", 0.0), ("teacher", 0.1)):
-        data = {"name": "data.npz", "seed": 0}
-        save(Checkpoint(network((1, 4, 4), noise=noise), data=data), tmp_path / f"{name}.pt")
-    return tmp_path
-
-
-def assert_same_rows(one: Certificates, other: Certificates) -> None:
-    assert list(one.methods) == list(other.methods)
-    for name, rows in one.methods.items():
-        for column, values in rows.columns.items():
-            if "seconds" not in column:
-                np.testing.assert_array_equal(values, other[name][column], f"{name}: {column}")
+    return write_pair(tmp_path, images=9)
 
 
 @pytest.mark.parametrize("methods", ["pgd,ibp", pytest.param("crown,complete", marks=pytest.mark.slow)])
@@ -74,7 +57,7 @@ def test_certify_has_the_rows_of_one_process(folder: Path, asked: list[str], met
     shared = succeeds(*given, "--option", "cross_check=0", "--out", there, "--cluster", "tcp://somewhere:8786")
     assert asked == ["tcp://somewhere:8786"], "one connection for all methods"
     assert alone.count("\n") == shared.count("\n")
-    assert_same_rows(read(here), read(there))
+    assert_equal(read(here), read(there))
 
 
 def test_a_file_that_a_cluster_began_is_finished_by_one_process(
@@ -99,7 +82,7 @@ def test_a_file_that_a_cluster_began_is_finished_by_one_process(
     succeeds(*given, "--out", out)
     succeeds(*given, "--out", whole)
     assert asked == ["local:3"]
-    assert_same_rows(read(out), read(whole))
+    assert_equal(read(out), read(whole))
 
 
 @pytest.mark.slow

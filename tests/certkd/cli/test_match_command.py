@@ -32,6 +32,15 @@ def network(shape: tuple[int, ...], classes: int = 3, noise: float = 0.0) -> tor
     return made
 
 
+def write_pair(folder: Path, images: int) -> Path:
+    """Write a student, a teacher and a few images for both."""
+    x, y = np.random.default_rng(0).random((images, 4, 4)).astype("f4"), np.arange(images) % 3
+    np.savez(folder / "data.npz", x_test=x, y_test=y)
+    for name, noise in (("student", 0.0), ("teacher", 0.1)):
+        save(Checkpoint(network((1, 4, 4), noise=noise), data={"name": "data.npz", "seed": 0}), folder / f"{name}.pt")
+    return folder
+
+
 @pytest.fixture(scope="module")
 def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Students and teachers of small images and of vectors, with their data."""

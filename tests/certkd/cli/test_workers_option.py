@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from certkd.networks.checkpoint import Checkpoint, save
-from tests.certkd.cli.test_match_command import network
+from tests.certkd.cli.test_match_command import write_pair
 from tests.cli import certkd, refused, succeeds
 from tests.pools import Inline
 from verifiers.results.reader import read
@@ -19,12 +18,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A student, a teacher and their data; pools without processes."""
     monkeypatch.setattr(staff, "Processes", lambda job, count, _: nullcontext(Inline(job, count, order="last")))
     monkeypatch.chdir(tmp_path)
-    x, y = np.random.default_rng(0).random((6, 4, 4)).astype("f4"), np.arange(6) % 3
-    np.savez(tmp_path / "data.npz", x_test=x, y_test=y)
-    for name, noise in (("student", 0.0), ("teacher", 0.1)):
-        data = {"name": "data.npz", "seed": 0}
-        save(Checkpoint(network((1, 4, 4), noise=noise), data=data), tmp_path / f"{name}.pt")
-    return tmp_path
+    return write_pair(tmp_path, images=6)
 
 
 def test_certify_prints_the_same_table(folder: Path) -> None:

@@ -21,8 +21,9 @@ from verifiers.runtime.pool import End, Part, Pool, Send, spread
 from verifiers.runtime.staff import Staff, _client
 
 pytest.importorskip("distributed")
-from distributed import Client, LocalCluster
+from distributed import Client
 
+from tests.clusters import in_threads
 from verifiers.runtime import cluster, tasks
 from verifiers.runtime.cluster import AGAIN, Cluster, Desk
 
@@ -30,11 +31,7 @@ from verifiers.runtime.cluster import AGAIN, Cluster, Desk
 @pytest.fixture(scope="module")
 def client() -> Iterator[Client]:
     """Two workers in threads of this process."""
-    with (
-        LocalCluster(n_workers=2, threads_per_worker=1, processes=False, dashboard_address=":0", protocol="tcp") as own,
-        Client(own, set_as_default=False) as made,
-    ):
-        made.wait_for_workers(2)
+    with in_threads(2) as made:
         yield made
 
 

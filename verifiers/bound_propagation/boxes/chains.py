@@ -11,8 +11,7 @@ from torch import Tensor
 from verifiers.bound_propagation.native.noise import ENGINE
 from verifiers.graph.affine import Affine, Dense, Reshape
 from verifiers.graph.graph import Graph
-from verifiers.graph.operators import Elementwise, Interval
-from verifiers.graph.relaxations.piecewise import Relu
+from verifiers.graph.operators import Interval, is_plain_relu
 from verifiers.graph.rounding import LARGEST, magnitude
 from verifiers.graph.rows import Shape, shape_size
 
@@ -133,7 +132,7 @@ def chain_of(graph: Graph) -> Chain | None:
             return None
         if isinstance(node.operator, Affine) and node.operator.perturbation is None:
             operators.append(node.operator)
-        elif isinstance(node.operator, Elementwise) and isinstance(node.operator.activation, Relu) and operators:
+        elif is_plain_relu(node.operator) and operators:
             layers.append(Layer.of(operators, before, graph.like))
             operators, before = [], node.shape
         else:

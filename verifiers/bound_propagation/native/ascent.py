@@ -21,7 +21,7 @@ from verifiers.bound_propagation.native.domains import Domains
 from verifiers.bound_propagation.native.pace import Pace
 from verifiers.core.quantities import Norm
 from verifiers.graph.affine import Affine
-from verifiers.graph.operators import Elementwise, Enclosed, Interval, Relaxation
+from verifiers.graph.operators import Enclosed, Interval, Relaxation, is_plain_relu
 from verifiers.graph.relaxations.lines import Lines
 from verifiers.graph.relaxations.piecewise import Relu
 from verifiers.runtime.optimizer import Adam
@@ -154,11 +154,6 @@ class ByValues:
             chosen.append(like.new_zeros(len(like), len(entries)) if part is None else part.flatten(1)[:, entries])
         reached = self.over.splits.gather({reader: values[reader[1]] for reader in self.over.splits.readers}, like)
         return Gradient(torch.cat(chosen, 1), -domains.signs * (reached - self.over.points))
-
-
-def is_plain_relu(operator: object) -> bool:
-    """Return whether an operator is max(x, 0)."""
-    return isinstance(operator, Elementwise) and isinstance(operator.activation, Relu)
 
 
 def ascended(over: DomainBounds, domains: Domains, goal: float, pace: Pace, steps: int) -> Domains:

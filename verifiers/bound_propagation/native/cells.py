@@ -79,9 +79,9 @@ class DomainBounds:
         self.root, self.graph, self.x = root, root.graph, root.balls.x
         self.specification = specification
         self.shapes = {i: node.shape for i, node in enumerate(self.graph.nodes)}
-        self.splits = splits or Splits.of(self.graph, root.intervals)
+        self.splits = Splits.of(self.graph, root.intervals) if splits is None else splits
         sized = zip(self.splits.readers, self.splits.sizes, strict=True)
-        self.lines = lines or FreeLines.of(self.graph, root.intervals)
+        self.lines = FreeLines.of(self.graph, root.intervals) if lines is None else lines
         self.points = self.splits.all_points(self.x)
         hinges = [torch.full((size,), is_relu(self.graph.nodes[reader].operator)) for (reader, _), size in sized]
         self.hinges = torch.cat([torch.zeros(0, dtype=torch.bool), *hinges]).to(self.x.device)

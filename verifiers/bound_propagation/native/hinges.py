@@ -9,8 +9,7 @@ from torch import Tensor
 from verifiers.bound_propagation.native.backward import BackwardPass, BackwardRows, block_of
 from verifiers.bound_propagation.native.bounds import Bounds
 from verifiers.bound_propagation.native.trust_region import SLACK, Directions
-from verifiers.graph.operators import Elementwise
-from verifiers.graph.relaxations.piecewise import Relu
+from verifiers.graph.operators import is_plain_relu
 from verifiers.graph.rows import Rows, shape_size
 
 #: The most neurons of a sample with a multiplier: those whose relaxation costs the rows most.
@@ -37,7 +36,7 @@ class Hinges:
         """Find the ReLUs of propagated bounds."""
         readers, start, ends = [], 0, [(bounds.balls.x.flatten(1)[:, :0],) * 2]
         for position, node in enumerate(bounds.graph.nodes):
-            if isinstance(node.operator, Elementwise) and isinstance(node.operator.activation, Relu):
+            if is_plain_relu(node.operator):
                 read = node.inputs[0]
                 readers.append((position, read, start))
                 low, high = bounds.intervals[read]
