@@ -4,8 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
+from ruamel.yaml.composer import Composer
 from ruamel.yaml.constructor import ConstructorError, SafeConstructor
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.events import Event
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from verifiers.core.errors import InputError, loading, one_line, quoted
@@ -19,6 +21,7 @@ DEEPEST = 50
 MOST_VALUES = 20_000
 #: Characters of a text that count as one value, and the most bits of a whole number.
 CHARACTERS, BITS = 100, 1000
+TOO_DEEP, TOO_LONG = "it is nested too deeply", f"it holds more than {MOST_VALUES} values, aliases repeated"
 
 
 def read_configuration(path: Path) -> str:
@@ -40,16 +43,29 @@ def parse(text: str) -> Any:
         InputError: it is not YAML, or larger, deeper or more repetitive than a configuration may be.
     """
     yaml = YAML(typ="safe", pure=True)
-    yaml.Constructor = _Bounded
+    yaml.Composer, yaml.Constructor = _Shallow, _Bounded
     try:
         return yaml.load(text)
     except MarkedYAMLError as error:
         where = "" if error.problem_mark is None else f"line {error.problem_mark.line + 1}: "
         raise InputError(f"{where}{one_line(ValueError(error.problem or error.context))}") from None
-    except RecursionError:
-        raise InputError("it is nested too deeply") from None
     except Exception as error:  # noqa: BLE001 - the parser has errors of many types for broken documents
         raise InputError(one_line(error)) from None
+
+
+class _Shallow(Composer):
+    """Stops reading where a document becomes too deep or too long, before its end is read."""
+
+    depth = values = 0
+
+    def compose_node(self, parent: Node | None, index: int) -> Any:
+        self.depth += 1
+        self.values += 1
+        if self.depth > DEEPEST or self.values > MOST_VALUES:
+            raise _refusal(self.parser.peek_event(), TOO_DEEP if self.depth > DEEPEST else TOO_LONG)
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
 
 class _Bounded(SafeConstructor):
@@ -62,7 +78,7 @@ class _Bounded(SafeConstructor):
     def construct_object(self, node: Node, deep: bool = False) -> Any:
         try:
             value = super().construct_object(node, deep=deep)
-        except (YAMLError, RecursionError):
+        except YAMLError:
             raise
         except Exception as error:
             kind = str(node.tag).rpartition(":")[2]
@@ -88,9 +104,9 @@ def _measure(node: Node, known: dict[int, tuple[int, int]], above: set[int]) -> 
         )
     count, depth = known[id(node)]
     if count > MOST_VALUES:
-        raise _refusal(node, f"it holds more than {MOST_VALUES} values, aliases repeated")
+        raise _refusal(node, TOO_LONG)
     if depth > DEEPEST:
-        raise _refusal(node, "it is nested too deeply")
+        raise _refusal(node, TOO_DEEP)
     return count, depth
 
 
@@ -104,5 +120,5 @@ def _children(node: Node) -> list[Node]:
     return [part for pair in node.value for part in pair]
 
 
-def _refusal(node: Node, words: str) -> ConstructorError:
-    return ConstructorError(None, None, words, node.start_mark)
+def _refusal(place: Node | Event, words: str) -> ConstructorError:
+    return ConstructorError(None, None, words, place.start_mark)

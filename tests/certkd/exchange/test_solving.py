@@ -85,7 +85,7 @@ def test_a_list_and_another_tools_results(folder: Path) -> None:
     assert [row["result"] for row in rows] == ["sat", "unsat", "unknown"]
     assert rows[0]["counterexample"] == "net_sat.counterexample" and "X_1" in rows[2]["reason"]
     assert all(0 <= float(row["time"]) < 900 for row in rows)
-    assert "results.csv exists" in refused(*arguments)
+    assert "results.csv is there already: add --overwrite" in refused(*arguments)
 
 
 def test_a_packed_network(folder: Path) -> None:
