@@ -1,17 +1,20 @@
-"""Run a whole experiment: train a teacher and students, certify all, compare.
+"""Run a whole experiment: train a teacher and students, make compressed copies, certify all, compare.
 
 Run again, an experiment keeps its finished parts and resumes the others.
 """
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from certkd import files
 from certkd.certification import data_for, samples_of
 from certkd.comparison.compare import Comparison, compare, figures, plain, radii
-from certkd.config.settings import ExperimentConfig, RoleConfig, TrainJob
+from certkd.config.copies import Int8
+from certkd.config.experiment import ExperimentConfig, RoleConfig
+from certkd.config.settings import ModelConfig, TrainJob
+from certkd.copying import Deployed, make
 from certkd.data import sources as data
 from certkd.data.selection import Selection
 from certkd.networks import resolve as networks
@@ -39,9 +42,10 @@ class Experiment:
     """The results of an experiment by network name; the teacher comes first.
 
     ``pairs`` are the students' files about one property each, where several are asked; the first is also in
-    ``networks``.
+    ``networks``. ``deployed`` are the networks themselves.
     """
 
+    deployed: dict[str, Deployed]
     networks: dict[str, Certificates]
     pairs: dict[str, list[Certificates]]
     comparisons: dict[str, Comparison]
@@ -58,8 +62,8 @@ def run(
 ) -> Experiment:
     """Run an experiment into ``config.out``; the same call resumes one that was interrupted.
 
-    Writes ``teacher/``, ``students/NAME/`` (checkpoints and logs), ``certificates/NAME.h5``, and ``report/`` (a page,
-    a summary as JSON, plots as PNG).
+    Writes ``teacher/``, ``students/NAME/`` (checkpoints and logs), ``copies/``, ``certificates/NAME.h5``, and
+    ``report/`` (a page, a summary as JSON, plots as PNG).
 
     Raises:
         InputError: the folder holds an experiment with other settings, and whatever its parts refuse.
@@ -71,21 +75,21 @@ def run(
     _check_natural_teacher(config)
     if overwrite:
         data.load(config.data)  # what cannot work is known before anything is deleted
-        files.delete_outputs(folder, f"teacher/{RESUME}", ("teacher", "students", "certificates", "report"))
-    trainings = {"teacher": _training(config, "teacher", config.teacher, None)}
-    teacher = f"{trainings['teacher'].out}/best.pt"
-    for name in config.students.objectives:
-        trainings[name] = _training(config, name, _student(config, name), teacher)
-    results = {}
-    for name, training in trainings.items():
+        files.delete_outputs(folder, f"teacher/{RESUME}", ("teacher", "students", "copies", "certificates", "report"))
+    results: dict[str, TrainingResult] = {}
+
+    def train(name: str, training: TrainJob) -> Path:
         reported = training_reporter(name) if training_reporter else None
-        results[name] = _train_once(training, reported)
-    reference = networks.load(teacher, architecture=_class_of(trainings["teacher"]))
+        out = Path(training.out)
+        results[name] = run_training(training, resume=(out / RESUME).exists(), reporter=reported)
+        return out / "best.pt"
+
+    known = _networks(config, train)
     certificates = {  # the teacher first: its counterexamples are tried on every pair
-        name: _certify(config, name, training, None if name == "teacher" else reference, reporter)
-        for name, training in trainings.items()
+        name: _certify(config, name, one.network, None if name == "teacher" else known["teacher"].network, reporter)
+        for name, one in known.items()
     }
-    return _report(config, folder, results, certificates)
+    return _report(config, known, results, certificates)
 
 
 def _check_natural_teacher(config: ExperimentConfig) -> None:
@@ -94,7 +98,8 @@ def _check_natural_teacher(config: ExperimentConfig) -> None:
     Raises:
         InputError: a network needs one and none is named, or it cannot be read.
     """
-    objectives = {"teacher": config.teacher.objective, **config.students.objectives}
+    tuned = {name: copy.tune.objective for name, copy in config.students.copies.items() if copy.tune is not None}
+    objectives = {"teacher": config.teacher.objective, **config.students.objectives, **tuned}
     needing = [name for name, objective in objectives.items() if objective.needs_natural_teacher]
     if not needing:
         return
@@ -103,29 +108,70 @@ def _check_natural_teacher(config: ExperimentConfig) -> None:
     networks.load(config.natural_teacher)
 
 
+def _networks(config: ExperimentConfig, train: Callable[[str, TrainJob], Path]) -> dict[str, Deployed]:
+    """Train the teacher and the students, and make the copies; the teacher comes first."""
+    roles = {"teacher": config.teacher, **{name: _student(config, name) for name in config.students.objectives}}
+    own = {name: _users_class(role.model.name) for name, role in roles.items()}
+    known: dict[str, Deployed] = {}
+    for name, role in roles.items():
+        teacher = known["teacher"].file if known else None
+        file = train(name, _training(config, name, role, (teacher, own["teacher"])))
+        known[name] = Deployed.of(networks.load(file, architecture=own[name]), file)
+    for name, copy in config.students.copies.items():
+        known[name] = _copy(config, name, (known[copy.of], own[copy.of]), train)
+        network = replace(
+            known[name].network, teacher_sha256=known["teacher"].network.sha256
+        )  # what it is held against
+        known[name] = replace(known[name], network=network)
+    return known
+
+
+def _copy(
+    config: ExperimentConfig,
+    name: str,
+    original: tuple[Deployed, str | None],
+    train: Callable[[str, TrainJob], Path],
+) -> Deployed:
+    """Make a copy of a network, given with the user's class that it is of, and train it with that network's help."""
+    (known, own), copy, data_set = original, config.students.copies[name], data.load(config.data)
+
+    def tune(begin: Path) -> Path:
+        assert copy.tune is not None
+        settings = dict(copy.tune) | ({"quantize": "int8"} if isinstance(copy.how, Int8) else {})
+        role = RoleConfig(**settings, model=ModelConfig(name=str(begin)))
+        return train(name, _training(config, name, role, (known.file, own)))
+
+    def load(file: Path) -> Checkpoint:
+        return networks.load(file, architecture=None if file.suffix == ".onnx" else own, data=data_set)
+
+    return make(copy, known, data_set, Path(config.out) / "copies" / name, tune=tune, load=load)
+
+
 def _student(config: ExperimentConfig, name: str) -> RoleConfig:
-    common = {key: value for key, value in config.students if key != "objectives"}
+    common = {key: value for key, value in config.students if key not in ("objectives", "copies")}
     return RoleConfig(**common, objective=config.students.objectives[name])
 
 
-def _training(config: ExperimentConfig, name: str, role: RoleConfig, teacher: str | None) -> TrainJob:
-    """Configure one network's training; a student that needs no teacher still records it, for the comparison."""
-    folder = Path(config.out) / (name if teacher is None else f"students/{name}")
+def _training(
+    config: ExperimentConfig, name: str, role: RoleConfig, teacher: tuple[Path | None, str | None]
+) -> TrainJob:
+    """Configure one network's training, with its teacher's file and class of the user's.
+
+    A student that needs no teacher still records it, for the comparison.
+    """
+    file, own = teacher
+    folder = Path(config.out) / (name if name == "teacher" else f"students/{name}")
     return TrainJob(
         **dict(role),
         out=str(folder),
         seed=config.seed,
         data=config.data,
-        teacher=teacher,
-        teacher_arch=None if teacher is None else _users_class(config.teacher.model.name),
+        teacher=None if file is None else str(file),
+        teacher_arch=None if file is None else own,
         natural_teacher=config.natural_teacher if role.objective.needs_natural_teacher else None,
         selection=config.selection,
         device=config.device,
     )
-
-
-def _class_of(training: TrainJob) -> str | None:
-    return _users_class(training.model.name)
 
 
 def _users_class(name: str) -> str | None:
@@ -133,19 +179,14 @@ def _users_class(name: str) -> str | None:
     return name if networks.is_own(name) else None
 
 
-def _train_once(training: TrainJob, reporter: TrainingReporter | None) -> TrainingResult:
-    return run_training(training, resume=(Path(training.out) / RESUME).exists(), reporter=reporter)
-
-
 def _certify(
     config: ExperimentConfig,
     name: str,
-    training: TrainJob,
+    known: Checkpoint,
     teacher: Checkpoint | None,
     reporter: Callable[[str], Reporter] | None,
 ) -> list[Certificates]:
     """Certify a network: one file, and one for each further property of a student and its teacher."""
-    known = networks.load(f"{training.out}/best.pt", architecture=_class_of(training))
     device = choose_device(config.device)
     samples = data_for(known, data.load(config.data), config.data, selection=Selection(limit=config.certify.limit))
     folder = Path(config.out) / "certificates"
@@ -167,8 +208,12 @@ def _certify(
 
 
 def _report(
-    config: ExperimentConfig, folder: Path, results: dict[str, TrainingResult], certified: dict[str, list[Certificates]]
+    config: ExperimentConfig,
+    known: dict[str, Deployed],
+    results: dict[str, TrainingResult],
+    certified: dict[str, list[Certificates]],
 ) -> Experiment:
+    folder = Path(config.out)
     networks = {name: files[0] for name, files in certified.items()}
     pairs = {name: files for name, files in certified.items() if len(files) > 1}
     teacher = networks["teacher"]
@@ -190,10 +235,11 @@ def _report(
         "properties": {
             name: [Matched.of(each["match"], each).to_dict() for each in files] for name, files in pairs.items()
         },
+        "sizes": {name: {"file_bytes": one.file.stat().st_size, **dict(one.facts)} for name, one in known.items()},
         "collapsed": collapsed,
     }
     images = samples_of(teacher, data.load(config.data))
     remark = "Images: samples whose certificate changed, and falsified ones, come first."
     write_page(Page(f"Experiment {folder.name}", networks, images, remark), report / "report.html")
     files.write_whole(report / "summary.json", lambda path: path.write_text(json.dumps(content, indent=1)))
-    return Experiment(networks, pairs, comparisons, collapsed, folder)
+    return Experiment(known, networks, pairs, comparisons, collapsed, folder)

@@ -50,12 +50,11 @@ def settings(name: str) -> str:
 
 def all_settings() -> str:
     """Every section of a training's and an experiment's file."""
-    from certkd.config import settings as sections
+    from certkd.config import copies, experiment, settings
 
-    names = ("TrainJob", "ExperimentConfig", "RoleConfig", "StudentsConfig", "CertifySection", "DataConfig")
     parts = []
-    for name in (*names, "ModelConfig", "OptimizerConfig", "SelectionConfig", "Threat"):
-        kind = getattr(sections, name)
+    for name in TITLES:
+        kind = next(getattr(module, name) for module in (experiment, settings, copies) if hasattr(module, name))
         first = inspect.cleandoc(kind.__doc__).partition("\n\n")[0].replace("``", "`")
         parts.append(f"## {TITLES[name]}\n\n{first}\n\n{_settings(kind.model_fields, meanings(kind))}")
     return "\n\n".join(parts)
@@ -67,6 +66,11 @@ TITLES = {
     "ExperimentConfig": "An experiment",
     "RoleConfig": "`teacher` of an experiment",
     "StudentsConfig": "`students`",
+    "CopyConfig": "`copies` of students, each by its name",
+    "Tuning": "`tune` of a copy",
+    "Prune": "`how` of a pruned copy",
+    "LowRank": "`how` of a low-rank copy",
+    "Int8": "`how` of an int8 copy",
     "CertifySection": "`certify`",
     "DataConfig": "`data`",
     "ModelConfig": "`model`",

@@ -9,13 +9,12 @@ from certkd.cli.networks import loader, named_data, network
 from certkd.cli.options import Value, data_places, network_options, overwrite_option
 from certkd.cli.places import new_file
 from verifiers.core.errors import InputError, did_you_mean, quoted
-from verifiers.core.table import Table, counted, percent
+from verifiers.core.table import counted, percent
 
 if TYPE_CHECKING:
     from certkd.cli.networks import Load
     from certkd.config.copies import Compression, Int8
     from certkd.networks.checkpoint import Checkpoint
-    from certkd.networks.copies.facts import Copied
 
 #: The options that are settings of one way to compress.
 _SETTINGS = ("share", "what", "form", "ranks", "format", "scales", "images")
@@ -50,6 +49,7 @@ def compress(model: str, how: str, out: str, **options: Any) -> int:
     from certkd.networks.copies.compress import compressed
     from certkd.networks.copies.facts import Copied
     from certkd.report.console import display, record
+    from certkd.report.tables import sizes
 
     settings = _settings(how, options)
     if Path(out).exists() and Path(model).exists() and Path(out).samefile(model):
@@ -62,17 +62,14 @@ def compress(model: str, how: str, out: str, **options: Any) -> int:
     copy = compressed(original, settings)
     checkpoint.save(copy, place)
     about = Copied.parse(copy.copied)
-    display(_table(about, model, place))
+    display(sizes({Path(model).name: (about.original, Path(model)), place.name: (about.facts, place)}))
     record(copy=str(place), bytes=place.stat().st_size, **dict(copy.copied))
     return 0
 
 
 def _quantised(original: "Checkpoint", settings: "Int8", place: Path, given: tuple[dict[str, Any], "Load"]) -> int:
     """Write an int8 copy, with the ranges of training images, and say how it answers them."""
-    import torch
-
-    from certkd.certification import chosen_samples
-    from certkd.data.selection import Selection
+    from certkd.copying import calibration_images
     from certkd.networks import resolve as networks
     from certkd.networks.copies.compress import check_compressible
     from certkd.networks.copies.int8 import agreement, quantise
@@ -81,8 +78,7 @@ def _quantised(original: "Checkpoint", settings: "Int8", place: Path, given: tup
     options, load = given
     check_compressible(original.model)
     wanted = networks.data_of(original, named_data(options))
-    samples = chosen_samples(original, load(wanted), "train", Selection(limit=settings.images))
-    images, _ = samples.batch(torch.arange(len(samples)), torch.device("cpu"))
+    images = calibration_images(original, load(wanted), settings)
     quantise(original, settings, images, place)
     same = agreement(original, place, images)
     display(
@@ -110,17 +106,3 @@ def _settings(how: str, options: dict[str, Any]) -> "Compression":
     if idle is not None:
         raise InputError(f"--{idle} {quoted(given[idle])} is no setting of {how}: drop it")
     return kinds[how].parse(given, source=f"--how {how}")  # type: ignore[return-value] # one of those
-
-
-def _table(about: "Copied", model: str, out: Path) -> Table:
-    """Tabulate the sizes of the original and the copy."""
-    files = {Path(model).name: (about.original, Path(model)), out.name: (about.facts, out)}
-    rows = []
-    for name, (facts, path) in files.items():
-        size = f"{path.stat().st_size:,}" if path.exists() else ""
-        rows.append([name, f"{facts.weights:,}", percent(facts.sparsity), f"{facts.multiply_adds:,}", size])
-    return Table(
-        "Multiply-adds: products of weights other than 0, for one image",
-        ["network", "weights", "of them 0", "multiply-adds", "bytes of the file"],
-        rows,
-    )

@@ -17,13 +17,13 @@ from verifiers.core.errors import InputError
 def run(config: str, overrides: tuple[str, ...], overwrite: bool, **options: Any) -> int:
     """Train, certify and compare the networks of an experiment.
 
-    CONFIG describes a teacher, its students and the certificates. To resume an interrupted experiment, run the same
-    command again. A page, the summary and the plots are written to the folder report/ in the
-    configuration's out folder.
+    CONFIG describes a teacher, its students, compressed copies of them, and the certificates. To resume an
+    interrupted experiment, run the same command again. A page, the summary and the plots are written to the folder
+    report/ in the configuration's out folder.
     """
+    from certkd.config.experiment import ExperimentConfig
     from certkd.config.printing import commented
     from certkd.config.reading import read
-    from certkd.config.settings import ExperimentConfig
     from certkd.experiment import run as run_experiment
     from certkd.report import tables
     from certkd.report.console import display, record
@@ -42,6 +42,8 @@ def run(config: str, overrides: tuple[str, ...], overwrite: bool, **options: Any
         return 0
     done = run_experiment(settings, overwrite=overwrite, training_reporter=TrainProgress, reporter=CertifyProgress)
     display(*tables.experiment(done.networks, done.comparisons), tables.EXPLANATION)
+    if settings.students.copies:
+        display(tables.sizes({name: (one.facts, one.file) for name, one in done.deployed.items()}))
     record(files=[{"role": name, **tables.figures(certificates)} for name, certificates in done.networks.items()])
     record(comparisons={name: result.to_dict() for name, result in done.comparisons.items()})
     for name, result in done.comparisons.items():

@@ -18,7 +18,7 @@ from certkd.comparison.methods import check_known, check_same, check_types, comm
 from certkd.comparison.statistics import AtRadius, Difference, Outcomes, Side, at_radius, differences, radii_shown
 from verifiers.core.quantities import Epsilon
 from verifiers.core.statistics import Proportion, mcnemar, wilson
-from verifiers.core.status import About, Status
+from verifiers.core.status import FAILURES, About, Status
 from verifiers.methods.registry import find, proves
 from verifiers.results.rows import Certificates
 from verifiers.results.summaries.diagnostics import Diagnosis, diagnose
@@ -197,7 +197,8 @@ def outcomes_of(certificates: Certificates, names: Sequence[str]) -> Outcomes:
     """Return each sample's answers, certified by the best of some methods."""
     radius, rows = _radius(certificates, names), certificates[names[0]]
     attacks = methods.attacks(certificates) if proves(rows.name) else []  # on what is certified itself
-    kept = [attack["status"] == Status.NOT_CERTIFIED for attack in attacks]
+    ran = [attack for attack in attacks if not np.isin(attack["status"], FAILURES).all()]
+    kept = [attack["correct"] & (attack["status"] != Status.FALSIFIED) for attack in ran]  # an upper limit
     unbroken = np.all(kept, axis=0) if kept else np.full(len(rows), np.nan)
     return Outcomes(rows["correct"].astype(bool), unbroken.astype(float), radius >= certificates.eps, radius)
 

@@ -1,20 +1,15 @@
-"""Settings of data, networks, trainings and experiments: frozen models that refuse unknown keys."""
+"""Settings of data, networks and trainings: frozen models that refuse unknown keys."""
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from certkd.objectives import AnyObjective
-from verifiers.certify.config import CertifyConfig
 from verifiers.core.errors import InputError, quoted
 from verifiers.core.quantities import Norm
-from verifiers.core.relation import Property, settings_of
 from verifiers.core.settings import Count, EpsilonText, Number, Positive, Radius, Seed, Strict
-from verifiers.methods.match import Match
-from verifiers.methods.registry import parse
 
 
 def _milestone(value: Any) -> Any:
@@ -196,6 +191,8 @@ class Recipe(Strict):
         accumulate: number of parts in which a batch is processed, to save memory.
         compile: forward passes by ``torch.compile``; not for objectives that need second derivatives.
         channels_last: the memory layout that convolutions on GPUs prefer.
+        quantize: weights and inputs of layers are rounded to 8 bits in forward passes, as in an int8 copy, with the
+            range of each batch (quantisation-aware training); the weights that are saved are not rounded.
     """
 
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -209,6 +206,7 @@ class Recipe(Strict):
     accumulate: Count = 1
     compile: bool = False
     channels_last: bool = False
+    quantize: Literal["none", "int8"] = "none"
 
     @model_validator(mode="after")
     def _settings_fit(self) -> "Recipe":
@@ -263,106 +261,4 @@ class TrainJob(TrainConfig):
     def _is_no_experiment(cls, given: Any) -> Any:
         if isinstance(given, Mapping) and "students" in given and "objective" not in given:
             raise InputError("this is an experiment, with a teacher and students, not one training: use 'certkd run'")
-        return given
-
-
-class RoleConfig(Recipe):
-    """One network of an experiment, and its objective.
-
-    Attributes:
-        model: the network to train.
-        objective: the terms of the loss; 'certkd objectives' lists the kinds.
-    """
-
-    model: ModelConfig = ModelConfig()
-    objective: AnyObjective
-
-
-class StudentsConfig(Recipe):
-    """One network trained by several objectives, all else equal.
-
-    Attributes:
-        model: the network to train.
-        objectives: by the students' names; 'certkd objectives' lists the kinds.
-    """
-
-    model: ModelConfig = ModelConfig()
-    objectives: dict[str, AnyObjective]
-
-    @field_validator("objectives")
-    @classmethod
-    def _names_are_file_names(cls, objectives: dict[str, Any]) -> dict[str, Any]:
-        for name in objectives:
-            if name == "teacher" or not re.fullmatch(r"\w[\w.+-]*", name):
-                raise ValueError(f"a student cannot be named {quoted(name)}: its files are named after it")
-        return objectives
-
-
-class CertifySection(CertifyConfig):
-    """Settings of certifying the networks of an experiment, and the number of test samples.
-
-    Attributes:
-        methods: each at most once; 'certkd methods' lists the kinds.
-        limit: the number of test samples.
-        properties: those that match decides, in place of its own, like [same-class, close=6]; each has its own file.
-    """
-
-    limit: Count | None = None
-    properties: tuple[str, ...] = ()
-
-    @model_validator(mode="after")
-    def _can_be_asked(self) -> "CertifySection":
-        """Refuse properties without a method, and what they do not have."""
-        if self.properties and not any(isinstance(method, Match) for method in self.methods):
-            raise ValueError("properties are decided by the method match: add it to the methods")
-        labels = [method.relation.label for one in self.asked() for method in one.methods if isinstance(method, Match)]
-        twice = next((label for i, label in enumerate(labels) if label in labels[:i]), None)
-        if twice is not None:
-            raise ValueError(f"the property {twice} is given twice: drop one of them")
-        return self
-
-    def asked(self) -> "list[CertifySection]":
-        """Return the question with the first property, then one about each further property alone."""
-        match = next((method for method in self.methods if isinstance(method, Match)), None)
-        if match is None or not self.properties:
-            return [self]
-        given = match.model_dump(exclude_unset=True, exclude={"kind", "property", "tolerance", "delta"})
-        each = []
-        for own in map(settings_of, self.properties):
-            idle = {"bisect"} if own["property"] == Property.TRANSFER else set()  # it has no threshold
-            each.append(parse(match.kind, {name: given[name] for name in given.keys() - idle} | own))
-        first = tuple(each[0] if method is match else method for method in self.methods)
-        return [self.model_copy(update={"methods": methods}) for methods in (first, *((one,) for one in each[1:]))]
-
-
-class ExperimentConfig(Strict):
-    """One experiment (``certkd run``): a teacher, students, certificates for all, a comparison.
-
-    Attributes:
-        out: the folder of its outputs.
-        seed: keys all randomness.
-        data: the data set.
-        device: "auto", "cpu", "cuda" or "cuda:1".
-        natural_teacher: a checkpoint for the students whose objective has a second teacher.
-        teacher: the training of the teacher.
-        students: the trainings of the students.
-        certify: the question that is put to all networks.
-        selection: decides which epoch is the best.
-    """
-
-    out: Annotated[str, Field(examples=["runs/first"])]
-    seed: Seed = 0
-    data: DataConfig = DataConfig()
-    device: str = "auto"
-    natural_teacher: str | None = None
-    teacher: RoleConfig
-    students: StudentsConfig
-    certify: CertifySection
-    selection: SelectionConfig = SelectionConfig()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _is_no_training(cls, given: Any) -> Any:
-        if isinstance(given, Mapping) and "objective" in given and "students" not in given:
-            raise InputError("this is one training, not an experiment: use 'certkd train --config FILE'")
         return given

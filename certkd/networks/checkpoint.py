@@ -144,6 +144,16 @@ def describes(path: str | os.PathLike[str]) -> bool:
     return bool(stored.read(Path(path)).metadata)
 
 
+def copied_in(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return what a file says that its network is a copy of; {} for a network that is none.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    found = stored.read(Path(path)).metadata.get("copied")
+    return dict(found) if isinstance(found, Mapping) else {}
+
+
 def class_of(path: str | os.PathLike[str]) -> str | None:
     """Return the user's class that a checkpoint was trained from, ``file.py:Class``; None for any other file.
 

@@ -125,7 +125,7 @@ def _about(job: TrainJob, teachers: Mapping[str, Checkpoint]) -> dict[str, Any]:
     settings["data"] = {key: settings["data"][key] for key in kept if settings["data"][key] is not None}
     about = {"data": settings["data"], "teacher_sha256": hashes.get("teacher", ""), "training": settings}
     begun = networks.is_path(job.model.name) and not job.model.name.endswith(".onnx")
-    copied = dict(checkpoint.load(job.model.name).copied) if begun else {}
+    copied = checkpoint.copied_in(job.model.name) if begun else {}
     return {**about, "copied": copied} if copied else about
 
 

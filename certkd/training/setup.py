@@ -9,6 +9,7 @@ from torch import nn
 from certkd.config.settings import SelectionConfig, TrainConfig
 from certkd.data.splits import Split
 from certkd.networks.copies.masks import Masks
+from certkd.networks.copies.rounded import computing_in_int8
 from certkd.objectives import Objective
 from certkd.reporter import TrainingReporter
 from certkd.training.average import Average
@@ -90,7 +91,7 @@ def _splits(data: TrainingData, seed: int) -> tuple[Split, Split]:
 
 @contextmanager
 def ready(run: Run) -> Iterator[None]:
-    """Freeze the teachers, set threads and memory layout, and keep torch's random state; undo all of it afterwards."""
+    """Freeze the teachers, set threads, memory layout and rounding, and keep torch's random state; undo all of it."""
     sample, _ = run.fit.batch(torch.zeros(1, dtype=torch.long), run.place)
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng())
@@ -98,6 +99,8 @@ def ready(run: Run) -> Iterator[None]:
             if teacher is not None:
                 stack.enter_context(_frozen(teacher))
         stack.enter_context(suitable_threads(run.teachers.robust or run.student, sample, run.config.batch_size))
+        if run.config.quantize == "int8":
+            stack.enter_context(computing_in_int8(run.student, *([run.average.averaged] if run.average else [])))
         if run.config.channels_last:
             run.student.to(memory_format=torch.channels_last)
             stack.callback(run.student.to, memory_format=torch.contiguous_format)

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from certkd.config.experiment import ExperimentConfig
 from certkd.config.reading import read
-from certkd.config.settings import ExperimentConfig, TrainJob
+from certkd.config.settings import TrainJob
 from tests.fuzz.mutate import TEXT, TOKENS, mutants
 from tests.fuzz.trial import Sandbox
 from tests.paths import ROOT

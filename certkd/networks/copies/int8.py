@@ -5,6 +5,7 @@ import logging
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from certkd.networks.checkpoint import Checkpoint
 from certkd.networks.onnx.classifier import classifier
 from certkd.networks.onnx.export import export
 from certkd.networks.onnx.file import packages
-from verifiers.core.errors import InputError, one_line
+from verifiers.core.errors import InputError, loading, one_line
 
 
 def quantise(original: Checkpoint, how: Int8, images: Tensor, out: Path) -> None:
@@ -72,6 +73,16 @@ def quantise(original: Checkpoint, how: Int8, images: Tensor, out: Path) -> None
             raise InputError(f"{original.model.spec.name} cannot be quantised: {one_line(error)}") from error
         finally:
             logging.disable(before)
+
+
+def made_by(path: Path) -> dict[str, Any]:
+    """Return what an int8 copy says of itself, as ``of`` and ``how``; {} for other ONNX files."""
+    import onnx
+
+    with loading(path, "an ONNX file"):
+        told = {one.key: one.value for one in onnx.load(path, load_external_data=False).metadata_props}
+        found = json.loads(told.get("certkd", "{}"))
+        return found if isinstance(found, dict) else {}
 
 
 def agreement(original: Checkpoint, copy: Path, images: Tensor) -> float:

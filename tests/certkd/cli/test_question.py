@@ -7,8 +7,8 @@ import pytest
 
 from certkd.cli.certify import certify
 from certkd.cli.question import certify_config, default_out, marks_of
+from certkd.config.experiment import ExperimentConfig
 from certkd.config.reading import read
-from certkd.config.settings import ExperimentConfig
 from tests.cli import refused
 from verifiers.certify.config import CertifyConfig
 from verifiers.core.errors import InputError

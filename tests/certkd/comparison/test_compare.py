@@ -229,6 +229,20 @@ def test_a_curve_without_a_certificate_has_no_retention(tmp_path: Path) -> None:
     assert all(math.isnan(at.retention) and at.teacher == at.student == 0 and at.mcnemar == 1 for at in result.curve)
 
 
+def test_samples_that_an_attack_did_not_finish_are_not_falsified(tmp_path: Path) -> None:
+    content = random_content(3)
+    correct = content["pgd"]["status"] != Status.MISCLASSIFIED
+    broken = content["pgd"]["status"] == Status.FALSIFIED
+    late = np.flatnonzero(~broken & correct)[:5]
+    content["pgd"]["status"][late] = Status.TIMEOUT
+    side = figures(file(tmp_path / "some.h5", content))
+    assert side.pgd == np.mean(correct & ~broken) >= side.certified, "an upper limit"
+    content["pgd"]["status"][:] = Status.UNSUPPORTED
+    for name in ("margin", "distance"):
+        content["pgd"][name][:] = np.nan
+    assert np.isnan(figures(file(tmp_path / "all.h5", content)).pgd), "an attack that never ran says nothing"
+
+
 def test_without_an_attack_pgd_is_not_a_number(tmp_path: Path) -> None:
     content = {key: value for key, value in random_content(1).items() if key != "pgd"}
     teacher, student = file(tmp_path / "a.h5", content), file(tmp_path / "b.h5", random_content(2))

@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 
 import certkd
+from certkd.config.experiment import CertifySection, ExperimentConfig
 from certkd.config.reading import read
-from certkd.config.settings import CertifyConfig, CertifySection, DataConfig, ExperimentConfig, ModelConfig, TrainJob
+from certkd.config.settings import DataConfig, ModelConfig, TrainJob
 from certkd.objectives import OBJECTIVES
 from tests.paths import ROOT
+from verifiers.certify.config import CertifyConfig
 from verifiers.core.errors import InputError
 
 TRAINING: dict[str, Any] = {"out": "somewhere", "objective": {"kind": "kdiga"}}

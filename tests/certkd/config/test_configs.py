@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from certkd.config.experiment import ExperimentConfig
 from certkd.config.reading import read
-from certkd.config.settings import ExperimentConfig, TrainJob
+from certkd.config.settings import TrainJob
 from certkd.objectives import OBJECTIVES
 from tests.paths import ROOT
 from verifiers.core.errors import InputError

@@ -5,20 +5,10 @@ from typing import Literal
 
 import pytest
 
+from certkd.config.experiment import CertifySection, ExperimentConfig, RoleConfig, StudentsConfig
 from certkd.config.printing import choices, commented, meanings
 from certkd.config.reading import read
-from certkd.config.settings import (
-    CertifySection,
-    DataConfig,
-    ExperimentConfig,
-    ModelConfig,
-    OptimizerConfig,
-    RoleConfig,
-    SelectionConfig,
-    StudentsConfig,
-    Threat,
-    TrainJob,
-)
+from certkd.config.settings import DataConfig, ModelConfig, OptimizerConfig, SelectionConfig, Threat, TrainJob
 from tests.cli import succeeds
 from tests.paths import ROOT
 from verifiers.core.quantities import Norm

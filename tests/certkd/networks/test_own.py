@@ -8,8 +8,9 @@ import pytest
 import torch
 import yaml
 
+from certkd.config.experiment import ExperimentConfig
 from certkd.config.reading import read
-from certkd.config.settings import ExperimentConfig, TrainJob
+from certkd.config.settings import TrainJob
 from certkd.data.splits import DataSet, Split, TensorImages
 from certkd.experiment import run as run_experiment
 from certkd.networks import checkpoint, resolve

@@ -3,10 +3,13 @@
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from certkd.comparison.carried_over import CarriedOver
+from certkd.networks.copies.facts import Facts
+from certkd.report import tables
 from certkd.report.tables.certification import inspection, verification
 from certkd.report.tables.comparison import kept
 from verifiers.certify.audit.findings import Audit, Finding
@@ -110,3 +113,11 @@ def test_an_audit_ends_with_its_verdict() -> None:
     assert verification(partly)[-1] == "Nothing contradicts the file, but not every claim was looked at."
     whole = Audit(findings, [], ["x"], 0)
     assert whole.holds and verification(whole)[-1].startswith("Every claim was looked at")
+
+
+def test_sizes_have_one_row_a_network(tmp_path: Path) -> None:
+    (tmp_path / "a.pt").write_bytes(b"x" * 1234)
+    whole = Facts(weights=2000, nonzero=2000, bytes=8000, multiply_adds=5000)
+    thin = Facts(weights=2000, nonzero=500, bytes=8000, multiply_adds=1250)
+    table = tables.sizes({"whole": (whole, tmp_path / "a.pt"), "thin": (thin, tmp_path / "none.pt")})
+    assert table.rows == [["whole", "2,000", "0.0%", "5,000", "1,234"], ["thin", "2,000", "75.0%", "1,250", ""]]

@@ -16,15 +16,8 @@ from torch.nn import functional as F
 
 from certkd import experiment, files
 from certkd.cli.train import train as train_command
-from certkd.config.settings import (
-    DataConfig,
-    ExperimentConfig,
-    ModelConfig,
-    OptimizerConfig,
-    Recipe,
-    SelectionConfig,
-    TrainJob,
-)
+from certkd.config.experiment import ExperimentConfig
+from certkd.config.settings import DataConfig, ModelConfig, OptimizerConfig, Recipe, SelectionConfig, TrainJob
 from certkd.data.augmentation import crop_and_flip
 from certkd.data.sources import load
 from certkd.data.splits import Split, TensorImages
