@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from certkd.networks.builders import Classifier
 from verifiers.core.settings import CountOrZero, Strict
@@ -63,13 +63,11 @@ def facts_of(model: Classifier) -> Facts:
 def _multiply_adds(model: Classifier) -> int:
     found: list[int] = []
 
-    def count(layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-        weight = layer.weight
-        assert isinstance(weight, Tensor)
-        outputs = output.shape[1] if isinstance(layer, _ConvNd) else output.shape[-1]
-        found.append(int(weight.count_nonzero()) * (output.numel() // outputs))
+    def count(layer: nn.Module, given: tuple[Any, ...], options: dict[str, Any], output: Any) -> None:
+        found.append(_products(layer, given[0] if given else options["query"], output))
 
-    hooks = [m.register_forward_hook(count) for m in model.modules() if isinstance(m, nn.Linear | _ConvNd)]
+    kinds = nn.Linear | _ConvNd | nn.MultiheadAttention
+    hooks = [m.register_forward_hook(count, with_kwargs=True) for m in model.modules() if isinstance(m, kinds)]
     try:
         with torch.no_grad(), eval_mode(model):
             model(torch.zeros(1, *model.spec.shape))
@@ -77,3 +75,15 @@ def _multiply_adds(model: Classifier) -> int:
         for hook in hooks:
             hook.remove()
     return sum(found)
+
+
+def _products(layer: nn.Module, given: Tensor, output: Any) -> int:
+    """Count the products of a layer's weights other than 0 with values: each weight's, times the places that use it."""
+    if isinstance(layer, nn.MultiheadAttention):  # its projections are not called as layers
+        weights = [p for name, p in layer.named_parameters() if name.endswith("weight")]
+        return sum(int(weight.count_nonzero()) for weight in weights) * (given.numel() // given.shape[-1])
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    values = given if isinstance(layer, _ConvTransposeNd) else output  # it spreads each input
+    channels = values.shape[-1] if isinstance(layer, nn.Linear) else values.shape[1]
+    return int(weight.count_nonzero()) * (values.numel() // channels)

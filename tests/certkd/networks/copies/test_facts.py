@@ -35,6 +35,30 @@ def test_zeros_are_not_multiplied() -> None:
     assert after.weights == before.weights and after.nonzero == before.nonzero - 16
 
 
+class Attending(nn.Module):
+    """Attention over five tokens of a transposed convolution's map, as a classifier's inner network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.spread = nn.ConvTranspose2d(1, 4, 3, stride=2, padding=1)  # 4x4 pixels, 7x7 out
+        self.attend = nn.MultiheadAttention(4, 2, batch_first=True)
+        self.last = nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        tokens = self.spread(x).flatten(2)[:, :, :5].mT
+        return self.last(self.attend(query=tokens, key=tokens, value=tokens)[0].mean(1))
+
+
+def test_attention_and_transposed_convolutions_are_counted() -> None:
+    network = original("certkd:mlp", (1, 4, 4), hidden=[2]).model
+    network.network = Attending()
+    expected = 4 * 9 * 16 + (3 * 16 + 16) * 5 + 4 * 3
+    assert facts_of(network).multiply_adds == expected
+    with torch.no_grad():
+        network.network.attend.in_proj_weight[:6] = 0
+    assert facts_of(network).multiply_adds == expected - 24 * 5
+
+
 def test_a_copy_says_what_it_is_a_copy_of() -> None:
     whole = original(width=4, hidden=20)
     about = Copied.parse(compressed(whole, Prune(share=0.8)).copied)
