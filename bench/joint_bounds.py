@@ -8,10 +8,9 @@ students, and copies of the kdiga student, pruned (30 % of the weights) and roun
 """
 
 import argparse
-import copy
-from collections.abc import Callable
 
 import torch
+from changed_copies import pruned, rounded
 from torch import Tensor, nn
 
 from certkd.config.settings import DataConfig
@@ -25,24 +24,6 @@ from verifiers.geometry.balls import Balls
 from verifiers.geometry.margins import margin_specification
 
 FOLDER = "artifacts/reference/digits"
-
-
-def pruned(network: nn.Module, share: float = 0.3) -> nn.Module:
-    """A copy without the smallest weights of each layer."""
-    return _changed(network, lambda w: w * (w.abs() > w.abs().flatten().kthvalue(int(share * w.numel())).values))
-
-
-def rounded(network: nn.Module) -> nn.Module:
-    """A copy with weights of 8 bits."""
-    return _changed(network, lambda w: (w / (w.abs().max() / 127)).round() * (w.abs().max() / 127))
-
-
-def _changed(network: nn.Module, change: Callable[[Tensor], Tensor]) -> nn.Module:
-    network = copy.deepcopy(network)
-    for weight in network.parameters():
-        if weight.ndim > 1:
-            weight.data = change(weight.data)
-    return network
 
 
 def widths(student: nn.Module, teacher: nn.Module, x: Tensor, eps: float) -> tuple[float, float, float]:
@@ -87,7 +68,7 @@ def main() -> None:
         name: checkpoint.load(f"{FOLDER}/{name}.pt").model.eval() for name in ("teacher", "standard", "kd", "kdiga")
     }
     pairs = {f"{name} of teacher": (known[name], known["teacher"]) for name in ("standard", "kd", "kdiga")}
-    pairs["pruned copy of kdiga"] = (pruned(known["kdiga"]), known["kdiga"])
+    pairs["pruned copy of kdiga"] = (pruned(known["kdiga"], 0.3), known["kdiga"])
     pairs["8-bit copy of kdiga"] = (rounded(known["kdiga"]), known["kdiga"])
     print(f"{'student':<22} {'eps':>5} {'separate':>9} {'joint':>9} {'tighter':>8} {'attack':>9}")
     for name, (student, teacher) in pairs.items():

@@ -8,13 +8,13 @@ seconds are of whole runs, alternating.
 """
 
 import argparse
-import copy
 import statistics
 import time
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+from changed_copies import pruned, rounded
 from timing import machine
 from torch import Tensor, nn
 
@@ -47,25 +47,6 @@ class Pair(NamedTuple):
     student: nn.Module
     teacher: nn.Module
     tolerance: float
-
-
-def changed(network: nn.Module, change: Callable[[Tensor], Tensor]) -> nn.Module:
-    """Copy a network with other weight matrices."""
-    network = copy.deepcopy(network)
-    for weight in network.parameters():
-        if weight.ndim > 1:
-            weight.data = change(weight.data)
-    return network
-
-
-def pruned(network: nn.Module, share: float) -> nn.Module:
-    """Copy a network without the smallest weights of each layer."""
-    return changed(network, lambda w: w * (w.abs() > w.abs().flatten().kthvalue(max(1, int(share * w.numel()))).values))
-
-
-def rounded(network: nn.Module) -> nn.Module:
-    """Copy a network with weights of 8 bits."""
-    return changed(network, lambda w: (w / (w.abs().max() / 127)).round() * (w.abs().max() / 127))
 
 
 def pairs() -> list[Pair]:
