@@ -20,6 +20,7 @@ from certkd import files
 from certkd.config.settings import DataConfig
 from certkd.networks import stored
 from certkd.networks.builders import Budget, Classifier, ModelSpec, build, is_own, last_linear, short
+from certkd.networks.builders.changed import WeightsInInt8, change_layers
 from certkd.networks.copies.facts import Copied
 from certkd.networks.names import fitted, misfit
 from certkd.networks.output import Output
@@ -260,4 +261,18 @@ def _load_strictly(model: Classifier, state: Mapping[str, Stored], path: Path, *
     problem = misfit(state, wanted, last_linear(target) if bare else None)
     if problem is not None:
         raise InputError(f"{path} holds weights of another architecture than {model.spec.name}: {problem}")
-    target.load_state_dict({name: value.read() for name, value in state.items()})
+    target.load_state_dict(_numbers(model, target, state))
+
+
+def _numbers(model: Classifier, target: torch.nn.Module, state: Mapping[str, Stored]) -> dict[str, torch.Tensor]:
+    """Read the numbers of weights that fit a network; its layers whose weights are codes become such layers."""
+    found = {}
+    for name, value in state.items():
+        if value.codes is None:
+            found[name] = value.read()
+            continue
+        change = WeightsInInt8(path=name.removesuffix(".weight"))
+        change_layers(target, [change])
+        model.spec = model.spec.model_copy(update={"layers": (*model.spec.layers, change)})
+        found[f"{change.path}.codes"], found[f"{change.path}.scales"] = value.codes()
+    return found

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from certkd.networks.pickled import Odd, View
+from certkd.networks.pickled import Coded, Odd, View
 from verifiers.core.errors import InputError, quoted
 
 #: Keys of weights, the preferred ones first; those of moving averages come last.
@@ -93,7 +93,7 @@ def _is_state(value: Any) -> bool:
     """Return whether a value is a dictionary of tensors, apart from a few plain numbers."""
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
         return False
-    tensors = sum(isinstance(part, View | Odd) for part in value.values())
+    tensors = sum(isinstance(part, View | Odd | Coded) for part in value.values())
     plain = sum(isinstance(part, int | float | str | None) for part in value.values())
     return tensors > 0 and tensors + plain == len(value) and 2 * tensors > len(value)
 
@@ -109,7 +109,9 @@ def plain_weights(content: Any, path: Path, *, strict: bool = False) -> dict[str
     if not isinstance(content, dict):
         kind = "Tensor" if isinstance(content, View) else type(content).__name__
         raise InputError(f"{path} holds no weights (a state dict of tensors), but {kind}")
-    if not _is_state(content) or (strict and not all(isinstance(value, View | Odd) for value in content.values())):
+    if not _is_state(content) or (
+        strict and not all(isinstance(value, View | Odd | Coded) for value in content.values())
+    ):
         name, value = next((k, v) for k, v in content.items() if not isinstance(k, str) or not isinstance(v, View))
         raise InputError(
             f"{path} holds no weights (a state dict of tensors), but {type(value).__name__} under {quoted(name)}"

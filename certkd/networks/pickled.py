@@ -72,6 +72,15 @@ class Odd:
 
 
 @dataclass(frozen=True)
+class Coded:
+    """A matrix of weights in int8 with a scale for each row, and a zero point that is 0: torchao's weights alone."""
+
+    codes: View
+    scales: View
+    zeros: View | None
+
+
+@dataclass(frozen=True)
 class Name:
     """A class, function or constant that a pickle names."""
 
@@ -97,6 +106,21 @@ def _view(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> View |
     return View(storage, offset, tuple(shape), tuple(stride))
 
 
+def _from_type(_: Any, kind: Any, __: Any, state: Any) -> "Coded | Odd":
+    """Describe a tensor of torchao's: weights in int8, and no other kind."""
+    if not isinstance(kind, Name) or not isinstance(state, dict):
+        raise ValueError("a tensor of a class without its parts")
+    if kind.text != INT8 or any(state.get(name) is not None for name in _ROUNDS_VALUES):
+        return Odd("a tensor of torchao that rounds values as well as weights (only Int8WeightOnlyConfig is read)")
+    codes, scales = state.get("qdata"), state.get("scale")
+    if not isinstance(codes, View) or not isinstance(scales, View) or codes.storage.dtype is not torch.int8:
+        raise ValueError("an int8 tensor without codes or scales")
+    zeros = state.get("zero_point")
+    if len(codes.shape) != 2 or math.prod(scales.shape) != codes.shape[0] or not isinstance(zeros, View | None):
+        return Odd("an int8 tensor of torchao without a scale for each row alone")
+    return Coded(codes, scales, zeros)
+
+
 def _ordered(*pairs: Any) -> dict[Any, Any]:
     """Build the ordered dictionary of a state dict: empty, or from pairs (Python 2)."""
     return {key: value for key, value in (pairs[0] if pairs else ()) if _check_key(key)}
@@ -120,6 +144,9 @@ def _first(value: Any, *_: Any) -> Any:
     return value
 
 
+#: The class of torchao's int8 tensors, and what it stores where values are rounded as well.
+INT8 = "torchao.quantization.Int8Tensor"
+_ROUNDS_VALUES = ("act_quant_kwargs", "act_quant_scale", "act_quant_zero_point", "act_pre_scale")
 #: The functions that plain values need, with what takes their place.
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     "collections.OrderedDict": _ordered,
@@ -133,6 +160,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "torch._utils._rebuild_nested_tensor": _odd("a nested tensor"),
     "torch._utils._rebuild_qtensor": _odd("a quantised tensor"),
     "torch._utils._rebuild_meta_tensor_no_storage": _odd("a tensor without values"),
+    "torch._tensor._rebuild_from_type_v2": _from_type,
     "torch.serialization._get_layout": _first,
     "torch.device": _first,
     "torch.Size": tuple,
@@ -140,6 +168,8 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "builtins.set": tuple,
     "__builtin__.set": tuple,
 }
+#: What is named beside them and never called.
+_NAMED = (INT8, "torch._utils._rebuild_wrapper_subclass")
 #: Prefixes of constants and storages, which are values and not called.
 VALUES = ("torch.", "torch.cuda.", "torch.storage.")
 
@@ -277,7 +307,8 @@ class Unpickler:
 
     def _name(self, module: Any, attribute: Any) -> None:
         text = f"{module}.{attribute}"
-        value = text in FUNCTIONS or (f"{module}." in VALUES and _is_value(str(attribute)))
+        named = text in FUNCTIONS or text in _NAMED
+        value = named or (f"{module}." in VALUES and _is_value(str(attribute)))
         if not value:
             raise Code(text)
         self._stack.append(Name(text))

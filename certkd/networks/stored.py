@@ -17,7 +17,7 @@ from torch import Tensor
 
 from certkd import files
 from certkd.networks.holding import plain_weights, weights_in
-from certkd.networks.pickled import Odd, View
+from certkd.networks.pickled import Coded, Odd, View
 from certkd.networks.torch_file import TorchFile
 from verifiers.core.errors import InputError, loading, quoted
 
@@ -40,11 +40,12 @@ _DTYPES = {
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor in a file; ``read`` reads its numbers."""
+    """A tensor in a file; ``read`` reads its numbers, ``codes`` those of a matrix in int8 and its scales."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
     read: Callable[[], Tensor]
+    codes: Callable[[], tuple[Tensor, Tensor]] | None = None
 
 
 @dataclass(frozen=True)
@@ -119,11 +120,27 @@ def _state(file: TorchFile, content: dict[str, Any]) -> dict[str, Stored]:
     for name, value in content.items():
         if isinstance(value, Odd):
             raise InputError(f"{file.path}: {quoted(name)} holds {value.kind}: save dense float weights")
-    return {
+    coded = {name: _coded(file, name, value) for name, value in content.items() if isinstance(value, Coded)}
+    return coded | {
         name: Stored(view.shape, view.storage.dtype or torch.float32, partial(file.tensor, view))
         for name, view in content.items()
         if isinstance(view, View)
     }
+
+
+def _coded(file: TorchFile, name: str, matrix: Coded) -> Stored:
+    """Describe weights in int8; as numbers they are codes times scales."""
+
+    def codes() -> tuple[Tensor, Tensor]:
+        if matrix.zeros is not None and bool(file.tensor(matrix.zeros).count_nonzero()):
+            raise InputError(f"{file.path}: {quoted(name)} has a zero point other than 0: quantise symmetrically")
+        return file.tensor(matrix.codes).contiguous(), file.tensor(matrix.scales).flatten().contiguous()
+
+    def read() -> Tensor:
+        values, scales = codes()
+        return values * scales[:, None]
+
+    return Stored(matrix.codes.shape, matrix.scales.storage.dtype or torch.float32, read, codes)
 
 
 def _safetensors(path: Path, key: str | None) -> Contents:

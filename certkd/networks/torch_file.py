@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from certkd.networks.pickled import BYTES, Code, Odd, Storage, Unpickler, View
+from certkd.networks.pickled import BYTES, Code, Coded, Odd, Storage, Unpickler, View
 from verifiers.core.errors import InputError
 
 _MAGIC = 0x1950A86A20F9469CFC6C
@@ -46,6 +46,11 @@ class TorchFile:
                 file.seek(0)
                 self.content = self._archive(file) if zipped else self._stream(file)
         except Code as code:
+            if str(code).startswith("torchao."):
+                raise InputError(
+                    f"{path} holds tensors of torchao ({str(code)[:100]}): those of Int8WeightOnlyConfig are read, and "
+                    "no others; int8 values are read from ONNX files that onnxruntime.quantization made"
+                ) from None
             raise InputError(
                 f"{path} is a pickle that holds code ({str(code)[:100]}) and is not run: save plain weights with "
                 "torch.save(model.state_dict(), ...)"
@@ -76,8 +81,8 @@ class TorchFile:
             return {key: self._filled(inner) for key, inner in value.items()}
         if isinstance(value, list | tuple):
             return type(value)(self._filled(inner) for inner in value)
-        if isinstance(value, Odd):
-            raise ValueError(f"it holds {value.kind}")
+        if isinstance(value, Odd | Coded):
+            raise ValueError(f"it holds {value.kind if isinstance(value, Odd) else 'weights in int8'}")
         return self.tensor(value) if isinstance(value, View) else value
 
     @cached_property

@@ -21,6 +21,7 @@ from verifiers.core.quantities import beyond_images
 from verifiers.core.question import Question
 from verifiers.core.reporter import Reporter, Warner
 from verifiers.core.status import About
+from verifiers.graph.coded import in_plain_codes
 from verifiers.graph.program import Program
 from verifiers.methods.base import Method
 from verifiers.methods.registry import proves
@@ -59,11 +60,11 @@ def certify(
             has other contents.
 
     Example:
-        >>> config = CertifyConfig(eps="2/255", methods=("pgd", "crown"))
-        >>> certificates = certify(model, (images, labels), config, out="model.h5")  # doctest: +SKIP
+        >>> certificates = certify(model, (images, labels), CertifyConfig(eps="2/255"), out="m.h5")  # doctest: +SKIP
         >>> certificates["crown"]["radius"].mean()  # doctest: +SKIP
     """
     check_types(network, config, teacher)
+    network, teacher = in_plain_codes(network), None if teacher is None else in_plain_codes(teacher)
     config = in_own_arithmetic(config, network, teacher)
     if out is not None:
         check_output(out, asked=asked_of(config))

@@ -10,6 +10,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from verifiers.core.errors import InputError, quoted
 from verifiers.core.settings import Strict
+from verifiers.graph.coded import CodedLinear
 
 Size = Annotated[int, Field(ge=1, le=1 << 24)]
 #: Forms of a layer as a product: of two matrices, Tucker's in the channels, CP, or a tensor train.
@@ -58,7 +59,13 @@ class Factored(_Changed):
     ranks: Annotated[tuple[Size, ...], Field(min_length=1, max_length=3)]
 
 
-AnyLayer = Annotated[Masked | Resized | Factored, Field(discriminator="kind")]
+class WeightsInInt8(_Changed):
+    """A linear layer with weights in int8 and a scale for each output; values stay in float32."""
+
+    kind: Literal["weights-in-int8"] = "weights-in-int8"
+
+
+AnyLayer = Annotated[Masked | Resized | Factored | WeightsInInt8, Field(discriminator="kind")]
 #: How many ranks each form has.
 RANKS: dict[Form, int] = {"svd": 1, "tucker": 2, "cp": 1, "tt": 3}
 
@@ -80,6 +87,8 @@ def change_layers(network: nn.Module, changes: Sequence[AnyLayer]) -> None:
             replace_layer(network, change.path, resized(layer, change))
         elif isinstance(change, Factored):
             replace_layer(network, change.path, factored(layer, change))
+        elif isinstance(change, WeightsInInt8):
+            replace_layer(network, change.path, coded(layer))
 
 
 def replace_layer(network: nn.Module, path: str, layer: nn.Module) -> None:
@@ -163,6 +172,17 @@ def _one_axis(layer: nn.Conv2d, axis: int) -> dict[str, Any]:
         "padding": tuple(side if i == axis else 0 for i, side in enumerate(padding)),
         "dilation": tuple(gap if i == axis else 1 for i, gap in enumerate(layer.dilation)),
     }
+
+
+def coded(layer: nn.Module) -> CodedLinear:
+    """Build the layer with weights in int8 that stands for a linear layer.
+
+    Raises:
+        InputError: it is another layer.
+    """
+    if type(layer) is not nn.Linear:
+        raise InputError(f"a layer {type(layer).__name__} cannot have weights in int8: only linear layers are read so")
+    return CodedLinear(layer.in_features, layer.out_features, layer.bias is not None)
 
 
 def can_factor(layer: nn.Module, form: Form) -> bool:

@@ -9,6 +9,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from certkd.networks.builders import Classifier
 from verifiers.core.settings import CountOrZero, Strict
+from verifiers.graph.coded import CodedLinear
 from verifiers.runtime.modes import eval_mode
 
 
@@ -51,7 +52,8 @@ class Copied(Strict):
 
 def facts_of(model: Classifier) -> Facts:
     """Measure a network's size; its multiply-adds on a blank image."""
-    weights = [parameter.detach() for parameter in model.parameters()]
+    coded = [layer.codes for layer in model.modules() if isinstance(layer, CodedLinear)]
+    weights = [*coded, *(parameter.detach() for parameter in model.parameters())]
     return Facts(
         weights=sum(weight.numel() for weight in weights),
         nonzero=sum(int(weight.count_nonzero()) for weight in weights),
@@ -66,7 +68,7 @@ def _multiply_adds(model: Classifier) -> int:
     def count(layer: nn.Module, given: tuple[Any, ...], options: dict[str, Any], output: Any) -> None:
         found.append(_products(layer, given[0] if given else options["query"], output))
 
-    kinds = nn.Linear | _ConvNd | nn.MultiheadAttention
+    kinds = nn.Linear | _ConvNd | nn.MultiheadAttention | CodedLinear
     hooks = [m.register_forward_hook(count, with_kwargs=True) for m in model.modules() if isinstance(m, kinds)]
     try:
         with torch.no_grad(), eval_mode(model):
@@ -85,5 +87,5 @@ def _products(layer: nn.Module, given: Tensor, output: Any) -> int:
     weight = layer.weight
     assert isinstance(weight, Tensor)
     values = given if isinstance(layer, _ConvTransposeNd) else output  # it spreads each input
-    channels = values.shape[-1] if isinstance(layer, nn.Linear) else values.shape[1]
+    channels = values.shape[-1] if isinstance(layer, nn.Linear | CodedLinear) else values.shape[1]
     return int(weight.count_nonzero()) * (values.numel() // channels)

@@ -54,7 +54,7 @@ def test_copies_stand_beside_their_originals(tmp_path: Path) -> None:
     assert sizes["int8"]["file_bytes"] == (out / "copies" / "int8.onnx").stat().st_size
     assert sizes["thin"]["multiply_adds"] < sizes["teacher"]["multiply_adds"]
     assert "multiply-adds" in done.out and all(name in done.out for name in COPIES)
-    assert read(out / "certificates" / "int8.h5").arithmetic == "int8"
+    assert read(out / "certificates" / "int8.h5").attributes["arithmetic"] == "int8"
     log = json.loads((out / "students" / "int8" / "log.jsonl").read_text().splitlines()[0])
     assert log["epoch"] == 0, "the network was trained as its int8 copy computes"
     before = {file: file.stat().st_mtime_ns for file in (out / "copies").iterdir()}
