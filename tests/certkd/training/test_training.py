@@ -538,18 +538,19 @@ def test_a_natural_teacher_of_an_experiment_is_for_its_students(monkeypatch: pyt
     }
     asked = list[TrainJob]()
 
-    def remember(config: TrainJob, reporter: object) -> None:
+    def remember(config: TrainJob, **_: object) -> None:
         asked.append(config)
         if len(asked) == 3:
             raise Interrupted
 
-    monkeypatch.setattr(experiment, "_train_once", remember)
+    monkeypatch.setattr(experiment, "run_training", remember)
     with pytest.raises(InputError, match=r"no such checkpoint: natural\.pt"):
         experiment.run(ExperimentConfig.parse(tree))
     with pytest.raises(InputError, match="b needs a natural teacher"):
         experiment.run(ExperimentConfig.parse({**tree, "natural_teacher": None}))
     assert not asked, "a training began before the natural teacher was known to be there"
-    monkeypatch.setattr(networks, "load", lambda path: None)
+    monkeypatch.setattr(networks, "load", lambda path, **_: None)
+    monkeypatch.setattr(experiment.Deployed, "of", lambda network, file: experiment.Deployed(network, file, None))
     with pytest.raises(Interrupted):
         experiment.run(ExperimentConfig.parse(tree))
     assert [config.natural_teacher for config in asked] == [None, None, "natural.pt"]
