@@ -1,6 +1,7 @@
 """``certkd figure``."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,7 +74,7 @@ def _history(path: Path) -> list[dict[str, Any]]:
 def _draw(kind: str, path: Path, groups: dict[str, tuple[str, ...]]) -> None:
     from certkd.comparison.compare import figures, radii
     from certkd.comparison.critical import critical
-    from certkd.comparison.methods import check_same, common_methods
+    from certkd.comparison.methods import check_same, common_methods, falsifying
     from certkd.report import plots
     from verifiers.results.reader import read
 
@@ -90,15 +91,17 @@ def _draw(kind: str, path: Path, groups: dict[str, tuple[str, ...]]) -> None:
         curves = {label: [radii(one, names) for one in each] for label, each in found.items()}
         return plots.radius_curves(path, curves, about)
     single = {label: each[0] for label, each in found.items()}
+    found_by = dict.fromkeys([*names, *(rows.name for one in every for rows in falsifying(one))])
+    attacked = replace(about, methods=tuple(found_by))
     if kind == "scatter":
         if len(single) != 2:
             raise InputError(f"scatter draws one network against another: give two files, not {len(single)}")
         (first, one), (second, two) = single.items()
         return plots.paired_radii(path, radii(one, names), radii(two, names), about, (first, second))
     if kind == "distribution":
-        return plots.distributions(path, {label: critical(one) for label, one in single.items()}, about)
+        return plots.distributions(path, {label: critical(one) for label, one in single.items()}, attacked)
     sides = {label: figures(one) for label, one in single.items()}
-    plots.brackets(path, {label: (side.certified, side.pgd, side.clean) for label, side in sides.items()}, about)
+    plots.brackets(path, {label: (side.certified, side.pgd, side.clean) for label, side in sides.items()}, attacked)
 
 
 def _caption(certificates: "Certificates", methods: tuple[str, ...]) -> "Caption":

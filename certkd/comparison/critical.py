@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from certkd.comparison.compare import radii
-from certkd.comparison.methods import attacks
+from certkd.comparison.methods import falsifying
 from verifiers.core.status import Status
 from verifiers.results.rows import Certificates, MethodRows
 from verifiers.results.summaries.complete import Stage
@@ -18,7 +18,7 @@ def critical(certificates: Certificates) -> tuple[np.ndarray, np.ndarray]:
     """
     low = radii(certificates)
     high = np.full(len(low), math.inf)
-    for rows in [*attacks(certificates), *_staged(certificates)]:
+    for rows in falsifying(certificates):
         found = (rows["status"] == Status.FALSIFIED) & np.isfinite(rows["distance"])
         high = np.minimum(high, np.where(found, rows["distance"], math.inf))
     correct = next(iter(certificates))["correct"] == 1

@@ -40,6 +40,11 @@ def attacks(certificates: Certificates) -> list[MethodRows]:
     return list(_rows(certificates, Guarantee.ESTIMATE, About.NETWORK, "distance"))
 
 
+def falsifying(certificates: Certificates) -> list[MethodRows]:
+    """Return the rows that can hold counterexamples to the network itself: of attacks and of complete verification."""
+    return [rows for rows in certificates if find(rows.name).about is About.NETWORK and "distance" in rows.columns]
+
+
 def transfer(certificates: Certificates) -> MethodRows | None:
     """Return the rows that say which of the teacher's certificates carry over, and what blocks the others."""
     return next(_rows(certificates, Guarantee.DETERMINISTIC, About.PAIR, "blocker"), None)

@@ -11,10 +11,12 @@ import numpy as np
 from certkd.report.style import COLORS, GREY
 from verifiers.core.errors import printable
 
+#: The width of a figure in pixels; a narrow window shrinks it.
+WIDTH = 540
 #: The most steps of a curve, and Bokeh's names of line styles in the order of the colours.
 STEPS = 400
 _DASHES = ("solid", "dashed", "dotdash", "dotted", "dashdot", [8, 2], [2, 2])
-_TOOLS = "pan,wheel_zoom,box_zoom,reset,save,hover"
+_TOOLS = "pan,wheel_zoom,box_zoom,reset,save"
 
 
 def library() -> str:
@@ -28,14 +30,16 @@ def library() -> str:
 
 def curves(radii: Mapping[str, np.ndarray], norm: str, eps: float) -> Any:
     """Draw certified accuracy over the radius, one curve per network."""
-    made = _figure(
-        f"radius r ({norm}, pixels in [0, 1])", "certified accuracy at r", [("", "@name"), ("r", "@x"), ("share", "@y")]
-    )
+    from bokeh.models import HoverTool
+
+    made, answering = _figure(f"radius r ({norm}, pixels in [0, 1])", "certified accuracy at r"), []
     for number, (name, values) in enumerate(radii.items()):
         steps = np.concatenate([[0.0], np.unique(values[values > 0])])
         steps = steps[np.unique(np.linspace(0, len(steps) - 1, min(STEPS, len(steps))).astype(int))]
         share = 1 - np.searchsorted(np.sort(values), steps, side="right") / len(values)
-        _line(made, number, name, steps, share)
+        answering.append(_line(made, number, name, steps, share))
+    tips = [("", "@name"), ("r", "$x{0.0000}"), ("share", "@y{0.000}")]
+    made.add_tools(HoverTool(renderers=answering, mode="vline", line_policy="prev", tooltips=tips))
     _mark(made, eps, "height")
     made.legend.location, made.legend.click_policy = "top_right", "hide"
     return made
@@ -45,48 +49,62 @@ def scatter(
     teacher: np.ndarray, student: np.ndarray, index: Sequence[int], names: tuple[str, str], norm: str, eps: float
 ) -> Any:
     """Draw each sample's radius under the student against that under the teacher."""
-    from bokeh.models import ColumnDataSource
+    from bokeh.models import ColumnDataSource, HoverTool
 
-    tips = [("sample", "@index"), ("teacher", "@x"), ("student", "@y")]
     x, y = (f"radius of {printable(name)} ({norm}, pixels in [0, 1])" for name in names)
-    made = _figure(x, y, tips)
+    made = _figure(x, y)
     top = float(max(teacher.max(), student.max()))
     made.line([0, top], [0, top], color=GREY, line_width=1)
     had, has = teacher >= eps, student >= eps
+    answering = []
     groups = {"kept": had & has, "lost": had & ~has, "gained": ~had & has, "neither": ~had & ~has}
     for number, (word, chosen) in enumerate(groups.items()):
         rows = np.flatnonzero(chosen)
         source = ColumnDataSource(
             {
-                "x": teacher[rows].astype("float32"),
-                "y": student[rows].astype("float32"),
+                "x": _down(teacher[rows]),
+                "y": _down(student[rows]),
                 "index": np.asarray(index)[rows],
             }
         )
         color, marker = (*COLORS[:3], GREY)[number], ("circle", "inverted_triangle", "triangle", "x")[number]
         label = f"{word} ({len(rows)})"
-        made.scatter("x", "y", source=source, color=color, marker=marker, size=6, alpha=0.7, legend_label=label)
+        dots = {"color": color, "marker": marker, "size": 6, "alpha": 0.7, "legend_label": label}
+        answering.append(made.scatter("x", "y", source=source, **dots))
+    tips = [("sample", "@index"), (printable(names[0]), "@x{0.00000}"), (printable(names[1]), "@y{0.00000}")]
+    made.add_tools(HoverTool(renderers=answering, tooltips=tips))
     _mark(made, eps, "height")
     _mark(made, eps, "width")
-    made.legend.location, made.legend.click_policy = "top_left", "hide"
+    legend = made.legend[0]
+    made.center.remove(legend)
+    made.add_layout(legend, "above")  # inside it would hide samples
+    legend.orientation, legend.ncols, legend.click_policy = "horizontal", 2, "hide"
     return made
 
 
-def _figure(x: str, y: str, tips: list[tuple[str, str]]) -> Any:
+def _down(radii: np.ndarray) -> np.ndarray:
+    """Round radii down to the digits that the mouse reads."""
+    return (np.floor(radii * 1e5) / 1e5).astype("float32")
+
+
+def _figure(x: str, y: str) -> Any:
     from bokeh.plotting import figure
 
-    made = figure(width=540, height=380, tools=_TOOLS, tooltips=tips, x_axis_label=x, y_axis_label=y)
-    made.toolbar.logo = None
+    size: Any = {"width": WIDTH, "max_width": WIDTH, "height": 400, "sizing_mode": "stretch_width"}
+    made = figure(**size, tools=_TOOLS, x_axis_label=x, y_axis_label=y)
+    made.toolbar.logo, made.toolbar.autohide = None, True  # what is hidden is not printed
     return made
 
 
-def _line(made: Any, number: int, name: str, x: np.ndarray, y: np.ndarray) -> None:
+def _line(made: Any, number: int, name: str, x: np.ndarray, y: np.ndarray) -> Any:
+    """Draw a step curve; return what the mouse reads: at a radius between two steps, the value of the left one."""
     from bokeh.models import ColumnDataSource
 
     shown = printable(name)
     source = ColumnDataSource({"x": x, "y": y, "name": [shown] * len(x)})
     color, dash = COLORS[number % len(COLORS)], _DASHES[number % len(_DASHES)]
     made.step("x", "y", source=source, mode="after", color=color, line_dash=dash, line_width=2, legend_label=shown)
+    return made.line("x", "y", source=source, line_alpha=0, legend_label=shown)  # Bokeh's steps do not answer
 
 
 def _mark(made: Any, eps: float, dimension: Literal["width", "height"]) -> None:

@@ -11,20 +11,19 @@ from typing import Any
 import numpy as np
 
 from certkd.comparison.compare import Comparison, compare, radii
-from certkd.comparison.methods import attacks, relation
 from certkd.comparison.study import study
 from certkd.files import write_whole
-from certkd.report import charts, pictures, tables
+from certkd.report import charts, pictures, stored, tables
 from verifiers.core.errors import printable
-from verifiers.core.status import Status
-from verifiers.core.table import Part, Table, counted, percent
-from verifiers.results.reader import counterexamples
+from verifiers.core.table import Part, counted, percent
 from verifiers.results.rows import Certificates
 
 #: The numbers of outcomes, as the page's script knows them.
 MISCLASSIFIED, CERTIFIED, FALSIFIED, OPEN = range(4)
 #: The most scatter plots, and the most samples that a list of disagreements names.
 SCATTERS, LISTED = 4, 50
+#: The pictures of a point at which two networks disagree.
+PICTURES = ("image", "point", "difference")
 
 
 @dataclass(frozen=True)
@@ -107,10 +106,13 @@ def element(part: Part) -> str:
     """Write a table or a sentence as HTML."""
     if isinstance(part, str):
         return f"<p>{text(part)}</p>"
-    head = "".join(f'<th scope="col">{text(name)}</th>' for name in part.columns)
-    rows = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in part.rows)
-    table = f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
-    return f'<h3>{text(part.title)}</h3><div class="wide">{table}</div>'
+    return _table(part.title, part.columns, [f"<tr>{''.join(map(_cell, row))}</tr>" for row in part.rows])
+
+
+def _table(title: str, columns: Sequence[str], rows: Sequence[str]) -> str:
+    head = "".join(f'<th scope="col">{text(name)}</th>' for name in columns)
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    return f'<h3>{text(title)}</h3><div class="wide">{table}</div>'
 
 
 def _cell(value: str) -> str:
@@ -148,12 +150,9 @@ def _plots(page: Page, values: Mapping[str, np.ndarray]) -> dict[str, tuple[str,
 
 def outcome(certificates: Certificates, radius: np.ndarray) -> np.ndarray:
     """Number each sample's outcome: misclassified, certified at eps, falsified, or open."""
-    alone = next(iter(certificates))
-    falsified = np.any(
-        [rows["status"] == Status.FALSIFIED for rows in attacks(certificates)] or [np.zeros(len(alone), bool)], axis=0
-    )
-    wrong = alone["correct"] != 1
-    return np.select([wrong, radius >= certificates.eps, falsified], [MISCLASSIFIED, CERTIFIED, FALSIFIED], OPEN)
+    wrong = next(iter(certificates))["correct"] != 1
+    answers = [wrong, radius >= certificates.eps, stored.falsified(certificates)]
+    return np.select(answers, [MISCLASSIFIED, CERTIFIED, FALSIFIED], OPEN)
 
 
 def _data(page: Page, values: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -172,7 +171,7 @@ def _data(page: Page, values: Mapping[str, np.ndarray]) -> dict[str, Any]:
         "index": rows["index"].tolist(),
         "label": rows["label"].tolist(),
         "networks": networks,
-        "attacks": _attacks(page, shown),
+        "attacks": stored.counterexamples(page.networks, shown, stored.Album(page.images)),
         "pictures": pictures.thumbnails(page.images, order),
     }
 
@@ -184,42 +183,16 @@ def _short(radius: np.ndarray) -> list[float]:
     return [float(f"{value:.6g}") for value in np.floor(radius / unit * (1 + 1e-12)) * unit]
 
 
-def _attacks(page: Page, rows: Sequence[int]) -> dict[int, list[dict[str, str]]]:
-    """Draw the stored counterexamples of some rows, with their difference to the image where that is known."""
-    found: dict[int, list[dict[str, str]]] = {}
-    for name, certificates in page.networks.items():
-        for attack in attacks(certificates):
-            shape = _shape(certificates, page.images)
-            if shape is None or not Path(certificates.path).is_file():
-                continue
-            index = attack["index"][list(rows)]
-            for points in counterexamples(certificates.path, index, shape)[:1]:
-                for row, point in zip(rows, points, strict=True):
-                    if np.isfinite(point).all() and np.isfinite(attack["distance"][row]):
-                        one = {"name": printable(name), "point": pictures.picture(point)}
-                        one["distance"] = f"{attack['distance'][row]:.4g}"
-                        if row in page.images:
-                            one["difference"] = pictures.difference(page.images[row], point)
-                        found.setdefault(int(row), []).append(one)
-            break
-    return found
-
-
-def _shape(certificates: Certificates, images: Mapping[int, np.ndarray]) -> tuple[int, ...] | None:
-    """The shape of the images, where they can be drawn."""
-    shape = next((tuple(image.shape) for image in images.values()), None)
-    return shape if shape is not None and pictures.is_drawn(shape) else None
-
-
 def _sections(page: Page, compared: Mapping[str, Comparison]) -> str:
     """What carries over and what blocks, disagreements, protocol, and how to verify again."""
     sections: list[tuple[str, list[str]]] = []
+    album = stored.Album(page.images)
     for name, result in compared.items():
         parts: list[str] = [element(tables.curve(result, next(iter(page.networks)), name))]
         if result.carried_over is not None:
             parts += [f"<p>{text(line)}</p>" for line in tables.kept(result.carried_over)]
         if result.match is not None:
-            parts += [f"<p>{text(result.match.sentence)}</p>", _disagreements(page.networks[name])]
+            parts += [f"<p>{text(result.match.sentence)}</p>", _disagreements(page.networks[name], album)]
         sections.append((f"{name} against {next(iter(page.networks))}", parts))
     protocol = []
     for name, certificates in page.networks.items():
@@ -235,22 +208,19 @@ def _sections(page: Page, compared: Mapping[str, Comparison]) -> str:
     return "".join(f"<section><h2>{text(title)}</h2>{''.join(parts)}</section>" for title, parts in sections)
 
 
-def _disagreements(certificates: Certificates) -> str:
-    """List the samples at which a stored point separates the two networks."""
-    rows = relation(certificates)
-    if rows is None:
+def _disagreements(certificates: Certificates, album: stored.Album) -> str:
+    """List the samples at which a stored point separates the two networks, with the images where they are known."""
+    listed = stored.disagreements(certificates, LISTED, album)
+    if not listed:
         return ""
-    chosen = np.flatnonzero(rows["status"] == Status.FALSIFIED)[:LISTED]
-    lines = [
-        [
-            str(rows["index"][row]),
-            str(rows["student_class"][row]),
-            str(rows["teacher_class"][row]),
-            f"{rows['violation'][row]:.3g}",
-        ]
-        for row in chosen
-    ]
-    table = Table(
-        "Points at which the networks disagree", ["sample", "student's class", "teacher's", "violation, logits"], lines
-    )
-    return element(table) if lines else ""
+    kinds = [kind for kind in PICTURES if any(kind in made for _, made in listed)]
+    head = ["sample", *kinds, "student's class", "teacher's", "violation, logits"]
+    lines = []
+    for (index, *facts), made in listed:
+        images = "".join(f"<td>{_image(made.get(kind), f'{kind} of sample {index}')}</td>" for kind in kinds)
+        lines.append(f"<tr>{_cell(index)}{images}{''.join(map(_cell, facts))}</tr>")
+    return _table("Points at which the networks disagree (the difference is amplified; grey is no change)", head, lines)
+
+
+def _image(source: str | None, words: str) -> str:
+    return f'<img class="thumb" src="{source}" alt="{text(words)}">' if source else ""

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-#: All pictures of a page together take at most this many bytes, and show at most this many counterexamples.
-BYTES, COUNTEREXAMPLES = 1_500_000, 60
+#: The thumbnails of a page take at most this many bytes, counterexamples and disagreements as many together; and
+#: counterexamples are of at most this many samples.
+BYTES, COUNTEREXAMPLES = 1_200_000, 60
 
 
 def picture(image: np.ndarray) -> str:

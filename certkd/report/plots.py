@@ -64,7 +64,7 @@ def radius_curves(path: Path, radii: Mapping[str, Sequence[np.ndarray]], about: 
         x, share, low, high = _curve(seeds)
         axes.fill_between(x, low, high, step="post", color=COLORS[number % len(COLORS)], alpha=0.15, linewidth=0)
         axes.step(x, share, where="post", label=text(name), **look(number))
-        bands.add("mean ± s.d. over seeds" if len(seeds) > 1 else "pointwise 95 % Wilson")
+        bands.add(f"mean ± s.d. over {len(seeds)} seeds" if len(seeds) > 1 else "pointwise 95 % Wilson")
     axes.axvline(about.eps, color=GREY, linewidth=1, linestyle=":", label=f"eps = {about.eps:.4g}")
     axes.set(xlabel=about.radius, ylabel="certified accuracy at r", xlim=(0, top * 1.02 or 1), ylim=(0, 1.02))
     axes.set_title(f"{about}; band: {', '.join(sorted(bands))}", fontsize="small")
@@ -89,7 +89,7 @@ def paired_radii(path: Path, teacher: np.ndarray, student: np.ndarray, about: Ca
     """Plot each sample's radius under the student against that under the teacher; above the diagonal is a gain."""
     made, axes = figure()
     eps, top = about.eps, max(float(teacher.max()), float(student.max())) * 1.05 or 1.0
-    axes.plot([0, top], [0, top], color=GREY, linewidth=1)
+    axes.plot([0, top], [0, top], color=GREY, linewidth=1, label="equal radii")
     axes.axvline(eps, color=GREY, linewidth=1, linestyle=":")
     axes.axhline(eps, color=GREY, linewidth=1, linestyle=":")
     had, has = teacher >= eps, student >= eps
@@ -107,7 +107,7 @@ def paired_radii(path: Path, teacher: np.ndarray, student: np.ndarray, about: Ca
     axes.set(xlabel=f"{text(names[0])}: {about.radius}", ylabel=f"{text(names[1])}: radius r")
     axes.set(xlim=(-0.01 * top, top), ylim=(-0.01 * top, top), aspect="equal")
     axes.set_title(f"{about}; eps = {eps:.4g}", fontsize="small")
-    axes.legend(loc="upper left")
+    axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1.0), fontsize="small")  # inside it would hide gains
     save(made, path)
 
 
@@ -148,13 +148,16 @@ def brackets(path: Path, shares: Mapping[str, tuple[float, float, float]], about
         shares: certified, attacked (nan without an attack) and clean accuracy by network.
         about: the caption.
     """
+    from matplotlib.markers import CARETLEFT, CARETRIGHT  # their tips are at the value
+
     made, axes = figure(1.6 + 0.45 * len(shares))
+    axes.grid(visible=False, axis="y")
     for row, (certified, attacked, clean) in enumerate(shares.values()):
         words = ("open", "certified (proof)", "survived the attack", "clean") if row == 0 else (None,) * 4
         if not np.isnan(attacked):
             axes.barh(row, attacked - certified, left=certified, height=0.42, color=COLORS[5], label=words[0])
-        axes.plot(certified, row, ">", color=COLORS[0], label=words[1])
-        axes.plot(attacked, row, "<", color=COLORS[1], label=words[2])
+        axes.plot(certified, row, marker=CARETRIGHT, linestyle="", color=COLORS[0], label=words[1])
+        axes.plot(attacked, row, marker=CARETLEFT, linestyle="", color=COLORS[1], label=words[2])
         axes.plot(clean, row, "|", color=COLORS[6], markersize=14, label=words[3])
         sure = wilson(round(certified * about.samples), about.samples)
         axes.plot([sure.low, sure.high], [row - 0.32, row - 0.32], color=COLORS[0], linewidth=1)
@@ -207,6 +210,7 @@ def stages(
 def training_curves(path: Path, histories: Mapping[str, list[dict[str, Any]]]) -> None:
     """Plot validation accuracy over the epochs, clean, under PGD and under noise, one colour per network."""
     made, axes = figure()
+    drawn = set()
     for number, (name, history) in enumerate(histories.items()):
         epochs = [record["epoch"] + 1 for record in history]
         for metric, style in (("clean", "-"), ("pgd", "--"), ("noisy", ":")):
@@ -218,7 +222,10 @@ def training_curves(path: Path, histories: Mapping[str, list[dict[str, Any]]]) -
                     "markersize": 4,
                 }
                 color, words = COLORS[number % len(COLORS)], f"{text(name)}, {metric}"
+                drawn.add(metric)
                 axes.plot(epochs, values, style, color=color, linewidth=1.4, label=words, **marks)
-    axes.set(xlabel="epoch", ylabel="validation accuracy", ylim=(0, 1.02), title="Training")
+    axes.set(xlabel="epoch", ylabel="validation accuracy", ylim=(0, 1.02))
+    kinds = {"clean": "clean", "pgd": "PGD at the eps of the selection", "noisy": "under noise"}
+    axes.set_title("; ".join(words for metric, words in kinds.items() if metric in drawn), fontsize="small")
     axes.legend(fontsize="small", ncols=2)
     save(made, path)

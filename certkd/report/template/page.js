@@ -14,7 +14,7 @@
     const had = nets[0].outcome[row] === 1, has = net.outcome[row] === 1;
     return had ? (has ? "kept" : "lost") : has ? "gained" : "neither";
   };
-  let order = Array.from({ length: count }, (_, i) => i), shown = order, start = 0, sorted = ["index", 1], chosen = -1;
+  let order = Array.from({ length: count }, (_, i) => i), shown = order, start = 0, sorted = ["", 1], chosen = -1;
 
   const columns = [["picture", "image"], ["index", "index"], ["label", "class"],
     ...nets.map((net, i) => [`net${i}`, net.name])].filter(([key]) => key !== "picture" || Object.keys(data.pictures).length);
@@ -119,6 +119,6 @@
   for (const id of ["network", "outcome"]) by(id).addEventListener("change", filter);
   by("back").addEventListener("click", () => { start = Math.max(0, start - PAGE); draw(); });
   by("next").addEventListener("click", () => { start += PAGE; draw(); });
-  draw();
+  sort("index");
   for (const item of JSON.parse(by("plots").textContent)) Bokeh.embed.embed_item(item);
 })();

@@ -235,6 +235,42 @@ def test_a_browser_shows_filters_and_sorts(browser: Any, made: Page, tmp_path: P
         assert dark == (scheme == "dark")
     shown.emulate_media(media="print")
     assert not shown.is_visible("#filters") and shown.pdf()[:4] == b"%PDF"
+    assert not shown.locator(".bk-Toolbar").first.is_visible(), "buttons are printed"
+    assert shown.evaluate("getComputedStyle(document.querySelector('.plot')).filter") == "none", "print is dark"
+
+
+READ = """([id, x, y]) => {
+  const view = [...Bokeh.index.roots].find((one) => document.getElementById(id).contains(one.el));
+  const { left, top } = view.el.getBoundingClientRect();
+  return [left + view.frame.x_scale.compute(x), top + view.frame.y_scale.compute(y)];
+}"""
+
+
+def read(shown: Any, figure: str, x: float, y: float) -> str:
+    """What a figure says of the values under the mouse."""
+    shown.locator(f"#{figure}").scroll_into_view_if_needed()
+    shown.mouse.move(*shown.evaluate(READ, [figure, x, y]))
+    shown.wait_for_selector(".bk-tooltip-content")
+    return " ".join(" ".join(tip.inner_text().split()) for tip in shown.locator(".bk-tooltip-content").all())
+
+
+def test_figures_answer_to_the_mouse(browser: Any, made: Page, tmp_path: Path) -> None:
+    write(made, tmp_path / "page.html")
+    shown, problems = opened(browser, tmp_path / "page.html")
+    words = read(shown, "curves", 0.1, 0.4)
+    assert "t r: 0.1000 share: 0.500" in words and f"{EVIL} r: 0.1000 share: 0.333" in words
+    words = read(shown, "scatter0", 0.05, 0.12)
+    assert words == f"sample: 109 t: 0.05000 {EVIL}: 0.12000", words
+    assert not problems, problems
+
+
+def test_a_narrow_window_shows_whole_figures(browser: Any, made: Page, tmp_path: Path) -> None:
+    write(made, tmp_path / "page.html")
+    shown, problems = opened(browser, tmp_path / "page.html", viewport={"width": 400, "height": 800})
+    wide = "[...document.querySelectorAll('.plot, .bk-Figure')].map((one) => one.getBoundingClientRect().right)"
+    assert shown.evaluate("document.documentElement.scrollWidth") == 400
+    assert shown.locator(".bk-Figure").count() == 2
+    assert all(right <= 400 for right in shown.evaluate(wide)) and not problems
 
 
 def test_ten_thousand_samples_are_a_small_page(browser: Any, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.markers import CARETLEFT, CARETRIGHT
 from PIL import Image
 
 from certkd.comparison.critical import critical, decided
@@ -35,7 +36,7 @@ def test_pairs_are_sorted_by_what_became_of_them(drawn: list[Any]) -> None:
     plots.paired_radii(Path("x.png"), teacher, student, replace(ABOUT, norm="l2"), ("teacher", "kdiga"))
     axes = drawn[0].axes[0]
     labels = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert labels == ["kept at eps (2)", "lost at eps (2)", "gained at eps (1)", "neither (1)"]
+    assert labels == ["equal radii", "kept at eps (2)", "lost at eps (2)", "gained at eps (1)", "neither (1)"]
     points = np.concatenate([dots.get_offsets() for dots in axes.collections])
     assert sorted(map(tuple, points)) == sorted(zip(teacher, student, strict=True)), "not every sample is drawn once"
     assert "kdiga" in axes.get_ylabel() and "l2" in axes.get_xlabel()
@@ -60,7 +61,9 @@ def test_metrics_that_were_never_measured_are_no_line(drawn: list[Any]) -> None:
         "kd": [{"epoch": 0, "validation": {"clean": 0.5}}, {"epoch": 1, "validation": {"clean": 0.6, "noisy": 0.4}}],
     }
     plots.training_curves(Path("x.png"), histories)
-    lines = {line.get_label(): np.asarray(line.get_data()) for line in drawn[0].axes[0].lines}
+    axes = drawn[0].axes[0]
+    assert axes.get_title() == "clean; PGD at the eps of the selection; under noise"
+    lines = {line.get_label(): np.asarray(line.get_data()) for line in axes.lines}
     assert set(lines) == {"teacher, clean", "teacher, pgd", "kd, clean", "kd, noisy"}
     np.testing.assert_allclose(lines["teacher, pgd"], [[1, 2, 3], [0, 0.1, 0.2]])
     np.testing.assert_array_equal(lines["kd, noisy"], [[1, 2], [np.nan, 0.4]], "an epoch without it is drawn")
@@ -110,7 +113,7 @@ def test_the_band_of_seeds_is_their_standard_deviation(drawn: list[Any]) -> None
     heights = bands(axes)[0][:, 1]
     for limit in (0.375 - deviation, 0.375 + deviation):
         assert np.isclose(heights, limit, atol=1e-5).any(), f"{limit} is not in the band: {heights}"
-    assert axes.get_title().endswith("band: mean ± s.d. over seeds")
+    assert axes.get_title().endswith("band: mean ± s.d. over 2 seeds")
 
 
 def test_networks_differ_in_colour_and_in_line(drawn: list[Any]) -> None:
@@ -184,11 +187,17 @@ def test_a_distribution_is_between_proof_and_attack(drawn: list[Any]) -> None:
     assert all(most >= least for most, least in at.values())
 
 
+WORDS = ("certified (proof)", "survived the attack")
+
+
 def test_a_bracket_reaches_from_proof_to_attack(drawn: list[Any]) -> None:
     plots.brackets(Path("x.png"), {"a": (0.25, 0.75, 1.0), "b": (0.5, np.nan, 0.75)}, ABOUT)
     axes = drawn[0].axes[0]
     bars = [(bar.get_x(), bar.get_width()) for bar in axes.patches]
     assert bars == [(0.25, 0.5)], "a network without an attack has no bar"
+    sure, survived = (next(one for one in axes.lines if one.get_label() == word) for word in WORDS)
+    assert (sure.get_marker(), survived.get_marker()) == (CARETRIGHT, CARETLEFT), "a tip is beside its value"
+    assert (sure.get_xdata()[0], survived.get_xdata()[0]) == (0.25, 0.75)
     assert [text.get_text() for text in axes.get_yticklabels()] == ["a", "b"]
     labels = {text.get_text() for text in axes.get_legend().get_texts()}
     assert labels == {"open", "certified (proof)", "survived the attack", "clean"}
