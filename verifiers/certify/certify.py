@@ -1,10 +1,10 @@
 """Certify a network sample by sample: one loop for every method."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from functools import partial
 from os import PathLike
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from verifiers.certify.finished import finished_rows
 from verifiers.certify.identity import asked_of, check_predictions, facts_of, identity_of, in_own_arithmetic
 from verifiers.certify.workers import Crew
 from verifiers.core.errors import InputError
-from verifiers.core.quantities import beyond_images
+from verifiers.core.quantities import Epsilon, beyond_images
 from verifiers.core.question import Question
 from verifiers.core.reporter import Reporter, Warner
 from verifiers.core.status import About
@@ -31,15 +31,39 @@ from verifiers.runtime.modes import eval_mode, suitable_threads, trusted_arithme
 from verifiers.runtime.outputs import as_logits, rows_of
 from verifiers.runtime.samples import CLEAN_BATCH, Data, Samples, first_images, others_of, validate
 
+LabelledImages = Data | tuple[Any, Any] | Dataset[Any] | DataLoader[Any]
 
+
+@overload
 def certify(
     network: nn.Module,
-    data: Data | tuple[Any, Any] | Dataset[Any] | DataLoader[Any],
+    data: LabelledImages,
     config: CertifyConfig,
+    *,
+    teacher: nn.Module | None = ...,
+    out: str | PathLike[str] | None = ...,
+    reporter: Reporter | None = ...,
+) -> Certificates: ...
+@overload
+def certify(
+    network: nn.Module,
+    data: Any,
+    config: Any = ...,
+    *,
+    eps: str | float | Epsilon,
+    teacher: nn.Module | None = ...,
+    out: str | PathLike[str] | None = ...,
+    **settings: Any,
+) -> Certificates: ...
+def certify(
+    network: nn.Module,
+    data: Any,
+    config: Any = None,
     *,
     teacher: nn.Module | None = None,
     out: str | PathLike[str] | None = None,
     reporter: Reporter | None = None,
+    **settings: Any,
 ) -> Certificates:
     """Certify each sample with each method, and write the certificate file.
 
@@ -47,7 +71,7 @@ def certify(
         network: maps images in [0, 1] to logits, with normalisation inside. It is in eval mode during the call.
         data: images ``(samples, *shape)`` in [0, 1] or as bytes, and true classes ``(samples,)``: a pair of tensors,
             arrays or lists, a torch ``Dataset`` or ``DataLoader``, or ``Data``.
-        config: the ball, the methods and their settings.
+        config: the ball, the methods and their settings; or true classes, with settings by name, if data are images.
         teacher: the second network of methods about a pair, from the same images to the same classes.
         out: certificate file; an unfinished one is resumed, a finished one answers what it includes. None: in memory.
         reporter: receives progress; without one, Python warns of what the user should know.
@@ -60,9 +84,9 @@ def certify(
             has other contents.
 
     Example:
-        >>> certificates = certify(model, (images, labels), CertifyConfig(eps="2/255"), out="m.h5")  # doctest: +SKIP
-        >>> certificates["crown"]["radius"].mean()  # doctest: +SKIP
+        >>> certificates = certify(model, images, labels, eps="2/255", methods="crown")  # doctest: +SKIP
     """
+    data, config = as_config(data, config, settings)
     check_types(network, config, teacher)
     network, teacher = in_plain_codes(network), None if teacher is None else in_plain_codes(teacher)
     config = in_own_arithmetic(config, network, teacher)
@@ -131,6 +155,16 @@ def table_of(method: Method, config: CertifyConfig) -> MethodTable:
     if proves(method.kind):
         facts["arithmetic"] = str(config.arithmetic)
     return MethodTable(method.kind, method.columns, {**facts, **ball, "seed": config.seed, **method.options})
+
+
+def as_config(data: Any, given: Any, settings: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Read the short call, ``(images, labels, eps=...)`` or ``(data, eps=...)``, as data and a configuration."""
+    if not settings:
+        return data, given
+    if isinstance(given, CertifyConfig):
+        name = next(iter(settings))
+        raise InputError(f"{name} and a config were given: write {name} in the config, CertifyConfig({name}=...)")
+    return data if given is None else (data, given), CertifyConfig(**settings)
 
 
 def check_types(network: Any, config: Any, teacher: Any) -> None:

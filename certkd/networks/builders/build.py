@@ -199,11 +199,13 @@ def build(spec: ModelSpec, *, pretrained: bool = False, budget: Budget | None = 
         return _users(spec, described=budget is not None)
     source, _, name = spec.name.partition(":")
     builders = {"certkd": _own, "torchvision": _torchvision, "timm": _timm}
+    if budget is not None and is_fetched(spec.name):
+        raise InputError(f"the file names {quoted(spec.name)}, which would be fetched from a network: it is not read")
+    if source in builders and source != "certkd":  # before a source is imported, which takes seconds
+        check_options(spec.name, spec.options)
     check_known(spec.name)
     if spec.resize is not None and len(spec.shape) != 3:
         raise InputError(f"resize needs images of shape (channels, height, width), got {spec.shape}: drop resize")
-    if budget is not None and is_fetched(spec.name):
-        raise InputError(f"the file names {quoted(spec.name)}, which would be fetched from a network: it is not read")
     check_options(spec.name, spec.options)
     if spec.output is not None:
         raise InputError(f"{spec.name} has one output: drop output {quoted(spec.output)}")

@@ -5,6 +5,7 @@ import io
 import json
 import pickle
 import struct
+import sys
 import time
 import zipfile
 from collections.abc import Callable
@@ -210,6 +211,17 @@ def test_a_changed_checkpoint_is_refused(good: Path, what: str) -> None:
     torch.save(content, good)
     message = refusal(good)
     assert words in message, message
+
+
+@pytest.mark.parametrize(("name", "option"), [("timm:hf-hub:a/b", {}), (RESNET, {"block": 1})], ids=["hub", "option"])
+def test_a_refusal_does_not_wait_for_the_import_of_a_source(
+    good: Path, name: str, option: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = torch.load(good, weights_only=True)
+    content["architecture"].update(name=name, options=option)
+    torch.save(content, good)
+    monkeypatch.setitem(sys.modules, "timm", None)  # an import of timm now fails
+    assert "fetched from a network" in refusal(good) or "has no option 'block'" in refusal(good)
 
 
 @pytest.mark.parametrize(
