@@ -12,7 +12,7 @@ from certkd import files
 from certkd.certification import data_for, samples_of
 from certkd.comparison.compare import Comparison, compare, figures, plain, radii
 from certkd.config.copies import Int8
-from certkd.config.experiment import ExperimentConfig, RoleConfig
+from certkd.config.experiment import ExperimentConfig, RoleConfig, StudentsConfig
 from certkd.config.settings import ModelConfig, TrainJob
 from certkd.copying import Deployed, make
 from certkd.data import sources as data
@@ -73,6 +73,7 @@ def run(
     if alone is None or all(method.guarantee is Guarantee.ESTIMATE for method in alone.methods):
         raise InputError(f"certify.methods {', '.join(config.certify.kinds)} proves nothing: add ibp or crown")
     _check_natural_teacher(config)
+    _check_copies(config)
     if overwrite:
         data.load(config.data)  # what cannot work is known before anything is deleted
         files.delete_outputs(folder, f"teacher/{RESUME}", ("teacher", "students", "copies", "certificates", "report"))
@@ -106,6 +107,18 @@ def _check_natural_teacher(config: ExperimentConfig) -> None:
     if config.natural_teacher is None:
         raise InputError(f"{needing[0]} needs a natural teacher: name its checkpoint with the key natural_teacher")
     networks.load(config.natural_teacher)
+
+
+def _check_copies(config: ExperimentConfig) -> None:
+    """Check, before any training begins, that the copies that are trained further can be.
+
+    Raises:
+        InputError: one is of a class of the user's, which a checkpoint does not name to a training.
+    """
+    for name, copy in config.students.copies.items():
+        role: RoleConfig | StudentsConfig = config.teacher if copy.of == "teacher" else config.students
+        if copy.tune is not None and _users_class(role.model.name) is not None:
+            raise InputError(f"the copy {name} is of a class of your own and cannot be trained further: drop its tune")
 
 
 def _networks(config: ExperimentConfig, train: Callable[[str, TrainJob], Path]) -> dict[str, Deployed]:

@@ -48,10 +48,17 @@ class Ranks:
         return self.rank == 0
 
     def place(self, device: torch.device) -> torch.device:
-        """Give each process of a machine a GPU of its own."""
+        """Give each process of a machine a GPU of its own.
+
+        Raises:
+            InputError: there are more processes than GPUs.
+        """
         if self.alone or device.type != "cuda" or device.index is not None:
             return device
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", self.rank)))
+        place, gpus = int(os.environ.get("LOCAL_RANK", self.rank)), torch.cuda.device_count()
+        if place >= gpus:
+            raise InputError(f"process {place} of this machine has no GPU of its own: start at most {gpus} here")
+        return torch.device("cuda", place)
 
     @contextmanager
     def joined(self, device: torch.device) -> Iterator[None]:
@@ -65,7 +72,8 @@ class Ranks:
             return
         try:
             if not distributed.is_initialized():
-                distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+                gpu = device if device.type == "cuda" else None
+                distributed.init_process_group("gloo" if gpu is None else "nccl", device_id=gpu)
                 atexit.register(distributed.destroy_process_group)
             yield
         except InputError:

@@ -85,7 +85,9 @@ def _client(cluster: str) -> Iterator["Client"]:
     kind, _, rest = cluster.partition(":")
     with ExitStack() as stack:
         stack.enter_context(dask.config.set({"distributed.logging.distributed": "critical"}))  # of workers
-        logging.getLogger("distributed").setLevel(logging.CRITICAL)
+        log = logging.getLogger("distributed")
+        stack.callback(log.setLevel, log.level)
+        log.setLevel(logging.CRITICAL)  # what is lost is told in our own lines
         where: Any = cluster
         if kind == "local":
             where = stack.enter_context(_local(int(rest or os.cpu_count() or 1)))

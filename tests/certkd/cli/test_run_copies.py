@@ -77,3 +77,14 @@ def test_copies_stand_beside_their_originals(tmp_path: Path) -> None:
 def test_what_is_wrong_is_said_before_anything_runs(copies: dict[str, Any], words: str, tmp_path: Path) -> None:
     assert words in refused("run", settings(tmp_path, copies))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_copy_of_a_users_class_is_not_trained_further(tmp_path: Path) -> None:
+    path = settings(tmp_path, COPIES)
+    given = json.loads(path.read_text())
+    given["students"]["model"] = {"name": str(tmp_path / "net.py:Net")}
+    path.write_text(json.dumps(given))
+    assert "the copy tuned is of a class of your own and cannot be trained further: drop its tune" in refused(
+        "run", path
+    )
+    assert not (tmp_path / "out").exists()

@@ -42,11 +42,15 @@ def test_without_torchrun_there_is_one_process(monkeypatch: pytest.MonkeyPatch) 
 def test_torchrun_tells_the_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("RANK", "5"), ("WORLD_SIZE", "8"), ("LOCAL_RANK", "1")):
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     ranks = Ranks.of_environment()
     assert ranks == Ranks(5, 8) and not ranks.first
     assert ranks.place(torch.device("cuda")) == torch.device("cuda", 1), "each has a GPU of its own"
     assert ranks.place(torch.device("cuda", 3)) == torch.device("cuda", 3)
     assert ranks.place(torch.device("cpu")) == torch.device("cpu") and ALONE.place(torch.device("cuda")).index is None
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(InputError, match="process 2 of this machine has no GPU of its own: start at most 2 here"):
+        ranks.place(torch.device("cuda"))
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5])

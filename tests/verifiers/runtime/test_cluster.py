@@ -1,5 +1,6 @@
 """Blocks of rows reach Dask workers and come back, whatever happens to workers and scheduler."""
 
+import logging
 import os
 import pickle
 import signal
@@ -246,5 +247,7 @@ def test_a_scheduler_that_is_lost_and_comes_back_gets_its_work_again(tmp_path: P
 @pytest.mark.slow
 def test_a_cluster_that_nobody_answers_for_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("verifiers.runtime.staff.PATIENCE", 1)
+    before = logging.getLogger("distributed").level
     with pytest.raises(InputError, match=r"cluster at tcp://127\.0\.0\.1:9"), _client("tcp://127.0.0.1:9"):
         pass
+    assert logging.getLogger("distributed").level == before, "others' logging is as it was"
