@@ -22,8 +22,8 @@ from verifiers.graph.operators import Interval
 from verifiers.graph.relaxations.piecewise import Relu
 from verifiers.graph.rounding import NORMAL, UNIT, gamma, magnitude
 
-#: The most coefficients of the rows that go back together; more fall out of the processor's cache.
-BLOCK = 2**17
+#: The most coefficients of the rows that go back together: few calls, and memory that the processor's caches hold.
+BLOCK = 2**19
 #: Covers the rounding of charges in float32, of sums of up to 2^13 terms.
 CHARGE = 1 + 2.0**-10
 
