@@ -80,8 +80,7 @@ def certify(
         The finished rows of all methods.
 
     Raises:
-        InputError: images are outside [0, 1], the network is not one fixed function, settings do not fit, or the file
-            has other contents.
+        InputError: the images, the network, the settings or the contents of the file do not fit.
 
     Example:
         >>> certificates = certify(model, images, labels, eps="2/255", methods="crown")  # doctest: +SKIP

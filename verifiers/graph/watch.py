@@ -17,6 +17,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
@@ -207,8 +208,8 @@ _TELLING = tuple(
     str(Path(str(torch.__file__)).parent / name)
     for name in ("utils/_python_dispatch.py", "_guards.py", "fx/experimental/proxy_tensor.py", "_subclasses")
 )
-#: Functions that show the callers of other threads.
-_THREADS = (sys._current_frames, gc.get_objects, gc.get_referrers, faulthandler.dump_traceback)
+#: Python's audit events of functions that show the callers of other threads: they see calls from C too.
+_THREADS = ("sys._current_frames", "sys._current_exceptions", "gc.get_objects", "gc.get_referrers")
 
 
 @contextmanager
@@ -244,6 +245,25 @@ def _asks(frame: FrameType, codes: set[Any]) -> bool:
     return frame.f_code in codes or frame.f_code.co_filename.startswith(_TELLING)
 
 
+@dataclass
+class _Audited:
+    """Notice that the network's code looks at other threads, while a run is watched."""
+
+    found: Watched | None = None
+
+    def __call__(self, event: str, _: Any) -> None:
+        if self.found is not None and event in _THREADS and not _of_torch(frame := sys._getframe(1)):
+            self.found.hide(f"its code asks {event.partition('.')[2]}()", frame)
+
+
+@cache
+def _audited() -> _Audited:
+    """Return the one hook of this process: Python has no way to remove one."""
+    hook = _Audited()
+    sys.addaudithook(hook)
+    return hook
+
+
 @contextmanager
 def _questions(found: Watched) -> Iterator[None]:
     """Notice that the network's code asks how it runs, what time it is, or for a random number."""
@@ -251,7 +271,7 @@ def _questions(found: Watched) -> Iterator[None]:
 
     clock = [getattr(time, name) for name in ("time", "time_ns", "perf_counter", "monotonic", "process_time")]
     functions = _asked(*_MODES)
-    builtin = {id(function) for function in (*functions, *clock, *_THREADS)}
+    builtin = {id(function) for function in (*functions, *clock, faulthandler.dump_traceback)}
     codes = {one.__code__ for one in (*functions, *_COMPILER.values()) if hasattr(one, "__code__")}
 
     def see(frame: FrameType, event: str, given: Any) -> None:
@@ -265,12 +285,14 @@ def _questions(found: Watched) -> Iterator[None]:
             found.hide(f"its code asks {frame.f_code.co_name}()", frame.f_back)
 
     before, others, collecting = sys.getprofile(), threading.getprofile(), gc.isenabled()
+    _audited().found = found
     gc.disable()  # its callbacks and finalizers are no code of the network
     sys.setprofile(see)
     threading.setprofile(see)  # also of threads that the network starts
     try:
         yield
     finally:
+        _audited().found = None
         if before is None or callable(before):
             sys.setprofile(before)
         else:  # a profiler in C, as cProfile's, which Python cannot set again
