@@ -132,8 +132,8 @@ def load(
             else:
                 with budget if spec.layers else nullcontext():
                     model = build(_named(spec, *own))
-        _load_strictly(model, held.state, path, bare=not metadata)
-    return Checkpoint(model.eval(), **dict(about), remarks=tuple(held.remarks))
+        remarks = _load_strictly(model, held.state, path, bare=not metadata)
+    return Checkpoint(model.eval(), **dict(about), remarks=(*held.remarks, *remarks))
 
 
 def describes(path: str | os.PathLike[str]) -> bool:
@@ -238,14 +238,14 @@ def begin_with(
     if held.metadata:
         raise InputError(f"{path} is a checkpoint and describes its own network: give it as the model's name")
     own = _bare_network(model).state_dict()
-    state = fitted(held.state, own)
+    state, remarks = fitted(held.state, own, path, normalised=bool(model.spec.std))
     of_head = [name for name in own if head is not None and name.startswith(f"{head}.")]
     other = any(name in state and state[name].shape != tuple(own[name].shape) for name in of_head)
     if other:
         state |= {name: Stored(tuple(own[name].shape), own[name].dtype, own[name].clone) for name in of_head}
     with loading(path, "a complete checkpoint"):
         _load_strictly(model, state, path, bare=True)
-    return other, held.remarks
+    return other, [*held.remarks, *remarks]
 
 
 def _bare_network(model: Classifier) -> torch.nn.Module:
@@ -253,15 +253,27 @@ def _bare_network(model: Classifier) -> torch.nn.Module:
     return model.network.network if isinstance(model.network, Output) else model.network
 
 
-def _load_strictly(model: Classifier, state: Mapping[str, Stored], path: Path, *, bare: bool) -> None:
-    """Load weights whose names and shapes all match. Bare weights belong to the network without normalisation."""
+def _load_strictly(model: Classifier, state: Mapping[str, Stored], path: Path, *, bare: bool) -> list[str]:
+    """Load weights whose names and shapes all match, and say what was left out.
+
+    Bare weights belong to the network without normalisation.
+
+    Raises:
+        InputError: they do not match, or are no numbers.
+    """
     target: torch.nn.Module = _bare_network(model) if bare else model
-    wanted = target.state_dict()
-    state = fitted(state, wanted) if bare else state
+    wanted, remarks = target.state_dict(), []
+    if bare:
+        state, remarks = fitted(state, wanted, path, normalised=bool(model.spec.std))
     problem = misfit(state, wanted, last_linear(target) if bare else None)
     if problem is not None:
         raise InputError(f"{path} holds weights of another architecture than {model.spec.name}: {problem}")
-    target.load_state_dict(_numbers(model, target, state))
+    values = _numbers(model, target, state)
+    broken = next((name for name, value in values.items() if value.is_floating_point() and value.isnan().any()), None)
+    if broken is not None:
+        raise InputError(f"{path}: {quoted(broken)} holds NaN: the training diverged, take an earlier checkpoint")
+    target.load_state_dict(values)
+    return remarks
 
 
 def _numbers(model: Classifier, target: torch.nn.Module, state: Mapping[str, Stored]) -> dict[str, torch.Tensor]:

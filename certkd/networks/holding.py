@@ -34,9 +34,10 @@ def weights_in(content: Any, path: Path, key: str | None = None) -> tuple[dict[s
     """
     found = _found(content)
     if key is not None:
-        if key not in found:
+        state = found.get(key) or _below(found, key)
+        if not state:
             raise InputError(f"{path} has no weights under {quoted(key)}.{_listed(found)}")
-        return found[key], []
+        return state, []
     if "" in found or not found:
         return plain_weights(content, path), []
     if len(found) == 1:
@@ -47,6 +48,16 @@ def weights_in(content: Any, path: Path, key: str | None = None) -> tuple[dict[s
         raise InputError(f"{path} holds {_what(found)}: choose one with a weights key.{_listed(found)}")
     others = ", ".join(name for name in found if name != known)
     return found[known], [f"the weights under {known!r} are taken; choose others ({others}) with a weights key"]
+
+
+def _below(found: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """Return the part of a state dict whose names begin with a key, as in ``student.conv.weight``; {} for none."""
+    for name, state in found.items():
+        prefix = f"{key.removeprefix(f'{name}.')}."
+        part = {inner.removeprefix(prefix): value for inner, value in state.items() if inner.startswith(prefix)}
+        if part:
+            return part
+    return {}
 
 
 def _what(found: Mapping[str, Any]) -> str:
@@ -93,9 +104,10 @@ def _is_state(value: Any) -> bool:
     """Return whether a value is a dictionary of tensors, apart from a few plain numbers."""
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
         return False
+    known = sum(isinstance(part, View | Coded) for part in value.values())
     tensors = sum(isinstance(part, View | Odd | Coded) for part in value.values())
     plain = sum(isinstance(part, int | float | str | None) for part in value.values())
-    return tensors > 0 and tensors + plain == len(value) and 2 * tensors > len(value)
+    return known > 0 and tensors + plain == len(value) and 2 * tensors > len(value)
 
 
 def plain_weights(content: Any, path: Path, *, strict: bool = False) -> dict[str, Any]:
@@ -113,7 +125,6 @@ def plain_weights(content: Any, path: Path, *, strict: bool = False) -> dict[str
         strict and not all(isinstance(value, View | Odd | Coded) for value in content.values())
     ):
         name, value = next((k, v) for k, v in content.items() if not isinstance(k, str) or not isinstance(v, View))
-        raise InputError(
-            f"{path} holds no weights (a state dict of tensors), but {type(value).__name__} under {quoted(name)}"
-        )
+        kind = value.kind if isinstance(value, Odd) else type(value).__name__
+        raise InputError(f"{path} holds no weights (a state dict of tensors), but {kind} under {quoted(name)}")
     return content

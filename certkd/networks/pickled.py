@@ -1,7 +1,8 @@
 """Read the pickles that ``torch.save`` writes, without running them.
 
-The reader knows plain containers, numbers, text and tensors. A pickle that names another class or function holds code
-and is rejected. Tensors are only described here: their numbers are read later, when their sizes are known to be right.
+The reader knows plain containers, numbers, text and tensors. What training scripts keep beside weights, such as an
+``argparse.Namespace`` or numbers of numpy, is left empty. A pickle that names another class or function holds code and
+is rejected. Tensors are only described here: their numbers are read later, when their sizes are known to be right.
 """
 
 import io
@@ -147,6 +148,17 @@ def _first(value: Any, *_: Any) -> Any:
 #: The class of torchao's int8 tensors, and what it stores where values are rounded as well.
 INT8 = "torchao.quantization.Int8Tensor"
 _ROUNDS_VALUES = ("act_quant_kwargs", "act_quant_scale", "act_quant_zero_point", "act_pre_scale")
+
+
+def _empty(*_: Any) -> dict[Any, Any]:
+    """Stand in for an object beside weights: its entries may be tensors, its attributes are ignored."""
+    return {}
+
+
+def _none(*_: Any) -> None:
+    return None
+
+
 #: The functions that plain values need, with what takes their place.
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     "collections.OrderedDict": _ordered,
@@ -167,9 +179,38 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "_codecs.encode": _encode,
     "builtins.set": tuple,
     "__builtin__.set": tuple,
+    **{f"{numpy}.multiarray._reconstruct": _odd("a numpy array") for numpy in ("numpy.core", "numpy._core")},
+    **{f"{numpy}.multiarray.scalar": _none for numpy in ("numpy.core", "numpy._core")},
+    "numpy.dtype": _empty,
+    **dict.fromkeys(
+        (
+            "argparse.Namespace",
+            "types.SimpleNamespace",
+            "pathlib.Path",
+            "pathlib.PosixPath",
+            "pathlib.WindowsPath",
+            "pathlib._local.PosixPath",
+            "pathlib._local.WindowsPath",
+            "collections.Counter",
+            "collections.defaultdict",
+            "datetime.datetime",
+            "datetime.timedelta",
+            "easydict.EasyDict",
+            "lightning.fabric.utilities.data.AttributeDict",
+            "lightning_fabric.utilities.data.AttributeDict",
+            "pytorch_lightning.utilities.parsing.AttributeDict",
+            "yacs.config.CfgNode",
+        ),
+        _empty,
+    ),
 }
 #: What is named beside them and never called.
-_NAMED = (INT8, "torch._utils._rebuild_wrapper_subclass")
+_NAMED = (
+    INT8,
+    "torch._utils._rebuild_wrapper_subclass",
+    "numpy.ndarray",
+    *(f"{module}.{kind}" for module in ("builtins", "__builtin__") for kind in ("int", "list")),
+)
 #: Prefixes of constants and storages, which are values and not called.
 VALUES = ("torch.", "torch.cuda.", "torch.storage.")
 
@@ -307,9 +348,8 @@ class Unpickler:
 
     def _name(self, module: Any, attribute: Any) -> None:
         text = f"{module}.{attribute}"
-        named = text in FUNCTIONS or text in _NAMED
-        value = named or (f"{module}." in VALUES and _is_value(str(attribute)))
-        if not value:
+        value = f"{module}." in VALUES and _is_value(str(attribute))
+        if not (value or text in FUNCTIONS or text in _NAMED):
             raise Code(text)
         self._stack.append(Name(text))
 
@@ -320,10 +360,12 @@ class Unpickler:
         self._spend(sum(len(one) for one in arguments if isinstance(one, str | list | tuple | dict)))
         self._stack.append(FUNCTIONS[function.text](*arguments))
 
+    _newobj = _reduce
+
     def _build(self, _: Any) -> None:
-        """Ignore the attributes of a state dict; nothing else has any."""
+        """Ignore the attributes of a state dict, of an object beside weights, or of an array."""
         self._take(1)
-        if not isinstance(self._stack[-1], dict):
+        if not isinstance(self._stack[-1], dict | Odd):
             raise Code("BUILD")
 
     def _binpersid(self, _: Any) -> None:

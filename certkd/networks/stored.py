@@ -74,19 +74,29 @@ def read(path: Path, key: str | None = None) -> Contents:
         InputError: the file is missing, empty or damaged, a web page, a pickle with code, or has no weights.
     """
     with loading(path, "a complete checkpoint", ": copy or download it again"):
-        _sniff(path)
-        return _safetensors(path, key) if path.suffix == ".safetensors" else _torch(path, key)
+        return _torch(path, key) if _is_torch(path) else _safetensors(path, key)
 
 
-def _sniff(path: Path) -> None:
-    """Reject common files that are not checkpoints, by name."""
+def _is_torch(path: Path) -> bool:
+    """Tell a file of ``torch.save`` from safetensors by its first bytes, whatever its name.
+
+    Raises:
+        InputError: it is missing, damaged, or plainly neither.
+    """
     if path.is_dir():
         raise InputError(f"{path} is a folder: give a checkpoint in it, such as {path / 'best.pt'}")
     head = files.sniff(path, "checkpoint")
-    if path.suffix != ".safetensors" and not head.startswith((b"PK", b"\x80")):
-        raise InputError(f"{path} is not a checkpoint: its content is not what torch.save writes")
     if head.startswith(b"PK") and not zipfile.is_zipfile(path):
         raise InputError(f"{path} is truncated: its archive has no end; copy or download it again")
+    if head.startswith(b"PK"):
+        return True
+    with open(path, "rb") as file:
+        safetensors = file.read(9)[8:] == b"{"
+    if not safetensors and head.startswith(b"\x80"):
+        return True
+    if path.suffix != ".safetensors" and not safetensors:
+        raise InputError(f"{path} is not a checkpoint: its content is not what torch.save writes, nor safetensors")
+    return False
 
 
 def _torch(path: Path, key: str | None) -> Contents:

@@ -112,6 +112,7 @@ class TorchFile:
             raise ValueError("its archive has too many entries")
         with zipfile.ZipFile(file) as archive:
             entries = {entry.filename: entry for entry in archive.infolist()}
+            self._check_kind(list(entries))
             if len(entries) < len(archive.infolist()) or sum(entry.file_size for entry in entries.values()) > size:
                 raise ValueError("its archive has an entry twice")
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries.values()):
@@ -120,8 +121,6 @@ class TorchFile:
             if len(roots) != 1:
                 raise InputError(f"{self.path} is a zip archive that torch.save did not write: it has no data.pkl")
             root = roots[0]
-            if f"{root}constants.pkl" in entries or any(name.startswith(f"{root}code/") for name in entries):
-                raise Code("a TorchScript program")
             if f"{root}byteorder" in entries and archive.read(f"{root}byteorder") != b"little":
                 raise InputError(f"{self.path} was written by a big-endian machine: save it on a little-endian one")
             if entries[f"{root}data.pkl"].file_size > BYTES:
@@ -134,6 +133,23 @@ class TorchFile:
                 raise ValueError(f"a tensor of {storage.bytes} bytes has {0 if entry is None else entry.file_size}")
             self._places[key] = (f"{root}data/{key}", storage)
         return content
+
+    def _check_kind(self, names: list[str]) -> None:
+        """Refuse archives of other things than ``torch.save``'s, by their kind.
+
+        Raises:
+            Code: it is a TorchScript program.
+            InputError: it is a program of torch.export, or holds arrays.
+        """
+        parts = {part for name in names for part in name.split("/")[1:2]}
+        if {"constants.pkl", "code"} & parts:
+            raise Code("a TorchScript program")
+        if "archive_format" in parts:
+            raise InputError(
+                f"{self.path} is a program of torch.export: save its weights with torch.save(program.state_dict, ...)"
+            )
+        if names and all(name.endswith(".npy") for name in names):
+            raise InputError(f"{self.path} holds numpy arrays: save them as tensors with torch.save")
 
     def _stream(self, file: io.BufferedReader) -> Any:
         stream = io.BytesIO(file.read(BYTES))

@@ -1,12 +1,18 @@
 """Weight files as people save them: keys, averages, lists, prefixes, masks, counters; and what a refusal says."""
 
+import argparse
+import datetime
+import warnings
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.utils.prune as prune
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from certkd.networks import checkpoint, stored
@@ -117,7 +123,120 @@ def test_pruning_masks_are_applied(tmp_path: Path) -> None:
 def test_names_that_would_collide_are_kept() -> None:
     value = Stored((2,), torch.float32, lambda: torch.ones(2))
     state = {"module.a": value, "a": value}
-    assert fitted(state, {"a": torch.ones(2), "b": torch.ones(2)}).keys() == state.keys()
+    kept, remarks = fitted(state, {"a": torch.ones(2), "b": torch.ones(2)}, Path("w.pt"))
+    assert kept.keys() == state.keys() and not remarks
+
+
+WRAPPERS = ("module", "_orig_mod", "_forward_module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_every_wrapper_is_taken_off_wherever_it_is(wrapper: str, state: State, tmp_path: Path) -> None:
+    changed = {name.replace(".", f".{wrapper}.", 1) if i % 2 else name: v for i, (name, v) in enumerate(state.items())}
+    assert changed.keys() != state.keys()
+    same(saved(changed, tmp_path), state)
+
+
+BESIDE: dict[str, State] = {
+    "the classes' weights of a loss": {"criterion.weight": torch.ones(10)},
+    "the state of metrics": {"val_acc.correct": torch.tensor(3), "val_acc.total": torch.tensor(5)},
+    "a head of another task": {"head.weight": torch.ones(7, 5), "head.bias": torch.ones(7)},
+}
+
+
+@pytest.mark.parametrize("name", BESIDE)
+@pytest.mark.parametrize("prefix", ["model.", "module.net."])
+def test_what_a_module_holds_beside_the_network_is_left_out_and_said(
+    prefix: str, name: str, state: State, tmp_path: Path
+) -> None:
+    content = {"state_dict": {**{prefix + k: v for k, v in state.items()}, **BESIDE[name]}}
+    (remark,) = same(saved(content, tmp_path), state).remarks
+    assert all(repr(other) in remark for other in BESIDE[name]) and "left out" in remark, remark
+
+
+def test_of_two_networks_in_one_dictionary_one_is_chosen(state: State, tmp_path: Path) -> None:
+    other = {name: value + 1 for name, value in state.items()}
+    both = {**{f"student.{k}": v for k, v in state.items()}, **{f"teacher.{k}": v for k, v in other.items()}}
+    for content in (both, {"state_dict": both, "epoch": 3}):
+        said = refusal(content, tmp_path)
+        assert "holds the weights of 2 networks: choose one with a weights key. It has 'student', 'teacher'" in said
+        same(saved(content, tmp_path), other, key="teacher")
+    same(saved({"state_dict": both}, tmp_path), state, key="state_dict.student")
+
+
+def test_a_deeper_network_is_not_cut(state: State, tmp_path: Path) -> None:
+    """Names below the network's own prefix that it does not have are of another network."""
+    assert "9.weight is unknown" in refusal({**state, "9.weight": torch.ones(5)}, tmp_path)
+    under = {f"model.{name}": value for name, value in state.items()}
+    assert "9.weight is unknown" in refusal(
+        {**under, "model.9.weight": torch.ones(5), "loss.w": torch.ones(9)}, tmp_path
+    )
+
+
+NORMALISED = {
+    "0.mean": ("1.", torch.full((1, 1, 1), 0.25)),
+    "mu": ("model.", torch.full((1, 1, 1), 0.25)),
+    "module.0.mean": ("module.1.", torch.full((1,), 0.25)),
+    "normalize.mean": ("", torch.full((1,), 0.25)),
+}
+
+
+@pytest.mark.parametrize("name", NORMALISED)
+def test_a_normalisation_beside_the_network_is_not_dropped_in_silence(name: str, state: State, tmp_path: Path) -> None:
+    prefix, mean = NORMALISED[name]
+    content = {name: mean, **{prefix + k: v for k, v in state.items()}}
+    said = refusal(content, tmp_path)
+    assert "give them with --mean and --std" in said and "mean is 0.25" in said.replace("mu", "mean"), said
+    given = SPEC.model_copy(update={"mean": (0.25,), "std": (0.5,)})
+    known = checkpoint.load(saved(content, tmp_path), architecture=given)
+    assert "left out: " in known.remarks[0] and (known.model.spec.mean, known.model.spec.std) == ((0.25,), (0.5,))
+
+
+def test_weights_that_are_no_numbers_are_refused(state: State, tmp_path: Path) -> None:
+    broken = {**state, "0.weight": torch.full_like(state["0.weight"], torch.nan)}
+    assert "'0.weight' holds NaN: the training diverged" in refusal(broken, tmp_path)
+
+
+# Other things beside weights
+
+
+def test_settings_and_numbers_of_a_training_script_are_no_obstacle(state: State, tmp_path: Path) -> None:
+    content = {
+        "args": argparse.Namespace(lr=0.1, nested=argparse.Namespace(out=Path("/x"))),
+        "best_acc1": np.float64(93.5),
+        "history": defaultdict(list, loss=[np.float32(1)]),
+        "curve": np.linspace(0, 1, 5),
+        "when": datetime.datetime(2020, 1, 1),
+        "state_dict": state,
+    }
+    assert same(saved(content, tmp_path), state).remarks == ()
+
+
+def test_arrays_instead_of_tensors_are_named(state: State, tmp_path: Path) -> None:
+    arrays = {name: value.numpy() for name, value in state.items()}
+    assert "but a numpy array under '0.weight'" in refusal(arrays, tmp_path)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".bin", ".pt"])
+def test_formats_are_told_by_their_content(suffix: str, state: State, tmp_path: Path) -> None:
+    path = tmp_path / f"w{suffix}"
+    save_file({name: value.contiguous() for name, value in state.items()}, path)
+    same(path, state)
+    torch.save(state, path)
+    same(path, state)
+
+
+def test_programs_and_arrays_are_named_as_such(tmp_path: Path) -> None:
+    layer = nn.Linear(2, 2)
+    traced, exported, arrays = tmp_path / "t.pt", tmp_path / "e.pt2", tmp_path / "a.npz"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.trace(layer, torch.ones(1, 2)).save(str(traced))
+    torch.export.save(torch.export.export(layer, (torch.ones(1, 2),)), exported)
+    np.savez(arrays, **{name: value.detach().numpy() for name, value in layer.named_parameters()})
+    for path, words in ((traced, "a TorchScript program"), (exported, "of torch.export"), (arrays, "numpy arrays")):
+        with pytest.raises(InputError, match=words):
+            checkpoint.load(path, architecture=SPEC)
 
 
 # Keys
@@ -197,7 +316,10 @@ def refusal(content: Any, tmp_path: Path) -> str:
 
 def test_a_refusal_says_what_the_file_has(state: State, tmp_path: Path) -> None:
     said = refusal({"features.weight": torch.ones(4, 3), "head.bias": torch.ones(7)}, tmp_path)
-    assert "0.weight is missing, and" in said and "another architecture than certkd:resnet" in said
+    assert (
+        "0.weight is missing, features.weight is unknown, and" in said
+        and "another architecture than certkd:resnet" in said
+    )
     assert "the file has 2 tensors of 19 numbers: 'features.weight' (4, 3), 'head.bias' (7,)" in said
 
 
@@ -210,7 +332,7 @@ def test_another_number_of_classes_is_named(state: State, tmp_path: Path) -> Non
 def test_a_normalisation_among_the_weights_is_named(state: State, tmp_path: Path) -> None:
     with_mean = {**state, "mean": torch.ones(1), "std": torch.ones(1)}
     said = refusal(with_mean, tmp_path)
-    assert "mean is unknown, and 1 more" in said and "give them as a normalisation" in said
+    assert "mean is unknown, and 1 more" in said and "give them with --mean and --std: mean is 1; std is 1" in said
 
 
 def test_weights_of_another_kind_are_named(state: State, tmp_path: Path) -> None:
@@ -229,6 +351,6 @@ def test_reading_happens_when_weights_are_needed(state: State, tmp_path: Path) -
         "a_orig": Stored((2,), torch.float32, read("a_orig", torch.tensor([2.0, 3.0]))),
         "a_mask": Stored((2,), torch.float32, read("a_mask", torch.tensor([0.0, 1.0]))),
     }
-    made = fitted(held, {"a": torch.ones(2)})
+    made, _ = fitted(held, {"a": torch.ones(2)}, Path("w.pt"))
     assert list(made) == ["a"] and calls == []
     assert made["a"].read().tolist() == [0.0, 3.0] and set(calls) == {"a_orig", "a_mask"}
