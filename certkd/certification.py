@@ -1,6 +1,7 @@
 """Prepare the samples of a checkpoint for ``certkd certify`` and ``certkd run``."""
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -42,9 +43,18 @@ def chosen_samples(checkpoint: Checkpoint, data: DataSet, split: str, selection:
         counted = data.classes == spec.classes + 1 and int(whole.labels.min()) == 1
         raise InputError(
             f"the network takes images {spec.shape} of {spec.classes} classes, "
-            f"{data.name} has {data.shape} of {data.classes}{FROM_ONE if counted else ''}"
+            f"{data.name} has {data.shape} of {data.classes}{FROM_ONE if counted else _fit(spec.shape, data.shape)}"
         )
     return whole.take(torch.tensor(selection.rows(len(whole), f"the {split} split of {data.name}")))
+
+
+def _fit(wanted: tuple[int, ...], given: tuple[int, ...]) -> str:
+    """Say what makes images of one shape those of another; "" if that is not clear."""
+    if wanted != given and math.prod(wanted) == math.prod(given):
+        return f": save its images as images.reshape(-1, {', '.join(map(str, wanted))}), if that is their order"
+    if len(wanted) == len(given) == 3 and {wanted[0], given[0]} == {1, 3}:
+        return ": save its images in colour" if wanted[0] == 3 else ": save its images as grey ones"
+    return ""
 
 
 def rows_of(certificates: Certificates, data: DataSet) -> Split:

@@ -109,6 +109,9 @@ def _rows(file: str, model: str | None, out: str, options: dict[str, Any]) -> in
     folder = is_folder(out)
     if model is not None and not folder:
         raise InputError(f"--model is for a folder of counterexamples, --out {out} is a file of rows: drop one of them")
+    if model is None and folder and not Path(file).is_file():
+        what = "is a folder" if Path(file).is_dir() else "is not there"
+        raise InputError(f"{file} {what}: give a network, like student.pt, or a certificate file")
     if model is None and folder:
         raise InputError(
             f"{out} would be a folder of counterexamples with logits, which needs the network (--model); rows go to a "

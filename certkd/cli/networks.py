@@ -22,11 +22,15 @@ def loader() -> "Load":
     from certkd.data.sources import load
     from certkd.report.console import stderr
 
+    said = set[str]()
+
     @cache
     def read(config: "DataConfig") -> "DataSet":
         data = load(config)
-        for remark in data.remarks:
-            stderr().print(f"{Path(data.name).name}: {remark}", soft_wrap=True)
+        for line in (f"{Path(data.name).name}: {remark}" for remark in data.remarks):
+            if line not in said:
+                stderr().print(line, soft_wrap=True)
+                said.add(line)
         return data
 
     return read

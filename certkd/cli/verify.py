@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 @click.option(
     "--adversarial", metavar="FILE", help="Only compare with saved adversarial images: .pt, .pth, .npz, .npy."
 )
+@click.option("--data", metavar="NAME", help="Where its data are now, if they were moved.  [default: the file's]")
 @workers_options
 @network_options
 @teacher_options
@@ -76,7 +77,7 @@ def verify(file: str, bare: str | None, model: str | None, teacher: str | None, 
     if not (about.get("data") and about.get("split")):
         raise InputError(f"{file} does not say what data it is about: it was not written by certkd certify")
     kinds = {name.endswith(".onnx") for name in (model, teacher) if name}
-    options |= {"data": str(about["data"]), "kinds": kinds}
+    options |= {"data": options["data"] or str(about["data"]), "kinds": kinds}
     known, reference = network(model, options, load), None if teacher is None else teacher_of(teacher, options, load)
     config = networks.data_of(known, named_data(options))
     seed = int(about.get("data_seed", config.seed))

@@ -6,7 +6,8 @@ for a test split alone; ``ROOT/val/...`` with a list of labels (Tiny-ImageNet's 
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,8 @@ PLACES = {
 }
 #: Files that list the labels of images without class folders: a name and a class in each line.
 LISTS = ("val_annotations.txt", "labels.csv", "labels.txt", "annotations.csv")
+#: Names of the column of classes in such a list, apart from its second one.
+CLASS_COLUMNS = ("label", "labels", "class", "classid", "classname", "category", "target")
 #: Images whose size and colours are looked at before any is used.
 LOOKED_AT = 64
 AS_IS = "as-is"
@@ -80,6 +83,7 @@ def find(root: Path) -> Folders:
                 f"{place} has no class folders: put its images into one folder per class, "
                 f"or list their labels in {place / 'labels.csv'}, a line like name.png,class for each"
             )
+    remarks += [line for split, listing in found.items() for line in _nesting(places[split][0], listing)]
     if "test" not in found:
         found["test"] = found.pop("validation")
     first = found.get("train", found["test"])
@@ -108,8 +112,40 @@ def _places(root: Path) -> dict[str, tuple[Path, Listing | None]]:
         if listing is not None or images_in(root):
             return {"test": (root, listing)}
     if not {"test", "validation"} & set(places):
-        raise InputError(f"{root} must hold folders train and val (or test) with one folder per class")
+        raise InputError(
+            f"{root} must hold folders train and val (or test) with one folder per class{_deeper(there.values())}"
+        )
     return {split: (place, _listing(place)) for split, place in places.items()}
+
+
+def _deeper(folders: Iterable[Path]) -> str:
+    """Name the folder that was probably meant, one level below; "" for none."""
+    for folder in folders:
+        with suppress(InputError):
+            if _listing(folder) is not None or PLACES.keys() & {path.name for path in folder.iterdir()}:
+                return f": {folder} has class folders, was that meant?"
+    return ""
+
+
+def _nesting(place: Path, listing: Listing) -> tuple[str, ...]:
+    """Say where class folders hold folders of images, as one level too high looks.
+
+    Raises:
+        InputError: so does the only class folder.
+    """
+    below: dict[str, set[str]] = {}
+    for path, name in zip(listing.paths, listing.classes, strict=True):
+        parts = path.relative_to(place).parts
+        below.setdefault(name, set()).add(parts[1] if len(parts) > 2 else "")
+    if listing.numbered or any(len(inner) < 2 or "" in inner for inner in below.values()):
+        return ()
+    name, inner = next(iter(below.items()))
+    told = f"class folders of {place} hold folders, like {name}/{min(inner)}"
+    if len(below) == 1:
+        raise InputError(f"{told}, and {name} is the only class: give {place / name}, or one of its folders")
+    return (
+        f"{told}, and each of their images is of class {name!r}; if {min(inner)!r} is a class, name another folder",
+    )
 
 
 def _listing(place: Path) -> Listing | None:
@@ -133,19 +169,22 @@ def _from_list(path: Path) -> Listing:
     """Read a list of labels: in each line the name of an image and its class, after a header or not."""
     places = [folder for folder in (path.parent, path.parent / "images") if folder.is_dir()]
     files = {file.name: file for folder in places for file in images_in(folder)}
+    stems = {Path(name).stem: name for name in files}
     text = read_text(path, "a list of labels", LARGEST_LIST, "utf-8-sig")
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    listed: dict[str, str] = {}
+    listed, column = dict[str, str](), 1
     for number, line in enumerate(lines, start=1):
         separator = next((mark for mark in "\t,;" if mark in line), None)  # else blanks
         cells = [cell.strip() for cell in line.split(separator)]
         name = Path(cells[0]).name
+        name = name if name in files else stems.get(name, name)
         if name not in files and number == 1:
-            continue  # a header
-        if name not in files or len(cells) < 2 or name in listed:
+            column = _class_column(cells, path)
+            continue
+        if name not in files or len(cells) <= column or name in listed:
             what = "is listed twice" if name in listed else "is not there" if name not in files else "has no class"
             raise InputError(f"{path} line {number}: the image {quoted(name)} {what}")
-        listed[name] = cells[1]
+        listed[name] = cells[column]
     without = sorted(set(files) - set(listed))
     if without:
         raise InputError(f"{path} lists {len(listed)} of {len(files)} images: {quoted(without[0])} has no label")
@@ -154,6 +193,21 @@ def _from_list(path: Path) -> Listing:
     numbered = all(name.isascii() and name.isdigit() and len(name) < 7 for name in listed.values())
     classes = [str(int(listed[name])) if numbered else listed[name] for name in sorted(listed)]
     return Listing([files[name] for name in sorted(listed)], classes, numbered)
+
+
+def _class_column(header: Sequence[str], path: Path) -> int:
+    """Find the column of classes by the header of a list.
+
+    Raises:
+        InputError: there are more than two columns, and not one of them is called so.
+    """
+    if len(header) <= 2:
+        return 1
+    found = [i for i, name in enumerate(header) if re.sub("[^a-z]", "", name.lower()) in CLASS_COLUMNS]
+    if len(found) != 1:
+        called = ", ".join(header)[:100]
+        raise InputError(f"{path} line 1: which column is the class? Call one of them label; they are {called}")
+    return found[0]
 
 
 def ordered(names: Sequence[str]) -> list[str]:
@@ -245,6 +299,9 @@ def view_of(listings: dict[str, Listing], size: str | int, channels: int | None)
         InputError: no image can be read, or they have several sizes and are to be taken as they are.
     """
     seen = _looked_at(listings)
+    coloured = next((path for _, grey, _, path in seen if not grey), None) if channels == 1 else None
+    if coloured is not None:
+        raise InputError(f"{coloured} is in colour, and grey images (1 channel) are wanted: convert the images")
     channels = channels or (1 if all(grey for _, grey, _, _ in seen) else 3)
     sizes = list(dict.fromkeys(own for own, _, _, _ in seen))
     modes = {mode for _, _, mode, _ in seen}

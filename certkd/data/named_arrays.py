@@ -23,12 +23,16 @@ from verifiers.runtime.arrays import channels_last, class_numbers, pixels
 
 #: Words in the names of arrays.
 SPLIT_WORDS = {
-    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("train", "training", "tr"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "dev"), "validation"),
-    **dict.fromkeys(("test", "testing"), "test"),
+    **dict.fromkeys(("test", "testing", "te"), "test"),
 }
 IMAGE_WORDS = ("x", "image", "images", "img", "imgs", "data", "inputs", "features")
 LABEL_WORDS = ("y", "label", "labels", "target", "targets")
+_SPLIT = f"(?:({'|'.join(SPLIT_WORDS)})(?:set)?)?"
+_NAME = re.compile(f"{_SPLIT}(?:({'|'.join(IMAGE_WORDS)})|({'|'.join(LABEL_WORDS)})){_SPLIT}")
+#: Names of arrays that were saved without names.
+_UNNAMED = ("arr_0", "arr_1")
 #: Severities in a file of corrupted images, one after the other.
 SEVERITIES = 5
 #: Most channels of a signal, and how many times longer than wide it is at least; others of two axes are grey pictures.
@@ -110,12 +114,11 @@ def single(name: str) -> dict[str, Part]:
 
 def _role(key: str) -> tuple[str, str] | None:
     """The split ("" if none is named) and the part, "images" or "labels", that a name tells of; None for others."""
-    words = [word.lower() for word in re.findall(r"[A-Z](?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|\d+", key)]
-    splits = [SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS]
-    parts = ["images" if word in IMAGE_WORDS else "labels" for word in words if word in IMAGE_WORDS + LABEL_WORDS]
-    if len(parts) != 1 or len(splits) > 1 or len(splits) + 1 != len(words):
+    found = _NAME.fullmatch(re.sub(r"[^a-z0-9]", "", key.lower()))
+    if found is None or (found[1] and found[4]):
         return None
-    return (splits[0] if splits else ""), parts[0]
+    split = found[1] or found[4]
+    return (SPLIT_WORDS[split] if split else ""), ("images" if found[2] else "labels")
 
 
 def _chosen(path: Path, keys: Sequence[str]) -> dict[tuple[str, str], str]:
@@ -125,6 +128,8 @@ def _chosen(path: Path, keys: Sequence[str]) -> dict[tuple[str, str], str]:
         InputError: the names tell of no images with labels, or could mean several things.
     """
     named: dict[tuple[str, str], str] = {}
+    if set(keys) == set(_UNNAMED):
+        named = {("test", "images"): _UNNAMED[0], ("test", "labels"): _UNNAMED[1]}
     for key in keys:
         role = _role(key)
         if role is not None and role in named:
@@ -164,8 +169,11 @@ def part_of(path: str, images: np.ndarray, images_name: str, labels: np.ndarray,
         raise InputError(f"{where} must be bytes, or floats in [0, 1]; got {images.dtype}")
     if len(labels.shape) and images.shape[0] != len(labels) == images.shape[-1]:
         raise InputError(f"{where} has its {len(labels)} images along the last axis: save np.moveaxis(array, -1, 0)")
+    if images.ndim < 4 and labels.size == 1 != len(images):
+        raise InputError(f"{where} of shape {images.shape} looks like one image: save array[None], and its label too")
     numbers, classes = class_numbers(labels, len(images), f"{path}: {labels_name}")
-    read, remarks = pixels(images, where)
+    read, told = pixels(images, where)
+    remarks = tuple(line.replace(where, images_name) for line in told)
     if int(numbers.min()) == 1 and len(numbers) >= ENOUGH * classes:
         remarks = (*remarks, f"{labels_name}: no image is of class 0; if the labels count from 1, subtract 1")
     if channels_last(tuple(read.shape[1:])):
@@ -177,8 +185,8 @@ def part_of(path: str, images: np.ndarray, images_name: str, labels: np.ndarray,
             "alone (array[..., :3]), or np.moveaxis(array, -1, 1) if all are channels"
         )
     if read.dim() == 3 and _is_signal(read.shape[1], read.shape[2]):
-        told = f"{images_name} of shape {tuple(read.shape[1:])} is read as signals (channels, length)"
-        remarks = (*remarks, f"{told}; pictures of these sides are saved as (1, {read.shape[1]}, {read.shape[2]})")
+        line = f"{images_name} of shape {tuple(read.shape[1:])} is read as signals (channels, length)"
+        remarks = (*remarks, f"{line}; pictures of these sides are saved as (1, {read.shape[1]}, {read.shape[2]})")
     elif read.dim() == 3 and _is_signal(read.shape[2], read.shape[1]):
         remarks = (*remarks, f"{images_name} of shape {tuple(read.shape[1:])} is read as signals (length, channels)")
         read = read.transpose(1, 2).contiguous()

@@ -262,7 +262,7 @@ def _load_strictly(model: Classifier, state: Mapping[str, Stored], path: Path, *
         InputError: they do not match, or are no numbers.
     """
     target: torch.nn.Module = _bare_network(model) if bare else model
-    wanted, remarks = target.state_dict(), []
+    wanted, remarks = target.state_dict(), list[str]()
     if bare:
         state, remarks = fitted(state, wanted, path, normalised=bool(model.spec.std))
     problem = misfit(state, wanted, last_linear(target) if bare else None)

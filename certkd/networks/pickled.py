@@ -360,7 +360,11 @@ class Unpickler:
         self._spend(sum(len(one) for one in arguments if isinstance(one, str | list | tuple | dict)))
         self._stack.append(FUNCTIONS[function.text](*arguments))
 
-    _newobj = _reduce
+    def _newobj(self, _: Any) -> None:
+        function = self._stack[-2] if len(self._stack) > 1 else None
+        if not isinstance(function, Name) or FUNCTIONS.get(function.text) is not _empty:
+            raise Code(function.text if isinstance(function, Name) else "NEWOBJ")
+        self._reduce(None)
 
     def _build(self, _: Any) -> None:
         """Ignore the attributes of a state dict, of an object beside weights, or of an array."""

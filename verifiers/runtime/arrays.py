@@ -104,6 +104,10 @@ def pixels(array: np.ndarray, name: str) -> tuple[Tensor, tuple[str, ...]]:
     if array.dtype == np.uint16 and high > 2**15:
         scaled = array.astype(np.float32) / np.float32(65535)
         return torch.from_numpy(scaled), (f"{name} has 16-bit pixels: divided by 65535",)
+    if kind == "f" and not np.isfinite(array).all():
+        raise InputError(
+            f"{name} must be bytes, or floats in [0, 1]; it holds NaN or infinite numbers: leave those out"
+        )
     if kind != "f" or not (low >= -PIXEL_TOLERANCE and high <= 1 + PIXEL_TOLERANCE):
         raise InputError(
             f"{name} must be bytes, or floats in [0, 1]; got {array.dtype} from {low:g} to {high:g}"
@@ -121,6 +125,8 @@ def _meaning(array: np.ndarray, low: float, high: float) -> str:
     if low >= 0 and 255 < high <= 65535:
         largest = next(value for value in (1023, 4095, 16383, 65535) if high <= value)
         return f": divide by the largest possible value, like {largest}, and save them as floats"
+    if array.dtype == np.int8:
+        return ": add 128 and save as uint8, if these are pixels less 128"
     if array.dtype.kind == "f" and low < 0:
         hint = "map them back with (x + 1) / 2" if low >= -1 and high <= 1 else "undo the normalisation"
         return f": {hint}, and give the network its own normalisation"

@@ -1,5 +1,7 @@
 """The names of networks that sources offer."""
 
+import re
+
 from certkd.networks.builders.options import OWN
 from certkd.networks.builders.own import is_own
 from verifiers.core.errors import InputError, did_you_mean, quoted
@@ -40,6 +42,8 @@ def check_known(name: str) -> None:
 def _suggest(name: str) -> str:
     if (file := name.rstrip(":")).endswith(".py"):
         return f" Name the class in the file too, as in {quoted(file + ':Net')}."
+    if (called := re.fullmatch(r"(.+\.py:\w+)\((.*)\)?", name)) is not None:
+        return f" Options follow commas, as in {quoted(f'{called[1]},width=8')}."
     source, _, rest = name.partition(":")
     if rest and source in ("certkd", "torchvision", "timm"):
         known = known_models(source)

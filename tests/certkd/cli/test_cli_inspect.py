@@ -35,6 +35,16 @@ def test_inspect_a_checkpoint(pair: tuple[Path, Path]) -> None:
         assert part in said, f"{part!r} is not said: {said}"
 
 
+def test_inspect_bare_weights_and_names_with_a_data_set(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    spec = ModelSpec(name="certkd:mlp", options={"hidden": [8]}, classes=10, shape=(1, 8, 8))
+    torch.save({"state_dict": build(spec).network.state_dict()}, tmp_path / "bare.pt")
+    words = ["--norm", "l2", "--data", "digits"]
+    said = succeeds("inspect", tmp_path / "bare.pt", "--arch", "certkd:mlp,hidden=[8]", *words)
+    assert "takes it" in said and "610 parameters" in said, said
+    assert "610 parameters" in succeeds("inspect", "certkd:mlp,hidden=[8]", *words)
+    assert "needs --data" in refused("inspect", tmp_path / "bare.pt", "--arch", "certkd:mlp,hidden=[8]")
+
+
 @pytest.mark.slow
 def test_inspect_names_what_is_refused() -> None:
     said = succeeds("inspect", "certkd:resnet,depth=8", "--shape", "3,8,8", "--classes", "10", "--norm", "l2")

@@ -63,6 +63,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
     np.savez(folder / "floats.npz", x_test=first.astype(np.float32), y_test=np.arange(12) % 3)
     np.savez(folder / "shares.npz", x_test=first, y_test=np.full((12, 3), 1 / 3))
     np.savez(folder / "names.npz", pictures=first, answers=np.arange(12) % 3)
+    np.savez(folder / "rows.npz", x_test=first.reshape(12, -1), y_test=np.arange(12) % 3)
     np.save(folder / "fog.npy", images)
     Image.fromarray(images[0]).save(folder / "flat.png")
     (folder / "flat").mkdir()
@@ -228,6 +229,7 @@ MISTAKES: list[tuple[str, str]] = [
     ("flat", "has no class folders: put its images into one folder per class, or list their labels in"),
     ("images --image-size 7,7,7", "an image size is a side, H,W or as-is, like 224 or 32,48, got '7,7,7'"),
     ("images --image-size 5", "the network takes images (3, 6, 4) of 3 classes, "),
+    ("rows.npz", "save its images as images.reshape(-1, 3, 6, 4), if that is their order"),
     ("none", "no such folder or file of data"),
     ("last.npz --split train", "unknown split 'train'"),
 ]

@@ -162,6 +162,12 @@ MISTAKES: list[tuple[str, str]] = [
     ("show EMPTY", "EMPTY is a folder: give a certificate file\n"),
     ("show OLD", f"OLD has format version 1, this certkd reads {FORMAT_VERSION}: certify again\n"),
     ("cite FOLDER", "FOLDER is a folder: give a certificate file"),
+    ("export FOLDER --out OUT", "FOLDER is a folder: give a network, like student.pt, or a certificate file"),
+    ("export none --out OUT", "none is not there: give a network, like student.pt, or a certificate file"),
+    ("inspect NET --shape 1,8,8", "--shape 1,8,8 is for source:name: NET says that itself, or with --data; drop it"),
+    ("inspect certkd:mlp --arch certkd:mlp", "certkd:mlp names its own network: drop --arch"),
+    ("inspect certkd:mlp --shape 8x8", "--shape '8x8' must be whole numbers like 3,224,224"),
+    ("certify NET --arch CODE:Net(width=8) --data digits --eps 0.1", "Options follow commas, as in 'CODE:Net,width=8'"),
     ("export FOLDER --out rows.csv", "FOLDER is a folder: give a certificate file"),
     ("export GOOD --out rows.txt", "--out rows.txt: give a name that ends in .csv, .json or .npz"),
     ("import-log FOLDER --n 100 --alpha 0.1 --sigma 1", "no log at FOLDER"),
@@ -243,6 +249,7 @@ def test_a_mistake_is_one_line_that_names_it(
 ) -> None:
     monkeypatch.chdir(ROOT)
     arguments = shlex.split(command.replace("CERTIFY", "certify --model NET --eps 0.1"))
+    arguments = [argument.replace("CODE:", f"{places['CODE']}:") for argument in arguments]
     given = [places.get(argument, argument).replace("OUT", str(tmp_path / "out")) for argument in arguments]
     if "certify" in given and "--out" not in given:
         given += ["--out", str(tmp_path / "c.h5")]

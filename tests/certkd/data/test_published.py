@@ -63,6 +63,10 @@ ARCHIVES: dict[str, dict[str, np.ndarray]] = {
     "images and labels alone": {"images": TEST, "labels": Y_TEST},
     "validation instead of test": {"x_train": TRAIN, "y_train": Y_TRAIN, "x_val": TEST, "y_val": Y_TEST},
     "fortran order": {key: np.asfortranarray(value) for key, value in KERAS.items()},
+    "words run together": named("trainx", "trainy", "testx", "testy"),
+    "short splits": named("Xtr", "Ytr", "Xte", "Yte"),
+    "sets": named("train_set_x", "train_set_y", "test_set_x", "test_set_y"),
+    "no names": {"arr_0": TEST, "arr_1": Y_TEST},
     "big endian labels": KERAS | {"y_test": Y_TEST.astype(">i4")},
 }
 
@@ -270,7 +274,7 @@ def test_deep_colours_and_colours_among_grey_images_are_refused(tmp_path: Path) 
         (root / "val" / "a" / "1.png").unlink(missing_ok=True)
         with pytest.raises(InputError, match=r"1.tif: it has more than 8 bits"):
             pixels(load(DataConfig(name="folder", root=str(root), image_size="as-is")))
-    with pytest.raises(InputError, match=r"0.png: it is in colour, the first images are grey: give channels 3"):
+    with pytest.raises(InputError, match=r"0.png is in colour, and grey images \(1 channel\) are wanted: convert"):
         pixels(load(DataConfig(name="folder", root=str(root), image_size="as-is", channels=1)))
 
 
@@ -321,6 +325,16 @@ def test_a_test_split_alone_is_a_folder_of_class_folders(tmp_path: Path) -> None
         assert list(data.splits) == ["test"] and data.splits["test"].labels.tolist() == [0, 0, 1, 1]
 
 
+def test_folders_in_class_folders_are_said_where_they_could_be_classes(tmp_path: Path) -> None:
+    for name in ("fog", "snow"):
+        folders(tmp_path / name, {"1": 2, "2": 2}, ["a", "b"], colour)
+    data = load(DataConfig(name=str(tmp_path), image_size="as-is"))
+    assert data.classes == 2 and len(data.remarks) == 1
+    assert "hold folders, like fog/1, and each of their images is of class 'fog'" in data.remarks[0]
+    one = load(DataConfig(name=str(tmp_path / "fog" / "1"), image_size="as-is"))
+    assert one.classes == 2 and one.remarks == ()
+
+
 def test_a_test_split_may_have_fewer_classes_than_the_training_images(tmp_path: Path) -> None:
     folders(tmp_path, {"train": 2}, ["a", "b", "c"], colour)
     folders(tmp_path, {"test": 2}, ["c"], colour)
@@ -333,6 +347,9 @@ LISTS: dict[str, tuple[str, str, str]] = {
     "csv": ("val", "labels.csv", "{name},{label}\n"),
     "csv of paths": ("test", "labels.csv", "images/{name}, {label}\n"),
     "blanks": ("test", "labels.txt", "{name} {label}\n"),
+    "other columns between": ("test", "annotations.csv", "{name},8,6,{label},0\n"),
+    "semicolons": ("val", "labels.csv", "{name};0;0;{label};x\n"),
+    "names without endings": ("test", "labels.csv", "{stem},{label}\n"),
 }
 
 
@@ -345,7 +362,11 @@ def test_images_without_class_folders_have_a_list_of_labels(tmp_path: Path, layo
     for k in range(4):
         write(tmp_path / place / below / f"val_{k}.png", TEST[k])
     header = "filename,label\n" if file.endswith(".csv") else ""
-    text = header + "".join(line.format(name=f"val_{k}.png", label=label) for k, label in enumerate(labels))
+    if line.count(",") == 4 or ";" in line:
+        header = "Filename,width,height,ClassId,rest\n".replace(",", ";" if ";" in line else ",")
+    text = header + "".join(
+        line.format(name=f"val_{k}.png", stem=f"val_{k}", label=label) for k, label in enumerate(labels)
+    )
     (tmp_path / place / file).write_text(text)
     data = load(DataConfig(name="folder", root=str(tmp_path), image_size="as-is"))
     assert data.splits["test"].labels.tolist() == [2, 0, 1, 0] and np.array_equal(pixels(data), planes(TEST[:4]))
@@ -402,6 +423,18 @@ MISTAKES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "a list with a name twice": (listed("0.png,a\n1.png,a\n1.png,b\n"), "line 3: the image '1.png' is listed twice"),
     "a list without classes": (listed("0.png\n1.png\n"), "line 1: the image '0.png' has no class"),
+    "a list of many columns": (
+        listed("file,a,b\n0.png,1,2\n1.png,1,2\n"),
+        "which column is the class? Call one of them",
+    ),
+    "one level too high": (
+        lambda root: folders(root / "images", {"": 2}, ["a", "b"], colour),
+        "/images has class folders",
+    ),
+    "one class that holds folders": (
+        lambda root: folders(root / "fog", {"1": 2, "2": 2}, ["a", "b"], colour),
+        "like fog/1, and fog is the only class: give ",
+    ),
     "a list of some": (listed("0.png,a\n"), "lists 1 of 2 images: '1.png' has no label"),
     "no text": (
         lambda root: listed("")(root) or (root / "val/labels.csv").write_bytes(b"\xff\xfe\x00"),
@@ -426,7 +459,8 @@ ARRAY_MISTAKES: dict[str, tuple[dict[str, np.ndarray], str]] = {
         {"x_test": TEST},
         "must hold x_test and y_test, and x_train and y_train to train with; it has x_test",
     ),
-    "other names": ({"arr_0": TEST, "arr_1": Y_TEST}, "it has arr_0, arr_1"),
+    "other names": ({"first": TEST, "second": Y_TEST}, "it has first, second"),
+    "one image": ({"x_test": TEST[0], "y_test": Y_TEST[:1]}, "(8, 6, 3) looks like one image: save array[None]"),
     "two images": (KERAS | {"test_images": TEST}, "x_test and test_images could both be the test images: keep one"),
     "several classes": ({"x_test": TEST, "y_test": np.ones((10, 14), int)}, "with several classes, or none"),
     "images last": (

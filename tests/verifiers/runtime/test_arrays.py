@@ -87,7 +87,9 @@ NO_PIXELS: dict[str, tuple[np.ndarray, str]] = {
     "bytes in 16 bits": (np.array([0, 255], np.uint16), "uint16 from 0 to 255: divide by 255"),
     "from -1 to 1": (np.array([-1.0, 1.0]), r"from -1 to 1: map them back with \(x \+ 1\) / 2"),
     "normalised": (np.array([-2.1, 2.6]), "from -2.1 to 2.6: undo the normalisation"),
-    "nan": (np.array([0, np.nan]), "from nan to nan"),
+    "nan": (np.array([0, np.nan]), "it holds NaN or infinite numbers: leave those out"),
+    "infinite": (np.array([0, np.inf]), "it holds NaN or infinite numbers"),
+    "pixels less 128": (np.array([-128, 127], np.int8), "int8 from -128 to 127: add 128 and save as uint8"),
     "bytes of 0 and 1": (np.array([0, 1], np.uint8), "bytes that are 0 or 1 alone: save it as bool"),
     "signed": (np.array([-5, 5]), "int64 from -5 to 5"),
 }
