@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from certkd.objectives import AnyObjective
 from verifiers.core.errors import InputError, quoted
 from verifiers.core.quantities import Norm
-from verifiers.core.settings import Count, EpsilonText, Number, Positive, Radius, Seed, Strict
+from verifiers.core.settings import Count, CountOrZero, EpsilonText, Number, Positive, Radius, Seed, Strict
 
 
 def _milestone(value: Any) -> Any:
@@ -181,13 +181,15 @@ class Recipe(Strict):
         optimizer: its rate and schedule.
         epochs: number of passes over the training images.
         batch_size: number of images in a step.
-        augment: random crops and flips of the training images.
+        augment: of the training images: crop-flip pads, crops and mirrors them; resized-crop cuts a part of the image
+            in its file and resizes it, mirrored or not, as usual for ImageNet; rand-augment is that and RandAugment.
         precision: of matrix products and convolutions in the losses; weights stay in float32, and so do finite
             differences.
         average: the network that is measured, saved and returned: the trained one, an exponential moving average of it
             (ema), or the mean of its epochs (swa).
         average_decay: of ema.
         average_from: share of the epochs after which averaging begins; 0 for ema and 0.75 for swa when absent.
+        loaders: processes that read and augment images ahead of the training, for data sets in folders.
         accumulate: number of parts in which a batch is processed, to save memory.
         compile: forward passes by ``torch.compile``; not for objectives that need second derivatives.
         channels_last: the memory layout that convolutions on GPUs prefer.
@@ -198,11 +200,12 @@ class Recipe(Strict):
     optimizer: OptimizerConfig = OptimizerConfig()
     epochs: Count = 60
     batch_size: Count = 128
-    augment: Literal["none", "crop-flip"] = "none"
+    augment: Literal["none", "crop-flip", "resized-crop", "rand-augment"] = "none"
     precision: Literal["float32", "bfloat16"] = "float32"
     average: Literal["none", "ema", "swa"] = "none"
     average_decay: Annotated[Number, Field(lt=1)] = 0.999
     average_from: Annotated[Number, Field(lt=1)] | None = None
+    loaders: CountOrZero = 0
     accumulate: Count = 1
     compile: bool = False
     channels_last: bool = False

@@ -253,17 +253,27 @@ class View:
     resample: bool
 
     def __call__(self, path: Path) -> Float[Tensor, "channels height width"]:
-        """Read an image.
+        """Read an image at the size of the data set.
 
         Raises:
             InputError: it is damaged, or does not have the size or the colours of the others.
         """
+        return picture(self._fitted(path, self._read(path)), self.channels)
+
+    def whole(self, path: Path) -> Float[Tensor, "channels its_height its_width"]:
+        """Read an image at its own size.
+
+        Raises:
+            InputError: it is damaged, or does not have the colours of the others.
+        """
+        return picture(self._read(path), self.channels)
+
+    def _read(self, path: Path) -> "Image":
         with opened(path) as image:
             try:
-                whole = readable(image, self.channels)
+                return readable(image, self.channels)
             except InputError as error:
                 raise InputError(f"{path}: {error}") from None
-        return picture(self._fitted(path, whole), self.channels)
 
     def _fitted(self, path: Path, image: "Image") -> "Image":
         height, width = self.size

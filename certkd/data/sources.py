@@ -7,7 +7,6 @@
 import gzip
 import os
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -127,9 +126,8 @@ def _folders(config: DataConfig, path: Path | None = None) -> DataSet:
     with loading(root, "a folder of images"):
         found = folders.find(root)
         view, remarks = folders.view_of(found.splits, config.image_size, config.channels)
-    pool = ThreadPoolExecutor(os.cpu_count())
     splits = {
-        name: _whole(FileImages(listing.paths, view, pool), found.labels(name))
+        name: _whole(FileImages(listing.paths, view, view.whole), found.labels(name))
         for name, listing in found.splits.items()
     }
     shape = (view.channels, *view.size)

@@ -1,13 +1,16 @@
 """Data sets and their splits: images in [0, 1], labels, and each sample's index in its source."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from verifiers.runtime.samples import Images
 
@@ -38,17 +41,30 @@ class TensorImages:
 
 @dataclass(frozen=True)
 class FileImages:
-    """Images on disk, decoded by a pool of threads on use."""
+    """Images on disk, decoded on use: by threads, and one by one in a process that loads for another.
+
+    Attributes:
+        paths: of the images.
+        read: reads one at the size of the data set.
+        whole: reads one at its own size.
+    """
 
     paths: Sequence[Path]
     read: Callable[[Path], Tensor]
-    pool: ThreadPoolExecutor
+    whole: Callable[[Path], Tensor]
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, rows: Int[Tensor, " batch"]) -> Float[Tensor, "batch channels height width"]:
-        return torch.stack(list(self.pool.map(self.read, [self.paths[row] for row in rows.tolist()])))
+        every = map if get_worker_info() is not None else _threads(os.getpid()).map
+        return torch.stack(list(every(self.read, [self.paths[row] for row in rows.tolist()])))
+
+
+@cache
+def _threads(process: int) -> ThreadPoolExecutor:
+    """Return the threads of a process, which its copies do not have."""
+    return ThreadPoolExecutor(os.cpu_count())
 
 
 @dataclass(frozen=True)
@@ -83,6 +99,15 @@ class Subset:
 
     def __getitem__(self, rows: Int[Tensor, " batch"]) -> Tensor:
         return self.images[self.rows[rows]]
+
+
+def original(images: Images, row: int) -> Float[Tensor, "channels height width"]:
+    """Return one image in [0, 1], from a file at its own size."""
+    if isinstance(images, Subset):
+        return original(images.images, int(images.rows[row]))
+    if isinstance(images, FileImages):
+        return images.whole(images.paths[row])
+    return images[torch.tensor([row])][0]
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from verifiers.core.errors import InputError
 from verifiers.runtime.device import choose_device
 
 #: Settings that do not affect the results of a training (teachers are identified by their hashes).
-_FREE = {"out", "device", "teacher", "teacher_arch"}
+_FREE = {"out", "device", "teacher", "teacher_arch", "loaders"}
 _OUTPUTS = ("best.pt", "last.pt", "log.jsonl", RESUME, "tensorboard")
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from certkd.config.settings import TrainConfig
+from certkd.data.loading import Batches, loaded
 from certkd.objectives.base import Terms
 from certkd.reporter import TrainingReporter
 from certkd.training.checks import check_types
@@ -156,9 +157,10 @@ def _epoch(run: Run, epoch: int, memory: dict[str, float]) -> dict[str, Any]:
     order = torch.randperm(len(run.fit), generator=keyed_generator(seed, epoch, 1))
     sums: dict[str, Tensor] = {}
     parts = batches(order, config.batch_size)
-    for step, rows in enumerate(parts):
+    ahead = Batches(run.fit, parts, config.augment, seed, epoch)
+    for step, (rows, x, y) in enumerate(loaded(ahead, config.loaders, run.place)):
         done = (epoch * len(parts) + step + 1) / (config.epochs * len(parts))
-        batch = batch_of(run, rows, keyed_generator(seed, epoch, 2 + step), done, memory)
+        batch = batch_of(run, (x, y), keyed_generator(seed, epoch, 2 + step), done, memory)
         run.optimizer.zero_grad()
         terms, loss = backward(run.objective, batch, config, run.ranks)
         run.optimizer.step()

@@ -63,16 +63,17 @@ def forward_of(student: nn.Module, recipe: Recipe) -> nn.Module:
 
 
 def batch_of(
-    run: Run, rows: Int[Tensor, " batch"], generator: torch.Generator, progress: float, memory: dict[str, float]
+    run: Run, samples: tuple[Tensor, Tensor], generator: torch.Generator, progress: float, memory: dict[str, float]
 ) -> Batch:
-    """Assemble a batch of some training images, augmented.
+    """Assemble a batch of training images, augmented as a whole.
 
     Args:
+        samples: the images, in [0, 1], and their labels.
         generator: the random numbers of this step.
         progress: share of the training that is done after this step.
         memory: numbers that the objective keeps from step to step.
     """
-    x, y = run.fit.batch(rows, run.place)
+    x, y = samples
     if run.config.augment == "crop-flip":
         x = crop_and_flip(x, generator)
     if run.config.channels_last and x.dim() == 4:

@@ -27,7 +27,7 @@ def try_training(run: Run) -> None:
     rows = torch.arange(max(2, min(4, count))) % count
     steps = len(batches(torch.arange(count), run.config.batch_size))
     for progress in (1 / (run.config.epochs * steps), 1.0):
-        batch = batch_of(run, rows, keyed_generator(run.config.seed, 0, 6), progress, {})
+        batch = batch_of(run, run.fit.batch(rows, run.place), keyed_generator(run.config.seed, 0, 6), progress, {})
         try_step(run.objective, replace(batch, student=run.student), run.config)
 
 

@@ -111,11 +111,19 @@ def _said(cluster: str) -> Iterator[None]:
 
 
 def _local(workers: int) -> Any:
-    """Begin processes on this machine, which share the threads that are set."""
+    """Begin processes on this machine, which share the threads that are set.
+
+    Raises:
+        InputError: one ends before it works.
+    """
     from distributed import LocalCluster
 
     threads = max(1, torch.get_num_threads() // workers)
-    return LocalCluster(n_workers=workers, threads_per_worker=threads, dashboard_address=":0", silence_logs="ERROR")
+    settings: dict[str, Any] = {"threads_per_worker": threads, "dashboard_address": ":0", "silence_logs": "ERROR"}
+    try:
+        return LocalCluster(n_workers=workers, **settings)
+    except (RuntimeError, OSError, TimeoutError) as error:
+        raise InputError(f"the {workers} workers did not start ({one_line(error)}): give the command again") from error
 
 
 def _slurm(place: str) -> Any:

@@ -251,3 +251,12 @@ def test_a_cluster_that_nobody_answers_for_is_said(monkeypatch: pytest.MonkeyPat
     with pytest.raises(InputError, match=r"cluster at tcp://127\.0\.0\.1:9"), _client("tcp://127.0.0.1:9"):
         pass
     assert logging.getLogger("distributed").level == before, "others' logging is as it was"
+
+
+def test_workers_that_do_not_start_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(**_: object) -> None:
+        raise RuntimeError("Nanny failed to start.")
+
+    monkeypatch.setattr("distributed.LocalCluster", fails)
+    with pytest.raises(InputError, match=r"the 2 workers did not start \(.*Nanny failed to start"), _client("local:2"):
+        raise AssertionError("there is no cluster")
