@@ -86,7 +86,7 @@ def main() -> None:
             text = f"{text.rstrip('.')}: {_extra([word for word in arguments if word in text])}"
         code = _fail(text, error.exit_code, debug)
     except InputError as error:
-        code = _fail(str(error), 2, debug)
+        code = _fail(str(error).replace("certkd.Output(network, which)", "--output NAME"), 2, debug)
     except (click.Abort, KeyboardInterrupt):
         code = _fail("interrupted; finished rows are kept: to resume, run the same command again", 130, False)
     except BrokenPipeError:

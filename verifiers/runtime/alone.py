@@ -86,7 +86,10 @@ def check_alone(
     again = logits_of(network, images)
     if not torch.equal(again.nan_to_num(), together.nan_to_num()):
         difference = float((again - together).abs().max())
-        raise InputError(f"the network is not one fixed function: two passes differ by {difference:.3g} in eval mode")
+        raise InputError(
+            f"the network is not one fixed function: two passes differ by {difference:.3g} in eval mode: does it draw "
+            "noise, or drop values out without regard to self.training?"
+        )
     if changed := _changed(before, _state(network)):
         raise InputError(f"the network keeps state between calls: {changed} changes whenever it runs")
     alone = torch.cat([logits_of(network, image, len(images)) for image in images.split(1)])

@@ -1,6 +1,7 @@
 """Read a network's output as one row of scores per image."""
 
 from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from jaxtyping import Float
@@ -25,7 +26,10 @@ def rows_of(output: Any, count: int) -> Float[Tensor, "batch scores"]:
     if output.shape == (count,) or (count == 1 and output.dim() == 0):
         return output.reshape(count, 1)
     if output.dim() != 2 or len(output) != count or output.shape[1] < 1:
-        raise InputError(f"the network must give one row of logits per image, got shape {tuple(output.shape)}")
+        raise InputError(
+            f"the network must give one row of logits per image, got shape {tuple(output.shape)} for {count}: "
+            "keep the axis of the images, and flatten or average the others"
+        )
     return output
 
 
@@ -46,6 +50,8 @@ def _names(output: Any) -> list[str]:
         found = [str(name)[:40] for name in output]
     elif hasattr(output, "_fields"):
         found = [str(name)[:40] for name in output._fields]
+    elif is_dataclass(output):
+        found = [field.name for field in fields(output)]
     elif isinstance(output, tuple | list):
         found = [str(number) for number in range(len(output))]
     else:

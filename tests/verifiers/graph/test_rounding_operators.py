@@ -457,7 +457,8 @@ ROWS: dict[str, Row] = {
 MOVES = (
     "view _unsafe_view reshape flatten unflatten unsqueeze squeeze permute transpose t numpy_T expand select slice "
     "narrow flip roll index index_select repeat reflection_pad2d replication_pad2d upsample_nearest2d pixel_shuffle "
-    "pixel_unshuffle tril triu split split_with_sizes chunk unbind cat stack clone contiguous alias detach "
+    "pixel_unshuffle channel_shuffle im2col unfold diagonal movedim swapaxes "
+    "tril triu split split_with_sizes chunk unbind cat stack clone contiguous alias detach "
     "lift_fresh_copy positive _assert_tensor_metadata to _to_copy dropout feature_dropout new_zeros new_ones new_full "
     "zeros_like ones_like full_like expand_as view_as reshape_as broadcast_to reflection_pad1d replication_pad1d "
     "upsample_nearest1d max min amax amin maximum minimum max_pool1d adaptive_max_pool1d adaptive_max_pool2d "

@@ -84,7 +84,7 @@ _RESHAPES = "view _unsafe_view reshape flatten unflatten unsqueeze squeeze"
 _PICKS = (
     "permute transpose t numpy_T expand select slice narrow flip roll index index_select repeat reflection_pad2d "
     "replication_pad2d reflection_pad1d replication_pad1d upsample_nearest2d upsample_nearest1d broadcast_to "
-    "pixel_shuffle pixel_unshuffle tril triu"
+    "pixel_shuffle pixel_unshuffle channel_shuffle tril triu im2col unfold diagonal movedim swapaxes"
 )
 _CONSTANTS = "new_zeros new_ones new_full zeros_like ones_like full_like"
 #: The threshold of a softplus that is smooth everywhere.
