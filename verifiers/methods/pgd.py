@@ -44,6 +44,7 @@ class Pgd(Method):
 
     def warnings(self, program: "Program", first: "Tensor") -> Iterable[str]:
         from verifiers.geometry.attack import has_slope
+        from verifiers.geometry.attacks.autoattack import probabilities
 
         try:
             program.check_gradient(first)
@@ -53,6 +54,11 @@ class Pgd(Method):
             yield (
                 "pgd is blind: the gradient of the logits is zero, as behind a sign or a step; what it misses says "
                 "nothing"
+            )
+        elif probabilities(program.module, first):
+            yield (
+                "the network gives probabilities: behind a softmax attacks see little and bounds are loose; give the "
+                "network without it"
             )
 
     def spreads(self) -> Mapping[str, float]:

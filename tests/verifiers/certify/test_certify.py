@@ -925,3 +925,22 @@ def test_an_attack_without_a_gradient_is_said(residual: bool, methods: str, blin
     certify(Signs(residual=residual).eval(), images, torch.tensor([0, 1]), eps="0.01", **settings)
     found = [text for text in recorder.warnings if text.startswith("pgd is blind: the gradient of the logits is zero")]
     assert len(found) == blind, recorder.warnings
+
+
+class Shares(nn.Module):
+    """A softmax in words of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        powers = self.first(x.flatten(1)).exp()
+        return powers / powers.sum(1, keepdim=True)
+
+
+def test_probabilities_that_are_no_last_softmax_are_said() -> None:
+    torch.manual_seed(0)
+    recorder, images = Recorder(), torch.rand(2, 1, 2, 2)
+    certify(Shares().eval(), images, torch.tensor([0, 1]), eps="0.01", methods=("pgd",), reporter=recorder)
+    assert sum("the network gives probabilities: behind a softmax" in text for text in recorder.warnings) == 1
