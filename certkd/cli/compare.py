@@ -38,11 +38,11 @@ def compare(
 
     The files are those of 'certkd certify', the teacher's first. Students whose files differ only in the seed
     (kd-seed0.h5 and kd-seed1.h5, kd/0.h5 and kd/1.h5) are one network; so are the files of a quoted glob, with a label
-    if one is in front: 'kd=runs/kd*.h5'. retention is the share of the teacher's samples certified at eps that the
-    student has certified too; radius_retention is the share where its radius is also at least the teacher's. --require
-    takes these, and clean, pgd, certified and mean_radius (of every student; teacher_clean and so on of the teacher),
-    gains, losses and mcnemar (the p-value of McNemar's exact test at eps); with transfer rows, kept and kept_directly
-    too. Files without a common proof are compared by smoothing.
+    if one is in front: 'kd=runs/kd*.h5'. A teacher of several seeds is compared seed by seed. retention is the share of
+    the teacher's samples certified at eps that the student has certified too; radius_retention is the share where its
+    radius is also at least the teacher's. --require takes these, and clean, pgd, certified and mean_radius (of every
+    student; teacher_clean and so on of the teacher), gains, losses and mcnemar (the p-value of McNemar's exact test at
+    eps); with transfer rows, kept and kept_directly too. Files without a common proof are compared by smoothing.
     """
     from certkd.comparison.groups import group
     from certkd.comparison.requirement import Requirement
@@ -84,11 +84,7 @@ def _begin(kind: str) -> None:
 def _read(groups: "dict[str, tuple[str, ...]]") -> "dict[str, list[Certificates]]":
     from verifiers.results.reader import read
 
-    found = {label: [read(file) for file in files] for label, files in groups.items()}
-    label, first = next(iter(found.items()))
-    if len(first) > 1:
-        raise InputError(f"the reference {label} has {len(first)} files: give one file first, the teacher's")
-    return found
+    return {label: [read(file) for file in files] for label, files in groups.items()}
 
 
 def _show(
@@ -100,16 +96,16 @@ def _show(
     from certkd.report import paper, tables
     from certkd.report.console import display, record
 
-    (reference, (teacher,)), *others = files.items()
-    if kind == "table" and len(others) == 1 and len(others[0][1]) == 1:
-        student = others[0][1][0]
+    (reference, teachers), *others = files.items()
+    if kind == "table" and len(others) == 1 and len(teachers) == len(others[0][1]) == 1:
+        teacher, student = teachers[0], others[0][1][0]
         result = compare_files(teacher, student, method=method, eps=eps)
         pairs = tables.pair_summaries(teacher, student)
         record(**result.to_dict())
         names = (reference, others[0][0]) if labelled else ("teacher", "student")
         display(*tables.comparison(result, *names), *pairs)
         return {others[0][0]: [result]}
-    found = study((reference, teacher), dict(others), method=method, eps=eps)
+    found = study((reference, teachers), dict(others), method=method, eps=eps)
     record(**found.to_dict())
     display(*(tables.study(found) if kind == "table" else [paper.written(found, kind)]))
     return {entry.label: list(entry.comparisons) for entry in found.entries[1:]}

@@ -10,6 +10,7 @@ from verifiers.core.table import counted
 
 #: What marks a seed in the name of a file or folder: kd-seed0, kd_s1, seed_3.
 _SEED = re.compile(r"(^|[-_.])(seed|s)[-_]?\d+(?=$|[-_.])", re.IGNORECASE)
+_NUMBER = re.compile(r"(?:^|[-_.])(?:seed|s)[-_]?(\d+)(?=$|[-_.])", re.IGNORECASE)
 _WILD = re.compile(r"[*?\[]")
 
 Groups = dict[str, tuple[str, ...]]
@@ -70,6 +71,13 @@ def _without_seed(file: str) -> tuple[str, ...]:
     path = Path(file)
     parts = [_SEED.sub("", part) for part in (*path.parts[:-1], path.stem)]
     return tuple(part for part in parts[:-1] if part) + ((parts[-1],) if not parts[-1].isdigit() else ("",))
+
+
+def seed_of(file: str) -> str:
+    """Return the number of the seed in a path, such as 1 in kd-seed1.h5 and runs/seed1/kd.h5; empty without one."""
+    path = Path(file)
+    found = [number for part in (*path.parts[:-1], path.stem) for number in _NUMBER.findall(part)]
+    return found[-1] if found else path.stem if path.stem.isdigit() else ""
 
 
 def _names(groups: dict[object, list[str]]) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from certkd.comparison.compare import FIGURES, Comparison, compare, plain
+from certkd.comparison.groups import seed_of
 from certkd.comparison.intervals import Estimate, holm, over_samples, over_seeds
 from certkd.comparison.methods import check_same, check_types, common_methods, restated
 from certkd.comparison.statistics import Side
@@ -103,7 +104,7 @@ class Study:
 
 
 def study(
-    reference: tuple[str, Certificates],
+    reference: tuple[str, Certificates | Sequence[Certificates]],
     groups: Mapping[str, Sequence[Certificates]],
     *,
     method: str = "best",
@@ -112,27 +113,31 @@ def study(
     """Compare each network with the reference, by the same methods everywhere.
 
     Args:
-        reference: its label and certificates.
+        reference: its label and certificates; or those of several seeds, each of which is compared with the network of
+            the same seed in every group.
         groups: the certificates of each network's seeds, by label.
         method: as in ``compare``; "best" takes the proofs that all files have.
         eps: as in ``compare``.
 
     Raises:
-        InputError: as ``compare``; one network twice in a group.
+        InputError: as ``compare``; one network twice in a group, or other seeds than the reference's.
     """
-    label, teacher = reference
-    files = [teacher, *(file for group in groups.values() for file in group)]
+    label, given = reference
+    teachers = [given] if isinstance(given, Certificates) else list(given)
+    files = [*teachers, *(file for group in groups.values() for file in group)]
     check_types(*files)
     for file in files[1:]:
-        check_same(teacher, file)
+        check_same(files[0], file)
     shown = files if eps is None else [restated(file, Epsilon.parse(eps)) for file in files]
     names = common_methods(shown, method)
-    _check_seeds(groups)
+    _check_seeds({label: teachers, **groups})
     compared = {
-        name: [compare(teacher, file, method=names, eps=eps) for file in group] for name, group in groups.items()
+        name: [compare(one, file, method=names, eps=eps) for one, file in _pairs(label, teachers, name, group)]
+        for name, group in groups.items()
     }
-    first = next(iter(compared.values()))[0]
-    entries = [Entry(label, (teacher.path,), _figures([first], lambda one: one.teacher), None, math.nan, ())]
+    some = next(iter(compared.values()))[: len(teachers)]
+    first, theirs = some[0], _figures(some, lambda one: one.teacher)
+    entries = [Entry(label, tuple(file.path for file in teachers), theirs, None, math.nan, ())]
     differences = {name: _difference(group) for name, group in compared.items()}
     adjusted = holm([found.p for found in differences.values()])
     for (name, group), p in zip(compared.items(), adjusted, strict=True):
@@ -171,6 +176,22 @@ def _difference(group: Sequence[Comparison]) -> Estimate:
 def _certified(group: Sequence[Comparison]) -> list[float]:
     """Return each seed's difference of certified accuracy to the reference."""
     return [one.differences["certified"].mean for one in group]
+
+
+def _pairs(
+    label: str, teachers: Sequence[Certificates], name: str, group: Sequence[Certificates]
+) -> list[tuple[Certificates, Certificates]]:
+    """Pair every seed with the reference, or with the reference of the same seed."""
+    if len(teachers) == 1:
+        return [(teachers[0], file) for file in group]
+    seeds = [[seed_of(file.path) for file in files] for files in (teachers, group)]
+    if len(teachers) != len(group) or seeds[0] != seeds[1]:
+        shown = [", ".join(file.path for file in files) for files in (teachers, group)]
+        raise InputError(
+            f"{label} ({shown[0]}) and {name} ({shown[1]}) are not of the same seeds in the same order: give one file "
+            f"of {label}, or one for each seed"
+        )
+    return list(zip(teachers, group, strict=True))
 
 
 def _check_seeds(groups: Mapping[str, Sequence[Certificates]]) -> None:

@@ -12,6 +12,8 @@ from verifiers.core.errors import printable
 #: The formats of a study besides tables on the terminal and JSON.
 FORMATS = ("markdown", "latex", "csv")
 _HEADS = ("network", "seeds", *SHARES.values(), "difference", "95 % interval", "p (Holm)")
+#: The column at which the differences begin.
+_SPLIT = 2 + len(SHARES)
 _LATEX = {
     **{char: f"\\{char}" for char in "&%$#_{}"},
     "~": r"\textasciitilde{}",
@@ -31,7 +33,8 @@ def written(found: Study, kind: str) -> str:
 
 def latex_text(text: str) -> str:
     """Escape a text for LaTeX; control characters are shown, characters beyond ASCII stay for its UTF-8."""
-    return "".join(_LATEX.get(char, char) for char in printable(text))
+    escaped = "".join(_LATEX.get(char, char) for char in printable(text))
+    return re.sub(r"(?<![\w.-])-(?=\d)", "$-$", escaped)
 
 
 def markdown_text(text: str) -> str:
@@ -67,24 +70,40 @@ def _markdown(found: Study) -> str:
 
 
 def _latex(found: Study) -> str:
+    """Write two tabulars below each other, as one would be wider than a page: accuracies, and differences."""
     best = _best(found)
-    lines = [
-        "% needs \\usepackage{booktabs}",
-        "\\begin{table}",
-        "  \\centering",
-        f"  \\caption{{{latex_text(answer(found))}}}",
-        f"  \\begin{{tabular}}{{l{'r' * (len(_HEADS) - 1)}}}",
-        "    \\toprule",
-        f"    {' & '.join(map(latex_text, _HEADS))} \\\\",
-        "    \\midrule",
-    ]
-    for row, entry in enumerate(found.entries):
-        cells = [latex_text(cell) for cell in _cells(entry)]
-        cells = [f"\\textbf{{{cell}}}" if (row, column) in best else cell for column, cell in enumerate(cells)]
-        lines.append(f"    {' & '.join(cells)} \\\\")
+    cells = [[latex_text(cell) for cell in _cells(entry)] for entry in found.entries]
+    for row, column in best:
+        cells[row][column] = f"\\textbf{{{cells[row][column]}}}"
+    for names in cells:  # after the end of a line LaTeX reads these as its argument
+        names[0] = f"{{}}{names[0]}" if names[0].startswith(("[", "*")) else names[0]
+    heads = [latex_text(head) for head in _HEADS]
+    heads[_SPLIT] += f" to {latex_text(found.reference.label)}"
     remarks = " ".join(latex_text(note) for note in ("In %.", *notes(found)))
-    lines += ["    \\bottomrule", "  \\end{tabular}", "", "  \\smallskip", f"  {{\\footnotesize {remarks}}}"]
-    return "\n".join([*lines, "\\end{table}"])
+    return "\n".join(
+        [
+            "% needs \\usepackage{booktabs}",
+            "\\begin{table}",
+            "  \\centering",
+            "  \\small\\setlength{\\tabcolsep}{4pt}",
+            f"  \\caption{{{latex_text(answer(found))}}}",
+            "  \\medskip",
+            *_tabular(heads[:_SPLIT], [row[:_SPLIT] for row in cells]),
+            "",
+            "  \\medskip",
+            *_tabular([heads[0], *heads[_SPLIT:]], [[row[0], *row[_SPLIT:]] for row in cells[1:]]),
+            "",
+            "  \\smallskip",
+            f"  {{\\footnotesize\\raggedright {remarks}\\par}}",
+            "\\end{table}",
+        ]
+    )
+
+
+def _tabular(heads: list[str], rows: list[list[str]]) -> list[str]:
+    lines = [f"    {' & '.join(row)} \\\\" for row in (heads, *rows)]
+    begin = [f"  \\begin{{tabular}}{{l{'r' * (len(heads) - 1)}}}", "    \\toprule", lines[0], "    \\midrule"]
+    return [*begin, *lines[1:], "    \\bottomrule", "  \\end{tabular}"]
 
 
 def _csv(found: Study) -> str:

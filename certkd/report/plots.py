@@ -165,9 +165,7 @@ def brackets(path: Path, shares: Mapping[str, tuple[float, float, float]], about
     axes.invert_yaxis()
     axes.set(xlabel=f"accuracy at eps = {about.eps:.4g} ({about.norm}, pixels in [0, 1])", xlim=(0, 1.02))
     axes.set_title(f"{about}; line: 95 % Wilson of certified", fontsize="small")
-    axes.legend(
-        fontsize="small", ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.28 if len(shares) < 4 else -0.18)
-    )
+    made.legend(*axes.get_legend_handles_labels(), fontsize="small", loc="outside lower center", ncols=4)
     save(made, path)
 
 
@@ -201,9 +199,10 @@ def stages(
     several = len(counts) > 1
     axes.set_yticks(range(len(rows)), [f"{text(name)}: {stage}" if several else stage for name, stage, *_ in rows])
     axes.invert_yaxis()
-    axes.set(xlabel="samples", xlim=(0, max(float(left.max()) * 1.1, 1.0)))
+    axes.set(xlabel="samples that are classified correctly", xlim=(0, max(float(left.max()) * 1.1, 1.0)))
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_title(f"{about}; eps = {about.eps:.4g}", fontsize="small")
-    axes.legend(fontsize="small", loc="lower right")
+    made.legend(*axes.get_legend_handles_labels(), fontsize="small", loc="outside lower center", ncols=3)
     save(made, path)
 
 
@@ -224,6 +223,7 @@ def training_curves(path: Path, histories: Mapping[str, list[dict[str, Any]]]) -
                 color, words = COLORS[number % len(COLORS)], f"{text(name)}, {metric}"
                 drawn.add(metric)
                 axes.plot(epochs, values, style, color=color, linewidth=1.4, label=words, **marks)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set(xlabel="epoch", ylabel="validation accuracy", ylim=(0, 1.02))
     kinds = {"clean": "clean", "pgd": "PGD at the eps of the selection", "noisy": "under noise"}
     axes.set_title("; ".join(words for metric, words in kinds.items() if metric in drawn), fontsize="small")

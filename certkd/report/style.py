@@ -42,6 +42,7 @@ def figure(height: float = 4.8) -> tuple[Any, Any]:
     FigureCanvasAgg(made)
     axes = made.add_subplot()
     axes.grid(alpha=0.3)
+    axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     return made, axes
 

@@ -73,7 +73,8 @@ def _seeds(found: Study) -> str:
     if counts == {1}:
         return "One seed each."
     words = f"{counts.pop()} seeds" if len(counts) == 1 else "seeds, where there are several"
-    return f"Mean and standard deviation over {words}."
+    own = f", each compared with {found.reference.label} of the same seed" if len(found.reference.files) > 1 else ""
+    return f"Mean and standard deviation over {words}{own}."
 
 
 def _settings(found: Study) -> str:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from certkd.comparison.groups import group
+from certkd.comparison.groups import group, seed_of
 from verifiers.core.errors import InputError
 
 NAMES = [
@@ -84,3 +84,18 @@ def test_the_first_file_is_the_first_group(order: tuple[int, ...]) -> None:
 
 def test_no_files_are_no_groups() -> None:
     assert group([]) == {}
+
+
+@pytest.mark.parametrize(
+    ("path", "seed"),
+    [
+        ("kd-seed0.h5", "0"),
+        ("runs/seed12/kd.h5", "12"),
+        ("kd_s3/a.h5", "3"),
+        ("kd/7.h5", "7"),
+        ("kd.h5", ""),
+        ("as1.h5", ""),
+    ],
+)
+def test_the_seed_of_a_path(path: str, seed: str) -> None:
+    assert seed_of(path) == seed

@@ -62,6 +62,43 @@ def test_shares_are_means_over_seeds(made: Study) -> None:
     assert (made.norm, made.eps, made.samples, made.methods) == ("linf", str(EPS), 10, ("crown",))
 
 
+def seeded(folder: Path, name: str, radii: dict[str, list[float]]) -> list[Certificates]:
+    """The files of one network's seeds, in folders like those of three experiments."""
+    made = []
+    for seed, values in radii.items():
+        (folder / f"seed{seed}").mkdir(exist_ok=True)
+        content = {"pgd": attack(ALL, np.array(values) < 0.01), "crown": proofs(ALL, np.array(values))}
+        about = {"model_sha256": f"{name}{seed}", "arithmetic": "float32"}
+        made.append(file(folder / f"seed{seed}" / f"{name}.h5", content, **about))
+    return made
+
+
+def test_a_reference_of_several_seeds_is_compared_seed_by_seed(tmp_path: Path) -> None:
+    """The student gains 0.1, 0.2 and 0.1 over the teacher of its seed; the teachers themselves differ by 0.4."""
+    shares = {"0": (2, 3), "1": (6, 8), "2": (4, 5)}
+    radii = [{seed: [0.15] * one[i] + [0.0] * (10 - one[i]) for seed, one in shares.items()} for i in (0, 1)]
+    teachers, students = (seeded(tmp_path, name, one) for name, one in zip(("t", "s"), radii, strict=True))
+    found = study(("t", teachers), {"s": students})
+    reference, student = found.entries
+    expected = over_seeds([0.1, 0.2, 0.1])
+    assert student.difference is not None and student.difference.p == pytest.approx(expected.p)
+    assert (student.difference.low, student.difference.high) == pytest.approx((expected.low, expected.high))
+    assert reference.figures["certified"].mean == pytest.approx(0.4) and len(reference.files) == 3
+    assert reference.figures["certified"].deviation == pytest.approx(0.2)
+    assert any(
+        "over 3 seeds, each compared with t of the same seed." in one for one in tables_of(found) if type(one) is str
+    )
+    for wrong in (students[:2], [students[1], students[0], students[2]]):
+        with pytest.raises(InputError, match="are not of the same seeds in the same order"):
+            study(("t", teachers), {"s": wrong})
+    with pytest.raises(InputError, match="they are one file; give those of two networks"):
+        study(("t", [teachers[0], teachers[0]]), {"s": students[:2]})
+    paths = [str(one.path) for one in (*teachers, *students)]
+    assert "+13.3" in succeeds("compare", *paths) and "s " in succeeds("compare", *paths, "--format", "csv").replace(
+        ",", " "
+    )
+
+
 def test_differences_are_over_seeds_or_over_samples(made: Study) -> None:
     a, b = made.entries[1:]
     assert a.difference is not None and b.difference is not None
@@ -175,11 +212,10 @@ def cells(line: str) -> list[str]:
 
 def test_latex_is_a_whole_table(made: Study) -> None:
     text = paper.written(made, "latex")
-    assert re.findall(r"\\(toprule|midrule|bottomrule)", text) == ["toprule", "midrule", "bottomrule"]
-    assert re.findall(r"\\begin{(\w+)}", text) == re.findall(r"\\end{(\w+)}", text)[::-1]
-    columns = len(re.search(r"\\begin{tabular}{(\w+)}", text)[1])
+    assert re.findall(r"\\(toprule|midrule|bottomrule)", text) == ["toprule", "midrule", "bottomrule"] * 2
+    columns = [len(found) for found in re.findall(r"\\begin{tabular}{(\w+)}", text)]
     rows = [cells(line) for line in text.splitlines() if line.endswith("\\\\")]
-    assert len(rows) == 4 and all(len(row) == columns for row in rows), rows
+    assert [len(row) for row in rows] == [columns[0]] * 4 + [columns[1]] * 3, rows
     assert rows[2][2] == r"\textbf{65.0 $\pm$ 21.2}" and rows[3][2] == "40.0", "the best is not in bold"
     depth = 0
     for brace in re.findall(r"(?<!\\)[{}]", text):
@@ -242,7 +278,10 @@ MISTAKES = [
     ([], "compare needs a teacher's file and a student's, like teacher.h5 student.h5; got none"),
     (["t"], "compare needs a teacher's file and a student's"),
     (["a-seed0", "a-seed1"], "compare needs a teacher's file and a student's"),
-    (["a-seed0", "b", "a-seed1"], "the reference a has 2 files: give one file first, the teacher's"),
+    (
+        ["a-seed0", "b", "a-seed1"],
+        "are not of the same seeds in the same order: give one file of a, or one for each seed",
+    ),
     (["t", "b", "--format", "latx"], "latx"),
     (["t", "b", "--format", "latex", "--json"], "--format latex and --json are two formats"),
     (["t", "b", "--eps", "0"], "eps must be positive"),

@@ -199,7 +199,7 @@ def test_a_bracket_reaches_from_proof_to_attack(drawn: list[Any]) -> None:
     assert (sure.get_marker(), survived.get_marker()) == (CARETRIGHT, CARETLEFT), "a tip is beside its value"
     assert (sure.get_xdata()[0], survived.get_xdata()[0]) == (0.25, 0.75)
     assert [text.get_text() for text in axes.get_yticklabels()] == ["a", "b"]
-    labels = {text.get_text() for text in axes.get_legend().get_texts()}
+    labels = {text.get_text() for text in drawn[0].legends[0].get_texts()}
     assert labels == {"open", "certified (proof)", "survived the attack", "clean"}
 
 
