@@ -52,7 +52,7 @@ def _fit(wanted: tuple[int, ...], given: tuple[int, ...]) -> str:
     """Say what makes images of one shape those of another; "" if that is not clear."""
     if wanted != given and math.prod(wanted) == math.prod(given):
         return f": save its images as images.reshape(-1, {', '.join(map(str, wanted))}), if that is their order"
-    if len(wanted) == len(given) == 3 and {wanted[0], given[0]} == {1, 3}:
+    if len(wanted) == len(given) == 3 and wanted[1:] == given[1:] and {wanted[0], given[0]} == {1, 3}:
         return ": save its images in colour" if wanted[0] == 3 else ": save its images as grey ones"
     return ""
 

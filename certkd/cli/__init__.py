@@ -81,9 +81,7 @@ def main() -> None:
         finish(code if isinstance(code, int) else 0)
         sys.stdout.flush()
     except click.ClickException as error:
-        text = error.format_message()
-        if "unexpected extra argument" in text:
-            text = f"{text.rstrip('.')}: {_extra([word for word in arguments if word in text])}"
+        text = _with_advice(error, arguments)
         code = _fail(text, error.exit_code, debug)
     except InputError as error:
         code = _fail(str(error).replace("certkd.Output(network, which)", "--output NAME"), 2, debug)
@@ -102,6 +100,23 @@ def main() -> None:
         else:
             code = _fail(f"this is a bug in certkd ({type(error).__name__}: {text}); --debug shows where", 70, debug)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _with_advice(error: click.ClickException, arguments: list[str]) -> str:
+    """Say what to do about a mistake that click found."""
+    text = error.format_message()
+    if "unexpected extra argument" in text:
+        return f"{text.rstrip('.')}: {_extra([word for word in arguments if word in text])}"
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    command = context.command_path if context else "certkd"
+    parameter = error.param if isinstance(error, click.MissingParameter) else None
+    if isinstance(parameter, click.Option) and parameter.help:
+        return f"{text.rstrip('.')}: {parameter.help[0].lower()}{parameter.help[1:].partition('  [')[0].rstrip('.')}"
+    if isinstance(error, click.MissingParameter) and context:
+        return f"{text.rstrip('.')}: {' '.join([command, *context.command.collect_usage_pieces(context)])}"
+    if "No such" in text and "Did you mean" not in text:
+        return f"{text.rstrip('.')}: '{command} --help' lists them"
+    return text
 
 
 def _extra(words: list[str]) -> str:

@@ -71,6 +71,8 @@ def _instances(networks: "Sequence[str]", question: str | None, timeout: float |
         if ".onnx" in Path(named[0]).suffixes or named[0].startswith("["):
             files = " ".join(named)
             raise InputError(f"which property of {files}? Give a file: certkd solve {files} PROPERTY.vnnlib")
+        if ".vnnlib" in Path(named[0]).suffixes:
+            raise InputError(f"which network is {named[0]} about? Give it first: certkd solve NET.onnx {named[0]}")
         listed = read_instances(Path(named[0]))
         if timeout is None:
             return listed
