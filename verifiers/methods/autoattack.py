@@ -71,16 +71,21 @@ class AutoAttack(Method):
     def problems(self, rows: MethodRows, path: str, pixels: int | None) -> Problems:
         falsified, tried = rows["status"] == Status.FALSIFIED, rows["status"] == Status.NOT_CERTIFIED
         ran = np.stack([rows[name] for name in TITLES])
+        flags = np.stack([*ran, rows["zero_gradient"]])
         later = (ran[1:] >= 0) & (np.maximum.accumulate(ran, axis=0)[:-1] == 1)
         used = 2 if self.version == "fast" else len(ran)
         short = (ran[:used] < 0).any(0) & (tried | (falsified & (self.version == "each")))
         return {
-            "a flag is none of -1, 0 and 1": ~np.isin([*ran, rows["zero_gradient"]], (-1, 0, 1)).all(0),
+            "a flag is none of -1, 0 and 1": ~np.isin(flags, (-1, 0, 1)).all(0),
             "it is falsified and no attack found that, or the reverse": (falsified | tried)
             & (falsified != (ran == 1).any(0)),
             "an attack ran on it after it was falsified": later.any(0) & (self.version != "each"),
             "an attack of its version did not run on it": short,
             "an attack ran on it that its version has not": (ran[used:] >= 0).any(0),
+            "an attack ran on it and it is misclassified": (rows["status"] == Status.MISCLASSIFIED)
+            & (flags >= 0).any(0),
+            "its gradient was looked at and its second attack did not run, or the reverse": (falsified | tried)
+            & ((rows["zero_gradient"] >= 0) != (rows["apgd_t"] >= 0)),
             "it is falsified and its margin is not negative": falsified & ~(rows["margin"] < 0),
             "no counterexample is stored and its margin is negative": tried & ~(rows["margin"] >= 0),
             "it has a counterexample's distance and none is stored": ~falsified & ~np.isnan(rows["distance"]),

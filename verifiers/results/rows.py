@@ -35,6 +35,9 @@ class MethodRows:
             raise KeyError(f"no column {column!r}.{did_you_mean(str(column), list(self.columns))}")
         return self.columns[column]
 
+    def __contains__(self, column: object) -> bool:
+        return column in self.columns
+
     def __getattr__(self, column: str) -> np.ndarray:
         if column.startswith("_") or column == "columns" or column not in self.columns:
             raise AttributeError(f"{type(self).__name__} has no column {column!r}")

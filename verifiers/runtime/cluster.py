@@ -165,8 +165,20 @@ class Cluster(Closing):
         self._begin()
 
     def _begin(self) -> None:
-        """Take the job to the workers, and open the queue of their messages."""
-        self._client.register_plugin(self._desk, name=self._name)
+        """Take the job to the workers, and open the queue of their messages.
+
+        Raises:
+            InputError: workers end again and again while they are given the job.
+        """
+        for _ in range(SILENT):
+            try:
+                self._client.register_plugin(self._desk, name=self._name)
+                break
+            except OSError as error:  # a worker ended meanwhile
+                why = one_line(error)
+                sleep(PATIENCE)
+        else:
+            raise InputError(f"the workers of the cluster end before they have the job ({why}): run the command again")
         self._queue = Queue(self._name, self._client)
         Thread(target=self._read, args=(self._queue,), daemon=True).start()
         self._count()

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int
@@ -87,10 +87,13 @@ class Pool(Protocol):
         ...
 
 
+_Pool = TypeVar("_Pool", bound="Closing")
+
+
 class Closing(ABC):
     """A pool that is used as a context manager."""
 
-    def __enter__(self) -> Self:
+    def __enter__(self: _Pool) -> _Pool:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -106,6 +106,27 @@ def test_rows_that_contradict_themselves_are_marked(honest: Path, column: str, v
     assert marks[words][row] and marks[words].sum() == 1
 
 
+@pytest.mark.parametrize(
+    ("status", "column", "value", "words"),
+    [
+        (Status.MISCLASSIFIED, "zero_gradient", 0, "an attack ran on it and it is misclassified"),
+        (Status.MISCLASSIFIED, "square", 0, "an attack ran on it and it is misclassified"),
+        (Status.FALSIFIED, "zero_gradient", 0, "its gradient was looked at and its second attack did not run"),
+        (Status.NOT_CERTIFIED, "zero_gradient", -1, "its gradient was looked at and its second attack did not run"),
+    ],
+)
+def test_flags_of_attacks_that_did_not_run_are_marked(
+    honest: Path, status: Status, column: str, value: int, words: str
+) -> None:
+    rows = rows_of(honest)
+    row = int(np.flatnonzero((rows["status"] == status) & ((status != Status.FALSIFIED) | (rows["apgd_ce"] == 1)))[0])
+    values = {name: array.copy() for name, array in rows.columns.items()}
+    values[column][row] = value
+    marks = AutoAttack(**QUICK).problems(MethodRows(rows.name, rows.attributes, values), "", 12)
+    found = next(mark for name, mark in marks.items() if name.startswith(words))
+    assert found[row] and found.sum() == 1
+
+
 def test_a_flag_without_a_counterexample_is_marked(honest: Path) -> None:
     rows = rows_of(honest)
     row = int(np.flatnonzero(rows["status"] == Status.NOT_CERTIFIED)[0])

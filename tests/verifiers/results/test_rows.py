@@ -38,6 +38,7 @@ def test_arrays_by_name_and_by_attribute(certificates: Certificates) -> None:
     assert certificates.alpha_crown.radius is certificates["alpha-crown"]["radius"]
     assert certificates.alpha_crown.radius.tolist() == [0.2] * COUNT
     assert "alpha_crown" in dir(certificates) and "radius" in dir(certificates.pgd)
+    assert "radius" in certificates.pgd and "length" not in certificates.pgd
     with pytest.raises(AttributeError, match="no method 'crown'"):
         _ = certificates.crown
     with pytest.raises(AttributeError, match="no column 'radii'"):

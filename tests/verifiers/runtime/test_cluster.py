@@ -23,6 +23,7 @@ from verifiers.runtime.staff import Staff, _client
 
 pytest.importorskip("distributed")
 from distributed import Client
+from distributed.comm.core import CommClosedError
 
 from tests.clusters import in_threads
 from verifiers.runtime import cluster, tasks
@@ -251,6 +252,32 @@ def test_a_cluster_that_nobody_answers_for_is_said(monkeypatch: pytest.MonkeyPat
     with pytest.raises(InputError, match=r"cluster at tcp://127\.0\.0\.1:9"), _client("tcp://127.0.0.1:9"):
         pass
     assert logging.getLogger("distributed").level == before, "others' logging is as it was"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("failures", [2, 1000])
+def test_a_worker_that_ends_while_it_is_given_the_job(
+    client: Client, failures: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register, calls = Client.register_plugin, [0]
+
+    def fails(self: Client, *given: Any, **named: Any) -> Any:
+        calls[0] += 1
+        if calls[0] <= failures:
+            raise CommClosedError("Stream is closed")
+        return register(self, *given, **named)
+
+    monkeypatch.setattr(Client, "register_plugin", fails)
+    monkeypatch.setattr(cluster, "PATIENCE", 0.01)
+    if failures > cluster.SILENT:
+        with pytest.raises(InputError, match=r"end before they have the job \(.*Stream is closed"):
+            Cluster(Squares(), client)
+        return
+    monkeypatch.setattr(cluster, "PATIENCE", 1.0)
+    work = Sums()
+    with Cluster(Squares(), client) as pool:
+        spread(pool, work, np.arange(6), 2)
+    assert_squares(work, range(6))
 
 
 def test_workers_that_do_not_start_are_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -109,7 +109,7 @@ class AutoAttack:
             broken, late = (result.margin < 0).to(torch.int8), left() < 0
             outcomes[str(stage)][rows] = torch.where(broken == 1, broken, -1) if late else broken
             if stage is Stage.APGD_T:
-                flat[rows] = result.flat.to(torch.int8)
+                flat[rows] = torch.where(outcomes[str(stage)][rows] >= 0, result.flat.to(torch.int8), -1)
             reached = reached.improved(rows, result, some.balls)
             if late:
                 break
