@@ -117,7 +117,8 @@ def _from_type(_: Any, kind: Any, __: Any, state: Any) -> "Coded | Odd":
     if not isinstance(codes, View) or not isinstance(scales, View) or codes.storage.dtype is not torch.int8:
         raise ValueError("an int8 tensor without codes or scales")
     zeros = state.get("zero_point")
-    if len(codes.shape) != 2 or math.prod(scales.shape) != codes.shape[0] or not isinstance(zeros, View | None):
+    by_rows = len(codes.shape) == 2 and scales.shape == (codes.shape[0], 1)
+    if not by_rows or state.get("block_size") != [1, codes.shape[1]] or not isinstance(zeros, View | None):
         return Odd("an int8 tensor of torchao without a scale for each row alone")
     return Coded(codes, scales, zeros)
 

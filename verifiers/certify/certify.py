@@ -21,7 +21,6 @@ from verifiers.core.quantities import Epsilon, beyond_images
 from verifiers.core.question import Question
 from verifiers.core.reporter import Reporter, Warner
 from verifiers.core.status import About
-from verifiers.graph.coded import in_plain_codes
 from verifiers.graph.program import Program
 from verifiers.methods.base import Method
 from verifiers.methods.registry import proves
@@ -87,7 +86,6 @@ def certify(
     """
     data, config = as_config(data, config, settings)
     check_types(network, config, teacher)
-    network, teacher = in_plain_codes(network), None if teacher is None else in_plain_codes(teacher)
     config = in_own_arithmetic(config, network, teacher)
     if out is not None:
         check_output(out, asked=asked_of(config))

@@ -14,7 +14,6 @@ from verifiers.core.errors import Contradiction, Unsupported
 from verifiers.core.quantities import Norm
 from verifiers.geometry.balls import Balls
 from verifiers.geometry.margins import margin_specification
-from verifiers.graph.coded import in_plain_codes
 from verifiers.graph.graph import Graph
 from verifiers.graph.program import Program
 from verifiers.graph.rows import shape_size
@@ -136,7 +135,7 @@ def _engines(model: nn.Module, x: Tensor) -> tuple[dict[str, str | None], dict[s
     """Build the engines; return each one's reason for rejecting the network, or None, and those that support it."""
     reasons: dict[str, str | None] = {}
     built: dict[str, Engine] = {}
-    program = Program.of(in_plain_codes(model))
+    program = Program.of(model)
     for name in ENGINES:
 
         def make(name: str = name) -> None:

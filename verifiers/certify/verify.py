@@ -32,7 +32,6 @@ from verifiers.core.reporter import Reporter, Warner
 from verifiers.core.settings import Count, CountOrZero, Positive, Seed, Strict
 from verifiers.core.status import FAILURES, About, Status
 from verifiers.core.table import counted
-from verifiers.graph.coded import in_plain_codes
 from verifiers.graph.integers import computes_in_int8
 from verifiers.graph.program import Program
 from verifiers.methods.registry import find, keeps
@@ -93,7 +92,6 @@ def verify(
             has no rows yet, or it has values that no method writes.
     """
     certificates, reporter = read(path), reporter or Warner()
-    network, teacher = in_plain_codes(network), None if teacher is None else in_plain_codes(teacher)
     refuse_absurd(certificates)
     indices = torch.as_tensor(indices_of(certificates))
     with torch.inference_mode(False), eval_mode(network), eval_mode(teacher or network), trusted_arithmetic():

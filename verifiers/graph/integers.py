@@ -213,7 +213,7 @@ def refuse_codes(program: fx.GraphModule, engine: str) -> None:
 OTHER_FORMS = (
     ("torch.ao.nn.quantized.dynamic", "torch.ao's dynamic modules quantise by the range of a whole batch"),
     ("torch.ao.nn", "torch.ao's quantised modules hold their integers where no graph shows them"),
-    ("torchao.", "of torchao's tensors those of Int8WeightOnlyConfig in linear layers are read, and no others"),
+    ("torchao.", "torchao's tensors run kernels that no graph shows (files of Int8WeightOnlyConfig's are read)"),
 )
 
 

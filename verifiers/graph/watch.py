@@ -247,13 +247,20 @@ def _asks(frame: FrameType, codes: set[Any]) -> bool:
 
 @dataclass
 class _Audited:
-    """Notice that the network's code looks at other threads, while a run is watched."""
+    """Notice that the network's code looks at other threads, while runs are watched.
 
-    found: Watched | None = None
+    Attributes:
+        watches: the runs, each with the threads that were there before it and are not the network's.
+    """
+
+    watches: list[tuple[Watched, frozenset[int]]] = field(default_factory=list)
 
     def __call__(self, event: str, _: Any) -> None:
-        if self.found is not None and event in _THREADS and not _of_torch(frame := sys._getframe(1)):
-            self.found.hide(f"its code asks {event.partition('.')[2]}()", frame)
+        if event not in _THREADS or not self.watches or _of_torch(frame := sys._getframe(1)):
+            return
+        for found, others in tuple(self.watches):
+            if threading.get_ident() not in others:
+                found.hide(f"its code asks {event.partition('.')[2]}()", frame)
 
 
 @cache
@@ -285,14 +292,15 @@ def _questions(found: Watched) -> Iterator[None]:
             found.hide(f"its code asks {frame.f_code.co_name}()", frame.f_back)
 
     before, others, collecting = sys.getprofile(), threading.getprofile(), gc.isenabled()
-    _audited().found = found
+    watch = found, frozenset(sys._current_frames()) - {threading.get_ident()}
+    _audited().watches.append(watch)
     gc.disable()  # its callbacks and finalizers are no code of the network
     sys.setprofile(see)
     threading.setprofile(see)  # also of threads that the network starts
     try:
         yield
     finally:
-        _audited().found = None
+        _audited().watches[:] = [one for one in _audited().watches if one is not watch]
         if before is None or callable(before):
             sys.setprofile(before)
         else:  # a profiler in C, as cProfile's, which Python cannot set again

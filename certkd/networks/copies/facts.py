@@ -84,7 +84,7 @@ def _products(layer: nn.Module, given: Tensor, output: Any) -> int:
     if isinstance(layer, nn.MultiheadAttention):  # its projections are not called as layers
         weights = [p for name, p in layer.named_parameters() if name.endswith("weight")]
         return sum(int(weight.count_nonzero()) for weight in weights) * (given.numel() // given.shape[-1])
-    weight = layer.weight
+    weight = layer.codes if isinstance(layer, CodedLinear) else layer.weight
     assert isinstance(weight, Tensor)
     values = given if isinstance(layer, _ConvTransposeNd) else output  # it spreads each input
     channels = values.shape[-1] if isinstance(layer, nn.Linear | CodedLinear) else values.shape[1]

@@ -109,8 +109,13 @@ def test_it_is_saved_as_a_checkpoint_and_comes_back(tmp_path: Path) -> None:
         ({"zero_point": torch.ones(12, 1)}, "has a zero point other than 0: quantise symmetrically"),
         ({"act_quant_kwargs": {"a": 1}}, "rounds values as well as weights"),
         ({"scale": torch.ones(6, 2)[:, :1]}, "without a scale for each row alone"),
+        ({"block_size": [3, 8]}, "without a scale for each row alone"),
+        ({"scale": torch.ones(1, 12)}, "without a scale for each row alone"),
         ({"qdata": torch.ones(12, 16)}, "without codes or scales"),
-        ({"qdata": torch.ones(16, 12, dtype=torch.int8), "scale": torch.ones(16, 1)}, "has shape (16, 12)"),
+        (
+            {"qdata": torch.ones(16, 12, dtype=torch.int8), "scale": torch.ones(16, 1), "block_size": [1, 12]},
+            "has shape (16, 12)",
+        ),
         ({"qdata": torch.ones(12, 16, 1, dtype=torch.int8)}, "without a scale for each row alone"),
         ({"qdata": 3}, "without codes or scales"),
     ],
@@ -134,8 +139,8 @@ def test_codes_for_another_layer_are_refused(tmp_path: Path) -> None:
     network = build(spec).network
     state: dict[str, Any] = dict(network.state_dict())
     first = next(name for name, layer in network.named_modules() if isinstance(layer, nn.Conv2d))
-    kernel = state[f"{first}.weight"]
-    state[f"{first}.weight"] = Int8Tensor(qdata=kernel.flatten(1).to(torch.int8), scale=torch.ones(len(kernel), 1))
+    codes = state[f"{first}.weight"].flatten(1).to(torch.int8)
+    state[f"{first}.weight"] = Int8Tensor(qdata=codes, scale=torch.ones(len(codes), 1), block_size=[1, codes.shape[1]])
     torch.save(state, tmp_path / "a.pt")
     with pytest.raises(InputError, match="another architecture"):
         checkpoint.load(tmp_path / "a.pt", architecture=spec)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from verifiers.core.errors import Unsupported
 from verifiers.graph.capture import program_of
 from verifiers.graph.tape import difference, tape_of
+from verifiers.graph.watch import Watched, _questions
 from verifiers.runtime.modes import trusted_arithmetic
 
 #: The code below turns the sign of all logits in a slab of this width; no sampling would find it.
@@ -222,3 +223,46 @@ def test_a_difference_names_the_operator_of_either_side() -> None:
     one, two = tape_of(nn.ReLU(), IMAGE), tape_of(nn.Sequential(nn.ReLU(), nn.Tanh()), IMAGE)
     assert difference(one, one) is None and difference(one, copy.deepcopy(one)) is None
     assert difference(one, two) == difference(two, one) == "'tanh'"
+
+
+class Sampled(nn.Module):
+    """An ordinary network that is not a chain of layers, so that its run is watched."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for _ in range(200):
+            x = x + 0.0
+        return self.inner(x.flatten(1)).relu() + 1
+
+
+def test_a_sampler_in_another_thread_is_no_question_of_the_network() -> None:
+    ended = threading.Event()
+
+    def sample() -> None:
+        while not ended.is_set():
+            partial(sys._current_frames)()
+
+    sampler = threading.Thread(target=sample)
+    sampler.start()
+    try:
+        assert program_of(Sampled().eval(), torch.rand(1, 1, 2, 2)) is not None
+    finally:
+        ended.set()
+        sampler.join()
+
+
+def test_runs_that_are_watched_at_once_are_all_watched() -> None:
+    outer, inner = Watched(), Watched()
+    with _questions(outer):
+        with _questions(inner):
+            partial(sys._current_frames)()
+        partial(sys._current_frames)()
+    assert inner.hidden is not None and outer.hidden is not None
+    alone = Watched()
+    with _questions(outer), _questions(alone):
+        pass
+    partial(sys._current_frames)()
+    assert alone.hidden is None, "after its end nothing is watched"
