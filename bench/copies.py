@@ -1,9 +1,9 @@
 """Compressed copies of a student, beside it: what pruning, low ranks and int8 cost, and what fine-tuning brings back.
 
 Runs configs/DATA-copies.yaml once per seed, in artifacts/bench (a run goes on where it stopped), and prints means over
-the seeds: accuracy clean and under all attacks of AutoAttack, certified by CROWN, retention of the teacher's
-certificates, samples on whose whole ball the copy provably gives the teacher's class, bytes of the file and
-multiply-adds.
+the seeds: accuracy clean and under all attacks of AutoAttack (what they do not break counts), certified by CROWN,
+retention of the teacher's certificates, samples on whose whole ball the copy provably gives the teacher's class, bytes
+of the file and multiply-adds.
 
     uv run python bench/copies.py digits [--seeds 0,1,2] [--set KEY=VALUE ...]
     uv run python bench/copies.py mnist      # needs MNIST in CERTKD_DATA

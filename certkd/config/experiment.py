@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
-from certkd.config.copies import AnyCompression
+from certkd.config.copies import AnyCompression, Int8
 from certkd.config.settings import DataConfig, ModelConfig, Recipe, SelectionConfig
 from certkd.objectives import AnyObjective
 from verifiers.certify.config import CertifyConfig
@@ -52,6 +52,12 @@ class CopyConfig(Strict):
     of: str
     how: AnyCompression
     tune: Tuning | None = None
+
+    @model_validator(mode="after")
+    def _is_trained_as_it_computes(self) -> "CopyConfig":
+        if self.tune is not None and isinstance(self.how, Int8) and self.how.scales != "per-channel":
+            raise ValueError("before int8 a network is trained with a scale for each channel: drop scales, or tune")
+        return self
 
 
 class StudentsConfig(Recipe):

@@ -52,6 +52,18 @@ class Batches(Dataset[Any]):
         return torch.stack(made)
 
 
+def check_augmentation(augment: str, shape: Sequence[int]) -> None:
+    """Check that images of a shape can be augmented so.
+
+    Raises:
+        InputError: they are no pictures, or have another number of channels than RandAugment takes.
+    """
+    if augment != "none" and len(shape) != 3:
+        raise InputError(f"augment {augment} is for pictures (channels, height, width), not {tuple(shape)}: use none")
+    if augment == "rand-augment" and shape[0] not in (1, 3):
+        raise InputError(f"augment rand-augment is for 1 or 3 channels, not {shape[0]}: use resized-crop")
+
+
 def transform(augment: str, size: Sequence[int]) -> Any:
     """Return the transform of one image to a size, of torchvision: its inputs and outputs are floats in [0, 1].
 

@@ -7,8 +7,8 @@ is larger than the stored weights. ``.safetensors`` files have the same metadata
 
 import json
 import os
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -268,7 +268,8 @@ def _load_strictly(model: Classifier, state: Mapping[str, Stored], path: Path, *
     problem = misfit(state, wanted, last_linear(target) if bare else None)
     if problem is not None:
         raise InputError(f"{path} holds weights of another architecture than {model.spec.name}: {problem}")
-    values = _numbers(model, target, state)
+    with _named_file(path):
+        values = _numbers(model, target if bare else None, state)
     broken = next((name for name, value in values.items() if value.is_floating_point() and value.isnan().any()), None)
     if broken is not None:
         raise InputError(f"{path}: {quoted(broken)} holds NaN: the training diverged, take an earlier checkpoint")
@@ -276,13 +277,30 @@ def _load_strictly(model: Classifier, state: Mapping[str, Stored], path: Path, *
     return remarks
 
 
-def _numbers(model: Classifier, target: torch.nn.Module, state: Mapping[str, Stored]) -> dict[str, torch.Tensor]:
-    """Read the numbers of weights that fit a network; its layers whose weights are codes become such layers."""
+@contextmanager
+def _named_file(path: Path) -> Iterator[None]:
+    """Say of which file a refusal of weights in int8 is."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def _numbers(model: Classifier, target: torch.nn.Module | None, state: Mapping[str, Stored]) -> dict[str, torch.Tensor]:
+    """Read the numbers of weights that fit a network; its layers whose weights are codes become such layers.
+
+    Raises:
+        InputError: codes are not the weights of a linear layer, or the target is None: the file describes its network.
+    """
     found = {}
     for name, value in state.items():
         if value.codes is None:
             found[name] = value.read()
             continue
+        if target is None or not name.endswith(".weight"):
+            raise InputError(
+                f"{quoted(name)} is in int8: only weights of linear layers are read so, in bare state dicts"
+            )
         change = WeightsInInt8(path=name.removesuffix(".weight"))
         change_layers(target, [change])
         model.spec = model.spec.model_copy(update={"layers": (*model.spec.layers, change)})

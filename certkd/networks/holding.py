@@ -51,13 +51,20 @@ def weights_in(content: Any, path: Path, key: str | None = None) -> tuple[dict[s
 
 
 def _below(found: Mapping[str, Any], key: str) -> dict[str, Any]:
-    """Return the part of a state dict whose names begin with a key, as in ``student.conv.weight``; {} for none."""
+    """Return the part of a state dict whose names begin with a key, as in ``student.conv.weight``; {} for none.
+
+    Raises:
+        InputError: several state dicts have such a part.
+    """
+    parts = {}
     for name, state in found.items():
         prefix = f"{key.removeprefix(f'{name}.')}."
         part = {inner.removeprefix(prefix): value for inner, value in state.items() if inner.startswith(prefix)}
         if part:
-            return part
-    return {}
+            parts[f"{name}.{key.removeprefix(f'{name}.')}"] = part
+    if len(parts) > 1 and key not in parts:
+        raise InputError(f"several state dicts have weights under {quoted(key)}: choose {' or '.join(parts)}")
+    return parts.get(key) or next(iter(parts.values()), {})
 
 
 def _what(found: Mapping[str, Any]) -> str:

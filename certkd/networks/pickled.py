@@ -111,7 +111,9 @@ def _from_type(_: Any, kind: Any, __: Any, state: Any) -> "Coded | Odd":
     """Describe a tensor of torchao's: weights in int8, and no other kind."""
     if not isinstance(kind, Name) or not isinstance(state, dict):
         raise ValueError("a tensor of a class without its parts")
-    if kind.text != INT8 or any(state.get(name) is not None for name in _ROUNDS_VALUES):
+    if kind.text != INT8:
+        return Odd(f"a tensor of the class {kind.text[:80]}")
+    if any(state.get(name) is not None for name in _ROUNDS_VALUES):
         return Odd("a tensor of torchao that rounds values as well as weights (only Int8WeightOnlyConfig is read)")
     codes, scales = state.get("qdata"), state.get("scale")
     if not isinstance(codes, View) or not isinstance(scales, View) or codes.storage.dtype is not torch.int8:

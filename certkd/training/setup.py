@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from certkd.config.settings import SelectionConfig, TrainConfig
+from certkd.data.loading import check_augmentation
 from certkd.data.splits import Split
 from certkd.networks.copies.masks import Masks
 from certkd.networks.copies.rounded import computing_in_int8
@@ -40,6 +41,7 @@ def prepare(
     selection, metric = _selection(config.selection, config.objective)
     place = ranks.place(choose_device(config.device))
     fit, held_out = _splits(data, config.seed)
+    check_augmentation(config.augment, fit.images[torch.tensor([0])].shape[1:])
     check_settings(config, teachers, ranks)
     classes = check_student(student.to(place), (fit, held_out), place)
     for role, teacher in (("teacher", teachers.robust), ("natural teacher", teachers.natural)):

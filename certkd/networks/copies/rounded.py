@@ -13,10 +13,11 @@ from verifiers.core.errors import InputError
 
 @contextmanager
 def computing_in_int8(*networks: nn.Module) -> Iterator[None]:
-    """Round the weights and the inputs of all linear layers and convolutions to 8 bits, while the block runs.
+    """Round the weights and the inputs of nn.Linear, nn.Conv1d and nn.Conv2d to 8 bits, while the block runs.
 
-    Gradients pass through the rounding, and stop where a value is clipped. The networks keep their own weights in
-    float32, in the same places. Nothing is stored between batches, so that a resumed training goes on alike.
+    Other layers, and subclasses of these, compute as before. Gradients pass through the rounding, and stop where a
+    value is clipped. The networks keep their own weights in float32, in the same places. Nothing is stored between
+    batches, so that a resumed training goes on alike.
     Source: Jacob et al., arXiv 1712.05877, section 3.
 
     Raises:

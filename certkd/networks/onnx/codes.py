@@ -4,8 +4,8 @@ A value that a file dequantises is not multiplied by its scale until an operator
 values and the rounding after it become one exact integer sum and one product with a scale, as onnxruntime runs them.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -53,13 +53,18 @@ class Codes:
         return Codes(self.values + moved, zero, self.low + moved, self.high + moved)
 
 
-@runtime_checkable
-class Lazy(Protocol):
-    """A real number that is held as integers."""
+class Lazy(ABC):
+    """A real number that is held as integers.
 
+    A base class and no protocol: to look whether a tensor has the methods would call its attribute ``real``, in some
+    processes only, and be recorded.
+    """
+
+    @abstractmethod
     def real(self) -> Tensor:
         """Compute the real number."""
 
+    @abstractmethod
     def quantized(self, target: Target) -> Tensor:
         """Compute its centred codes."""
 
@@ -72,7 +77,7 @@ def quantized(value: "Tensor | Lazy", target: Target) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Reals:
+class Reals(Lazy):
     """Integers times a scale.
 
     Attributes:
@@ -141,7 +146,7 @@ class Reals:
 
 
 @dataclass(frozen=True)
-class Added:
+class Added(Lazy):
     """The sum of two dequantised values, clamped to limits."""
 
     left: Reals
@@ -169,7 +174,7 @@ class Added:
 
 
 @dataclass(frozen=True)
-class Averaged:
+class Averaged(Lazy):
     """Means of dequantised values, to which runtimes add the zero point before they round."""
 
     values: Tensor
@@ -183,7 +188,7 @@ class Averaged:
 
 
 @dataclass(frozen=True)
-class Joined:
+class Joined(Lazy):
     """Values along an axis, each with its own scale."""
 
     parts: tuple["Tensor | Lazy", ...]

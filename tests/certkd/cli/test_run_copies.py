@@ -72,6 +72,10 @@ def test_copies_stand_beside_their_originals(tmp_path: Path) -> None:
         ({"a": {"of": "teacher", "how": {"kind": "melt"}}}, "melt"),
         ({"a": {"of": "teacher", "how": {"kind": "prune", "ranks": "2x"}}}, "ranks"),
         ({"a": {"of": "teacher"}}, "how"),
+        (
+            {"a": {"of": "teacher", "how": {"kind": "int8", "scales": "per-tensor"}, "tune": tuned("kd")}},
+            "a scale for each channel: drop scales, or tune",
+        ),
     ],
 )
 def test_what_is_wrong_is_said_before_anything_runs(copies: dict[str, Any], words: str, tmp_path: Path) -> None:

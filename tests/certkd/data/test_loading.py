@@ -118,3 +118,22 @@ def test_a_training_does_not_notice_who_loads(folders: Path) -> None:
         train(student, split_of(folders), Standard(), recipe=recipe)
         found.append(student.state_dict())
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
+@pytest.mark.parametrize(
+    ("augment", "shape", "words"),
+    [
+        ("rand-augment", (2, 6, 6), "augment rand-augment is for 1 or 3 channels, not 2: use resized-crop"),
+        ("resized-crop", (3, 64), "augment resized-crop is for pictures .* not \\(3, 64\\): use none"),
+        ("crop-flip", (64,), "augment crop-flip is for pictures"),
+    ],
+)
+def test_what_cannot_be_augmented_is_refused_before_anything_is_written(
+    augment: str, shape: tuple[int, ...], words: str, tmp_path: Path
+) -> None:
+    x = torch.rand(8, *shape)
+    student = nn.Sequential(nn.Flatten(), nn.Linear(x[0].numel(), 2))
+    recipe = Recipe(epochs=1, batch_size=4, augment=augment)
+    with pytest.raises(InputError, match=words):
+        train(student, (x, torch.arange(8) % 2), Standard(), recipe=recipe, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()

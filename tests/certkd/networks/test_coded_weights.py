@@ -144,3 +144,20 @@ def test_codes_for_another_layer_are_refused(tmp_path: Path) -> None:
     torch.save(state, tmp_path / "a.pt")
     with pytest.raises(InputError, match="another architecture"):
         checkpoint.load(tmp_path / "a.pt", architecture=spec)
+
+
+@pytest.mark.parametrize("described", [True, False])
+def test_codes_elsewhere_are_refused_with_the_file(described: bool, tmp_path: Path) -> None:
+    if described:  # a checkpoint of certkd describes its layers
+        checkpoint.save(Checkpoint(build(SPEC).eval()), tmp_path / "a.pt")
+        content = torch.load(tmp_path / "a.pt", weights_only=False)
+        named = {f"network.{name}": value for name, value in weights().items()}
+        assert named.keys() < content["state_dict"].keys()
+        content["state_dict"] = {**content["state_dict"], **named}
+        torch.save(content, tmp_path / "a.pt")
+    else:
+        torch.save(
+            {**weights(), "1.bias": weights(qdata=torch.ones(12, 1, dtype=torch.int8))["1.weight"]}, tmp_path / "a.pt"
+        )
+    with pytest.raises(InputError, match=r"a\.pt"):
+        checkpoint.load(tmp_path / "a.pt", architecture=None if described else SPEC)

@@ -1,6 +1,9 @@
 """Int8 files are read to the last bit: against onnxruntime, and each operator against integers in plain loops."""
 
 import itertools
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -312,3 +315,24 @@ def test_bounds_cover_what_onnxruntime_rounds_itself(
     low, high = (end.reshape(2, 2).numpy() for end in bounds.intervals[-1])
     for values in (theirs, found):
         assert ((low <= values) & (values <= high)).all(), f"{values} are not within [{low}, {high}]"
+
+
+@pytest.mark.slow
+def test_its_program_is_the_same_in_every_process(folder: Path) -> None:
+    """Sets have another order in each process: no look at a tensor may depend on it."""
+    code = (
+        "import sys, torch; from certkd.networks.onnx.classifier import classifier; "
+        "from verifiers.graph.program import Program; network = classifier(sys.argv[1]).model; "
+        "program = Program(network); program.hold(torch.rand(2, *network.spec.shape)); print(program.sha256)"
+    )
+    found = {
+        subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", code, int8.static(folder)],
+            env={**os.environ, "PYTHONHASHSEED": str(seed)},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in (1, 3, 5, 9)
+    }
+    assert len(found) == 1 and found.pop().strip()
