@@ -23,7 +23,7 @@ class Batches(Dataset[Any]):
     """
 
     def __init__(
-        self, split: Split, parts: Sequence[Int[Tensor, " rows"]], augment: str = "none", seed: int = 0, epoch: int = 0
+        self, split: Split, parts: Sequence[Int[Tensor, " _"]], augment: str = "none", seed: int = 0, epoch: int = 0
     ) -> None:
         self._split, self._parts, self._drawn = split, parts, (seed, epoch)
         self._transform = (
