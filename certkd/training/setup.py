@@ -41,9 +41,9 @@ def prepare(
     selection, metric = _selection(config.selection, config.objective)
     place = ranks.place(choose_device(config.device))
     fit, held_out = _splits(data, config.seed)
-    check_augmentation(config.augment, fit.images[torch.tensor([0])].shape[1:])
     check_settings(config, teachers, ranks)
     classes = check_student(student.to(place), (fit, held_out), place)
+    check_augmentation(config.augment, fit.images[torch.tensor([0])].shape[1:])
     for role, teacher in (("teacher", teachers.robust), ("natural teacher", teachers.natural)):
         if teacher is not None:
             probabilities = check_teacher(student, teacher.to(place), role, classes, fit)
