@@ -73,21 +73,21 @@ def make(
     Raises:
         InputError: the network cannot be compressed so, or a copy of another network or with other settings is there.
     """
+
+    def described(file: Path) -> Deployed:
+        return Deployed.of(load(file), file)
+
     check_compressible(original.network.model)
     if isinstance(copy.how, Int8):
-        before = original if copy.tune is None else Deployed.of(*_read(tune(original.file), load))
+        before = original if copy.tune is None else described(tune(original.file))
         file = place.with_name(f"{place.name}.onnx")
         if not _is_made(file, before.network, copy.how, made_by):
             quantise(before.network, copy.how, calibration_images(before.network, data, copy.how), file)
-        return Deployed(*_read(file, load), before.facts)
+        return Deployed(load(file), file, before.facts)
     file = place.with_name(f"{place.name}.pt")
     if not _is_made(file, original.network, copy.how, checkpoint.copied_in):
         checkpoint.save(compressed(original.network, copy.how), file)
-    return Deployed.of(*_read(file if copy.tune is None else tune(file), load))
-
-
-def _read(file: Path, load: Callable[[Path], Checkpoint]) -> tuple[Checkpoint, Path]:
-    return load(file), file
+    return described(file if copy.tune is None else tune(file))
 
 
 def _is_made(file: Path, original: Checkpoint, how: Compression, told: Callable[[Path], Mapping[str, Any]]) -> bool:

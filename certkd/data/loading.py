@@ -3,12 +3,12 @@
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from certkd.data.keys import key
 from certkd.data.splits import Split, original
 from verifiers.core.errors import InputError
 
@@ -46,8 +46,7 @@ class Batches(Dataset[Any]):
         made = []
         with torch.random.fork_rng(devices=[]):
             for row, index in zip(rows.tolist(), self._split.indices[rows].tolist(), strict=True):
-                drawn = np.random.SeedSequence((*self._drawn, 7, index)).generate_state(1, np.uint64)[0]
-                torch.manual_seed(int(drawn >> np.uint64(1)))
+                torch.manual_seed(key(*self._drawn, 7, index))
                 made.append(transform(original(self._split.images, row)).clamp(0.0, 1.0))
         return torch.stack(made)
 

@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from certkd.config.settings import SelectionConfig
+from certkd.data.keys import keyed_generator
 from certkd.data.splits import Split
 from certkd.objectives.attacks import Pgd
 from certkd.objectives.base import Batch
@@ -18,16 +18,6 @@ from verifiers.runtime.modes import eval_mode
 CONSTANT_SHARE = 0.95
 #: The number of noisy copies of each validation image; a single copy selects early, worse epochs.
 NOISE_DRAWS = 4
-
-
-def key(*parts: int) -> int:
-    """Derive a seed from all parts."""
-    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
-def keyed_generator(*parts: int) -> torch.Generator:
-    """Return a generator of random numbers that depends on all parts."""
-    return torch.Generator().manual_seed(key(*parts))
 
 
 def evaluate(

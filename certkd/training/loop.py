@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from certkd.config.settings import TrainConfig
+from certkd.data.keys import key, keyed_generator
 from certkd.data.loading import Batches, loaded
 from certkd.objectives.base import Terms
 from certkd.reporter import TrainingReporter
 from certkd.training.checks import check_types
-from certkd.training.evaluation import evaluate, has_collapsed, key, keyed_generator
+from certkd.training.evaluation import evaluate, has_collapsed
 from certkd.training.log import RunLog
 from certkd.training.monitor import alarms, diagnostics, warnings
 from certkd.training.ranks import Ranks

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from certkd.config.settings import SelectionConfig, TrainConfig
+from certkd.data.keys import keyed_generator
 from certkd.data.loading import check_augmentation
 from certkd.data.splits import Split
 from certkd.networks.copies.masks import Masks
@@ -15,7 +16,6 @@ from certkd.objectives import Objective
 from certkd.reporter import TrainingReporter
 from certkd.training.average import Average
 from certkd.training.checks import as_split, check_settings, check_student, check_teacher, teacher_disagrees
-from certkd.training.evaluation import keyed_generator
 from certkd.training.monitor import threat_of
 from certkd.training.ranks import Ranks
 from certkd.training.run import Run, Teachers, TrainingData

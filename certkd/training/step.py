@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from certkd.config.settings import OptimizerConfig, Recipe
 from certkd.data.augmentation import crop_and_flip
+from certkd.data.keys import keyed_generator
 from certkd.objectives import Objective
 from certkd.objectives.base import Batch, Term, Terms, total
-from certkd.training.evaluation import keyed_generator
 from certkd.training.ranks import Ranks
 from certkd.training.run import Run
 from verifiers.core.errors import InputError

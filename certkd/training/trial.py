@@ -6,9 +6,9 @@ from dataclasses import replace
 import torch
 
 from certkd.config.settings import Recipe
+from certkd.data.keys import keyed_generator
 from certkd.objectives import Objective
 from certkd.objectives.base import Batch
-from certkd.training.evaluation import keyed_generator
 from certkd.training.run import Run
 from certkd.training.step import backward, batch_of, batches, forward_of
 from verifiers.core.errors import InputError, one_line

@@ -5,8 +5,9 @@ import torch
 from torch.nn import functional as F
 
 from certkd.config.settings import Recipe, SelectionConfig
+from certkd.data.keys import key, keyed_generator
 from certkd.data.splits import Split, TensorImages
-from certkd.training.evaluation import evaluate, has_collapsed, key, keyed_generator
+from certkd.training.evaluation import evaluate, has_collapsed
 from tests.certkd.training.test_training import CLASSES, CPU, busy, fit, plain, samples
 
 

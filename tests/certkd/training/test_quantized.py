@@ -9,11 +9,11 @@ from torch import nn
 
 from certkd.config.copies import Int8
 from certkd.config.settings import OptimizerConfig, Recipe
+from certkd.data.keys import keyed_generator
 from certkd.networks.copies.int8 import agreement, quantise
 from certkd.networks.copies.rounded import computing_in_int8
 from certkd.objectives import Adversarial, Kd, Kdiga, Objective, Standard
 from certkd.reporter import TrainingReporter
-from certkd.training.evaluation import keyed_generator
 from certkd.training.resume import RESUME
 from tests.certkd.networks.copies.originals import original
 from tests.training import train
