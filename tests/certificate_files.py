@@ -59,6 +59,6 @@ def write_file(
     ) as written:
         for name, values in content.items():
             done = values["status"] != Status.PENDING
-            whole = {"index": index, "radius": np.zeros(count), **values}
+            whole = {"index": index, "radius": np.zeros(count), "seconds": np.zeros(count), **values}
             written.write(name, np.flatnonzero(done), {column: value[done] for column, value in whole.items()})
     return read(path)

@@ -58,7 +58,7 @@ class _Shallow(Composer):
 
     depth = values = 0
 
-    def compose_node(self, parent: Node | None, index: int) -> Any:
+    def compose_node(self, parent: Node | None, index: Any) -> Any:
         self.depth += 1
         self.values += 1
         if self.depth > DEEPEST or self.values > MOST_VALUES:

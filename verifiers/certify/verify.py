@@ -26,6 +26,7 @@ from verifiers.certify.audit.proofs import prove
 from verifiers.certify.audit.subject import Subject
 from verifiers.certify.audit.votes import recount
 from verifiers.certify.certify import hold_both
+from verifiers.certify.identity import facts_of
 from verifiers.core.errors import InputError
 from verifiers.core.quantities import Arithmetic
 from verifiers.core.reporter import Reporter, Warner
@@ -164,6 +165,8 @@ def _facts(subject: Subject) -> Finding:
     """Check what the file says of itself, of its methods and of its network."""
     certificates, program = subject.certificates, subject.program
     programs = {"program_sha256": program.sha256, "last_layer": program.last_layer}
+    run = facts_of(program)
+    run = {"pixels": subject.pixels, **{name: run[name] for name in ("dtype", "tf32", "deterministic_algorithms")}}
     if subject.teacher is not None:
         programs["joint_teacher_program_sha256"] = subject.teacher.sha256
     lines = list(disagreements(certificates))
@@ -171,6 +174,11 @@ def _facts(subject: Subject) -> Finding:
         stored = certificates.attributes.get(name, "")
         if value != stored and (value or name == "last_layer"):
             lines.append(f"its {name} is {stored or 'not given'}, the network's is {value}")
+    lines += [
+        f"its {name} is {certificates.attributes[name]}, that of this network, these images and certkd is {value}"
+        for name, value in run.items()
+        if certificates.attributes.get(name, value) != value
+    ]
     asked = 1 + len(certificates.methods)
     return Finding("file", asked, asked, max(0, asked - len(lines)), lines, "hashes, identity, settings, guarantees")
 

@@ -231,18 +231,21 @@ def check_rows(
         where: names the method in messages.
 
     Raises:
-        InputError: an unknown status, a class or an index below -1, a truth value that is none, or a radius that is no
-            number, negative, or larger than both eps and the box of all images.
+        InputError: an unknown status, a class or an index below -1, a truth value that is none, a radius that is no
+            number, negative, or larger than both eps and the box of all images, or times that nothing can take. Rows
+            of an imported log may have no time, and those that ended in a stage none for the other stages.
     """
     status = columns["status"]
     done = status != Status.PENDING
-    radius, most = columns["radius"], largest_radius(facts, attributes)
+    radius, seconds, most = columns["radius"], columns["seconds"], largest_radius(facts, attributes)
     problems = {
         "status": status > max(Status),
         **{name: columns[name] < -1 for name in ("index", "label", "predicted")},
         "correct": columns["correct"] > 1,
         "certified": columns["certified"] > 1,
         "radius": ~((radius >= 0) & (radius <= most)),
+        **{name: (columns[name] < 0) | np.isinf(columns[name]) for name in columns if name.endswith("_seconds")},
+        "seconds": ~(np.isfinite(seconds) & (seconds >= 0)) & ~(np.isnan(seconds) & bool(facts.get("imported"))),
     }
     for name, wrong in problems.items():
         if (wrong & done).any():

@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import io
 import itertools
+import math
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -179,11 +180,15 @@ def _radius(text: str) -> Decimal:
 
 
 def _seconds(text: str) -> float:
-    """Parse seconds from ``12.5`` or ``0:00:12.5``."""
+    """Parse seconds from ``12.5`` or ``0:00:12.5``; ``nan`` is no time."""
     try:
-        return sum(float(part) * 60.0**place for place, part in enumerate(reversed(text.split(":"))))
+        parts = [float(part) for part in text.split(":")]
     except ValueError:
-        raise InputError(f"time {quoted(text)} is neither seconds nor h:mm:ss") from None
+        parts = [-1.0]
+    seconds = sum(part * 60.0**place for place, part in enumerate(reversed(parts)))
+    if min(parts) < 0 or seconds == math.inf:
+        raise InputError(f"time {quoted(text)} is neither seconds nor h:mm:ss")
+    return seconds
 
 
 def _half_units(rows: Sequence[_Row]) -> tuple[Float[np.ndarray, " rows"], Float[np.ndarray, " rows"]]:

@@ -174,6 +174,8 @@ STRANGE: dict[str, tuple[Change, str]] = {
     "absurd": (values("wave/radius", 3, 1.01), "row 3 has the radius 1.01"),
     "truth": (values("wave/certified", 3, 2), "row 3 has the certified 2"),
     "index": (values("wave/index", 3, -2), "row 3 has the index -2"),
+    "time": (values("wave/seconds", 3, np.nan), "row 3 has the seconds nan"),
+    "past": (values("wave/seconds", 3, -1.0), "row 3 has the seconds -1.0"),
 }
 
 

@@ -315,9 +315,10 @@ def test_a_line_that_cannot_be_right_is_named(tmp_path: Path, row: str, words: s
     assert words in message and "a.tsv" in message, message
 
 
-def test_a_time_that_is_none(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.tsv", [line(0, 1, 1, 0.3) + "\tsoon"], f"{HEADER}\ttime")
-    assert "line 2: time 'soon' is neither seconds nor h:mm:ss" in refusal(path)
+@pytest.mark.parametrize("time", ["soon", "-1", "0:-1:00", "inf", "1e308:00:00"])
+def test_a_time_that_is_none(tmp_path: Path, time: str) -> None:
+    path = write(tmp_path / "a.tsv", [line(0, 1, 1, 0.3) + f"\t{time}"], f"{HEADER}\ttime")
+    assert f"line 2: time '{time}' is neither seconds nor h:mm:ss" in refusal(path)
 
 
 def test_samples_that_come_twice(tmp_path: Path) -> None:

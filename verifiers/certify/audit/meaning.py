@@ -9,7 +9,7 @@ import numpy as np
 from verifiers.core.columns import indices_sha256
 from verifiers.core.errors import InputError
 from verifiers.core.quantities import Epsilon
-from verifiers.core.status import Status
+from verifiers.core.status import About, Status
 from verifiers.core.table import counted
 from verifiers.methods.base import Method
 from verifiers.methods.registry import find, parse
@@ -65,6 +65,9 @@ def disagreements(certificates: Certificates) -> Iterator[str]:
     for rows in certificates:
         for line in _of_method(certificates, rows):
             yield f"{rows.name}: {line}"
+    named = [name for name, value in attributes.items() if name.startswith("joint_teacher_") and value]
+    if named and not any(find(rows.name).about is About.PAIR for rows in certificates):
+        yield f"it has {named[0]}, and no rows about a teacher"
     index = indices_of(certificates, unfinished=True)
     if (index >= 0).all() and attributes.get("indices_sha256") != indices_sha256(index):
         yield "the samples of its rows are not those of indices_sha256: others, or in another order"
