@@ -16,10 +16,13 @@ if TYPE_CHECKING:
     from certkd.networks.resolve import FileFormat, load_checkpoint
     from certkd.objectives import (
         AdaAd,
+        AdCert,
         Adversarial,
         AdvFunMatch,
         Akd,
         Ard,
+        CcDist,
+        CcIbp,
         Consistency,
         Crt,
         Gaussian,
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
         Sabr,
         SmoothAdv,
         Standard,
+        Taps,
         Trades,
     )
     from certkd.training.loop import train
@@ -46,11 +50,14 @@ if TYPE_CHECKING:
     from verifiers.results.reader import read as read_certificates
 
 __all__ = [
+    "AdCert",
     "AdaAd",
     "AdvFunMatch",
     "Adversarial",
     "Akd",
     "Ard",
+    "CcDist",
+    "CcIbp",
     "CertifyConfig",
     "Consistency",
     "Crt",
@@ -73,6 +80,7 @@ __all__ = [
     "SelectionConfig",
     "SmoothAdv",
     "Standard",
+    "Taps",
     "Teachers",
     "Trades",
     "TrainConfig",

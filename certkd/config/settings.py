@@ -89,6 +89,8 @@ class ModelConfig(Strict):
         weights_key: the name of the weights in a file with several.
         output: the logits among several outputs of a class of the user's own.
         resize: side of the square images that the network is built for; the data's images are resized to it.
+        initial: random weights as torch draws them, or those of certified training: N(0, 2 pi / fan_in^2) in all layers
+            but the last, so that intervals keep their width (Shi et al., arXiv 2103.17268).
     """
 
     name: str = "certkd:mlp"
@@ -99,6 +101,7 @@ class ModelConfig(Strict):
     weights_key: str | None = None
     output: str | int | None = None
     resize: Count | None = None
+    initial: Literal["torch", "ibp"] = "torch"
 
 
 class OptimizerConfig(Strict):

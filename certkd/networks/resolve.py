@@ -30,6 +30,7 @@ from certkd.networks.builders import (
     usual_statistics,
 )
 from certkd.networks.checkpoint import Checkpoint
+from certkd.networks.initial import draw_for_intervals
 from certkd.networks.onnx.classifier import classifier
 from verifiers.core.errors import InputError, did_you_mean, quoted
 
@@ -75,9 +76,13 @@ def for_training(
         raise InputError(f"output {config.output} is for a class of your own: {config.name} has one output")
     if config.pretrained and config.weights is not None:
         raise InputError(f"pretrained and weights {config.weights} both give the first weights: drop one of them")
+    if config.initial != "torch" and (config.pretrained or config.weights is not None):
+        raise InputError(f"initial {config.initial} draws the first weights, and others are given: drop one of them")
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = build(spec, pretrained=config.pretrained)
+        if config.initial == "ibp":
+            draw_for_intervals(model)
     if usual is not None:
         told = " and ".join("(" + ", ".join(f"{value:g}" for value in values) + ")" for values in usual)
         warn(f"images are normalised by {told}, as is usual for {config.name}; normalize: false turns this off")
@@ -100,7 +105,8 @@ def _continued(config: ModelConfig, data: DataSet, warn: Callable[[str], None]) 
     Raises:
         InputError: it has other classes or channels, or the configuration describes another network.
     """
-    if config.options or config.pretrained or config.weights or config.resize or not config.normalize:
+    drawn = config.initial != "torch"
+    if drawn or config.options or config.pretrained or config.weights or config.resize or not config.normalize:
         raise InputError(f"{config.name} is a checkpoint and describes its own network: drop the model's other keys")
     model = checkpoint.load(config.name).model
     spec = model.spec

@@ -5,12 +5,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Union
 
 from pydantic import Field, PlainSerializer, WrapValidator
 
+from certkd.objectives.ad_cert import AdCert
 from certkd.objectives.adaad import AdaAd, AdvFunMatch
 from certkd.objectives.adversarial import Adversarial
 from certkd.objectives.akd import Akd
 from certkd.objectives.ard import Ard
 from certkd.objectives.base import Objective
-from certkd.objectives.certified import Ibp, MtlIbp, Sabr
+from certkd.objectives.cc_dist import CcDist
+from certkd.objectives.certified import CcIbp, Ibp, MtlIbp, Sabr
 from certkd.objectives.consistency import Consistency
 from certkd.objectives.crt import Crt
 from certkd.objectives.gaussian import Gaussian
@@ -23,6 +25,7 @@ from certkd.objectives.mtard import Mtard
 from certkd.objectives.rslad import Rslad
 from certkd.objectives.smoothadv import SmoothAdv
 from certkd.objectives.standard import Standard
+from certkd.objectives.taps import Taps
 from certkd.objectives.trades import Trades
 
 OBJECTIVES: tuple[type[Objective], ...] = (
@@ -31,10 +34,14 @@ OBJECTIVES: tuple[type[Objective], ...] = (
     Trades,
     Ibp,
     MtlIbp,
+    CcIbp,
     Sabr,
+    Taps,
     Kd,
     Kdiga,
     KdigaCertified,
+    AdCert,
+    CcDist,
     Ard,
     Rslad,
     Iad,
@@ -67,12 +74,15 @@ else:
 
 __all__ = [
     "OBJECTIVES",
+    "AdCert",
     "AdaAd",
     "AdvFunMatch",
     "Adversarial",
     "Akd",
     "AnyObjective",
     "Ard",
+    "CcDist",
+    "CcIbp",
     "Consistency",
     "Crt",
     "Gaussian",
@@ -89,5 +99,6 @@ __all__ = [
     "Sabr",
     "SmoothAdv",
     "Standard",
+    "Taps",
     "Trades",
 ]

@@ -52,7 +52,7 @@ class AdvFunMatch(RobustDistillation):
     kind: Literal["advfunmatch"] = "advfunmatch"
     mix: bool = True
     summary: ClassVar[str] = "adaad on mixed images, without labels"
-    paper: ClassVar[str] = "Wu et al., arXiv 2305.14700"
+    paper: ClassVar[str] = "Wu et al., arXiv 2305.14700 (abstract)"
 
     def terms(self, batch: Batch) -> Terms:
         return super().terms(self._mixed(batch) if self.mix else batch)

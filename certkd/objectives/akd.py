@@ -22,7 +22,7 @@ class Akd(RobustDistillation):
     alpha: Share = 0.5
     temperature: Positive = 1.0
     summary: ClassVar[str] = "label and the teacher's outputs on PGD examples"
-    paper: ClassVar[str] = "Maroto et al., arXiv 2203.07159"
+    paper: ClassVar[str] = "Maroto et al., arXiv 2203.07159 (abstract)"
 
     def outer(self, view: View) -> Terms:
         terms = {"ce_adversarial": Term(1 - self.alpha, F.cross_entropy(view.student_attacked, view.batch.y))}

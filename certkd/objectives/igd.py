@@ -23,7 +23,7 @@ class Igd(Attacked):
     lambda_igd: Number = 1.0
     needs_natural_teacher: ClassVar[bool] = True
     summary: ClassVar[str] = "cross-entropy on PGD examples and the direction of a natural network's input gradients"
-    paper: ClassVar[str] = "Chen et al., arXiv 2305.09305"
+    paper: ClassVar[str] = "Chen et al., arXiv 2305.09305 (abstract)"
 
     def terms(self, batch: Batch) -> Terms:
         assert batch.natural_teacher is not None

@@ -25,6 +25,13 @@ if TYPE_CHECKING:
     from verifiers.bound_propagation.native.backward import block_of
     from verifiers.bound_propagation.native.bounds import Bounds
     from verifiers.bound_propagation.native.engine import Native
+    from verifiers.bound_propagation.native.layers import (
+        Ends,
+        Split,
+        activation_boxes,
+        margins_and_features,
+        split_before,
+    )
     from verifiers.bound_propagation.native.training import (
         Box,
         ball,
@@ -45,6 +52,7 @@ _WHERE = {
     "CrossCheck": "cross_check",
     "ENGINES": "engines",
     "Ended": "half_spaces",
+    "Ends": "native.layers",
     "FEW_INPUTS": "boxes.splitting",
     "Engine": "engine",
     "Evaluation": "radius",
@@ -63,7 +71,9 @@ _WHERE = {
     "PairBounds": "joint",
     "Planes": "engine",
     "SearchResult": "radius",
+    "Split": "native.layers",
     "Tries": "boxes.splitting",
+    "activation_boxes": "native.layers",
     "attack_bounds": "checks",
     "auto_lirpa_version": "auto_lirpa.compat:version",
     "ball": "native.training",
@@ -77,6 +87,8 @@ _WHERE = {
     "engine_of": "engines",
     "RadiusSearch": "radius",
     "lower_margins": "native.training",
+    "margins_and_features": "native.layers",
+    "split_before": "native.layers",
     "lower_values": "half_spaces",
     "names_of": "engines",
     "native_engine": "engines",
@@ -96,6 +108,7 @@ __all__ = [
     "Complete",
     "CrossCheck",
     "Ended",
+    "Ends",
     "Engine",
     "Evaluation",
     "HalfSpaces",
@@ -111,7 +124,9 @@ __all__ = [
     "Planes",
     "RadiusSearch",
     "SearchResult",
+    "Split",
     "Tries",
+    "activation_boxes",
     "attack_bounds",
     "auto_lirpa_version",
     "ball",
@@ -125,11 +140,13 @@ __all__ = [
     "engine_of",
     "lower_margins",
     "lower_values",
+    "margins_and_features",
     "match_certifier",
     "names_of",
     "native_engine",
     "pair_bounder_of",
     "robust_cross_entropy",
+    "split_before",
     "split_pair",
     "unsafe",
 ]

@@ -162,7 +162,7 @@ def _plain_resnet(shape: Sequence[int], classes: int, width: int, *, stages: int
 
 
 def cnn7(shape: Sequence[int], classes: int, *, width: int = 64, hidden: int = 512) -> nn.Module:
-    """Build the CNN7 of certified training (Shi et al., arXiv 2103.07853), normalised after every layer but the last.
+    """Build the CNN7 of certified training (Shi et al., arXiv 2103.17268), normalised after every layer but the last.
 
     Args:
         width: channels of the first two convolutions; the other three have twice as many.

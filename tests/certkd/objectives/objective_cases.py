@@ -1,8 +1,5 @@
 """The table of all training objectives: settings, literal version, and what is particular to each."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-
 from certkd.objectives import (
     AdaAd,
     Adversarial,
@@ -20,14 +17,12 @@ from certkd.objectives import (
     KdigaCertified,
     Mtard,
     MtlIbp,
-    Objective,
     Rslad,
     Sabr,
     SmoothAdv,
     Standard,
     Trades,
 )
-from certkd.objectives.base import Batch
 from tests.certkd.objectives.objective_oracles import (
     STEP,
     literal_kdiga,
@@ -54,33 +49,8 @@ from tests.certkd.objectives.objective_oracles import (
     oracle_standard,
     oracle_trades,
 )
-
-
-@dataclass(frozen=True)
-class Row:
-    """An objective with settings other than the defaults, its literal version, and what is particular to it.
-
-    Attributes:
-        weights: of each term.
-        forwards: student forward passes in train mode in one step; the teachers' all.
-        zero: terms that vanish when all networks are the same.
-        blind: classes of no probability change nothing (not so where all logits are aligned, bounded or subtracted).
-    """
-
-    objective: Objective
-    oracle: Callable[[Batch], dict[str, float]]
-    weights: dict[str, float]
-    forwards: int = 1
-    teacher_forwards: int = 0
-    natural_forwards: int = 0
-    zero: frozenset[str] = field(default=frozenset())
-    blind: bool = True
-    note: str = ""
-
-    @property
-    def name(self) -> str:
-        """For test ids."""
-        return f"{self.objective.kind} {self.note}".strip()  # type: ignore[attr-defined]
+from tests.certkd.objectives.objective_rows import Row
+from tests.certkd.objectives.rows_certified import CERTIFIED_ROWS
 
 
 def kdiga_row(note: str, forwards: int = 1, teacher_forwards: int = 1, blind: bool = True, **settings: object) -> Row:
@@ -122,9 +92,9 @@ ROWS = (
     kdiga_row("teacher correct", target="ce", mask="teacher_correct"),
     kdiga_row("ard_c, teacher correct", 2, 2, target="margin", kl_point="adversarial", mask="teacher_correct", **STEP),
     Row(
-        KdigaCertified(target="ce", lambda_iga=1, eps=0.05, bound="ibp", lambda_deficit=0.6),
+        KdigaCertified(target="ce", lambda_iga=1, eps=0.05, bound="ibp", lambda_deficit=0.6, lambda_certified=0.4),
         oracle_kdiga_certified,
-        {"ce": 0.5, "kl": 0.5, "iga": 1.0, "deficit": 0.6},
+        {"ce": 0.5, "kl": 0.5, "iga": 1.0, "deficit": 0.6, "ce_certified": 0.4},
         teacher_forwards=1,
         zero=frozenset({"kl", "iga"}),
         blind=False,
@@ -220,4 +190,5 @@ ROWS = (
         teacher_forwards=1,
         zero=frozenset({"transfer"}),
     ),
+    *CERTIFIED_ROWS,
 )

@@ -305,7 +305,8 @@ def oracle_kdiga_certified(batch: Batch) -> dict[str, float]:
     for image, y in zip(batch.x, batch.y.tolist(), strict=True):
         ours, theirs = (interval_margins(m, *box_of(image, 0.05), y) for m in (batch.student, batch.teacher))
         behind.append(max(0.0, *(t[1] - s[0] for s, t in zip(ours, theirs, strict=True))))
-    return {**literal_kdiga(Kdiga(target="ce"))(batch), "deficit": mean(behind)}
+    bound = {"deficit": mean(behind), "ce_certified": interval_ce(batch, batch.x, 0.05)}
+    return literal_kdiga(Kdiga(target="ce"))(batch) | bound
 
 
 # ------------------------------------------------------------------------------------------------------- literal KDIGA

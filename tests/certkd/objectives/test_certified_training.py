@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from certkd.config.settings import OptimizerConfig, Recipe
 from certkd.networks.builders.small import mlp, resnet
-from certkd.objectives import Ibp, Kdiga, KdigaCertified, MtlIbp, Objective, Sabr, Standard
+from certkd.objectives import AdCert, CcIbp, Ibp, Kdiga, KdigaCertified, MtlIbp, Objective, Sabr, Standard
 from certkd.objectives.attacks import Pgd
 from certkd.objectives.base import Batch, total
 from tests.certkd.objectives.objective_fixtures import anew, generator
@@ -406,7 +406,7 @@ def boxes(objective: Objective, batch: Batch, monkeypatch: pytest.MonkeyPatch) -
     """Each box that one step bounds, and the methods."""
     found: list[Box] = []
     methods: set[str] = set()
-    intervals, least = bounds._intervals, bounds._least
+    intervals, least = bounds.intervals_of, bounds.least
 
     def watched(model: nn.Module, minus: nn.Module | None, box: Box, y: Tensor) -> tuple[BackwardPass, Tensor]:
         found.append(box)
@@ -417,8 +417,8 @@ def boxes(objective: Objective, batch: Batch, monkeypatch: pytest.MonkeyPatch) -
         return least(over, rows, method)
 
     with monkeypatch.context() as patched:
-        patched.setattr(bounds, "_intervals", watched)
-        patched.setattr(bounds, "_least", noted)
+        patched.setattr(bounds, "intervals_of", watched)
+        patched.setattr(bounds, "least", noted)
         objective.terms(anew(batch))
     return found, methods
 
@@ -427,6 +427,8 @@ RAMPED = (
     (Ibp(eps=0.1, ramp=0.5), 1.0),
     (MtlIbp(eps=0.1, ramp=0.5, steps=2), 1.0),
     (Sabr(eps=0.1, ramp=0.5, share=0.3, steps=2), 0.3),
+    (CcIbp(eps=0.1, ramp=0.5, steps=2), 1.0),
+    (AdCert(eps=0.1, ramp=0.5, steps=2), 1.0),
     (KdigaCertified(eps=0.1, eps_ramp=0.5, lambda_iga=0, bound="ibp"), 1.0),
     (KdigaCertified(eps=0.1, eps_ramp=0.5, lambda_iga=0, bound="crown-ibp"), 1.0),
 )

@@ -192,7 +192,7 @@ def test_classes_of_no_probability_change_no_term(row: Row) -> None:
 @pytest.mark.thin(2)
 def test_student_forwards_in_train_mode(row: Row) -> None:
     """One for each different image: all terms about an image share it, and batch statistics are updated once for it."""
-    student = nn.Sequential(nn.Flatten(), nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, CLASSES)).double()
+    student = nn.Sequential(nn.Flatten(), nn.Linear(6, 7), nn.BatchNorm1d(7), nn.ReLU(), nn.Linear(7, CLASSES)).double()
     calls: list[bool] = []
     student.register_forward_hook(lambda module, given, answer: calls.append(module.training))
     batch = batch_of(student.train(), network(1).eval())
@@ -237,3 +237,21 @@ def test_identical_networks_have_no_distance_and_finite_gradients(row: Row) -> N
     total(terms).backward()
     for name, weight in batch.student.named_parameters():
         assert weight.grad is not None and bool(weight.grad.isfinite().all()), f"gradient of {name} is not finite"
+
+
+@pytest.mark.parametrize("row", thin(ROWS, every=4), ids=lambda row: row.name)
+def test_gradients_are_finite_for_few_and_many_classes(row: Row) -> None:
+    for classes in (2, 3, 10, 100):
+        batch = batch_of(network(0, nn.ReLU, classes), network(1, nn.ReLU, classes), classes=classes)
+        loss_of(batch, row.objective).backward()
+        for name, weight in batch.student.named_parameters():
+            assert weight.grad is not None and bool(weight.grad.isfinite().all()), f"{name} at {classes} classes"
+        assert any(bool(weight.grad.any()) for weight in weights_of(batch.student)), f"no gradient at {classes} classes"
+
+
+def test_a_paper_of_which_the_abstract_was_read_is_marked_everywhere() -> None:
+    for row in ROWS:
+        told = "Only the paper's abstract was read" in " ".join((type(row.objective).__doc__ or "").split())
+        kind = type(row.objective)
+        assert told == kind.paper.endswith("(abstract)"), f"{kind.__name__}: {kind.paper}"
+        assert told == row.name.endswith("(abstract)")

@@ -49,9 +49,9 @@ def lower_margins(
     Raises:
         InputError: the network cannot be captured, or an operator has no bounds.
     """
-    with _refused(method):
-        bounds, rows = _intervals(model, minus, box, y)
-        return _least(bounds, sign * rows, method)
+    with refused(method):
+        bounds, rows = intervals_of(model, minus, box, y)
+        return least(bounds, sign * rows, method)
 
 
 def blended_margins(
@@ -64,13 +64,13 @@ def blended_margins(
     """
     if linear == 0:
         return lower_margins(model, box, y, "ibp")
-    with _refused("crown-ibp"):
-        bounds, rows = _intervals(model, None, box, y)
-        return linear * _least(bounds, rows, "crown-ibp") + (1 - linear) * _least(bounds, rows, "ibp")
+    with refused("crown-ibp"):
+        bounds, rows = intervals_of(model, None, box, y)
+        return linear * least(bounds, rows, "crown-ibp") + (1 - linear) * least(bounds, rows, "ibp")
 
 
 @contextmanager
-def _refused(method: BoundMethod) -> Iterator[None]:
+def refused(method: BoundMethod) -> Iterator[None]:
     """Name what cannot be bounded while it trains."""
     try:
         yield
@@ -104,7 +104,7 @@ def deficits(
     return -(theirs + lower_margins(student, box, y, method))
 
 
-def _intervals(
+def intervals_of(
     model: nn.Module, minus: nn.Module | None, box: Box, y: Int[Tensor, " batch"]
 ) -> tuple[BackwardPass, Float[Tensor, "batch rows classes"]]:
     """Bound all values of a network, less another one, by intervals; return the rows f_y - f_j too."""
@@ -121,7 +121,7 @@ def _intervals(
     return bounds, eye[y].unsqueeze(1) - eye[None]
 
 
-def _least(
+def least(
     bounds: BackwardPass, rows: Float[Tensor, "batch rows classes"], method: BoundMethod
 ) -> Float[Tensor, "batch rows"]:
     """Bound rows of the logits from below."""
