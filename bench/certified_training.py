@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from certkd.networks.builders.small import mlp
 from verifiers.bound_propagation.auto_lirpa import training as auto_lirpa
 from verifiers.bound_propagation.native import training as native
-from verifiers.runtime.modes import reuse_memory
+from verifiers.core.memory import reuse_memory
 
 
 def _digits_cnn() -> nn.Module:

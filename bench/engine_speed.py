@@ -28,10 +28,10 @@ from torch import Tensor, nn
 from verifiers.bound_propagation.native.alpha import optimized
 from verifiers.bound_propagation.native.branch_and_bound import BranchAndBound
 from verifiers.bound_propagation.native.engine import Native
+from verifiers.core.memory import reuse_memory
 from verifiers.core.quantities import Arithmetic, Norm
 from verifiers.geometry.balls import Balls
 from verifiers.geometry.margins import margin_specification
-from verifiers.runtime.modes import reuse_memory
 
 #: The batch, the radius and the steps of alpha-CROWN that a task uses, by network; others take the first line.
 RADII = {"": 1 / 255, "resnet_2b": 1 / 255, "cifar_cnn_a_mix": 2 / 255, "wk_mnist": 0.1, "mnist_cnn_a_adv": 0.1}

@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from verifiers.bound_propagation import HalfSpaces, InputSplitting, JointEngine
 from verifiers.bound_propagation.boxes.bounders import PairByMatrices, pair_bounder_of
 from verifiers.bound_propagation.boxes.pair import Relations
+from verifiers.core.memory import reuse_memory
 from verifiers.core.quantities import Arithmetic
 from verifiers.geometry.boxes import Boxes
-from verifiers.runtime.modes import reuse_memory
 
 INPUTS, OUTPUTS, TOLERANCE = 5, 5, 0.05
 

@@ -24,11 +24,11 @@ import certkd
 from certkd.config.settings import DataConfig
 from certkd.data import sources
 from verifiers.bound_propagation.joint import JointEngine
+from verifiers.core.memory import reuse_memory
 from verifiers.core.quantities import Arithmetic, Epsilon, Norm
 from verifiers.core.relation import TOLERANT, Property
 from verifiers.core.status import Status
 from verifiers.geometry.balls import Balls
-from verifiers.runtime.modes import reuse_memory
 
 #: The networks, with the radius they are asked at.
 NETS = {"mnist_cnn_a_adv": "0.02", "resnet_2b": "1/255"}

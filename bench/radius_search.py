@@ -19,9 +19,9 @@ from torch import Tensor
 from verifiers.bound_propagation.auto_lirpa import compat
 from verifiers.certify.certify import certify
 from verifiers.certify.config import CertifyConfig
+from verifiers.core.memory import reuse_memory
 from verifiers.geometry.margins import margin_specification
 from verifiers.methods.crown import Crown
-from verifiers.runtime.modes import reuse_memory
 
 LIMIT, STEPS = 0.25, 10
 

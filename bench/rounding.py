@@ -25,11 +25,11 @@ from certkd.networks.resolve import load as load_network
 from verifiers.bound_propagation.native.engine import Native
 from verifiers.certify.certify import certify
 from verifiers.certify.config import CertifyConfig
+from verifiers.core.memory import reuse_memory
 from verifiers.core.quantities import Arithmetic, Norm
 from verifiers.geometry.balls import Balls
 from verifiers.geometry.margins import margin_specification
 from verifiers.methods.crown import Crown
-from verifiers.runtime.modes import reuse_memory
 
 DIGITS = Path(__file__).parents[1] / "artifacts" / "reference" / "digits"
 #: Published networks with the radius of the timed evaluation, in pixel units.

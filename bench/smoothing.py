@@ -22,9 +22,9 @@ from torch.nn import functional as F
 from certkd.networks.resolve import randomly_initialised
 from verifiers.certify.certify import certify
 from verifiers.certify.config import CertifyConfig
+from verifiers.core.memory import reuse_memory
 from verifiers.methods.smoothing import Smoothing
 from verifiers.results.rows import MethodRows
-from verifiers.runtime.modes import reuse_memory
 from verifiers.smoothing.sampling import FORWARD, Draw, Purpose, Voter
 from verifiers.smoothing.statistics import Noise
 

@@ -11,6 +11,9 @@ from verifiers.core.errors import InputError, one_line
 #: Ends of the names of files that hold a network.
 NETWORKS = (".pt", ".pth", ".safetensors", ".bin", ".ckpt", ".onnx")
 
+#: Files of text that are given beside networks.
+TEXTS = ("VNN-LIB property", "list of instances")
+
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a temporary file in the same folder, then rename it: nobody ever sees half a file.
@@ -68,8 +71,8 @@ def _other_kind(path: Path, head: bytes, what: str) -> str | None:
         return (
             f"Python code, not a checkpoint: give its weights, and name its class as their architecture ({path}:Class)"
         )
-    if what == "ONNX file" and head.startswith((b"PK", b"\x80")):
-        return "a checkpoint, not an ONNX file: 'certkd export' writes one"
+    if what in ("ONNX file", *TEXTS) and head.startswith((b"PK", b"\x80")):
+        return f"a checkpoint, not a{'n' if what[0] == 'O' else ''} {what}: 'certkd export' writes an ONNX file"
     if what != "ONNX file" and ".onnx" in path.suffixes:
         return f"an ONNX file, not a {what}: files of networks come first"
     return None

@@ -21,7 +21,7 @@ from certkd.cli.inspect import inspect
 from certkd.cli.match import match
 from certkd.cli.methods import methods
 from certkd.cli.objectives import objectives
-from certkd.cli.output import add_output_options, finish, start
+from certkd.cli.output import HELP, finish, start
 from certkd.cli.report import report
 from certkd.cli.run import run
 from certkd.cli.show import show
@@ -32,12 +32,12 @@ from certkd.cli.verify import verify
 from certkd.files import NETWORKS
 from verifiers import __version__
 from verifiers.core.errors import LONGEST_MESSAGE, InputError, one_line, out_of_memory, printable, shortened
+from verifiers.core.memory import reuse_memory
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
-_HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 
-@click.group(context_settings=_HELP)
+@click.group(context_settings=HELP)
 @click.version_option(__version__, prog_name="certkd")
 def cli() -> None:
     """Train students that keep their teacher's robustness, and prove, sample by sample, how much they kept.
@@ -64,8 +64,6 @@ _CERTIFICATES = (
     verify,
 )
 for command in (train, compress, inspect, *_CERTIFICATES, run, methods, objectives):
-    command.context_settings = {**_HELP, **command.context_settings}  # also where it is called without the group
-    add_output_options(command)
     cli.add_command(command)
 
 
@@ -76,6 +74,7 @@ def main() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal without the characters of a name
     start()
+    reuse_memory()
     try:
         code = cli.main(arguments or ["--help"], prog_name="certkd", standalone_mode=False)
         finish(code if isinstance(code, int) else 0)

@@ -5,11 +5,12 @@ from pathlib import Path
 import click
 
 from certkd.cli.options import overwrite_option
+from certkd.cli.output import Command
 from certkd.cli.places import new_file
 from verifiers.core.errors import loading
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("file")
 @click.option("--name", metavar="NAME", help="The model's name.  [default: the file's]")
 @click.option("--out", metavar="FILE", help="Write it to a file: .md, or .json.  [default: print Markdown]")

@@ -20,6 +20,7 @@ from certkd.cli.options import (
     sample_options,
     teacher_options,
 )
+from certkd.cli.output import Command
 from verifiers.core.errors import InputError
 from verifiers.core.quantities import Epsilon
 from verifiers.core.status import About
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from verifiers.results.rows import Certificates
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("bare", metavar="[NETWORK]", required=False)
 @click.option("--model", metavar="NETWORK", help="The same: checkpoint, .onnx, or source:name.")
 @click.option("--teacher", metavar="NETWORK", help="Certify this network too, compare, and bound both jointly.")
@@ -113,12 +114,10 @@ def certified(
     from certkd.cli.question import about, certify_configs
     from certkd.report import tables
     from certkd.report.console import display, stderr
-    from verifiers.runtime.modes import reuse_memory
 
     options["teacher"] = teacher
     model = bare_or_named(bare, model, "--model", "certkd certify student.pt --eps 8/255")
     _check_question(eps, options)
-    reuse_memory()
     configs = certify_configs(eps or Epsilon.parse("1"), options)
     config = configs[0]
     requirements = _requirements(options, config)

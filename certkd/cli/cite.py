@@ -2,10 +2,11 @@
 
 import click
 
+from certkd.cli.output import Command
 from verifiers.core.errors import loading
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("file")
 def cite(file: str) -> None:
     """Print the BibTeX entries to cite for a certificate file.

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from certkd.cli.options import EpsilonType, label_option, overwrite_option
+from certkd.cli.output import Command
 from certkd.cli.places import new_file
 from verifiers.core.errors import InputError, loading
 from verifiers.core.quantities import Epsilon
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 FORMATS = ("table", "markdown", "latex", "csv", "json")
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("files", nargs=-1, metavar="TEACHER STUDENT...")
 @label_option
 @click.option("--method", default="best", show_default=True, help="Whose radii: a method's, or the best of all proofs.")

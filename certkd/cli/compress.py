@@ -7,6 +7,7 @@ import click
 
 from certkd.cli.networks import loader, named_data, network
 from certkd.cli.options import Value, data_places, network_options, overwrite_option
+from certkd.cli.output import Command
 from certkd.cli.places import new_file
 from verifiers.core.errors import InputError, did_you_mean, quoted
 from verifiers.core.table import counted, percent
@@ -21,7 +22,7 @@ _SETTINGS = ("share", "what", "form", "ranks", "format", "scales", "images")
 _CHECKPOINTS = (".pt", ".pth", ".safetensors")
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("model", metavar="NETWORK")
 @click.option("--how", required=True, metavar="KIND", help="prune, low-rank or int8.")
 @click.option("--out", required=True, metavar="FILE", help="The copy: a checkpoint; for int8 an .onnx file.")

@@ -15,6 +15,7 @@ from certkd.cli.options import (
     overwrite_option,
     teacher_options,
 )
+from certkd.cli.output import Command
 from certkd.cli.places import check_new, new_file
 from certkd.exchange.instance_table import LIST
 from certkd.files import NETWORKS
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from verifiers.core.relation import Relation
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("file", metavar="[FILE.h5|NETWORK]", required=False)
 @click.option("--model", metavar="NETWORK", help="Checkpoint, .onnx, or source:name.")
 @click.option("--teacher", metavar="NETWORK", help="With --eps: properties of this student and its teacher.")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from certkd.cli.options import label_option, overwrite_option
+from certkd.cli.output import Command
 from certkd.cli.places import new_file
 from verifiers.core.errors import InputError, loading
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 KINDS = ("curve", "scatter", "distribution", "bracket", "stages", "training")
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("kind", metavar="KIND", type=click.Choice(KINDS))
 @click.argument("files", nargs=-1, required=True)
 @click.option("--out", required=True, metavar="FILE", help="The figure: .pdf, .svg or .png.")

@@ -15,6 +15,7 @@ from certkd.cli.options import (
     run_options,
     sample_options,
 )
+from certkd.cli.output import Command
 from certkd.cli.places import new_file
 from verifiers.core.errors import InputError, loading
 from verifiers.core.quantities import Epsilon
@@ -36,7 +37,7 @@ _REPORTS = {"junit": ".xml", "summary": ".md"}
 _ALWAYS = ("new", "shipped", "conditions", "alpha", "overwrite", *_REPORTS)
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("new")
 @click.option("--shipped", required=True, metavar="NETWORK", help="The network that the new one replaces.")
 @click.option("--eps", type=EpsilonType(), help="Radius in pixel units, like 2/255.")

@@ -6,11 +6,12 @@ from typing import Any
 import click
 
 from certkd.cli.options import EpsilonType, Number, Whole
+from certkd.cli.output import Command
 from verifiers.core.errors import InputError
 from verifiers.core.quantities import Epsilon
 
 
-@click.command("import-log")
+@click.command("import-log", cls=Command)
 @click.argument("file")
 @click.option("--n", required=True, type=Whole(1, 10**9), help="Noisy copies of a sample.")
 @click.option("--alpha", required=True, type=Number(), help="Error probability of a sample, one-sided.")

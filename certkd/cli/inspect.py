@@ -7,6 +7,7 @@ import click
 from certkd.cli.networks import loader, named_data
 from certkd.cli.networks import network as load_network
 from certkd.cli.options import EpsilonType, Whole, data_places, network_options
+from certkd.cli.output import Command
 from verifiers.core.errors import InputError
 from verifiers.core.quantities import Epsilon
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from certkd.networks.builders import Classifier
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("network")
 @click.option("--eps", default="1/255", show_default=True, type=EpsilonType(), help="Radius of the estimates.")
 @click.option("--norm", default="linf", show_default=True, help="linf, l2 or l1.")

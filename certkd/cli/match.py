@@ -18,6 +18,7 @@ from certkd.cli.options import (
     sample_options,
     teacher_options,
 )
+from certkd.cli.output import Command
 from verifiers.core.errors import InputError
 from verifiers.core.relation import TOLERANT, Property, settings_of
 from verifiers.core.status import Status
@@ -36,7 +37,7 @@ ALL = "all"
 SHOWN = 24
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("bare", metavar="[STUDENT]", required=False)
 @pair_options
 @ball_options

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 import click
 
+from certkd.cli.output import Command
+
 if TYPE_CHECKING:
     from verifiers.methods.base import Method
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("kind", required=False)
 def methods(kind: str | None) -> None:
     """List the certificate methods, or describe one.

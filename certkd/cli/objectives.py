@@ -5,11 +5,13 @@ from typing import TYPE_CHECKING
 
 import click
 
+from certkd.cli.output import Command
+
 if TYPE_CHECKING:
     from certkd.catalogue import Description
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("kind", required=False)
 def objectives(kind: str | None) -> None:
     """List the training objectives, or describe one.

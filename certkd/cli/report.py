@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from certkd.cli.options import data_places, label_option, overwrite_option
+from certkd.cli.output import Command
 from certkd.cli.places import new_file
 from verifiers.core.errors import InputError, loading
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from verifiers.results.rows import Certificates
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("files", nargs=-1, required=True, metavar="EXPERIMENT|FILES...")
 @click.option("--out", default="report.html", show_default=True, metavar="FILE", help="The page.")
 @label_option

@@ -5,10 +5,11 @@ from typing import Any
 import click
 
 from certkd.cli.options import data_options, overrides, with_data_options
+from certkd.cli.output import Command
 from verifiers.core.errors import InputError
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("config")
 @overrides
 @data_options
@@ -31,11 +32,9 @@ def run(config: str, overrides: tuple[str, ...], overwrite: bool, **options: Any
     from certkd.training.ranks import Ranks
     from verifiers.core.table import counted
     from verifiers.results.summaries.match import Matched, answers
-    from verifiers.runtime.modes import reuse_memory
 
     if not Ranks.of_environment().alone:
         raise InputError("certkd run certifies too: under torchrun use certkd train for each network")
-    reuse_memory()
     settings = read(config, ExperimentConfig, with_data_options(overrides, options))
     if options["print_config"]:
         display(commented(settings).rstrip())

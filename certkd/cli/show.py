@@ -5,10 +5,11 @@ import sys
 
 import click
 
+from certkd.cli.output import Command
 from verifiers.core.errors import InputError, did_you_mean, loading
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("file")
 @click.option("--csv", "method", metavar="METHOD", help="Print that method's rows as CSV instead.")
 def show(file: str, method: str | None) -> None:

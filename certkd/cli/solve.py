@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from certkd.cli.options import Number, Whole, overwrite_option, workers_options
+from certkd.cli.output import Command
 from certkd.cli.places import check_new
 from verifiers.core.errors import InputError
 from verifiers.core.table import counted
@@ -20,7 +21,7 @@ TIMEOUT = 300.0
 RESULTS = "results.csv"
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("files", metavar="LIST.csv|NET.onnx... PROPERTY.vnnlib", nargs=-1, required=True)
 @click.option("--timeout", type=Number(), help="Seconds per property.  [default: the list's, or 300]")
 @click.option("--out", metavar="FOLDER", help="Results and counterexamples.  [default: next to the property or list]")
@@ -108,12 +109,10 @@ def _solve(instances: "Sequence[Instance]", folder: Path, options: dict[str, Any
     from certkd.files import make_folder
     from certkd.report.console import current, stderr
     from verifiers.core.quantities import parse_arithmetic
-    from verifiers.runtime.modes import reuse_memory
     from verifiers.runtime.staff import Staff
 
     settings = Settings(folder, options["seed"], parse_arithmetic(options["arithmetic"]))
     make_folder(folder)
-    reuse_memory()
 
     def done(rows: "Sequence[Row]", row: "Row") -> None:
         write_results(folder / RESULTS, rows)

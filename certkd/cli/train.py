@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from certkd.cli.options import bare_or_named, data_options, overrides, with_data_options
+from certkd.cli.output import Command
 from verifiers.core.errors import InputError
 
 if TYPE_CHECKING:
     from certkd.config.settings import TrainJob
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("bare", metavar="[CONFIG]", required=False)
 @click.option("--config", metavar="FILE", help="The same: a YAML file; see configs/.")
 @click.option("--student", metavar="NETWORK", help="The network to train, or a checkpoint, such as a pruned copy.")

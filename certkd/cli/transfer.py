@@ -15,10 +15,11 @@ from certkd.cli.options import (
     sample_options,
     teacher_options,
 )
+from certkd.cli.output import Command
 from verifiers.core.errors import InputError
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("bare", metavar="[STUDENT]", required=False)
 @pair_options
 @ball_options

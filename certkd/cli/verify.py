@@ -15,6 +15,7 @@ from certkd.cli.options import (
     teacher_options,
     workers_options,
 )
+from certkd.cli.output import Command
 from verifiers.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from verifiers.results.rows import Certificates
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("file", metavar="FILE.h5")
 @click.argument("bare", metavar="[NETWORK]", required=False)
 @click.option("--model", metavar="NETWORK", help="The same: the network that the file is about.")

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from certkd.data.arrays import names_in, read_array, read_arrays
+from certkd.files import sniff
 from certkd.networks.torch_file import TorchFile
 from verifiers.core.errors import InputError, loading, quoted
 from verifiers.core.quantities import Norm
@@ -35,8 +36,7 @@ def read_adversarial(path: Path) -> dict[str, Tensor]:
         InputError: the file is of another kind, or holds no images.
     """
     suffix = path.suffix.lower()
-    if not path.is_file():
-        raise InputError(f"no such file of adversarial images: {path}")
+    sniff(path, "file of adversarial images")
     if suffix == ".npy":
         return _chosen({"images": _tensor(read_array(path))}, path)
     if suffix == ".npz":

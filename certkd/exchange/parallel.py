@@ -8,8 +8,8 @@ import torch
 
 from certkd.exchange.instance_table import Instance, Row
 from certkd.exchange.solving import Networks, Settings, solve_or_say
+from verifiers.core.memory import reuse_memory
 from verifiers.properties.solver import Verdict
-from verifiers.runtime.modes import reuse_memory
 from verifiers.runtime.pool import End, Left, Rows, Send, spread
 from verifiers.runtime.staff import Staff
 

@@ -86,7 +86,7 @@ KINDS = [
     ),
     ("a.h5", b"\x89HDF\r\n", "VNN-LIB property", "an HDF5 file, as certificates are, not a VNN-LIB property"),
     ("net.py", b"import torch", "checkpoint", "Python code, not a checkpoint: give its weights, and name its class"),
-    ("net.pt", b"PK\x03\x04", "ONNX file", "a checkpoint, not an ONNX file: 'certkd export' writes one"),
+    ("net.pt", b"PK\x03\x04", "ONNX file", "a checkpoint, not an ONNX file: 'certkd export' writes an ONNX file"),
     ("net.onnx", b"\x08\x07", "VNN-LIB property", "an ONNX file, not a VNN-LIB property: files of networks come first"),
     ("net.onnx.gz", b"\x1f\x8b", "table of results", "an ONNX file, not a table of results"),
 ]

@@ -13,6 +13,7 @@ from torch import Tensor
 from verifiers.certify.answers import Answers, Asked, Rows, same
 from verifiers.core.columns import Columns
 from verifiers.core.errors import Contradiction, Unsupported
+from verifiers.core.memory import reuse_memory
 from verifiers.core.question import Question
 from verifiers.core.reporter import Reporter
 from verifiers.core.status import Status
@@ -23,7 +24,7 @@ from verifiers.methods.base import Method
 from verifiers.methods.registry import RELATIONAL
 from verifiers.results.writer import CertificateFile
 from verifiers.runtime.certifier import Certifier
-from verifiers.runtime.modes import reuse_memory, trusted_arithmetic
+from verifiers.runtime.modes import trusted_arithmetic
 from verifiers.runtime.pool import End, Left, Pool, Send
 from verifiers.runtime.samples import Samples
 from verifiers.runtime.staff import Staff

@@ -42,7 +42,10 @@ def _described(problem: Any, kind: type[BaseModel], given: Mapping[str, Any]) ->
     keys = _written(place, given)
     where, last = ".".join(keys), keys[-1] if keys else ""
     if sort == "extra_forbidden":
-        return f"unknown setting {where!r}.{did_you_mean(last, _fields(_models_at(kind, place[:-1])))}"
+        models = _models_at(kind, place[:-1])
+        inside = _inside(models, last)
+        hint = f" Did you mean {inside!r}?" if inside else did_you_mean(last, _fields(models))
+        return f"unknown setting {where!r}.{hint}"
     if sort == "missing":
         return f"the setting {where} is missing{_example(_models_at(kind, place[:-1]), last)}"
     if sort == "union_tag_not_found":
@@ -57,6 +60,15 @@ def _described(problem: Any, kind: type[BaseModel], given: Mapping[str, Any]) ->
     rule = known.format(**limits) if known else problem["msg"].replace("Input should be", "must be")
     hint = _kind_hint(_models_at(kind, place), value) if "settings by name" in rule else ""
     return f"{where} {rule}{hint}, got {quoted(value)}".lstrip()
+
+
+def _inside(models: Sequence[type[BaseModel]], name: str) -> str | None:
+    """Return the first of the settings one level further down that has a name, like ``optimizer.lr``."""
+    for model in models:
+        for field, info in model.model_fields.items():
+            if any(name in inner.model_fields for inner in _models_in(info.annotation)):
+                return f"{field}.{name}"
+    return None
 
 
 def _own(message: str, value: Any, where: str, last: str) -> str:

@@ -139,7 +139,7 @@ def beyond_images(eps: Epsilon, norm: Norm, entries: int | None = None) -> str |
         entries: pixels times channels of an image; None if unknown, and then linf alone is judged.
     """
     hint = "write it like 8/255 or 0.03"
-    if eps.value <= 255 and eps.text.replace(".", "", 1).isdigit():
+    if eps.value < 255 and eps.text.replace(".", "", 1).isdigit():
         hint = f"did you mean {eps.value:g}/255?"
     known = norm is Norm.LINF or entries is not None
     if known and eps.value > whole_box(norm, entries or 1):

@@ -1,8 +1,6 @@
 """Set a network's mode and torch's arithmetic for certifying or attacking, and restore both afterwards."""
 
-import ctypes
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
@@ -75,18 +73,6 @@ def usual_modes() -> Iterator[None]:
         torch.set_deterministic_debug_mode(before[0])
         filling.fill_uninitialized_memory = before[1]
         mha.set_fastpath_enabled(before[2])
-
-
-def reuse_memory() -> None:
-    """Let the C library keep up to 1 GiB of freed memory for this process; for programs, not for libraries.
-
-    Otherwise large tensors are mapped anew each time, and their first use costs more than the arithmetic. Does nothing
-    if the C library is not glibc.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        for option in (-3, -1):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
-            mallopt(option, 2**30)
 
 
 @contextmanager

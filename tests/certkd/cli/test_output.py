@@ -10,7 +10,7 @@ import torch
 
 from certkd.cli import cli
 from certkd.cli.options import bare_or_named
-from certkd.cli.output import add_output_options
+from certkd.cli.output import Command
 from certkd.networks.builders import ModelSpec, build
 from certkd.networks.checkpoint import Checkpoint, save
 from tests.certificate_files import write_file
@@ -81,9 +81,18 @@ def test_lists_are_documents_too() -> None:
 
 
 def test_an_option_of_the_command_itself_is_left_alone() -> None:
-    command = click.Command("x", params=[click.Option(["--json", "own"], is_flag=True)])
-    add_output_options(command)
+    command = Command("x", params=[click.Option(["--json", "own"], is_flag=True)])
     assert [parameter.name for parameter in command.params] == ["own", "quiet"]
+
+
+def test_an_option_is_given_once_unless_it_lists() -> None:
+    taken: list[object] = []
+    options = [click.Option(["--a"]), click.Option(["--b"], multiple=True), click.Option(["-v"], is_flag=True)]
+    command = Command("x", params=options, callback=lambda **given: taken.append(given))
+    command(["--a", "1", "--b", "2", "--b", "3", "-v", "-v"], standalone_mode=False)
+    assert taken == [{"a": "1", "b": ("2", "3"), "v": True}]
+    with pytest.raises(click.UsageError, match=r"^--a is given 3 times: give it once$"):
+        command(["--a", "1", "--a=2", "--a", "1"], standalone_mode=False)
 
 
 def test_a_file_is_given_bare_or_by_its_option() -> None:

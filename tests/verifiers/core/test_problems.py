@@ -72,7 +72,7 @@ LINES: list[tuple[dict[str, Any], str]] = [
     ({"room": {"steps": [1, 0]}}, "room.steps.1 must be greater than 0, got 0"),
     ({"eps": "0"}, "eps must be positive and finite, got '0': write it like 8/255 or 0.03"),
     ({"key": "x"}, "key must match ^[0-9a-f]{0,64}$, got 'x'"),
-    ({"doors": 1, "seed": "x"}, "unknown setting 'doors'. Did you mean 'rooms'? (and 1 more)"),
+    ({"doors": 1, "seed": "x"}, "unknown setting 'doors'. Did you mean 'room.doors'? (and 1 more)"),
 ]
 
 
