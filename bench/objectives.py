@@ -30,23 +30,32 @@ from certkd.networks.builders import Classifier
 from certkd.networks.resolve import for_training
 from certkd.objectives import (
     AdaAd,
+    AdCert,
     Adversarial,
     AdvFunMatch,
     Akd,
     Ard,
+    Cat,
+    CcIbp,
     Iad,
     Ibp,
     Igd,
     Kd,
     Kdiga,
     KdigaCertified,
+    Mld,
     Mtard,
     MtlIbp,
     Objective,
+    Pag,
     Rslad,
+    Saad,
     Sabr,
+    Squeeze,
     Standard,
+    Taps,
     Trades,
+    Uad,
 )
 from certkd.objectives.adversarial import Attacked
 from certkd.training.loop import train
@@ -106,6 +115,15 @@ def everything(eps: float) -> dict[str, Objective]:
         "akd": Akd(eps=eps),
         "mtard": Mtard(eps=eps),
         "igd": Igd(eps=eps),
+        "squeeze": Squeeze(eps=eps),
+        "uad": Uad(eps=eps),
+        "saad": Saad(eps=eps),
+        "mld": Mld(eps=eps),
+        "cat": Cat(eps=eps),
+        "pag": Pag(),
+        "cc_ibp": CcIbp(eps=eps),
+        "taps": Taps(eps=eps),
+        "ad_cert": AdCert(eps=eps),
     }
 
 

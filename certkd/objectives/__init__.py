@@ -11,9 +11,11 @@ from certkd.objectives.adversarial import Adversarial
 from certkd.objectives.akd import Akd
 from certkd.objectives.ard import Ard
 from certkd.objectives.base import Objective
+from certkd.objectives.cat import Cat
 from certkd.objectives.cc_dist import CcDist
 from certkd.objectives.certified import CcIbp, Ibp, MtlIbp, Sabr
 from certkd.objectives.consistency import Consistency
+from certkd.objectives.crg import Crg
 from certkd.objectives.crt import Crt
 from certkd.objectives.gaussian import Gaussian
 from certkd.objectives.iad import Iad
@@ -21,17 +23,25 @@ from certkd.objectives.igd import Igd
 from certkd.objectives.kd import Kd
 from certkd.objectives.kdiga import Kdiga
 from certkd.objectives.kdiga_certified import KdigaCertified
+from certkd.objectives.mld import Mld
 from certkd.objectives.mtard import Mtard
+from certkd.objectives.pag import Pag
+from certkd.objectives.rfd import Rfd
 from certkd.objectives.rslad import Rslad
+from certkd.objectives.saad import Saad
 from certkd.objectives.smoothadv import SmoothAdv
+from certkd.objectives.squeeze import Squeeze
 from certkd.objectives.standard import Standard
 from certkd.objectives.taps import Taps
 from certkd.objectives.trades import Trades
+from certkd.objectives.uad import Uad
 
 OBJECTIVES: tuple[type[Objective], ...] = (
     Standard,
     Adversarial,
     Trades,
+    Squeeze,
+    Uad,
     Ibp,
     MtlIbp,
     CcIbp,
@@ -48,6 +58,12 @@ OBJECTIVES: tuple[type[Objective], ...] = (
     AdaAd,
     AdvFunMatch,
     Akd,
+    Saad,
+    Mld,
+    Cat,
+    Pag,
+    Crg,
+    Rfd,
     Mtard,
     Igd,
     Gaussian,
@@ -81,9 +97,11 @@ __all__ = [
     "Akd",
     "AnyObjective",
     "Ard",
+    "Cat",
     "CcDist",
     "CcIbp",
     "Consistency",
+    "Crg",
     "Crt",
     "Gaussian",
     "Iad",
@@ -92,13 +110,19 @@ __all__ = [
     "Kd",
     "Kdiga",
     "KdigaCertified",
+    "Mld",
     "Mtard",
     "MtlIbp",
     "Objective",
+    "Pag",
+    "Rfd",
     "Rslad",
+    "Saad",
     "Sabr",
     "SmoothAdv",
+    "Squeeze",
     "Standard",
     "Taps",
     "Trades",
+    "Uad",
 ]

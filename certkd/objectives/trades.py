@@ -3,6 +3,7 @@
 from typing import ClassVar, Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -25,15 +26,19 @@ class Trades(Attacked):
     paper: ClassVar[str] = "Zhang et al., arXiv 1901.08573"
 
     def terms(self, batch: Batch) -> Terms:
+        adversarial = self.away_from_itself(batch)
+        logits = batch.student(batch.x)
+        return {
+            "ce": Term(1.0, F.cross_entropy(logits, batch.y)),
+            "kl_self": Term(self.beta, kl_each(batch.student(adversarial), logits).mean()),
+        }
+
+    def away_from_itself(self, batch: Batch) -> Float[Tensor, "batch *shape"]:
+        """Find images of the ball whose outputs differ most from those of x."""
         with torch.no_grad(), eval_mode(batch.student):
             fixed = batch.student(batch.x)
 
         def loss(z: Tensor) -> Tensor:
             return kl_each(batch.student(z), fixed)
 
-        adversarial = self.adversarial(batch, loss)
-        logits = batch.student(batch.x)
-        return {
-            "ce": Term(1.0, F.cross_entropy(logits, batch.y)),
-            "kl_self": Term(self.beta, kl_each(batch.student(adversarial), logits).mean()),
-        }
+        return self.adversarial(batch, loss)

@@ -51,6 +51,7 @@ from tests.certkd.objectives.objective_oracles import (
 )
 from tests.certkd.objectives.objective_rows import Row
 from tests.certkd.objectives.rows_certified import CERTIFIED_ROWS
+from tests.certkd.objectives.rows_robust import ROBUST_ROWS
 
 
 def kdiga_row(note: str, forwards: int = 1, teacher_forwards: int = 1, blind: bool = True, **settings: object) -> Row:
@@ -191,4 +192,5 @@ ROWS = (
         zero=frozenset({"transfer"}),
     ),
     *CERTIFIED_ROWS,
+    *ROBUST_ROWS,
 )

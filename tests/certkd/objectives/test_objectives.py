@@ -147,7 +147,7 @@ class Repeated(Batch):
 @pytest.mark.thin(2)
 def test_duplicated_batch_has_the_same_terms(row: Row, monkeypatch: pytest.MonkeyPatch) -> None:
     def repeated_start(x: Tensor, eps: Tensor, norm: Norm, generator: torch.Generator) -> Tensor:
-        return random_start(x[:5], eps[:5], norm, generator).repeat(len(x) // 5, 1, 1, 1)
+        return random_start(x[:5], eps[:5], norm, generator).repeat(len(x) // 5, *[1] * (x.dim() - 1))
 
     monkeypatch.setattr(certkd.objectives.attacks, "random_start", repeated_start)
     batch = smooth_batch()
