@@ -34,7 +34,7 @@ def figure(kind: str, files: tuple[str, ...], out: str, labels: tuple[str, ...],
     stages: what each stage of complete verification decided. training: validation accuracy over the epochs, from
     the log.jsonl of trainings, or their folders.
 
-    The colours are those of Okabe and Ito, with line styles; fonts are embedded.
+    Colour-blind readers can tell the colours apart, and each has a line style of its own; fonts are embedded.
     """
     from certkd.comparison.groups import group
     from certkd.report import plots

@@ -16,7 +16,6 @@ WIDTH = 540
 #: The most steps of a curve, and Bokeh's names of line styles in the order of the colours.
 STEPS = 400
 _DASHES = ("solid", "dashed", "dotdash", "dotted", "dashdot", [8, 2], [2, 2])
-_TOOLS = "pan,wheel_zoom,box_zoom,reset,save"
 
 
 def library() -> str:
@@ -41,7 +40,7 @@ def curves(radii: Mapping[str, np.ndarray], norm: str, eps: float) -> Any:
     tips = [("", "@name"), ("r", "$x{0.0000}"), ("share", "@y{0.000}")]
     made.add_tools(HoverTool(renderers=answering, mode="vline", line_policy="prev", tooltips=tips))
     _mark(made, eps, "height")
-    made.legend.location, made.legend.click_policy = "top_right", "hide"
+    made.legend.location = "top_right"
     return made
 
 
@@ -69,7 +68,7 @@ def scatter(
         )
         color, marker = (*COLORS[:3], GREY)[number], ("circle", "inverted_triangle", "triangle", "x")[number]
         label = f"{word} ({len(rows)})"
-        dots = {"color": color, "marker": marker, "size": 6, "alpha": 0.7, "legend_label": label}
+        dots = {"color": color, "marker": marker, "size": 6, "fill_alpha": 0.4, "legend_label": label}
         answering.append(made.scatter("x", "y", source=source, **dots))
     tips = [("sample", "@index"), (printable(names[0]), "@x{0.00000}"), (printable(names[1]), "@y{0.00000}")]
     made.add_tools(HoverTool(renderers=answering, tooltips=tips))
@@ -78,7 +77,7 @@ def scatter(
     legend = made.legend[0]
     made.center.remove(legend)
     made.add_layout(legend, "above")  # inside it would hide samples
-    legend.orientation, legend.ncols, legend.click_policy = "horizontal", 2, "hide"
+    legend.orientation, legend.ncols = "horizontal", 2
     return made
 
 
@@ -91,9 +90,8 @@ def _figure(x: str, y: str) -> Any:
     from bokeh.plotting import figure
 
     size: Any = {"width": WIDTH, "max_width": WIDTH, "height": 400, "sizing_mode": "stretch_width"}
-    made = figure(**size, tools=_TOOLS, x_axis_label=x, y_axis_label=y)
-    made.toolbar.logo, made.toolbar.autohide = None, True  # what is hidden is not printed
-    return made
+    plain: Any = {"tools": "pan", "active_drag": None, "toolbar_location": None}  # the page has buttons of its own
+    return figure(**size, **plain, x_axis_label=x, y_axis_label=y)
 
 
 def _line(made: Any, number: int, name: str, x: np.ndarray, y: np.ndarray) -> Any:

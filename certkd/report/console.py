@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from verifiers.core.errors import printable
-from verifiers.core.table import Part, Table
+from verifiers.core.table import Facts, Part, Table
 
 #: Narrower terminals get lines of this width.
 NARROWEST = 80
@@ -45,7 +45,10 @@ class Mode:
             for part in self.parts
             if isinstance(part, Table)
         ]
-        return {**self.values, "tables": tables, "lines": [part for part in self.parts if isinstance(part, str)]}
+        lines = [
+            [part] if isinstance(part, str) else part.lines() for part in self.parts if not isinstance(part, Table)
+        ]
+        return {**self.values, "tables": tables, "lines": [line for each in lines for line in each]}
 
 
 _mode: ContextVar[Mode] = ContextVar("mode")
@@ -86,8 +89,9 @@ def lines(text: str) -> str:
 
 def stdout() -> Console:
     """Open the console for results. A pipe gets lines of any width; a terminal its own."""
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 10_000
-    return _Console(markup=False, emoji=False, highlight=False, width=max(width, NARROWEST))
+    terminal = sys.stdout.isatty()
+    width = max(shutil.get_terminal_size().columns, NARROWEST) if terminal else 10_000
+    return _Console(markup=False, emoji=False, highlight=False, width=width, soft_wrap=not terminal)
 
 
 def stderr() -> Console:
@@ -96,18 +100,34 @@ def stderr() -> Console:
 
 
 def display(*parts: Part, console: Console | None = None) -> None:
-    """Print tables and sentences as results; a sentence is one line, however long."""
+    """Print tables, facts and sentences as results.
+
+    A terminal gets sentences that are wrapped between words, a pipe each as one line. What has several lines already,
+    like a file for a paper, is printed as it is.
+    """
     if console is None and current().plain:
         current().parts.extend(parts)
         return
     console = console or stdout()
     for part in parts:
         if isinstance(part, str):
-            console.print(part, soft_wrap=True)
+            _print(console, part, whole="\n" in part)
+        elif isinstance(part, Facts):
+            for name, value in part.rows:
+                _print(console, value, f"{name:<{part.WIDTH}} ")
         else:
-            console.print(part.title, style="bold")
+            _print(console, part.title, style="bold")
             for piece in fitted(part, console.width):
-                console.print(drawn(piece))
+                console.print(drawn(piece), soft_wrap=False)
+
+
+def _print(console: Console, text: str, start: str = "", *, style: str = "", whole: bool = False) -> None:
+    """Print a text after a start; on a terminal between words, below each other. A word is never cut."""
+    shown = Text(lines(text), style=style)
+    if console.soft_wrap or whole:
+        return console.print(Text(lines(start), style=style) + shown, soft_wrap=True)
+    for number, line in enumerate(shown.wrap(console, console.width - len(start), overflow="ignore") or [Text()]):
+        console.print(Text(lines(start) if number == 0 else " " * len(start)) + line, soft_wrap=True)
 
 
 def fitted(table: Table, width: int) -> list[Table]:

@@ -15,7 +15,7 @@ from certkd.comparison.study import study
 from certkd.files import write_whole
 from certkd.report import charts, pictures, stored, tables
 from verifiers.core.errors import printable
-from verifiers.core.table import Part, counted, percent
+from verifiers.core.table import Facts, Part, counted, percent
 from verifiers.results.rows import Certificates
 
 #: The numbers of outcomes, as the page's script knows them.
@@ -72,7 +72,7 @@ def render(page: Page) -> str:
         "verdict": text(verdict),
         "networks": "".join(map(element, parts[1:])),
         "figures": "".join(
-            f'<div class="plot" id="{name}" role="img" aria-label="{text(words)}"></div>'
+            f'<div><div class="plot" id="{name}" role="img" aria-label="{text(words)}"></div></div>'
             for name, (words, _) in plots.items()
         ),
         "pictures": text(page.remark),
@@ -103,21 +103,34 @@ def script(value: Any) -> str:
 
 
 def element(part: Part) -> str:
-    """Write a table or a sentence as HTML."""
+    """Write a table, facts or a sentence as HTML."""
     if isinstance(part, str):
-        return f"<p>{text(part)}</p>"
-    return _table(part.title, part.columns, [f"<tr>{''.join(map(_cell, row))}</tr>" for row in part.rows])
+        return f'<p class="note">{text(part)}</p>'
+    if isinstance(part, Facts):
+        names = (f"<dt>{text(name)}</dt>" if name else "" for name, _ in part.rows)
+        values = (f"<dd>{text(value)}</dd>" for _, value in part.rows)
+        return f"<dl>{''.join(name + value for name, value in zip(names, values, strict=True))}</dl>"
+    numbers = [all(_is_number(row[i]) for row in part.rows) for i in range(len(part.columns))]
+    return _table(part.title, part.columns, [f"<tr>{''.join(map(_cell, row))}</tr>" for row in part.rows], numbers)
 
 
-def _table(title: str, columns: Sequence[str], rows: Sequence[str]) -> str:
-    head = "".join(f'<th scope="col">{text(name)}</th>' for name in columns)
+def _table(title: str, columns: Sequence[str], rows: Sequence[str], numbers: Sequence[bool] = ()) -> str:
+    kinds = [*numbers, *[False] * (len(columns) - len(numbers))]
+    head = "".join(
+        f'<th scope="col"{" class=number" if number else ""}>{text(name)}</th>'
+        for name, number in zip(columns, kinds, strict=True)
+    )
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
     return f'<h3>{text(title)}</h3><div class="wide">{table}</div>'
 
 
 def _cell(value: str) -> str:
-    number = value[:1].isdigit() or value[:1] in ("-", "+", "<", ">")
-    return f"<td{' class=number' if number else ''}>{text(value)}</td>"
+    return f"<td{' class=number' if _is_number(value) else ''}>{text(value)}</td>"
+
+
+def _is_number(value: str) -> bool:
+    """Return whether a cell begins like a number or an interval."""
+    return value[:1].isdigit() or value[:1] in ("-", "+", "<", ">", "[")
 
 
 def _overview(page: Page) -> list[Part]:
@@ -196,8 +209,8 @@ def _sections(page: Page, compared: Mapping[str, Comparison]) -> str:
         sections.append((f"{name} against {next(iter(page.networks))}", parts))
     protocol = []
     for name, certificates in page.networks.items():
-        facts = "\n".join(text(line) for line in tables.facts(certificates))
-        protocol.append(f"<h3>{text(name)}</h3><pre>{text(Path(certificates.path).name)}\n{facts}</pre>")
+        file = ("file", Path(certificates.path).name)
+        protocol.append(f"<h3>{text(name)}</h3>{element(Facts([file, *tables.facts(certificates).rows]))}")
     again = "".join(
         f"<pre>certkd verify {text(Path(one.path).name)} --model NETWORK</pre>" for one in page.networks.values()
     )

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from certkd.report.style import COLORS, FORMATS, GREY, MARKERS, figure, look, save, text
+from certkd.report.style import COLORS, FILLS, FORMATS, GREY, MARKERS, figure, look, save, text
 from verifiers.core.statistics import wilson
 
 __all__ = [
@@ -155,7 +155,8 @@ def brackets(path: Path, shares: Mapping[str, tuple[float, float, float]], about
     for row, (certified, attacked, clean) in enumerate(shares.values()):
         words = ("open", "certified (proof)", "survived the attack", "clean") if row == 0 else (None,) * 4
         if not np.isnan(attacked):
-            axes.barh(row, attacked - certified, left=certified, height=0.42, color=COLORS[5], label=words[0])
+            bar: Any = {"height": 0.42, "color": FILLS[0], "edgecolor": "black", "linewidth": 0.6}
+            axes.barh(row, attacked - certified, left=certified, label=words[0], **bar)
         axes.plot(certified, row, marker=CARETRIGHT, linestyle="", color=COLORS[0], label=words[1])
         axes.plot(attacked, row, marker=CARETLEFT, linestyle="", color=COLORS[1], label=words[2])
         axes.plot(clean, row, "|", color=COLORS[6], markersize=14, label=words[3])
@@ -189,7 +190,7 @@ def stages(
     left = np.zeros(len(rows))
     for number, (label, hatch) in enumerate((("certified", ""), ("falsified", "//"), ("open", ".."))):
         values = np.array([row[2 + number] for row in rows], float)
-        color = (COLORS[0], COLORS[4], "white")[number]
+        color = (COLORS[0], FILLS[1], "white")[number]
         axes.barh(
             range(len(rows)), values, left=left, color=color, edgecolor="black", linewidth=0.6, hatch=hatch, label=label
         )

@@ -8,9 +8,11 @@ from verifiers.core.errors import InputError, printable
 
 #: How the name of a figure may end.
 FORMATS = (".png", ".pdf", ".svg")
-#: Colours that readers with deuteranopia and protanopia tell apart, without its yellow, which is faint on white.
-#: Source: Okabe and Ito, Color Universal Design, 2008.
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+#: Colours that readers with deuteranopia and protanopia tell apart, each of contrast 3:1 or more on white: four and
+#: black of Okabe and Ito (Color Universal Design, 2008), a brown and a dark blue.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#772200", "#000088", "#000000")
+#: The light colours of Okabe and Ito, for areas with a dark edge.
+FILLS = ("#56B4E9", "#E69F00")
 #: Line styles in the same order, for print without colour.
 LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (6, 1)), (0, (4, 1, 1, 1)), (0, (1, 1)))
 MARKERS = ("o", "v", "^", "x", "s", "D", "+")

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 
 @dataclass(frozen=True)
@@ -14,8 +15,22 @@ class Table:
     rows: Sequence[Sequence[str]]
 
 
-#: One part of what a command prints: a table or a sentence.
-Part = Table | str
+@dataclass(frozen=True)
+class Facts:
+    """Facts and their names; one without a name belongs to the one before it."""
+
+    rows: Sequence[tuple[str, str]]
+
+    #: Characters of a name, unless it is longer.
+    WIDTH: ClassVar[int] = 10
+
+    def lines(self) -> list[str]:
+        """Write each fact as a line, with the values below each other."""
+        return [f"{name:<{self.WIDTH}} {value}" for name, value in self.rows]
+
+
+#: One part of what a command prints: a table, facts or a sentence.
+Part = Table | Facts | str
 
 
 def counted(count: int, noun: str, several: str | None = None) -> str:

@@ -10,7 +10,7 @@ from certkd.comparison.methods import check_known, same_teacher
 from certkd.comparison.outcomes import at_eps, outcomes
 from verifiers.core.quantities import parse_arithmetic
 from verifiers.core.status import About, Status
-from verifiers.core.table import Part, Table, counted
+from verifiers.core.table import Facts, Part, Table, counted
 from verifiers.methods.registry import find
 from verifiers.results.rows import Certificates, MethodRows
 from verifiers.results.summaries.match import Matched
@@ -93,51 +93,55 @@ def instances(files: Sequence[Certificates]) -> str:
     return f"{sum(counts.values())} instances {radii}: {', '.join(f'{n} {name}' for name, n in counts.items())}"
 
 
-def facts(certificates: Certificates) -> list[str]:
-    """Describe where a file's rows come from, one fact a line."""
+def facts(certificates: Certificates) -> Facts:
+    """Describe where a file's rows come from."""
     attributes = certificates.attributes
     settings = json.loads(str(attributes["settings"]))
-    lines = [
+    said = "; ".join(f"{method} {_settings(one)}" for method, one in settings.items())
+    rows = [
         *_origin(attributes),
-        f"data       {attributes.get('data') or 'given as arrays'}  sha256 {attributes['data_sha256']}",
+        ("data", f"{attributes.get('data') or 'given as arrays'}  sha256 {attributes['data_sha256']}"),
         *_arithmetic(attributes),
-        f"settings   {'; '.join(f'{m} {_settings(s)}' for m, s in settings.items())}  seed {attributes['seed']}",
+        ("settings", f"{said}  seed {attributes['seed']}"),
     ]
-    return lines + [line for rows in certificates for line in _notes(rows)]
+    return Facts(rows + [fact for rows in certificates for fact in _notes(rows)])
 
 
-def _arithmetic(attributes: Mapping[str, Any]) -> list[str]:
+def _arithmetic(attributes: Mapping[str, Any]) -> list[tuple[str, str]]:
     """State the arithmetic of the proofs; imported rows have none."""
     if "arithmetic" not in attributes:
         return []
     arithmetic = parse_arithmetic(str(attributes["arithmetic"]))
-    return [f"arithmetic {arithmetic.label}: {arithmetic.meaning}"]
+    return [("arithmetic", f"{arithmetic.label}: {arithmetic.meaning}")]
 
 
 def _settings(settings: Mapping[str, Any]) -> str:
     return " ".join(f"{name}={value}" for name, value in settings.items()) or "none"
 
 
-def _notes(rows: MethodRows) -> list[str]:
+def _notes(rows: MethodRows) -> list[tuple[str, str]]:
     engine = f", engine {rows.attributes['engine']}" if "engine" in rows.attributes else ""
     remarks = ("reason", "passed_over", "cross_check", "radii", "doubt")
-    found = [f"{'':<10} {rows.attributes[remark]}" for remark in remarks if remark in rows.attributes]
-    return [f"{rows.name:<10} {rows.attributes['claim']}{engine}", *found]
+    found = [("", str(rows.attributes[remark])) for remark in remarks if remark in rows.attributes]
+    return [(rows.name, f"{rows.attributes['claim']}{engine}"), *found]
 
 
 #: The attributes that name the teacher that a network learnt from, and the one that rows about a pair compare with.
 _TEACHERS = ("teacher_sha256", "joint_teacher_sha256")
 
 
-def _origin(attributes: Mapping[str, Any]) -> list[str]:
+def _origin(attributes: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Describe the certified network and the program, or the log of another program."""
     if attributes.get("imported"):
         by = f"certkd {attributes['certkd_version']}, numpy {attributes['numpy_version']}, at {attributes['started']}"
-        return [f"log        {attributes['log']}  sha256 {attributes['log_sha256']}", f"read by    {by}"]
+        return [("log", f"{attributes['log']}  sha256 {attributes['log_sha256']}"), ("read by", by)]
+    versions = f"torch {attributes['torch_version']}, auto-LiRPA {attributes['auto_lirpa_version']}"
     return [
-        f"model      {attributes['architecture']}  sha256 {attributes['model_sha256']}",
-        *(f"teacher    sha256 {found}" for found in dict.fromkeys(map(attributes.get, _TEACHERS)) if found),
-        f"made by    certkd {attributes['certkd_version']}, torch {attributes['torch_version']}, "
-        f"auto-LiRPA {attributes['auto_lirpa_version']}, on {attributes['device']} at {attributes['started']}",
-        f"command    {attributes['command']}",
+        ("model", f"{attributes['architecture']}  sha256 {attributes['model_sha256']}"),
+        *(("teacher", f"sha256 {found}") for found in dict.fromkeys(map(attributes.get, _TEACHERS)) if found),
+        (
+            "made by",
+            f"certkd {attributes['certkd_version']}, {versions}, on {attributes['device']} at {attributes['started']}",
+        ),
+        ("command", str(attributes["command"])),
     ]

@@ -49,34 +49,42 @@
     start = 0;
     draw();
   };
+  const cells = {
+    picture: (row) => {
+      const cell = el("td");
+      if (data.pictures[row]) cell.append(el("img", undefined, { src: data.pictures[row], class: "thumb", alt: `sample ${data.index[row]}` }));
+      return cell;
+    },
+    index: (row) => {
+      const cell = el("td", undefined, { class: "number" });
+      cell.append(el("button", data.index[row], { type: "button", class: "row", tabindex: "-1", "aria-expanded": row === chosen }));
+      return cell;
+    },
+    label: (row) => el("td", data.label[row], { class: "number" }),
+    net: (row, net) => {
+      const cell = el("td", `${net.radius[row]} `), word = WORDS[net.outcome[row]];
+      cell.append(el("span", word, { class: word }));
+      return cell;
+    },
+  };
   const draw = () => {
     const body = document.createDocumentFragment();
     for (const row of shown.slice(start, start + PAGE)) {
-      const line = el("tr", undefined, { tabindex: "0", "data-row": row });
-      if (row === chosen) line.className = "chosen";
-      for (const [key] of columns) {
-        const cell = el("td");
-        if (key === "picture") {
-          if (data.pictures[row]) cell.append(el("img", undefined, { src: data.pictures[row], class: "thumb", alt: `sample ${data.index[row]}` }));
-        } else if (key.startsWith("net")) {
-          const net = nets[+key.slice(3)];
-          cell.append(String(net.radius[row]) + " ", el("span", WORDS[net.outcome[row]], { class: WORDS[net.outcome[row]] }));
-        } else {
-          cell.textContent = value(key, row);
-          cell.className = "number";
-        }
-        line.append(cell);
-      }
+      const line = el("tr", undefined, { "data-row": row });
+      for (const [key] of columns) line.append(key.startsWith("net") ? cells.net(row, nets[+key.slice(3)]) : cells[key](row));
       body.append(line);
+      if (row === chosen) body.append(detail(row));
     }
     by("table").tBodies[0].replaceChildren(body);
+    const first = by("table").querySelector(".row");
+    if (first) first.tabIndex = 0;
     for (const cell of head.cells) {
       const button = cell.querySelector("button");
       cell.setAttribute("aria-sort", button && button.dataset.key === sorted[0] ? (sorted[1] > 0 ? "ascending" : "descending") : "none");
     }
-    const last = Math.min(start + PAGE, shown.length);
+    const last = Math.min(start + PAGE, shown.length), rest = shown.length < count ? `, filtered from ${count}` : "";
     by("count").textContent = `${shown.length} of ${count} samples`;
-    by("place").textContent = shown.length ? `${start + 1} to ${last} of ${shown.length}` : "no sample";
+    by("place").textContent = shown.length ? `Samples ${start + 1} to ${last} of ${shown.length}${rest}` : `No sample${rest}`;
     by("back").disabled = start === 0;
     by("next").disabled = last >= shown.length;
   };
@@ -86,30 +94,50 @@
     return made;
   };
   const detail = (row) => {
-    chosen = row;
-    const place = by("detail"), list = el("ul");
-    place.replaceChildren(el("h3", `Sample ${data.index[row]}, class ${data.label[row]}`));
+    const line = el("tr", undefined, { id: "detail" }), cell = el("td", undefined, { colspan: columns.length });
+    const place = el("div"), list = el("ul");
     nets.forEach((net, i) => {
       const moved = i && CHANGES.length ? `, ${change(net, row)} against ${nets[0].name}` : "";
       list.append(el("li", `${net.name}: radius ${net.radius[row]}, ${WORDS[net.outcome[row]]}${moved}`));
     });
-    place.append(list);
+    place.append(el("h3", `Sample ${data.index[row]}, class ${data.label[row]}`), list);
     if (data.pictures[row]) place.append(picture(data.pictures[row], "image"));
     for (const one of data.attacks[row] || []) {
       place.append(picture(one.point, `counterexample of ${one.name}, distance ${one.distance}`));
       if (one.difference) place.append(picture(one.difference, "difference, amplified"));
     }
-    document.querySelectorAll("tr.chosen").forEach((line) => line.classList.remove("chosen"));
-    const line = document.querySelector(`tr[data-row="${row}"]`);
-    if (line) line.classList.add("chosen");
+    cell.append(place);
+    line.append(cell);
+    return line;
   };
-  const pick = (event) => {
-    const line = event.target.closest("tr");
-    if (line) detail(+line.dataset.row);
+  const button = (row) => by("table").querySelector(`tr[data-row="${row}"] .row`);
+  const choose = (row) => {
+    const before = button(chosen);
+    if (by("detail")) by("detail").remove();
+    if (before) before.setAttribute("aria-expanded", false);
+    chosen = chosen === row ? -1 : row;
+    if (chosen >= 0) {
+      button(row).setAttribute("aria-expanded", true);
+      button(row).closest("tr").after(detail(row));
+    }
+    focus(button(row));
   };
-  by("table").tBodies[0].addEventListener("click", pick);
+  const focus = (target) => {
+    for (const other of by("table").querySelectorAll('.row[tabindex="0"]')) other.tabIndex = -1;
+    target.tabIndex = 0;
+    target.focus({ preventScroll: true });
+    target.scrollIntoView({ block: "nearest" });
+  };
+  by("table").tBodies[0].addEventListener("click", (event) => {
+    const line = event.target.closest("tr[data-row]");
+    if (line) choose(+line.dataset.row);
+  });
   by("table").tBodies[0].addEventListener("keydown", (event) => {
-    if (event.key === "Enter" || event.key === " ") { event.preventDefault(); pick(event); }
+    const rows = [...by("table").querySelectorAll(".row")], at = rows.indexOf(event.target);
+    const to = { ArrowDown: at + 1, ArrowUp: at - 1, Home: 0, End: rows.length - 1 }[event.key];
+    if (at < 0 || to === undefined) return;
+    event.preventDefault();
+    if (rows[to]) focus(rows[to]);
   });
   nets.forEach((net, i) => by("network").append(el("option", net.name, { value: i })));
   by("network").value = nets.length - 1;
@@ -120,5 +148,41 @@
   by("back").addEventListener("click", () => { start = Math.max(0, start - PAGE); draw(); });
   by("next").addEventListener("click", () => { start += PAGE; draw(); });
   sort("index");
-  for (const item of JSON.parse(by("plots").textContent)) Bokeh.embed.embed_item(item);
+
+  const tools = (plot, place) => {
+    const made = el("details", undefined, { class: "tools" }), pan = plot.toolbar.tools.find((tool) => tool.type === "PanTool");
+    made.append(el("summary", "Hide, show and zoom"));
+    for (const legend of [...plot.center, ...plot.above].filter((one) => one.type === "Legend")) {
+      for (const item of legend.items) {
+        const label = el("label"), box = el("input", undefined, { type: "checkbox" });
+        box.checked = true;
+        box.addEventListener("change", () => item.renderers.forEach((one) => { one.visible = box.checked; }));
+        label.append(box, ` ${item.label.value}`);
+        made.append(label);
+      }
+    }
+    const zoom = (factor) => {
+      pan.active = true;
+      for (const range of [plot.x_range, plot.y_range]) {
+        const middle = (range.start + range.end) / 2, half = (range.end - range.start) / 2 * factor;
+        range.setv({ start: middle - half, end: middle + half });
+      }
+    };
+    const buttons = [["Zoom in", () => zoom(0.5)], ["Zoom out", () => zoom(2)], ["Reset", () => { pan.active = false; plot.reset.emit(); }]];
+    for (const [words, act] of buttons) {
+      const one = el("button", words, { type: "button" });
+      one.addEventListener("click", act);
+      made.append(one);
+    }
+    place.after(made);
+  };
+  for (const item of JSON.parse(by("plots").textContent)) {
+    Bokeh.embed.embed_item(item).then((views) => tools([...views.roots][0].model, by(item.target_id)));
+  }
+  for (const place of document.querySelectorAll(".wide")) {
+    new ResizeObserver(() => {
+      if (place.scrollWidth > place.clientWidth || place.scrollHeight > place.clientHeight) place.tabIndex = 0;
+      else place.removeAttribute("tabindex");
+    }).observe(place);
+  }
 })();

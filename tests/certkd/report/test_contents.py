@@ -129,7 +129,7 @@ def test_rows_of_an_unknown_method_are_refused(tmp_path: Path) -> None:
 
 
 def test_facts_name_network_data_and_settings(tmp_path: Path) -> None:
-    text = "\n".join(tables.facts(file(tmp_path / "a.h5", "crown")))
+    text = "\n".join(tables.facts(file(tmp_path / "a.h5", "crown")).lines())
     assert "certkd:mlp  sha256 abab" in text and "given as arrays  sha256 data" in text
     assert "crown engine=auto" in text or "engine=" in text
     assert find("crown").claim in text

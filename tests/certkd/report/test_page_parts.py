@@ -51,7 +51,7 @@ def test_pictures_stop_where_the_budget_ends() -> None:
 
 
 def test_a_table_and_a_sentence_are_escaped() -> None:
-    assert element("a < b & \x1b[2J") == r"<p>a &lt; b &amp; \x1b[2J</p>"
+    assert element("a < b & \x1b[2J") == r'<p class="note">a &lt; b &amp; \x1b[2J</p>'
     table = element(Table("T<", ["a", "b"], [["x<y", "1.5"], ["-", "[1, 2]"]]))
     assert "<h3>T&lt;</h3>" in table and "<td>x&lt;y</td><td class=number>1.5</td>" in table
-    assert table.count("<tr>") == 3 and table.count('<th scope="col">') == 2
+    assert table.count("<tr>") == 3 and '<th scope="col">a</th><th scope="col" class=number>b</th>' in table
