@@ -38,7 +38,13 @@ from verifiers.runtime.oom import pass_on_memory
 
 
 class Hidden(Unsupported):
-    """The network's Python code does what no graph shows."""
+    """The network's Python code does what no graph shows.
+
+    Attributes:
+        single: whether it reads a number from the image, as only code for one image does.
+    """
+
+    single = False
 
 
 def capture(model: nn.Module, x: Float[Tensor, "1 *shape"], dtype: torch.dtype = torch.float64) -> Graph:
@@ -201,7 +207,9 @@ def _export(model: nn.Module, x: Tensor, given: nn.Module | None) -> Any:
     with blamed("the network fails on one image"):
         watched = watch(model, x)
     if watched.hidden:
-        raise Hidden(f"the network cannot be captured: {watched.hidden}")
+        hidden = Hidden(f"the network cannot be captured: {watched.hidden}")
+        hidden.single = watched.single
+        raise hidden
     with _captures(), torch.no_grad(), answers_of_deployment(), Replay(watched.constants):
         exported = torch.export.export(model, (x,), strict=False)
     raw = exported if all(hasattr(n.target, "_schema") for n in exported.graph.nodes if _is_operator(n)) else None

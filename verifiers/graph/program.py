@@ -229,7 +229,8 @@ class Program:
         with suppress(Unsupported, Contradiction):
             self.capture(first)
         images, found = probes(self.given, first), self._made["captured"]
-        expected = check_alone(self.module if isinstance(found, Hidden) else self.given, images, self._rounding)
+        single = isinstance(found, Hidden) and found.single  # code for one image, which no batch can be given to
+        expected = check_alone(self.module if single else self.given, images, self._rounding)
         if isinstance(found, Captured) and not found.plain:
             try:
                 check_program(self.given, found, images, expected, self._rounding)

@@ -61,9 +61,11 @@ class Watched:
         hidden: what torch.export cannot see, with the line of the network's code; None if there is nothing.
         constants: the numbers that Python code read from tensors that do not depend on the image, in order, each with
             the method that read it.
+        single: whether Python code read a number from the image, which a batch of several does not have.
     """
 
     hidden: str | None = None
+    single: bool = False
     constants: list[tuple[str, Any]] = field(default_factory=list)
 
     def hide(self, reason: str, frame: FrameType | None) -> None:
@@ -111,6 +113,7 @@ class _Functions(TorchFunctionMode):
         if name in NUMBERS:
             if self.depends(given):
                 self.found.hide("its code reads values of the image in Python", _caller())
+                self.found.single = True
             else:
                 self.found.constants.append((name, result))
         return result

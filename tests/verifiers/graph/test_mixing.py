@@ -241,6 +241,35 @@ def sorted_inside(n: Coded, x: Tensor) -> Tensor:
     return n.last(n.hidden(x.flatten(1).sort(1).values))
 
 
+#: The same, where no graph shows it; and code that reads a number, which is for one image.
+UNSEEN: dict[str, Code] = {
+    "numpy": on_hidden(lambda n, h: h - torch.from_numpy(h.detach().numpy().mean(0))),
+    "data": on_hidden(lambda n, h: h - h.data.mean(0)),
+    "one_hot": on_hidden(lambda n, h: h + F.one_hot(h.argmax(0), len(h)).T),
+}
+SINGLE: dict[str, Code] = {
+    "a number": on_hidden(lambda n, h: -h if float(h[0, 0]) > 0.5 else h),
+    "any": on_hidden(lambda n, h: -h if (h[:, 0] > 0.5).any() else h),
+}
+
+
+@pytest.mark.parametrize("name", UNSEEN)
+@pytest.mark.thin(2)
+def test_mixing_that_no_graph_shows_is_refused(name: str) -> None:
+    program = Program(Coded(UNSEEN[name]).eval())
+    with pytest.raises(InputError, match="the network mixes the images of a batch"):
+        program.hold(images(1))
+
+
+@pytest.mark.parametrize("name", SINGLE)
+def test_code_for_one_image_runs_on_one_at_a_time(name: str) -> None:
+    network, x = Coded(SINGLE[name]).eval(), images(5)
+    program = Program(network)
+    with torch.no_grad():
+        assert torch.equal(program.hold(x)(x), torch.cat([network(image) for image in x.split(1)]))
+    assert program.refusal is not None
+
+
 #: Networks that look like some of these, and answer each image by itself.
 HONEST: dict[str, Code] = {
     "InstanceNorm": lambda n, x: n.last(n.hidden(n.instance(x))),
