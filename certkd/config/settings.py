@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from certkd.objectives import AnyObjective
-from verifiers.core.errors import InputError, quoted
+from verifiers.core.errors import InputError, did_you_mean, quoted
 from verifiers.core.quantities import Norm
 from verifiers.core.settings import Count, CountOrZero, EpsilonText, Number, Positive, Radius, Seed, Strict
 
@@ -33,6 +33,17 @@ def _image_size(value: Any) -> Any:
     if isinstance(value, bool) or len(whole) not in (1, 2) or not all(1 <= side <= 10**5 for side in whole):
         raise ValueError(f"an image size is a side, H,W or as-is, like 224 or 32,48, got {quoted(value)}")
     return whole[0] if whole[0] == whole[-1] else f"{whole[0]},{whole[1]}"
+
+
+def _known_optimizer(value: str) -> str:
+    if value in ("adam", "adamw", "sgd"):
+        return value
+    from timm.optim import list_optimizers  # takes seconds
+
+    known = [str(name) for name in list_optimizers()]
+    if value not in known:
+        raise ValueError(f"unknown optimizer {value!r}.{did_you_mean(value, known)}")
+    return value
 
 
 #: The known data sets, in files of their own form and as images in folders.
@@ -105,24 +116,29 @@ class ModelConfig(Strict):
 
 
 class OptimizerConfig(Strict):
-    """Adam, AdamW or SGD with Nesterov momentum 0.9; the rate is multiplied by ``drop`` after each share of the epochs.
+    """Any optimiser of timm, with momentum 0.9 where it has one, and the schedule of its learning rate.
 
-    A drop takes effect in the first epoch that begins after its share. The rate rises linearly in the
-    first ``warmup`` epochs.
+    The rate rises linearly, step by step, in the first ``warmup`` epochs. A drop takes effect in the first epoch that
+    begins after its share.
 
     Attributes:
-        kind: of the optimizer.
+        kind: of the optimizer: adam, adamw, sgd (with Nesterov momentum) or another name of timm, like lamb or lion.
         rate: the learning rate.
         weight_decay: part of the gradient for Adam and SGD; AdamW shrinks the weights instead.
-        schedule: of the rate: constant, drops at the milestones, or a half cosine to zero.
+        decay_norms: weight decay of biases and normalisation layers too; usually false for vision transformers.
+        layer_decay: factor of the rate from each layer to the one before, for networks of timm, such as 0.75 where a
+            pre-trained vision transformer is trained further (Bao et al., arXiv 2106.08254).
+        schedule: of the rate: constant, drops at the milestones, or a half cosine to zero, step by step.
         milestones: shares of the epochs after which the rate drops.
         drop: the factor of each drop.
         warmup: number of first epochs in which the rate rises.
     """
 
-    kind: Literal["adam", "adamw", "sgd"] = "adam"
+    kind: Annotated[str, AfterValidator(_known_optimizer)] = "adam"
     rate: Positive = 2e-3
     weight_decay: Number = 0.0
+    decay_norms: bool = True
+    layer_decay: Annotated[Positive, Field(le=1)] | None = None
     schedule: Literal["constant", "steps", "cosine"] = "steps"
     milestones: tuple[Milestone, ...] = (0.6, 0.85)
     drop: Annotated[Positive, Field(le=1)] = 0.1
@@ -130,7 +146,9 @@ class OptimizerConfig(Strict):
 
     @model_validator(mode="after")
     def _all_has_an_effect(self) -> "OptimizerConfig":
-        self.refuse_idle(dict.fromkeys(("milestones", "drop"), self.schedule == "steps"))
+        self.refuse_idle(
+            {**dict.fromkeys(("milestones", "drop"), self.schedule == "steps"), "decay_norms": self.weight_decay > 0}
+        )
         return self
 
 

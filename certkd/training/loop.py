@@ -20,11 +20,12 @@ from certkd.training.checks import check_types
 from certkd.training.evaluation import evaluate, has_collapsed
 from certkd.training.log import RunLog
 from certkd.training.monitor import alarms, diagnostics, warnings
+from certkd.training.optimizer import rate_of
 from certkd.training.ranks import Ranks
 from certkd.training.resume import Progress, TrainingFolder, load_progress, save_epoch
 from certkd.training.run import Run, Teachers, TrainingData
 from certkd.training.setup import prepare, ready
-from certkd.training.step import backward, batch_of, batches, learning_rate
+from certkd.training.step import backward, batch_of, batches
 from certkd.training.trial import try_training
 from verifiers.core.errors import InputError
 from verifiers.runtime.fingerprint import weights_sha256
@@ -152,7 +153,6 @@ def _measured_epoch(run: Run, epoch: int, progress: Progress) -> dict[str, Any]:
 def _epoch(run: Run, epoch: int, memory: dict[str, float]) -> dict[str, Any]:
     """Pass once over the training images; return the mean of each term and the learning rate."""
     config, seed = run.config, run.config.seed
-    rate = run.optimizer.rate = learning_rate(config.optimizer, epoch, config.epochs)
     torch.manual_seed(key(seed, epoch, 0) + run.ranks.rank)
     run.student.train()
     order = torch.randperm(len(run.fit), generator=keyed_generator(seed, epoch, 1))
@@ -164,6 +164,7 @@ def _epoch(run: Run, epoch: int, memory: dict[str, float]) -> dict[str, Any]:
         batch = batch_of(run, (x, y), keyed_generator(seed, epoch, 2 + step), done, memory)
         run.optimizer.zero_grad()
         terms, loss = backward(run.objective, batch, config, run.ranks)
+        run.schedule.step_update(epoch * len(parts) + step)
         run.optimizer.step()
         run.ranks.average_buffers(run.student)
         run.masks.keep()
@@ -176,7 +177,7 @@ def _epoch(run: Run, epoch: int, memory: dict[str, float]) -> dict[str, Any]:
     means = {name: float(value) / len(run.fit) for name, value in sums.items()}
     if not all(np.isfinite(value) for value in means.values()):
         raise InputError(f"the loss is not finite in epoch {epoch} ({means}): lower the learning rate or the weights")
-    return {"terms": means, "rate": rate}
+    return {"terms": means, "rate": rate_of(run.optimizer)}
 
 
 def _add(sums: dict[str, Tensor], terms: Terms, loss: Tensor, rows: int) -> None:

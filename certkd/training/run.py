@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -15,7 +15,10 @@ from certkd.objectives import Objective
 from certkd.reporter import TrainingReporter
 from certkd.training.average import Average
 from certkd.training.ranks import Ranks
-from verifiers.runtime.optimizer import Optimizer
+
+if TYPE_CHECKING:
+    from timm.scheduler.scheduler import Scheduler
+    from torch.optim import Optimizer
 
 #: Images, in [0, 1] or as bytes, and labels: a pair of tensors, arrays or lists, a torch data set or a loader.
 Labelled = Split | tuple[Any, Any] | Dataset[Any] | DataLoader[Any]
@@ -47,6 +50,7 @@ class Run:
         threat: the ball of the diagnostics' attacks; None for no attack.
         average: the average of the student's weights; None for none.
         ranks: the processes that share the training.
+        schedule: sets the learning rate of each step.
         masks: those of a pruned student.
     """
 
@@ -59,7 +63,8 @@ class Run:
     selection: SelectionConfig
     metric: str
     threat: Threat | None
-    optimizer: Optimizer
+    optimizer: "Optimizer"
+    schedule: "Scheduler"
     average: Average | None
     masks: Masks
     place: torch.device

@@ -17,9 +17,10 @@ from certkd.reporter import TrainingReporter
 from certkd.training.average import Average
 from certkd.training.checks import as_split, check_settings, check_student, check_teacher, teacher_disagrees
 from certkd.training.monitor import threat_of
+from certkd.training.optimizer import optimizer_of, schedule_of
 from certkd.training.ranks import Ranks
 from certkd.training.run import Run, Teachers, TrainingData
-from certkd.training.step import forward_of, optimizer_of
+from certkd.training.step import batches, forward_of
 from verifiers.core.errors import InputError
 from verifiers.runtime.device import choose_device
 from verifiers.runtime.modes import eval_mode, suitable_threads
@@ -52,6 +53,8 @@ def prepare(
             chance = teacher_disagrees(teacher, classes, held_out, place)
             if chance is not None:
                 reporter.warn(f"the {role}'s clean accuracy {chance}")
+    optimizer = optimizer_of(student, config.optimizer)
+    steps = len(batches(torch.arange(len(fit)), config.batch_size))
     return Run(
         student=student,
         forward=forward_of(student, config),
@@ -62,7 +65,8 @@ def prepare(
         selection=selection,
         metric=metric,
         threat=threat_of(config),
-        optimizer=optimizer_of(student, config.optimizer),
+        optimizer=optimizer,
+        schedule=schedule_of(optimizer, config.optimizer, config.epochs, steps),
         average=Average(student, config) if config.average != "none" else None,
         masks=Masks(student),
         place=place,

@@ -1,6 +1,5 @@
-"""Take one optimiser step: batch, precision, micro-batches, gradients; and set the learning rate of an epoch."""
+"""Take one optimiser step: batch, precision, micro-batches, gradients."""
 
-import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -10,43 +9,15 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from certkd.config.settings import OptimizerConfig, Recipe
+from certkd.config.settings import Recipe
 from certkd.data.augmentation import crop_and_flip
 from certkd.data.keys import keyed_generator
 from certkd.objectives import Objective
 from certkd.objectives.base import Batch, Term, Terms, total
 from certkd.training.ranks import Ranks
 from certkd.training.run import Run
-from verifiers.core.errors import InputError
-from verifiers.runtime.optimizer import SGD, Adam, AdamW, Optimizer
 
 ALONE = Ranks()
-
-
-def optimizer_of(student: nn.Module, config: OptimizerConfig) -> Optimizer:
-    """Build the optimiser of the weights that are not frozen.
-
-    Raises:
-        InputError: all weights are frozen.
-    """
-    parameters = [parameter for parameter in student.parameters() if parameter.requires_grad]
-    if not parameters:
-        raise InputError("the student has no weights to train: set requires_grad on some of them")
-    return {"adam": Adam, "adamw": AdamW, "sgd": SGD}[config.kind](parameters, config.rate, config.weight_decay)
-
-
-def learning_rate(config: OptimizerConfig, epoch: int, epochs: int) -> float:
-    """Return the rate of an epoch (0-based): constant, dropped at each milestone, or half a cosine.
-
-    In the first ``warmup`` epochs it is multiplied by (epoch + 1) / (warmup + 1).
-    """
-    rise = min(1.0, (epoch + 1) / (config.warmup + 1))
-    if config.schedule == "cosine":
-        return rise * (config.rate * 0.5 * (1 + math.cos(math.pi * epoch / epochs)))
-    if config.schedule == "steps":
-        passed = sum(epoch >= share * epochs - 1e-9 for share in config.milestones)
-        return rise * config.rate * config.drop**passed
-    return rise * config.rate
 
 
 def precision(recipe: Recipe, place: torch.device) -> AbstractContextManager[Any]:

@@ -185,7 +185,7 @@ MISTAKES: list[tuple[str, str]] = [
     ("train --config TRAINING --set objective=kd", "must be settings by name, like {kind: kd}, got 'kd'"),
     ("train TYPO", "TYPO: unknown setting 'objectiv'. Did you mean 'objective'? (and 2 more)"),
     ("train TRAINING --set objective.kind=kdig", "objective: unknown kind 'kdig'. Did you mean 'kdiga'?"),
-    ("train TRAINING --set optimizer.kind=adm", "optimizer.kind must be 'adam', 'adamw' or 'sgd', got 'adm'"),
+    ("train TRAINING --set optimizer.kind=adm", "optimizer.kind: unknown optimizer 'adm'. Did you mean 'adam'?"),
     ("train TRAINING --set objective.knd=kd", "unknown setting 'objective.knd'. Did you mean 'kind'?"),
     ("run configs/digits.yaml --set certify.ep=1 --print-config", "unknown setting 'certify.ep'. Did you mean 'eps'?"),
     ("certify NET --teacher STUDENT --eps 0.1", "STUDENT is a student of NET: give the student as the network, and"),

@@ -1,4 +1,4 @@
-"""One step and what surrounds it: rates, precision, parts of a batch, averages, compiled and refused networks."""
+"""One step and what surrounds it: precision, parts of a batch, averages, compiled and refused networks."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from certkd.config.settings import OptimizerConfig, Recipe
+from certkd.config.settings import Recipe
 from certkd.objectives import Kd, Kdiga, Objective, Standard
 from certkd.objectives.base import Batch, Terms
 from certkd.training.average import Average
-from certkd.training.step import backward, learning_rate, optimizer_of
+from certkd.training.step import backward
 from certkd.training.trial import try_step
 from tests.certkd.training.test_training import (
     FAST,
@@ -32,7 +32,6 @@ from tests.certkd.training.test_training import (
 )
 from tests.training import train
 from verifiers.core.errors import InputError
-from verifiers.runtime.optimizer import SGD, Adam, AdamW, Optimizer
 
 
 def batch_of(student: nn.Module, count: int = 30, teacher: nn.Module | None = None) -> Batch:
@@ -49,70 +48,6 @@ def convolutional(seed: int = 0) -> nn.Module:
         return nn.Sequential(*body, nn.Linear(128, 4))
 
     return seeded(make, seed)
-
-
-# ------------------------------------------------------------------------------------------------------------ the rates
-
-
-def test_rate_after_the_second_milestone_is_dropped_twice() -> None:
-    config = OptimizerConfig(rate=0.1, schedule="steps", milestones=(0.5, 0.75), drop=0.1)
-    rates = [learning_rate(config, epoch, 20) for epoch in range(20)]
-    assert rates == pytest.approx([0.1] * 10 + [0.01] * 5 + [0.001] * 5)
-
-
-@pytest.mark.parametrize(
-    ("epochs", "rates"), [(1, [1.0]), (2, [1.0, 0.1]), (3, [1.0, 1.0, 0.1]), (4, [1.0, 1.0, 0.1, 0.01])]
-)
-def test_short_trainings_drop_in_the_first_epoch_after_the_share(epochs: int, rates: list[float]) -> None:
-    config = OptimizerConfig(rate=1.0, milestones=(0.5, 0.75))
-    assert [learning_rate(config, epoch, epochs) for epoch in range(epochs)] == pytest.approx(rates)
-
-
-def test_a_share_that_a_float_misses_by_its_last_digit() -> None:
-    config = OptimizerConfig(rate=1.0, milestones=(0.7,))  # 0.7 * 10 is 7.000000000000001 in some orders
-    for epochs in (10, 20, 100, 1000):
-        rates = [learning_rate(config, epoch, epochs) for epoch in range(epochs)]
-        assert rates.count(1.0) == 7 * epochs // 10, f"of {epochs}: {rates.count(1.0)} before the drop"
-
-
-def test_cosine_falls_from_the_rate_to_almost_nothing() -> None:
-    config = OptimizerConfig(rate=0.1, schedule="cosine")
-    rates = [learning_rate(config, epoch, 100) for epoch in range(100)]
-    assert rates[0] == pytest.approx(0.1) and rates[50] == pytest.approx(0.05) and 0 < rates[-1] < 1e-4
-    assert rates == sorted(rates, reverse=True)
-
-
-def test_constant_rate_stays() -> None:
-    config = OptimizerConfig(rate=0.03, schedule="constant")
-    assert {learning_rate(config, epoch, 7) for epoch in range(7)} == {0.03}
-
-
-@pytest.mark.parametrize("kind", ["adam", "adamw", "sgd"])
-def test_optimizer_takes_the_rate_of_the_epoch(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    owner = {"adam": Adam, "adamw": AdamW, "sgd": SGD}[kind]
-    step, seen = owner.step, list[float]()
-
-    def spy(self: Optimizer) -> None:
-        seen.append(self.rate)
-        step(self)
-
-    monkeypatch.setattr(owner, "step", spy)
-    config = OptimizerConfig(kind=kind, rate=0.1, milestones=(0.3, 0.6))  # type: ignore[arg-type]
-    result = fit(plain(), recipe=Recipe(epochs=3, batch_size=60, optimizer=config))
-    assert seen == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
-    assert [record["rate"] for record in result.history] == pytest.approx([0.1, 0.01, 0.001])
-
-
-@pytest.mark.parametrize("schedule", ["constant", "steps", "cosine"])
-def test_the_rate_rises_linearly_while_warming_up(schedule: Any) -> None:
-    cold, warm = (OptimizerConfig(rate=0.1, schedule=schedule, warmup=w) for w in (0, 3))
-    shares = [learning_rate(warm, epoch, 10) / learning_rate(cold, epoch, 10) for epoch in range(10)]
-    assert shares == pytest.approx([0.25, 0.5, 0.75] + [1.0] * 7)
-
-
-def test_a_student_without_weights_to_train_is_refused() -> None:
-    with pytest.raises(InputError, match="no weights to train"):
-        optimizer_of(plain().requires_grad_(False), OptimizerConfig())
 
 
 # ------------------------------------------------------------------------------------------------------------ precision
