@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from verifiers.certify.certify import certify
     from verifiers.certify.config import CertifyConfig
     from verifiers.core.errors import InputError
+    from verifiers.graph.quantized import in_integers
     from verifiers.results.reader import read as read_certificates
 
 __all__ = [
@@ -103,6 +104,7 @@ __all__ = [
     "Uad",
     "certify",
     "compare",
+    "in_integers",
     "load_checkpoint",
     "read_certificates",
     "train",
@@ -122,6 +124,7 @@ _MODULES = {
     "TrainingFolder": "certkd.training.resume",
     "certify": "verifiers.certify.certify",
     "compare": "certkd.comparison.compare",
+    "in_integers": "verifiers.graph.quantized",
     "load_checkpoint": "certkd.networks.resolve",
     "read_certificates": "verifiers.results.reader:read",
     "train": "certkd.training.loop",

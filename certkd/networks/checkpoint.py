@@ -132,6 +132,11 @@ def load(
             else:
                 with budget if spec.layers else nullcontext():
                     model = build(_named(spec, *own))
+        if any(value.dtype is torch.qint8 for value in held.state.values()):
+            from certkd.networks.quantized import load_quantized  # it imports torch's old modules
+
+            load_quantized(model, held.state, path)
+            return Checkpoint(model.eval(), **dict(about), remarks=tuple(held.remarks))
         remarks = _load_strictly(model, held.state, path, bare=not metadata)
     return Checkpoint(model.eval(), **dict(about), remarks=(*held.remarks, *remarks))
 

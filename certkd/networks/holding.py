@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from certkd.networks.pickled import Coded, Odd, View
+from certkd.networks.described import Coded, Name, Odd, Quantized, View
 from verifiers.core.errors import InputError, quoted
 
 #: Keys of weights, the preferred ones first; those of moving averages come last.
@@ -111,10 +111,15 @@ def _is_state(value: Any) -> bool:
     """Return whether a value is a dictionary of tensors, apart from a few plain numbers."""
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
         return False
-    known = sum(isinstance(part, View | Coded) for part in value.values())
-    tensors = sum(isinstance(part, View | Odd | Coded) for part in value.values())
-    plain = sum(isinstance(part, int | float | str | None) for part in value.values())
+    known = sum(isinstance(part, View | Coded | Quantized) or is_packed(part) for part in value.values())
+    tensors = known + sum(isinstance(part, Odd) for part in value.values())
+    plain = sum(isinstance(part, int | float | str | Name | None) for part in value.values())
     return known > 0 and tensors + plain == len(value) and 2 * tensors > len(value)
+
+
+def is_packed(value: Any) -> bool:
+    """Tell whether a value is what torch.ao packs of a linear layer: its weights in int8 and its bias."""
+    return isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], Quantized)
 
 
 def plain_weights(content: Any, path: Path, *, strict: bool = False) -> dict[str, Any]:

@@ -6,123 +6,20 @@ is rejected. Tensors are only described here: their numbers are read later, when
 """
 
 import io
-import math
 import pickletools
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from certkd.networks.described import DTYPES, INT8, Name, Odd, Storage, from_type, quantized, view
+
 #: Most bytes of a pickle, and most operations in it: 25,000 tensors, in about five seconds.
 BYTES, OPERATIONS = 1 << 24, 1_000_000
-
-DTYPES = {
-    "FloatStorage": torch.float32,
-    "DoubleStorage": torch.float64,
-    "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16,
-    "LongStorage": torch.int64,
-    "IntStorage": torch.int32,
-    "ShortStorage": torch.int16,
-    "CharStorage": torch.int8,
-    "ByteStorage": torch.uint8,
-    "BoolStorage": torch.bool,
-}
 
 
 class Code(Exception):
     """A pickle calls a function or an object that is not plain; the message names it."""
-
-
-@dataclass(frozen=True)
-class Storage:
-    """The numbers of one or several tensors.
-
-    Attributes:
-        key: the storage's name in its file.
-        dtype: None if its kind of number is not supported.
-        entries: number of entries.
-    """
-
-    key: str
-    dtype: torch.dtype | None
-    entries: int
-
-    @property
-    def bytes(self) -> int:
-        """The size of the numbers in the file."""
-        return self.entries * (self.dtype.itemsize if self.dtype is not None else 1)
-
-
-@dataclass(frozen=True)
-class View:
-    """A tensor: the part of a storage that it shows."""
-
-    storage: Storage
-    offset: int
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Odd:
-    """A tensor of a kind that is not read, such as a sparse one; ``kind`` names it."""
-
-    kind: str
-
-
-@dataclass(frozen=True)
-class Coded:
-    """A matrix of weights in int8 with a scale for each row, and a zero point that is 0: torchao's weights alone."""
-
-    codes: View
-    scales: View
-    zeros: View | None
-
-
-@dataclass(frozen=True)
-class Name:
-    """A class, function or constant that a pickle names."""
-
-    text: str
-
-
-def _view(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> View | Odd:
-    """Describe a tensor, whose entries must lie inside its storage, each at its own place.
-
-    Raises:
-        ValueError: they do not.
-    """
-    sizes = (*shape, *stride, offset)
-    if not isinstance(storage, Storage) or len(shape) != len(stride) or len(shape) > 64:
-        raise ValueError("a tensor without storage")
-    if any(type(size) is not int or not 0 <= size < 1 << 62 for size in sizes):
-        raise ValueError(f"a tensor of shape {str(shape)[:60]} and strides {str(stride)[:60]}")
-    if storage.dtype is None:
-        return Odd("quantised, complex or other special numbers")
-    last = offset + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
-    if math.prod(shape) and (last >= storage.entries or math.prod(shape) > storage.entries):
-        raise ValueError(f"a tensor of shape {tuple(shape)} in a storage of {storage.entries} numbers")
-    return View(storage, offset, tuple(shape), tuple(stride))
-
-
-def _from_type(_: Any, kind: Any, __: Any, state: Any) -> "Coded | Odd":
-    """Describe a tensor of torchao's: weights in int8, and no other kind."""
-    if not isinstance(kind, Name) or not isinstance(state, dict):
-        raise ValueError("a tensor of a class without its parts")
-    if kind.text != INT8:
-        return Odd(f"a tensor of the class {kind.text[:80]}")
-    if any(state.get(name) is not None for name in _ROUNDS_VALUES):
-        return Odd("a tensor of torchao that rounds values as well as weights (only Int8WeightOnlyConfig is read)")
-    codes, scales = state.get("qdata"), state.get("scale")
-    if not isinstance(codes, View) or not isinstance(scales, View) or codes.storage.dtype is not torch.int8:
-        raise ValueError("an int8 tensor without codes or scales")
-    zeros = state.get("zero_point")
-    by_rows = len(codes.shape) == 2 and scales.shape == (codes.shape[0], 1)
-    if not by_rows or state.get("block_size") != [1, codes.shape[1]] or not isinstance(zeros, View | None):
-        return Odd("an int8 tensor of torchao without a scale for each row alone")
-    return Coded(codes, scales, zeros)
 
 
 def _ordered(*pairs: Any) -> dict[Any, Any]:
@@ -148,11 +45,6 @@ def _first(value: Any, *_: Any) -> Any:
     return value
 
 
-#: The class of torchao's int8 tensors, and what it stores where values are rounded as well.
-INT8 = "torchao.quantization.Int8Tensor"
-_ROUNDS_VALUES = ("act_quant_kwargs", "act_quant_scale", "act_quant_zero_point", "act_pre_scale")
-
-
 def _empty(*_: Any) -> dict[Any, Any]:
     """Stand in for an object beside weights: its entries may be tensors, its attributes are ignored."""
     return {}
@@ -165,17 +57,17 @@ def _none(*_: Any) -> None:
 #: The functions that plain values need, with what takes their place.
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     "collections.OrderedDict": _ordered,
-    "torch._utils._rebuild_tensor": _view,
-    "torch._utils._rebuild_tensor_v2": _view,
+    "torch._utils._rebuild_tensor": view,
+    "torch._utils._rebuild_tensor_v2": view,
     "torch._utils._rebuild_parameter": _first,
     "torch._utils._rebuild_parameter_with_state": _first,
     "torch._utils._rebuild_tensor_v3": _odd("numbers of 8 bits or another special kind"),
     "torch._utils._rebuild_sparse_tensor": _odd("a sparse tensor"),
     "torch._utils._rebuild_sparse_csr_tensor": _odd("a sparse tensor"),
     "torch._utils._rebuild_nested_tensor": _odd("a nested tensor"),
-    "torch._utils._rebuild_qtensor": _odd("a quantised tensor"),
+    "torch._utils._rebuild_qtensor": quantized,
     "torch._utils._rebuild_meta_tensor_no_storage": _odd("a tensor without values"),
-    "torch._tensor._rebuild_from_type_v2": _from_type,
+    "torch._tensor._rebuild_from_type_v2": from_type,
     "torch.serialization._get_layout": _first,
     "torch.device": _first,
     "torch.Size": tuple,

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from certkd import files
-from certkd.networks.holding import plain_weights, weights_in
-from certkd.networks.pickled import Coded, Odd, View
+from certkd.networks.described import Coded, Odd, Quantized, View
+from certkd.networks.holding import is_packed, plain_weights, weights_in
 from certkd.networks.torch_file import TorchFile
 from verifiers.core.errors import InputError, loading, quoted
 
@@ -40,7 +40,10 @@ _DTYPES = {
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor in a file; ``read`` reads its numbers, ``codes`` those of a matrix in int8 and its scales."""
+    """A tensor in a file; ``read`` reads its numbers, ``codes`` those of a matrix in int8 and its scales.
+
+    Of weights in int8 of torch.ao's modules the dtype is qint8. What such a module packs are two: NAME.0 and NAME.1.
+    """
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -130,7 +133,10 @@ def _state(file: TorchFile, content: dict[str, Any]) -> dict[str, Stored]:
     for name, value in content.items():
         if isinstance(value, Odd):
             raise InputError(f"{file.path}: {quoted(name)} holds {value.kind}: save dense float weights")
+    packed = {name: value for name, value in content.items() if is_packed(value)}
+    content = content | {f"{name}.{i}": part for name, value in packed.items() for i, part in enumerate(value)}
     coded = {name: _coded(file, name, value) for name, value in content.items() if isinstance(value, Coded)}
+    coded |= {name: _quantized(file, name, value) for name, value in content.items() if isinstance(value, Quantized)}
     return coded | {
         name: Stored(view.shape, view.storage.dtype or torch.float32, partial(file.tensor, view))
         for name, view in content.items()
@@ -151,6 +157,25 @@ def _coded(file: TorchFile, name: str, matrix: Coded) -> Stored:
         return values * scales[:, None]
 
     return Stored(matrix.codes.shape, matrix.scales.storage.dtype or torch.float32, read, codes)
+
+
+def _quantized(file: TorchFile, name: str, weight: Quantized) -> Stored:
+    """Describe weights in int8 of torch.ao's modules, which are read as torch's quantised tensors."""
+
+    def read() -> Tensor:
+        scales, zeros = (
+            file.tensor(given).contiguous() if isinstance(given, View) else torch.tensor(given)
+            for given in (weight.scales, weight.zeros)
+        )
+        good = bool((scales > 0).all()) and bool(scales.isfinite().all()) and bool((zeros.abs() <= 128).all())
+        if not good or zeros.is_floating_point():
+            raise InputError(f"{file.path}: {quoted(name)} has scales or zero points that no int8 weights have")
+        codes = file.tensor(weight.codes).contiguous()
+        if weight.axis is None:
+            return torch._make_per_tensor_quantized_tensor(codes, float(scales), int(zeros))
+        return torch._make_per_channel_quantized_tensor(codes, scales.double(), zeros.long(), weight.axis)
+
+    return Stored(weight.codes.shape, torch.qint8, read)
 
 
 def _safetensors(path: Path, key: str | None) -> Contents:

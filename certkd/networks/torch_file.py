@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from certkd.networks.pickled import BYTES, Code, Coded, Odd, Storage, Unpickler, View
+from certkd.networks.described import Coded, Odd, Quantized, Storage, View
+from certkd.networks.pickled import BYTES, Code, Unpickler
 from verifiers.core.errors import InputError
 
 _MAGIC = 0x1950A86A20F9469CFC6C
@@ -81,7 +82,7 @@ class TorchFile:
             return {key: self._filled(inner) for key, inner in value.items()}
         if isinstance(value, list | tuple):
             return type(value)(self._filled(inner) for inner in value)
-        if isinstance(value, Odd | Coded):
+        if isinstance(value, Odd | Coded | Quantized):
             raise ValueError(f"it holds {value.kind if isinstance(value, Odd) else 'weights in int8'}")
         return self.tensor(value) if isinstance(value, View) else value
 

@@ -209,25 +209,38 @@ def refuse_codes(program: fx.GraphModule, engine: str) -> None:
         raise Unsupported(f"{engine} has no operators for the codes of int8 networks; use the native engine")
 
 
-#: Where the classes of other int8 forms are defined, from the most special; what they are, and why they are not read.
-OTHER_FORMS = (
-    ("torch.ao.nn.quantized.dynamic", "torch.ao's dynamic modules quantise by the range of a whole batch"),
-    ("torch.ao.nn", "torch.ao's quantised modules hold their integers where no graph shows them"),
-    ("torchao.", "torchao's tensors run kernels that no graph shows (files of Int8WeightOnlyConfig's are read)"),
+#: How to quantise a network in a form that is read.
+QUANTIZE = (
+    "export the float network to ONNX and quantise that file statically with "
+    "onnxruntime.quantization.quantize_static, which is read and certified as it runs"
 )
 
 
 def other_form(network: nn.Module) -> str | None:
-    """Say why an int8 network of torch's own tools is not read, and how to quantise it; None for other networks."""
-    kinds = [(f"{type(each).__module__}.", name or "the network") for name, each in network.named_modules()]
-    kinds += [(f"{type(each).__module__}.", name) for name, each in network.named_parameters()]
-    for place, why in OTHER_FORMS:
-        for module, name in kinds:
-            if module.startswith(place) and (".quantized." in module or place == "torchao."):
-                return (
-                    f"{name!r}: {why}; export the float network to ONNX and quantise that file statically with "
-                    "onnxruntime.quantization.quantize_static, which is read and certified as it runs"
-                )
+    """Say why an int8 network of torch's own tools is not read as it is, and what to do; None for other networks."""
+    if (why := dynamic_form(network)) is not None:
+        return why
+    for name, module in network.named_modules():
+        place = f"{type(module).__module__}."
+        if place.startswith("torch.ao.nn") and ".quantized." in place:
+            return (
+                f"{name or 'the network'!r}: torch.ao's quantised modules hold their integers where no graph shows "
+                "them: write them with certkd.in_integers(network, image_shape), and certify what it returns"
+            )
+    for name, weight in network.named_parameters():
+        if f"{type(weight).__module__}.".startswith("torchao."):
+            return (
+                f"{name!r}: torchao's tensors run kernels that no graph shows (files of Int8WeightOnlyConfig's are "
+                f"read); {QUANTIZE}"
+            )
+    return None
+
+
+def dynamic_form(network: nn.Module) -> str | None:
+    """Say why a network of torch.ao's dynamic modules is not read; None for others."""
+    for name, module in network.named_modules():
+        if f"{type(module).__module__}.".startswith("torch.ao.nn.quantized.dynamic."):
+            return f"{name!r}: torch.ao's dynamic modules quantise by the range of a whole batch; {QUANTIZE}"
     return None
 
 

@@ -429,7 +429,7 @@ def test_every_protocol_is_read(good: Path, protocol: int) -> None:
 
 def test_what_torch_reads_is_read_alike(tmp_path: Path) -> None:
     """Views, shared storages, types, parameters, and the other contents of published files."""
-    from certkd.networks.pickled import View
+    from certkd.networks.described import View
     from certkd.networks.torch_file import TorchFile
 
     base = torch.arange(24.0)
