@@ -26,6 +26,7 @@ from certkd.cli.report import report
 from certkd.cli.run import run
 from certkd.cli.show import show
 from certkd.cli.solve import solve
+from certkd.cli.sweep import sweep
 from certkd.cli.train import train
 from certkd.cli.transfer import transfer
 from certkd.cli.verify import verify
@@ -63,7 +64,7 @@ _CERTIFICATES = (
     export,
     verify,
 )
-for command in (train, compress, inspect, *_CERTIFICATES, run, methods, objectives):
+for command in (train, compress, inspect, *_CERTIFICATES, run, sweep, methods, objectives):
     cli.add_command(command)
 
 

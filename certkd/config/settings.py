@@ -47,7 +47,7 @@ def _known_optimizer(value: str) -> str:
 
 
 #: The known data sets, in files of their own form and as images in folders.
-IN_ARRAYS = ("digits", "mnist", "fashion-mnist", "cifar10", "cifar100")
+IN_ARRAYS = ("digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "modulations")
 IN_FOLDERS = ("imagenet", "folder")
 
 
@@ -58,7 +58,7 @@ class DataConfig(Strict):
         name: of a known data set, or the path of arrays (.npz, .npy) or of a folder of images.
         root: the folder below which it lies.
         download: whether a data set or weights that are missing may be fetched.
-        seed: of the splits that are cut from others.
+        seed: of the splits that are cut from others, and of data that are generated.
         image_size: of images in folders: a side, "H,W", or "as-is". Images of exactly this size keep their pixels,
             others are resized and cropped.
         channels: of images in folders; those of the images when absent.

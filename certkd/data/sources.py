@@ -1,7 +1,8 @@
 """Load data sets by name, with train, validation and test splits fixed by a seed.
 
-``digits`` ships with scikit-learn; ``mnist``, ``fashion-mnist``, ``cifar10``, ``cifar100``, ``imagenet`` and ``folder``
-(images in folders) are read from ``root`` or ``$CERTKD_DATA``. A path names arrays (``.npz``, ``.npy``) or a folder.
+``digits`` ships with scikit-learn, and ``modulations`` (radio signals) are generated; ``mnist``, ``fashion-mnist``,
+``cifar10``, ``cifar100``, ``imagenet`` and ``folder`` (images in folders) are read from ``root`` or ``$CERTKD_DATA``. A
+path names arrays (``.npz``, ``.npy``) or a folder.
 """
 
 import gzip
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from certkd.config.settings import IN_ARRAYS, IN_FOLDERS, DataConfig
-from certkd.data import folders
+from certkd.data import folders, modulations
 from certkd.data.named_arrays import Part, archive, array_folder, single
 from certkd.data.splits import SPLITS, DataSet, FileImages, Split, TensorImages
 from verifiers.core.errors import InputError, did_you_mean, loading, one_line, quoted
@@ -52,6 +53,7 @@ def _load(config: DataConfig) -> DataSet:
         "fashion-mnist": _torchvision,
         "cifar10": _torchvision,
         "cifar100": _torchvision,
+        "modulations": lambda config: modulations.load(config.seed),
         "imagenet": _folders,
         "folder": _folders,
     }

@@ -282,7 +282,7 @@ def _is_cheap(model: Classifier) -> bool:
 def _own(name: str, spec: ModelSpec, pretrained: bool) -> Classifier:
     if pretrained:
         raise InputError(f"{spec.name} has no pre-trained weights: give a checkpoint's path instead")
-    if name != "mlp" and len(spec.shape) != 3:
+    if name != "mlp" and len(spec.shape) != 3 and (name != "resnet" or len(spec.shape) != 2):
         raise InputError(f"{spec.name} needs images of shape (channels, height, width), got {spec.shape}")
     return Classifier(spec, OWN[name](spec.inner, spec.classes, **spec.options))
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -51,25 +52,33 @@ def cnn(shape: Sequence[int], classes: int, *, width: int = 16, hidden: int = 10
     )
 
 
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions with batch normalisation and a shortcut (a 1x1 convolution where the shape changes)."""
+#: Convolution, normalisation and average of signals (channels, length) and of images (channels, height, width).
+_OF_AXES: dict[int, tuple[Any, Any, Any]] = {
+    1: (nn.Conv1d, nn.BatchNorm1d, nn.AdaptiveAvgPool1d),
+    2: (nn.Conv2d, nn.BatchNorm2d, nn.AdaptiveAvgPool2d),
+}
 
-    def __init__(self, before: int, after: int, stride: int) -> None:
+
+class BasicBlock(nn.Module):
+    """Two convolutions of width 3 with batch normalisation and a shortcut (of width 1 where the shape changes)."""
+
+    def __init__(self, before: int, after: int, stride: int, axes: int = 2) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(before, after, 3, stride=stride, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(after)
+        convolution, normalisation, _ = _OF_AXES[axes]
+        self.conv1 = convolution(before, after, 3, stride=stride, padding=1, bias=False)
+        self.bn1 = normalisation(after)
         self.relu1 = nn.ReLU()
-        self.conv2 = nn.Conv2d(after, after, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(after)
+        self.conv2 = convolution(after, after, 3, padding=1, bias=False)
+        self.bn2 = normalisation(after)
         self.relu2 = nn.ReLU()
         same = stride == 1 and before == after
         self.shortcut = (
             nn.Identity()
             if same
-            else nn.Sequential(nn.Conv2d(before, after, 1, stride=stride, bias=False), nn.BatchNorm2d(after))
+            else nn.Sequential(convolution(before, after, 1, stride=stride, bias=False), normalisation(after))
         )
 
-    def forward(self, x: Float[Tensor, "batch before height width"]) -> Float[Tensor, "batch after h w"]:
+    def forward(self, x: Float[Tensor, "batch before *pixels"]) -> Float[Tensor, "batch after *fewer"]:
         out = self.bn2(self.conv2(self.relu1(self.bn1(self.conv1(x)))))
         return self.relu2(out + self.shortcut(x))
 
@@ -78,9 +87,10 @@ def resnet(shape: Sequence[int], classes: int, *, depth: int = 8, width: int = 1
     """Build the CIFAR-style ResNet of He et al. (arXiv 1512.03385): depth 6n + 2, three stages, global average.
 
     Shortcuts that change shape are 1x1 convolutions (their option B), which bound engines support; option A pads zeros.
+    Signals get convolutions along their length.
 
     Args:
-        shape: (channels, height, width) of one image.
+        shape: (channels, height, width) of one image, or (channels, length) of one signal.
         classes: number of logits.
         depth: 8, 14, 20, 32, 44, 56, 110, ...
         width: channels of the first stage; doubled twice.
@@ -91,11 +101,13 @@ def resnet(shape: Sequence[int], classes: int, *, depth: int = 8, width: int = 1
     blocks, rest = divmod(depth - 2, 6)
     if rest or blocks < 1:
         raise ValueError(f"depth must be 6n + 2 (8, 14, 20, 32, ...), got {depth}")
-    layers: list[nn.Module] = [nn.Conv2d(shape[0], width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+    axes = len(shape) - 1
+    convolution, normalisation, average = _OF_AXES[axes]
+    layers = [convolution(shape[0], width, 3, padding=1, bias=False), normalisation(width), nn.ReLU()]
     before = width
     for stage in range(3):
         for block in range(blocks):
             after = width * 2**stage
-            layers.append(BasicBlock(before, after, stride=2 if stage and not block else 1))
+            layers.append(BasicBlock(before, after, 2 if stage and not block else 1, axes))
             before = after
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, classes))
+    return nn.Sequential(*layers, average(1), nn.Flatten(), nn.Linear(before, classes))
