@@ -355,7 +355,8 @@ def _report(done: "dict[str, Certificates]", requirements: "list[Requirement]") 
     record(files=[{"role": role, **tables.figures(certificates)} for role, certificates in done.items()])
     about = [About.NETWORK, About.SMOOTHED] if "teacher" in done else list(About)
     for certificates in done.values():
-        display(*tables.contents(certificates), *tables.summaries(certificates, about))
+        display(*tables.answer(certificates), *tables.contents(certificates))
+        display(*tables.summaries(certificates, about))
         display(f"written to {certificates.path}")
     failed = [line for certificates in done.values() for line in _failures(certificates)]
     if "teacher" not in done or failed:

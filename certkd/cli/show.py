@@ -21,7 +21,8 @@ def show(file: str, method: str | None) -> None:
     certificates = read(file)
     if method is None:
         with loading(file, KIND):
-            parts = [*tables.contents(certificates), *tables.summaries(certificates), tables.facts(certificates)]
+            parts = [*tables.answer(certificates), *tables.contents(certificates), *tables.summaries(certificates)]
+            parts.append(tables.facts(certificates))
             record(files=[tables.figures(certificates)])
         display(*parts)
         return

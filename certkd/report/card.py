@@ -1,6 +1,7 @@
 """The robustness section of a model card: Markdown with Hugging Face's model-index, and JSON."""
 
 import json
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 from certkd.comparison.compare import figures, radii
 from certkd.comparison.methods import check_known, common_methods, settings_of
 from certkd.report.paper import markdown_text
+from verifiers.core.errors import printable
 from verifiers.core.quantities import parse_arithmetic
 from verifiers.core.statistics import wilson
 from verifiers.methods.registry import find
@@ -66,7 +68,6 @@ def markdown(facts: Mapping[str, Any]) -> str:
     kind = {"deterministic": "a proof", "probabilistic": f"a proof with confidence 1 - {facts['alpha']} per sample"}
     shares = f"{sure['value']:.1%} (95 % interval {sure['low']:.1%} to {sure['high']:.1%})"
     attacked = facts["attacked_accuracy"]
-    arithmetic = f"; {parse_arithmetic(facts['arithmetic']).meaning}" if facts["arithmetic"] else ""
     rows = {
         "certified accuracy": shares,
         "accuracy under attack (an upper limit)": "not measured" if attacked is None else f"{attacked:.1%}",
@@ -75,13 +76,15 @@ def markdown(facts: Mapping[str, Any]) -> str:
         "region": facts["region"],
         "samples": f"{data['samples']} of {data['name'] or 'given arrays'}, {data['split'] or 'no named split'}",
         "method": ", ".join(facts["methods"]),
-        "guarantee": f"{kind.get(facts['guarantee'], facts['guarantee'])}{arithmetic}",
-        "network": f"sha256 {facts['model_sha256']}",
+        "guarantee": kind.get(facts["guarantee"], facts["guarantee"]),
     }
     lines = [f"| {key} | {markdown_text(value)} |" for key, value in rows.items()]
-    table = ["| | |", "| --- | --- |", *lines]
-    verify = f"Verify again: `{facts['verify'].replace('`', '')}` (certkd {markdown_text(facts['certkd_version'])})."
-    return "\n".join(["---", *_index(facts), "---", "", "## Certified robustness", "", *table, "", verify])
+    head = ["---", *_index(facts), "---", "", "## Certified robustness", "", "| | |", "| --- | --- |", *lines, ""]
+    meaning = parse_arithmetic(facts["arithmetic"]).meaning if facts["arithmetic"] else ""
+    after = [textwrap.fill(f"Arithmetic: {meaning}.", 80)] if meaning else []
+    after.append(f"Network: sha256 {markdown_text(facts['model_sha256'])}")
+    after.append(f"Verify again, with certkd {markdown_text(facts['certkd_version'])}:")
+    return "\n".join([*head, "\n\n".join(after), "", f"    {printable(facts['verify'])}"])
 
 
 def _index(facts: Mapping[str, Any]) -> list[str]:

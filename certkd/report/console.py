@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import rich.table
+from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
@@ -123,11 +124,24 @@ def display(*parts: Part, console: Console | None = None) -> None:
 
 def _print(console: Console, text: str, start: str = "", *, style: str = "", whole: bool = False) -> None:
     """Print a text after a start; on a terminal between words, below each other. A word is never cut."""
-    shown = Text(lines(text), style=style)
-    if console.soft_wrap or whole:
-        return console.print(Text(lines(start), style=style) + shown, soft_wrap=True)
-    for number, line in enumerate(shown.wrap(console, console.width - len(start), overflow="ignore") or [Text()]):
-        console.print(Text(lines(start) if number == 0 else " " * len(start)) + line, soft_wrap=True)
+    shown = lines(text)
+    rows = [shown] if console.soft_wrap or whole else _wrapped(shown, console.width - cell_len(start))
+    for number, row in enumerate(rows):
+        before = lines(start) if number == 0 else " " * cell_len(start)
+        console.print(Text(f"{before}{row}", style=style), soft_wrap=True)
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    """Split a text between words into lines that fit a width; a longer word has a line of its own."""
+    rows, used = [""], 0
+    for piece in re.findall(r"\s*\S+", text):
+        size = cell_len(piece)
+        if rows[-1] and used + size > width:
+            rows.append("")
+            piece, used = piece.lstrip(), 0
+        rows[-1] += piece
+        used += cell_len(piece)
+    return rows
 
 
 def fitted(table: Table, width: int) -> list[Table]:

@@ -24,7 +24,7 @@ def verification(audit: "Audit") -> list[Part]:
     else:
         verdict = "Every claim was looked at, and nothing contradicts the file."
     limits = f"Looked at in part, or not at all: {'; '.join(audit.limits)}. Rows were drawn with --seed {audit.seed}."
-    return [Table("Claims checked again", columns, rows), *lines, limits, verdict]
+    return [verdict, Table("Claims checked again", columns, rows), *lines, limits]
 
 
 def inspection(found: "Preflight", eps: str, norm: str) -> list[Part]:

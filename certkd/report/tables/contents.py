@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from certkd.comparison.methods import check_known, same_teacher
+from certkd.comparison.methods import attacks, check_known, same_teacher
 from certkd.comparison.outcomes import at_eps, outcomes
 from verifiers.core.quantities import parse_arithmetic
+from verifiers.core.statistics import wilson
 from verifiers.core.status import About, Status
 from verifiers.core.table import Facts, Part, Table, counted
-from verifiers.methods.registry import find
+from verifiers.methods.registry import certifies, find
 from verifiers.results.rows import Certificates, MethodRows
 from verifiers.results.summaries.match import Matched
 
@@ -36,6 +37,27 @@ def contents(certificates: Certificates) -> list[Part]:
     title = f"{certificates.norm} ball, eps {certificates.eps_text} (pixels in [0, 1]), {samples}"
     columns = ["method", "at eps", "accuracy", "mean radius", "time, s", "guarantee"]
     return [Table(title, columns, lines), _by_status(certificates)]
+
+
+def answer(certificates: Certificates) -> list[str]:
+    """Say in one sentence how many samples are certified, or what an attack left of them.
+
+    Nothing for rows about a pair alone, or without a proof or an attack.
+    """
+    check_known(certificates)
+    alone = [rows for rows in certificates if find(rows.name).about is not About.PAIR]
+    proved = any(certifies(rows.name) for rows in alone)
+    if not proved and not attacks(certificates):
+        return []
+    counts, samples = outcomes([certificates]), int(certificates.attributes["samples"])
+    start = f"At eps {certificates.eps_text} ({certificates.norm})"
+    waiting = max(rows.count(Status.PENDING) for rows in alone)
+    rest = f"; {counted(waiting, 'sample')} not asked yet" if waiting else ""
+    if not proved:
+        return [f"{start} an attack breaks {counts.get('falsified', 0)} of {counted(samples, 'sample')}{rest}."]
+    share = wilson(counts.get("certified", 0), samples)
+    limits = f"{share.value:.1%}, 95 % interval {share.low:.1%} to {share.high:.1%}"
+    return [f"{start} {share.hits} of {counted(samples, 'sample')} are correct and certified ({limits}){rest}."]
 
 
 def figures(certificates: Certificates) -> dict[str, Any]:

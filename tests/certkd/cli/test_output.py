@@ -66,7 +66,7 @@ def test_show_as_a_document(file: Path) -> None:
 
 def test_the_next_command_prints_text_again(file: Path) -> None:
     succeeds("show", file, "--json")
-    assert succeeds("show", file).startswith("linf ball, eps 0.1")
+    assert succeeds("show", file).startswith("At eps 0.1 (linf) 1 of 3 samples are correct and certified (33.3%, ")
 
 
 def test_a_refusal_prints_no_document() -> None:

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from certkd.report.console import Mode, begin, display, lines, record, stderr
 from certkd.report.progress import CertifyProgress, TrainProgress
-from verifiers.core.table import Part, Table, figure, percent
+from verifiers.core.table import Facts, Part, Table, figure, percent
 
 
 def printed(*parts: Part, width: int = 80) -> str:
@@ -51,9 +51,28 @@ def test_a_title_is_no_wider_than_it_must_be_and_columns_without_names_have_no_h
     assert len(printed(Table(title, ["", ""], [["a", "1"]])).splitlines()) == 4
 
 
-def test_a_sentence_is_one_line_and_nothing_is_markup() -> None:
-    text = f"written to {'[bold]' * 40}"
-    assert printed(text) == f"{text}\n"
+def test_nothing_is_markup_and_a_long_word_is_not_cut() -> None:
+    word = "[bold]" * 40
+    assert printed(f"written to {word}") == f"written to\n{word}\n"
+
+
+def test_a_sentence_is_wrapped_between_words_and_a_document_is_not() -> None:
+    text = "a sentence of words " * 6
+    assert printed(text, width=60).splitlines() == ["a sentence of words a sentence of words a sentence of words"] * 2
+    assert printed(f"{text}\nend", width=60) == f"{text}\nend\n"
+
+
+def test_facts_go_on_below_themselves_and_wide_characters_count_twice() -> None:
+    shown = printed(Facts([("command", "certkd certify " * 5), ("", "x"), ("local-linearity", "long name")]), width=40)
+    assert shown.splitlines() == [
+        "command    certkd certify certkd certify",
+        "           certkd certify certkd certify",
+        "           certkd certify",
+        "           x",
+        "local-linearity long name",
+    ]
+    assert printed("網路 " * 12, width=60).splitlines() == [("網路 " * 12).strip()]
+    assert printed("網路 " * 13, width=60).splitlines() == [("網路 " * 12).strip(), "網路"]
 
 
 def test_what_is_not_a_number_is_a_dash() -> None:

@@ -14,6 +14,7 @@ from certkd.report.console import display
 from tests.certificate_files import write_file
 from verifiers.core.columns import COMMON_COLUMNS
 from verifiers.core.errors import InputError
+from verifiers.core.statistics import wilson
 from verifiers.core.status import Status
 from verifiers.core.table import Table
 from verifiers.methods.registry import BY_KIND, find
@@ -133,3 +134,21 @@ def test_facts_name_network_data_and_settings(tmp_path: Path) -> None:
     assert "certkd:mlp  sha256 abab" in text and "given as arrays  sha256 data" in text
     assert "crown engine=auto" in text or "engine=" in text
     assert find("crown").claim in text
+
+
+def test_the_answer_is_one_sentence(tmp_path: Path) -> None:
+    content = rows("crown", radius=0.2)
+    (found,) = tables.answer(write_file(tmp_path / "a.h5", {"crown": content}, eps=EPS))
+    sure = wilson(COUNT, COUNT)
+    assert found == (
+        f"At eps 0.1 (linf) {COUNT} of {COUNT} samples are correct and certified (100.0%, 95 % interval {sure.low:.1%} "
+        "to 100.0%)."
+    )
+    content["status"][:2], content["certified"][:2] = Status.PENDING, 0
+    (found,) = tables.answer(write_file(tmp_path / "b.h5", {"crown": content}, eps=EPS))
+    assert (
+        found.startswith(f"At eps 0.1 (linf) {COUNT - 2} of {COUNT} samples") and "; 2 samples not asked yet." in found
+    )
+    broken = file(tmp_path / "c.h5", "pgd", status=Status.FALSIFIED, radius=0.0)
+    assert tables.answer(broken) == [f"At eps 0.1 (linf) an attack breaks {COUNT} of {COUNT} samples."]
+    assert tables.answer(file(tmp_path / "d.h5", "match")) == []

@@ -96,7 +96,7 @@ def test_claims_are_counted_as_they_were_checked() -> None:
         Finding("crown", claims=10, asked=8, again=5, contradictions=["row 3", "row 4"], remark="by native"),
         Finding("pgd", claims=4, remark="not asked"),
     ]
-    table, limits, verdict = verification(Audit(findings, [], ["versions are not checked"], 7))
+    verdict, table, limits = verification(Audit(findings, [], ["versions are not checked"], 7))
     assert limits == "Looked at in part, or not at all: versions are not checked. Rows were drawn with --seed 7."
     assert verdict == "The file is wrong: 2 contradictions."
     assert isinstance(table, Table) and table.columns[1:6] == ["claims", "checked", "hold", "open", "contradicted"]
@@ -106,13 +106,13 @@ def test_claims_are_counted_as_they_were_checked() -> None:
     ]
 
 
-def test_an_audit_ends_with_its_verdict() -> None:
+def test_an_audit_begins_with_its_verdict() -> None:
     findings = [Finding("crown", claims=10, asked=10, again=10)]
     partly = Audit(findings, ["joint compares with a teacher"], ["x"], 0)
-    assert verification(partly)[1] == "not looked at: joint compares with a teacher" and not partly.holds
-    assert verification(partly)[-1] == "Nothing contradicts the file, but not every claim was looked at."
+    assert verification(partly)[2] == "not looked at: joint compares with a teacher" and not partly.holds
+    assert verification(partly)[0] == "Nothing contradicts the file, but not every claim was looked at."
     whole = Audit(findings, [], ["x"], 0)
-    assert whole.holds and verification(whole)[-1].startswith("Every claim was looked at")
+    assert whole.holds and str(verification(whole)[0]).startswith("Every claim was looked at")
 
 
 def test_sizes_have_one_row_a_network(tmp_path: Path) -> None:

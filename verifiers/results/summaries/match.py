@@ -153,10 +153,10 @@ def _words(relation: Relation) -> tuple[str, str]:
 
 
 def summary(rows: MethodRows, certificates: Certificates) -> list[Part]:
-    """Tabulate the answers and the stages that gave them, and say the result in one sentence."""
+    """Say the result in one sentence, then tabulate the answers and the stages that gave them."""
     found = Matched.of(rows, certificates)
     title = f"Student and teacher on the {rows.norm} ball of eps {rows.eps_text}, {counted(len(rows), 'sample')}"
-    return [answers(title, [found]), _stages(rows), *_least(found, rows["least"]), found.sentence]
+    return [found.sentence, answers(title, [found]), _stages(rows), *_least(found, rows["least"])]
 
 
 def answers(title: str, several: Sequence[Matched]) -> Table:

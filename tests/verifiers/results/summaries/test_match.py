@@ -91,7 +91,7 @@ def test_every_sample_is_proved_refuted_or_open() -> None:
 
 def test_the_tables() -> None:
     file = file_of(2, 1, 1, property="close", tolerance=0.25, least=0.125)
-    table, stages, least, sentence = summary(file["match"], file)
+    sentence, table, stages, least = summary(file["match"], file)
     assert isinstance(table, Table) and isinstance(stages, Table) and isinstance(least, Table)
     assert table.title == "Student and teacher on the linf ball of eps 1/20, 4 samples"
     assert table.columns == ["property", "proved", "refuted", "open", "s/sample"]
@@ -115,5 +115,5 @@ def test_without_bisection_there_is_no_table_of_least_thresholds() -> None:
     file = file_of(1, 1)
     assert len(summary(file["match"], file)) == 3
     file = file_of(1, 1, least=0.5)
-    title = summary(file["match"], file)[2]
+    title = summary(file["match"], file)[3]
     assert isinstance(title, Table) and title.title == "Least delta proved, logits, 2 samples"
