@@ -5,6 +5,7 @@ Methods are known by their properties (guarantee, what they are about, columns),
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import chain
 from os.path import samefile
 from pathlib import Path
@@ -218,10 +219,10 @@ def restated(certificates: Certificates, eps: Epsilon) -> Certificates:
         alone = method.at_eps_alone or settings_of(certificates)[rows.name].get("question") == "eps"
         if certifies(rows.name) and method.about is not About.PAIR and not alone:
             certified = (rows["correct"] == 1) & (rows["radius"] >= eps.value)
-            kept[rows.name] = MethodRows(
-                rows.name,
-                {**rows.attributes, "eps": eps.value, "eps_text": eps.text},
-                {**rows.columns, "certified": certified.astype(rows["certified"].dtype)},
+            kept[rows.name] = replace(
+                rows,
+                attributes={**rows.attributes, "eps": eps.value, "eps_text": eps.text},
+                columns={**rows.columns, "certified": certified.astype(rows["certified"].dtype)},
             )
     if not kept:
         raise InputError(

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from verifiers.certify.config import CertifyConfig
 from verifiers.certify.identity import asked_of, in_own_arithmetic
 from verifiers.core.status import About
 from verifiers.results.reader import read
-from verifiers.results.rows import Certificates, MethodRows
+from verifiers.results.rows import Certificates
 from verifiers.runtime.fingerprint import DataFingerprint, weights_sha256
 from verifiers.runtime.samples import CLEAN_BATCH, Others, Samples
 
@@ -117,7 +118,7 @@ def _taken(file: Certificates, identity: Mapping[str, Any], config: CertifyConfi
     """Take some rows of some methods, under the identity of the question."""
     plain = {name: json.dumps(value) if isinstance(value, dict | list) else value for name, value in identity.items()}
     methods = {
-        kind: MethodRows(kind, file[kind].attributes, {name: c[rows] for name, c in file[kind].columns.items()})
+        kind: replace(file[kind], columns={name: c[rows] for name, c in file[kind].columns.items()})
         for kind in (method.kind for method in config.in_order)
     }
     attributes = {**file.attributes, **plain, "identity": json.dumps(dict(identity), sort_keys=True)}

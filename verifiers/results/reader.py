@@ -4,7 +4,6 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
@@ -74,19 +73,12 @@ def contents(file: h5py.File, path: Path) -> Certificates:
         columns = {
             column: status if column == "status" else data[:] for column, data in group.items() if data.ndim == 1
         }
-        attributes = {**attributes_of(group, f"{path}: {name}"), **notes_of(group)}
+        stored = attributes_of(group, f"{path}: {name}")
+        attributes = {**stored, **notes_of(group)}
         del attributes["notes"]
         check_rows(facts, attributes, columns, f"{path}: {name}")
-        methods[name] = MethodRows(name, attributes, columns)
+        methods[name] = MethodRows(name, attributes, columns, stored)
     return Certificates(facts, methods, str(path))
-
-
-def own_attributes(path: str | os.PathLike[str], method: str) -> dict[str, Any]:
-    """Read the attributes of a method without its notes, which rows show instead; none if there is no file."""
-    if not Path(path).is_file():
-        return {}
-    with opened(path) as file:
-        return attributes_of(file[method], f"{path}: {method}")
 
 
 def read_images(path: str | os.PathLike[str], method: str, column: str, rows: Sequence[int] | np.ndarray) -> np.ndarray:

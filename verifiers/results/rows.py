@@ -1,7 +1,7 @@
 """Certificates in memory: the rows of one method and of a whole file."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,11 +24,13 @@ class MethodRows:
         name: of the method.
         attributes: facts of all rows: norm, eps, claim, settings, and notes such as the engine that ran.
         columns: arrays by name.
+        stored: the attributes of its group in a file, which notes of the same name hide in ``attributes``.
     """
 
     name: str
     attributes: Mapping[str, Any]
     columns: Mapping[str, np.ndarray]
+    stored: Mapping[str, Any] = field(default_factory=dict)
 
     def __getitem__(self, column: str) -> np.ndarray:
         if column not in self.columns:

@@ -1,6 +1,7 @@
 """Compute rows again with the settings of the file, and compare every column."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -169,7 +170,7 @@ def _column(
 
 
 def _taken(rows: MethodRows, wanted: np.ndarray) -> MethodRows:
-    return MethodRows(rows.name, rows.attributes, {name: values[wanted] for name, values in rows.columns.items()})
+    return replace(rows, columns={name: values[wanted] for name, values in rows.columns.items()})
 
 
 def _spread(mask: np.ndarray, wanted: np.ndarray, rows: int) -> np.ndarray:

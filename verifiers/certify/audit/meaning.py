@@ -13,7 +13,6 @@ from verifiers.core.status import About, Status
 from verifiers.core.table import counted
 from verifiers.methods.base import Method
 from verifiers.methods.registry import find, parse
-from verifiers.results.reader import own_attributes
 from verifiers.results.rows import Certificates, MethodRows
 
 
@@ -98,10 +97,9 @@ def _of_method(certificates: Certificates, rows: MethodRows) -> Iterator[str]:
         value = float("nan")
     if value != rows.eps:
         yield f"its eps is {rows.eps:.17g}, written {rows.eps_text}"
-    stored = own_attributes(certificates.path, rows.name)  # notes hide attributes of the same name
     for name, setting in settings_of(certificates, rows.name).items():
-        if name in stored and _plain(stored[name]) != setting:
-            yield f"its setting {name} is {_short(stored[name])}, the file's settings say {_short(setting)}"
+        if name in rows.stored and _plain(rows.stored[name]) != setting:
+            yield f"its setting {name} is {_short(rows.stored[name])}, the file's settings say {_short(setting)}"
 
 
 def mixed_rows(certificates: Certificates) -> Iterator[str]:
