@@ -1,6 +1,5 @@
 """The robustness section of a model card: Markdown with Hugging Face's model-index, and JSON."""
 
-import json
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
@@ -88,21 +87,28 @@ def markdown(facts: Mapping[str, Any]) -> str:
 
 
 def _index(facts: Mapping[str, Any]) -> list[str]:
-    """Write the model index as YAML, whose texts are JSON strings."""
+    """Write the model index as YAML."""
     data = facts["data"]
     metrics = {"Certified accuracy": facts["certified_accuracy"]["value"], "Accuracy": facts["clean_accuracy"]}
     if facts["attacked_accuracy"] is not None:
         metrics["Accuracy under attack"] = facts["attacked_accuracy"]
     about = f"{facts['norm']}, eps {facts['eps']}"
-    lines = ["model-index:", f"- name: {json.dumps(facts['name'])}", "  results:", "  - task:"]
+    lines = ["model-index:", f"- name: {_yaml(facts['name'])}", "  results:", "  - task:"]
     lines += ["      type: image-classification", "    dataset:"]
     lines += [
-        f"      name: {json.dumps(data['name'] or 'arrays')}",
-        f"      type: {json.dumps(data['name'] or 'arrays')}",
+        f"      name: {_yaml(data['name'] or 'arrays')}",
+        f"      type: {_yaml(data['name'] or 'arrays')}",
     ]
-    lines += [f"      split: {json.dumps(data['split'] or 'test')}", "    metrics:"]
+    lines += [f"      split: {_yaml(data['split'] or 'test')}", "    metrics:"]
     for name, value in metrics.items():
         words = name if name == "Accuracy" else f"{name} ({about})"
-        kind = name.lower().replace(" ", "_")
-        lines += [f"    - type: {kind}", f"      value: {round(value, 6)!r}", f"      name: {json.dumps(words)}"]
+        kind, number = name.lower().replace(" ", "_"), f"{value:.6f}".rstrip("0")
+        number += "0" if number.endswith(".") else ""  # an exponent would be text to some readers of YAML
+        lines += [f"    - type: {kind}", f"      value: {number}", f"      name: {_yaml(words)}"]
     return lines
+
+
+def _yaml(text: str) -> str:
+    """Write a text as a YAML string; control characters are shown, others stay as they are."""
+    escaped = printable(text).replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'

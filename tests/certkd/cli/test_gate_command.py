@@ -1,7 +1,10 @@
 """``certkd gate``: its answer, exit codes, JUnit XML and Markdown, and networks that are certified on the way."""
 
 import json
+import re
+import shlex
 import shutil
+import subprocess
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +13,9 @@ import junitparser
 import numpy as np
 import pytest
 import torch
+from ruamel.yaml import YAML
 
+from certkd.cli import cli
 from certkd.comparison.gate import Counts, Decision, Rule, Verdict
 from certkd.config.settings import DataConfig
 from certkd.data.sources import load as load_data
@@ -18,7 +23,7 @@ from certkd.networks.checkpoint import load, save
 from certkd.report.gate import Gated, junit, markdown
 from tests.certkd.comparison.test_compare import attack, file, proofs
 from tests.cli import certkd, refused, succeeds
-from tests.paths import REFERENCE
+from tests.paths import REFERENCE, ROOT
 
 COUNT = 300
 
@@ -82,6 +87,46 @@ def test_any_ci_reads_its_junit(folder: Path, tmp_path: Path) -> None:
     assert failed.name == "certified>=0.95*shipped" and failed.classname == "certkd.gate" and passed.is_passed
     assert isinstance(failed.result[0], junitparser.Failure)
     assert "certified 36.0%, shipped 54.0%" in failed.result[0].message
+
+
+#: The elements of the JUnit schema that CI servers read (Jenkins' xUnit plug-in, junit-10.xsd): attributes that each
+#: must and may have, and the elements in it, in their order.
+SCHEMA = {
+    "testsuites": (set(), {"name", "time", "tests", "failures", "disabled", "errors"}, ["testsuite"]),
+    "testsuite": (
+        {"name", "tests"},
+        {"failures", "errors", "time", "disabled", "skipped", "timestamp", "hostname", "id", "package"},
+        ["properties", "testcase", "system-out", "system-err"],
+    ),
+    "properties": (set(), set(), ["property"]),
+    "property": ({"name", "value"}, set(), []),
+    "testcase": ({"name", "classname"}, {"assertions", "time", "status"}, ["skipped", "error", "failure"]),
+    "failure": (set(), {"type", "message"}, []),
+    "error": (set(), {"type", "message"}, []),
+}
+
+
+def follow(element: ElementTree.Element) -> None:
+    """Check an element and all elements in it against the schema."""
+    must, may, inside = SCHEMA[element.tag]
+    assert must <= set(element.attrib) <= must | may, f"{element.tag} has {sorted(element.attrib)}"
+    for name in ("tests", "failures", "errors"):
+        assert element.get(name, "0").isdigit(), f"{name} is {element.get(name)}"
+    places = [inside.index(child.tag) for child in element]
+    assert places == sorted(places), f"{element.tag}: {[child.tag for child in element]}"
+    for child in element:
+        follow(child)
+
+
+def test_its_junit_follows_the_schema_of_ci_servers() -> None:
+    root = ElementTree.fromstring(junit(made()))
+    follow(root)
+    cases = root.findall(".//testcase")
+    counts = [len(root.findall(f".//{name}")) for name in ("failure", "error")]
+    assert [root.get(name) for name in ("tests", "failures", "errors")] == [str(len(cases)), *map(str, counts)]
+    for broken in ("<testsuite name='a'/>", "<testsuites><testcase/></testsuites>", "<property name='a'/>"):
+        with pytest.raises((AssertionError, ValueError)):
+            follow(ElementTree.fromstring(broken))
 
 
 def made(**changes: object) -> Gated:
@@ -237,3 +282,25 @@ def test_an_epoch_of_plain_training_is_caught(worsened: Path) -> None:
     new, shipped = (next(file for file in files if file.name.startswith(name)) for name in ("new", "shipped"))
     again = certkd("gate", new, "--shipped", shipped, *rules)
     assert again.out.splitlines()[:3] == found.out.splitlines()[:3] and again.code == 1
+
+
+def test_the_workflow_of_the_documentation_runs(folder: Path, tmp_path: Path) -> None:
+    """Its steps are what GitHub takes; the gate takes its options, and its summary step is run."""
+    text = (ROOT / "docs" / "gate.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```yaml title=[^\n]*\n(.*?)```", text, re.S)
+    workflow = YAML(typ="safe").load(block)
+    assert set(workflow) == {"name", "on", "jobs"} and workflow["on"] == "pull_request"
+    (job,) = workflow["jobs"].values()
+    steps = job["steps"]
+    assert all(len({"uses", "run"} & set(step)) == 1 for step in steps) and job["runs-on"] == "ubuntu-latest"
+    install, given, summary = [step["run"] for step in steps if "run" in step]
+    assert install == "uv tool install certkd"
+    program, name, *arguments = shlex.split(given)
+    assert (program, name) == ("certkd", "gate")
+    asked = cli.commands["gate"].make_context("gate", arguments).params
+    assert asked["conditions"] == ("certified>=0.95*shipped", "clean>=shipped-0.02") and asked["eps"].text == "2/255"
+    (tmp_path / asked["summary"]).write_text(markdown(made()), encoding="utf-8")
+    place = tmp_path / "summary"
+    subprocess.run(["bash", "-c", summary], check=True, cwd=tmp_path, env={"GITHUB_STEP_SUMMARY": str(place)})
+    assert place.read_text(encoding="utf-8").startswith("### Robustness gate: failed")
+    assert steps[-1]["with"]["path"] == asked["junit"], "another file is kept"

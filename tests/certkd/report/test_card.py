@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub.repocard_data import model_index_to_eval_results
 from ruamel.yaml import YAML
 
 from certkd.comparison.compare import plain
@@ -13,6 +15,7 @@ from certkd.report.card import card, markdown
 from tests.certkd.comparison.test_compare import attack, file, proofs
 from tests.cli import refused, succeeds
 from tests.paths import ROOT
+from verifiers.core.errors import printable
 from verifiers.core.statistics import wilson
 from verifiers.results.rows import Certificates
 
@@ -158,7 +161,7 @@ def test_its_metadata_is_yaml_and_names_stay_text(certificates: Certificates) ->
     text = markdown(card(certificates, EVIL))
     head, body = text.removeprefix("---\n").split("\n---\n", 1)
     (model,) = YAML(typ="safe").load(head)["model-index"]
-    assert model["name"] == EVIL
+    assert model["name"] == printable(EVIL)
     (result,) = model["results"]
     assert result["task"] == {"type": "image-classification"} and result["dataset"]["name"] == "digits"
     values = {metric["name"]: metric["value"] for metric in result["metrics"]}
@@ -221,3 +224,28 @@ def test_markdown_whole(plainly: Certificates) -> None:
 
 def test_json_whole(plainly: Certificates) -> None:
     assert plain(card(plainly, "net")) == json.loads(DOCUMENT)
+
+
+@pytest.mark.parametrize("name", ["net", "a network: 網路 😀 'x' #1", EVIL])
+def test_hugging_face_reads_it(certificates: Certificates, name: str) -> None:
+    read = ModelCard(markdown(card(certificates, name)))
+    assert read.data.model_name == printable(name)
+    found = [(one.task_type, one.dataset_type, one.dataset_name, one.dataset_split) for one in read.data.eval_results]
+    assert found == [("image-classification", "digits", "digits", "test")] * 3
+    metrics = {one.metric_type: (one.metric_value, one.metric_name) for one in read.data.eval_results}
+    assert metrics == {
+        "certified_accuracy": (0.5, "Certified accuracy (linf, eps 0.1)"),
+        "accuracy": (0.8, "Accuracy"),
+        "accuracy_under_attack": (0.6, "Accuracy under attack (linf, eps 0.1)"),
+    }
+    index = read.data.to_dict()["model-index"]
+    again, results = model_index_to_eval_results(index)
+    assert again == printable(name) and len(results) == 3
+    assert ModelCardData(model_name=again, eval_results=results).to_dict()["model-index"] == index
+    assert read.text.strip().startswith("## Certified robustness")
+
+
+def test_a_small_share_stays_a_number(certificates: Certificates) -> None:
+    facts = {**card(certificates, "net"), "clean_accuracy": 1e-5, "attacked_accuracy": 0.0}
+    values = [one.metric_value for one in ModelCard(markdown(facts)).data.eval_results]
+    assert values == [0.5, 1e-5, 0.0]
