@@ -20,7 +20,9 @@ from verifiers.core.table import Facts, Part, Table
 NARROWEST = 80
 #: Longer words, like paths, may be cut.
 LONGEST_WORD = 40
-_NUMBER = re.compile(r"(([<>]= )?[-+]?[\d.,]+(e[-+]?\d+)?( ?%| GiB| s| min| h| days)?|[-+]?(nan|inf)|-|)")
+_NUMBER = re.compile(r"(([<>]=? ?)?[-+]?[\d.,]+(e[-+]?\d+)?( ?%| GiB| s| min| h| days)?|[-+]?(nan|inf)|-|)")
+#: A number with its deviation, and an interval, which may be wrapped.
+_SPREAD = re.compile(r"[-+\d.]+ ± [\d.]+|\[[-+\d.]+, [-+\d.]+\]")
 
 
 @dataclass
@@ -176,7 +178,7 @@ def drawn(table: Table) -> rich.table.Table:
     """Draw a table without its title. Columns of numbers are aligned at the right; no cell is shortened."""
     made = rich.table.Table(show_header=any(table.columns))
     for i, name in enumerate(table.columns):
-        numbers = i > 0 and all(_NUMBER.fullmatch(row[i]) for row in table.rows)
+        numbers = i > 0 and all(_NUMBER.fullmatch(row[i]) or _SPREAD.fullmatch(row[i]) for row in table.rows)
         least = min(_longest_word(table, i), LONGEST_WORD)
         made.add_column(name, justify="right" if numbers else "left", overflow="fold", min_width=least)
     for row in table.rows:

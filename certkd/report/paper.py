@@ -72,7 +72,7 @@ def _markdown(found: Study) -> str:
 def _latex(found: Study) -> str:
     """Write two tabulars below each other, as one would be wider than a page: accuracies, and differences."""
     best = _best(found)
-    cells = [[latex_text(cell) for cell in _cells(entry)] for entry in found.entries]
+    cells = [["--" if cell == "-" else latex_text(cell) for cell in _cells(entry)] for entry in found.entries]
     for row, column in best:
         cells[row][column] = f"\\textbf{{{cells[row][column]}}}"
     for names in cells:  # after the end of a line LaTeX reads these as its argument

@@ -85,7 +85,8 @@ def test_the_screen_is_a_table_a_sentence_and_the_places(images: Run) -> None:
     proved, refuted = (images.rows.count(status) for status in (Status.CERTIFIED, Status.FALSIFIED))
     assert proved and refuted and (images.rows["correct"] == 0).any(), "the pair tests nothing"
     lines = images.out.splitlines()
-    assert lines[0] == f"Student and teacher on the linf ball of eps {EPS}, {COUNT} samples"
+    assert lines[0].startswith("The student gives the teacher's class everywhere in the ball for ")
+    assert lines[1] == f"Student and teacher on the linf ball of eps {EPS}, {COUNT} samples"
     assert any(line.split()[1:8:2] == ["same-class", str(proved), str(refuted), "0"] for line in lines if "│" in line)
     assert f"everywhere in the ball for {proved} of {COUNT} samples; on {refuted} it does not" in images.out
     assert f"written to {images.path}" in lines and lines[-1] == f"points drawn in {images.sheet}"

@@ -42,6 +42,10 @@ def test_a_table_of_one_column_and_one_without_rows_are_drawn() -> None:
 def test_numbers_stand_at_the_right_and_words_at_the_left() -> None:
     rows = [["a", ">= 72.5%", "-", "x" * 9], ["b", "<= 5.0%", "1.25", "y"]]
     shown = printed(Table("title", ["", "share", "radius", "words"], rows))
+    spread = printed(
+        Table("title", ["", "mean", "interval"], [["a", "2.5 ± 0.1", "[-1.0, +10.5]"], ["b", "-", "[+1, +2]"]])
+    )
+    assert "│         - │      [+1, +2] │" in spread
     assert "│  <= 5.0% │" in shown and "│      - │" in shown and "│ y         │" in shown
 
 

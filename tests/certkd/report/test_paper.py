@@ -49,7 +49,7 @@ LATEX = r"""
     \toprule
     network & seeds & certified & PGD & clean & retention \\
     \midrule
-    t & 1 & 60.0 & 100.0 & 100.0 & - \\
+    t & 1 & 60.0 & 100.0 & 100.0 & -- \\
     a & 2 & \textbf{65.0 $\pm$ 21.2} & \textbf{90.0 $\pm$ 14.1} & \textbf{100.0 $\pm$ 0.0} &
         \textbf{91.7 $\pm$ 11.8} \\
     b & 1 & 40.0 & 40.0 & \textbf{100.0} & 0.0 \\
