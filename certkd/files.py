@@ -1,5 +1,6 @@
 """Write whole files, and recognise files that are not what they should be."""
 
+import errno
 import os
 import shutil
 from collections.abc import Callable
@@ -8,6 +9,8 @@ from pathlib import Path
 
 from verifiers.core.errors import InputError, one_line
 
+#: The least space that a disk gives a file, in bytes.
+BLOCK = 4096
 #: Ends of the names of files that hold a network.
 NETWORKS = (".pt", ".pth", ".safetensors", ".bin", ".ckpt", ".onnx")
 
@@ -26,13 +29,25 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:
-        known = error.strerror if isinstance(error, OSError) else None
+    except InputError:
+        raise
+    except Exception as error:
+        known = error.strerror if isinstance(error, OSError) else _full(path.parent)
+        if known is None and not isinstance(error, OSError | RuntimeError):
+            raise
         why = "its folder is a file" if isinstance(error, FileExistsError) else known or one_line(error)
         raise InputError(f"cannot write {path}: {why}; choose another place") from None
     finally:
         with suppress(OSError):  # where it cannot be removed it could not be made
             temporary.unlink()
+
+
+def _full(folder: Path) -> str | None:
+    """Say so if a folder's disk is full: torch and Matplotlib then fail with errors of their own."""
+    with suppress(OSError):
+        if shutil.disk_usage(folder).free < BLOCK:
+            return os.strerror(errno.ENOSPC)
+    return None
 
 
 def sniff(path: Path, what: str) -> bytes:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,26 @@ def test_a_write_that_fails_leaves_the_old_file(error: Exception, tmp_path: Path
     with pytest.raises(InputError, match=r"^cannot write .*a\.txt: .*(space left|pipe broken)"):
         write_whole(path, write)
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["a.txt"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("unexpected pos 64 vs 0"), AttributeError("pos")])
+def test_a_full_disk_is_the_reason_whatever_a_library_says(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(temporary: Path) -> None:
+        raise error
+
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: shutil._ntuple_diskusage(10**9, 10**9 - 100, 100))  # type: ignore[attr-defined]
+    with pytest.raises(InputError, match=r"cannot write .*a\.txt: No space left on device; choose another place$"):
+        write_whole(tmp_path / "a.txt", write)
+
+
+def test_what_a_writer_refuses_is_said_in_its_own_words(tmp_path: Path) -> None:
+    def write(temporary: Path) -> None:
+        raise InputError("no such layer")
+
+    with pytest.raises(InputError, match=r"^no such layer$"):
+        write_whole(tmp_path / "a.txt", write)
 
 
 def test_other_errors_of_a_writer_are_not_hidden(tmp_path: Path) -> None:

@@ -69,6 +69,8 @@ def quantise(original: Checkpoint, how: Int8, images: Tensor, out: Path) -> None
         logging.disable(logging.WARNING)  # advice to optimise the graph first, which the export does
         try:
             write_whole(out, write)
+        except InputError:
+            raise
         except (ValueError, KeyError, NotImplementedError) as error:
             raise InputError(f"{original.model.spec.name} cannot be quantised: {one_line(error)}") from error
         finally:
