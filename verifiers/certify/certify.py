@@ -89,7 +89,9 @@ def certify(
     config = in_own_arithmetic(config, network, teacher)
     if out is not None:
         check_output(out, asked=asked_of(config))
-    program, reference, reporter = Program(network), None if teacher is None else Program(teacher), reporter or Warner()
+    paired, reporter = any(method.about is About.PAIR for method in config.methods), reporter or Warner()
+    program = Program(network, paired=paired)
+    reference = None if teacher is None else Program(teacher, paired=paired)
     question = Question(config.ball, config.norm, config.seed, reference, config.arithmetic)
     for method in config.methods:
         method.check(question)

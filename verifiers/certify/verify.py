@@ -97,7 +97,9 @@ def verify(
     indices = torch.as_tensor(indices_of(certificates))
     with torch.inference_mode(False), eval_mode(network), eval_mode(teacher or network), trusted_arithmetic():
         _check_networks(certificates, network, teacher)
-        program, reference = Program(network), None if teacher is None else Program(teacher)
+        paired = any(find(rows.name).about is About.PAIR for rows in certificates)
+        program = Program(network, paired=paired)
+        reference = None if teacher is None else Program(teacher, paired=paired)
         samples = validate(network, replace(data, indices=indices), reporter, partial(hold_both, program, reference))
         _check_origin(certificates, "set of samples", "data_sha256", samples.data_sha256)
         subject = _subject(certificates, (program, reference), samples, config, reporter)

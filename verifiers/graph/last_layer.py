@@ -79,12 +79,13 @@ class Scores:
         )
 
 
-def scores_of(program: fx.GraphModule, image: Tensor) -> Scores:
+def scores_of(program: fx.GraphModule, image: Tensor, *, paired: bool = False) -> Scores:
     """Leave out a program's last layer, and give it two scores if it has one.
 
     Args:
         program: maps one image to its output.
         image: one image.
+        paired: keep factors and shifts, as the logits are compared with another network's.
     """
     if _shape(_last(program.graph)) is None:  # translated layer by layer
         _Shapes(program).run(image)
@@ -92,7 +93,7 @@ def scores_of(program: fx.GraphModule, image: Tensor) -> Scores:
     one = shape is not None and math.prod(shape) == 1
     whole = _edited(program, _as_row(copy.deepcopy(program.graph))) if one and shape != (1, 1) else program
     graph = copy.deepcopy(whole.graph)
-    left_out = _without_last(graph, program, one=one)
+    left_out = _without_last(graph, program, one=one, paired=paired)
     if not one and not left_out:
         return Scores(program, program)
     if one:
@@ -146,12 +147,14 @@ def _append(graph: fx.Graph, target: Any, args: tuple[Any, ...], shape: tuple[in
     output.args = (made,)
 
 
-def _without_last(graph: fx.Graph, program: fx.GraphModule, *, one: bool) -> list[str]:
+def _without_last(graph: fx.Graph, program: fx.GraphModule, *, one: bool, paired: bool) -> list[str]:
     """Take layers off the end of a graph; operators that only move entries stay. Return the names of the layers."""
     names: list[str] = []
     user, node = _output(graph), _last(graph)
     while (found := _before(node, program, one=one, first=not names)) is not None:
         before, name = found
+        if paired and name.startswith("a "):  # a factor or a shift
+            break
         if name:
             user.replace_input_with(node, before)
             names.append(name)

@@ -111,7 +111,7 @@ class Portable:
     Attributes:
         given: the pickled network.
         files: modules of its classes that an import does not find, with their files.
-        entire: as in ``Program``.
+        entire, paired: as in ``Program``.
         captured: the program's operators without and with its last layer, the layers that are left out, and whether
             there is one score; or the reason why the network cannot be captured.
         like: one image.
@@ -121,6 +121,7 @@ class Portable:
     given: bytes
     files: Sequence[tuple[str, str]]
     entire: bool
+    paired: bool
     captured: tuple[Operators, Operators, tuple[str, ...], bool] | Unsupported | Contradiction | None
     like: Tensor
     logits: Tensor
@@ -141,7 +142,7 @@ class Portable:
         with refused("sent to"):
             given = pickle.dumps(program.given)
         image = like[:1].detach().cpu()
-        return cls(given, _files(program.given), program.entire, found, image, _logits(program, image))
+        return cls(given, _files(program.given), program.entire, program.paired, found, image, _logits(program, image))
 
     def program(self) -> Program:
         """Build the program; code of files that no import finds runs again.
@@ -152,7 +153,7 @@ class Portable:
         with refused("built in"):
             for name, path in self.files:
                 _load(name, path)
-            made = Program(pickle.loads(self.given), entire=self.entire)
+            made = Program(pickle.loads(self.given), entire=self.entire, paired=self.paired)
         if isinstance(self.captured, tuple):
             inner, whole, left_out, one = self.captured
             last = whole.program()

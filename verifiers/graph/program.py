@@ -35,6 +35,7 @@ class Captured:
         given: the network as its user wrote it.
         x: one image.
         entire: keep the last layer, and a single score as it is.
+        paired: keep a last factor or shift.
 
     Attributes:
         scores: the program for one image, with its last layer and without it.
@@ -45,10 +46,12 @@ class Captured:
         Unsupported: the network cannot be captured; the message names the line of its code if there is one.
     """
 
-    def __init__(self, given: nn.Module, x: Float[Tensor, "1 *shape"], *, entire: bool = False) -> None:
+    def __init__(
+        self, given: nn.Module, x: Float[Tensor, "1 *shape"], *, entire: bool = False, paired: bool = False
+    ) -> None:
         made = program_of(given, x)
         image = x[:1].detach().to(precision_of(given, x))
-        self._hold(Scores(made, made) if entire else scores_of(made, image), given, x)
+        self._hold(Scores(made, made) if entire else scores_of(made, image, paired=paired), given, x)
 
     @classmethod
     def of(cls, scores: Scores, given: nn.Module, x: Float[Tensor, "1 *shape"]) -> "Captured":
@@ -191,10 +194,11 @@ class Program:
     Args:
         given: maps images in [0, 1] to logits, in eval mode.
         entire: keep the network's last layer, and a single output as it is: for questions about the outputs themselves.
+        paired: keep a last factor or shift: for questions about the difference of two networks' logits.
     """
 
-    def __init__(self, given: nn.Module, *, entire: bool = False) -> None:
-        self.given, self.entire = given, entire
+    def __init__(self, given: nn.Module, *, entire: bool = False, paired: bool = False) -> None:
+        self.given, self.entire, self.paired = given, entire, paired
         self._made: dict[Hashable, Any] = {}
 
     @classmethod
@@ -211,7 +215,7 @@ class Program:
         """
 
         def make() -> Captured:
-            found = Captured(self.given, x[:1], entire=self.entire)
+            found = Captured(self.given, x[:1], entire=self.entire, paired=self.paired)
             if not found.plain:
                 noise = noise_like(x[:2])
                 images = torch.cat([x[:2], noise]).to(precision_of(self.given, x))

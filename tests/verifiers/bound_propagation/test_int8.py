@@ -364,3 +364,27 @@ def test_a_pair_is_bounded_at_least_as_well_as_each_network() -> None:
             with torch.no_grad():
                 ours, theirs = pair.pair(point).double().chunk(2, 1)
             assert bool((ours - theirs >= together - 1e-6).all())
+
+
+class Cooled(nn.Module):
+    """A network whose logits are divided by a temperature in the end."""
+
+    def __init__(self, network: nn.Module, factor: float) -> None:
+        super().__init__()
+        self.network, self.factor = network, factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x) * self.factor
+
+
+@pytest.mark.parametrize("kind", ["close", "not-worse"])
+def test_a_last_factor_counts_where_logits_are_compared(kind: str) -> None:
+    """The student is the teacher times 0.1: neither close to it nor as sure, though its classes are the teacher's."""
+    teacher = nn.Sequential(nn.Flatten(), nn.Linear(4, 3)).eval()
+    teacher[1].weight.data, teacher[1].bias.data = torch.arange(12.0).reshape(3, 4), torch.zeros(3)
+    x, y = torch.full((3, 1, 2, 2), 0.5), torch.zeros(3, dtype=torch.long)
+    options = {"property": kind, "tolerance": 0.02, "time_limit": 20}
+    for factor, expected in ((0.1, Status.FALSIFIED), (1.0, Status.CERTIFIED)):
+        student = Cooled(teacher, factor).eval()
+        rows = certify(student, x, y, eps="0.001", methods=("match",), options=options, teacher=teacher)["match"]
+        assert [Status(one) for one in rows["status"]] == [expected] * 3
