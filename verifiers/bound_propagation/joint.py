@@ -19,8 +19,10 @@ from verifiers.core.quantities import Arithmetic
 from verifiers.core.question import Question
 from verifiers.geometry.balls import Balls
 from verifiers.geometry.margins import margin_specification
+from verifiers.graph.coded_difference import coupled_codes
 from verifiers.graph.composed import composed
 from verifiers.graph.difference import coupled, same_structure
+from verifiers.graph.graph import Graph
 from verifiers.graph.program import PairProgram, Program
 
 
@@ -81,10 +83,13 @@ class JointEngine:
             raise Unsupported(f"student and teacher differ in their logits: {[g.nodes[-1].shape for g in graphs]}")
         alike = graphs if same_structure(*graphs) else [composed(graph) for graph in graphs]  # low-rank copies
         if same_structure(*alike):
-            graph = coupled(*alike, rounded=arithmetic.deployed)
+            graph: Graph | None = coupled(*alike, rounded=arithmetic.deployed)
+        else:
+            graph = coupled_codes(*graphs)  # int8 copies
+        if graph is not None:
             self.coupled = Native(PairProgram(*programs, difference=True), x, graph=graph, arithmetic=arithmetic)
         self.engines = [self.joint] if self.coupled is None else [self.joint, self.coupled]
-        in_codes = any(any(graph.coded) for graph in graphs)
+        in_codes = any(any(each.coded) for each in graphs)
         self.alone = [Native(program, x, arithmetic=arithmetic) for program in programs] if in_codes else []
         self.batch_size = min(engine.batch_size for engine in self.engines)
 

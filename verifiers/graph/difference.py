@@ -45,7 +45,7 @@ def _geometry(operator: Operator | None) -> tuple[Any, ...]:
     return tuple(operator.signs) if isinstance(operator, Sum) else ()
 
 
-class _Values(NamedTuple):
+class Values(NamedTuple):
     """One place of both networks; d is None where t and s are the same node."""
 
     t: Ref
@@ -61,32 +61,33 @@ def coupled(student: Graph, teacher: Graph, *, rounded: bool = True) -> Graph:
     """
     builder = Builder(teacher.like)
     image = Ref(0, teacher.nodes[0].shape)
-    places = [_Values(image, image, None)]
+    places = [Values(image, image, None)]
     for position in range(1, len(teacher.nodes)):
         ours, theirs = student.nodes[position], teacher.nodes[position]
         builder.path, builder.kind = theirs.path, theirs.kind
-        places.append(_next(builder, ours, theirs, [places[i] for i in theirs.inputs], rounded=rounded))
+        places.append(next_values(builder, ours, theirs, [places[i] for i in theirs.inputs], rounded=rounded))
     builder.path, builder.kind = "", "pair"
-    return Graph(_joined(builder, places[-1]), teacher.like)
+    return Graph(joined(builder, places[-1]), teacher.like)
 
 
-def _next(builder: Builder, ours: Node, theirs: Node, before: Sequence[_Values], *, rounded: bool) -> _Values:
+def next_values(builder: Builder, ours: Node, theirs: Node, before: Sequence[Values], *, rounded: bool) -> Values:
+    """Append a layer of both networks, and the difference behind it."""
     assert ours.operator is not None and theirs.operator is not None
     t_in, s_in = [place.t for place in before], [place.s for place in before]
     d_in = [place.d for place in before if place.d is not None]
     t = builder.add(theirs.operator, t_in, theirs.shape)
     if not d_in and _same(ours.operator, theirs.operator, t_in, builder.like, rounded=rounded):
-        return _Values(t, t, None)
+        return Values(t, t, None)
     s = builder.add(ours.operator, s_in, theirs.shape)
     if isinstance(ours.operator, Affine) and isinstance(theirs.operator, Affine):
         given = [place.d is not None for place in before]
         shapes = [place.t.shape for place in before]
         operators = ours.operator, theirs.operator
         affine = AffineDifference(*operators, given, shapes, builder.like, rounded=rounded)
-        return _Values(t, s, builder.add(affine, [t, s, *t_in, *s_in, *d_in], theirs.shape))
+        return Values(t, s, builder.add(affine, [t, s, *t_in, *s_in, *d_in], theirs.shape))
     if d_in and is_plain_relu(ours.operator) and is_plain_relu(theirs.operator):
-        return _Values(t, s, builder.add(ReluDifference(), [t, s, t_in[0], s_in[0], d_in[0]], theirs.shape))
-    return _Values(t, s, builder.add(Difference(), [t, s], theirs.shape))
+        return Values(t, s, builder.add(ReluDifference(), [t, s, t_in[0], s_in[0], d_in[0]], theirs.shape))
+    return Values(t, s, builder.add(Difference(), [t, s], theirs.shape))
 
 
 def _same(ours: Operator, theirs: Operator, inputs: Sequence[Ref], like: Tensor, *, rounded: bool) -> bool:
@@ -98,7 +99,8 @@ def _same(ours: Operator, theirs: Operator, inputs: Sequence[Ref], like: Tensor,
     return equal and (not rounded or all(_exact(operator, inputs, like) for operator in (ours, theirs)))
 
 
-def _joined(builder: Builder, logits: _Values) -> list[Node]:
+def joined(builder: Builder, logits: Values) -> list[Node]:
+    """Append both logits and their difference in a row, and return all nodes."""
     inputs = [logits.t] if logits.d is None else [logits.s, logits.t, logits.d]
 
     def function(*values: Tensor) -> Tensor:
