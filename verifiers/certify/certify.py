@@ -90,8 +90,7 @@ def certify(
     if out is not None:
         check_output(out, asked=asked_of(config))
     paired, reporter = any(method.about is About.PAIR for method in config.methods), reporter or Warner()
-    program = Program(network, paired=paired)
-    reference = None if teacher is None else Program(teacher, paired=paired)
+    program, reference = Program(network, paired=paired), None if teacher is None else Program(teacher, paired=paired)
     question = Question(config.ball, config.norm, config.seed, reference, config.arithmetic)
     for method in config.methods:
         method.check(question)
