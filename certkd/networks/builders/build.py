@@ -11,7 +11,7 @@ from jaxtyping import Float
 from pydantic import Field, FiniteFloat, model_validator
 from torch import Tensor, fx, nn
 
-from certkd.networks.builders import cifar, small
+from certkd.networks.builders import cifar, one_lipschitz, small
 from certkd.networks.builders.changed import AnyLayer, change_layers
 from certkd.networks.builders.known import check_known
 from certkd.networks.builders.options import check_options
@@ -25,6 +25,7 @@ from verifiers.runtime.outputs import rows_of
 
 OWN: dict[str, Callable[..., nn.Module]] = {
     "mlp": small.mlp,
+    "aol": one_lipschitz.aol,
     "cnn": small.cnn,
     "resnet": small.resnet,
     "resnet18": cifar.resnet18,
@@ -270,7 +271,7 @@ def _is_cheap(model: Classifier) -> bool:
     from each output of a layer.
     """
     spec = model.spec
-    if not spec.name.startswith("certkd:"):
+    if not spec.name.startswith("certkd:") or spec.name == "certkd:aol":  # which multiplies weights by weights
         return False
     positions = math.prod(spec.inner[1:])
     weights = list(model.parameters())
@@ -282,7 +283,7 @@ def _is_cheap(model: Classifier) -> bool:
 def _own(name: str, spec: ModelSpec, pretrained: bool) -> Classifier:
     if pretrained:
         raise InputError(f"{spec.name} has no pre-trained weights: give a checkpoint's path instead")
-    if name != "mlp" and len(spec.shape) != 3 and (name != "resnet" or len(spec.shape) != 2):
+    if name not in ("mlp", "aol") and len(spec.shape) != 3 and (name != "resnet" or len(spec.shape) != 2):
         raise InputError(f"{spec.name} needs images of shape (channels, height, width), got {spec.shape}")
     return Classifier(spec, OWN[name](spec.inner, spec.classes, **spec.options))
 

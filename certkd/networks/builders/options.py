@@ -62,6 +62,7 @@ def _of(*words: str) -> Option:
 
 OWN: dict[str, dict[str, Option]] = {
     "mlp": {"hidden": WIDTHS},
+    "aol": {"hidden": WIDTHS, "scale": RATIO},
     "cnn": {"width": WIDTH, "hidden": WIDTH},
     "resnet": {"depth": DEPTH, "width": WIDTH},
     "resnet18": {"width": WIDTH},
