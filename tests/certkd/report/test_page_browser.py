@@ -12,7 +12,6 @@ import pytest
 from PIL import Image
 
 from certkd.report.page import Page, write
-from certkd.report.style import COLORS, GREY
 from tests.certkd.comparison.test_compare import file, proofs
 from tests.certkd.report.pages import EVIL, hostile
 
@@ -209,11 +208,6 @@ def test_texts_and_marks_stand_out(browser: Any, place: Path, scheme: str) -> No
             least = 3 if number < marks else 4.5
             assert contrast(ink, paper) >= least, f"{figure}: {name} is shown as {ink} on {paper}"
     assert not problems, problems
-
-
-def test_all_colours_of_curves_stand_out_on_white() -> None:
-    for colour in (*COLORS, GREY):
-        assert contrast(tuple(bytes.fromhex(colour[1:])), (255, 255, 255)) >= 3, colour
 
 
 READ = """([id, x, y]) => {

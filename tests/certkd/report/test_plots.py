@@ -1,5 +1,7 @@
 """Plots: every sample is drawn once, every measured metric is a line, bands are right, and files are what they say."""
 
+import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -151,6 +153,11 @@ def test_the_first_colours_stay_apart_for_colour_blind_readers(kind: str) -> Non
     assert contrast(linear(style.GREY), linear("#ffffff")) > 4.5
 
 
+@pytest.mark.parametrize("colour", style.COLORS)
+def test_a_line_stands_out_on_white(colour: str) -> None:
+    assert contrast(linear(colour), linear("#ffffff")) >= 3
+
+
 @pytest.mark.slow
 def test_names_are_never_formulas_nor_left_out(tmp_path: Path) -> None:
     names = ("_hidden", r"$\frac$", "a$b$c", "x\x1b[2J", "<b>", "long" * 40)
@@ -251,20 +258,45 @@ def test_critical_eps_is_bounded_from_both_sides(certificates: Path) -> None:
     assert decided(read(certificates / "t.h5")) is None
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["curve", "scatter", "distribution", "bracket"])
-def test_the_command_draws_each_kind(certificates: Path, tmp_path: Path, kind: str) -> None:
-    given = ("figure", kind, certificates / "t.h5", certificates / "s.h5", "--out", tmp_path / "a.svg")
-    assert succeeds(*given) == f"written to {tmp_path / 'a.svg'}\n"
-    assert (tmp_path / "a.svg").read_bytes().startswith(b"<?xml")
+UNIT = "(linf, pixels in [0, 1])"
+#: The texts of a figure of each kind: the labels of its axes with their units, methods, n, eps and band.
+TEXTS = {
+    "curve": (
+        "t.h5 s.h5",
+        [f"radius r {UNIT}", "certified accuracy at r", "crown; linf; n = 4; band: pointwise 95 % Wilson"],
+    ),
+    "scatter": ("t.h5 s.h5", [f"t: radius r {UNIT}", "s: radius r", "crown; linf; n = 4; eps = 0.1"]),
+    "distribution": (
+        "t.h5 s.h5",
+        [f"radius r {UNIT}", "share with critical eps at most r", "band: from attack to proof"],
+    ),
+    "bracket": (
+        "t.h5 s.h5",
+        [f"accuracy at eps = 0.1 {UNIT}", "crown, pgd; linf; n = 4; line: 95 % Wilson of certified"],
+    ),
+    "stages": ("complete.h5", ["samples that are classified correctly", "complete; linf; n = 4; eps = 0.1"]),
+    "training": ("log.jsonl", ["epoch", "validation accuracy", "clean"]),
+}
 
 
 @pytest.mark.slow
-def test_the_command_draws_stages_and_trainings(certificates: Path, tmp_path: Path) -> None:
-    succeeds("figure", "stages", certificates / "complete.h5", "--out", tmp_path / "a.svg")
-    (tmp_path / "log.jsonl").write_text('{"epoch": 0, "validation": {"clean": 0.5}}\n')
-    succeeds("figure", "training", tmp_path, "--out", tmp_path / "b.svg")
-    assert (tmp_path / "a.svg").exists() and (tmp_path / "b.svg").exists()
+@pytest.mark.skipif(shutil.which("pdftotext") is None, reason="needs poppler-utils")
+@pytest.mark.parametrize("kind", TEXTS)
+def test_a_pdf_holds_its_labels_with_units_in_embedded_fonts(certificates: Path, tmp_path: Path, kind: str) -> None:
+    (certificates / "log.jsonl").write_text('{"epoch": 0, "validation": {"clean": 0.5}}\n')
+    files, texts = TEXTS[kind]
+    path = tmp_path / "a.pdf"
+    given = [certificates / name for name in files.split()]
+    assert succeeds("figure", kind, *given, "--out", path) == f"written to {path}\n"
+    read, fonts = (
+        subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        for command in (["pdftotext", "-raw", path, "-"], ["pdffonts", path])
+    )
+    for text in texts:
+        assert text in " ".join(read.split()), f"{text!r} is not in the figure"
+    rows = [line for line in fonts.splitlines()[2:] if line.strip()]
+    assert rows and all(" yes yes " in row or " yes no " in row for row in rows), fonts
+    assert "Type 3" not in fonts
 
 
 MISTAKES = [
