@@ -87,6 +87,7 @@ def certify(
     data, config = as_config(data, config, settings)
     check_types(network, config, teacher)
     config = in_own_arithmetic(config, network, teacher)
+    teacher = teacher if config.looks_at_teacher else None  # its rows would say that they depend on it
     if out is not None:
         check_output(out, asked=asked_of(config))
     paired, reporter = any(method.about is About.PAIR for method in config.methods), reporter or Warner()

@@ -120,6 +120,11 @@ class CertifyConfig(Strict):
         """The methods about a network and its teacher."""
         return tuple(method for method in self.methods if method.about is About.PAIR)
 
+    @property
+    def looks_at_teacher(self) -> bool:
+        """Whether a method is about a pair, or shares its noisy copies with a teacher."""
+        return any(method.about in (About.PAIR, About.SMOOTHED) for method in self.methods)
+
     def alone(self) -> "CertifyConfig | None":
         """Drop the methods about a pair; None if there are no others."""
         methods = tuple(method for method in self.methods if method.about is not About.PAIR)

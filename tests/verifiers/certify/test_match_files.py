@@ -17,6 +17,7 @@ from tests.verifiers.methods.test_complete import network_of
 from tests.zoo import images
 from verifiers.certify import answers
 from verifiers.certify.audit.findings import Audit
+from verifiers.certify.audit.meaning import disagreements
 from verifiers.certify.audit.points import violation
 from verifiers.certify.audit.relations import kept_radius, relation_problems
 from verifiers.certify.verify import VerifyConfig, verify
@@ -371,3 +372,22 @@ def test_points_where_other_rows_prove_a_class(
 ) -> None:
     match = rows_of("match", **{"status": REFUTED, **columns})
     assert [bool(wrong[0]) for wrong in relation_problems(file_of(match, *others), match).values()] == marked_
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "named"),
+    [("ibp", {"cross_check": 0}, False), ("smoothing", {"sigma": 0.1, "n": 100, "n0": 10}, True)],
+)
+def test_a_file_names_the_teacher_that_its_rows_depend_on(method: str, options: dict[str, Any], named: bool) -> None:
+    found = certify(
+        STUDENT,
+        X[:2],
+        LABELS[:2],
+        eps=EPS,
+        norm="linf" if method == "ibp" else "l2",
+        methods=(method,),
+        options=options,
+        teacher=TEACHER,
+    )
+    assert bool(found.attributes.get("joint_teacher_sha256")) == named
+    assert list(disagreements(found)) == []

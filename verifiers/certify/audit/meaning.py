@@ -65,7 +65,7 @@ def disagreements(certificates: Certificates) -> Iterator[str]:
         for line in _of_method(certificates, rows):
             yield f"{rows.name}: {line}"
     named = [name for name, value in attributes.items() if name.startswith("joint_teacher_") and value]
-    if named and not any(find(rows.name).about is About.PAIR for rows in certificates):
+    if named and not any(find(rows.name).about in (About.PAIR, About.SMOOTHED) for rows in certificates):
         yield f"it has {named[0]}, and no rows about a teacher"
     index = indices_of(certificates, unfinished=True)
     if (index >= 0).all() and attributes.get("indices_sha256") != indices_sha256(index):
