@@ -102,7 +102,7 @@ MISTAKES: list[tuple[str, dict[str, object], str]] = [
         "epochs: 'many' is not a whole number",
     ),
     ("OptimizerConfig", {"rate": -1}, "rate must be greater than 0, got -1"),
-    ("OptimizerConfig", {"kind": "lion"}, "kind must be 'adam', 'adamw' or 'sgd', got 'lion'"),
+    ("OptimizerConfig", {"kind": "lions"}, "kind: unknown optimizer 'lions'. Did you mean 'lion'?"),
     ("SelectionConfig", {"metric": "pgd"}, "selection by pgd needs an eps"),
     ("Kdiga", {"temperature": 0}, "temperature must be greater than 0, got 0"),
     ("Kdiga", {"target": "logits"}, "target must be 'ce', 'ce_tempered', 'margin', 'projection', 'jacobian' or"),

@@ -5,10 +5,11 @@ from typing import Any
 import click
 
 from certkd.cli.options import data_options, overrides, with_data_options
+from certkd.cli.output import Command
 from verifiers.core.errors import InputError, quoted
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("config")
 @click.option(
     "--over",

@@ -134,7 +134,8 @@ def test_the_sheet_has_a_row_for_each_point(images: Run) -> None:
 
 def test_vectors_have_no_sheet(places: Path) -> None:
     path = places / "vectors.h5"
-    out = succeeds(*command(places, "vectors", "--eps", "0.3"), "--out", path)
+    given = ["0.3" if word == EPS else word for word in command(places, "vectors")]
+    out = succeeds(*given, "--out", path)
     assert read(path)["match"].count(Status.FALSIFIED), "nothing would be drawn anyway"
     assert "points drawn" not in out and not list(places.glob("vectors*.png"))
 

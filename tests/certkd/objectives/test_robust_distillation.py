@@ -16,20 +16,31 @@ from certkd.config.settings import Recipe
 from certkd.objectives import (
     OBJECTIVES,
     AdaAd,
+    AdCert,
     Adversarial,
     AdvFunMatch,
     Akd,
     Ard,
+    Cat,
+    CcDist,
+    CcIbp,
+    Crg,
     Iad,
     Igd,
     Kdiga,
+    Mld,
     Mtard,
     MtlIbp,
     Objective,
+    Rfd,
     Rslad,
+    Saad,
     Sabr,
+    Squeeze,
     Standard,
+    Taps,
     Trades,
+    Uad,
 )
 from certkd.objectives.adversarial import Attacked
 from certkd.objectives.base import Batch
@@ -68,6 +79,17 @@ ATTACKED: tuple[Objective, ...] = (
     Mtard(**STEP),
     Igd(**STEP),
     Kdiga(point="adversarial", target="ce", **STEP),
+    Squeeze(**STEP),
+    Uad(**STEP),
+    Cat(**STEP),
+    AdCert(**STEP),
+    Rfd(**STEP),
+    Mld(**STEP),
+    Saad(**STEP),
+    CcIbp(**STEP),
+    Taps(share=0.1, **STEP),
+    CcDist(**STEP),
+    Crg(**STEP),
 )
 every_attack = pytest.mark.parametrize("objective", ATTACKED, ids=lambda objective: objective.kind)
 
@@ -83,7 +105,7 @@ def noisy_student() -> nn.Module:
     """Batch normalisation and dropout in train mode, but for one layer in eval mode."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        layers = [nn.Flatten(), nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Dropout(0.3), nn.Linear(8, CLASSES)]
+        layers = [nn.Flatten(), nn.Linear(6, 7), nn.BatchNorm1d(7), nn.Tanh(), nn.Dropout(0.3), nn.Linear(7, CLASSES)]
         student = nn.Sequential(*layers).double().train()
     student[4].eval()
     return student
