@@ -87,10 +87,9 @@ def certify(
     data, config = as_config(data, config, settings)
     check_types(network, config, teacher)
     config = in_own_arithmetic(config, network, teacher)
-    teacher = teacher if config.looks_at_teacher else None  # its rows would say that they depend on it
     if out is not None:
         check_output(out, asked=asked_of(config))
-    paired, reporter = any(method.about is About.PAIR for method in config.methods), reporter or Warner()
+    paired, teacher, reporter = bool(config.pairs), teacher if config.looks_at_teacher else None, reporter or Warner()
     program, reference = Program(network, paired=paired), None if teacher is None else Program(teacher, paired=paired)
     question = Question(config.ball, config.norm, config.seed, reference, config.arithmetic)
     for method in config.methods:
