@@ -19,6 +19,7 @@ from certkd.data import sources as data
 from certkd.data.selection import Selection
 from certkd.networks import resolve as networks
 from certkd.networks.checkpoint import Checkpoint
+from certkd.networks.copies.compress import check_installed
 from certkd.report import plots
 from certkd.report.page import Page
 from certkd.report.page import write as write_page
@@ -110,12 +111,14 @@ def _check_natural_teacher(config: ExperimentConfig) -> None:
 
 
 def _check_copies(config: ExperimentConfig) -> None:
-    """Check, before any training begins, that the copies that are trained further can be.
+    """Check, before any training begins, that copies can be made, and those that are trained further can be.
 
     Raises:
-        InputError: one is of a class of the user's, which a checkpoint does not name to a training.
+        InputError: a package is missing, or one is of a class of the user's, which a checkpoint does not name to a
+            training.
     """
     for name, copy in config.students.copies.items():
+        check_installed(copy.how)
         role: RoleConfig | StudentsConfig = config.teacher if copy.of == "teacher" else config.students
         if copy.tune is not None and _users_class(role.model.name) is not None:
             raise InputError(f"the copy {name} is of a class of your own and cannot be trained further: drop its tune")

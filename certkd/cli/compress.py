@@ -63,6 +63,8 @@ def compress(model: str, how: str, out: str, **options: Any) -> int:
     copy = compressed(original, settings)
     checkpoint.save(copy, place)
     about = Copied.parse(copy.copied)
+    for line in copy.remarks:
+        display(line)
     display(sizes({Path(model).name: (about.original, Path(model)), place.name: (about.facts, place)}))
     record(copy=str(place), bytes=place.stat().st_size, **dict(copy.copied))
     return 0

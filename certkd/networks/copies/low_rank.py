@@ -3,7 +3,6 @@
 import warnings
 from collections.abc import Sequence
 from copy import deepcopy
-from importlib.util import find_spec
 
 import torch
 from torch import Tensor, nn
@@ -22,10 +21,8 @@ def decomposed(model: Classifier, how: LowRank) -> Classifier:
     """Return a copy of a network whose layers are products, where that has fewer weights.
 
     Raises:
-        InputError: TensorLy is missing, or no layer has fewer weights as a product.
+        InputError: no layer has fewer weights as a product.
     """
-    if find_spec("tensorly") is None:
-        raise InputError("layers are decomposed by the package tensorly: install certkd[compress]")
     copy = deepcopy(model)
     changes = []
     for path, layer in list(copy.network.named_modules()):

@@ -2,7 +2,6 @@
 
 import warnings
 from copy import deepcopy
-from importlib.util import find_spec
 
 import torch
 from torch import Tensor, nn
@@ -47,10 +46,8 @@ def _narrowed(model: Classifier, share: float) -> Classifier:
     """Remove the channels of least norm from all layers but the last one.
 
     Raises:
-        InputError: torch-pruning is missing or fails, or the network does not follow from the sizes of its layers.
+        InputError: torch-pruning fails, or the network does not follow from the sizes of its layers.
     """
-    if find_spec("torch_pruning") is None:
-        raise InputError("channels are removed by the package torch-pruning: install certkd[compress]")
     import torch_pruning
 
     copy, last = deepcopy(model), last_linear(model.network)
