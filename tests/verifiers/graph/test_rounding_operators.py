@@ -628,6 +628,7 @@ def test_every_operator_has_a_row() -> None:
     related = {"Difference", "AffineDifference", "CappedExp"}  # no machine computes them
     others = {"SoftmaxOfSum"}  # test_softmax_parts
     others |= {"ComposedConvolution", "ComposedDense"}  # test_composed
+    others |= {"ConvolutionInUnits", "DenseInUnits", "Grid", "ScaleInUnits", "StepDifference"}  # test_coded_difference
     others |= {"CodeSum", "IntegerConvolution", "IntegerDense", "Rescale", "Rounded", "Staircase"}  # test_integers
     missing = {kind.__name__ for kind in _operators() - rows} - bases - moving - related - others
     assert not missing, f"operators without a row in this file or test_relaxations: {missing}"
