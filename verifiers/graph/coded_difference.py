@@ -168,7 +168,7 @@ def _alone(node: Node, unit: float, later: Sequence[Node]) -> tuple[Operator, fl
     layer = node.operator
     if isinstance(layer, Rounded) and isinstance(layer.activation, Staircase):
         return Elementwise(Grid(unit, layer.activation)), unit
-    if isinstance(layer, Rescale | Scale) and layer.scale.numel() == 1 and layer.shift is None:
+    if isinstance(layer, Rescale | Scale) and layer.scale.numel() == 1 and layer.shift is None and layer.scale > 0:
         behind = unit / float(layer.scale)
         last = not isinstance(layer, Rescale) and not later
         return (ScaleInUnits(layer, (unit, behind)), 1.0 if last and abs(behind - 1) < 1e-12 else behind)

@@ -69,9 +69,7 @@ def in_integers(network: nn.Module, shape: Sequence[int]) -> IntegerNetwork:
         InputError: a module or an operator has no such form, the network has hooks, or torch's kernels give other
             integers on this machine.
     """
-    for name, module in network.named_modules():
-        if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
-            raise InputError(f"the quantised network has a hook at {name!r}, which its integers leave out: remove it")
+    _check_plain(network)
     try:
         traced = fx.symbolic_trace(network)
     except Exception as error:  # whatever its code does
@@ -80,6 +78,21 @@ def in_integers(network: nn.Module, shape: Sequence[int]) -> IntegerNetwork:
     made = IntegerNetwork(writer.write(), writer.zeros).eval()
     _check_same(network, made, shape)
     return made
+
+
+def _check_plain(network: nn.Module) -> None:
+    """Refuse what tracing would leave out.
+
+    Raises:
+        InputError: the network has hooks or calls of its own.
+    """
+    if torch.nn.modules.module._global_forward_hooks or torch.nn.modules.module._global_forward_pre_hooks:
+        raise InputError("hooks of all modules are registered, which integers leave out: remove them")
+    for name, module in network.named_modules():
+        if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
+            raise InputError(f"the quantised network has a hook at {name!r}, which its integers leave out: remove it")
+        if type(module).__call__ is not nn.Module.__call__ and not isinstance(module, fx.GraphModule):
+            raise InputError(f"{name or type(module).__name__!r} has a __call__ of its own: write it as forward")
 
 
 def _check_same(network: nn.Module, made: nn.Module, shape: Sequence[int]) -> None:
@@ -94,12 +107,11 @@ def _check_same(network: nn.Module, made: nn.Module, shape: Sequence[int]) -> No
         alone = torch.cat([network(image) for image in x.split(1)])
     if not torch.equal(expected, alone):
         raise InputError("the quantised network mixes the images of a batch, or draws random numbers")
-    if not torch.allclose(expected, found, rtol=1e-6, atol=1e-6):
+    if not torch.equal(expected, found):
         share = int((expected != found).flatten(1).any(1).sum())
         raise InputError(
             f"torch's kernels give other integers than exact sums on {share} of {IMAGES} random images: convert the "
-            "network with torch.backends.quantized.engine = 'x86' and a qconfig with reduce_range, as other engines "
-            "round and clip in other ways"
+            "network with torch.backends.quantized.engine = 'x86', as other engines round in other ways"
         )
 
 
@@ -218,7 +230,10 @@ class _To:
         """
         if dtype is not torch.quint8 or not 0 <= int(zero) <= LARGEST:
             raise InputError(f"values of {dtype} with zero point {int(zero)} have no kernels on CPUs: use quint8")
-        return cls(torch.as_tensor(scale, dtype=torch.float32).reshape(()), int(zero))
+        found = torch.as_tensor(scale, dtype=torch.float32).reshape(())
+        if not 0 < float(found) < float("inf"):
+            raise InputError(f"the scale {float(found):g} of quantised values is not positive and finite")
+        return cls(found, int(zero))
 
     @property
     def range(self) -> tuple[float, float]:
@@ -257,6 +272,9 @@ def _layer(writer: _Writer, module: Any, x: Any, sum_of: Callable[..., fx.Node],
         scales, zeros = (torch.tensor([each]) for each in (weight.q_scale(), weight.q_zero_point()))
     else:
         raise InputError(f"quantised weights of the scheme {weight.qscheme()} are not read: use one scale per channel")
+    _check_pairs(weight.int_repr(), module)
+    if not bool(((scales > 0) & scales.isfinite()).all()):
+        raise InputError("a scale of quantised weights is not positive and finite")
     codes = weight.int_repr().short() - zeros.short().reshape(-1, *(1,) * (weight.dim() - 1))
     scale = (_needed(x).scale * scales.float()).reshape(-1)
     bias = None if module.bias() is None else (module.bias().detach() / scale).float()
@@ -265,6 +283,22 @@ def _layer(writer: _Writer, module: Any, x: Any, sum_of: Callable[..., fx.Node],
     factor = factor.reshape(-1, *(1,) * sides) if factor.numel() > 1 else factor.reshape(())
     relu = isinstance(module, nniq.LinearReLU | nniq.ConvReLU2d)
     return writer.rounded(sums, factor, to, low=0.0 if relu else None)
+
+
+def _check_pairs(codes: Tensor, module: nn.Module) -> None:
+    """Refuse weights whose products with two values may leave int16, where processors without VNNI clip them.
+
+    Raises:
+        InputError: they may.
+    """
+    rows = torch.nn.functional.pad(codes.flatten(1).short(), (0, 2))  # a sum may have one term
+    largest, least = rows.topk(2, 1).values.sum(1), rows.topk(2, 1, largest=False).values.sum(1)
+    if int(largest.max()) * LARGEST > 32767 or int(least.min()) * LARGEST < -32768:
+        raise InputError(
+            f"two weights of {type(module).__name__} and values of 255 leave int16, where processors without VNNI clip "
+            "sums: observe weights with reduce_range=True (torch.ao.quantization.PerChannelMinMaxObserver.with_args("
+            "dtype=torch.qint8, qscheme=torch.per_channel_symmetric, reduce_range=True))"
+        )
 
 
 def linear(writer: _Writer, module: Any, x: Any) -> _Codes:

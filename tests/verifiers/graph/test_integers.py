@@ -22,6 +22,7 @@ from verifiers.graph.lowering.integers import (
     IntegerDense,
     Rescale,
     Rounded,
+    _sum_error,
 )
 from verifiers.graph.operators import Interval
 from verifiers.graph.program import Program
@@ -325,3 +326,10 @@ def test_dynamic_modules_and_tensors_of_torchao_are_refused_with_the_reason() ->
 @pytest.mark.parametrize("network", [nn.Linear(2, 2), nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1)), Dense()])
 def test_other_networks_are_in_no_such_form(network: nn.Module) -> None:
     assert integers.other_form(network) is None
+
+
+def test_a_sum_that_only_its_bias_keeps_in_int32_has_no_bound() -> None:
+    """A bias in float32 is added behind the sum, which has overflowed then."""
+    size, after, scale = torch.tensor([[1e3]]), torch.tensor([[1e3]]), torch.tensor(1e-3)
+    assert bool(_sum_error(size, after, None, scale, torch.tensor([1e3])).isfinite().all())
+    assert bool(_sum_error(size, after, None, scale, torch.tensor([3e6])).isinf().all())

@@ -1,6 +1,7 @@
 """Networks of torch.ao's quantised modules: the same integers, bounds that hold, and what is not read."""
 
 import copy
+import warnings
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from verifiers.certify.config import CertifyConfig
 from verifiers.core.errors import InputError
 from verifiers.core.quantities import Arithmetic, Norm
 from verifiers.geometry.balls import Balls
+from verifiers.graph import quantized
 from verifiers.graph.integers import computes_in_int8, other_form
 from verifiers.graph.program import Program
 from verifiers.graph.quantized import has_quantized, in_integers
@@ -186,7 +188,7 @@ def test_what_certify_says_of_such_networks() -> None:
 
 def test_weights_per_tensor_with_a_zero_point() -> None:
     network = torch_int8.plain()
-    weight = torch.quantize_per_tensor(torch.randn(3, 12) + 1, 0.03, -20, torch.qint8)
+    weight = torch.quantize_per_tensor(torch.randn(3, 12) + 1, 0.1, -20, torch.qint8)
     network[8].set_weight_bias(weight, torch.randn(3))
     x = torch.rand(500, *SHAPE)
     assert torch.equal(in_integers(network, SHAPE)(x), network(x))
@@ -196,8 +198,65 @@ def test_graphs_of_fx_are_read() -> None:
     from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 
     network = nn.Sequential(*[layer for layer in torch_int8.layers() if "Stub" not in type(layer).__name__]).eval()
-    mapping = quantization.get_default_qconfig_mapping("x86")
+    mapping = quantization.QConfigMapping().set_global(torch_int8.qconfig())
     ready = prepare_fx(network, mapping, (torch.rand(1, *SHAPE),))
     ready(torch.rand(256, *SHAPE))
     made, x = convert_fx(ready), torch.rand(500, *SHAPE)
     assert torch.equal(in_integers(made, SHAPE)(x), made(x))
+
+
+def layer_of(weight: Tensor, *, scale: float = 1 / 255, to: float = 0.1, bias: Tensor | None = None) -> nn.Sequential:
+    """Rounding of images to codes, one linear layer with weights of scale 1 / 64, and real numbers again."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        layer = nnq.Linear(weight.shape[1], weight.shape[0])
+        made = torch.quantize_per_tensor(weight / 64, 1 / 64, 0, torch.qint8)
+        layer.set_weight_bias(made, bias)
+        layer.scale, layer.zero_point = to, 128
+        return nn.Sequential(nnq.Quantize(scale, 0, torch.quint8), nn.Flatten(), layer, nnq.DeQuantize()).eval()
+
+
+def test_weights_whose_products_may_be_clipped_are_refused() -> None:
+    """Two products of 65, 64 and values of 255 leave int16: processors without VNNI clip them."""
+    kept = torch.tensor([[64.0, 64.0, -64.0, 1.0], [3.0, -64.0, -64.0, 63.0]])
+    assert isinstance(in_integers(layer_of(kept), (1, 2, 2)), nn.Module)
+    for place, value in (((0, 0), 65.0), ((1, 2), -65.0)):
+        weight = kept.clone()
+        weight[place] = value
+        with pytest.raises(InputError, match="leave int16, where processors without VNNI clip sums: observe weights"):
+            in_integers(layer_of(weight), (1, 2, 2))
+
+
+def test_small_logits_must_be_equal_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = layer_of(torch.tensor([[1.0, 2.0, -3.0, 4.0], [4.0, 3.0, 2.0, -1.0]]), to=1e-9)
+    assert in_integers(network, (1, 2, 2)) is not None
+    monkeypatch.setitem(
+        quantized._MODULES, nnq.DeQuantize, lambda w, m, x: w.call(torch.ops.aten.mul.Tensor, x.node, -1e-9)
+    )
+    with pytest.raises(InputError, match="other integers than exact sums"):
+        in_integers(network, (1, 2, 2))
+
+
+@pytest.mark.parametrize("wrong", [-1 / 255, 0.0, float("inf")])
+def test_scales_are_positive(wrong: float) -> None:
+    with pytest.raises(InputError, match="is not positive and finite"):
+        in_integers(layer_of(torch.ones(2, 4), scale=wrong), (1, 2, 2))
+
+
+class Calling(nn.Sequential):
+    """Code of its own around forward, which no trace sees."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return -super().__call__(x)
+
+
+def test_what_a_trace_leaves_out_is_refused() -> None:
+    network = layer_of(torch.ones(2, 4))
+    with pytest.raises(InputError, match="has a __call__ of its own: write it as forward"):
+        in_integers(Calling(*network).eval(), (1, 2, 2))
+    handle = nn.modules.module.register_module_forward_hook(lambda module, given, found: None)
+    try:
+        with pytest.raises(InputError, match="hooks of all modules are registered"):
+            in_integers(network, (1, 2, 2))
+    finally:
+        handle.remove()

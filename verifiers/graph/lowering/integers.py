@@ -28,7 +28,9 @@ DEQUANTIZED = 5
 ZERO = 255.0
 
 
-def _sum_error(size: Tensor, after: Tensor, steps: int | Tensor | None, scale: Tensor | None) -> Tensor | None:
+def _sum_error(
+    size: Tensor, after: Tensor, steps: int | Tensor | None, scale: Tensor | None, bias: Tensor | None
+) -> Tensor | None:
     """Bound the error of a sum of integers, or of its product with the quotient of scales.
 
     Args:
@@ -37,8 +39,10 @@ def _sum_error(size: Tensor, after: Tensor, steps: int | Tensor | None, scale: T
         steps: the roundings of a term where a runtime may add dequantised values; None for exact sums. These are
             rounded to float32 if they are above 2^24.
         scale: the quotient of scales; None for the sum itself.
+        bias: its magnitudes; the sum that must stay in int32 may lack it.
     """
-    largest = after if scale is None else after / scale.abs()
+    alone = after if bias is None else after + bias.max()
+    largest = alone if scale is None else alone / scale.abs()
     scaled = SCALED if scale is not None else 0
     if steps is not None:
         rounded = steps + (DEQUANTIZED + scaled)
@@ -78,7 +82,7 @@ class IntegerDense(IntegerSum, Dense):
     def error(self, sizes: Sequence[Tensor], after: Tensor) -> Tensor | None:  # type: ignore[override]
         bias = None if self.bias is None else self.bias.abs()
         size = torch.nn.functional.linear(sizes[0], self.magnitude, bias) if self.floats else after
-        return self.with_bias(_sum_error(size, after, self.steps if self.floats else None, self.scale))
+        return self.with_bias(_sum_error(size, after, self.steps if self.floats else None, self.scale, bias))
 
 
 class IntegerConvolution(IntegerSum, Convolution):
@@ -87,7 +91,7 @@ class IntegerConvolution(IntegerSum, Convolution):
     def error(self, sizes: Sequence[Tensor], after: Tensor) -> Tensor | None:  # type: ignore[override]
         bias = None if self.bias is None else self.bias.abs()
         size = self._convolve(sizes[0], self.magnitude, bias) if self.floats else after
-        return self.with_bias(_sum_error(size, after, self.steps if self.floats else None, self.scale))
+        return self.with_bias(_sum_error(size, after, self.steps if self.floats else None, self.scale, bias))
 
 
 class Rounded(Elementwise):
