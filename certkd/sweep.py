@@ -10,7 +10,7 @@ from pathlib import Path
 
 from certkd import files
 from certkd.comparison.compare import figures
-from certkd.comparison.front import Point, area, front
+from certkd.comparison.front import Point, area, by_method, front
 from certkd.config.experiment import ExperimentConfig
 from certkd.config.sweep import Axis, Variant, expanded
 from certkd.experiment import run as run_experiment
@@ -71,16 +71,12 @@ def point_of(variant: Variant, certificates: Sequence[Certificates]) -> Point:
 
 
 def _write(folder: Path, points: Sequence[Point], about: About) -> None:
-    methods = dict.fromkeys(point.method for point in points)
     content = {
         **asdict(about),
         "points": [asdict(point) for point in points],
         "fronts": {
-            method: {
-                "settings": [point.settings for point in front([p for p in points if p.method == method])],
-                "area": area([p for p in points if p.method == method]),
-            }
-            for method in methods
+            method: {"settings": [point.settings for point in front(own)], "area": area(own)}
+            for method, own in by_method(points).items()
         },
     }
     files.write_whole(folder / "sweep.json", lambda path: path.write_text(json.dumps(content, indent=1)))

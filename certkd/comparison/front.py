@@ -33,6 +33,12 @@ class Point:
         return (statistics.stdev(self.clean), statistics.stdev(self.certified)) if several else (0.0, 0.0)
 
 
+def by_method(points: Sequence[Point]) -> dict[str, list[Point]]:
+    """Return the points of each method, in their order."""
+    methods = dict.fromkeys(point.method for point in points)
+    return {method: [point for point in points if point.method == method] for method in methods}
+
+
 def front(points: Sequence[Point]) -> list[Point]:
     """Return the points that no other one equals or exceeds in both means, by falling clean accuracy.
 

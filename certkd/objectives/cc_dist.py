@@ -4,7 +4,7 @@ from typing import ClassVar, Literal
 
 from certkd.objectives.base import Batch, Term, Terms
 from certkd.objectives.certified import Expressive, margins_of
-from certkd.objectives.features import check_same, features_of_teacher, with_features
+from certkd.objectives.features import features_of_both
 from verifiers.bound_propagation import ball, margins_and_features, robust_cross_entropy
 from verifiers.core.settings import Number, Share
 
@@ -29,9 +29,7 @@ class CcDist(Expressive):
     def terms(self, batch: Batch) -> Terms:
         adversarial, box = self.adversarial(batch), ball(batch.x, self.grown(batch))
         worst, ends = margins_and_features(batch.student, box, batch.y)
-        logits, features = with_features(batch.student, adversarial)
-        _, target = features_of_teacher(batch, batch.x)
-        check_same(features, target)
+        logits, features, target = features_of_both(batch, adversarial, batch.x)
         goal = target.flatten(1)
         reached = (features.flatten(1) - goal).abs()
         allowed = (goal - ends[0].flatten(1)).abs().maximum((ends[1].flatten(1) - goal).abs())

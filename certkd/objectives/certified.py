@@ -43,16 +43,13 @@ class Ibp(Objective):
         return self
 
     def terms(self, batch: Batch) -> Terms:
+        risen = batch.risen(self.ramp)
+        box, left = ball(batch.x, self.eps * risen), 1 - risen
         terms = {"ce": Term(self.kappa, F.cross_entropy(batch.student(batch.x), batch.y))}
         if self.kappa < 1:
-            terms["ce_certified"] = Term(1 - self.kappa, robust_cross_entropy(self._margins(batch)))
-        risen = batch.risen(self.ramp)
-        return terms | warmup_terms(batch.student, ball(batch.x, self.eps * risen), self.lambda_warmup * (1 - risen))
-
-    def _margins(self, batch: Batch) -> Float[Tensor, "batch classes"]:
-        box = ball(batch.x, self.eps * batch.risen(self.ramp))
-        linear = 1 - batch.risen(self.ramp) if self.method == "crown-ibp" else 0.0
-        return blended_margins(batch.student, box, batch.y, linear)
+            margins = blended_margins(batch.student, box, batch.y, left if self.method == "crown-ibp" else 0.0)
+            terms["ce_certified"] = Term(1 - self.kappa, robust_cross_entropy(margins))
+        return terms | warmup_terms(batch.student, box, self.lambda_warmup * left)
 
 
 class Expressive(Attacked):

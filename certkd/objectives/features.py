@@ -32,24 +32,22 @@ def with_features(
     return logits, inputs[-1]
 
 
-def features_of_teacher(
-    batch: Batch, x: Float[Tensor, "batch *shape"]
-) -> tuple[Float[Tensor, "batch classes"], Float[Tensor, "batch *features"]]:
-    """Compute the teacher's logits and features, without gradients."""
-    assert batch.teacher is not None
-    with torch.no_grad():
-        return with_features(batch.teacher, x)
-
-
-def check_same(ours: Tensor, theirs: Tensor) -> None:
-    """Check that features of student and teacher can be subtracted.
+def features_of_both(
+    batch: Batch, x: Float[Tensor, "batch *shape"], shown: Float[Tensor, "batch *shape"]
+) -> tuple[Float[Tensor, "batch classes"], Float[Tensor, "batch *features"], Float[Tensor, "batch *features"]]:
+    """Compute the student's logits and features of x, and the teacher's features of what it is shown, as constants.
 
     Raises:
-        InputError: they have different shapes.
+        InputError: a network has no features, or theirs have different shapes.
     """
+    assert batch.teacher is not None
+    logits, ours = with_features(batch.student, x)
+    with torch.no_grad():
+        _, theirs = with_features(batch.teacher, shown)
     if ours.shape != theirs.shape:
         told = " and ".join("x".join(map(str, found.shape[1:])) for found in (ours, theirs))
         raise InputError(
             f"the student and the teacher have {told} features before their last layers: this objective subtracts "
             "them, so take a student as wide as its teacher there"
         )
+    return logits, ours, theirs

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from certkd.objectives.adversarial import Attacked
 from certkd.objectives.base import Batch, Term, Terms
-from certkd.objectives.features import check_same, features_of_teacher, with_features
+from certkd.objectives.features import features_of_both
 from verifiers.core.settings import Number
 
 
@@ -26,9 +26,7 @@ class Rfd(Attacked):
 
     def terms(self, batch: Batch) -> Terms:
         adversarial = self.adversarial(batch)
-        logits, ours = with_features(batch.student, adversarial)
-        _, theirs = features_of_teacher(batch, adversarial)
-        check_same(ours, theirs)
+        logits, ours, theirs = features_of_both(batch, adversarial, adversarial)
         return {
             "ce_adversarial": Term(1.0, F.cross_entropy(logits, batch.y)),
             "features": Term(self.lambda_features, F.mse_loss(ours, theirs)),

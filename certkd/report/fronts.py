@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from certkd.comparison.front import Point, area, front
+from certkd.comparison.front import Point, area, by_method, front
 from certkd.report.style import COLORS, MARKERS, figure, look, save, text
 from verifiers.core.table import Part, Table, counted, percent
 
@@ -26,7 +26,7 @@ class About:
 def fronts(path: Path, points: Sequence[Point], about: About) -> None:
     """Plot every point with its deviation over the seeds, and a line along each method's front."""
     made, axes = figure()
-    for number, (method, own) in enumerate(_by_method(points).items()):
+    for number, (method, own) in enumerate(by_method(points).items()):
         color, marker = COLORS[number % len(COLORS)], MARKERS[number % len(MARKERS)]
         means, deviations = zip(*((p.mean, p.deviation) for p in own), strict=True)
         (x, y), (dx, dy) = zip(*means, strict=True), zip(*deviations, strict=True)
@@ -44,13 +44,13 @@ def table(points: Sequence[Point], about: About) -> list[Part]:
     """Tabulate all points, those on a method's front and on the front of all, and the areas below the fronts."""
     overall = front(points)
     rows = []
-    for own in _by_method(points).values():
+    for own in by_method(points).values():
         best = front(own)
         for point in own:
             shares = [_share(mean, off) for mean, off in zip(point.mean, point.deviation, strict=True)]
             place = "of all" if point in overall else "of the method" if point in best else ""
             rows.append([point.method, point.settings, *shares, place])
-    areas = [[method, f"{area(own):.4f}"] for method, own in _by_method(points).items()]
+    areas = [[method, f"{area(own):.4f}"] for method, own in by_method(points).items()]
     return [
         Table(str(about), ["method", "settings", "clean", "certified", "on the front"], rows),
         Table("Area below each method's front", ["method", "area"], areas),
@@ -59,8 +59,3 @@ def table(points: Sequence[Point], about: About) -> list[Part]:
 
 def _share(mean: float, deviation: float) -> str:
     return percent(mean) if deviation == 0 else f"{percent(mean)} ± {100 * deviation:.1f}"
-
-
-def _by_method(points: Sequence[Point]) -> dict[str, list[Point]]:
-    methods = dict.fromkeys(point.method for point in points)
-    return {method: [point for point in points if point.method == method] for method in methods}

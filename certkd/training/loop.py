@@ -160,11 +160,12 @@ def _epoch(run: Run, epoch: int, memory: dict[str, float]) -> dict[str, Any]:
     parts = batches(order, config.batch_size)
     ahead = Batches(run.fit, parts, config.augment, seed, epoch)
     for step, (rows, x, y) in enumerate(loaded(ahead, config.loaders, run.place)):
-        done = (epoch * len(parts) + step + 1) / (config.epochs * len(parts))
+        number = epoch * len(parts) + step
+        done = (number + 1) / (config.epochs * len(parts))
         batch = batch_of(run, (x, y), keyed_generator(seed, epoch, 2 + step), done, memory)
         run.optimizer.zero_grad()
         terms, loss = backward(run.objective, batch, config, run.ranks)
-        run.schedule.step_update(epoch * len(parts) + step)
+        run.schedule.step_update(number)
         run.optimizer.step()
         run.ranks.average_buffers(run.student)
         run.masks.keep()

@@ -25,6 +25,8 @@ aten = torch.ops.aten
 #: Functions of one number that increase strictly on the whole line, and those among them that keep its sign.
 _INCREASING = frozenset("sigmoid log_sigmoid tanh exp expm1 atan asinh sinh erf selu".split())
 _SIGNED = frozenset("tanh atan asinh sinh erf expm1 selu".split())
+#: Products and sums with a number.
+_LINEAR = frozenset("mul div add sub".split())
 #: Functions of all scores that keep their order, and functions whose values are positive.
 _SOFTMAX = frozenset("softmax _softmax log_softmax _log_softmax".split())
 _POSITIVE = frozenset("softmax _softmax sigmoid exp".split())
@@ -153,7 +155,7 @@ def _without_last(graph: fx.Graph, program: fx.GraphModule, *, one: bool, paired
     user, node = _output(graph), _last(graph)
     while (found := _before(node, program, one=one, first=not names)) is not None:
         before, name = found
-        if paired and name.startswith("a "):  # a factor or a shift
+        if paired and name and kind_of(node.target) in _LINEAR:
             break
         if name:
             user.replace_input_with(node, before)
@@ -186,7 +188,7 @@ def _before(node: fx.Node, program: fx.GraphModule, *, one: bool, first: bool) -
         axis, rank = node.args[1], len(_shape(node) or ())
         right = not one and isinstance(axis, int) and axis % rank == _single_axis(node)
         return (before, kind.removeprefix("_")) if right else None
-    if kind in ("mul", "div", "add", "sub"):
+    if kind in _LINEAR:
         return _linear(node, before, program, one=one)
     kept = kind in (_SIGNED | ({"sigmoid"} if first else set()) if one else _INCREASING)
     if kept or (kind == "log" and not one and _positive(before)):

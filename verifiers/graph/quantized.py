@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 
 from verifiers.core.errors import InputError, one_line
 from verifiers.graph import integers
+from verifiers.graph.sequence import hooked, hooked_everywhere
 
 #: The largest code of quint8, the only type that torch's kernels have for values.
 LARGEST = 255
@@ -86,10 +87,10 @@ def _check_plain(network: nn.Module) -> None:
     Raises:
         InputError: the network has hooks or calls of its own.
     """
-    if torch.nn.modules.module._global_forward_hooks or torch.nn.modules.module._global_forward_pre_hooks:
+    if hooked_everywhere():
         raise InputError("hooks of all modules are registered, which integers leave out: remove them")
     for name, module in network.named_modules():
-        if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
+        if hooked(module):
             raise InputError(f"the quantised network has a hook at {name!r}, which its integers leave out: remove it")
         if type(module).__call__ is not nn.Module.__call__ and not isinstance(module, fx.GraphModule):
             raise InputError(f"{name or type(module).__name__!r} has a __call__ of its own: write it as forward")

@@ -100,11 +100,19 @@ def _flat(model: nn.Module, path: str) -> list[tuple[str, nn.Module]] | None:
 
 def _plain(model: nn.Module) -> bool:
     """Return whether nothing but the type's own ``forward`` runs."""
-    own = (model._forward_hooks, model._forward_pre_hooks)
-    everywhere = (hooks._global_forward_hooks, hooks._global_forward_pre_hooks)
     tensors = [*model.parameters(recurse=False), *model.buffers(recurse=False)]
     usual = all(type(tensor) in (torch.Tensor, nn.Parameter) for tensor in tensors)
-    return usual and not any((*own, *everywhere)) and "forward" not in vars(model) and not _overridden(model)
+    return usual and not hooked(model) and not hooked_everywhere() and not _overridden(model)
+
+
+def hooked(model: nn.Module) -> bool:
+    """Return whether a module has hooks of its own, or a ``forward`` that its class has not."""
+    return bool(model._forward_hooks or model._forward_pre_hooks) or "forward" in vars(model)
+
+
+def hooked_everywhere() -> bool:
+    """Return whether hooks of all modules are registered."""
+    return bool(hooks._global_forward_hooks or hooks._global_forward_pre_hooks)
 
 
 def _overridden(model: nn.Module) -> bool:
